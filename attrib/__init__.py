@@ -1,0 +1,79 @@
+"""attrib: which input of a sparse-dictionary view of a transformer moves which output, and by how much.
+
+Pure functions of explicit arguments; see README.md for the first result and docs/ for the rest.
+"""
+
+from attrib.attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
+from attrib.capture import capture
+from attrib.dictionary import Dictionary, decode, encode
+from attrib.edges import Edges
+from attrib.model import Model, block, embed, logits, segment, unembed
+from attrib.path import path
+from attrib.sources import SMOLLM2, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from attrib.store import open_store as open
+from attrib.store import save
+from attrib.types import (
+    EXACT,
+    LINEAR,
+    AttribError,
+    BudgetError,
+    Dense,
+    Difference,
+    Direction,
+    FetchError,
+    FormatError,
+    InputError,
+    Mass,
+    Policy,
+    Site,
+    Threshold,
+    Tokens,
+    TopK,
+    TopLogits,
+    UnsupportedError,
+)
+
+__all__ = [
+    "EXACT",
+    "LINEAR",
+    "SMOLLM2",
+    "AttribError",
+    "BudgetError",
+    "Dense",
+    "Dictionary",
+    "Difference",
+    "Direction",
+    "Edges",
+    "FetchError",
+    "FormatError",
+    "InputError",
+    "Mass",
+    "Model",
+    "Policy",
+    "Site",
+    "Threshold",
+    "Tokens",
+    "TopK",
+    "TopLogits",
+    "UnsupportedError",
+    "block",
+    "capture",
+    "decode",
+    "embed",
+    "encode",
+    "from_hugging_face",
+    "from_sae_lens",
+    "from_transformer_lens",
+    "latent_to_latent",
+    "latent_to_logit",
+    "latent_to_metric",
+    "load_dictionary",
+    "load_model",
+    "logits",
+    "open",
+    "path",
+    "save",
+    "segment",
+    "token_to_latent",
+    "unembed",
+]

@@ -1,0 +1,385 @@
+"""The four attributions: token → latent, latent → latent, latent → logit, latent → metric.
+
+Each is a loop over prompts: build the path at its primal point, take its Jacobian in tiles, select what
+is kept while a tile is at hand, and join the prompts. Attribution is gradient × source activation.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from attrib.dictionary import Dictionary
+from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
+from attrib.jacobian import DEFAULT_BUDGET, Tile, chunk_size, contract, forward, reverse, working_memory
+from attrib.model import Model
+from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
+from attrib.sparse import check_keep, kept, to_csr
+from attrib.types import EXACT, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
+
+TokensLike = str | Tensor | Sequence[str | Tensor]
+Method = Literal["torch.func", "adjoint"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def token_to_latent(
+    model: Model,
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
+    positions: Positions = None,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "torch.func",
+    progress: bool | Progress = False,
+) -> Edges:
+    """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
+
+    Tangents go forward: a prompt has few tokens and many latents. See `latent_to_latent` for the options.
+    """
+    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    return _run("token_to_latent", model, None, target, tokens, options, error=True)
+
+
+def latent_to_latent(
+    model: Model,
+    source: Dictionary,
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    positions: Positions = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "torch.func",
+    progress: bool | Progress = False,
+) -> Edges:
+    """How the active latents of `target` move with the active latents of `source`.
+
+    Args:
+        tokens: a list of 1-D int tensors of any lengths, or one, or strings where the model has a tokenizer.
+        policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
+        keep: which edges are kept; row totals are over all of them whatever is kept.
+        positions: of the targets, negative ones from the end; None is all.
+        error: whether the source's error is added to its reconstruction, as a constant.
+        dtype: to compute in, "float32" or "float64"; None is the model's own.
+        budget: bytes of working memory, beside the parameters and the result.
+        method: "torch.func", plain transforms over the segment.
+        progress: True for a bar, or a function called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: for a bad argument, before anything is computed.
+        BudgetError: where the budget is too small for one row of some prompt.
+    """
+    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    return _run("latent_to_latent", model, source, target, tokens, options, error)
+
+
+def latent_to_logit(
+    model: Model,
+    source: Dictionary,
+    tokens: TokensLike,
+    *,
+    logits: Logits = TopLogits(),  # noqa: B008
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    positions: Positions = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "torch.func",
+    progress: bool | Progress = False,
+) -> Edges:
+    """How chosen logits move with the active latents of `source`.
+
+    Args:
+        logits: TopLogits(k, mass), Tokens([...]), Difference(a, b) or Direction(vector).
+        positions: where the logits are read; None is the last position.
+
+    The other options and errors are those of `latent_to_latent`.
+    """
+    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    return _run("latent_to_logit", model, source, logits, tokens, options, error)
+
+
+def latent_to_metric(
+    model: Model,
+    source: Dictionary,
+    tokens: TokensLike,
+    metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
+    *,
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "torch.func",
+    progress: bool | Progress = False,
+) -> Edges:
+    """How a scalar of the logits moves with the active latents of `source`: one target row per prompt.
+
+    Args:
+        metric: from the logits of a prompt [positions, d_vocab] to a scalar tensor.
+
+    The other options and errors are those of `latent_to_latent`.
+    """
+    options = _Options(policy, keep, None, dtype, budget, method, progress)
+    return _run("latent_to_metric", model, source, metric, tokens, options, error)
+
+
+# ------------------------------------------------------------------------------------- the one loop
+
+
+@dataclass(frozen=True)
+class _Options:
+    policy: Policy
+    keep: Keep
+    positions: Positions
+    dtype: torch.dtype | str | None
+    budget: int
+    method: Method
+    progress: bool | Progress
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
+            raise InputError(
+                f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
+            )
+        if self.method == "adjoint":
+            raise InputError("method: 'adjoint' is not available yet; use method='torch.func'.")
+        if self.method != "torch.func":
+            raise InputError(f"method: {self.method!r}; expected 'torch.func'.")
+
+    def compute_dtype(self, model: Model) -> torch.dtype:
+        """The dtype to compute in."""
+        if self.dtype is None:
+            return model.dtype
+        found = DTYPES.get(str(self.dtype).removeprefix("torch."))
+        if found is None:
+            raise InputError(f"dtype: {self.dtype!r}; expected one of {', '.join(DTYPES)}.")
+        return found
+
+
+class _Checked(NamedTuple):
+    """A call whose arguments were found good: where it starts and ends, its prompts and their sweeps."""
+
+    start: Site
+    stop: Site
+    dtype: torch.dtype
+    prompts: list[Tensor]
+    chunks: list[int]
+
+
+def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
+    dtype = options.compute_dtype(model)
+    prompts = to_prompts(model, tokens)
+    start = Site(0, "resid_pre") if source is None else source.site
+    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
+    if source is not None:
+        check_source(model, source, stop, target)
+    for ids in prompts:
+        chosen_positions(options.positions, len(ids), ids.device)
+    d_sae = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
+    working = [working_memory(model.config, start, stop, len(ids), d_sae, dtype.itemsize) for ids in prompts]
+    # the prompt that needs most is asked first, so that the error names what is enough for all
+    order = sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True)
+    chunk_of = {number: chunk_size(working[number], options.budget, number) for number in order}
+    chunks = [chunk_of[number] for number in range(len(prompts))]
+    return _Checked(start, stop, dtype, prompts, chunks)
+
+
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
+    """Raise what the attribution of this kind would raise for these arguments, without computing anything."""
+    usual: dict[str, Any] = {
+        "policy": EXACT,
+        "keep": Dense(),
+        "positions": None,
+        "dtype": None,
+        "budget": DEFAULT_BUDGET,
+        "method": "torch.func",
+        "progress": False,
+    }
+    options.pop("error", None)
+    _check(kind, model, source, target, tokens, _Options(**(usual | options)))
+
+
+def _run(
+    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
+) -> Edges:
+    """Check everything, then attribute prompt by prompt and join."""
+    start, stop, dtype, prompts, chunks = _check(kind, model, source, target, tokens, options)
+    call = _call(kind, model, source, target, options, dtype, error)
+    model = _constant(model.to(dtype=dtype))
+    source, target = (_constant(d.to(dtype=dtype, device=model.device)) if isinstance(d, Dictionary) else d for d in (source, target))
+    parts = []
+    for ids, chunk in _track(list(zip(prompts, chunks, strict=True)), options.progress):
+        if kind == "latent_to_metric":
+            assert source is not None
+            parts.append(_metric_edges(kind, model, source, target, ids, options, error, call))
+        else:
+            found = path(model, source, target, ids, policy=options.policy, positions=options.positions, error=error)
+            tiles = forward(found, chunk) if source is None else reverse(found, chunk)
+            parts.append(_path_edges(kind, model, start, stop, found, tiles, ids, options.keep, call))
+    return join(parts)
+
+
+def _constant(part: Any) -> Any:
+    """A model or dictionary without autograd: torch.func would else record a graph of parameters that require grad."""
+    return replace(part, params=pytree.tree_map(Tensor.detach, part.params))
+
+
+def to_prompts(model: Model, tokens: TokensLike) -> list[Int[Tensor, " _"]]:
+    """Prompts as a list of 1-D int64 tensors on the model's device.
+
+    Raises:
+        InputError: for an empty list, an empty prompt, one longer than the context, or ids outside the vocabulary.
+    """
+    given: list[str | Tensor] = [tokens] if isinstance(tokens, str | Tensor) else list(tokens)
+    if not given:
+        raise InputError("tokens: no prompts given; expected at least one.")
+    return [_prompt(model, number, item) for number, item in enumerate(given)]
+
+
+def _prompt(model: Model, number: int, item: str | Tensor) -> Int[Tensor, " positions"]:
+    if isinstance(item, str):
+        tokenizer = tokenizer_of(model, "tokens")
+        ids = torch.tensor(([] if tokenizer.bos is None or not item else [tokenizer.bos]) + tokenizer.encode(item), dtype=torch.int64)
+    else:
+        ids = torch.as_tensor(item)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(
+            f"tokens: prompt {number} has shape {list(ids.shape)} and dtype {ids.dtype}; expected a 1-D tensor of ints. "
+            "Give a batch as a list."
+        )
+    if not 0 < len(ids) <= model.config.n_ctx:
+        raise InputError(f"tokens: prompt {number} has {len(ids)} tokens; expected 1 to {model.config.n_ctx}, the context of {model.name}.")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.config.d_vocab:
+        raise InputError(
+            f"tokens: prompt {number} has ids from {int(ids.min())} to {int(ids.max())}; "
+            f"the vocabulary of {model.name} is 0 to {model.config.d_vocab - 1}."
+        )
+    return ids.to(device=model.device, dtype=torch.int64)
+
+
+def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
+    if progress is True:
+        from rich.progress import track
+
+        yield from track(items, description="attributing")
+        return
+    for number, item in enumerate(items):
+        yield item
+        if progress:
+            progress(number + 1, len(items))
+
+
+# ------------------------------------------------------------------------------------- tiles to edges
+
+
+def _path_edges(
+    kind: EdgeKind, model: Model, start: Site, stop: Site, found: Path, tiles: Iterator[Tile], ids: Tensor, keep: Keep, call: dict[str, Any]
+) -> Edges:
+    targets = found.targets
+    node_kind: NodeKind = "logit" if kind == "latent_to_logit" else "latent"
+    site = "logits" if node_kind == "logit" and found.labels[:1] != ("direction",) else str(stop)
+    table = Nodes(
+        node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), targets.value.cpu(),
+        found.labels, None if found.probability is None else found.probability.cpu(),
+    )  # fmt: skip
+    return _edges(kind, _source_nodes(model, kind, start, found.sources), table, tiles, found.sources, ids, model, keep, call)
+
+
+def _metric_edges(
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary,
+    metric: Callable[..., Tensor],
+    ids: Tensor,
+    options: _Options,
+    error: bool,
+    call: dict[str, Any],
+) -> Edges:
+    found = metric_path(model, source, ids, metric, policy=options.policy, error=error)
+    name = getattr(metric, "__name__", "metric")
+    last = torch.tensor([len(ids) - 1])
+    table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), found.value.reshape(1).cpu(), (name,))
+    tile = Tile(0, contract(found.cotangent[None], found.sources, len(found.sources.position)))
+    return _edges(
+        kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options.keep, call
+    )
+
+
+def _edges(
+    kind: EdgeKind,
+    source_table: Nodes,
+    target_table: Nodes,
+    tiles: Iterator[Tile],
+    sources: Sources,
+    ids: Tensor,
+    model: Model,
+    keep: Keep,
+    call: dict[str, Any],
+) -> Edges:
+    """Select from each tile where it lies, and move only what is kept."""
+    indptr, indices, gradients, attributions, totals, l1s = [torch.zeros(1, dtype=torch.int64)], [], [], [], [], []
+    for tile in tiles:
+        gradient = tile.gradient
+        attribution = gradient * sources.value[: gradient.shape[1]]
+        mask = kept(keep, gradient, attribution)
+        ptr, columns = to_csr(mask)
+        indptr.append(ptr[1:].cpu() + indptr[-1][-1])
+        indices.append(columns.cpu())
+        gradients.append(gradient[mask].cpu())
+        attributions.append(attribution[mask].cpu())
+        totals.append(attribution.sum(-1).cpu())
+        l1s.append(attribution.abs().sum(-1).cpu())
+    none = source_table.activation.new_zeros(0)
+    return Edges(
+        kind, source_table, target_table, torch.cat(indptr), torch.cat([torch.zeros(0, dtype=torch.int64), *indices]),
+        torch.cat([none, *gradients]), torch.cat([none, *attributions]), torch.cat([none, *totals]), torch.cat([none, *l1s]),
+        _prompts(model, ids), call,
+    )  # fmt: skip
+
+
+def _source_nodes(model: Model, kind: EdgeKind, start: Site, sources: Sources) -> Nodes:
+    position, latent, value = (column.cpu() for column in sources[:3])
+    if kind == "token_to_latent":
+        return Nodes("token", "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent))
+    return Nodes("latent", str(start), _ptr(len(position)), position, latent, value)
+
+
+def _ptr(count: int) -> Int[Tensor, " two"]:
+    return torch.tensor([0, count])
+
+
+def _prompts(model: Model, ids: Tensor) -> Prompts:
+    return Prompts(_ptr(len(ids)), ids.cpu(), token_strings(model, ids))
+
+
+def _call(
+    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, options: _Options, dtype: torch.dtype, error: bool
+) -> dict[str, Any]:
+    """What was asked for and of which weights, as JSON can hold it."""
+
+    def named(dictionary: Dictionary | None) -> dict[str, Any] | None:
+        if dictionary is None:
+            return None
+        return {"name": dictionary.name, "site": str(dictionary.site), "d_sae": dictionary.d_sae, "sha256": dictionary.fingerprint}
+
+    what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)
+    return {
+        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint}, "source": named(source), "target": what,
+        "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
+        "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
+        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget,
+    }  # fmt: skip

@@ -1,0 +1,169 @@
+"""The command line: run, show, fetch, info. Errors are one clear message; `--debug` adds the traceback."""
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from attrib.types import AttribError, InputError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
+)  # fmt: skip
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="TOML file with the same options; those given here win")] = None,
+    model: Annotated[str | None, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")] = None,
+    source: Annotated[str | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id")] = None,
+    target: Annotated[str | None, typer.Option(help="Dictionary whose latents are the targets")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="token_to_latent, latent_to_latent or latent_to_logit; may be repeated")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, or .jsonl")] = None,
+    out: Annotated[Path | None, typer.Option(help="HDF5 file to write")] = None,
+    keep: Annotated[str | None, typer.Option(help="dense, topk:K, threshold:T or mass:FRACTION")] = None,
+    policy: Annotated[str | None, typer.Option(help="exact or linear")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N")] = None,
+    budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB or 2GiB")] = None,
+    position: Annotated[list[int] | None, typer.Option(help="Target position, negative from the end; may be repeated")] = None,
+    top_logits: Annotated[int | None, typer.Option(help="Logits of the most probable tokens")] = None,
+    mass: Annotated[float | None, typer.Option(help="Of those, the fewest that reach this probability")] = None,
+    logit_token: Annotated[list[str] | None, typer.Option(help="Logit of this token; may be repeated")] = None,
+    logit_difference: Annotated[tuple[str, str] | None, typer.Option(help="Logit of the first token minus that of the second")] = None,
+    error: Annotated[bool | None, typer.Option("--error/--no-error", help="Keep the source's error as a constant")] = None,
+    compression: Annotated[str | None, typer.Option(help="gzip, lzf, blosc-lz4 or zstd")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output")] = None,
+) -> None:
+    """Attribute every prompt of a file and write sparse HDF5."""
+    from attrib.run import execute, read_toml, run_file
+
+    table = {} if config is None else read_toml(config)
+    given = {
+        "model": model, "prompts": prompts, "out": out, "keep": keep, "policy": policy, "dtype": dtype, "device": device,
+        "budget": budget, "positions": position or None, "error": error, "compression": compression, "overwrite": overwrite or None,
+    }  # fmt: skip
+    table |= {name: value for name, value in given.items() if value is not None}
+    of_kinds = {
+        "source": source, "target": target, "top_logits": top_logits, "mass": mass,
+        "logit_tokens": logit_token or None, "logit_difference": logit_difference,
+    }  # fmt: skip
+    of_kinds = {name: value for name, value in of_kinds.items() if value is not None}
+    if kind:
+        table["attribution"] = [{"kind": one, **of_kinds} for one in kind]
+    elif of_kinds:
+        raise InputError(f"kind: missing beside {', '.join(of_kinds)}; give --kind, once for each kind.")
+    missing = [name for name in ("model", "prompts", "out") if name not in table] + ([] if "attribution" in table else ["kind"])
+    if missing:
+        raise InputError(f"missing: {', '.join('--' + name for name in missing)}; give them as options or in a TOML file.")
+    checked = run_file(table)
+    errors = Console(stderr=True)
+    with _progress(errors) as bar:
+        task = bar.add_task("attributing", total=None)
+        results = execute(checked, lambda done, total: bar.update(task, completed=done, total=total))
+    edges = sum(len(result) for result in results)
+    size = checked.out.stat().st_size / 1e6
+    print(f"{checked.out}: {len(results)} blocks, {len(results[0].prompts)} prompts, {edges:,} edges, {size:.1f} MB")
+
+
+def _progress(console: Console) -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, transient=True,
+    )  # fmt: skip
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote")],
+    prompt: Annotated[list[int] | None, typer.Option(help="Prompt to show in full, from 0; may be repeated. Usually the first")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show every prompt in full")] = False,
+    kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
+    top: Annotated[int, typer.Option(help="Edges in a table", min=1)] = 8,
+) -> None:
+    """Print a result: a summary of all prompts, and the strongest edges of some."""
+    from attrib.store import open_store
+    from attrib.view.tables import tables
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)  # piped into a file, tables keep their columns
+    with open_store(file) as result:
+        count = len(result.prompts)
+        chosen = list(range(count)) if every else prompt or [0]
+        if outside := [number for number in chosen if not 0 <= number < count]:
+            raise InputError(f"prompt: {outside[0]} is outside this file, which has prompts 0 to {count - 1}.")
+        blocks = [block for block in result.blocks if not kind or block[0] in kind]
+        if not blocks:
+            raise InputError(
+                f"kind: no block of {', '.join(kind or [])} in this file, which has {', '.join(sorted({b[0] for b in result.blocks}))}."
+            )
+        for block in blocks:
+            for table in tables(result.edges(*block), chosen, top):
+                console.print(table)
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2-135m")]) -> None:
+    """Download a model into the cache, checked and ready."""
+    from attrib.sources import SMOLLM2, smollm2
+
+    if name != SMOLLM2:
+        raise InputError(f"name: {name!r} cannot be fetched; expected {SMOLLM2}. Models of a hub are loaded by name, without fetching.")
+    print(smollm2.fetch(lambda step: print(step, file=sys.stderr)))
+
+
+@app.command()
+def info() -> None:
+    """Models, dictionaries, devices and versions."""
+    import torch
+
+    from attrib.sources import SMOLLM2, shipped
+    from attrib.sources.smollm2 import cache_folder
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    cached = (cache_folder() / SMOLLM2).is_dir()
+    rows: dict[str, Any] = {
+        "models": f"{SMOLLM2} ({'fetched' if cached else f'run `attrib fetch {SMOLLM2}`'}), local folders, TransformerLens names",
+        "dictionaries": "\n".join(shipped()) or "none shipped",
+        "cache": cache_folder(),
+        "devices": ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("attrib", "torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
+    }
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AttribError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

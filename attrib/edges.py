@@ -1,0 +1,227 @@
+"""Edges: the result of every attribution, a CSR matrix over targets × sources with its node tables.
+
+Rows are the targets of all prompts, columns the sources of all prompts; a prompt's edges lie in its own
+rows and columns. Both tables are in canonical order: by prompt, then (position, latent); logits stand in
+the order in which they were asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.types import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse
+
+NodeKind = Literal["token", "latent", "logit", "metric"]
+EdgeKind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"]
+Value = Literal["gradient", "attribution"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a result: token ids one after another, where each begins, and their strings."""
+
+    ptr: Int[Tensor, " prompts_plus_1"]
+    ids: Int[Tensor, " tokens"]
+    strings: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.ptr.shape[0] - 1
+
+    def text(self, prompt: int) -> tuple[str, ...]:
+        """The token strings of one prompt."""
+        return self.strings[int(self.ptr[prompt]) : int(self.ptr[prompt + 1])]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
+
+    `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for a difference, a
+    direction or a metric. `activation` is the latent's activation, a token's scale (1), or the value of a
+    logit, direction or metric.
+    """
+
+    kind: NodeKind
+    site: str
+    ptr: Int[Tensor, " prompts_plus_1"]
+    position: Int[Tensor, " nodes"]
+    latent: Int[Tensor, " nodes"]
+    activation: Float[Tensor, " nodes"]
+    labels: tuple[str, ...] = ()
+    """A name for each row that is not a latent: a token's string, 'A - B' of a difference. Empty for latents."""
+    probability: Float[Tensor, " nodes"] | None = None
+    """The probability of each logit's token; NaN for a difference or direction. None for other kinds."""
+
+    def __len__(self) -> int:
+        return self.position.shape[0]
+
+    @property
+    def prompt(self) -> Int[Tensor, " nodes"]:
+        """The prompt number of every row."""
+        return torch.repeat_interleave(torch.arange(len(self.ptr) - 1), self.ptr.diff())
+
+    def rows(self, prompt: int) -> slice:
+        """The rows of one prompt."""
+        return slice(int(self.ptr[prompt]), int(self.ptr[prompt + 1]))
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Gradients and attributions from sources to targets; see the module's docstring for the order.
+
+    Row t holds entries `indptr[t]:indptr[t+1]`: columns `indices` (ascending, into `sources`), `gradient`
+    = d target / d source, `attribution` = gradient × source activation. `total` and `l1` are the sums of
+    attribution and of |attribution| over all sources of the row, kept or not.
+    """
+
+    kind: EdgeKind
+    sources: Nodes
+    targets: Nodes
+    indptr: Int[Tensor, " targets_plus_1"]
+    indices: Int[Tensor, " edges"]
+    gradient: Float[Tensor, " edges"]
+    attribution: Float[Tensor, " edges"]
+    total: Float[Tensor, " targets"]
+    l1: Float[Tensor, " targets"]
+    prompts: Prompts
+    call: dict[str, Any] = field(default_factory=dict)
+    """What was asked for, and hashes of what it was asked of; see docs/format.md."""
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(targets, sources), over all prompts."""
+        return len(self.targets), len(self.sources)
+
+    @property
+    def row(self) -> Int[Tensor, " edges"]:
+        """The target row of every entry."""
+        return torch.repeat_interleave(torch.arange(len(self.targets)), self.indptr.diff())
+
+    @property
+    def remainder(self) -> Float[Tensor, " targets"]:
+        """The attribution of each row that `keep` dropped."""
+        return self.total - torch.zeros_like(self.total).index_add(0, self.row, self.attribution)
+
+    def prompt(self, number: int) -> "Edges":
+        """The edges of one prompt, with its own rows and columns. Negative numbers count from the end."""
+        count = len(self.prompts)
+        if not -count <= number < count:
+            raise InputError(f"prompt: {number} is outside the {count} prompts of this result.")
+        number %= count
+        rows, columns = self.targets.rows(number), self.sources.rows(number)
+        entries = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
+        tokens = slice(int(self.prompts.ptr[number]), int(self.prompts.ptr[number + 1]))
+        return Edges(
+            kind=self.kind,
+            sources=_slice_nodes(self.sources, columns),
+            targets=_slice_nodes(self.targets, rows),
+            indptr=self.indptr[rows.start : rows.stop + 1] - self.indptr[rows.start],
+            indices=self.indices[entries] - columns.start,
+            gradient=self.gradient[entries],
+            attribution=self.attribution[entries],
+            total=self.total[rows],
+            l1=self.l1[rows],
+            prompts=Prompts(torch.tensor([0, tokens.stop - tokens.start]), self.prompts.ids[tokens], self.prompts.strings[tokens]),
+            call=self.call,
+        )
+
+    def dense(self, prompt: int = 0, value: Value = "gradient") -> Float[Tensor, "targets sources"]:
+        """One prompt's edges as a dense matrix in canonical order; entries that were not kept are zero."""
+        part = self.prompt(prompt)
+        return torch.zeros(part.shape, dtype=part.gradient.dtype).index_put((part.row, part.indices), part.values(value))
+
+    def values(self, value: Value) -> Float[Tensor, " edges"]:
+        """The entries of one of the two values."""
+        if value not in ("gradient", "attribution"):
+            raise InputError(f"value: {value!r}; expected 'gradient' or 'attribution'.")
+        return self.gradient if value == "gradient" else self.attribution
+
+    def to_scipy(self, value: Value = "attribution") -> "scipy.sparse.csr_array":
+        """All prompts as one scipy CSR array [targets, sources]."""
+        import scipy.sparse
+
+        return scipy.sparse.csr_array((self.values(value).numpy(), self.indices.numpy(), self.indptr.numpy()), shape=self.shape)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per edge, with both ends' columns spelled out."""
+        import pandas as pd
+
+        ends = {"source": (self.sources, self.indices), "target": (self.targets, self.row)}
+        table: dict[str, Any] = {"prompt": self.targets.prompt[self.row].numpy()}
+        for name, (nodes, at) in ends.items():
+            position = nodes.position[at]
+            token = self.prompts.ptr[nodes.prompt[at]] + position
+            table[f"{name}_position"] = position.numpy()
+            table[f"{name}_token"] = [self.prompts.strings[i] for i in token.tolist()]
+            table[f"{name}_latent"] = nodes.latent[at].numpy()
+            table[f"{name}_activation"] = nodes.activation[at].numpy()
+            if nodes.labels:
+                table[f"{name}_label"] = [nodes.labels[i] for i in at.tolist()]
+        return pd.DataFrame(table | {"gradient": self.gradient.numpy(), "attribution": self.attribution.numpy()})
+
+    def top(self, k: int, value: Value = "attribution") -> "pd.DataFrame":
+        """The k edges of largest absolute value over all prompts, strongest first."""
+        order = self.values(value).abs().argsort(descending=True, stable=True)[:k]
+        return self.to_pandas().iloc[order.numpy()].reset_index(drop=True)
+
+
+def _slice_nodes(nodes: Nodes, rows: slice) -> Nodes:
+    return replace(
+        nodes,
+        ptr=torch.tensor([0, rows.stop - rows.start]),
+        position=nodes.position[rows],
+        latent=nodes.latent[rows],
+        activation=nodes.activation[rows],
+        labels=nodes.labels[rows],
+        probability=None if nodes.probability is None else nodes.probability[rows],
+    )
+
+
+def _join_ptr(ptrs: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " total_plus_1"]:
+    """Pointers of parts laid one after another."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat([ptr.diff() for ptr in ptrs]).cumsum(0)])
+
+
+def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
+    first = parts[0]
+    return replace(
+        first,
+        ptr=_join_ptr([n.ptr for n in parts]),
+        position=torch.cat([n.position for n in parts]),
+        latent=torch.cat([n.latent for n in parts]),
+        activation=torch.cat([n.activation for n in parts]),
+        labels=tuple(label for n in parts for label in n.labels),
+        probability=None if first.probability is None else torch.cat([n.probability for n in parts if n.probability is not None]),
+    )
+
+
+def join(parts: Sequence[Edges]) -> Edges:
+    """Results of the same call on successive prompts, as one."""
+    offsets = torch.tensor([0, *(len(p.sources) for p in parts)]).cumsum(0)
+    return replace(
+        parts[0],
+        sources=_join_nodes([p.sources for p in parts]),
+        targets=_join_nodes([p.targets for p in parts]),
+        indptr=_join_ptr([p.indptr for p in parts]),
+        indices=torch.cat([p.indices + offset for p, offset in zip(parts, offsets, strict=False)]),
+        gradient=torch.cat([p.gradient for p in parts]),
+        attribution=torch.cat([p.attribution for p in parts]),
+        total=torch.cat([p.total for p in parts]),
+        l1=torch.cat([p.l1 for p in parts]),
+        prompts=Prompts(
+            _join_ptr([p.prompts.ptr for p in parts]),
+            torch.cat([p.prompts.ids for p in parts]),
+            tuple(s for p in parts for s in p.prompts.strings),
+        ),
+    )

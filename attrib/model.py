@@ -1,0 +1,327 @@
+"""A transformer as a pure function: parameters as a pytree, a frozen config, and what to do with them.
+
+    x_0   = W_E[token] (+ W_pos)                                            embed
+    z     = softmax(q k^T · scale, causal) v,  (q, k, v) = norm(x) W + b    attention
+    mid   = x + z W_O + b_O                                                 resid_mid
+    post  = mid + mlp(norm(mid))                                            resid_post
+    logit = norm(x_L) W_U + b_U                                             unembed
+
+Nothing here knows where the parameters came from (see sources/), and nothing is mutated. Shapes carry
+any leading batch dimensions; positions start at 0, so a prefix of a prompt is a prompt.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site
+
+Stream = Float[Tensor, "*batch positions d_model"]
+
+
+class Norm(NamedTuple):
+    """LayerNorm or RMSNorm; a folded norm has weight 1 and bias 0."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+
+
+class Attention(NamedTuple):
+    """Heads lie side by side in the columns; with grouped queries, `d_kv < d_q`."""
+
+    W_Q: Float[Tensor, "d_model d_q"]
+    b_Q: Float[Tensor, " d_q"]
+    W_K: Float[Tensor, "d_model d_kv"]
+    b_K: Float[Tensor, " d_kv"]
+    W_V: Float[Tensor, "d_model d_kv"]
+    b_V: Float[Tensor, " d_kv"]
+    W_O: Float[Tensor, "d_q d_model"]
+    b_O: Float[Tensor, " d_model"]
+
+
+class MLP(NamedTuple):
+    """`act(x W_in + b_in) W_out + b_out`; when gated, `act(x W_gate + b_gate) * (x W_in + b_in)` in the middle."""
+
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, " d_mlp"]
+    W_gate: Float[Tensor, "d_model d_gate"]  # d_gate is d_mlp, or 0 where there is no gate
+    b_gate: Float[Tensor, " d_gate"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, " d_model"]
+
+
+class Block(NamedTuple):
+    """One layer: attention and MLP, each behind its norm."""
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    mlp: MLP
+
+
+class Params(NamedTuple):
+    """Every tensor of the model. Unused tables have no rows."""
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx_learned d_model"]
+    rotary_cos: Float[Tensor, "n_ctx_rotary d_rotary"]
+    rotary_sin: Float[Tensor, "n_ctx_rotary d_rotary"]
+    blocks: tuple[Block, ...]
+    norm_final: Norm
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, " d_vocab"]
+
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The static facts of a model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    norm: Literal["layer", "rms"]
+    eps: float
+    activation: Activation
+    gated: bool
+    positions: Literal["learned", "rotary"]
+    attention_scale: float
+
+    @property
+    def last(self) -> Site:
+        """The residual stream that the unembedding reads."""
+        return Site(self.n_layers - 1, "resid_post")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How text becomes token ids: two functions and whether prompts begin with a special token."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    bos: int | None = None
+    """Put before every prompt given as text; None for models that are used without."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters, config and (where known) tokenizer of one transformer."""
+
+    params: Params
+    config: ModelConfig
+    name: str
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every parameter."""
+        return self.params.W_E.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of every parameter."""
+        return self.params.W_E.device
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Model":
+        """The same model in another dtype or on another device; itself where nothing changes."""
+        if dtype in (None, self.dtype) and device in (None, self.device, str(self.device)):
+            return self
+        return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all parameters, to tell which weights a result came from."""
+        return fingerprint(self.params)
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 over the dtype, shape and bytes of every tensor of a pytree, in order."""
+    digest = hashlib.sha256()
+    for leaf in pytree.tree_leaves(params):
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------- pieces of a block
+
+
+def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """LayerNorm or RMSNorm over the last dimension; a frozen norm holds its denominator."""
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    denominator = (x.pow(2).mean(-1, keepdim=True) + config.eps).sqrt()
+    if policy.norm == "frozen":
+        denominator = denominator.detach()
+    return x / denominator * norm.weight + norm.bias
+
+
+def rotate(x: Float[Tensor, "*batch positions d_head"], params: Params) -> Float[Tensor, "*batch positions d_head"]:
+    """Rotary embedding of queries or keys, halves rotated against each other (Su et al. 2021, GPT-NeoX layout)."""
+    positions, d_rotary = x.shape[-2], params.rotary_cos.shape[-1]
+    cos, sin = params.rotary_cos[:positions], params.rotary_sin[:positions]
+    turned, rest = x[..., :d_rotary], x[..., d_rotary:]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+
+def attention_pattern(
+    q: Float[Tensor, "*batch kv_heads group positions d_head"],
+    k: Float[Tensor, "*batch kv_heads positions d_head"],
+    scale: float,
+) -> Float[Tensor, "*batch kv_heads group positions positions"]:
+    """Causal softmax attention of grouped query heads; each group shares its keys."""
+    positions = q.shape[-2]
+    # one product per key head: the queries of a group stand below each other, so keys are never copied
+    scores = (q.flatten(-3, -2) @ k.transpose(-1, -2)).unflatten(-2, q.shape[-3:-1]) * scale
+    hidden = torch.ones(positions, positions, dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(hidden, -math.inf).softmax(-1)
+
+
+def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
+    """`z` of one layer from the normed stream `x`."""
+    config, p = model.config, model.params.blocks[layer].attention
+    q = (x @ p.W_Q + p.b_Q).unflatten(-1, (config.n_kv_heads, -1, config.d_head)).movedim(-4, -2)  # [kv_heads, group, positions, d_head]
+    k = (x @ p.W_K + p.b_K).unflatten(-1, (config.n_kv_heads, config.d_head)).transpose(-3, -2)  # [kv_heads, positions, d_head]
+    v = (x @ p.W_V + p.b_V).unflatten(-1, (config.n_kv_heads, config.d_head)).transpose(-3, -2)
+    if config.positions == "rotary":
+        q, k = rotate(q, model.params), rotate(k, model.params)
+    pattern = attention_pattern(q, k, config.attention_scale)
+    if policy.attention == "frozen":
+        pattern = pattern.detach()
+    z = (pattern.flatten(-3, -2) @ v).unflatten(-2, pattern.shape[-3:-1])
+    return z.movedim(-2, -4).flatten(-3)
+
+
+def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
+    """The MLP's output from its normed input."""
+    p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
+    hidden = x @ p.W_in + p.b_in
+    hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
+    out = hidden @ p.W_out + p.b_out
+    return out.detach() if policy.mlp == "frozen" else out
+
+
+# --------------------------------------------------------------------------- the whole transformer
+
+
+def embed(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Stream:
+    """Sum of token and (where learned) position embeddings: `resid_pre` of layer 0.
+
+    Raises:
+        InputError: for a prompt longer than the model's context.
+    """
+    if tokens.shape[-1] > model.config.n_ctx:
+        raise InputError(f"tokens: {tokens.shape[-1]} positions, and {model.name} has {model.config.n_ctx}. Shorten the prompt.")
+    x = F.embedding(tokens, model.params.W_E)
+    return x + model.params.W_pos[: tokens.shape[-1]] if model.config.positions == "learned" else x
+
+
+def walk(
+    model: Model,
+    start: Site,
+    x: Float[Tensor, "*batch positions width"],
+    base: Stream | None = None,
+    policy: Policy = EXACT,
+) -> Iterator[tuple[Site, Tensor]]:
+    """Yield every site from `start` on, in order of computation, with its value.
+
+    Args:
+        x: the value at `start`.
+        base: the residual stream to which a component's output is added; needed where `start` is not
+            itself the stream: `resid_pre` for z and attn_out, `resid_mid` for mlp_in and mlp_out.
+    """
+    blocks, config = model.params.blocks, model.config
+    if start.is_residual == (base is not None):
+        what = "missing" if base is None else "not wanted"
+        raise InputError(f"base: {what} for a path that starts at {start}; only components that add to the stream need it.")
+    stream = x if base is None else base
+    value, done = x, SITE_KINDS.index(start.kind)
+    yield start, value
+    for layer in range(start.layer, config.n_layers):
+        for kind in SITE_KINDS[done + 1 :]:
+            match kind:
+                case "z":
+                    value = attend(model, layer, normalise(config, blocks[layer].norm_1, stream, policy), policy)
+                case "attn_out":
+                    value = value @ blocks[layer].attention.W_O + blocks[layer].attention.b_O
+                case "resid_mid" | "resid_post":
+                    value = stream = stream + value
+                case "mlp_in":
+                    value = normalise(config, blocks[layer].norm_2, stream, policy)
+                case "mlp_out":
+                    value = mlp(model, layer, value, policy)
+            yield Site(layer, kind), value
+        done = 0
+        if layer + 1 < config.n_layers:
+            yield Site(layer + 1, "resid_pre"), stream
+
+
+def block(model: Model, layer: int, x: Stream, *, policy: Policy = EXACT) -> Stream:
+    """`resid_post` of a layer from its `resid_pre`."""
+    return segment(model, Site(layer, "resid_pre"), Site(layer, "resid_post"), policy=policy)(x)
+
+
+def segment(model: Model, a: Site | str, b: Site | str, *, policy: Policy = EXACT) -> Callable[..., Tensor]:
+    """The pure function from the value at site `a` to the value at site `b`.
+
+    It takes `x` [*batch, positions, width of a] and, where `a` is not the residual stream itself, `base`,
+    the stream that `a`'s output is added to (see `walk`). It works under every transform of torch.func.
+
+    Raises:
+        InputError: where a site is outside the model, or `b` comes before `a`.
+    """
+    a, b = check_site(model, a, "a"), check_site(model, b, "b")
+    if b.depth < a.depth:
+        raise InputError(f"b: {b} comes before a: {a}; a segment runs forward. Swap them.")
+
+    def run(x: Tensor, base: Tensor | None = None) -> Tensor:
+        return next(value for site, value in walk(model, a, x, base, policy) if site.depth == b.depth)
+
+    return run
+
+
+def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_vocab"]:
+    """Logits from the last `resid_post`."""
+    return normalise(model.config, model.params.norm_final, x, policy) @ model.params.W_U + model.params.b_U
+
+
+def logits(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
+    """The whole model."""
+    return unembed(model, segment(model, Site(0, "resid_pre"), model.config.last)(embed(model, tokens)))
+
+
+def width(config: ModelConfig, site: Site) -> int:
+    """The size of the vector at a site."""
+    return config.n_heads * config.d_head if site.kind == "z" else config.d_model
+
+
+def check_site(model: Model, site: Site | str, argument: str) -> Site:
+    """Parse a site and see that the model has it."""
+    site = Site.parse(site)
+    if site.layer >= model.config.n_layers:
+        raise InputError(f"{argument}: {site} is outside {model.name}, which has layers 0 to {model.config.n_layers - 1}.")
+    return site

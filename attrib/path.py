@@ -1,0 +1,396 @@
+"""Paths: leaves → targets as a pure function, with the linear ends that the engine contracts.
+
+A path is  leaves a → x_A = Σ_i a_i D_i + constants → x_B = S(x_A) → targets b_j = r_j(x_B[p_j]).  Its
+Jacobian at the primal is
+
+    J[j, i] = G_j · (∂x_B[p_j] / ∂x_A[q_i]) · D_i,      G_j = ∂r_j / ∂x_B[p_j]
+
+so only the segment S needs a transform: `Sources` holds D_i (a decoder row, or a token's embedding),
+`Targets` holds G_j (an encoder column times act', or a logit's cotangent). `Path.function` is the whole
+as one plain function, for torch.func and for people who compose.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import vjp
+
+from attrib.capture import capture, cut
+from attrib.dictionary import Dictionary, active, decode_at, encode_at, pre_activations
+from attrib.model import Model, Tokenizer, check_site, normalise, segment, unembed, width
+from attrib.sparse import select
+from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, SparseLatents, Tokens, TopLogits
+
+Positions = int | Sequence[int] | None
+
+
+class Sources(NamedTuple):
+    """Leaves of one prompt, sorted by position, and the direction that each writes at its position."""
+
+    position: Int[Tensor, " sources"]
+    latent: Int[Tensor, " sources"]
+    value: Float[Tensor, " sources"]
+    direction: Float[Tensor, "sources width_a"]
+
+
+class Targets(NamedTuple):
+    """Targets of one prompt, and the cotangent of each at its position."""
+
+    position: Int[Tensor, " targets"]
+    latent: Int[Tensor, " targets"]
+    value: Float[Tensor, " targets"]
+    cotangent: Float[Tensor, "targets width_b"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """One prompt's path at its primal point.
+
+    `x` is the primal at the first site, `base` the stream it is added to where that site is not the
+    stream itself. `function` maps `sources.value` to `targets.value`.
+    """
+
+    through: Callable[..., Tensor]
+    x: Float[Tensor, "positions width_a"]
+    base: Float[Tensor, "positions d_model"] | None
+    sources: Sources
+    targets: Targets
+    function: Callable[[Float[Tensor, " sources"]], Float[Tensor, " targets"]]
+    labels: tuple[str, ...] = ()
+    probability: Float[Tensor, " targets"] | None = None
+
+
+class Read(NamedTuple):
+    """What is read of the stream at a site: one number from the row at each target's position."""
+
+    position: Int[Tensor, " targets"]
+    latent: Int[Tensor, " targets"]
+    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
+    labels: tuple[str, ...] = ()
+    probability: Float[Tensor, " targets"] | None = None
+
+
+# ---------------------------------------------------------------------------------- where it starts
+
+
+class Start(NamedTuple):
+    """The leaves at a path's beginning and the function that puts them into the stream."""
+
+    position: Int[Tensor, " sources"]
+    latent: Int[Tensor, " sources"]
+    value: Float[Tensor, " sources"]
+    direction: Float[Tensor, "sources width_a"]
+    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
+
+
+def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"]) -> Start:
+    """Token scales: one factor for each position's embedding sum, 1 at the primal."""
+    ones = torch.ones_like(embedded[:, 0])
+    return Start(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded, lambda scales: embedded * scales[:, None])
+
+
+def start_at_latents(source: Dictionary, x: Float[Tensor, "positions width_a"], error: bool) -> Start:
+    """The source dictionary's active latents; its error and the scale of its input are constants."""
+    leaves = cut(source, x)
+    position, latent, value = leaves.latents
+    direction = source.params.W_dec.index_select(0, latent) * leaves.scale.scale.index_select(0, position)
+
+    def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
+        out = decode_at(source, values, position, latent, leaves.scale)
+        return out + leaves.error if error else out
+
+    return Start(position, latent, value, direction, enter)
+
+
+# ------------------------------------------------------------------------------------ where it ends
+
+
+def read_latents(
+    target: Dictionary, true: Float[Tensor, "positions width_b"], reached: Float[Tensor, "positions width_b"], positions: Positions
+) -> Read:
+    """The target dictionary's latents that are active on the true activations.
+
+    Args:
+        reached: x_B along the path; differs from `true` where the source's error is left out, and then
+            decides, for TopK, which targets still win their place.
+    """
+    pre = pre_activations(target, true)
+    on = active(target, pre)
+    position, latent = on.nonzero(as_tuple=True)
+    chosen = select(SparseLatents(position, latent, pre[on]), torch.isin(position, chosen_positions(positions, len(true), true.device)))
+    winners = on if reached is true else active(target, pre_activations(target, reached))
+    gate = winners[chosen.position, chosen.latent]
+
+    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
+        return encode_at(target, rows, torch.arange(len(chosen.latent), device=rows.device), chosen.latent, gate)
+
+    return Read(chosen.position, chosen.latent, function)
+
+
+def read_logits(
+    model: Model, what: TopLogits | Tokens | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
+) -> Read:
+    """Chosen logits, or a difference of them, at the last position or at `positions`; only their columns of W_U are touched.
+
+    Args:
+        x: the true last residual stream, from which the largest logits are chosen.
+    """
+    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
+    if isinstance(what, Difference):
+        column, offset, label = _difference(model, what)
+        position, latent = at, torch.full_like(at, -1)
+        columns, offsets = column.expand(len(at), -1), offset.expand(len(at))
+        labels, probability = (label,) * len(at), torch.full_like(offsets, torch.nan)
+    else:
+        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
+        ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
+        counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
+        position, latent = at.repeat_interleave(counts), torch.cat(ids)
+        columns, offsets = model.params.W_U.T.index_select(0, latent), model.params.b_U.index_select(0, latent)
+        labels = token_strings(model, latent)
+        probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
+
+    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
+        return (normalise(model.config, model.params.norm_final, rows, policy) * columns).sum(-1) + offsets
+
+    return Read(position, latent, function, labels, probability)
+
+
+def _difference(model: Model, what: Difference) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""], str]:
+    """The column and offset whose product with the normed stream is mean logit of `a` minus mean logit of `b`."""
+    plus, minus = token_ids(model, what.a, "logits"), token_ids(model, what.b, "logits")
+    W_U, b_U = model.params.W_U, model.params.b_U
+    column = W_U.index_select(1, plus).mean(1) - W_U.index_select(1, minus).mean(1)
+    label = " - ".join(" + ".join(token_strings(model, side)) for side in (plus, minus))
+    return column, b_U.index_select(0, plus).mean() - b_U.index_select(0, minus).mean(), label
+
+
+def read_direction(what: Direction, x: Float[Tensor, "positions d_model"], positions: Positions) -> Read:
+    """The stream dotted with a vector, at the last position or at `positions`."""
+    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
+    vector = what.vector.to(x)
+    return Read(at, torch.full_like(at, -1), lambda rows: rows @ vector, ("direction",) * len(at), torch.full_like(x[at, 0], torch.nan))
+
+
+def top_tokens(log_probability: Float[Tensor, " d_vocab"], what: TopLogits) -> Int[Tensor, " chosen"]:
+    """Ids of the largest logits, largest first: `k` of them, or the fewest that reach `mass`."""
+    top = log_probability.topk(min(what.k, len(log_probability)))
+    if what.mass is None:
+        return top.indices
+    before = top.values.exp().cumsum(0) - top.values.exp()
+    return top.indices[before < what.mass]
+
+
+def token_ids(model: Model, tokens: int | str | Sequence[int | str], argument: str) -> Int[Tensor, " tokens"]:
+    """Vocabulary ids from ids and strings. Raises InputError for a string that is not one token."""
+    given = [tokens] if isinstance(tokens, int | str) else list(tokens)
+    ids = [_single_token(model, token, argument) if isinstance(token, str) else int(token) for token in given]
+    if outside := [number for number in ids if not 0 <= number < model.config.d_vocab]:
+        raise InputError(f"{argument}: token id {outside[0]} is outside the vocabulary of {model.config.d_vocab}.")
+    if not ids:
+        raise InputError(f"{argument}: no tokens given; expected at least one id or string.")
+    return torch.tensor(ids, device=model.device)
+
+
+def _single_token(model: Model, text: str, argument: str) -> int:
+    tokenizer = tokenizer_of(model, argument)
+    found = tokenizer.encode(text)
+    if len(found) != 1:
+        pieces = [tokenizer.decode([i]) for i in found]
+        raise InputError(
+            f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
+        )
+    return found[0]
+
+
+def token_strings(model: Model, ids: Int[Tensor, " tokens"]) -> tuple[str, ...]:
+    """Each token as text, or its id where the model has no tokenizer."""
+    return tuple(model.tokenizer.decode([i]) if model.tokenizer else str(i) for i in ids.tolist())
+
+
+def tokenizer_of(model: Model, argument: str) -> Tokenizer:
+    """The model's tokenizer, or an error that says what to give in place of text."""
+    if model.tokenizer is None:
+        raise InputError(f"{argument}: got text, but {model.name} has no tokenizer; give token ids.")
+    return model.tokenizer
+
+
+def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
+    """Chosen positions, ascending; negative ones count from the end, None is all."""
+    if positions is None:
+        return torch.arange(length, device=device)
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+    if not wanted or any(not -length <= p < length for p in wanted):
+        raise InputError(f"positions: {wanted} for a prompt of {length} tokens; expected numbers from {-length} to {length - 1}.")
+    return torch.tensor(sorted({p % length for p in wanted}), device=device)
+
+
+# --------------------------------------------------------------------------------- the path itself
+
+
+def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
+    """Raises InputError where a dictionary's site or width is not the model's."""
+    site = check_site(model, dictionary.site, f"{argument} ({dictionary.name})")
+    if dictionary.d_in != width(model.config, site):
+        raise InputError(
+            f"{argument}: {dictionary.name} reads vectors of {dictionary.d_in}, but {model.name} has "
+            f"{width(model.config, site)} at {site}. It was trained for another model."
+        )
+
+
+def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
+    """Raises InputError where the source does not fit the model, or the target is not after it.
+
+    Logits, directions and metrics may be read at the source's own site: nothing then lies between.
+    """
+    check_fit(model, source, "source")
+    start = source.site
+    if stop.depth < start.depth or (stop.depth == start.depth and isinstance(target, Dictionary)):
+        raise InputError(f"target: {stop} is not after the source's {start}; attributions run forward. Choose a later target.")
+
+
+def base_site(start: Site) -> Site | None:
+    """The stream to which a component's output is added; None where `start` is the stream."""
+    match start.kind:
+        case "z" | "attn_out":
+            return Site(start.layer, "resid_pre")
+        case "mlp_in" | "mlp_out":
+            return Site(start.layer, "resid_mid")
+    return None
+
+
+class _Opening(NamedTuple):
+    """The half of a path that does not depend on what is read at its end."""
+
+    head: Start
+    through: Callable[..., Tensor]
+    x: Float[Tensor, "positions width_a"]
+    base: Float[Tensor, "positions d_model"] | None
+    true: Float[Tensor, "positions width_b"]
+    reached: Float[Tensor, "positions width_b"]
+
+
+def _open(model: Model, source: Dictionary | None, stop: Site, tokens: Int[Tensor, " positions"], policy: Policy, error: bool) -> _Opening:
+    start = Site(0, "resid_pre") if source is None else source.site
+    base = base_site(start)
+    seen = capture(model, tokens, {start, stop} | ({base} if base else set()))
+    true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
+    through = segment(model, start, stop, policy=policy)
+    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, true_a, error)
+    # with the error in, the primal is the true one, not its reconstruction up to rounding
+    x = true_a if source is None or error else head.enter(head.value)
+    return _Opening(head, through, x, stream, true_b, true_b if x is true_a else through(x, stream))
+
+
+@torch.no_grad()
+def path(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    tokens: Int[Tensor, " positions"],
+    *,
+    policy: Policy = EXACT,
+    positions: Positions = None,
+    error: bool = True,
+) -> Path:
+    """The path of one prompt from its leaves to its targets, at the primal point.
+
+    Args:
+        source: a dictionary, whose active latents are the leaves, or None for the token scales.
+        target: a dictionary, whose active latents are the targets, or a choice of logits.
+        positions: of the targets; None is all for latents and the last for logits.
+        error: whether the source's error is added to its reconstruction, as a constant. Without it the
+            Jacobian is taken where the reconstruction alone leads, and targets that are not active there
+            have no gradient.
+
+    Raises:
+        InputError: where the dictionaries do not fit the model or each other.
+    """
+    stop = stop_site(model, target)
+    if source is not None:
+        check_source(model, source, stop, target)
+    head, through, x, base, true, reached = _open(model, source, stop, tokens, policy, error)
+    if isinstance(target, Dictionary):
+        read = read_latents(target, true, reached, positions)
+    elif isinstance(target, Direction):
+        read = read_direction(target, true, positions)
+    else:
+        read = read_logits(model, target, true, positions, policy)
+    value, pull, *_ = vjp(read.function, reached.index_select(0, read.position))
+    (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
+        return read.function(through(head.enter(values), base).index_select(0, read.position))
+
+    targets = Targets(read.position, read.latent, value, cotangent)
+    return Path(through, x, base, Sources(*head[:4]), targets, function, read.labels, read.probability)
+
+
+@dataclass(frozen=True)
+class MetricPath:
+    """One prompt's path to a scalar of all its logits: no single row is read, so the cotangent fills the stream.
+
+    `cotangent` is the gradient of the metric with respect to `x`, the primal at the first site.
+    """
+
+    sources: Sources
+    value: Float[Tensor, ""]
+    cotangent: Float[Tensor, "positions width_a"]
+    function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
+
+
+@torch.no_grad()
+def metric_path(
+    model: Model,
+    source: Dictionary,
+    tokens: Int[Tensor, " positions"],
+    metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
+    *,
+    policy: Policy = EXACT,
+    error: bool = True,
+) -> MetricPath:
+    """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
+
+    Raises:
+        InputError: where the metric does not give one number, or the dictionary does not fit the model.
+    """
+    check_source(model, source, model.config.last, metric)
+    head, through, x, base, _, _ = _open(model, source, model.config.last, tokens, policy, error)
+
+    def of_stream(x: Float[Tensor, "positions width_a"]) -> Float[Tensor, ""]:
+        value = metric(unembed(model, through(x, base), policy=policy))
+        if not isinstance(value, Tensor) or value.shape != ():
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"metric: gave {got}; expected a scalar tensor made from the logits [positions, d_vocab].")
+        return value
+
+    value, pull, *_ = vjp(of_stream, x)
+    (cotangent,) = pull(torch.ones_like(value))
+    return MetricPath(Sources(*head[:4]), value, cotangent, lambda values: of_stream(head.enter(values)))
+
+
+def stop_site(model: Model, target: Dictionary | Logits) -> Site:
+    """Where a target is read. Raises InputError where it does not fit the model."""
+    if isinstance(target, Dictionary):
+        check_fit(model, target, "target")
+        return target.site
+    if isinstance(target, Direction):
+        site = check_site(model, target.site or model.config.last, "logits")
+        if target.vector.shape != (width(model.config, site),):
+            raise InputError(
+                f"logits: Direction of shape {list(target.vector.shape)}, but {site} of {model.name} has vectors of "
+                f"{width(model.config, site)}."
+            )
+        return site
+    if isinstance(target, TopLogits) and (target.k < 1 or (target.mass is not None and not 0 < target.mass <= 1)):
+        raise InputError(f"logits: {target}; expected k >= 1 and, where given, 0 < mass <= 1.")
+    if isinstance(target, Tokens):
+        token_ids(model, target.tokens, "logits")
+    if isinstance(target, Difference):
+        token_ids(model, target.a, "logits")
+        token_ids(model, target.b, "logits")
+    return model.config.last

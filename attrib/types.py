@@ -1,0 +1,202 @@
+"""The vocabulary: sites, policies, sparse latents, what is kept, which logits, and the error classes.
+
+Every other module speaks in these words; docs/format.md says how they lie on disk.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# --------------------------------------------------------------------------------------- errors
+
+
+class AttribError(Exception):
+    """Base of every error that attrib raises on purpose. The CLI prints these without a traceback."""
+
+
+class InputError(AttribError, ValueError):
+    """An argument that cannot be used: names it, what came, what was expected, what to do."""
+
+
+class BudgetError(InputError):
+    """The memory budget is too small for even one row; names the smallest that would do."""
+
+
+class UnsupportedError(AttribError, NotImplementedError):
+    """A model or dictionary with a feature that attrib does not compute; names the feature."""
+
+
+class FormatError(AttribError):
+    """A file that is not what it claims to be: foreign, truncated, or of another version."""
+
+
+class FetchError(AttribError):
+    """A download that failed or did not match its pinned hash."""
+
+
+# ---------------------------------------------------------------------------------------- sites
+
+SiteKind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]
+
+SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+"""The kinds in the order in which a block computes them."""
+
+# What stands after "blocks.{layer}." in TransformerLens; the first name of each kind is the one written.
+_HOOKS: dict[SiteKind, tuple[str, ...]] = {
+    "resid_pre": ("hook_resid_pre",),
+    "z": ("attn.hook_z", "hook_z"),
+    "attn_out": ("hook_attn_out",),
+    "resid_mid": ("hook_resid_mid",),
+    "mlp_in": ("hook_mlp_in", "mlp.hook_in", "ln2.hook_normalized"),
+    "mlp_out": ("hook_mlp_out",),
+    "resid_post": ("hook_resid_post",),
+}
+_KIND_OF_HOOK = {hook: kind for kind, hooks in _HOOKS.items() for hook in hooks}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the transformer: a layer and a kind.
+
+    `z` is the heads' output before `W_O`, flat: [positions, heads · d_head]. `mlp_in` is what enters
+    the MLP's matrices, after the norm and its weight, as sae-lens's transcoders mean it
+    (TransformerLens' own optional `hook_mlp_in` fires one step earlier, on `resid_mid`).
+
+    >>> str(Site(7, "resid_pre"))
+    'blocks.7.hook_resid_pre'
+    >>> Site.parse("blocks.2.attn.hook_z")
+    Site(layer=2, kind='z')
+    """
+
+    layer: int
+    kind: SiteKind
+
+    def __post_init__(self) -> None:
+        if self.layer < 0 or self.kind not in SITE_KINDS:
+            raise InputError(f"Site({self.layer!r}, {self.kind!r}): expected layer >= 0 and a kind among {', '.join(SITE_KINDS)}.")
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.{_HOOKS[self.kind][0]}"
+
+    @classmethod
+    def parse(cls, name: "str | Site") -> "Site":
+        """Read a TransformerLens hook name. Raises InputError for anything else."""
+        if isinstance(name, Site):
+            return name
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+        if match is None or match[2] not in _KIND_OF_HOOK:
+            raise InputError(
+                f"Site.parse({name!r}): expected a TransformerLens hook name such as 'blocks.7.hook_resid_pre', "
+                f"ending in one of: {', '.join(_KIND_OF_HOOK)}."
+            )
+        return cls(int(match[1]), _KIND_OF_HOOK[match[2]])
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether the site is the residual stream itself, and not what a component adds to it."""
+        return self.kind.startswith("resid")
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Sort key in order of computation. `resid_post` of a layer is `resid_pre` of the next."""
+        if self.kind == "resid_post":
+            return self.layer + 1, 0
+        return self.layer, SITE_KINDS.index(self.kind)
+
+
+# --------------------------------------------------------------------------------------- policy
+
+Treatment = Literal["exact", "frozen"]
+
+
+class Policy(NamedTuple):
+    """Which nonlinearities are differentiated ("exact") and which are held at their primal value ("frozen").
+
+    Frozen attention holds the pattern; a frozen norm holds its denominator; a frozen MLP holds its output.
+    """
+
+    attention: Treatment = "exact"
+    norm: Treatment = "exact"
+    mlp: Treatment = "exact"
+
+
+EXACT = Policy()
+LINEAR = Policy(attention="frozen", norm="frozen")
+POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR}
+
+# -------------------------------------------------------------------------------------- latents
+
+
+class SparseLatents(NamedTuple):
+    """The active latents of one prompt, sorted by (position, latent)."""
+
+    position: Int[Tensor, " active"]
+    latent: Int[Tensor, " active"]
+    value: Float[Tensor, " active"]
+
+
+# ----------------------------------------------------------------------------------------- keep
+
+
+class Dense(NamedTuple):
+    """Keep every edge whose gradient is not exactly zero."""
+
+
+class TopK(NamedTuple):
+    """Keep the k edges of largest |attribution| of each target."""
+
+    k: int
+
+
+class Threshold(NamedTuple):
+    """Keep edges with |attribution| >= t."""
+
+    t: float
+
+
+class Mass(NamedTuple):
+    """Keep, per target, the fewest edges whose |attribution| sums to at least this fraction of all."""
+
+    fraction: float
+
+
+Keep = Dense | TopK | Threshold | Mass
+
+# ------------------------------------------------------------------------------- logit selections
+
+
+class TopLogits(NamedTuple):
+    """The k largest logits; with `mass`, the fewest of them that reach this probability (top-p)."""
+
+    k: int = 10
+    mass: float | None = None
+
+
+class Tokens(NamedTuple):
+    """The logits of these tokens, given as ids or as strings that are one token each."""
+
+    tokens: Sequence[int | str]
+
+
+class Difference(NamedTuple):
+    """One row: logit of `a` minus logit of `b`; a sequence of tokens stands for their mean."""
+
+    a: int | str | Sequence[int | str]
+    b: int | str | Sequence[int | str]
+
+
+class Direction(NamedTuple):
+    """One row: the residual stream at `site` (default: the last resid_post) dotted with `vector` [d_model]."""
+
+    vector: Float[Tensor, " d_model"]
+    site: Site | None = None
+
+
+Logits = TopLogits | Tokens | Difference | Direction
+
+Progress = Callable[[int, int], None]
+"""Called with (prompts done, prompts in all)."""
