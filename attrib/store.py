@@ -176,7 +176,7 @@ def _import_plugin(wanted_by: str) -> Any:
 def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any]) -> None:
     calls, absent = [edges.call for edges in blocks.values()], object()
     shared = {key: value for key, value in calls[0].items() if all(call.get(key, absent) == value for call in calls)}
-    file.attrs.update({"format": FORMAT, "format_version": VERSION, "call": _to_json(shared), "packages": _to_json(_packages())})
+    file.attrs.update({"format": _text(FORMAT), "format_version": VERSION, "call": _json(shared), "packages": _json(_packages())})
     prompts = next(iter(blocks.values())).prompts
     group = file.create_group("prompts")
     _write_columns(group, {"ptr": _array(prompts.ptr, np.int64), "ids": _integers(prompts.ids)}, filters)
@@ -184,7 +184,7 @@ def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any])
     listing = file.create_group("blocks", track_order=True)  # blocks are listed in the order they were given in
     for block, edges in blocks.items():
         group = listing.create_group(block.group)
-        group.attrs.update({**block._asdict(), "call": _to_json(edges.call)})
+        group.attrs.update({name: _text(part) for name, part in block._asdict().items()} | {"call": _json(edges.call)})
         _write_edges(group, edges, filters)
 
 
@@ -212,7 +212,7 @@ def _name_as_csr(csr: h5py.Group, shape: tuple[int, int]) -> None:
 
 
 def _write_nodes(group: h5py.Group, nodes: Nodes, filters: dict[str, Any]) -> None:
-    group.attrs["kind"] = nodes.kind
+    group.attrs["kind"] = _text(nodes.kind)
     integers = {"ptr": _array(nodes.ptr, np.int64), "position": _integers(nodes.position), "latent": _integers(nodes.latent)}
     _write_columns(group, integers | {"activation": _array(nodes.activation)}, filters)
     if nodes.probability is not None:
@@ -253,11 +253,17 @@ def _integers(column: Int[Tensor, " n"]) -> np.ndarray:
     return values.astype(np.int32) if fits else values
 
 
-def _to_json(value: dict[str, Any]) -> str:
+def _json(value: dict[str, Any]) -> np.ndarray:
     try:
-        return json.dumps(value)
+        return _text(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise InputError(f"edges: `call` cannot be written as JSON ({error}); expected dicts, lists, strings and numbers alone.") from error
+
+
+def _text(value: str) -> np.ndarray:
+    """An attribute of fixed length. HDF5 keeps the others in a heap without checksums, and in a damaged one can loop for ever."""
+    encoded = value.encode()
+    return np.array(encoded, h5py.string_dtype("utf-8", max(len(encoded), 1)))
 
 
 @cache
@@ -389,13 +395,18 @@ def _damaged(where: h5py.HLObject, fault: str) -> FormatError:
     return FormatError(f"{where.file.filename}: damaged: {where.name}: {fault}; {_REMEDY}")
 
 
+def _attribute(where: h5py.HLObject, name: str, kind: str) -> Any:
+    """An attribute whose numpy type is of this kind, or None; of another kind, it is not even read: see `_text`."""
+    return where.attrs[name] if name in where.attrs and where.attrs.get_id(name).dtype.kind == kind else None
+
+
 def _check_version(file: h5py.File) -> None:
-    if "format" not in file.attrs or _read_text(file, "format") != FORMAT:
+    if _attribute(file, "format", "S") != FORMAT.encode():
         raise FormatError(
             f"{file.filename}: an HDF5 file, but not attrib's: it holds {sorted(file)[:8]}; expected the root attribute "
             f"format={FORMAT!r}. Open it with the program that made it."
         )
-    version = file.attrs.get("format_version")
+    version = _attribute(file, "format_version", "i")
     if version != VERSION:
         raise FormatError(
             f"{file.filename}: format version {version}; this attrib reads version {VERSION}. Install the attrib that wrote it."
@@ -431,10 +442,10 @@ def _dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int 
 
 
 def _read_text(where: h5py.HLObject, name: str, among: Sequence[str] | None = None) -> str:
-    value = where.attrs.get(name)
-    if not isinstance(value, str) or (among is not None and value not in among):
-        raise _damaged(where, f"attribute {name}={value!r} is not {'text' if among is None else ' or '.join(among)}")
-    return value
+    value = _attribute(where, name, "S")
+    if value is None or (among is not None and value.decode() not in among):
+        raise _damaged(where, f"the attribute {name} is {value}, and not {'text of fixed length' if among is None else ' or '.join(among)}")
+    return value.decode()
 
 
 def _read_json(where: h5py.HLObject, name: str) -> dict[str, Any]:

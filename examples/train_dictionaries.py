@@ -283,6 +283,7 @@ def main(
     batch: int = 2048,
     lr: float = 1e-3,
     max_norm: Annotated[float, typer.Option(help="Leave out tokens whose norm is over so many medians")] = 10.0,
+    measured: Annotated[int, typer.Option(help="Held-out tokens to measure on, spread over all sources")] = 12_000,
     seed: int = 0,
 ) -> None:
     """Train, save and measure one SAE for each site."""
@@ -294,6 +295,7 @@ def main(
     by_source = contexts(model, text, context, tokens)
     training, held_out = split(by_source)
     training = np.random.default_rng(seed).permutation(training)
+    held_out = held_out[:: max(1, held_out.size // measured)]
     store = Store(work, sites, training, model.config.d_model)
     store.fill(model.to(dtype=torch.bfloat16))
     out.mkdir(parents=True, exist_ok=True)

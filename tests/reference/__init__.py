@@ -1,0 +1,1 @@
+"""Slow and plain: what attrib's values are held against."""

@@ -1,0 +1,49 @@
+"""The checks of shapes are live: without them every other test would pass over a wrong shape in silence."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from attrib.dictionary import encode_at
+from attrib.model import normalise
+from tests.builders import build, dictionary, normal
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_wrong_shape_is_refused_by_the_model():
+    model = build("gpt2")
+    norm = model.params.norm_final
+    assert normalise(model.config, norm, normal(5, 32)).shape == (5, 32)
+    with pytest.raises(TypeCheckError, match=r"parameter 'x'"):
+        normalise(model.config, norm, normal(32))  # no positions
+
+
+def test_a_wrong_dtype_is_refused_by_the_model():
+    model = build("gpt2")
+    with pytest.raises(TypeCheckError, match=r"parameter 'x'"):
+        normalise(model.config, model.params.norm_final, torch.ones(5, 32, dtype=torch.long))
+
+
+def test_a_wrong_shape_is_refused_by_dictionaries():
+    source, x = dictionary("standard"), normal(5, 32)
+    position, latent = torch.tensor([0, 1]), torch.tensor([3, 4])
+    assert encode_at(source, x, position, latent).shape == (2,)
+    with pytest.raises(TypeCheckError, match=r"parameter '(position|latent)'"):
+        encode_at(source, x, position, torch.tensor([3, 4, 5]))  # as many as positions
+
+
+def test_the_hook_loads_every_module_of_attrib():
+    names = [name for name in sys.modules if name.split(".")[0] == "attrib"]
+    assert "attrib.model" in names
+    assert {type(sys.modules[name].__spec__.loader).__module__.split(".")[0] for name in names} == {"jaxtyping"}
+
+
+def test_the_hook_loads_the_kernels():
+    package = import_module("attrib_kernels")
+    assert Path(package.__file__).parent == ROOT / "kernels" / "attrib_kernels"
+    assert type(package.__spec__.loader).__module__.split(".")[0] == "jaxtyping"
