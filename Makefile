@@ -8,7 +8,7 @@ READY := .venv/.ready
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
 	$(BIN)/attrib run examples/demo.toml --out demo.h5
-	$(BIN)/attrib show demo.h5 --top 5
+	$(BIN)/attrib show demo.h5 --top 5 --first-position 1
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
 from attrib.jacobian import DEFAULT_BUDGET, Tile, chunk_size, contract, forward, reverse, working_memory
-from attrib.model import Model
+from attrib.model import Model, fingerprint
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
@@ -218,7 +218,7 @@ def _run(
 ) -> Edges:
     """Check everything, then attribute prompt by prompt and join."""
     start, stop, dtype, prompts, chunks = _check(kind, model, source, target, tokens, options)
-    call = _call(kind, model, source, target, options, dtype, error)
+    call = _call(kind, model, source, target, prompts, options, dtype, error)
     model = _constant(model.to(dtype=dtype))
     source, target = (_constant(d.to(dtype=dtype, device=model.device)) if isinstance(d, Dictionary) else d for d in (source, target))
     parts = []
@@ -367,9 +367,16 @@ def _prompts(model: Model, ids: Tensor) -> Prompts:
 
 
 def _call(
-    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, options: _Options, dtype: torch.dtype, error: bool
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary | None,
+    target: Any,
+    prompts: list[Tensor],
+    options: _Options,
+    dtype: torch.dtype,
+    error: bool,
 ) -> dict[str, Any]:
-    """What was asked for and of which weights, as JSON can hold it."""
+    """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
 
     def named(dictionary: Dictionary | None) -> dict[str, Any] | None:
         if dictionary is None:
@@ -378,8 +385,10 @@ def _call(
 
     what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)
     return {
-        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint}, "source": named(source), "target": what,
+        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
+        "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
+        "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
-        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget,
+        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget, "seed": None,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, InputScale, active, decode, normalise_input, pre_activations
-from attrib.model import Model, check_site, embed, unembed, walk
+from attrib.model import Model, check_site, embed, walk
 from attrib.sparse import from_dense
 from attrib.types import Site, SparseLatents
 
@@ -46,8 +46,3 @@ def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Leaves:
     dense = pre.where(active(dictionary, pre), torch.zeros_like(pre))
     _, scale = normalise_input(dictionary, x)
     return Leaves(from_dense(dense), x - decode(dictionary, dense, scale), scale)
-
-
-def last_logits(model: Model, x: Float[Tensor, "positions d_model"]) -> Float[Tensor, " d_vocab"]:
-    """Logits at the last position, from the last residual stream."""
-    return unembed(model, x[-1:])[0]

@@ -88,6 +88,7 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="Show every prompt in full")] = False,
     kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
     top: Annotated[int, typer.Option(help="Edges in a table", min=1)] = 8,
+    first_position: Annotated[int, typer.Option(help="Leave out edges at earlier positions, such as an attention sink at 0", min=0)] = 0,
 ) -> None:
     """Print a result: a summary of all prompts, and the strongest edges of some."""
     from attrib.store import open_store
@@ -107,7 +108,7 @@ def show(
                 f"kind: no block of {', '.join(kind or [])} in this file, which has {', '.join(sorted({b[0] for b in result.blocks}))}."
             )
         for block in blocks:
-            for table in tables(result.edges(*block), chosen, top):
+            for table in tables(result.edges(*block), chosen, top, first_position):
                 console.print(table)
 
 

@@ -124,6 +124,8 @@ class Tokenizer:
     decode: Callable[[list[int]], str]
     bos: int | None = None
     """Put before every prompt given as text; None for models that are used without."""
+    sha256: str | None = None
+    """Hash of the tokenizer's definition, to tell which one a result came from."""
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,13 @@ def test_show_prints_the_strongest_edges(shown_file: Path, attrib_command: Comma
     assert re.search(r"p = 0\.\d{3}", ran.out), "logits are shown with their probability"
 
 
+def test_show_leaves_out_early_positions(shown_file: Path, attrib_command: Command) -> None:
+    ran = attrib_command("show", shown_file, "--prompt", 2, "--first-position", 3, "--top", 1000, "--kind", "latent_to_latent")
+    positions = [int(number) for number in re.findall(r"' \((\d+)\)", ran.out)]
+    assert min(positions) == 3
+    assert "from position 3 on" in ran.out
+
+
 def test_show_chooses_kinds_and_prompts(shown_file: Path, attrib_command: Command) -> None:
     ran = attrib_command("show", shown_file, "--kind", "latent_to_logit", "--all")
     assert "latent_to_latent" not in ran.out

@@ -3,6 +3,7 @@
 Reads parameters and never writes them; tied or unchanged tensors are shared, not copied.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,11 +161,14 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
 def from_hugging_face_tokenizer(tokenizer: Any) -> Tokenizer:
     """attrib's view of a transformers tokenizer. Prompts begin with what it puts first itself, if anything."""
     first = tokenizer("a").input_ids[:1]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
     bos = first[0] if first and first[0] in tokenizer.all_special_ids else None
     return Tokenizer(
         encode=lambda text: tokenizer(text, add_special_tokens=False).input_ids,
         decode=tokenizer.decode,
         bos=bos,
+        sha256=hashlib.sha256(definition.encode()).hexdigest(),
     )
 
 

@@ -63,6 +63,7 @@ def load() -> Model:
     text = Tokenizer(
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
     )
     return Model(params, config, NAME, text)
 

@@ -6,6 +6,7 @@ heads apart; attrib lays them side by side. Nothing is hooked, run or written.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,4 +167,4 @@ def _tokenizer(model: Any) -> Tokenizer:
     """The model's tokenizer, with the beginning-of-sequence token that TransformerLens would put first."""
     tokenizer = from_hugging_face_tokenizer(model.tokenizer)
     bos = model.tokenizer.bos_token_id if model.cfg.default_prepend_bos else None
-    return Tokenizer(tokenizer.encode, tokenizer.decode, bos)
+    return replace(tokenizer, bos=bos)

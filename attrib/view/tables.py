@@ -10,23 +10,37 @@ from rich.table import Table
 from attrib.edges import Edges, Nodes
 
 
-def tables(edges: Edges, prompts: list[int], top: int) -> Iterator[Table]:
-    """The summary of all prompts, then the strongest edges of the chosen ones."""
+def tables(edges: Edges, prompts: list[int], top: int, first_position: int = 0) -> Iterator[Table]:
+    """The summary of all prompts, then the strongest edges of the chosen ones, between positions from `first_position` on."""
     yield summary(edges)
     for number in prompts:
         one = edges.prompt(number)
         text = escape("".join(one.prompts.strings))
         order = one.attribution.abs().argsort(descending=True, stable=True)
-        yield strongest(one, order[:top], f'prompt {number}: "{text}"\n{len(order):,} edges stored; the strongest')
+        source, target = one.sources.position[one.indices[order]], one.targets.position[one.row[order]]
+        shown = (source >= first_position) & (target >= first_position)
+        where = f" from position {first_position} on" if first_position else ""
+        yield strongest(one, order[shown][:top], f'prompt {number}: "{text}"\n{len(order):,} edges stored; the strongest{where}')
         if edges.kind in ("token_to_latent", "latent_to_latent"):
-            apart = order[one.sources.position[one.indices[order]] != one.targets.position[one.row[order]]]
+            apart = order[shown & (source != target)]
             yield strongest(one, apart[:top], "the strongest between different tokens")
 
 
 def summary(edges: Edges) -> Table:
     """One row for each prompt: sizes, the fraction of pairs that are active, L1 norms."""
     table = Table(title=f"{edges.kind}: {edges.sources.site} → {edges.targets.site}", title_justify="left")
-    for name in ("prompt", "tokens", "sources", "targets", "active pairs", "of all", "edges kept", "Σ|source|", "Σ|attribution|", "kept"):
+    for name in (
+        "prompt",
+        "tokens",
+        "sources",
+        "targets",
+        "active pairs",
+        "of all pairs",
+        "edges kept",
+        "Σ|source|",
+        "Σ|attribution|",
+        "kept",
+    ):
         table.add_column(name, justify="right")
     for number in range(len(edges.prompts)):
         one = edges.prompt(number)
