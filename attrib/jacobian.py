@@ -96,7 +96,7 @@ def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int,
     hidden = positions * config.d_mlp * (3 if config.gated else 2)
     pattern = config.n_heads * positions * positions
     tape = layers * (10 * stream + 2 * hidden + 3 * pattern)
-    row = 6 * stream + max(2 * hidden, 4 * pattern + 6 * stream)
+    row = 4 * stream + max(hidden, 4 * pattern + 6 * stream)
     return Working(itemsize * (tape + 3 * positions * d_sae), itemsize * row)
 
 

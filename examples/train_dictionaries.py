@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -144,7 +144,8 @@ def train(store: Store, site: Site, out: Path, options: "Options") -> None:
     torch.manual_seed(options.seed)
     sae = TopKTrainingSAE(
         TopKTrainingSAEConfig(
-            d_in=store.arrays[site].shape[1], d_sae=options.width, k=options.k, normalize_activations="expected_average_only_in",
+            d_in=store.arrays[site].shape[1], d_sae=options.width, k=options.k[site.layer],
+            normalize_activations="expected_average_only_in",
             metadata=SAEMetadata(model_name=attrib.SMOLLM2, hook_name=str(site), context_size=store.tokens.shape[1], prepend_bos=False),
         )
     )  # fmt: skip
@@ -235,21 +236,22 @@ def card(out: Path, results: dict[str, dict[str, float]], sources: dict[str, int
         for name, r in results.items()
     )
     any_result = next(iter(results.values()))
-    texts = ", ".join(f"{name} ({count:,})" for name, count in sources.items())
+    texts = ", ".join(f"{name} ({count:,} tokens)" for name, count in sources.items())
     (out / "README.md").write_text(
         f"""# Residual-stream SAEs for SmolLM2-135M
 
-TopK, {options.width} latents, k = {options.k}, trained with sae-lens, stored in float16 in sae-lens's folder format.
+TopK with {options.width} latents (k is the L0 below), trained with sae-lens, stored in float16 in sae-lens's folder format.
 Measured on {any_result["held_out_tokens"]:,} held-out tokens; cross-entropy in nats per token.
 
 | site | explained variance | L0 | dead fraction | CE original | CE spliced | CE zero-ablated | loss recovered |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Text: {texts} tokens, in contexts of {options.context} without a beginning-of-sequence token; {trained_on:,} of them for
-training, {options.samples:,} samples a site. One run of {RUN} contexts in every {HELD_OUT_EVERY} is held out. Tokens whose norm is
-over {options.max_norm:g} medians (attention sinks, mostly the first token) are left out of training, of explained variance, L0 and
-dead fraction, and keep their true value where reconstructions are spliced in or zeroed.
+Text: {texts}.
+Contexts of {options.context} tokens without a beginning-of-sequence token; {trained_on:,} tokens for training, {options.samples:,}
+samples a site. One run of {RUN} contexts in every {HELD_OUT_EVERY} is held out. Tokens whose norm is over {options.max_norm:g} medians
+(attention sinks, mostly the first token) are left out of training, of explained variance, L0 and dead fraction,
+and keep their true value where reconstructions are spliced in or zeroed.
 
 To repeat:
 
@@ -264,9 +266,9 @@ To repeat:
 
 
 class Options:
-    """The numbers of a run, as the card repeats them."""
+    """The numbers of a run, as the card repeats them. `k` is by layer."""
 
-    def __init__(self, **numbers: float | int) -> None:
+    def __init__(self, **numbers: Any) -> None:
         self.__dict__.update(numbers)
 
 
@@ -278,7 +280,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens in all, shared evenly among the files")] = 630_000,
     context: Annotated[int, typer.Option(help="Tokens in a context")] = 64,
     width: Annotated[int, typer.Option(help="Latents of a dictionary")] = 2304,
-    k: Annotated[int, typer.Option(help="Active latents of a token")] = 32,
+    k: Annotated[list[int], typer.Option(help="Active latents of a token: once for all layers, or once for each")] = [32, 32, 64, 64],  # noqa: B006
     samples: Annotated[int, typer.Option(help="Training samples of each site")] = 2_000_000,
     batch: int = 2048,
     lr: float = 1e-3,
@@ -287,8 +289,19 @@ def main(
     seed: int = 0,
 ) -> None:
     """Train, save and measure one SAE for each site."""
+    if len(k) not in (1, len(layer)):
+        raise typer.BadParameter(f"{len(k)} numbers for {len(layer)} layers; give one, or one for each", param_hint="--k")
     options = Options(
-        layers=layer, tokens=tokens, context=context, width=width, k=k, samples=samples, batch=batch, lr=lr, max_norm=max_norm, seed=seed
+        layers=layer,
+        tokens=tokens,
+        context=context,
+        width=width,
+        k=dict(zip(layer, k * len(layer), strict=False)),
+        samples=samples,
+        batch=batch,
+        lr=lr,
+        max_norm=max_norm,
+        seed=seed,
     )
     model = attrib.load_model(attrib.SMOLLM2)
     sites = [Site(number, "resid_pre") for number in layer]

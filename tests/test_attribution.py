@@ -642,8 +642,10 @@ def test_bad_options(options: dict[str, Any], words: list[str], name: str):
 @pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit"])
 @pytest.mark.usefixtures("as_in_production")
 def test_positions_outside_a_prompt(positions: Any, name: str):
+    done = []
     with pytest.raises(InputError) as caught:
-        all_four("gpt2", torch.float64, 12, 9)[name](positions=positions)
+        all_four("gpt2", torch.float64, 12, 9)[name](positions=positions, progress=lambda *numbers: done.append(numbers))
+    assert not done  # refused before the prompt that they would fit
     assert_says(
         caught.value,
         ["positions", str(positions if isinstance(positions, list) else [positions]), "9 tokens" if positions else "12 tokens"],

@@ -136,3 +136,11 @@ def test_a_rule_that_makes_none_is_refused_by_name(keep):
     with pytest.raises(InputError, match=r"^keep: ") as caught:
         check_keep(keep)
     assert repr(keep)[: repr(keep).index("(")] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "columns"), [(0.25, [1]), (0.5, [1]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 3]), (1.0, [0, 1, 3])]
+)
+def test_mass_that_is_reached_exactly_asks_for_no_more(fraction: float, columns: list[int]):
+    row = torch.tensor([[1.0, -2.0, 0.0, 1.0]])
+    assert kept_columns(Mass(fraction), row, row) == [columns]
