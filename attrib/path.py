@@ -80,17 +80,15 @@ class Read(NamedTuple):
 class Start(NamedTuple):
     """The leaves at a path's beginning and the function that puts them into the stream."""
 
-    position: Int[Tensor, " sources"]
-    latent: Int[Tensor, " sources"]
-    value: Float[Tensor, " sources"]
-    direction: Float[Tensor, "sources width_a"]
+    sources: Sources
     enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
 
 
 def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"]) -> Start:
     """Token scales: one factor for each position's embedding sum, 1 at the primal."""
     ones = torch.ones_like(embedded[:, 0])
-    return Start(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded, lambda scales: embedded * scales[:, None])
+    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded)
+    return Start(sources, lambda scales: embedded * scales[:, None])
 
 
 def start_at_latents(source: Dictionary, x: Float[Tensor, "positions width_a"], error: bool) -> Start:
@@ -103,7 +101,7 @@ def start_at_latents(source: Dictionary, x: Float[Tensor, "positions width_a"], 
         out = decode_at(source, values, position, latent, leaves.scale)
         return out + leaves.error if error else out
 
-    return Start(position, latent, value, direction, enter)
+    return Start(Sources(position, latent, value, direction), enter)
 
 
 # ------------------------------------------------------------------------------------ where it ends
@@ -282,7 +280,7 @@ def _open(model: Model, source: Dictionary | None, stop: Site, tokens: Int[Tenso
     through = segment(model, start, stop, policy=policy)
     head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, true_a, error)
     # with the error in, the primal is the true one, not its reconstruction up to rounding
-    x = true_a if source is None or error else head.enter(head.value)
+    x = true_a if source is None or error else head.enter(head.sources.value)
     return _Opening(head, through, x, stream, true_b, true_b if x is true_a else through(x, stream))
 
 
@@ -327,7 +325,7 @@ def path(
         return read.function(through(head.enter(values), base).index_select(0, read.position))
 
     targets = Targets(read.position, read.latent, value, cotangent)
-    return Path(through, x, base, Sources(*head[:4]), targets, function, read.labels, read.probability)
+    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability)
 
 
 @dataclass(frozen=True)
@@ -370,7 +368,7 @@ def metric_path(
 
     value, pull, *_ = vjp(of_stream, x)
     (cotangent,) = pull(torch.ones_like(value))
-    return MetricPath(Sources(*head[:4]), value, cotangent, lambda values: of_stream(head.enter(values)))
+    return MetricPath(head.sources, value, cotangent, lambda values: of_stream(head.enter(values)))
 
 
 def stop_site(model: Model, target: Dictionary | Logits) -> Site:
