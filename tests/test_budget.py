@@ -5,12 +5,12 @@ from collections.abc import Callable
 from itertools import accumulate
 
 import pytest
-from builders import Family, dictionary, prompt, tiny
 from torch.profiler import ProfilerActivity, profile
 
 import attrib
 from attrib.jacobian import chunk_size, working_memory
 from attrib.types import BudgetError
+from tests.builders import Family, dictionary, prompt, tiny
 
 WIDTH = 96
 LARGE: dict[Family, dict[str, int]] = {

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
 
 import attrib
 from attrib import cli, run
 from attrib.types import Dense, InputError, Mass, Threshold, TopK
+from tests.builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
 
 
 class Ran(NamedTuple):

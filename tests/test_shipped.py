@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tolerances import FOREIGN, assert_close
 from torch import Tensor
 
 import attrib
 from attrib.sources import SHIPPED, shipped
+from tests.tolerances import FOREIGN, assert_close
 
 TEXT = "Her sister sold the old piano"
 ROWS = 10

@@ -16,7 +16,7 @@ import attrib
 from attrib.capture import capture
 from attrib.model import Model, logits
 from attrib.types import FetchError, FormatError, InputError, Site, UnsupportedError
-from tests.builders import DTYPES, FAMILIES, VARIANTS, Family, all_sites, prompt, randomise, tiny, tiny_gpt2, tiny_llama, tiny_variant
+from tests.builders import DTYPES, FAMILIES, VARIANTS, Family, all_sites, prompt, randomise, sae, tiny, tiny_gpt2, tiny_llama, tiny_variant
 from tests.tolerances import FOREIGN, assert_close
 
 pytestmark = [
@@ -352,6 +352,38 @@ def test_a_name_that_nobody_knows():
         attrib.load_dictionary("no-slash")
     with pytest.raises(FetchError, match=r"gpt2-small-res-jb/blocks\.0\.hook_resid_pre could not be fetched; is a model hub reachable"):
         attrib.load_dictionary("gpt2-small-res-jb/blocks.0.hook_resid_pre")
+
+
+def test_a_transformer_lens_name_reaches_it_with_its_options(monkeypatch: pytest.MonkeyPatch):
+    from transformer_lens import HookedTransformer
+
+    model, asked = hooked(**LLAMA_LIKE), {}
+
+    def from_pretrained(name: str, **options: Any) -> Any:
+        asked.update(options, name=name)
+        return model
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained", from_pretrained)
+    loaded = attrib.load_model("pythia-70m", fold_ln=False)
+    assert asked == {"name": "pythia-70m", "device": "cpu", "fold_ln": False}
+    assert loaded.name == "pythia-70m"
+    assert_same_model(model, loaded, torch.float32)
+
+
+def test_a_release_name_reaches_sae_lens(monkeypatch: pytest.MonkeyPatch):
+    from sae_lens import SAE
+
+    made, asked = sae("jumprelu"), {}
+
+    def from_pretrained(release: str, sae_id: str, **options: Any) -> Any:
+        asked.update(options, release=release, sae_id=sae_id)
+        return made
+
+    monkeypatch.setattr(SAE, "from_pretrained", from_pretrained)
+    loaded = attrib.load_dictionary("gpt2-small-res-jb/blocks.7.hook_resid_pre")
+    assert asked == {"release": "gpt2-small-res-jb", "sae_id": "blocks.7.hook_resid_pre", "dtype": "float32"}
+    assert loaded.name == "gpt2-small-res-jb/blocks.7.hook_resid_pre"
+    assert torch.equal(loaded.params.W_enc, made.W_enc)
 
 
 def test_a_folder_without_a_model(tmp_path: Path):
