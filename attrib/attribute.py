@@ -189,8 +189,10 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
         check_source(model, source, stop, target)
     for ids in prompts:
         chosen_positions(options.positions, len(ids), ids.device)
-    d_sae = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
-    working = [working_memory(model.config, start, stop, len(ids), d_sae, dtype.itemsize) for ids in prompts]
+    # the widest table over positions: a dictionary's latents, or the logits that a metric reads
+    widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
+    widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
+    working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
     # the prompt that needs most is asked first, so that the error names what is enough for all
     order = sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True)
     chunk_of = {number: chunk_size(working[number], options.budget, number) for number in order}

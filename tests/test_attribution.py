@@ -387,6 +387,13 @@ def test_the_smallest_budget_is_enough_and_gives_the_same(family: Family, name: 
         assert torch.equal(edges.indices, ample.indices)
 
 
+def test_the_logits_of_a_metric_are_in_the_budget():
+    model, ids = builders.attrib_model("gpt2", torch.float64, vocab_size=5000), prompts(9)
+    source = Lens().dictionary("gpt2")
+    assert smallest_budget(partial(attrib.latent_to_metric, model, source, ids, metric)) >= 2 * 9 * 5000 * 8  # logits and their gradient
+    assert smallest_budget(partial(attrib.latent_to_logit, model, source, ids)) < 9 * 5000 * 8
+
+
 # ------------------------------------------------------------------------------ choices of logits
 
 
