@@ -144,12 +144,11 @@ def test_the_path_to_a_metric(family: Family, error: bool, site: str):
 @pytest.mark.parametrize("name", ["token to latent", "topk to jumprelu", "latent to top logits", "mlp_out to attn_out"])
 @pytest.mark.parametrize("policy", [attrib.EXACT, attrib.LINEAR], ids=["exact", "linear"])
 def test_sweeps_of_any_width_and_either_direction_give_one_matrix(family: Family, name: str, policy: Policy):
-    for length, chunks in ((2, (1,)), (9, (40, 1000))):
-        path = path_of(family, ENDS[name], length, policy=policy)
-        whole = jacrev(path.function)(path.sources.value)
-        for engine in (reverse, forward):
-            for chunk in chunks:
-                assert_same(matrix(path, engine, chunk), whole, f"{engine.__name__} by {chunk}")
+    path = path_of(family, ENDS[name], 9, policy=policy)
+    whole = jacrev(path.function)(path.sources.value)
+    for engine in (reverse, forward):
+        for chunk in (37, 1000):  # one by one: the smallest budget, in test_attribution
+            assert_same(matrix(path, engine, chunk), whole, f"{engine.__name__} by {chunk}")
 
 
 @families
