@@ -392,5 +392,6 @@ def _call(
         "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
-        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget, "seed": None, "precision_error": None,
+        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget,
+        "seed": None, "precision_error": None,
     }  # fmt: skip
