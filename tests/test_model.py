@@ -15,7 +15,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.capture import capture, last_logits
+from attrib.capture import capture
 from attrib.model import ModelConfig, Norm, Params, block, embed, fingerprint, logits, mlp, segment, unembed, walk, width
 from attrib.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
 from tests.builders import (
@@ -152,7 +152,6 @@ def test_pieces_compose(family: Family):
     whole = logits(model, tokens)
     assert whole.shape == (8, D_VOCAB)
     assert_close(unembed(model, x), whole)
-    assert_close(last_logits(model, x), whole[-1])
     half = segment(model, "blocks.0.hook_resid_pre", "blocks.1.hook_resid_mid")(embed(model, tokens))
     assert_close(segment(model, "blocks.1.hook_resid_mid", "blocks.3.hook_resid_post")(half), x)
 
