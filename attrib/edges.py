@@ -46,7 +46,8 @@ class Nodes:
 
     `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for a difference, a
     direction or a metric. `activation` is the latent's activation, a token's scale (1), or the value of a
-    logit, direction or metric.
+    logit, direction or metric. Targets have their value at the end of the path: with `error=False`, what the
+    reconstruction alone leads to, which is 0 for a latent that is not active there.
     """
 
     kind: NodeKind
