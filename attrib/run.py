@@ -91,16 +91,15 @@ class RunFile(BaseModel):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a TOML run file; its own relative paths are taken from its folder."""
+    """The keys of a TOML run file; a relative path of prompts is taken from its folder."""
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"config: {path} does not exist.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"config: {path} is not TOML: {error}.") from None
-    for key in ("prompts",):
-        if isinstance(table.get(key), str):
-            table[key] = path.parent / table[key]
+    if isinstance(table.get("prompts"), str):
+        table["prompts"] = path.parent / table["prompts"]
     return table
 
 
