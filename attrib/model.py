@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -198,7 +199,8 @@ def attention_pattern(
     """Causal softmax attention of grouped query heads; each group shares its keys."""
     positions = q.shape[-2]
     # one product per key head: the queries of a group stand below each other, so keys are never copied
-    scores = (q.flatten(-3, -2) @ k.transpose(-1, -2)).unflatten(-2, q.shape[-3:-1]) * scale
+    scores = rearrange(q, "... group pos d -> ... (group pos) d") @ k.transpose(-1, -2)
+    scores = rearrange(scores, "... (group pos) key -> ... group pos key", pos=positions) * scale
     hidden = torch.ones(positions, positions, dtype=torch.bool, device=q.device).triu(1)
     return scores.masked_fill(hidden, -math.inf).softmax(-1)
 
@@ -206,16 +208,17 @@ def attention_pattern(
 def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
     """`z` of one layer from the normed stream `x`."""
     config, p = model.config, model.params.blocks[layer].attention
-    q = (x @ p.W_Q + p.b_Q).unflatten(-1, (config.n_kv_heads, -1, config.d_head)).movedim(-4, -2)  # [kv_heads, group, positions, d_head]
-    k = (x @ p.W_K + p.b_K).unflatten(-1, (config.n_kv_heads, config.d_head)).transpose(-3, -2)  # [kv_heads, positions, d_head]
-    v = (x @ p.W_V + p.b_V).unflatten(-1, (config.n_kv_heads, config.d_head)).transpose(-3, -2)
+    kv = config.n_kv_heads
+    q = rearrange(x @ p.W_Q + p.b_Q, "... pos (kv group d) -> ... kv group pos d", kv=kv, d=config.d_head)
+    k = rearrange(x @ p.W_K + p.b_K, "... pos (kv d) -> ... kv pos d", kv=kv)
+    v = rearrange(x @ p.W_V + p.b_V, "... pos (kv d) -> ... kv pos d", kv=kv)
     if config.positions == "rotary":
         q, k = rotate(q, model.params), rotate(k, model.params)
     pattern = attention_pattern(q, k, config.attention_scale)
     if policy.attention == "frozen":
         pattern = pattern.detach()
-    z = (pattern.flatten(-3, -2) @ v).unflatten(-2, pattern.shape[-3:-1])
-    return z.movedim(-2, -4).flatten(-3)
+    z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
+    return rearrange(z, "... kv (group pos) d -> ... pos (kv group d)", pos=x.shape[-2])
 
 
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from attrib.model import MLP, Attention, Block, Model, ModelConfig, Norm, Params, Tokenizer
@@ -85,16 +86,16 @@ def _params(state: Mapping[str, Tensor], config: ModelConfig, cos: Tensor, sin: 
     def norm(at: str) -> Norm:
         return Norm(state.get(f"{at}.w", ones), state.get(f"{at}.b", zeros))
 
-    def columns(at: str) -> Tensor:
-        """[heads, d_model, d_head] as [d_model, heads · d_head]."""
-        return state[at].permute(1, 0, 2).flatten(1)
+    def columns(at: str, every: int = 1) -> Tensor:
+        """[heads, d_model, d_head] as [d_model, heads · d_head], of every so many heads."""
+        return rearrange(state[at][::every], "heads d_model d_head -> d_model (heads d_head)")
 
     def key_heads(at: str, part: str) -> tuple[Tensor, Tensor]:
         """Keys or values of grouped queries, once for each group, whether TransformerLens repeats them or not."""
         if f"{at}._W_{part}" in state:
             return columns(f"{at}._W_{part}"), state[f"{at}._b_{part}"].flatten()
         every = config.n_heads // config.n_kv_heads
-        return state[f"{at}.W_{part}"][::every].permute(1, 0, 2).flatten(1), state[f"{at}.b_{part}"][::every].flatten()
+        return columns(f"{at}.W_{part}", every), state[f"{at}.b_{part}"][::every].flatten()
 
     def block(i: int) -> Block:
         at = f"blocks.{i}.attn"
