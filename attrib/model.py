@@ -84,7 +84,7 @@ class Params(NamedTuple):
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -182,11 +182,11 @@ def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT
     return x / denominator * norm.weight + norm.bias
 
 
-def rotate(x: Float[Tensor, "*batch positions d_head"], params: Params) -> Float[Tensor, "*batch positions d_head"]:
-    """Rotary embedding of queries or keys, halves rotated against each other (Su et al. 2021, GPT-NeoX layout)."""
-    positions, d_rotary = x.shape[-2], params.rotary_cos.shape[-1]
-    cos, sin = params.rotary_cos[:positions], params.rotary_sin[:positions]
-    turned, rest = x[..., :d_rotary], x[..., d_rotary:]
+def rotate(
+    x: Float[Tensor, "*batch positions d_head"], cos: Float[Tensor, "*tables d_rotary"], sin: Float[Tensor, "*tables d_rotary"]
+) -> Float[Tensor, "*batch positions d_head"]:
+    """Rotary embedding, halves turned against each other (Su et al. 2021, GPT-NeoX layout); the tables broadcast over heads."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
 
@@ -205,16 +205,31 @@ def attention_pattern(
     return scores.masked_fill(hidden, -math.inf).softmax(-1)
 
 
-def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
-    """`z` of one layer from the normed stream `x`."""
+class Heads(NamedTuple):
+    """Queries, keys and values of one layer, rotated where the model rotates."""
+
+    q: Float[Tensor, "*batch kv_heads group positions d_head"]
+    k: Float[Tensor, "*batch kv_heads positions d_head"]
+    v: Float[Tensor, "*batch kv_heads positions d_head"]
+
+
+def heads(model: Model, layer: int, x: Stream) -> Heads:
+    """Queries, keys and values from the normed stream `x`."""
     config, p = model.config, model.params.blocks[layer].attention
     kv = config.n_kv_heads
     q = rearrange(x @ p.W_Q + p.b_Q, "... pos (kv group d) -> ... kv group pos d", kv=kv, d=config.d_head)
     k = rearrange(x @ p.W_K + p.b_K, "... pos (kv d) -> ... kv pos d", kv=kv)
     v = rearrange(x @ p.W_V + p.b_V, "... pos (kv d) -> ... kv pos d", kv=kv)
     if config.positions == "rotary":
-        q, k = rotate(q, model.params), rotate(k, model.params)
-    pattern = attention_pattern(q, k, config.attention_scale)
+        cos, sin = model.params.rotary_cos[: x.shape[-2]], model.params.rotary_sin[: x.shape[-2]]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return Heads(q, k, v)
+
+
+def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
+    """`z` of one layer from the normed stream `x`."""
+    q, k, v = heads(model, layer, x)
+    pattern = attention_pattern(q, k, model.config.attention_scale)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
@@ -223,7 +238,7 @@ def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float
 
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's output from its normed input."""
-    p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
+    p, act = model.params.blocks[layer].mlp, ACTIVATIONS[model.config.activation]
     hidden = x @ p.W_in + p.b_in
     hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
     out = hidden @ p.W_out + p.b_out

@@ -1,0 +1,338 @@
+"""One block linearised at its primal point: each component's tangent map and adjoint, written out.
+
+A *point* holds what a component's derivative needs of the primal. A *push* maps tangents forward, a *pull*
+maps cotangents back; both are linear, and any number of rows share one point. In the block's own symbols
+(attrib/model.py), for one norm, one head and one MLP:
+
+    norm       unit = x̄ / s,  s² = ⟨x̄, x̄⟩/d + eps,  x̄ = x, centred for LayerNorm
+               pull = push:  N(y) = (y - unit ⟨unit, y⟩ / d) / s         frozen: y / s
+    attention  a = softmax(c q k^T),  z = a v,  o the cotangent of z
+               ds[t,s] = c a[t,s] (o[t]·v[s] - o[t]·z[t])
+               q̄[t] = Σ_s ds[t,s] k[s],  k̄[s] = Σ_t ds[t,s] q[t],  v̄[s] = Σ_t a[t,s] o[t]        frozen: v̄ alone
+               ż[t] = Σ_s a[t,s] v̇[s] + Σ_s ds[t,s] (v[s] - z[t]),  ds[t,s] = c a[t,s] (q̇[t]·k[s] + q[t]·k̇[s])
+    MLP        pull(g) = Σ_i ((g W_out^T) ⊙ slope_i) W_i^T               i over the gate and the input
+
+The weight of a norm is folded into the matrix that reads it, and so is the centring of a LayerNorm: W is
+replaced by diag(w) W less the mean of its rows. Then 1^T W = 0, what W^T makes is centred by itself, and
+one N serves both families. docs/engine.md derives each.
+
+Rows are [positions, rows, width]. In *head space* a row holds the queries, keys and values of all heads
+side by side, q | k | v, before rotation; where attention is frozen, v alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import jvp
+
+from attrib.model import ACTIVATIONS, Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotate
+from attrib.types import Policy
+
+Rows = Float[Tensor, "positions rows width"]
+
+QUERY_BLOCK = 64
+"""Query positions of one block of the attention maps: blocks skip what causality masks, and bound the memory."""
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+class NormPoint(NamedTuple):
+    """The normed stream without weight and bias, and 1 / s."""
+
+    unit: Float[Tensor, "positions d_model"]
+    inverse: Float[Tensor, "positions 1"]
+
+    def at(self, index: slice | Tensor) -> "NormPoint":
+        """The point of some positions."""
+        return NormPoint(self.unit[index], self.inverse[index])
+
+
+def norm_point(config: ModelConfig, x: Float[Tensor, "positions d_model"]) -> NormPoint:
+    """The point of either norm of a block at the stream `x`."""
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    inverse = (x.pow(2).mean(-1, keepdim=True) + config.eps).rsqrt()
+    return NormPoint(x * inverse, inverse)
+
+
+def fold_norm(config: ModelConfig, norm: Norm, W: Float[Tensor, "d_model width"]) -> Float[Tensor, "d_model width"]:
+    """The matrix that reads `unit` where `W` reads the normed stream, up to a constant."""
+    W = W * norm.weight[:, None]
+    return W - W.mean(0, keepdim=True) if config.norm == "layer" else W
+
+
+def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
+    """N(y), in place: the adjoint of x → unit after a folded matrix, and its tangent map before one."""
+    if policy.norm == "exact":
+        along = torch.bmm(y, point.unit[:, :, None])  # ⟨unit, y⟩
+        y.addcmul_(along, point.unit[:, None], value=-1 / y.shape[-1])
+    return y.mul_(point.inverse[:, None])
+
+
+def norm_pull(config: ModelConfig, norm: Norm, point: NormPoint, y: Rows, policy: Policy) -> Rows:
+    """The adjoint of the whole norm, weight and centring with it, for cotangents of its output."""
+    y = y * norm.weight
+    return norm_map(point, y - y.mean(-1, keepdim=True) if config.norm == "layer" else y, policy)
+
+
+# -------------------------------------------------------------------------------------- attention
+
+
+class AttentionPoint(NamedTuple):
+    """The heads of one prompt, rotated; query heads are grouped by the key head that they read."""
+
+    q: Float[Tensor, "kv_heads group positions d_head"]
+    k: Float[Tensor, "kv_heads positions d_head"]
+    v: Float[Tensor, "kv_heads positions d_head"]
+    z: Float[Tensor, "kv_heads group positions d_head"]
+    pattern: Float[Tensor, "kv_heads group positions positions"]
+    cos: Float[Tensor, "positions d_rotary"]  # d_rotary is 0 where positions are not rotary
+    sin: Float[Tensor, "positions d_rotary"]
+
+
+class AttentionWeights(NamedTuple):
+    """One layer's matrices into head space, norm_1 folded in, and out of it."""
+
+    W_in: Float[Tensor, "d_model d_heads"]
+    W_out: Float[Tensor, "d_q d_model"]
+
+
+def attention_weights(model: Model, layer: int, policy: Policy) -> AttentionWeights:
+    """q | k | v side by side, or v alone where attention is frozen."""
+    block = model.params.blocks[layer]
+    p = block.attention
+    W = p.W_V if policy.attention == "frozen" else torch.cat([p.W_Q, p.W_K, p.W_V], dim=1)
+    return AttentionWeights(fold_norm(model.config, block.norm_1, W), p.W_O)
+
+
+def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_model"]) -> AttentionPoint:
+    """The point of a layer's heads at the whole stream `x` of one prompt."""
+    q, k, v = heads(model, layer, normalise(model.config, model.params.blocks[layer].norm_1, x))
+    pattern = attention_pattern(q, k, model.config.attention_scale)
+    z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
+    cos, sin = model.params.rotary_cos[: len(x)], model.params.rotary_sin[: len(x)]
+    if model.config.positions != "rotary":
+        cos, sin = (x.new_zeros(len(x), 0) for _ in range(2))
+    return AttentionPoint(q, k, v, z, pattern, cos, sin)
+
+
+def rotate_back(
+    y: Float[Tensor, "*rows d_head"], cos: Float[Tensor, "*tables d_rotary"], sin: Float[Tensor, "*tables d_rotary"]
+) -> Float[Tensor, "*both d_head"]:
+    """The adjoint of `rotate`; rows and tables broadcast."""
+    turned, rest = y[..., : cos.shape[-1]], y[..., cos.shape[-1] :]
+    first, second = (turned * sin).chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([second, -first], dim=-1)
+    return torch.cat([turned, rest.expand(*turned.shape[:-1], -1)], dim=-1)
+
+
+def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy) -> Rows:
+    """Head-space cotangents from those of z, on the first `positions` positions of the prompt."""
+    kv, group, _, d_head = point.q.shape
+    positions, rows, _ = o.shape
+    exact = policy.attention == "exact"
+    o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
+    dv = o.new_zeros(kv, positions, rows * d_head)
+    if exact:
+        dk = o.new_zeros(kv, rows, positions, d_head)
+        dq = o.new_empty(positions, rows, kv, group, d_head)
+    for first in range(0, positions, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, positions)
+        block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
+        dv[:, :end].baddbmm_(rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)"))
+        if not exact:
+            continue
+        ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
+        ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
+        ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True)).mul_((a * scale)[:, :, :, None])
+        q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (g t) d")
+        to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
+        dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
+        to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
+        dq[first:end] = rearrange(to_queries, "kv (g t n) d -> t n kv g d", g=group, n=rows)
+    v = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
+    if not exact:
+        return rearrange(v, "s n kv d -> s n (kv d)")
+    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+    parts = [rearrange(dq, "t n kv g d -> t n (kv g) d"), rearrange(dk, "kv n s d -> s n kv d")]
+    if point.cos.shape[-1]:
+        parts = [rotate_back(part, cos, sin) for part in parts]
+    return rearrange(torch.cat([*parts, v], dim=2), "t n heads d -> t n (heads d)")
+
+
+def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy) -> Rows:
+    """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
+    kv, group, total, d_head = point.q.shape
+    positions, rows, _ = tangents.shape
+    begin = total - positions
+    exact = policy.attention == "exact"
+    split = rearrange(tangents, "t n (heads d) -> t n heads d", d=d_head)
+    v = rearrange(split[:, :, -kv:], "s n kv d -> kv s (n d)")
+    if exact:
+        cos, sin = (table[begin:, None, None] for table in (point.cos, point.sin))
+        turned = rotate(split[:, :, :-kv], cos, sin) if point.cos.shape[-1] else split[:, :, :-kv]
+        q = rearrange(turned[:, :, : kv * group], "t n (kv g) d -> kv g t n d", g=group)
+        k = rearrange(turned[:, :, kv * group :], "s n kv d -> kv n s d")
+    z = tangents.new_empty(positions, rows, kv, group, d_head)
+    for first in range(0, positions, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, positions)
+        at, reach = slice(begin + first, begin + end), begin + end
+        a = point.pattern[:, :, at, :reach]
+        out = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
+        out = rearrange(out, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
+        if exact:
+            ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
+            ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
+            keys = rearrange(k[:, :, :end], "kv n s d -> kv d (n s)")
+            by_key = rearrange(point.q[:, :, at], "kv g t d -> kv (g t) d") @ keys
+            ds[..., begin:] += rearrange(by_key, "kv (g t) (n s) -> kv g t n s", g=group, n=rows)
+            ds.mul_((a * scale)[:, :, :, None])
+            moved = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.v[:, :reach]
+            out = out + rearrange(moved, "kv (g t n) d -> kv g t n d", g=group, n=rows)
+            out = out - ds.sum(-1, keepdim=True) * point.z[:, :, at, None]
+        z[first:end] = rearrange(out, "kv g t n d -> t n kv g d")
+    return rearrange(z, "t n kv g d -> t n (kv g d)")
+
+
+def attention_pull_at(
+    point: AttentionPoint, weights: AttentionWeights, o: Float[Tensor, "rows d_q"], position: int, scale: float, policy: Policy
+) -> Float[Tensor, "prefix rows d_model"]:
+    """`attention_pull` and W_in^T of cotangents that live at one position only, on all positions up to it.
+
+    Each head's value cotangent is a[p, s] o, of rank one over s, and its key cotangent ds[p, s] q[p]: so o is
+    projected through W_V once, q[p] through W_K once for all rows, and both are spread over s by numbers.
+    The cotangents are those of `unit`, the norm's own adjoint is still to come.
+    """
+    kv, group, _, d_head = point.q.shape
+    rows, end, d_q = len(o), position + 1, kv * group * d_head
+    exact = policy.attention == "exact"
+    a = point.pattern[:, :, position, :end]
+    o = rearrange(o, "n (kv g d) -> kv (g n) d", kv=kv, g=group)
+    through = o @ rearrange(weights.W_in[:, -kv * d_head :], "m (kv d) -> kv d m", kv=kv)
+    y = rearrange(a, "kv g s -> s (kv g)") @ rearrange(through, "kv (g n) m -> (kv g) (n m)", g=group)
+    y = rearrange(y, "s (n m) -> s n m", n=rows)
+    if not exact:
+        return y
+    ds = rearrange(o @ point.v[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    ds.sub_((rearrange(o, "kv (g n) d -> kv g n d", g=group) * point.z[:, :, position, None]).sum(-1, keepdim=True))
+    ds.mul_((a * scale)[:, :, None])
+    q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q:-kv * d_head], "m (kv d) -> kv d m", kv=kv)
+    spread = rearrange(ds, "kv g n s -> s n (kv g)")
+    if point.cos.shape[-1]:
+        back = rotate_back(q[:, :, None], point.cos[:end], point.sin[:end])
+        keys = rearrange(back, "kv g s d -> kv (g s) d") @ W_K
+        y.baddbmm_(spread, rearrange(keys, "kv (g s) m -> s (kv g) m", g=group))
+    else:
+        flat = rearrange(y, "s n m -> (s n) m")
+        flat.addmm_(rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"))
+    to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
+    if point.cos.shape[-1]:
+        to_queries = rotate_back(to_queries, point.cos[position], point.sin[position])
+    y[position].addmm_(rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T)
+    return y
+
+
+def attention_push_at(
+    point: AttentionPoint, weights: AttentionWeights, tangents: Float[Tensor, "rows d_heads"], position: int, scale: float, policy: Policy
+) -> Float[Tensor, "suffix rows d_model"]:
+    """`attention_push` and W_O of head-space tangents that live at one position only, on all positions from it on.
+
+    The mirror of `attention_pull_at`: v̇ goes through W_O once, (v[p] - z[t]) W_O is shared by all rows.
+    """
+    kv, group, _, d_head = point.q.shape
+    rows = len(tangents)
+    exact = policy.attention == "exact"
+    split = rearrange(tangents, "n (heads d) -> n heads d", d=d_head)
+    a = point.pattern[:, :, position:, position]
+    W_O = rearrange(weights.W_out, "(kv g d) m -> kv g d m", kv=kv, g=group)
+    through = rearrange(split[:, -kv:], "n kv d -> kv n d")[:, None] @ W_O
+    out = rearrange(a, "kv g t -> t (kv g)") @ rearrange(through, "kv g n m -> (kv g) (n m)")
+    out = rearrange(out, "t (n m) -> t n m", n=rows)
+    if not exact:
+        return out
+    turned = split[:, :-kv]
+    if point.cos.shape[-1]:
+        turned = rotate(turned, point.cos[position], point.sin[position])
+    k = rearrange(turned[:, kv * group :], "n kv d -> kv d n")
+    ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
+    ds = ds * (a * scale)[..., None]
+    moved = (point.v[:, None, position, None] - point.z[:, :, position:]) @ W_O
+    out.baddbmm_(rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"))
+    q = rearrange(turned[:, : kv * group], "n (kv g) d -> kv (g n) d", g=group)
+    here = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    here = here * (point.pattern[:, :, position, : position + 1] * scale)[:, :, None]
+    z = rearrange(rearrange(here, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
+    z = z - here.sum(-1, keepdim=True) * point.z[:, :, position, None]
+    out[0].addmm_(rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out)
+    return out
+
+
+# -------------------------------------------------------------------------------------------- MLP
+
+
+class MLPWeights(NamedTuple):
+    """One layer's matrices, norm_2 folded into those that read; the gate's first where there is one."""
+
+    W_in: tuple[Float[Tensor, "d_model d_mlp"], ...]
+    W_out: Float[Tensor, "d_mlp d_model"]
+
+
+class MLPPoint(NamedTuple):
+    """The derivative of the hidden layer by each of its pre-activations."""
+
+    slopes: tuple[Float[Tensor, "positions d_mlp"], ...]
+
+    def at(self, index: slice | Tensor) -> "MLPPoint":
+        """The point of some positions."""
+        return MLPPoint(tuple(slope[index] for slope in self.slopes))
+
+
+def mlp_weights(model: Model, layer: int, *, fold: bool = True) -> MLPWeights:
+    """Without `fold`, the matrices read `mlp_in` itself."""
+    block = model.params.blocks[layer]
+    W_in = (block.mlp.W_gate, block.mlp.W_in) if model.config.gated else (block.mlp.W_in,)
+    if fold:
+        W_in = tuple(fold_norm(model.config, block.norm_2, W) for W in W_in)
+    return MLPWeights(W_in, block.mlp.W_out)
+
+
+def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model"]) -> MLPPoint:
+    """hidden = act(u), with slope act'(u); gated: hidden = act(u) ⊙ w, with slopes act'(u) ⊙ w and act(u)."""
+    p, act = model.params.blocks[layer].mlp, ACTIVATIONS[model.config.activation]
+    first = mlp_in @ p.W_gate + p.b_gate if model.config.gated else mlp_in @ p.W_in + p.b_in
+    value, slope = jvp(act, (first,), (torch.ones_like(first),))
+    return MLPPoint((slope * (mlp_in @ p.W_in + p.b_in), value) if model.config.gated else (slope,))
+
+
+def mlp_pull(weights: MLPWeights, point: MLPPoint, g: Rows) -> Rows:
+    """Cotangents of what the MLP's matrices read, from those of its output."""
+    hidden = g @ weights.W_out.T
+    return _sum([(hidden * slope[:, None]) @ W.T for slope, W in zip(point.slopes, weights.W_in, strict=True)])
+
+
+def mlp_push(weights: MLPWeights, point: MLPPoint, x: Rows) -> Rows:
+    """Tangents of the MLP's output, from those of what its matrices read."""
+    return _sum([(x @ W).mul_(slope[:, None]) for slope, W in zip(point.slopes, weights.W_in, strict=True)]) @ weights.W_out
+
+
+def mlp_fold(weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy) -> Float[Tensor, "positions d_model d_model"]:
+    """The Jacobian of resid_mid → resid_post at each position: `g @ M` pulls, `x @ M.mT` pushes."""
+    d_model = weights.W_out.shape[1]
+    folds = weights.W_out.new_empty(len(norm.unit), d_model, d_model)
+    for t, M in enumerate(folds):
+        read = _sum([slope[t][:, None] * W.T for slope, W in zip(point.slopes, weights.W_in, strict=True)])
+        torch.mm(weights.W_out.T, read, out=M)
+    norm_map(norm, folds, policy)
+    folds.diagonal(dim1=1, dim2=2).add_(1)
+    return folds
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.add_(part)
+    return total

@@ -1,0 +1,206 @@
+"""Jacobians of a pack of prompts: where cotangents and tangents meet, and the ways down and up to that place.
+
+`reverse`, `forward` and `both` give the same numbers and differ in cost alone; plan.py chooses. Each returns, for
+every prompt of the pack, the rows of its targets by the columns of its sources.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.adjoint import mlp_fold, mlp_pull, mlp_push, mlp_weights, norm_map
+from attrib.cone import Cone
+from attrib.primal import Primal, Seeds, bounds
+from attrib.sweep import (
+    Flat,
+    Station,
+    fold_rows,
+    into_heads,
+    pull_attention,
+    pull_seeded,
+    pulled_heads,
+    push_attention,
+    spread_down,
+    spread_up,
+    through_mlp,
+)
+from attrib.types import Site
+
+Jacobians = list[Float[Tensor, "targets sources"]]
+"""One for each prompt of a pack."""
+
+
+def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
+    """Write rows[r, t] · seeded[c], for every seed c at position t of the cone, into `out` [rows, seeds] of each prompt."""
+    at = bounds(primal, seeded)
+    for band in cone.bands:
+        first, begins = seeded.first(band.prompt), at[band.prompt]
+        into, block = out[band.prompt][band.row : band.row + band.rows], band.of(rows)
+        for t in range(band.begin, band.end):
+            if begins[t] < begins[t + 1]:
+                seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
+                torch.mm(block[t - band.begin], seeds.T, out=into[:, begins[t] : begins[t + 1]])
+
+
+def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
+    """The same where both sides are seeded: only rows at one position meet."""
+    at_target, at_source = bounds(primal, targets), bounds(primal, sources)
+    for prompt, (rows, columns) in enumerate(zip(at_target, at_source, strict=True)):
+        first_row, first_column = targets.first(prompt), sources.first(prompt)
+        for (r0, r1), (c0, c1) in zip(pairwise(rows), pairwise(columns), strict=True):
+            g, x = targets.value[first_row + r0 : first_row + r1], sources.value[first_column + c0 : first_column + c1]
+            out[prompt][r0:r1, c0:c1] = g @ x.T
+
+
+def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
+    """Zeros, which stay where a target cannot see a source."""
+    return [targets.value.new_zeros(rows, columns) for rows, columns in zip(targets.count, sources.count, strict=True)]
+
+
+def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds]) -> dict[Site, Jacobians]:
+    """Cotangents go down, and are read out at every site of `sources` that they pass."""
+    found = {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
+    last = min(site.depth for site in sources)
+    waiting = dict(sources)
+
+    def here(site: Site) -> list[Site]:
+        """The sites waited for that this station is: `resid_post` is the next layer's `resid_pre`."""
+        return [wanted for wanted in list(waiting) if wanted.depth == site.depth and wanted.is_residual == site.is_residual]
+
+    station = None
+    for station in pull_seeded(primal, stop, targets):
+        for wanted in here(station.site):
+            contract_seeded(primal, targets._replace(value=station.rows), waiting.pop(wanted), found[wanted])
+        if not waiting:
+            return found
+    assert station is not None and station.site.kind == "z", station  # a path that meets no attention has ended
+    layer = station.site.layer
+    g = spread_down(primal, layer, targets._replace(value=station.rows), station.stream, down)
+
+    def read(site: Site, rows: Flat) -> bool:
+        for wanted in here(site):
+            contract(primal, down, rows, waiting.pop(wanted), found[wanted])
+        return not waiting
+
+    while not read(Site(layer, "resid_pre"), g):
+        layer -= 1
+        if read(Site(layer, "mlp_out"), g):
+            break
+        if here(Site(layer, "mlp_in")):
+            read(Site(layer, "mlp_in"), pull_to_mlp_in(primal, layer, down, g))
+        if not waiting:
+            break
+        through_mlp(primal, layer, down, g, up=False)
+        if read(Site(layer, "resid_mid"), g) or read(Site(layer, "attn_out"), g):
+            break
+        if here(Site(layer, "z")) and read(Site(layer, "z"), g @ primal.model.params.blocks[layer].attention.W_O.T):
+            break
+        if list(waiting) == here(Site(layer, "resid_pre")) and len(waiting) == 1:
+            ((wanted, seeds),) = waiting.items()
+            if heads_pay(primal, down, seeds):
+                read_in_head_space(primal, layer, down, g, seeds, found[wanted])
+                break
+        pull_attention(primal, layer, down, g)
+    return found
+
+
+def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
+    """Whether pushing the sources into head space is fewer products than pulling the cone out of it."""
+    at = bounds(primal, sources)
+    met = sum(band.rows * (at[band.prompt][band.end] - at[band.prompt][band.begin]) for band in cone.bands)
+    return met + len(sources.value) * primal.model.config.d_model < cone.cells * primal.model.config.d_model
+
+
+def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources: Seeds, out: Jacobians) -> None:
+    """Read out at resid_pre with g at resid_mid: sources are pushed through norm and projections, once for all rows."""
+    seeds = sources._replace(value=torch.cat([sources.value, into_heads(primal, layer, sources)], dim=1))
+    for part, bands, heads in pulled_heads(primal, layer, cone, g):
+        contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
+
+
+def forward(primal: Primal, start: Site, stop: Site, targets: Seeds, sources: Seeds, up: Cone) -> Jacobians:
+    """Tangents of sources at the `resid_pre` of an attention's layer go up to the seeded targets.
+
+    `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
+    """
+    found = empty(primal, targets, sources)
+    station = last_of_stream(primal, stop, targets)
+    x = spread_up(primal, start.layer, sources, up)
+    for layer in range(start.layer, station.site.layer):
+        through_mlp(primal, layer, up, x, up=True)
+        push_attention(primal, layer + 1, up, x)
+    contract(primal, up, x, targets._replace(value=station.rows), [jacobian.T for jacobian in found])
+    return found
+
+
+def last_of_stream(primal: Primal, stop: Site, targets: Seeds) -> Station:
+    """The seeded cotangents at the lowest resid_mid that they reach."""
+    return next(station for station in pull_seeded(primal, stop, targets) if station.site.kind == "resid_mid")
+
+
+def both(primal: Primal, start: Site, stop: Site, targets: Seeds, sources: Seeds, down: Cone, up: Cone, layer: int) -> Jacobians:
+    """Cotangents go down to, and tangents up to, the MLP of `layer`, with an attention on either side; see `forward`."""
+    found = empty(primal, targets, sources)
+    *_, station = pull_seeded(primal, stop, targets)
+    g = spread_down(primal, station.site.layer, targets._replace(value=station.rows), station.stream, down)
+    for above in range(station.site.layer - 1, layer, -1):
+        through_mlp(primal, above, down, g, up=False)
+        pull_attention(primal, above, down, g)
+    x = spread_up(primal, start.layer, sources, up)
+    for below in range(start.layer, layer):
+        through_mlp(primal, below, up, x, up=True)
+        push_attention(primal, below + 1, up, x)
+    meet_at_mlp(primal, layer, down, g, up, x, found)
+    return found
+
+
+def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
+    """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP."""
+    policy = primal.policy
+    weights, point, norm = mlp_weights(primal.model, layer), primal.mlp(layer), primal.norm_2(layer)
+    pays = fold_rows(primal.model.config)
+    for prompt, length in enumerate(primal.lengths):
+        first = primal.first(prompt)
+        for t in range(length):
+            low, cotangents = rows_at(down, prompt, t, g)
+            left, tangents = rows_at(up, prompt, t, x)
+            if not len(cotangents) or not len(tangents):
+                continue
+            is_up = len(tangents) < len(cotangents)
+            rows = tangents if is_up else cotangents
+            at = slice(first + t, first + t + 1)
+            if policy.mlp == "frozen":
+                moved = rows
+            elif len(rows) > pays:
+                (M,) = mlp_fold(weights, point.at(at), norm.at(at), policy)
+                moved = rows @ (M.T if is_up else M)
+            else:
+                same = rows[None]
+                if is_up:
+                    moved = rows + mlp_push(weights, point.at(at), norm_map(norm.at(at), same.clone(), policy))[0]
+                else:
+                    moved = rows + norm_map(norm.at(at), mlp_pull(weights, point.at(at), same), policy)[0]
+            g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
+            out[prompt][low : low + len(g_t), left : left + len(x_t)].addmm_(g_t, x_t.T)
+
+
+def rows_at(cone: Cone, prompt: int, position: int, flat: Flat) -> tuple[int, Float[Tensor, "rows width"]]:
+    """The rows of a prompt that live at a position, and the first of them: they are consecutive."""
+    bands = [band for band in cone.bands if band.prompt == prompt and band.begin <= position < band.end]
+    if not bands:
+        return 0, flat[:0]
+    return bands[0].row, torch.cat([band.of(flat)[position - band.begin] for band in bands])
+
+
+def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
+    """Cotangents of mlp_in from those of mlp_out."""
+    if primal.policy.mlp == "frozen":
+        return torch.zeros_like(g)
+    weights, point = mlp_weights(primal.model, layer, fold=False), primal.mlp(layer)
+    out = torch.empty_like(g)
+    for band in cone.bands:
+        band.of(out).copy_(mlp_pull(weights, point.at(primal.tokens(band)), band.of(g)))
+    return out

@@ -1,0 +1,117 @@
+"""The primal of a pack of prompts, side by side, and rows seeded on it.
+
+A pack's prompts lie behind each other: position t of prompt b is token `first(b) + t`. Norms and MLPs see
+tokens alone, so one call serves all prompts; attention is the only part that sees where a prompt begins.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.adjoint import AttentionPoint, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
+from attrib.cone import Band
+from attrib.model import Model, walk
+from attrib.types import Policy, Site
+
+
+@dataclass(frozen=True)
+class Primal:
+    """The primal streams between two sites, for a pack of prompts side by side: [tokens of all prompts, width]."""
+
+    model: Model
+    policy: Policy
+    lengths: tuple[int, ...]
+    streams: Mapping[Site, Float[Tensor, "tokens d_model"]]
+
+    def first(self, prompt: int) -> int:
+        """The packed index of a prompt's first token."""
+        return sum(self.lengths[:prompt])
+
+    def tokens(self, band: Band) -> slice:
+        """The packed indices of a band's positions."""
+        first = self.first(band.prompt)
+        return slice(first + band.begin, first + band.end)
+
+    def norm_1(self, layer: int) -> NormPoint:
+        """The point of the norm before a layer's attention."""
+        return norm_point(self.model.config, self.streams[Site(layer, "resid_pre")])
+
+    def norm_2(self, layer: int) -> NormPoint:
+        """The point of the norm before a layer's MLP."""
+        return norm_point(self.model.config, self.streams[Site(layer, "resid_mid")])
+
+    def mlp(self, layer: int) -> MLPPoint:
+        """The point of a layer's MLP."""
+        return mlp_point(self.model, layer, self.streams[Site(layer, "mlp_in")])
+
+    def attentions(self, layer: int) -> list[AttentionPoint]:
+        """The point of a layer's attention in each prompt."""
+        return [attention_point(self.model, layer, x) for x in self.streams[Site(layer, "resid_pre")].split(self.lengths)]
+
+
+def attentions_between(start: Site, stop: Site) -> range:
+    """The layers whose attention lies between two sites."""
+    return range(start.layer + (start.kind != "resid_pre"), stop.layer + (stop.kind != "resid_pre"))
+
+
+STREAMS = ("resid_pre", "resid_mid", "mlp_in")
+"""The kinds of sites from which every point is computed."""
+
+
+def primal(
+    model: Model,
+    policy: Policy,
+    start: Site,
+    stop: Site,
+    x: Sequence[Float[Tensor, "_ width"]],
+    base: Sequence[Float[Tensor, "_ d_model"] | None],
+) -> Primal:
+    """Walk each prompt from its value at `start` to `stop`, and keep what the sweeps need."""
+    parts: dict[Site, list[Tensor]] = {}
+    for value, stream in zip(x, base, strict=True):
+        for site, at_site in walk(model, start, value, stream, policy):
+            if site.depth > stop.depth:
+                break
+            if site.kind in STREAMS:
+                parts.setdefault(site, []).append(at_site)
+    return Primal(model, policy, tuple(len(value) for value in x), {site: torch.cat(values) for site, values in parts.items()})
+
+
+class Seeds(NamedTuple):
+    """Rows that live at one position each, of all prompts of a pack, sorted by prompt and position."""
+
+    token: Int[Tensor, " rows"]
+    """Packed index of the position."""
+    value: Float[Tensor, "rows width"]
+    count: tuple[int, ...]
+    """Rows of each prompt."""
+
+    def first(self, prompt: int) -> int:
+        """The first row of a prompt."""
+        return sum(self.count[:prompt])
+
+    def rows(self, band: Band) -> Float[Tensor, "rows width"]:
+        """The seeds of a band."""
+        first = self.first(band.prompt) + band.row
+        return self.value[first : first + band.rows]
+
+
+def seeds(pack: Primal, position: Sequence[Int[Tensor, " _"]], value: Sequence[Float[Tensor, "_ width"]]) -> Seeds:
+    """Put the rows of a pack's prompts, each sorted by position, behind each other."""
+    token = torch.cat([at + pack.first(prompt) for prompt, at in enumerate(position)])
+    return Seeds(token, torch.cat(list(value)), tuple(len(at) for at in position))
+
+
+def bounds(primal: Primal, rows: Seeds) -> list[list[int]]:
+    """For each prompt, where the rows of each of its positions begin, counted within the prompt; and where the last ends."""
+    edges = torch.arange(sum(primal.lengths) + 1, device=rows.token.device)
+    at = torch.searchsorted(rows.token, edges).tolist()
+    found = []
+    for prompt, length in enumerate(primal.lengths):
+        first = primal.first(prompt)
+        found.append([begin - at[first] for begin in at[first : first + length + 1]])
+    return found

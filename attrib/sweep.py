@@ -1,0 +1,270 @@
+"""Sweeps: cotangents of many targets pulled down a segment, tangents of many sources pushed up, over their cones.
+
+Rows go through two regimes. A row is *seeded*: it lives at its own position, and norms, projections and MLPs
+run on that one position. The first attention that it meets spreads it over its cone, cheaply, because what
+comes from one position is of low rank (`attention_pull_at`, `attention_push_at`). From there on it is
+*spread*: each layer is an attention map per band, and products over all bands at once.
+
+A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one station of the segment, with
+cotangents g pulled down to it and tangents x pushed up to it. Where one side is still seeded, one term of the
+sum is left.
+
+    reverse   cotangents go down and are read out against seeded sources, at every source site that they pass;
+              in the lowest layer in head space, where the sources were pushed once
+    forward   tangents go up and are read out against seeded targets
+    meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.adjoint import (
+    MLPPoint,
+    MLPWeights,
+    NormPoint,
+    attention_pull,
+    attention_pull_at,
+    attention_push,
+    attention_push_at,
+    attention_weights,
+    mlp_fold,
+    mlp_pull,
+    mlp_push,
+    mlp_weights,
+    norm_map,
+    norm_pull,
+)
+from attrib.cone import Band, Cone
+from attrib.model import ModelConfig
+from attrib.primal import Primal, Seeds
+from attrib.types import SITE_KINDS, Policy, Site
+
+FOLD_BLOCK = 4
+"""Positions whose folded MLPs are in memory at once."""
+
+MLP_CHUNK = 2048
+"""Rows that are in an MLP's hidden layer at once."""
+
+Flat = Float[Tensor, "cells width"]
+
+
+def fold_rows(config: ModelConfig) -> float:
+    """From how many rows at one position on its MLP is cheaper as one matrix, by products counted.
+
+    Building costs 2 d² d_mlp (a gate's two halves are added before the product), a row then 2 d² in place of
+    4 d d_mlp, with a gate 6 d d_mlp.
+    """
+    d, f = config.d_model, config.d_mlp
+    saved = (6 if config.gated else 4) * d * f - 2 * d * d
+    return 2 * d * d * f / saved if saved > 0 else float("inf")
+
+
+# ---------------------------------------------------------------------------------------- seeded
+
+
+def through_mlp_alone(
+    weights: MLPWeights, point: MLPPoint, norm: NormPoint, rows: Float[Tensor, "rows d_model"], policy: Policy, up: bool
+) -> Float[Tensor, "rows d_model"]:
+    """Rows that each have a point of their own through norm_2 and the MLP, without the residual; `up` pushes, else it pulls."""
+    y = rows[:, None]
+    moved = mlp_push(weights, point, norm_map(norm, y.clone(), policy)) if up else norm_map(norm, mlp_pull(weights, point, y), policy)
+    return moved[:, 0]
+
+
+class Station(NamedTuple):
+    """The cotangents at a site: of the stream at a site of the stream, else of the component that the site is named for."""
+
+    site: Site
+    rows: Float[Tensor, "rows width"]
+    stream: Float[Tensor, "rows d_model"] | None
+    """Of the stream beside it; None below a component's site where nothing else was read."""
+
+
+def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]:
+    """Cotangents from `stop` down to the first `z`, where they are about to be spread, station by station."""
+    if stop.kind == "resid_pre" and stop.layer > 0:
+        stop = Site(stop.layer - 1, "resid_post")
+    rows, stream = targets.value, targets.value if stop.is_residual else None
+    yield Station(stop, rows, stream)
+    model, policy, layer = primal.model, primal.policy, stop.layer
+    for kind in reversed(SITE_KINDS[1 : SITE_KINDS.index(stop.kind)] if stop.kind != "resid_pre" else ()):
+        match kind:
+            case "mlp_out" | "attn_out":
+                assert stream is not None
+                rows = stream
+            case "mlp_in":
+                weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
+                pulled = [mlp_pull(weights, point.at(at), part[:, None])[:, 0] for part, at in _parts(rows, targets.token)]
+                rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
+            case "resid_mid":
+                point = primal.norm_2(layer).at(targets.token)
+                below = norm_pull(model.config, model.params.blocks[layer].norm_2, point, rows[:, None], policy)[:, 0]
+                rows = stream = below if stream is None else stream + below
+            case "z":
+                rows = rows @ model.params.blocks[layer].attention.W_O.T
+        yield Station(Site(layer, kind), rows, stream)
+
+
+def _parts(rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(rows.split(MLP_CHUNK), token.split(MLP_CHUNK), strict=True)
+
+
+def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
+    """Tangents of the stream that enters the first attention after `start`, from those at `start`; both at the same position."""
+    model, rows, layer, token = primal.model, sources.value, start.layer, sources.token
+    block = model.params.blocks[layer]
+    for kind in SITE_KINDS[SITE_KINDS.index(start.kind) : -1]:
+        match kind:
+            case "resid_pre":
+                return start, sources
+            case "z":
+                rows = rows @ block.attention.W_O
+            case "attn_out" | "mlp_out":
+                pass  # the base that it is added to is held
+            case "resid_mid":
+                weights, point, norm = mlp_weights(model, layer), primal.mlp(layer), primal.norm_2(layer)
+                if primal.policy.mlp == "exact":
+                    moved = [through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True) for r, at in _parts(rows, token)]
+                    rows = rows + torch.cat(moved)
+                break
+            case "mlp_in":
+                weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
+                pushed = [mlp_push(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(rows, token)]
+                rows = torch.cat(pushed) if primal.policy.mlp == "exact" else torch.zeros_like(rows)
+                break
+    return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
+
+
+# ---------------------------------------------------------------------------------------- spread
+
+
+def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
+    """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
+    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    points = primal.attentions(layer)
+    out = z.value.new_empty(cone.cells, primal.model.config.d_model)
+    beside = None if stream is None else z._replace(value=stream)
+    for band in cone.bands:
+        g = attention_pull_at(
+            points[band.prompt], weights, z.rows(band), band.end - 1, primal.model.config.attention_scale, primal.policy
+        )
+        norm_map(norm.at(primal.tokens(band)), g, primal.policy)
+        if beside is not None:
+            g[-1] += beside.rows(band)
+        band.of(out).copy_(g)
+    return out
+
+
+def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
+    """Tangents of resid_mid over their cone, from seeded ones of resid_pre."""
+    weights, points = attention_weights(primal.model, layer, primal.policy), primal.attentions(layer)
+    pushed = sources._replace(value=into_heads(primal, layer, sources))
+    out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
+    for band in cone.bands:
+        scale = primal.model.config.attention_scale
+        x = attention_push_at(points[band.prompt], weights, pushed.rows(band), band.begin, scale, primal.policy)
+        x[0] += sources.rows(band)
+        band.of(out).copy_(x)
+    return out
+
+
+def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "rows d_heads"]:
+    """Seeded tangents of resid_pre through norm_1 into head space."""
+    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
+
+
+def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat) -> None:
+    """From resid_mid to resid_pre, in place."""
+    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    for part, bands, heads in pulled_heads(primal, layer, cone, g):
+        y = heads @ weights.W_in.T
+        for band in bands:
+            norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
+        g[part] += y
+
+
+def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat) -> Iterator[tuple[slice, list[Band], Flat]]:
+    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid."""
+    W_O, points, scale = primal.model.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
+    for part, bands in cone.chunks():
+        z = g[part] @ W_O.T
+        pulled = [attention_pull(points[band.prompt], band.of(z), scale, primal.policy).flatten(0, 1) for band in bands]
+        yield part, bands, torch.cat(pulled)
+
+
+def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
+    """From resid_pre to resid_mid, in place."""
+    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    points, scale = primal.attentions(layer), primal.model.config.attention_scale
+    for part, bands in cone.chunks():
+        unit = x[part].clone()
+        for band in bands:
+            norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
+        heads = unit @ weights.W_in
+        z = torch.cat([attention_push(points[band.prompt], band.of(heads), scale, primal.policy).flatten(0, 1) for band in bands])
+        x[part].addmm_(z, weights.W_out)
+
+
+def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
+    """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
+    if primal.policy.mlp == "frozen":
+        return
+    weights, point, norm = mlp_weights(primal.model, layer), primal.mlp(layer), primal.norm_2(layer)
+    pays = fold_rows(primal.model.config)
+    rest: list[tuple[Band, int, int]] = []
+    for prompt, length in enumerate(primal.lengths):
+        folds = [count > pays for count in cone.rows_at(prompt, length)]
+        bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
+        for begin, end in runs(folds, True, FOLD_BLOCK):
+            at = slice(first + begin, first + end)
+            M = mlp_fold(weights, point.at(at), norm.at(at), primal.policy)
+            for band in bands:
+                lo, hi = max(begin, band.begin), min(end, band.end)
+                if lo < hi:
+                    here, matrix = band.of(rows)[lo - band.begin : hi - band.begin], M[lo - begin : hi - begin]
+                    here.copy_(here @ (matrix.mT if up else matrix))
+        rest += [(band, lo, hi) for band in bands for lo, hi in runs(folds[band.begin : band.end], False)]
+    for pieces in _pieces(rest):
+        views = [band.of(rows)[lo:hi].flatten(0, 1) for band, lo, hi in pieces]
+        token = torch.cat([_tokens(primal, *piece, device=rows.device) for piece in pieces])
+        moved = through_mlp_alone(weights, point.at(token), norm.at(token), torch.cat(views), primal.policy, up)
+        for view, change in zip(views, moved.split([len(view) for view in views]), strict=True):
+            view += change
+
+
+def runs(flags: Sequence[bool], wanted: bool, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Maximal stretches of `wanted`, cut into pieces of at most `most`."""
+    begin = 0
+    for end in range(len(flags) + 1):
+        if end == len(flags) or flags[end] != wanted or (most and end - begin == most):
+            if begin < end:
+                yield begin, end
+            begin = end + (end < len(flags) and flags[end] != wanted)
+
+
+def _pieces(rest: list[tuple[Band, int, int]]) -> Iterator[list[tuple[Band, int, int]]]:
+    """Pieces of bands in groups of about MLP_CHUNK cells; a larger one is cut by positions."""
+    group: list[tuple[Band, int, int]] = []
+    cells = 0
+    for band, lo, hi in rest:
+        step = max(1, MLP_CHUNK // band.rows)
+        for begin in range(lo, hi, step):
+            piece = band, begin, min(begin + step, hi)
+            if group and cells + (piece[2] - begin) * band.rows > MLP_CHUNK:
+                yield group
+                group, cells = [], 0
+            group.append(piece)
+            cells += (piece[2] - begin) * band.rows
+    if group:
+        yield group
+
+
+def _tokens(primal: Primal, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:
+    first = primal.tokens(band).start
+    return torch.arange(first + lo, first + hi, device=device).repeat_interleave(band.rows)
