@@ -7,8 +7,9 @@ from attrib.attribute import latent_to_latent, latent_to_logit, latent_to_metric
 from attrib.capture import capture
 from attrib.dictionary import Dictionary, decode, encode
 from attrib.edges import Edges
-from attrib.model import Model, block, embed, logits, segment, unembed
+from attrib.model import Model, embed, logits, unembed
 from attrib.path import path
+from attrib.segment import block, segment
 from attrib.sources import SMOLLM2, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from attrib.store import open_store as open
 from attrib.store import save

@@ -68,7 +68,7 @@ def fold_norm(config: ModelConfig, norm: Norm, W: Float[Tensor, "d_model width"]
 def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
     """N(y), in place: the adjoint of x → unit after a folded matrix, and its tangent map before one."""
     if policy.norm == "exact":
-        along = torch.bmm(y, point.unit[:, :, None])  # ⟨unit, y⟩
+        along = torch.linalg.vecdot(point.unit[:, None], y)[..., None]
         y.addcmul_(along, point.unit[:, None], value=-1 / y.shape[-1])
     return y.mul_(point.inverse[:, None])
 
@@ -143,7 +143,8 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy)
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
         block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
-        dv[:, :end].baddbmm_(rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)"))
+        to_values = rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)")
+        torch.baddbmm(dv[:, :end], *to_values, out=dv[:, :end])
         if not exact:
             continue
         ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
@@ -220,19 +221,19 @@ def attention_pull_at(
     ds = rearrange(o @ point.v[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
     ds.sub_((rearrange(o, "kv (g n) d -> kv g n d", g=group) * point.z[:, :, position, None]).sum(-1, keepdim=True))
     ds.mul_((a * scale)[:, :, None])
-    q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q:-kv * d_head], "m (kv d) -> kv d m", kv=kv)
+    q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q : -kv * d_head], "m (kv d) -> kv d m", kv=kv)
     spread = rearrange(ds, "kv g n s -> s n (kv g)")
     if point.cos.shape[-1]:
         back = rotate_back(q[:, :, None], point.cos[:end], point.sin[:end])
         keys = rearrange(back, "kv g s d -> kv (g s) d") @ W_K
-        y.baddbmm_(spread, rearrange(keys, "kv (g s) m -> s (kv g) m", g=group))
+        torch.baddbmm(y, spread, rearrange(keys, "kv (g s) m -> s (kv g) m", g=group), out=y)
     else:
         flat = rearrange(y, "s n m -> (s n) m")
-        flat.addmm_(rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"))
+        torch.addmm(flat, rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"), out=flat)
     to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
     if point.cos.shape[-1]:
         to_queries = rotate_back(to_queries, point.cos[position], point.sin[position])
-    y[position].addmm_(rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T)
+    torch.addmm(y[position], rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T, out=y[position])
     return y
 
 
@@ -261,13 +262,13 @@ def attention_push_at(
     ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
     ds = ds * (a * scale)[..., None]
     moved = (point.v[:, None, position, None] - point.z[:, :, position:]) @ W_O
-    out.baddbmm_(rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"))
+    torch.baddbmm(out, rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"), out=out)
     q = rearrange(turned[:, : kv * group], "n (kv g) d -> kv (g n) d", g=group)
     here = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
     here = here * (point.pattern[:, :, position, : position + 1] * scale)[:, :, None]
     z = rearrange(rearrange(here, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
     z = z - here.sum(-1, keepdim=True) * point.z[:, :, position, None]
-    out[0].addmm_(rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out)
+    torch.addmm(out[0], rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out, out=out[0])
     return out
 
 
@@ -294,7 +295,7 @@ class MLPPoint(NamedTuple):
 def mlp_weights(model: Model, layer: int, *, fold: bool = True) -> MLPWeights:
     """Without `fold`, the matrices read `mlp_in` itself."""
     block = model.params.blocks[layer]
-    W_in = (block.mlp.W_gate, block.mlp.W_in) if model.config.gated else (block.mlp.W_in,)
+    W_in: tuple[Tensor, ...] = (block.mlp.W_gate, block.mlp.W_in) if model.config.gated else (block.mlp.W_in,)
     if fold:
         W_in = tuple(fold_norm(model.config, block.norm_2, W) for W in W_in)
     return MLPWeights(W_in, block.mlp.W_out)
@@ -304,7 +305,7 @@ def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model
     """hidden = act(u), with slope act'(u); gated: hidden = act(u) ⊙ w, with slopes act'(u) ⊙ w and act(u)."""
     p, act = model.params.blocks[layer].mlp, ACTIVATIONS[model.config.activation]
     first = mlp_in @ p.W_gate + p.b_gate if model.config.gated else mlp_in @ p.W_in + p.b_in
-    value, slope = jvp(act, (first,), (torch.ones_like(first),))
+    value, slope, *_ = jvp(act, (first,), (torch.ones_like(first),))
     return MLPPoint((slope * (mlp_in @ p.W_in + p.b_in), value) if model.config.gated else (slope,))
 
 

@@ -48,7 +48,7 @@ def reverse(path: Path, chunk: int) -> Iterator[Tile]:
         position, cotangent = targets.position[rows], targets.cotangent[rows]
         end = int(position.max()) + 1
         base = None if path.base is None else path.base[:end]
-        _, pull, *_ = vjp(lambda x, base=base: path.through(x, base), path.x[:end])
+        _, pull, *_ = vjp(lambda x, base=base: path.through.plain(x, base), path.x[:end])
         seeds = cotangent.new_zeros(len(position), end, cotangent.shape[1])
         seeds[torch.arange(len(position), device=seeds.device), position] = cotangent
         (pulled,) = vmap(pull)(seeds)
@@ -67,7 +67,7 @@ def forward(path: Path, chunk: int) -> Iterator[Tile]:
         position, direction = sources.position[first : first + chunk], sources.direction[first : first + chunk]
         seeds = direction.new_zeros(len(position), *path.x.shape)
         seeds[torch.arange(len(position), device=seeds.device), position] = direction
-        pushed = vmap(lambda seed: jvp(lambda x: path.through(x, path.base), (path.x,), (seed,))[1])(seeds)
+        pushed = vmap(lambda seed: jvp(lambda x: path.through.plain(x, path.base), (path.x,), (seed,))[1])(seeds)
         for p, (begin, end) in enumerate(pairwise(at)):
             rows = order[begin:end]
             gradient[rows, first : first + chunk] = targets.cotangent[rows] @ pushed[:, p].T

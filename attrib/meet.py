@@ -17,6 +17,7 @@ from attrib.primal import Primal, Seeds, bounds
 from attrib.sweep import (
     Flat,
     Station,
+    descend,
     fold_rows,
     into_heads,
     pull_attention,
@@ -25,6 +26,7 @@ from attrib.sweep import (
     push_attention,
     spread_down,
     spread_up,
+    station,
     through_mlp,
 )
 from attrib.types import Site
@@ -57,53 +59,33 @@ def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequenc
 
 def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
     """Zeros, which stay where a target cannot see a source."""
-    return [targets.value.new_zeros(rows, columns) for rows, columns in zip(targets.count, sources.count, strict=True)]
+    return [targets.value.new_zeros(rows, columns) for rows, columns in zip(targets.counts, sources.counts, strict=True)]
 
 
 def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds]) -> dict[Site, Jacobians]:
     """Cotangents go down, and are read out at every site of `sources` that they pass."""
     found = {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
-    last = min(site.depth for site in sources)
-    waiting = dict(sources)
+    left = dict(sources)
 
-    def here(site: Site) -> list[Site]:
-        """The sites waited for that this station is: `resid_post` is the next layer's `resid_pre`."""
-        return [wanted for wanted in list(waiting) if wanted.depth == site.depth and wanted.is_residual == site.is_residual]
+    def here(at: Station) -> list[tuple[Seeds, Jacobians]]:
+        return [(left.pop(site), found[site]) for site in list(left) if station(site) == station(at.site)]
 
-    station = None
-    for station in pull_seeded(primal, stop, targets):
-        for wanted in here(station.site):
-            contract_seeded(primal, targets._replace(value=station.rows), waiting.pop(wanted), found[wanted])
-        if not waiting:
+    for at in pull_seeded(primal, stop, targets):
+        for seeds, out in here(at):
+            contract_seeded(primal, targets._replace(value=at.rows), seeds, out)
+        if not left:
             return found
-    assert station is not None and station.site.kind == "z", station  # a path that meets no attention has ended
-    layer = station.site.layer
-    g = spread_down(primal, layer, targets._replace(value=station.rows), station.stream, down)
-
-    def read(site: Site, rows: Flat) -> bool:
-        for wanted in here(site):
-            contract(primal, down, rows, waiting.pop(wanted), found[wanted])
-        return not waiting
-
-    while not read(Site(layer, "resid_pre"), g):
-        layer -= 1
-        if read(Site(layer, "mlp_out"), g):
-            break
-        if here(Site(layer, "mlp_in")):
-            read(Site(layer, "mlp_in"), pull_to_mlp_in(primal, layer, down, g))
-        if not waiting:
-            break
-        through_mlp(primal, layer, down, g, up=False)
-        if read(Site(layer, "resid_mid"), g) or read(Site(layer, "attn_out"), g):
-            break
-        if here(Site(layer, "z")) and read(Site(layer, "z"), g @ primal.model.params.blocks[layer].attention.W_O.T):
-            break
-        if list(waiting) == here(Site(layer, "resid_pre")) and len(waiting) == 1:
-            ((wanted, seeds),) = waiting.items()
-            if heads_pay(primal, down, seeds):
-                read_in_head_space(primal, layer, down, g, seeds, found[wanted])
-                break
-        pull_attention(primal, layer, down, g)
+    layer = at.site.layer
+    g = spread_down(primal, layer, targets._replace(value=at.rows), at.stream, down)
+    bottom = min(left, key=lambda site: site.depth)
+    low = station(bottom)
+    in_heads = low.kind == "resid_pre" and low.layer < layer and heads_pay(primal, down, left[bottom])
+    wanted = [site for site in left if not (in_heads and station(site) == low)]
+    for at in descend(primal, Site(layer, "resid_pre"), down, g, [*wanted, Site(low.layer, "resid_mid")] if in_heads else wanted):
+        for seeds, out in here(at):
+            contract(primal, down, at.rows, seeds, out)
+    for site, seeds in left.items():
+        read_in_head_space(primal, low.layer, down, g, seeds, found[site])
     return found
 
 
@@ -184,7 +166,8 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
                 else:
                     moved = rows + norm_map(norm.at(at), mlp_pull(weights, point.at(at), same), policy)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
-            out[prompt][low : low + len(g_t), left : left + len(x_t)].addmm_(g_t, x_t.T)
+            block = out[prompt][low : low + len(g_t), left : left + len(x_t)]
+            torch.addmm(block, g_t, x_t.T, out=block)
 
 
 def rows_at(cone: Cone, prompt: int, position: int, flat: Flat) -> tuple[int, Float[Tensor, "rows width"]]:
@@ -193,14 +176,3 @@ def rows_at(cone: Cone, prompt: int, position: int, flat: Flat) -> tuple[int, Fl
     if not bands:
         return 0, flat[:0]
     return bands[0].row, torch.cat([band.of(flat)[position - band.begin] for band in bands])
-
-
-def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
-    """Cotangents of mlp_in from those of mlp_out."""
-    if primal.policy.mlp == "frozen":
-        return torch.zeros_like(g)
-    weights, point = mlp_weights(primal.model, layer, fold=False), primal.mlp(layer)
-    out = torch.empty_like(g)
-    for band in cone.bands:
-        band.of(out).copy_(mlp_pull(weights, point.at(primal.tokens(band)), band.of(g)))
-    return out

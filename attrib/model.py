@@ -300,30 +300,6 @@ def walk(
             yield Site(layer + 1, "resid_pre"), stream
 
 
-def block(model: Model, layer: int, x: Stream, *, policy: Policy = EXACT) -> Stream:
-    """`resid_post` of a layer from its `resid_pre`."""
-    return segment(model, Site(layer, "resid_pre"), Site(layer, "resid_post"), policy=policy)(x)
-
-
-def segment(model: Model, a: Site | str, b: Site | str, *, policy: Policy = EXACT) -> Callable[..., Tensor]:
-    """The pure function from the value at site `a` to the value at site `b`.
-
-    It takes `x` [*batch, positions, width of a] and, where `a` is not the residual stream itself, `base`,
-    the stream that `a`'s output is added to (see `walk`). It works under every transform of torch.func.
-
-    Raises:
-        InputError: where a site is outside the model, or `b` comes before `a`.
-    """
-    a, b = check_site(model, a, "a"), check_site(model, b, "b")
-    if b.depth < a.depth:
-        raise InputError(f"b: {b} comes before a: {a}; a segment runs forward. Swap them.")
-
-    def run(x: Tensor, base: Tensor | None = None) -> Tensor:
-        return next(value for site, value in walk(model, a, x, base, policy) if site.depth == b.depth)
-
-    return run
-
-
 def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_vocab"]:
     """Logits from the last `resid_post`."""
     return normalise(model.config, model.params.norm_final, x, policy) @ model.params.W_U + model.params.b_U
@@ -331,7 +307,8 @@ def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor,
 
 def logits(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
     """The whole model."""
-    return unembed(model, segment(model, Site(0, "resid_pre"), model.config.last)(embed(model, tokens)))
+    *_, (_, last) = walk(model, Site(0, "resid_pre"), embed(model, tokens))
+    return unembed(model, last)
 
 
 def width(config: ModelConfig, site: Site) -> int:

@@ -21,7 +21,8 @@ from torch.func import vjp
 
 from attrib.capture import capture, cut
 from attrib.dictionary import Dictionary, active, decode_at, encode_at, pre_activations
-from attrib.model import Model, Tokenizer, check_site, normalise, segment, unembed, width
+from attrib.model import Model, Tokenizer, check_site, normalise, unembed, width
+from attrib.segment import Segment, segment
 from attrib.sparse import select
 from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, SparseLatents, Tokens, TopLogits
 
@@ -54,7 +55,7 @@ class Path:
     stream itself. `function` maps `sources.value` to `targets.value`.
     """
 
-    through: Callable[..., Tensor]
+    through: Segment
     x: Float[Tensor, "positions width_a"]
     base: Float[Tensor, "positions d_model"] | None
     sources: Sources
@@ -265,7 +266,7 @@ class _Opening(NamedTuple):
     """The half of a path that does not depend on what is read at its end."""
 
     head: Start
-    through: Callable[..., Tensor]
+    through: Segment
     x: Float[Tensor, "positions width_a"]
     base: Float[Tensor, "positions d_model"] | None
     true: Float[Tensor, "positions width_b"]

@@ -87,12 +87,12 @@ class Seeds(NamedTuple):
     token: Int[Tensor, " rows"]
     """Packed index of the position."""
     value: Float[Tensor, "rows width"]
-    count: tuple[int, ...]
+    counts: tuple[int, ...]
     """Rows of each prompt."""
 
     def first(self, prompt: int) -> int:
         """The first row of a prompt."""
-        return sum(self.count[:prompt])
+        return sum(self.counts[:prompt])
 
     def rows(self, band: Band) -> Float[Tensor, "rows width"]:
         """The seeds of a band."""

@@ -15,8 +15,7 @@ sum is left.
     meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,8 +101,8 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
                 pulled = [mlp_pull(weights, point.at(at), part[:, None])[:, 0] for part, at in _parts(rows, targets.token)]
                 rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
             case "resid_mid":
-                point = primal.norm_2(layer).at(targets.token)
-                below = norm_pull(model.config, model.params.blocks[layer].norm_2, point, rows[:, None], policy)[:, 0]
+                norm = primal.norm_2(layer).at(targets.token)
+                below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
                 rows = stream = below if stream is None else stream + below
             case "z":
                 rows = rows @ model.params.blocks[layer].attention.W_O.T
@@ -129,7 +128,9 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
             case "resid_mid":
                 weights, point, norm = mlp_weights(model, layer), primal.mlp(layer), primal.norm_2(layer)
                 if primal.policy.mlp == "exact":
-                    moved = [through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True) for r, at in _parts(rows, token)]
+                    moved = [
+                        through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True) for r, at in _parts(rows, token)
+                    ]
                     rows = rows + torch.cat(moved)
                 break
             case "mlp_in":
@@ -143,6 +144,70 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
 # ---------------------------------------------------------------------------------------- spread
 
 
+def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collection[Site]) -> Iterator[Station]:
+    """Cotangents over a cone from `top` down, at the stations wanted, the last of them last.
+
+    `rows` is overwritten on the way, and so is what was yielded: it is to be used before the next.
+    """
+    model, config = primal.model, primal.model.config
+    left = {station(site) for site in wanted}
+    top = station(top)
+    layer, stream = top.layer, rows if top.is_residual else None
+    if top in left:
+        yield Station(top, rows, stream)
+    left.discard(top)
+    kinds = SITE_KINDS[: SITE_KINDS.index(top.kind)]
+    while left:
+        for kind in reversed(kinds):
+            site, block = Site(layer, kind), model.params.blocks[layer]
+            match kind:
+                case "mlp_out" | "attn_out":
+                    assert stream is not None
+                    rows = stream
+                case "mlp_in" if site in left or stream is None:
+                    rows = pull_to_mlp_in(primal, layer, cone, rows)
+                case "resid_mid" if stream is None:
+                    rows = stream = torch.cat([_through_norm_2(primal, layer, band, rows) for band in cone.bands])
+                case "resid_mid":
+                    assert stream is not None
+                    through_mlp(primal, layer, cone, stream, up=False)
+                    rows = stream
+                case "z" if site in left or stream is None:
+                    rows = rows @ block.attention.W_O.T
+                case "resid_pre":
+                    z = rows if stream is None else None
+                    stream = rows.new_zeros(len(rows), config.d_model) if stream is None else stream
+                    pull_attention(primal, layer, cone, stream, z)
+                    rows = stream
+            if site in left or station(site) in left:
+                left.discard(station(site))
+                yield Station(site, rows, stream)
+            if not left:
+                return
+        layer, kinds = layer - 1, SITE_KINDS[:-1]
+
+
+def station(site: Site) -> Site:
+    """One name for one place in the stream: `resid_post` is the next layer's `resid_pre`."""
+    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" else site
+
+
+def _through_norm_2(primal: Primal, layer: int, band: Band, rows: Flat) -> Flat:
+    model, norm = primal.model, primal.norm_2(layer).at(primal.tokens(band))
+    return norm_pull(model.config, model.params.blocks[layer].norm_2, norm, band.of(rows), primal.policy).flatten(0, 1)
+
+
+def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
+    """Cotangents of mlp_in from those of mlp_out."""
+    if primal.policy.mlp == "frozen":
+        return torch.zeros_like(g)
+    weights, point = mlp_weights(primal.model, layer, fold=False), primal.mlp(layer)
+    out = torch.empty_like(g)
+    for band in cone.bands:
+        band.of(out).copy_(mlp_pull(weights, point.at(primal.tokens(band)), band.of(g)))
+    return out
+
+
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
     weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
@@ -150,9 +215,7 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
     out = z.value.new_empty(cone.cells, primal.model.config.d_model)
     beside = None if stream is None else z._replace(value=stream)
     for band in cone.bands:
-        g = attention_pull_at(
-            points[band.prompt], weights, z.rows(band), band.end - 1, primal.model.config.attention_scale, primal.policy
-        )
+        g = attention_pull_at(points[band.prompt], weights, z.rows(band), band.end - 1, primal.model.config.attention_scale, primal.policy)
         norm_map(norm.at(primal.tokens(band)), g, primal.policy)
         if beside is not None:
             g[-1] += beside.rows(band)
@@ -179,22 +242,22 @@ def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "row
     return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
 
 
-def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat) -> None:
-    """From resid_mid to resid_pre, in place."""
+def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> None:
+    """From resid_mid to resid_pre, in place; or, given cotangents of z, add what comes through them to `g`."""
     weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
-    for part, bands, heads in pulled_heads(primal, layer, cone, g):
+    for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
         y = heads @ weights.W_in.T
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
         g[part] += y
 
 
-def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat) -> Iterator[tuple[slice, list[Band], Flat]]:
-    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid."""
+def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
+    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
     W_O, points, scale = primal.model.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
     for part, bands in cone.chunks():
-        z = g[part] @ W_O.T
-        pulled = [attention_pull(points[band.prompt], band.of(z), scale, primal.policy).flatten(0, 1) for band in bands]
+        o = g[part] @ W_O.T if z is None else z[part]
+        pulled = [attention_pull(points[band.prompt], band.of(o), scale, primal.policy).flatten(0, 1) for band in bands]
         yield part, bands, torch.cat(pulled)
 
 
@@ -208,7 +271,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
             norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
         heads = unit @ weights.W_in
         z = torch.cat([attention_push(points[band.prompt], band.of(heads), scale, primal.policy).flatten(0, 1) for band in bands])
-        x[part].addmm_(z, weights.W_out)
+        torch.addmm(x[part], z, weights.W_out, out=x[part])
 
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
@@ -235,7 +298,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
         token = torch.cat([_tokens(primal, *piece, device=rows.device) for piece in pieces])
         moved = through_mlp_alone(weights, point.at(token), norm.at(token), torch.cat(views), primal.policy, up)
         for view, change in zip(views, moved.split([len(view) for view in views]), strict=True):
-            view += change
+            view.add_(change)
 
 
 def runs(flags: Sequence[bool], wanted: bool, most: int | None = None) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 import attrib
 from attrib.capture import capture
 from attrib.dictionary import Dictionary, encode, reconstruct
-from attrib.model import Model, embed, segment, unembed
+from attrib.model import Model, embed, unembed
+from attrib.segment import segment
 from attrib.types import Site
 
 console = Console()

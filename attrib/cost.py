@@ -1,0 +1,283 @@
+"""What a sweep costs, counted before it runs: the products of meet.py and sweep.py, one by one.
+
+Every count is of matrix products, 2 m k n operations for [m, k] @ [k, n], as torch's own counter has it; the
+pointwise work between them is bounded by the same bytes. A test holds the counts against torch's.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
+
+from attrib.adjoint import QUERY_BLOCK
+from attrib.model import ModelConfig
+from attrib.primal import attentions_between
+from attrib.sweep import fold_rows
+from attrib.types import Policy, Site
+
+Part = Literal["primal", "seeds", "spread", "mlp", "attention", "readout"]
+
+
+@dataclass
+class Cost:
+    """Operations and bytes by part. Bytes count each product's operands and result once."""
+
+    itemsize: int
+    flops: Counter[Part] = field(default_factory=Counter)
+    bytes: Counter[Part] = field(default_factory=Counter)
+
+    def mm(self, part: Part, m: float, k: float, n: float, batch: float = 1) -> None:
+        """Count `batch` products [m, k] @ [k, n]."""
+        self.flops[part] += round(2 * batch * m * k * n)
+        self.bytes[part] += round(batch * self.itemsize * (m * k + k * n + m * n))
+
+    @property
+    def total(self) -> int:
+        """Operations of all parts."""
+        return sum(self.flops.values())
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pack's work: where it starts and stops, and how many rows are seeded at each position of each prompt."""
+
+    config: ModelConfig
+    policy: Policy
+    start: Site
+    stop: Site
+    targets: tuple[tuple[int, ...], ...]
+    """[prompts][positions]"""
+    sources: tuple[tuple[int, ...], ...]
+    itemsize: int
+    blocks: int = QUERY_BLOCK
+    """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of all prompts."""
+        return sum(map(sum, self.targets))
+
+    @property
+    def n_sources(self) -> int:
+        """Sources of all prompts."""
+        return sum(map(sum, self.sources))
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all prompts."""
+        return sum(map(len, self.targets))
+
+    @property
+    def layers(self) -> range:
+        """The layers whose attention is passed."""
+        return attentions_between(self.start, self.stop)
+
+    @property
+    def d_q(self) -> int:
+        """Width of z."""
+        return self.config.n_heads * self.config.d_head
+
+    @property
+    def d_heads(self) -> int:
+        """Width of head space."""
+        d_kv = self.config.n_kv_heads * self.config.d_head
+        return d_kv if self.policy.attention == "frozen" else self.d_q + 2 * d_kv
+
+    @property
+    def d_hidden(self) -> int:
+        """Columns of the MLP's input matrices together."""
+        return self.config.d_mlp * (2 if self.config.gated else 1)
+
+    def down(self) -> list[list[int]]:
+        """Cotangents alive at each position: those seeded there or later."""
+        return [list(accumulate(reversed(rows)))[::-1] for rows in self.targets]
+
+    def up(self) -> list[list[int]]:
+        """Tangents alive at each position: those seeded there or before."""
+        return [list(accumulate(rows)) for rows in self.sources]
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def _mlp_rows(task: Task, cost: Cost, part: Part, rows: float) -> None:
+    d, f = task.config.d_model, task.config.d_mlp
+    cost.mm(part, rows, d, f)
+    cost.mm(part, rows, task.d_hidden, d)
+
+
+def _mlp(task: Task, cost: Cost, alive: Sequence[Sequence[int]]) -> None:
+    if task.policy.mlp == "frozen":
+        return
+    d, pays = task.config.d_model, fold_rows(task.config)
+    for rows in alive:
+        for count in rows:
+            if count > pays:
+                cost.mm("mlp", d, task.config.d_mlp, d)
+                cost.mm("mlp", count, d, d)
+            elif count:
+                _mlp_rows(task, cost, "mlp", count)
+    _mlp_point(task, cost)
+
+
+def _mlp_point(task: Task, cost: Cost) -> None:
+    cost.mm("primal", task.tokens, task.config.d_model, task.d_hidden)
+
+
+def _attention_point(task: Task, cost: Cost) -> None:
+    d, d_kv = task.config.d_model, task.config.n_kv_heads * task.config.d_head
+    cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
+    for rows in task.targets:
+        cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=2 * task.config.n_heads)
+
+
+def _blocks(positions: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, positions)) for first in range(0, positions, size)]
+
+
+def _attention(task: Task, cost: Cost, up: bool) -> None:
+    d, alive = task.config.d_model, task.up() if up else task.down()
+    cells = sum(map(sum, alive))
+    cost.mm("attention", cells, d, task.d_q)
+    cost.mm("attention", cells, d, task.d_heads)
+    exact = task.policy.attention == "exact"
+    for prompt, seeded in enumerate(task.sources if up else task.targets):
+        length = len(task.targets[prompt])
+        for position, rows in enumerate(seeded):
+            if not rows:
+                continue
+            begin, positions = (position, length - position) if up else (0, position + 1)
+            for first, end in _blocks(positions, task.blocks):
+                maps = [end, end, end + begin, end + begin] if up else [end] * 4
+                for keys in maps if exact else maps[:1]:
+                    cost.mm("attention", end - first, task.config.d_head, keys, batch=rows * task.config.n_heads)
+    _attention_point(task, cost)
+
+
+def _spread_down(task: Task, cost: Cost) -> None:
+    c, d = task.config, task.config.d_model
+    exact = task.policy.attention == "exact"
+    for rows in task.targets:
+        for position, n in enumerate(rows):
+            if not n:
+                continue
+            end = position + 1
+            cost.mm("spread", n, task.d_q, d)
+            cost.mm("spread", end, c.n_heads, n * d)
+            if exact:
+                cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+                cost.mm("spread", end if c.positions == "rotary" else 1, task.d_q, d)
+                cost.mm("spread", end * n, c.n_heads, d)
+                cost.mm("spread", n, task.d_q, d)
+    _attention_point(task, cost)
+
+
+def _spread_up(task: Task, cost: Cost) -> None:
+    c, d = task.config, task.config.d_model
+    exact = task.policy.attention == "exact"
+    cost.mm("spread", task.n_sources, d, task.d_heads)
+    for rows in task.sources:
+        for position, n in enumerate(rows):
+            if not n:
+                continue
+            reach = len(rows) - position
+            cost.mm("spread", n, task.d_q, d)
+            cost.mm("spread", reach, c.n_heads, n * d)
+            if exact:
+                cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
+                cost.mm("spread", reach, task.d_q, d)
+                cost.mm("spread", reach * n, c.n_heads, d)
+                cost.mm("spread", n, c.d_head, position + 1, batch=2 * c.n_heads)
+                cost.mm("spread", n, task.d_q, d)
+    _attention_point(task, cost)
+
+
+def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
+    """Targets from `stop` to the first z, or to the resid_mid above it."""
+    kind, n = task.stop.kind, task.n_targets
+    if kind in ("resid_pre", "resid_post", "mlp_out") and task.policy.mlp == "exact":
+        _mlp_rows(task, cost, "seeds", n)
+        _mlp_point(task, cost)
+    if to_z and kind != "z":
+        cost.mm("seeds", n, task.config.d_model, task.d_q)
+
+
+def _readout(task: Task, cost: Cost, alive: Sequence[Sequence[int]], seeded: Sequence[Sequence[int]], width: int) -> None:
+    for rows, others in zip(alive, seeded, strict=True):
+        for count, other in zip(rows, others, strict=True):
+            cost.mm("readout", count, width, other)
+
+
+# ------------------------------------------------------------------------------------ whole sweeps
+
+
+def reverse_cost(task: Task) -> Cost:
+    """Of `meet.reverse` to a source in the residual stream."""
+    cost, d = Cost(task.itemsize), task.config.d_model
+    _seeds(task, cost, to_z=True)
+    _spread_down(task, cost)
+    down = task.down()
+    for layer in reversed(task.layers[:-1]):
+        _mlp(task, cost, down)
+        if layer > task.layers[0]:
+            _attention(task, cost, up=False)
+    if len(task.layers) == 1:
+        _readout(task, cost, down, task.sources, d)
+    elif in_head_space(task):
+        cells_cost = Cost(task.itemsize)
+        _attention(task, cells_cost, up=False)
+        cost.flops += cells_cost.flops
+        cost.bytes += cells_cost.bytes
+        cells = sum(map(sum, down))
+        cost.flops["attention"] -= 2 * cells * d * task.d_heads  # the cone stays in head space
+        cost.mm("readout", task.n_sources, d, task.d_heads)
+        _readout(task, cost, down, task.sources, d + task.d_heads)
+    else:
+        _attention(task, cost, up=False)
+        _readout(task, cost, down, task.sources, d)
+    return cost
+
+
+def in_head_space(task: Task) -> bool:
+    """Whether pushing the sources into head space is fewer products than pulling the cone out of it."""
+    met = sum(n * m for rows, others in zip(task.down(), task.sources, strict=True) for n, m in zip(rows, others, strict=True))
+    return met + task.n_sources * task.config.d_model < sum(map(sum, task.down())) * task.config.d_model
+
+
+def forward_cost(task: Task) -> Cost:
+    """Of `meet.forward` from a source in the residual stream."""
+    cost = Cost(task.itemsize)
+    _seeds(task, cost, to_z=False)
+    _spread_up(task, cost)
+    for _ in task.layers[:-1]:
+        _mlp(task, cost, task.up())
+        _attention(task, cost, up=True)
+    _readout(task, cost, task.up(), task.targets, task.config.d_model)
+    return cost
+
+
+def both_cost(task: Task, layer: int) -> Cost:
+    """Of `meet.both` at the MLP of `layer`."""
+    cost, d, pays = Cost(task.itemsize), task.config.d_model, fold_rows(task.config)
+    _seeds(task, cost, to_z=True)
+    _spread_down(task, cost)
+    _spread_up(task, cost)
+    for _ in range(layer + 1, task.layers[-1]):
+        _mlp(task, cost, task.down())
+        _attention(task, cost, up=False)
+    for _ in range(task.layers[0], layer):
+        _mlp(task, cost, task.up())
+        _attention(task, cost, up=True)
+    for rows, others in zip(task.down(), task.up(), strict=True):
+        for n, m in zip(rows, others, strict=True):
+            fewer = min(n, m)
+            if fewer and task.policy.mlp == "exact":
+                if fewer > pays:
+                    cost.mm("mlp", d, task.config.d_mlp, d)
+                    cost.mm("mlp", fewer, d, d)
+                else:
+                    _mlp_rows(task, cost, "mlp", fewer)
+            cost.mm("readout", n, d, m)
+    _mlp_point(task, cost)
+    return cost

@@ -1,0 +1,452 @@
+"""The bench: its ways to a Jacobian agree, values that differ stop it, and its figures are what they are called.
+
+Nothing here asks how long anything takes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError, install_import_hook
+from torch import Tensor
+from typer.testing import CliRunner
+
+import attrib
+from attrib.types import EXACT, LINEAR, InputError, Policy, Site
+
+with install_import_hook("bench", "beartype.beartype"):
+    from bench import cases, check, compare, goals, measure, ours, plain, plots, recipes, run, weights
+    from bench.cases import Case, Problem
+    from bench.compare import Options
+    from bench.measure import Time
+    from bench.recipes import Rows, Way
+    from bench.weights import Shape
+
+CPU = torch.device("cpu")
+TINY = {
+    "gpt2": Shape("tiny-gpt2", 32, 4, 4, 8, 64, "layer", "gelu_tanh", False, "learned", d_vocab=60, n_ctx=64),
+    "gemma": Shape("tiny-gemma", 32, 4, 2, 10, 48, "rms", "silu", True, "rotary", d_vocab=60, n_ctx=64),
+}
+POLICIES = {"exact": EXACT, "linear": LINEAR}
+SIZES = {"d_sae": 100, "active": 6}
+
+
+def between_latents(shape: str, policy: Policy = EXACT) -> Problem:
+    return cases.latents(TINY[shape], 1, 3, 8, policy, d_sae=100, active=(5, 6))
+
+
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
+    "latent-latent": between_latents,
+    "token-latent": lambda shape: cases.tokens_to_latents(TINY[shape], 3, 8, **SIZES),
+    "latent-logit": lambda shape: cases.latents_to_logits(TINY[shape], 1, 3, 8, k=7, **SIZES),
+}
+
+
+def all_ways(problem: Problem) -> dict[str, Way]:
+    """Every way, the notebook's in chunks that do not divide its rows."""
+    edges = ours.attribute(problem, ours.METHOD)
+    targets = recipes.nodes(edges.targets)
+    rows = torch.arange(0, len(targets), 2)
+    return {
+        "attrib": recipes.through_attrib(problem, ours.METHOD, targets),
+        "as_written": recipes.as_written(problem, len(targets)),
+        "chunked": recipes.chunked(problem, rows, len(targets), 3),
+        "autograd_batched": recipes.autograd_batched(problem, rows, len(targets), 3),
+        "torch_func": recipes.through_attrib(problem, "torch.func", targets, [len(problem.tokens) - 1]),
+    }
+
+
+def computed(way: Way) -> Rows:
+    return way.read(*way.compute())
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("shape", TINY)
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_way_gives_the_same_jacobian(shape: str, kind: str, policy: str) -> None:
+    ways = all_ways(replace(PROBLEMS[kind](shape), policy=POLICIES[policy]))
+    found = {name: computed(way) for name, way in ways.items()}
+    verdict = check.agree(found)
+    assert verdict.passed, verdict.faults
+    assert len(verdict.errors) == 10  # every pair of five
+    assert all(error < 1e-5 for error in verdict.errors.values()), verdict.errors
+    whole = found["attrib"].gradient
+    assert (whole.abs().sum(1) > 0).all()
+    for name, rows in found.items():
+        assert len(rows.gradient) == len(rows.place) == len(ways[name].place), name
+        assert ways[name].is_sample == (len(rows.place) < len(whole)), name
+
+
+def test_the_policies_are_told_apart() -> None:
+    exact, linear = (computed(all_ways(between_latents("gpt2", policy))["chunked"]) for policy in POLICIES.values())
+    assert check.distance(linear.gradient, exact.gradient) > 0.01
+
+
+@pytest.mark.parametrize(("rule", "k"), [("topk", 6), ("jumprelu", None), ("relu", None)])
+def test_the_plain_dictionary_is_attribs(rule: Any, k: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 32, generator=generator)
+    made = weights.random_dictionary(Site(0, "resid_pre"), 80, 12, x, seed=1)
+    params = made.params._replace(
+        b_dec=0.2 * torch.randn(32, generator=generator), threshold=torch.rand(80, generator=generator) * (rule == "jumprelu")
+    )
+    made = replace(made, params=params, config=replace(made.config, rule=rule, k=k, apply_b_dec_to_input=True))
+    latents = plain.encode(made, x)
+    assert len(latents) < (latents > 0).sum() < latents.numel() / 2
+    torch.testing.assert_close(latents, attrib.encode(made, x))
+    torch.testing.assert_close(plain.decode(made, latents), attrib.decode(made, latents))
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_the_plain_model_is_attribs(shape: str) -> None:
+    problem = PROBLEMS["latent-logit"](shape)
+    model, x = problem.model, plain.embed(problem.model, problem.tokens)
+    reached = plain.forward(model, x, 0, 3, EXACT)
+    torch.testing.assert_close(plain.unembed(model, reached, EXACT), attrib.logits(model, problem.tokens))
+
+
+def test_the_notebook_says_what_it_does_not_know() -> None:
+    problem = between_latents("gpt2")
+    source = replace(problem.source, config=replace(problem.source.config, site=Site(1, "mlp_out")))
+    with pytest.raises(InputError, match=r"mlp_out; the notebook recipe knows the stream between layers"):
+        recipes.notebook(replace(problem, source=source))
+    source = replace(problem.source, config=replace(problem.source.config, normalisation="layer_norm"))
+    with pytest.raises(attrib.UnsupportedError, match="normalises its input"):
+        recipes.notebook(replace(problem, source=source))
+
+
+# ------------------------------------------------------------------------------------------- the check
+
+
+def rows_of(gradient: Tensor, place: list[int], latents: list[int] | None = None) -> Rows:
+    at = torch.tensor(place)
+    return Rows(
+        at, gradient, torch.stack([at, at if latents is None else torch.tensor(latents)], 1), torch.zeros(gradient.shape[1], 2).long()
+    )
+
+
+def test_rows_are_compared_by_their_place() -> None:
+    J = torch.randn(4, 3)
+    assert check.agree({"a": rows_of(J, [0, 1, 2, 3]), "b": rows_of(J[[3, 1]], [3, 1])}).passed
+    assert not check.agree({"a": rows_of(J, [0, 1, 2, 3]), "b": rows_of(J[[3, 1]], [1, 3])}).passed
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (rows_of(torch.ones(2, 3) * 1.001, [0, 1]), r"a / b: 1\.0e-03 apart over 2 rows, tolerance 1e-04"),
+        (rows_of(torch.full((2, 3), torch.nan), [0, 1]), r"inf apart"),
+        (rows_of(torch.ones(2, 3), [0, 1], [0, 5]), r"not the same nodes"),
+        (rows_of(torch.ones(2, 2), [0, 1]), r"not the same nodes \(3 and 2 sources\)"),
+        (rows_of(torch.ones(2, 3), [2, 3]), r"no row in common"),
+    ],
+)
+def test_what_differs_is_said(other: Rows, says: str) -> None:
+    verdict = check.agree({"a": rows_of(torch.ones(2, 3), [0, 1]), "b": other})
+    assert not verdict.passed
+    assert len(verdict.faults) == 1
+    with pytest.raises(AssertionError, match=says):
+        raise AssertionError(verdict.faults[0])
+
+
+def test_a_jacobian_of_zeros_proves_nothing() -> None:
+    zeros = rows_of(torch.zeros(2, 3), [0, 1])
+    assert not check.agree({"a": zeros, "b": zeros}).passed
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture
+def tiny_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Run the bench's command over tiny cases, with chunks of 16 rows."""
+    listed = [Case(kind, f"tiny {kind}", partial(PROBLEMS[kind], "gpt2"), quick=kind != "token-latent") for kind in PROBLEMS]
+    monkeypatch.setattr(run, "all_cases", lambda: {case.name: case for case in listed})
+    monkeypatch.setattr(recipes, "chunk_of", lambda problem, limit: 16)
+    monkeypatch.setattr(compare, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
+
+    def call(*arguments: str) -> tuple[Any, dict[str, Any]]:
+        path = tmp_path / "figures.json"
+        result = CliRunner().invoke(run.app, [*arguments, "--json", str(path)])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result, json.loads(path.read_text()) if path.exists() else {}
+
+    return call
+
+
+def test_a_run_writes_its_figures(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
+    result, found = tiny_run()
+    assert result.exit_code == 0, result.output
+    assert list(found) == list(PROBLEMS)
+    for name, figures in found.items():
+        assert figures["checked"] is True, name
+        for key in ("ratio_vs_notebook", "cpu_s", "wall_s", "peak_mb", "result_mb", "rate_gflops", "wall_over_ideal", "peak_ratio"):
+            assert isinstance(figures[key], float), key
+            assert figures[key] > 0, key
+        assert figures["flops"] > 0
+        assert {"flops_over_floor", "notebook_cpu_s", "notebook_peak_mb", "torch_func_cpu_s", "autograd_batched_cpu_s"} <= set(figures)
+        ways = figures["alternatives"]
+        assert set(ways) == {"attrib", "notebook_chunked", "autograd_batched", "torch_func", "notebook_as_written"}
+        assert len(figures["errors"]) == 10
+        assert figures["ratio_vs_notebook"] == pytest.approx(ways["notebook_chunked"]["cpu_s"] / ways["attrib"]["cpu_s"])
+        assert figures["peak_ratio"] == pytest.approx(ways["notebook_chunked"]["peak_mb"] / ways["attrib"]["peak_mb"])
+        assert figures["device"].endswith("-core CPU")
+        assert ways["attrib"]["rows"] == ways["attrib"]["of"] == figures["targets"]
+        for way in ways.values():
+            assert way["extrapolated"] == (way["rows"] < way["of"])
+    assert found["latent-latent"]["rows"] == 16 < found["latent-latent"]["of"]
+    assert found["latent-latent"]["extrapolated"] is True
+    assert found["latent-logit"]["extrapolated"] is False
+    assert found["latent-latent"]["active"] == pytest.approx({"source": 5, "target": 6}, rel=0.05)
+
+
+def test_quick_and_named_cases(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
+    assert list(tiny_run("--quick")[1]) == ["latent-latent", "latent-logit"]
+    assert list(tiny_run("--case", "token-latent")[1]) == ["token-latent"]
+    result, _ = tiny_run("--case", "nothing")
+    assert result.exit_code == 2
+    assert "the cases are" in result.output
+
+
+def wrong_values(wrong: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return wrong(*arguments) * 1.01
+
+
+@pytest.mark.parametrize(
+    ("broken", "way"),
+    [("mlp", wrong_values), ("attention", wrong_values), ("encode", lambda right, d, x: right(d, x).relu() + 1e-3)],
+)
+def test_a_broken_value_stops_the_figures(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Callable[..., tuple[Any, dict[str, Any]]], broken: str, way: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(plain, broken, partial(way, getattr(plain, broken)))
+    result, found = tiny_run("--case", "latent-latent")
+    assert result.exit_code == 1
+    assert "Values differ: latent-latent" in result.output
+    figures = found["latent-latent"]
+    assert figures["checked"] is False
+    assert any("notebook_chunked" in fault for fault in figures["faults"])
+    assert all(figures[key] is None for key in ("ratio_vs_notebook", "flops_over_floor", "cpu_s", "peak_mb"))
+    assert "alternatives" not in figures
+
+
+def test_a_broken_alternative_stops_the_figures(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Callable[..., tuple[Any, dict[str, Any]]]
+) -> None:
+    right = recipes.one_hot
+    monkeypatch.setattr(recipes, "one_hot", lambda rows, value: right(rows.flip(0), value))
+    result, found = tiny_run()
+    assert result.exit_code == 1
+    assert [figures["checked"] for figures in found.values()] == [False] * 3  # and all cases were still run
+
+
+def test_a_call_that_attrib_refuses_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(between_latents("gpt2"), budget=10)
+    found = compare.run_case(Case("refused", "a budget too small", lambda: problem), Options(CPU))
+    assert found["checked"] is False
+    assert "budget: 10 bytes" in found["faults"][0]
+
+
+def test_the_recipe_as_written_is_left_out_where_it_does_not_fit() -> None:
+    problem = between_latents("gpt2")
+    targets = recipes.nodes(ours.attribute(problem, ours.METHOD).targets)
+    needs = len(targets) * recipes.row_bytes(problem)
+    fits = compare.other_ways(problem, targets, Options(CPU, as_written_limit=needs))
+    assert "notebook_as_written" in fits[0]
+    assert fits[1] == {}
+    ways, skipped = compare.other_ways(problem, targets, Options(CPU, as_written_limit=needs - 1))
+    assert "notebook_as_written" not in ways
+    assert f"for {len(targets)} targets at once; the limit is" in skipped["notebook_as_written"]
+
+
+def test_figures_are_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "figures.json"
+    run.write(path, {"a": {"cpu_s": 1.0}})
+    with pytest.raises(TypeError):
+        run.write(path, {"a": {"cpu_s": torch.ones(1)}})
+    assert json.loads(path.read_text()) == {"a": {"cpu_s": 1.0}}
+    assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
+
+
+# ------------------------------------------------------------------------------------ samples and scaling
+
+
+def test_the_time_of_a_sample_is_scaled_and_what_is_done_once_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"open": Time(1.0, 2.0), "run": Time(3.0, 5.0)}
+    monkeypatch.setattr(compare, "timed", lambda call, device: (None, seconds["open" if call is way.open else "run"]))
+    way = Way(torch.arange(2), 10, lambda: None, lambda opened: None, lambda opened, found: found)
+    assert compare.time_of(way, CPU)[:2] == (1 + 5 * 3, 2 + 5 * 5)
+
+
+def test_samples_of_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.arange(90, 100)
+    rows = compare.sample_rows(100, 20, shared, generator)
+    assert len(rows.unique()) == 20
+    assert torch.equal(rows, rows.sort().values)
+    assert torch.isin(rows, shared).sum() >= compare.SHARED_ROWS
+    assert torch.equal(compare.sample_rows(5, 20, torch.arange(5), generator), torch.arange(5))
+
+
+@pytest.mark.parametrize("positions", [1, 2, 3, 5, 32, 33])
+def test_samples_of_positions_have_prefixes_of_mean_length(positions: int) -> None:
+    found = compare.middle_positions(positions, 4)
+    assert found == sorted(set(found))
+    assert 1 <= len(found) <= 5
+    assert sum(found) / len(found) == (positions - 1) / 2
+
+
+def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    names = ("attrib", "notebook_chunked", "torch_func")
+    ways = {name: Way(torch.arange(1), 1, lambda: None, lambda _, name=name: order.append(name), lambda a, b: b) for name in names}
+    monkeypatch.setattr(measure, "PRODUCTS", ((4, 4, 4),))
+    times, rate = compare.take_turns(ways, Options(CPU, rounds=3, slow_rounds=2, other_rounds=1, enough_s=0.0))
+    assert order == ["attrib", "notebook_chunked", "torch_func", "attrib", "notebook_chunked", "attrib"]
+    assert set(times) == set(names)
+    assert rate > 0
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def test_peak_and_flops_of_known_work() -> None:
+    a = torch.ones(50, 40)
+
+    def work() -> Tensor:
+        big = torch.ones(1000, 250)  # 1 MB, gone before the product
+        del big
+        return a @ a.T
+
+    result, used = measure.peak(work, CPU)
+    assert torch.equal(result, torch.full((50, 50), 40.0))
+    assert used == 1_000_000
+    assert measure.flops(work) == 2 * 50 * 40 * 50
+
+
+def test_medians_and_sums_of_times() -> None:
+    assert measure.medians([Time(1.0, 5.0), Time(3.0, 4.0), Time(2.0, 9.0)]) == Time(2.0, 5.0)
+    assert measure.medians([Time(1.0, 5.0, 7.0), Time(1.0, 5.0, 9.0)]) == Time(1.0, 5.0, 8.0)
+    assert Time(1.0, 2.0).plus(Time(3.0, 4.0).scaled(2.0)) == Time(7.0, 10.0)
+    assert Time(1.0, 2.0, 3.0).plus(Time(3.0, 4.0, 5.0)).seconds == 8
+    assert Time(1.0, 2.0).seconds == 1
+
+
+def test_the_chunk_holds_what_the_notebook_needs() -> None:
+    problem = cases.latents(TINY["gpt2"], 1, 2, 8, d_sae=4000, active=(4, 4))
+    of = len(recipes.notebook(problem).targets)
+    way = recipes.chunked(problem, torch.arange(of), of, of)
+    opened = way.open()
+    _, used = measure.peak(lambda: way.run(opened), CPU)
+    assert 1 <= used / (of * recipes.row_bytes(problem)) < 1.15
+    assert recipes.chunk_of(problem, 40 * recipes.row_bytes(problem)) == 40
+    assert recipes.chunk_of(problem, 1) == recipes.MIN_CHUNK
+    assert recipes.chunk_of(problem, cases.GIB) == recipes.MAX_CHUNK
+
+
+def test_the_plan_is_set_beside_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = between_latents("gpt2")
+    options = Options(CPU, rounds=1, slow_rounds=1, enough_s=0.0)
+    monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
+    monkeypatch.delattr(attrib, "plan", raising=False)
+    assert ours.read_plan(problem) is None
+    found = compare.run_case(Case("tiny", "without a plan", lambda: problem), options)
+    assert found["flops_over_floor"] is None
+    flops = found["flops"]
+    planned = SimpleNamespace(flops=2 * flops, floor=flops / 4, peak=1000, direction="reverse", bands=3)
+    monkeypatch.setattr(attrib, "plan", lambda *arguments, **options: planned, raising=False)
+    found = compare.run_case(Case("tiny", "with a plan", lambda: problem), options)
+    assert found["flops_over_floor"] == 4
+    assert found["flops_over_plan"] == 0.5
+    assert found["direction"] == "reverse"
+    assert found["peak_over_plan"] == pytest.approx(found["peak_mb"] * 1e3)
+
+
+# ------------------------------------------------------------------------------------------- the cases
+
+
+@pytest.mark.parametrize("active", [1, 6, 50])
+def test_dictionaries_have_the_active_latents_asked_for(active: int) -> None:
+    x = torch.randn(32, 24, generator=torch.Generator().manual_seed(0))
+    made = weights.random_dictionary(Site(0, "resid_pre"), 400, active, x, seed=1)
+    found = (attrib.encode(made, x) > 0).sum().item() / 32
+    assert found == pytest.approx(active, rel=0.021)
+    # no latent so near its threshold that rounding decides
+    assert (x @ made.params.W_enc + made.params.b_enc).abs().min() > 1e-5
+
+
+def test_goals_are_judged_by_the_worst() -> None:
+    results = {"a": {"r": 10.0}, "b": {"r": 20.0}, "c": {"r": None}}
+    assert goals.judge(goals.Goal("", "r", 15, True, ("a", "b")), results) == (10.0, "a", False)
+    assert goals.judge(goals.Goal("", "r", 15, False, ("a", "b")), results) == (20.0, "b", False)
+    assert goals.judge(goals.Goal("", "r", 20, False), results) == (20.0, "b", True)
+    assert goals.judge(goals.Goal("", "r", 10, True, ("a",)), results) == (10.0, "a", True)
+    assert goals.judge(goals.Goal("", "r", 0, True, ("a", "c")), results) == (None, None, False)  # one is not measured
+    assert goals.judge(goals.Goal("", "r", 0, True, ("missing",)), results) == (None, None, False)
+
+
+def test_quick_holds_every_case_of_the_goals() -> None:
+    quick = {name for name, case in cases.all_cases().items() if case.quick}
+    assert {name for goal in goals.GOALS for name in goal.cases} == quick
+
+
+def test_scalings_have_an_axis_and_their_size_in_it() -> None:
+    scalings = [case for case in cases.all_cases().values() if case.axis]
+    assert {case.axis for case in scalings} == {"targets", "positions", "layers", "d_sae"}
+    assert all(str(case.size) in case.name and not case.quick for case in scalings)
+
+
+def test_the_text_is_long_enough(smollm2_folder: Path) -> None:
+    problem = cases.smollm2(6, 9)
+    assert problem.tokens.shape == (64,)
+    assert problem.active() == pytest.approx({"source": 32, "target": 32}, rel=0.2)
+
+
+def test_shapes_are_checked_in_the_bench() -> None:
+    with pytest.raises(TypeCheckError):
+        check.distance(torch.ones(2, 3), torch.ones(3, 2))
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def way_of(seconds: float) -> dict[str, Any]:
+    return {"cpu_s": seconds, "gpu_s": None, "extrapolated": seconds > 5}
+
+
+def measured(size: int) -> dict[str, Any]:
+    ways = {"attrib": way_of(1.0), "torch_func": way_of(2.0), "notebook_chunked": way_of(10.0)}
+    facts = {"axis": "positions", "size": size, "checked": True, "device": "2-core CPU", "flops": 1e9, "rate_gflops": 100.0}
+    return facts | {"alternatives": ways}
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_scaling_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: bool) -> None:
+    def write_image(self: Any, path: Path, **options: Any) -> None:
+        if not works:
+            raise ValueError("kaleido is not here\nmore")
+        path.write_bytes(b"png")
+
+    monkeypatch.setattr(plots.go.Figure, "write_image", write_image)
+    results = {"b": measured(16), "a": measured(8), "bad": measured(32) | {"checked": False}, "other": {"axis": None}}
+    (tmp_path / "figures.json").write_text(json.dumps(results))
+    done = CliRunner().invoke(plots.app, [str(tmp_path / "figures.json"), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    html = (tmp_path / "out" / "scaling-positions.html").read_text()
+    assert len(html) < 50_000  # plotly.js is not inside
+    assert "scaled from a sample of rows" in html
+    assert "[8,16]" in html.replace(" ", "")
+    assert (tmp_path / "out" / "scaling-positions.png").exists() == works
+    assert ("kaleido is not here" in done.output) == (not works)
+    assert list((tmp_path / "out").glob("*.html")) == [tmp_path / "out" / "scaling-positions.html"]
