@@ -31,7 +31,7 @@ from torch.func import jvp
 from attrib.model import ACTIVATIONS, Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotate
 from attrib.types import Policy
 
-Rows = Float[Tensor, "positions rows width"]
+Rows = Float[Tensor, "positions rows _"]
 
 QUERY_BLOCK = 64
 """Query positions of one block of the attention maps: blocks skip what causality masks, and bound the memory."""

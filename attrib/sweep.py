@@ -49,7 +49,7 @@ FOLD_BLOCK = 4
 MLP_CHUNK = 2048
 """Rows that are in an MLP's hidden layer at once."""
 
-Flat = Float[Tensor, "cells width"]
+Flat = Float[Tensor, "_ _"]
 
 
 def fold_rows(config: ModelConfig) -> float:

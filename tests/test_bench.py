@@ -287,6 +287,8 @@ def test_the_time_of_a_sample_is_scaled_and_what_is_done_once_is_not(monkeypatch
     monkeypatch.setattr(compare, "timed", lambda call, device: (None, seconds["open" if call is way.open else "run"]))
     way = Way(torch.arange(2), 10, lambda: None, lambda opened: None, lambda opened, found: found)
     assert compare.time_of(way, CPU)[:2] == (1 + 5 * 3, 2 + 5 * 5)
+    way = replace(way, repeats=True)
+    assert compare.time_of(way, CPU)[:2] == (1 + 5 * (3 - 1), 2 + 5 * (5 - 2))
 
 
 def test_samples_of_rows() -> None:
