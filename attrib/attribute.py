@@ -6,6 +6,7 @@ is kept while a tile is at hand, and join the prompts. Attribution is gradient Ã
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,14 +16,18 @@ from torch.utils import _pytree as pytree
 
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
-from attrib.jacobian import DEFAULT_BUDGET, Tile, chunk_size, contract, forward, reverse, working_memory
+from attrib.jacobian import DEFAULT_BUDGET, Tile, Working, adjoint, by_jvp, by_vjp, chunk_size, contract, task_of, working_memory
 from attrib.model import Model, fingerprint
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
+from attrib.plan import PackPlan, plan_pack
 from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
+from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["torch.func", "adjoint"]
+
+PACK_CELLS = 1 << 14
+"""(row, position) pairs of a pack: beyond, its products are large enough and more prompts would only take memory."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -37,12 +42,12 @@ def token_to_latent(
     positions: Positions = None,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
-    method: Method = "torch.func",
+    method: Method = "adjoint",
     progress: bool | Progress = False,
 ) -> Edges:
     """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
 
-    Tangents go forward: a prompt has few tokens and many latents. See `latent_to_latent` for the options.
+    See `latent_to_latent` for the options.
     """
     options = _Options(policy, keep, positions, dtype, budget, method, progress)
     return _run("token_to_latent", model, None, target, tokens, options, error=True)
@@ -60,7 +65,7 @@ def latent_to_latent(
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
-    method: Method = "torch.func",
+    method: Method = "adjoint",
     progress: bool | Progress = False,
 ) -> Edges:
     """How the active latents of `target` move with the active latents of `source`.
@@ -73,7 +78,7 @@ def latent_to_latent(
         error: whether the source's error is added to its reconstruction, as a constant.
         dtype: to compute in, "float32" or "float64"; None is the model's own.
         budget: bytes of working memory, beside the parameters and the result.
-        method: "torch.func", plain transforms over the segment.
+        method: "adjoint", the written sweeps, or "torch.func", plain transforms over the segment: the slow reference.
         progress: True for a bar, or a function called with (prompts done, prompts in all).
 
     Raises:
@@ -96,7 +101,7 @@ def latent_to_logit(
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
-    method: Method = "torch.func",
+    method: Method = "adjoint",
     progress: bool | Progress = False,
 ) -> Edges:
     """How chosen logits move with the active latents of `source`.
@@ -122,7 +127,7 @@ def latent_to_metric(
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
-    method: Method = "torch.func",
+    method: Method = "adjoint",
     progress: bool | Progress = False,
 ) -> Edges:
     """How a scalar of the logits moves with the active latents of `source`: one target row per prompt.
@@ -155,10 +160,8 @@ class _Options:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
             )
-        if self.method == "adjoint":
-            raise InputError("method: 'adjoint' is not available yet; use method='torch.func'.")
-        if self.method != "torch.func":
-            raise InputError(f"method: {self.method!r}; expected 'torch.func'.")
+        if self.method not in ("adjoint", "torch.func"):
+            raise InputError(f"method: {self.method!r}; expected 'adjoint' or 'torch.func'.")
 
     def compute_dtype(self, model: Model) -> torch.dtype:
         """The dtype to compute in."""
@@ -177,7 +180,7 @@ class _Checked(NamedTuple):
     stop: Site
     dtype: torch.dtype
     prompts: list[Tensor]
-    chunks: list[int]
+    working: list[Working]
 
 
 def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
@@ -194,10 +197,9 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
     working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
     # the prompt that needs most is asked first, so that the error names what is enough for all
-    order = sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True)
-    chunk_of = {number: chunk_size(working[number], options.budget, number) for number in order}
-    chunks = [chunk_of[number] for number in range(len(prompts))]
-    return _Checked(start, stop, dtype, prompts, chunks)
+    for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
+        chunk_size(working[number], options.budget, number)
+    return _Checked(start, stop, dtype, prompts, working)
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
@@ -208,7 +210,7 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dicti
         "positions": None,
         "dtype": None,
         "budget": DEFAULT_BUDGET,
-        "method": "torch.func",
+        "method": "adjoint",
         "progress": False,
     }
     options.pop("error", None)
@@ -218,21 +220,64 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dicti
 def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
-    """Check everything, then attribute prompt by prompt and join."""
-    start, stop, dtype, prompts, chunks = _check(kind, model, source, target, tokens, options)
+    """Check everything, then attribute pack by pack and join."""
+    start, stop, dtype, prompts, working = _check(kind, model, source, target, tokens, options)
     call = _call(kind, model, source, target, prompts, options, dtype, error)
     model = _constant(model.to(dtype=dtype))
     source, target = (_constant(d.to(dtype=dtype, device=model.device)) if isinstance(d, Dictionary) else d for d in (source, target))
-    parts = []
-    for ids, chunk in _track(list(zip(prompts, chunks, strict=True)), options.progress):
-        if kind == "latent_to_metric":
-            assert source is not None
-            parts.append(_metric_edges(kind, model, source, target, ids, options, error, call))
-        else:
-            found = path(model, source, target, ids, policy=options.policy, positions=options.positions, error=error)
-            tiles = forward(found, chunk) if source is None else reverse(found, chunk)
-            parts.append(_path_edges(kind, model, start, stop, found, tiles, ids, options.keep, call))
-    return join(parts)
+    done = _track(prompts, options.progress)
+    if kind == "latent_to_metric":
+        assert source is not None
+        return join([_metric_edges(kind, model, source, target, ids, options, error, call) for ids in done])
+    paths = ((ids, path(model, source, target, ids, policy=options.policy, positions=options.positions, error=error)) for ids in done)
+    jacobians = _by_adjoint(paths, options.budget) if options.method == "adjoint" else _by_transforms(paths, working, options.budget)
+    return join([_path_edges(kind, model, start, stop, found, tiles, ids, options.keep, call) for ids, found, tiles in jacobians])
+
+
+Prompted = tuple[Tensor, Path]
+"""A prompt's tokens and its path."""
+
+
+def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+    """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
+    for number, (ids, found) in enumerate(paths):
+        rows = chunk_size(working[number], budget, number)
+        yield ids, found, by_jvp(found, rows) if found.from_tokens else by_vjp(found, rows)
+
+
+def _by_adjoint(paths: Iterable[Prompted], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+    """The written sweeps, pack by pack."""
+    for pack, plan in _packs(paths, budget):
+        tiles = adjoint([found for _, found in pack], plan)
+        for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
+            yield *pack[number], (tile for _, tile in of_prompt)
+
+
+def _packs(paths: Iterable[Prompted], budget: int) -> Iterator[tuple[list[Prompted], PackPlan]]:
+    """Prompts whose sweeps are small, several to a pack, as far as one sweep over them fits the budget."""
+    pack: list[Prompted] = []
+    planned = None
+    for number, prompted in enumerate(paths):
+        tried = _fits([*pack, prompted], budget) if pack else None
+        if pack and tried is None:
+            assert planned is not None
+            yield pack, planned
+            pack = []
+        pack.append(prompted)
+        planned = tried or plan_pack(task_of([found for _, found in pack]), budget, number)
+    if pack and planned is not None:
+        yield pack, planned
+
+
+def _fits(pack: list[Prompted], budget: int) -> PackPlan | None:
+    """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
+    task = task_of([found for _, found in pack])
+    if task.cells > PACK_CELLS:
+        return None
+    try:
+        return plan_pack(task, budget)
+    except BudgetError:
+        return None
 
 
 def _constant(part: Any) -> Any:

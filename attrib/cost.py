@@ -27,10 +27,13 @@ class Cost:
     flops: Counter[Part] = field(default_factory=Counter)
     bytes: Counter[Part] = field(default_factory=Counter)
 
-    def mm(self, part: Part, m: float, k: float, n: float, batch: float = 1) -> None:
+    def mm(self, part: Part, m: int, k: int, n: int, batch: int = 1) -> None:
         """Count `batch` products [m, k] @ [k, n]."""
-        self.flops[part] += round(2 * batch * m * k * n)
-        self.bytes[part] += round(batch * self.itemsize * (m * k + k * n + m * n))
+        self.flops[part] += 2 * batch * m * k * n
+        self.bytes[part] += batch * self.itemsize * (m * k + k * n + m * n)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.itemsize, self.flops + other.flops, self.bytes + other.bytes)
 
     @property
     def total(self) -> int:
@@ -69,6 +72,11 @@ class Task:
         return sum(map(len, self.targets))
 
     @property
+    def cells(self) -> int:
+        """(row, position) pairs of the smaller of the two cones."""
+        return min(sum(map(sum, self.down())), sum(map(sum, self.up())))
+
+    @property
     def layers(self) -> range:
         """The layers whose attention is passed."""
         return attentions_between(self.start, self.stop)
@@ -101,7 +109,7 @@ class Task:
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _mlp_rows(task: Task, cost: Cost, part: Part, rows: float) -> None:
+def _mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
     d, f = task.config.d_model, task.config.d_mlp
     cost.mm(part, rows, d, f)
     cost.mm(part, rows, task.d_hidden, d)
@@ -209,33 +217,69 @@ def _readout(task: Task, cost: Cost, alive: Sequence[Sequence[int]], seeded: Seq
             cost.mm("readout", count, width, other)
 
 
+def _walk(task: Task, cost: Cost) -> None:
+    """The primal of the segment, once."""
+    c = task.config
+    d, d_kv = c.d_model, c.n_kv_heads * c.d_head
+    for _ in task.layers:
+        cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
+        cost.mm("primal", task.tokens, task.d_q, d)
+        for rows in task.targets:
+            cost.mm("primal", len(rows), c.d_head, len(rows), batch=2 * c.n_heads)
+    mlps = len(task.layers) - (task.stop.kind in ("z", "attn_out", "resid_mid", "mlp_in")) + (task.start.kind in MIDDLE)
+    cost.mm("primal", task.tokens, d, task.d_hidden, batch=mlps)
+    cost.mm("primal", task.tokens, c.d_mlp, d, batch=mlps)
+
+
 # ------------------------------------------------------------------------------------ whole sweeps
+
+MIDDLE = ("z", "attn_out", "resid_mid", "mlp_in")
+"""Kinds of sites that have an MLP between them and the next attention."""
+
+
+def local_cost(task: Task) -> Cost:
+    """Of a path that meets no attention: targets are pulled, seeded, to the source's site."""
+    cost = Cost(task.itemsize)
+    _seeds(task, cost, to_z=False)
+    _readout(task, cost, task.targets, task.sources, task.config.d_model)
+    _walk(task, cost)
+    return cost
+
+
+def push_cost(task: Task) -> Cost:
+    """Of pushing seeded sources to the first attention."""
+    cost = Cost(task.itemsize)
+    if task.start.kind in MIDDLE and task.policy.mlp == "exact":
+        _mlp_rows(task, cost, "seeds", task.n_sources)
+        _mlp_point(task, cost)
+    if task.start.kind == "z":
+        cost.mm("seeds", task.n_sources, task.d_q, task.config.d_model)
+    return cost
 
 
 def reverse_cost(task: Task) -> Cost:
-    """Of `meet.reverse` to a source in the residual stream."""
+    """Of `meet.reverse` to the source's own site."""
     cost, d = Cost(task.itemsize), task.config.d_model
+    _walk(task, cost)
     _seeds(task, cost, to_z=True)
     _spread_down(task, cost)
     down = task.down()
-    for layer in reversed(task.layers[:-1]):
+    heads = task.start.kind in ("resid_pre", "resid_post") and len(task.layers) > 1 and in_head_space(task)
+    for _ in task.layers[1:]:
         _mlp(task, cost, down)
-        if layer > task.layers[0]:
-            _attention(task, cost, up=False)
-    if len(task.layers) == 1:
-        _readout(task, cost, down, task.sources, d)
-    elif in_head_space(task):
-        cells_cost = Cost(task.itemsize)
-        _attention(task, cells_cost, up=False)
-        cost.flops += cells_cost.flops
-        cost.bytes += cells_cost.bytes
-        cells = sum(map(sum, down))
-        cost.flops["attention"] -= 2 * cells * d * task.d_heads  # the cone stays in head space
-        cost.mm("readout", task.n_sources, d, task.d_heads)
-        _readout(task, cost, down, task.sources, d + task.d_heads)
-    else:
         _attention(task, cost, up=False)
-        _readout(task, cost, down, task.sources, d)
+    if heads:
+        cost.flops["attention"] -= 2 * sum(map(sum, down)) * d * task.d_heads  # the cone stays in head space
+        cost.mm("readout", task.n_sources, d, task.d_heads)
+    if task.start.kind == "mlp_in" and task.policy.mlp == "exact":
+        _mlp_rows(task, cost, "mlp", sum(map(sum, down)))
+        _mlp_point(task, cost)
+    elif task.start.kind in MIDDLE:
+        _mlp(task, cost, down)
+    if task.start.kind == "z":
+        cost.mm("seeds", sum(map(sum, down)), d, task.d_q)
+    width = task.d_q if task.start.kind == "z" else d + task.d_heads if heads else d
+    _readout(task, cost, down, task.sources, width)
     return cost
 
 
@@ -246,29 +290,37 @@ def in_head_space(task: Task) -> bool:
 
 
 def forward_cost(task: Task) -> Cost:
-    """Of `meet.forward` from a source in the residual stream."""
-    cost = Cost(task.itemsize)
+    """Of `meet.forward`, with the sources pushed to the first attention."""
+    cost = push_cost(task)
+    _walk(task, cost)
     _seeds(task, cost, to_z=False)
     _spread_up(task, cost)
-    for _ in task.layers[:-1]:
+    for _ in task.layers[1:]:
         _mlp(task, cost, task.up())
         _attention(task, cost, up=True)
     _readout(task, cost, task.up(), task.targets, task.config.d_model)
     return cost
 
 
-def both_cost(task: Task, layer: int) -> Cost:
-    """Of `meet.both` at the MLP of `layer`."""
-    cost, d, pays = Cost(task.itemsize), task.config.d_model, fold_rows(task.config)
-    _seeds(task, cost, to_z=True)
-    _spread_down(task, cost)
+def lift_cost(task: Task, layer: int) -> Cost:
+    """Of `meet.lift` to the MLP of `layer`, with the sources pushed to the first attention."""
+    cost = push_cost(task)
+    _walk(task, cost)
     _spread_up(task, cost)
-    for _ in range(layer + 1, task.layers[-1]):
-        _mlp(task, cost, task.down())
-        _attention(task, cost, up=False)
     for _ in range(task.layers[0], layer):
         _mlp(task, cost, task.up())
         _attention(task, cost, up=True)
+    return cost
+
+
+def both_cost(task: Task, layer: int) -> Cost:
+    """Of `meet.both` at the MLP of `layer`, after `lift`."""
+    cost, d, pays = Cost(task.itemsize), task.config.d_model, fold_rows(task.config)
+    _seeds(task, cost, to_z=True)
+    _spread_down(task, cost)
+    for _ in range(layer + 1, task.layers[-1]):
+        _mlp(task, cost, task.down())
+        _attention(task, cost, up=False)
     for rows, others in zip(task.down(), task.up(), strict=True):
         for n, m in zip(rows, others, strict=True):
             fewer = min(n, m)

@@ -1,21 +1,27 @@
-"""The engine: the Jacobian of a path, tile by tile, within a memory budget.
+"""The engine: the Jacobian of paths, tile by tile, within a memory budget.
 
-`reverse` pulls cotangents back through the segment and contracts them with the source directions;
-`forward` pushes tangents and contracts them with the target cotangents. Both run plain torch.func over
-the segment alone. Causality is used exactly: a cotangent at position p needs the prefix up to p only.
+`adjoint` runs the written sweeps of meet.py over a pack of prompts, as its plan says. `by_vjp` and `by_jvp` are
+the plain reference beside it: torch.func over the segment alone, one prompt and one chunk of rows at a time.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from attrib.cone import Cone, cone
+from attrib.cost import Task
+from attrib.meet import both, forward, lift, reverse
 from attrib.model import ModelConfig
 from attrib.path import Path, Sources
+from attrib.plan import PackPlan
+from attrib.primal import Primal, Seeds, primal, seeds
+from attrib.sweep import push_seeded
 from attrib.types import BudgetError, Site
 
 DEFAULT_BUDGET = 1 << 30
@@ -40,7 +46,7 @@ def contract(cotangents: Float[Tensor, "rows positions width"], sources: Sources
 
 
 @torch.no_grad()
-def reverse(path: Path, chunk: int) -> Iterator[Tile]:
+def by_vjp(path: Path, chunk: int) -> Iterator[Tile]:
     """Tiles of rows by vmap(vjp), `chunk` targets at a time, each on the prefix that it can see."""
     targets = path.targets
     for first in range(0, len(targets.position), chunk):
@@ -57,7 +63,7 @@ def reverse(path: Path, chunk: int) -> Iterator[Tile]:
 
 
 @torch.no_grad()
-def forward(path: Path, chunk: int) -> Iterator[Tile]:
+def by_jvp(path: Path, chunk: int) -> Iterator[Tile]:
     """All rows as one tile by vmap(jvp), `chunk` sources at a time: for few sources and many targets."""
     sources, targets = path.sources, path.targets
     gradient = path.x.new_zeros(len(targets.position), len(sources.position))
@@ -74,6 +80,82 @@ def forward(path: Path, chunk: int) -> Iterator[Tile]:
     yield Tile(0, gradient)
 
 
+# ------------------------------------------------------------------------------------------ adjoint
+
+
+def task_of(paths: Sequence[Path]) -> Task:
+    """What a pack of paths, which differ in their prompts alone, asks of the engine."""
+    run, x = paths[0].through, paths[0].x
+    targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
+    sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
+    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize)
+
+
+@torch.no_grad()
+def adjoint(paths: Sequence[Path], plan: PackPlan) -> Iterator[tuple[int, Tile]]:
+    """Tiles of a pack of paths by the written sweeps, with the number of the path that each is of, in order.
+
+    Warns:
+        UserWarning: where the device ran out of memory and a sweep is done in halves.
+    """
+    run, lengths = paths[0].through, [len(path.x) for path in paths]
+    on = primal(run.model, run.policy, run.start, run.stop, [path.x for path in paths], [path.base for path in paths])
+    orders = [path.targets.position.argsort(stable=True) for path in paths]
+    start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
+    if plan.way in ("forward", "both"):
+        start, sources = push_seeded(on, start, sources)
+    up = cone([path.sources.position.tolist() for path in paths], lengths, "up")
+    lifted = None
+    if plan.layer is not None:
+        lifted = lift(on, start, sources, up, plan.layer)
+    todo = list(reversed(plan.sweeps))
+    scattered: dict[int, Tensor] = {}
+    while todo:
+        first, end = todo.pop()
+        chosen = [order[first:end] if len(paths) == 1 else order for order in orders]
+        try:
+            found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
+        except torch.OutOfMemoryError:
+            if end - first < 2 or len(paths) > 1:
+                raise
+            middle = (first + end) // 2
+            warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
+            todo += [(middle, end), (first, middle)]
+            continue
+        for number, (rows, gradient) in enumerate(zip(chosen, found, strict=True)):
+            if bool((orders[number].diff() == 1).all()):
+                yield number, Tile(first if len(paths) == 1 else 0, gradient)
+                continue
+            # targets that are not sorted by position: their rows go back to their places
+            whole = scattered.setdefault(number, gradient.new_zeros(len(orders[number]), gradient.shape[1]))
+            whole[rows] = gradient
+            if len(paths) > 1 or not todo:
+                yield number, Tile(0, whole)
+
+
+def _sweep(
+    on: Primal,
+    plan: PackPlan,
+    stop: Site,
+    paths: Sequence[Path],
+    chosen: Sequence[Int[Tensor, " _"]],
+    start: Site,
+    sources: Seeds,
+    up: Cone,
+    lifted: Tensor | None,
+) -> list[Float[Tensor, "_ _"]]:
+    """One sweep over the chosen targets of each path."""
+    positions = [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
+    targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
+    if plan.way == "forward":
+        return forward(on, start, stop, targets, sources, up)
+    down = cone([position.tolist() for position in positions], on.lengths, "down")
+    if lifted is not None:
+        assert plan.layer is not None
+        return both(on, stop, targets, down, sources, up, lifted, plan.layer)
+    return reverse(on, stop, targets, down, {start: sources})[start]
+
+
 # ------------------------------------------------------------------------------------------ memory
 
 
@@ -85,7 +167,7 @@ class Working(NamedTuple):
 
 
 def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int, d_sae: int, itemsize: int) -> Working:
-    """An upper estimate for `reverse` or `forward` over one prompt of this length.
+    """An upper estimate for `by_vjp` or `by_jvp` over one prompt of this length.
 
     Fixed: the primal's tape, layer by layer, and one dense encoding [positions, d_sae], made once outside
     the differentiated path. A row: the widest moment of its way through one layer, which is the MLP's or

@@ -31,8 +31,8 @@ from attrib.sweep import (
 )
 from attrib.types import Site
 
-Jacobians = list[Float[Tensor, "targets sources"]]
-"""One for each prompt of a pack."""
+Jacobians = list[Float[Tensor, "_ _"]]
+"""[targets, sources] of each prompt of a pack."""
 
 
 def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
@@ -103,38 +103,35 @@ def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources:
         contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
 
 
+def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> Flat:
+    """Tangents of sources seeded at the `resid_pre` of an attention's layer, over their cone at the resid_mid of `layer`."""
+    x = spread_up(primal, start.layer, sources, up)
+    for below in range(start.layer, layer):
+        through_mlp(primal, below, up, x, up=True)
+        push_attention(primal, below + 1, up, x)
+    return x
+
+
 def forward(primal: Primal, start: Site, stop: Site, targets: Seeds, sources: Seeds, up: Cone) -> Jacobians:
     """Tangents of sources at the `resid_pre` of an attention's layer go up to the seeded targets.
 
     `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
     """
     found = empty(primal, targets, sources)
-    station = last_of_stream(primal, stop, targets)
-    x = spread_up(primal, start.layer, sources, up)
-    for layer in range(start.layer, station.site.layer):
-        through_mlp(primal, layer, up, x, up=True)
-        push_attention(primal, layer + 1, up, x)
-    contract(primal, up, x, targets._replace(value=station.rows), [jacobian.T for jacobian in found])
+    seeded = next(at for at in pull_seeded(primal, stop, targets) if at.site.kind == "resid_mid")
+    x = lift(primal, start, sources, up, seeded.site.layer)
+    contract(primal, up, x, targets._replace(value=seeded.rows), [jacobian.T for jacobian in found])
     return found
 
 
-def last_of_stream(primal: Primal, stop: Site, targets: Seeds) -> Station:
-    """The seeded cotangents at the lowest resid_mid that they reach."""
-    return next(station for station in pull_seeded(primal, stop, targets) if station.site.kind == "resid_mid")
-
-
-def both(primal: Primal, start: Site, stop: Site, targets: Seeds, sources: Seeds, down: Cone, up: Cone, layer: int) -> Jacobians:
-    """Cotangents go down to, and tangents up to, the MLP of `layer`, with an attention on either side; see `forward`."""
+def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds, up: Cone, x: Flat, layer: int) -> Jacobians:
+    """Cotangents go down to the MLP of `layer`, below at least one attention, and meet tangents `x` lifted to it."""
     found = empty(primal, targets, sources)
-    *_, station = pull_seeded(primal, stop, targets)
-    g = spread_down(primal, station.site.layer, targets._replace(value=station.rows), station.stream, down)
-    for above in range(station.site.layer - 1, layer, -1):
+    *_, at = pull_seeded(primal, stop, targets)
+    g = spread_down(primal, at.site.layer, targets._replace(value=at.rows), at.stream, down)
+    for above in range(at.site.layer - 1, layer, -1):
         through_mlp(primal, above, down, g, up=False)
         pull_attention(primal, above, down, g)
-    x = spread_up(primal, start.layer, sources, up)
-    for below in range(start.layer, layer):
-        through_mlp(primal, below, up, x, up=True)
-        push_attention(primal, below + 1, up, x)
     meet_at_mlp(primal, layer, down, g, up, x, found)
     return found
 

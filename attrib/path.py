@@ -63,6 +63,7 @@ class Path:
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, " targets"]]
     labels: tuple[str, ...] = ()
     probability: Float[Tensor, " targets"] | None = None
+    from_tokens: bool = False
 
 
 class Read(NamedTuple):
@@ -326,7 +327,7 @@ def path(
         return read.function(through(head.enter(values), base).index_select(0, read.position))
 
     targets = Targets(read.position, read.latent, value, cotangent)
-    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability)
+    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability, source is None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# Kernels are interpreted where there is no GPU. Triton reads this once, when it is first imported, and many packages import it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 assert "attrib" not in sys.modules, "attrib was imported before the hook, so its shapes would go unchecked"
 
 # The models are tiny: on a busy machine a second thread makes a softmax of 40 numbers wait for milliseconds.

@@ -168,7 +168,7 @@ def test_triton_is_the_reference(shape: tuple[int, ...], frozen: bool):
 @pytest.mark.usefixtures("nan_filled")
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("shape", [SHAPES["grouped"], SHAPES["two blocks of positions"]], ids=["grouped", "two blocks"])
+@pytest.mark.parametrize("shape", [(7, 5, 4, 2, 10), (33, 1, 2, 1, 10)], ids=["grouped", "two blocks"])
 def test_16_bit_numbers_are_summed_in_float32(shape: tuple[int, ...], dtype: torch.dtype, impl: Any):
     c = case(*shape, dtype=dtype)
     want = attention_adjoint(double(c).cotangent, *double(c).primal, impl="reference")
@@ -262,7 +262,7 @@ class Attention(torch.autograd.Function):
 def test_jacrev_and_vmap_run_through_the_rule(impl: Any):
     """jacrev makes the cotangent batched, vmap around it the primal as well."""
     dtype = torch.float64 if impl == "reference" else torch.float32
-    _, (_, q, k, v, _, scale), _ = case(4, 1, 4, 2, 3, dtype)
+    _, (_, q, k, v, _, scale), _ = case(3, 1, 2, 1, 3, dtype)
     scales = torch.tensor([1.0, 0.5, -2.0], dtype=dtype, device=q.device)
 
     def ours(factor: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

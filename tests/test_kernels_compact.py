@@ -13,7 +13,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import pytest
 import torch
 from attrib_kernels.compact import Compacted, compact, compact_product
-from attrib_kernels.compact.rules import check_tile
+from attrib_kernels.compact.rules import check_impl, check_rule, check_tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -254,6 +254,14 @@ def test_an_amount_that_makes_no_sense_is_refused_by_name(rule: Any, amount: flo
     for impl in IMPLS:
         with pytest.raises(ValueError, match=message):
             compact(torch.ones(2, 3), torch.ones(3), rule, amount, impl=impl)
+
+
+def test_names_that_are_none_are_refused():
+    """Annotations refuse them first in these tests, but not where people run."""
+    with pytest.raises(ValueError, match=r"impl: 'cuda'; expected 'reference' or 'triton'"):
+        check_impl("cuda")
+    with pytest.raises(ValueError, match=r"rule: 'top'; expected one of dense, topk, threshold, mass"):
+        check_rule("top", 1)
 
 
 @pytest.mark.parametrize("rule", ["topk", "mass"])

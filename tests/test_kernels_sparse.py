@@ -170,6 +170,16 @@ def test_leading_dimensions_strides_and_narrow_indices(impl: Any):
     assert sparse_encode(x[:0], W_enc, *at, impl=impl).shape == (0, 3, 11)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_no_pair_names_is_not_seen(impl: Any):
+    """Blocks are filled up with the first latent and position, which may hold anything."""
+    at, W = Places(torch.tensor([1, 1, 3]), torch.tensor([2, 1, 2])), whole(3, 5, seed=2)
+    value, x = whole(3, seed=1), whole(4, 5, seed=1)
+    W[0], x[[0, 2]] = torch.nan, torch.inf
+    assert torch.equal(sparse_decode(value, *at, W, 4, impl=impl), dense_decode(value, at, W.nan_to_num(), 4))
+    assert torch.equal(sparse_encode(x, W.T, *at, impl=impl), dense_encode(x.nan_to_num(posinf=0), W.T.nan_to_num(), at))
+
+
 # ---------------------------------------------------------------------------------------- derivatives
 
 POSITIONS, PAIRS, LATENTS, WIDTH = 4, 5, 3, 2

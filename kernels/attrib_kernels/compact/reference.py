@@ -1,0 +1,47 @@
+"""Compaction in plain torch: the rule as a mask over the dense tile, and the tile gathered by the mask."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attrib_kernels.compact.rules import Compacted, Rule
+
+
+def keep_mask(
+    gradient: Float[Tensor, "rows columns"], attribution: Float[Tensor, "rows columns"], rule: Rule, amount: float | int
+) -> Bool[Tensor, "rows columns"]:
+    """Which entries the rule keeps, from the order of each row."""
+    there, size = gradient != 0, attribution.abs()
+    if rule == "dense":
+        return there
+    if rule == "threshold":
+        return there & (size >= amount)
+    ranked, order = size.sort(dim=-1, descending=True, stable=True)
+    if rule == "topk":
+        first = (torch.arange(size.shape[1], device=size.device) < amount).expand_as(size)
+    else:
+        running = ranked.cumsum(-1)
+        first = running - ranked < amount * running[:, -1:]
+    return there & torch.zeros_like(there).scatter(1, order, first)
+
+
+def compact_reference(
+    gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], rule: Rule, amount: float | int
+) -> Compacted:
+    """See `compact`."""
+    attribution = gradient * activation
+    mask = keep_mask(gradient, attribution, rule, amount)
+    row, column = mask.nonzero(as_tuple=True)
+    indptr = torch.searchsorted(row, torch.arange(len(gradient) + 1, device=row.device))
+    return Compacted(indptr, column, gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
+
+
+def compact_product_reference(
+    cotangent: Float[Tensor, "rows width"],
+    direction: Float[Tensor, "columns width"],
+    activation: Float[Tensor, " columns"],
+    rule: Rule,
+    amount: float | int,
+) -> Compacted:
+    """See `compact_product`."""
+    return compact_reference(cotangent @ direction.T, activation, rule, amount)
