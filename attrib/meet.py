@@ -101,6 +101,7 @@ def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources:
     seeds = sources._replace(value=torch.cat([sources.value, into_heads(primal, layer, sources)], dim=1))
     for part, bands, heads in pulled_heads(primal, layer, cone, g):
         contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
+        del heads
 
 
 def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> Flat:

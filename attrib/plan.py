@@ -14,7 +14,7 @@ from typing import Literal
 from attrib.cone import CHUNK
 from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
 from attrib.sweep import FOLD_BLOCK, MLP_CHUNK, fold_rows
-from attrib.types import BudgetError, Site
+from attrib.types import BudgetError
 
 Way = Literal["local", "reverse", "forward", "both"]
 """`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
@@ -113,12 +113,12 @@ def _part(task: Task, first: int, end: int) -> Task:
 def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, int], ...] | None, int, int]:
     """Runs of targets that fit, the peak, and the smallest budget that would do; None where one target does not fit."""
     count = task.n_targets
-    whole = peak_memory(task, option.way)
+    whole = peak_memory(task, option.way, option.layer)
     if whole <= budget or count <= 1:
         return (((0, count),) if whole <= budget else None), whole, whole
     if len(task.targets) > 1 or option.way == "forward":
         return None, whole, whole
-    smallest = peak_memory(_part(task, count - 1, count), option.way)
+    smallest = peak_memory(_part(task, count - 1, count), option.way, option.layer)
     if smallest > budget:
         return None, smallest, smallest
     sweeps, first, peak = [], 0, 0
@@ -126,9 +126,11 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
         low, high = 1, count - first
         while low < high:  # the most targets from `first` on that fit
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if peak_memory(_part(task, first, first + middle), option.way) <= budget else (low, middle - 1)
+            low, high = (
+                (middle, high) if peak_memory(_part(task, first, first + middle), option.way, option.layer) <= budget else (low, middle - 1)
+            )
         sweeps.append((first, first + low))
-        peak = max(peak, peak_memory(_part(task, first, first + low), option.way))
+        peak = max(peak, peak_memory(_part(task, first, first + low), option.way, option.layer))
         first += low
     return tuple(sweeps), peak, smallest
 
@@ -136,51 +138,76 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
 # ------------------------------------------------------------------------------------------ memory
 
 
-def peak_memory(task: Task, way: Way) -> int:
+def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     """Bytes at the fullest moment of a sweep, with the primal, the seeded rows and the tile that it fills."""
-    c, d, heads = task.config, task.config.d_model, task.d_heads
-    n, m, tokens, d_kv = task.n_targets, task.n_sources, task.tokens, c.n_kv_heads * c.d_head
-    longest = max(map(len, task.targets))
+    c, d, heads, hidden, f = task.config, task.config.d_model, task.d_heads, task.d_hidden, task.config.d_mlp
+    n, m, tokens = task.n_targets, task.n_sources, task.tokens
+    d_kv, exact = c.n_kv_heads * c.d_head, task.policy.attention == "exact"
     tile = sum(sum(rows) * sum(columns) for rows, columns in zip(task.targets, task.sources, strict=True))
-    # streams of the primal; both sides' rows, in the path and packed; targets on their way to z
-    held = 3 * d * tokens * (len(task.layers) + 1) + 2 * (n + m) * d + n * (d + task.d_q) + tile
-    hidden = task.d_hidden
-    slopes = tokens * hidden
-    mlp_chunk = MLP_CHUNK * (3 * hidden + 6 * d)
-    seeded_mlp = 4 * slopes + min(n, MLP_CHUNK) * (3 * hidden + 2 * d)
-    if way == "local":
-        return task.itemsize * (held + seeded_mlp)
+    pairs = c.n_heads * sum(len(rows) ** 2 for rows in task.targets)
     down, up = task.down(), task.up()
+    # each side's rows in the path and packed, the streams of the primal, the tile
+    held = 2 * (n + m) * d + 3 * tokens * d * len(task.layers) + tile
+    slopes = tokens * (hidden + 4 * f)
+    seeded = slopes + 5 * n * d + min(n, MLP_CHUNK) * (hidden + 2 * f + d)
+    stages = [4 * tile]  # while rows are selected, the sweep's own cells are gone
+    if way == "local":
+        return task.itemsize * (held + max(stages[0], seeded))
     cells = 0 if way == "forward" else sum(map(sum, down))
     lifted = 0 if way == "reverse" else sum(map(sum, up))
-    seeds = [rows for prompt in (task.sources if way == "forward" else task.targets) for rows in prompt]
-    widest = max(min(max(seeds) * longest, CHUNK), longest)
-    points = tokens * (4 * task.d_q + 4 * d_kv) + sum(3 * c.n_heads * len(rows) ** 2 for rows in task.targets)
-    chunk = min(max(cells, lifted), max(CHUNK, longest))
-    blocks = min(task.blocks, longest)
-    # one band: z, cotangents of q, k and v, and two tiles of the softmax's adjoint
-    band = widest * (2 * task.d_q + 2 * heads) + 3 * c.n_heads * blocks * widest
-    attention = 2 * d * heads + points + chunk * (task.d_q + 2 * heads + 2 * d) + band
-    spread = 2 * d * heads + points + 2 * widest * d + max(seeds) * c.n_heads * d * 2 + longest * c.n_heads * d
-    alive = max(max(rows) for rows in (*down, *up))
-    folding = alive > fold_rows(c)
-    fold = FOLD_BLOCK * d * d * 2 + 2 * c.d_mlp * d + 2 * FOLD_BLOCK * max(seeds) * d if folding else 0
-    mlp = 2 * d * hidden + 4 * slopes + max(fold, min(mlp_chunk, max(cells, lifted) * (3 * hidden + 6 * d)))
-    meeting = 2 * d * hidden + 4 * slopes + max(map(max, down)) * 2 * d + max(map(max, up)) * 2 * d + fold
-    layers = [spread, seeded_mlp]
-    if len(task.layers) > 1:
-        layers += [attention, mlp]
+    points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + 3 * pairs
+    to_heads = d * heads * (3 if c.norm == "layer" else 2)
+    to_hidden = d * hidden + d * f * (2 if c.norm == "layer" else 1)
+
+    def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
+        reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
+        longest, most = max(map(len, seeds)), max(map(max, seeds))
+        keys = 2 * longest * c.n_heads * d if exact and (c.positions == "rotary" or not is_down) else 0
+        return (
+            to_heads + points + (n if is_down else m) * (task.d_q + d) + 2 * reach * d + most * c.n_heads * d + 3 * c.n_heads * reach + keys
+        )
+
+    def attention(seeds: Sequence[Sequence[int]], alive: int, is_down: bool = True) -> int:
+        longest = max(map(len, seeds))
+        rows = max(min(max(map(max, seeds)), CHUNK // longest), 1)
+        block, band = min(task.blocks, longest), rows * longest
+        temporary = band * (2 * heads) + rows * block * (2 * task.d_q) + (c.n_heads * block * (band + longest) if exact else 0)
+        chunk = min(alive, max(CHUNK, band))
+        if not is_down:
+            temporary += band * (2 * task.d_q) + c.n_heads * block * band
+        return to_heads + points + chunk * (task.d_q + heads) + max(temporary, chunk * d)
+
+    def mlp(rows: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> int:
+        pays = fold_rows(c)
+        folded = max(map(max, rows)) > pays
+        fold = FOLD_BLOCK * d * d + d * f * (2 if c.gated else 1) + 2 * FOLD_BLOCK * max(map(max, seeds)) * d if folded else 0
+        rest = min(sum(count for prompt in rows for count in prompt if count <= pays), MLP_CHUNK)
+        return to_hidden + slopes + max(fold, rest * (4 * d + hidden + 2 * f))
+
+    def meeting() -> int:
+        fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
+        through = d * d + d * f * (2 if c.gated else 1) if fewer > fold_rows(c) else fewer * 3 * f
+        return to_hidden + slopes + max(map(max, down)) * d + max(map(max, up)) * d + fewer * d + through
+
+    stages.append(seeded)
+    if way != "forward":
+        stages.append(cells * d + spread(task.targets, True))
+    if way != "reverse":
+        stages.append(lifted * d + spread(task.sources, False))
+    below = task.layers[-1] - 1 if layer is None else layer
+    if way == "reverse" and len(task.layers) > 1:
+        seeds = m * (d + heads)
+        stages.append(cells * d + mlp(down, task.targets))
+        stages.append(cells * d + attention(task.targets, cells) + seeds)
+        stages.append(cells * d + points + seeds + min(cells, CHUNK) * (d + 2 * heads))
+    if way == "forward" and len(task.layers) > 1:
+        stages.append(lifted * d + mlp(up, task.sources))
+        stages.append(lifted * d + attention(task.sources, lifted, False))
     if way == "both":
-        layers.append(meeting)
-    readout = m * (d + heads) * 2 if way == "reverse" else 0
-    return task.itemsize * (held + (cells + lifted) * d + max(layers) + readout)
-
-
-def bands(task: Task, sweeps: Sequence[tuple[int, int]]) -> list[int]:
-    """How many positions are seeded in each sweep: each is a band of its own."""
-    return [sum(rows > 0 for prompt in _part(task, first, end).targets for rows in prompt) for first, end in sweeps]
-
-
-def resid_pre(task: Task) -> Site:
-    """Where seeded sources are pushed to."""
-    return Site(task.layers[0], "resid_pre")
+        if below < task.layers[-1] - 1:
+            stages.append((cells + lifted) * d + max(mlp(down, task.targets), attention(task.targets, cells)))
+        if below > task.layers[0]:
+            stages.append(lifted * d + max(mlp(up, task.sources), attention(task.sources, lifted, False)))
+        stages.append((cells + lifted) * d + max(spread(task.targets, True), meeting()))
+        stages[0] += lifted * d
+    return task.itemsize * (held + max(stages))

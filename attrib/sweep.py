@@ -250,6 +250,7 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
         g[part] += y
+        del heads, y
 
 
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
@@ -257,8 +258,18 @@ def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None
     W_O, points, scale = primal.model.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
     for part, bands in cone.chunks():
         o = g[part] @ W_O.T if z is None else z[part]
-        pulled = [attention_pull(points[band.prompt], band.of(o), scale, primal.policy).flatten(0, 1) for band in bands]
-        yield part, bands, torch.cat(pulled)
+        heads = o.new_empty(len(o), head_width(primal))
+        for band in bands:
+            band.of(heads).copy_(attention_pull(points[band.prompt], band.of(o), scale, primal.policy))
+        del o  # a chunk is gone before the next is made: see plan.peak_memory
+        yield part, bands, heads
+        del heads
+
+
+def head_width(primal: Primal) -> int:
+    """Width of head space: q | k | v of all heads, or v alone."""
+    c = primal.model.config
+    return c.d_head * (c.n_kv_heads if primal.policy.attention == "frozen" else c.n_heads + 2 * c.n_kv_heads)
 
 
 def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
@@ -270,8 +281,12 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
         heads = unit @ weights.W_in
-        z = torch.cat([attention_push(points[band.prompt], band.of(heads), scale, primal.policy).flatten(0, 1) for band in bands])
+        del unit
+        z = heads.new_empty(len(heads), len(weights.W_out))
+        for band in bands:
+            band.of(z).copy_(attention_push(points[band.prompt], band.of(heads), scale, primal.policy))
         torch.addmm(x[part], z, weights.W_out, out=x[part])
+        del heads, z
 
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
