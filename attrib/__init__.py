@@ -7,6 +7,7 @@ from attrib.attribute import latent_to_latent, latent_to_logit, latent_to_metric
 from attrib.capture import capture
 from attrib.dictionary import Dictionary, decode, encode
 from attrib.edges import Edges
+from attrib.forecast import Plan, plan
 from attrib.model import Model, embed, logits, unembed
 from attrib.path import path
 from attrib.segment import block, segment
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "Mass",
     "Model",
+    "Plan",
     "Policy",
     "Site",
     "Threshold",
@@ -73,6 +75,7 @@ __all__ = [
     "logits",
     "open",
     "path",
+    "plan",
     "save",
     "segment",
     "token_to_latent",

@@ -19,15 +19,12 @@ from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
 from attrib.jacobian import DEFAULT_BUDGET, Tile, Working, adjoint, by_jvp, by_vjp, chunk_size, contract, task_of, working_memory
 from attrib.model import Model, fingerprint
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
-from attrib.plan import PackPlan, plan_pack
+from attrib.plan import packs
 from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
+from attrib.types import EXACT, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["torch.func", "adjoint"]
-
-PACK_CELLS = 1 << 14
-"""(row, position) pairs of a pack: beyond, its products are large enough and more prompts would only take memory."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -163,14 +160,15 @@ class _Options:
         if self.method not in ("adjoint", "torch.func"):
             raise InputError(f"method: {self.method!r}; expected 'adjoint' or 'torch.func'.")
 
-    def compute_dtype(self, model: Model) -> torch.dtype:
-        """The dtype to compute in."""
-        if self.dtype is None:
-            return model.dtype
-        found = DTYPES.get(str(self.dtype).removeprefix("torch."))
-        if found is None:
-            raise InputError(f"dtype: {self.dtype!r}; expected one of {', '.join(DTYPES)}.")
-        return found
+
+def compute_dtype(model: Model, dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype to compute in: the one asked for, or the model's own."""
+    if dtype is None:
+        return model.dtype
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    return found
 
 
 class _Checked(NamedTuple):
@@ -184,7 +182,7 @@ class _Checked(NamedTuple):
 
 
 def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
-    dtype = options.compute_dtype(model)
+    dtype = compute_dtype(model, options.dtype)
     prompts = to_prompts(model, tokens)
     start = Site(0, "resid_pre") if source is None else source.site
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
@@ -196,6 +194,9 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
     working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
+    if options.method == "adjoint" and kind != "latent_to_metric":
+        # what a sweep needs depends on the active latents: plan_pack asks when they are known
+        working = [Working(3 * dtype.itemsize * len(ids) * widest, 0) for ids in prompts]
     # the prompt that needs most is asked first, so that the error names what is enough for all
     for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
         chunk_size(working[number], options.budget, number)
@@ -247,37 +248,10 @@ def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: in
 
 def _by_adjoint(paths: Iterable[Prompted], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """The written sweeps, pack by pack."""
-    for pack, plan in _packs(paths, budget):
+    for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), budget):
         tiles = adjoint([found for _, found in pack], plan)
         for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
             yield *pack[number], (tile for _, tile in of_prompt)
-
-
-def _packs(paths: Iterable[Prompted], budget: int) -> Iterator[tuple[list[Prompted], PackPlan]]:
-    """Prompts whose sweeps are small, several to a pack, as far as one sweep over them fits the budget."""
-    pack: list[Prompted] = []
-    planned = None
-    for number, prompted in enumerate(paths):
-        tried = _fits([*pack, prompted], budget) if pack else None
-        if pack and tried is None:
-            assert planned is not None
-            yield pack, planned
-            pack = []
-        pack.append(prompted)
-        planned = tried or plan_pack(task_of([found for _, found in pack]), budget, number)
-    if pack and planned is not None:
-        yield pack, planned
-
-
-def _fits(pack: list[Prompted], budget: int) -> PackPlan | None:
-    """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
-    task = task_of([found for _, found in pack])
-    if task.cells > PACK_CELLS:
-        return None
-    try:
-        return plan_pack(task, budget)
-    except BudgetError:
-        return None
 
 
 def _constant(part: Any) -> Any:

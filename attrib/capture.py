@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.dictionary import Dictionary, InputScale, active, decode, normalise_input, pre_activations
+from attrib.dictionary import Dictionary, InputScale, active, decode_at, normalise_input, pre_activations
 from attrib.model import Model, check_site, embed, walk
 from attrib.sparse import from_dense
 from attrib.types import Site, SparseLatents
@@ -45,4 +45,5 @@ def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Leaves:
     pre = pre_activations(dictionary, x)
     dense = pre.where(active(dictionary, pre), torch.zeros_like(pre))
     _, scale = normalise_input(dictionary, x)
-    return Leaves(from_dense(dense), x - decode(dictionary, dense, scale), scale)
+    latents = from_dense(dense)
+    return Leaves(latents, x - decode_at(dictionary, latents.value, latents.position, latents.latent, scale), scale)

@@ -6,7 +6,7 @@ pointwise work between them is bounded by the same bytes. A test holds the count
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -16,7 +16,7 @@ from attrib.primal import attentions_between
 from attrib.sweep import fold_rows
 from attrib.types import Policy, Site
 
-Part = Literal["primal", "seeds", "spread", "mlp", "attention", "readout"]
+Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "readout"]
 
 
 @dataclass
@@ -55,6 +55,10 @@ class Task:
     itemsize: int
     blocks: int = QUERY_BLOCK
     """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
+
+    def __add__(self, other: "Task") -> "Task":
+        """The same work on more prompts."""
+        return replace(self, targets=self.targets + other.targets, sources=self.sources + other.sources)
 
     @property
     def n_targets(self) -> int:

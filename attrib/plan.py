@@ -5,11 +5,11 @@ memory (here), drops the ways that do not fit the budget, and takes the one with
 does not fit in one sweep over all targets is cut into sweeps over runs of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 from attrib.cone import CHUNK
 from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
@@ -35,6 +35,12 @@ class PackPlan:
     """Bytes of working memory at the fullest moment."""
     floor: Cost
     """Of the cheapest way, in one sweep, with no masked work and without the primal: see docs/engine.md."""
+
+    @property
+    def bands(self) -> int:
+        """Positions that are seeded, over all sweeps: each is a band of its own."""
+        seeded = self.task.sources if self.way == "forward" else self.task.targets
+        return sum(rows > 0 for prompt in seeded for rows in prompt)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,43 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
             "Raise the budget or shorten the prompt."
         )
     return replace(best, floor=floor(task))
+
+
+PACK_CELLS = 1 << 14
+"""(row, position) pairs of a pack: beyond, its products are large enough, and more prompts would only take memory."""
+
+Item = TypeVar("Item")
+
+
+def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -> Iterator[tuple[list[Item], PackPlan]]:
+    """Prompts in packs: those whose sweeps are small share one, as far as a single sweep over them fits the budget.
+
+    Raises:
+        BudgetError: where a prompt alone does not fit; see `plan_pack`.
+    """
+    pack: list[Item] = []
+    task = planned = None
+    for number, item in enumerate(items):
+        alone = task_of(item)
+        joined: PackPlan | None = _planned(task + alone, budget) if task is not None else None
+        if joined is None:
+            if planned is not None:
+                yield pack, planned
+            pack, task, planned = [item], alone, plan_pack(alone, budget, number)
+        else:
+            pack, task, planned = [*pack, item], joined.task, joined
+    if planned is not None:
+        yield pack, planned
+
+
+def _planned(task: Task, budget: int) -> PackPlan | None:
+    """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
+    if task.cells > PACK_CELLS:
+        return None
+    try:
+        return plan_pack(task, budget)
+    except BudgetError:
+        return None
 
 
 def floor(task: Task) -> Cost:

@@ -1,0 +1,161 @@
+"""What a call will cost, told before it runs: `plan`."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attrib.attribute import TokensLike, check, compute_dtype, to_prompts
+from attrib.cost import Cost, Part, Task
+from attrib.dictionary import Dictionary
+from attrib.edges import EdgeKind
+from attrib.jacobian import DEFAULT_BUDGET, task_of
+from attrib.model import Model
+from attrib.path import Positions, chosen_positions, path, stop_site
+from attrib.plan import PackPlan, packs
+from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an attribution will do and cost. Operations are those of matrix products, 2 m k n each."""
+
+    packs: tuple[PackPlan, ...]
+    """The sweeps, pack of prompts by pack of prompts: way, where both sides meet, bands, runs of targets."""
+    flops_by_part: Mapping[Part, int]
+    bytes_by_part: Mapping[Part, int]
+    """Operands and results of every product, once each."""
+    peak: int
+    """Bytes of working memory at the fullest moment, beside the parameters and the result."""
+    floor: int
+    """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
+    floor_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """Operations of all parts."""
+        return sum(self.flops_by_part.values())
+
+    @property
+    def direction(self) -> str:
+        """The ways taken, the same for all packs or joined by commas: local, reverse, forward, both."""
+        return ", ".join(sorted({pack.way for pack in self.packs}))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB"
+        ]
+        lines += [
+            f"  {part:<10}{self.flops_by_part[part] / 1e9:>10.3f} GFLOP {self.bytes_by_part[part] / 1e6:>10.1f} MB"
+            for part in self.flops_by_part
+        ]
+        for pack in self.packs:
+            met = "" if pack.layer is None else f" at the MLP of layer {pack.layer}"
+            prompts, sweeps = len(pack.task.targets), len(pack.sweeps)
+            size = f"{pack.task.n_targets} × {pack.task.n_sources}"
+            lines.append(f"  {prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
+        return "\n".join(lines)
+
+
+def plan(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    tokens: TokensLike,
+    *,
+    policy: Policy = EXACT,
+    positions: Positions = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    active: int | None = None,
+) -> Plan:
+    """The plan of an attribution, without computing it.
+
+    Args:
+        source: a dictionary, or None for the tokens' scales (`token_to_latent`).
+        target: a dictionary, or a choice of logits (`latent_to_logit`).
+        active: how many latents are active at each position. None: k for TopK dictionaries; where a dictionary
+            with another rule takes part, its active latents are counted, which costs a forward pass.
+
+    The other options and errors are those of `attrib.latent_to_latent`.
+    """
+    kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
+    check(kind, model, source, target, tokens, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    if active is not None and active < 1:
+        raise InputError(f"active: {active}; expected at least 1, or None to count.")
+    itemsize = compute_dtype(model, dtype).itemsize
+    known = active is not None or all(not isinstance(d, Dictionary) or d.config.rule == "topk" for d in (source, target))
+    tasks = []
+    for ids in to_prompts(model, tokens):
+        if known:
+            tasks.append(_task(model, source, target, ids, policy, positions, itemsize, active))
+        else:
+            tasks.append(task_of([path(model, source, target, ids, policy=policy, positions=positions, error=error)]))
+    planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
+    capture = Cost(itemsize)
+    for task in tasks:
+        _capture(capture, model, source, target, task, positions)
+    total = sum((pack.cost for pack in planned), capture)
+    least = sum((pack.floor for pack in planned), capture)
+    peak = max(pack.peak for pack in planned)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()))
+
+
+def _task(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    ids: Tensor,
+    policy: Policy,
+    positions: Positions,
+    itemsize: int,
+    active: int | None,
+) -> Task:
+    """The work of a prompt whose counts are known beforehand."""
+    length = len(ids)
+
+    def count(dictionary: Dictionary) -> int:
+        return min(active or dictionary.config.k or 0, dictionary.d_sae)
+
+    if isinstance(target, Dictionary):
+        rows, at = count(target), positions
+    else:
+        rows, at = _logits(target), -1 if positions is None else positions
+    times = Counter(chosen_positions(at, length, ids.device).tolist())
+    targets = tuple(rows * times[position] for position in range(length))
+    sources = (1 if source is None else count(source),) * length
+    start = Site(0, "resid_pre") if source is None else source.site
+    return Task(model.config, policy, start, stop_site(model, target), (targets,), (sources,), itemsize)
+
+
+def _logits(what: Logits) -> int:
+    match what:
+        case TopLogits(k=k):
+            return k
+        case Tokens(tokens=tokens):
+            return len(tokens)
+        case Difference() | Direction():
+            return 1
+
+
+def _capture(cost: Cost, model: Model, source: Dictionary | None, target: Dictionary | Logits, task: Task, positions: Positions) -> None:
+    """Count what is done before the Jacobian: the prompt's own pass, the encoders, the logits that are chosen from."""
+    c = model.config
+    (rows,) = task.targets
+    tokens, d, d_kv, d_q = len(rows), c.d_model, c.n_kv_heads * c.d_head, c.n_heads * c.d_head
+    last = task.stop.layer + (task.stop.kind in ("mlp_out", "resid_post"))
+    attentions = task.stop.layer + (task.stop.kind != "resid_pre")
+    cost.mm("capture", tokens, d, d_q + 2 * d_kv, batch=attentions)
+    cost.mm("capture", tokens, d_q, d, batch=attentions)
+    cost.mm("capture", tokens, c.d_head, tokens, batch=2 * c.n_heads * attentions)
+    cost.mm("capture", tokens, d, task.d_hidden, batch=last)
+    cost.mm("capture", tokens, c.d_mlp, d, batch=last)
+    for dictionary in (source, target):
+        if isinstance(dictionary, Dictionary):
+            cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
+    if isinstance(target, TopLogits | Tokens):
+        read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
+        cost.mm("capture", read, d, c.d_vocab)
