@@ -26,9 +26,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp
+from torch.nn import functional as F
 
-from attrib.model import ACTIVATIONS, Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotate
+from attrib import ops
+from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotate
+from attrib.ops import AttentionCotangents, FrozenCotangents, Impl
 from attrib.types import Policy
 
 Rows = Float[Tensor, "positions rows _"]
@@ -130,8 +132,10 @@ def rotate_back(
     return torch.cat([turned, rest.expand(*turned.shape[:-1], -1)], dim=-1)
 
 
-def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy) -> Rows:
+def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch") -> Rows:
     """Head-space cotangents from those of z, on the first `positions` positions of the prompt."""
+    if impl == "triton":
+        return _pull_by_kernel(point, o, scale, policy)
     kv, group, _, d_head = point.q.shape
     positions, rows, _ = o.shape
     exact = policy.attention == "exact"
@@ -165,8 +169,44 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy)
     return rearrange(torch.cat([*parts, v], dim=2), "t n heads d -> t n (heads d)")
 
 
-def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy) -> Rows:
+def _on_first(point: AttentionPoint, positions: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pattern, q, k, v and z of the first positions, with all heads in one dimension, as the kernels take them."""
+    q, z = point.q[:, :, :positions].flatten(0, 1), point.z[:, :, :positions].flatten(0, 1)
+    return point.pattern[:, :, :positions, :positions].flatten(0, 1), q, point.k[:, :positions], point.v[:, :positions], z
+
+
+def _pull_by_kernel(point: AttentionPoint, o: Rows, scale: float, policy: Policy) -> Rows:
+    positions, d_head = len(o), point.q.shape[-1]
+    o = rearrange(o, "t n (heads d) -> t n heads d", d=d_head).contiguous()
+    found = ops.attention_pull(o, *_on_first(point, positions), scale, policy.attention == "frozen")
+    if found.q is None or found.k is None:
+        return rearrange(found.v, "t n heads d -> t n (heads d)")
+    parts = [found.q, found.k]
+    if point.cos.shape[-1]:
+        cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+        parts = [rotate_back(part, cos, sin) for part in parts]
+    return rearrange(torch.cat([*parts, found.v], dim=2), "t n heads d -> t n (heads d)")
+
+
+def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy) -> Rows:
+    kv, group, total, d_head = point.q.shape
+    begin = total - len(tangents)
+    split = rearrange(F.pad(tangents, (0, 0, 0, 0, begin, 0)), "t n (heads d) -> t n heads d", d=d_head)
+    v = split[:, :, -kv:].contiguous()
+    carried: AttentionCotangents | FrozenCotangents = FrozenCotangents(None, None, v)
+    if policy.attention == "exact":
+        turned = split[:, :, :-kv]
+        if point.cos.shape[-1]:
+            turned = rotate(turned, point.cos[:, None, None], point.sin[:, None, None])
+        carried = AttentionCotangents(turned[:, :, : kv * group].contiguous(), turned[:, :, kv * group :].contiguous(), v)
+    z = ops.attention_push(carried, *_on_first(point, total), scale)
+    return rearrange(z[begin:], "t n heads d -> t n (heads d)")
+
+
+def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch") -> Rows:
     """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
+    if impl == "triton":
+        return _push_by_kernel(point, tangents, scale, policy)
     kv, group, total, d_head = point.q.shape
     positions, rows, _ = tangents.shape
     begin = total - positions
@@ -303,10 +343,9 @@ def mlp_weights(model: Model, layer: int, *, fold: bool = True) -> MLPWeights:
 
 def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model"]) -> MLPPoint:
     """hidden = act(u), with slope act'(u); gated: hidden = act(u) ⊙ w, with slopes act'(u) ⊙ w and act(u)."""
-    p, act = model.params.blocks[layer].mlp, ACTIVATIONS[model.config.activation]
-    first = mlp_in @ p.W_gate + p.b_gate if model.config.gated else mlp_in @ p.W_in + p.b_in
-    value, slope, *_ = jvp(act, (first,), (torch.ones_like(first),))
-    return MLPPoint((slope * (mlp_in @ p.W_in + p.b_in), value) if model.config.gated else (slope,))
+    p = model.params.blocks[layer].mlp
+    gate = mlp_in @ p.W_gate + p.b_gate if model.config.gated else None
+    return MLPPoint(ops.slopes(mlp_in @ p.W_in + p.b_in, gate, model.config.activation))
 
 
 def mlp_pull(weights: MLPWeights, point: MLPPoint, g: Rows) -> Rows:

@@ -6,8 +6,9 @@ is kept while a tile is at hand, and join the prompts. Attribution is gradient Ã
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +17,32 @@ from torch.utils import _pytree as pytree
 
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
-from attrib.jacobian import DEFAULT_BUDGET, Tile, Working, adjoint, by_jvp, by_vjp, chunk_size, contract, task_of, working_memory
+from attrib.jacobian import (
+    DEFAULT_BUDGET,
+    Tile,
+    Working,
+    adjoint,
+    by_jvp,
+    by_vjp,
+    chunk_size,
+    contract,
+    sampled_error,
+    task_of,
+    working_memory,
+)
 from attrib.model import Model, fingerprint
+from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
 from attrib.plan import packs
+from attrib.precision import Precision, precision_of
 from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
+from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
-Method = Literal["torch.func", "adjoint"]
+Method = Literal["adjoint", "adjoint-triton", "torch.func"]
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SAMPLED_ROWS = 16
+"""Rows that are computed again in float64, to tell the error of a reduced precision."""
 
 
 def token_to_latent(
@@ -73,9 +89,11 @@ def latent_to_latent(
         keep: which edges are kept; row totals are over all of them whatever is kept.
         positions: of the targets, negative ones from the end; None is all.
         error: whether the source's error is added to its reconstruction, as a constant.
-        dtype: to compute in, "float32" or "float64"; None is the model's own.
+        dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
+            "bfloat16", with the error against sampled float64 rows in `call`. None is the model's own.
         budget: bytes of working memory, beside the parameters and the result.
-        method: "adjoint", the written sweeps, or "torch.func", plain transforms over the segment: the slow reference.
+        method: "adjoint", the written sweeps; "adjoint-triton", the same with Triton kernels; or "torch.func", plain
+            transforms over the segment: the slow reference.
         progress: True for a bar, or a function called with (prompts done, prompts in all).
 
     Raises:
@@ -157,18 +175,14 @@ class _Options:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
             )
-        if self.method not in ("adjoint", "torch.func"):
-            raise InputError(f"method: {self.method!r}; expected 'adjoint' or 'torch.func'.")
+        if self.method not in get_args(Method):
+            raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
+        check_impl(self.impl)
 
-
-def compute_dtype(model: Model, dtype: torch.dtype | str | None) -> torch.dtype:
-    """The dtype to compute in: the one asked for, or the model's own."""
-    if dtype is None:
-        return model.dtype
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(DTYPES)}.")
-    return found
+    @property
+    def impl(self) -> Impl:
+        """Whose attention maps and selection are used."""
+        return "triton" if self.method == "adjoint-triton" else "torch"
 
 
 class _Checked(NamedTuple):
@@ -176,13 +190,16 @@ class _Checked(NamedTuple):
 
     start: Site
     stop: Site
-    dtype: torch.dtype
+    precision: Precision
     prompts: list[Tensor]
     working: list[Working]
 
 
 def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
-    dtype = compute_dtype(model, options.dtype)
+    precision = precision_of(model, options.dtype)
+    if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
+        raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
+    dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = Site(0, "resid_pre") if source is None else source.site
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
@@ -194,13 +211,14 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
     working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
-    if options.method == "adjoint" and kind != "latent_to_metric":
-        # what a sweep needs depends on the active latents: plan_pack asks when they are known
-        working = [Working(3 * dtype.itemsize * len(ids) * widest, 0) for ids in prompts]
     # the prompt that needs most is asked first, so that the error names what is enough for all
     for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
-        chunk_size(working[number], options.budget, number)
-    return _Checked(start, stop, dtype, prompts, working)
+        if options.method == "torch.func" or kind == "latent_to_metric":
+            chunk_size(working[number], options.budget, number)
+        elif options.budget < (least := 3 * dtype.itemsize * len(prompts[number]) * widest):
+            # the encoders need that; what a sweep needs is known, and asked, when the active latents are
+            raise BudgetError.of(options.budget, number, least)
+    return _Checked(start, stop, precision, prompts, working)
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
@@ -222,8 +240,9 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
-    start, stop, dtype, prompts, working = _check(kind, model, source, target, tokens, options)
-    call = _call(kind, model, source, target, prompts, options, dtype, error)
+    start, stop, precision, prompts, working = _check(kind, model, source, target, tokens, options)
+    call = _call(kind, model, source, target, prompts, options, precision, error)
+    dtype = precision.path
     model = _constant(model.to(dtype=dtype))
     source, target = (_constant(d.to(dtype=dtype, device=model.device)) if isinstance(d, Dictionary) else d for d in (source, target))
     done = _track(prompts, options.progress)
@@ -231,8 +250,15 @@ def _run(
         assert source is not None
         return join([_metric_edges(kind, model, source, target, ids, options, error, call) for ids in done])
     paths = ((ids, path(model, source, target, ids, policy=options.policy, positions=options.positions, error=error)) for ids in done)
-    jacobians = _by_adjoint(paths, options.budget) if options.method == "adjoint" else _by_transforms(paths, working, options.budget)
-    return join([_path_edges(kind, model, start, stop, found, tiles, ids, options.keep, call) for ids, found, tiles in jacobians])
+    by_transforms = options.method == "torch.func"
+    jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
+    parts: list[Edges] = []
+    for ids, found, tiles in jacobians:
+        if precision.is_reduced and not parts:
+            sampled = sampled_error(found, SAMPLED_ROWS, precision, options.impl, options.budget)
+            call |= {"precision_error": sampled._asdict(), "seed": 0}
+        parts.append(_path_edges(kind, model, start, stop, found, tiles, ids, options, call))
+    return join(parts)
 
 
 Prompted = tuple[Tensor, Path]
@@ -246,10 +272,10 @@ def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: in
         yield ids, found, by_jvp(found, rows) if found.from_tokens else by_vjp(found, rows)
 
 
-def _by_adjoint(paths: Iterable[Prompted], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Precision) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """The written sweeps, pack by pack."""
-    for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), budget):
-        tiles = adjoint([found for _, found in pack], plan)
+    for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), options.budget):
+        tiles = adjoint([found for _, found in pack], plan, precision, options.impl)
         for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
             yield *pack[number], (tile for _, tile in of_prompt)
 
@@ -308,7 +334,15 @@ def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
 
 
 def _path_edges(
-    kind: EdgeKind, model: Model, start: Site, stop: Site, found: Path, tiles: Iterator[Tile], ids: Tensor, keep: Keep, call: dict[str, Any]
+    kind: EdgeKind,
+    model: Model,
+    start: Site,
+    stop: Site,
+    found: Path,
+    tiles: Iterator[Tile],
+    ids: Tensor,
+    options: _Options,
+    call: dict[str, Any],
 ) -> Edges:
     targets = found.targets
     node_kind: NodeKind = "logit" if kind == "latent_to_logit" else "latent"
@@ -317,7 +351,7 @@ def _path_edges(
         node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), targets.value.cpu(),
         found.labels, None if found.probability is None else found.probability.cpu(),
     )  # fmt: skip
-    return _edges(kind, _source_nodes(model, kind, start, found.sources), table, tiles, found.sources, ids, model, keep, call)
+    return _edges(kind, _source_nodes(model, kind, start, found.sources), table, tiles, found.sources, ids, model, options, call)
 
 
 def _metric_edges(
@@ -336,7 +370,7 @@ def _metric_edges(
     table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), found.value.reshape(1).cpu(), (name,))
     tile = Tile(0, contract(found.cotangent[None], found.sources, len(found.sources.position)))
     return _edges(
-        kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options.keep, call
+        kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options, call
     )
 
 
@@ -348,28 +382,30 @@ def _edges(
     sources: Sources,
     ids: Tensor,
     model: Model,
-    keep: Keep,
+    options: "_Options",
     call: dict[str, Any],
 ) -> Edges:
     """Select from each tile where it lies, and move only what is kept."""
-    indptr, indices, gradients, attributions, totals, l1s = [torch.zeros(1, dtype=torch.int64)], [], [], [], [], []
+    select = partial(compact, impl="triton") if options.impl == "triton" else _select
+    number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
+    parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
     for tile in tiles:
-        gradient = tile.gradient
-        attribution = gradient * sources.value[: gradient.shape[1]]
-        mask = kept(keep, gradient, attribution)
-        ptr, columns = to_csr(mask)
-        indptr.append(ptr[1:].cpu() + indptr[-1][-1])
-        indices.append(columns.cpu())
-        gradients.append(gradient[mask].cpu())
-        attributions.append(attribution[mask].cpu())
-        totals.append(attribution.sum(-1).cpu())
-        l1s.append(attribution.abs().sum(-1).cpu())
-    none = source_table.activation.new_zeros(0)
+        found = select(tile.gradient, sources.value[: tile.gradient.shape[1]], options.keep)
+        parts.append(Compacted(*(column.cpu() for column in found)))
+    ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
+    indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
+    indptr = torch.cat([ends.new_zeros(1), ends])
     return Edges(
-        kind, source_table, target_table, torch.cat(indptr), torch.cat([torch.zeros(0, dtype=torch.int64), *indices]),
-        torch.cat([none, *gradients]), torch.cat([none, *attributions]), torch.cat([none, *totals]), torch.cat([none, *l1s]),
-        _prompts(model, ids), call,
+        kind, source_table, target_table, indptr, indices, gradient, attribution, total, l1, _prompts(model, ids), call
     )  # fmt: skip
+
+
+def _select(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], keep: Keep) -> Compacted:
+    """What is kept of a tile."""
+    attribution = gradient * activation
+    mask = kept(keep, gradient, attribution)
+    indptr, indices = to_csr(mask)
+    return Compacted(indptr, indices, gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
 
 
 def _source_nodes(model: Model, kind: EdgeKind, start: Site, sources: Sources) -> Nodes:
@@ -394,7 +430,7 @@ def _call(
     target: Any,
     prompts: list[Tensor],
     options: _Options,
-    dtype: torch.dtype,
+    precision: Precision,
     error: bool,
 ) -> dict[str, Any]:
     """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
@@ -411,6 +447,6 @@ def _call(
         "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
-        "dtype": str(dtype).removeprefix("torch."), "method": options.method, "budget": options.budget,
+        "dtype": precision.name, "method": options.method, "budget": options.budget,
         "seed": None, "precision_error": None,
     }  # fmt: skip

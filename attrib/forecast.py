@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attrib.attribute import TokensLike, check, compute_dtype, to_prompts
+from attrib.attribute import TokensLike, check, to_prompts
 from attrib.cost import Cost, Part, Task
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind
@@ -15,6 +15,7 @@ from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
 from attrib.path import Positions, chosen_positions, path, stop_site
 from attrib.plan import PackPlan, packs
+from attrib.precision import precision_of
 from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
 
 
@@ -86,7 +87,7 @@ def plan(
     check(kind, model, source, target, tokens, policy=policy, positions=positions, dtype=dtype, budget=budget)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
-    itemsize = compute_dtype(model, dtype).itemsize
+    itemsize = precision_of(model, dtype).path.itemsize
     known = active is not None or all(not isinstance(d, Dictionary) or d.config.rule == "topk" for d in (source, target))
     tasks = []
     for ids in to_prompts(model, tokens):

@@ -6,8 +6,9 @@ the plain reference beside it: torch.func over the segment alone, one prompt and
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +19,11 @@ from attrib.cone import Cone, cone
 from attrib.cost import Task
 from attrib.meet import both, forward, lift, reverse
 from attrib.model import ModelConfig
-from attrib.path import Path, Sources
-from attrib.plan import PackPlan
-from attrib.primal import Primal, Seeds, primal, seeds
+from attrib.ops import Impl
+from attrib.path import Path, Sources, Targets
+from attrib.plan import PackPlan, plan_pack
+from attrib.precision import Error, Precision, error_of, precision_of, products
+from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds
 from attrib.sweep import push_seeded
 from attrib.types import BudgetError, Site
 
@@ -92,29 +95,38 @@ def task_of(paths: Sequence[Path]) -> Task:
 
 
 @torch.no_grad()
-def adjoint(paths: Sequence[Path], plan: PackPlan) -> Iterator[tuple[int, Tile]]:
+def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None = None, impl: Impl = "torch") -> Iterator[tuple[int, Tile]]:
     """Tiles of a pack of paths by the written sweeps, with the number of the path that each is of, in order.
+
+    Args:
+        precision: of the sweep's products; None is the path's own dtype.
+        impl: of the attention maps.
 
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves.
     """
     run, lengths = paths[0].through, [len(path.x) for path in paths]
-    on = primal(run.model, run.policy, run.start, run.stop, [path.x for path in paths], [path.base for path in paths])
+    precision = precision or precision_of(run.model, None)
+    x, base = [path.x for path in paths], [path.base for path in paths]
+    on = primal(run.model, run.policy, run.start, run.stop, x, base, dtype=precision.sweep, impl=impl)
     orders = [path.targets.position.argsort(stable=True) for path in paths]
     start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
     if plan.way in ("forward", "both"):
-        start, sources = push_seeded(on, start, sources)
+        with products(precision):
+            start, sources = push_seeded(on, start, sources)
     up = cone([path.sources.position.tolist() for path in paths], lengths, "up")
     lifted = None
     if plan.layer is not None:
-        lifted = lift(on, start, sources, up, plan.layer)
+        with products(precision):
+            lifted = lift(on, start, sources, up, plan.layer)
     todo = list(reversed(plan.sweeps))
     scattered: dict[int, Tensor] = {}
     while todo:
         first, end = todo.pop()
         chosen = [order[first:end] if len(paths) == 1 else order for order in orders]
         try:
-            found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
+            with products(precision):
+                found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
         except torch.OutOfMemoryError:
             if end - first < 2 or len(paths) > 1:
                 raise
@@ -131,6 +143,43 @@ def adjoint(paths: Sequence[Path], plan: PackPlan) -> Iterator[tuple[int, Tile]]
             whole[rows] = gradient
             if len(paths) > 1 or not todo:
                 yield number, Tile(0, whole)
+
+
+def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budget: int, seed: int = 0) -> Error:
+    """The error of randomly chosen rows against float64, at the same primal point and with the same active latents.
+
+    Both are computed anew, for these rows alone: the same arithmetic as in the whole, in smaller sweeps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(path.targets.position), generator=generator)[:rows].sort().values.to(path.targets.position.device)
+    part = replace(path, targets=Targets(*(column[chosen] for column in path.targets)))
+    found, exact = _matrix(part, precision, impl, budget), _matrix(_in_float64(part), None, "torch", budget)
+    return error_of(found, exact, path.sources.value)
+
+
+def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
+    """The whole Jacobian of a path with few targets."""
+    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, 1 << 30)), precision, impl)]
+    return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
+
+
+def _in_float64(path: Path) -> Path:
+    """The same path, at the same point, in float64; only the blocks that it passes are converted."""
+    run = path.through
+    model = cast_blocks(run.model, run.start, run.stop, torch.float64)
+    params = model.params._replace(rotary_cos=model.params.rotary_cos.double(), rotary_sin=model.params.rotary_sin.double())
+
+    def double(columns: Any) -> Any:
+        return type(columns)(*(c.double() if c.is_floating_point() else c for c in columns))
+
+    return replace(
+        path,
+        through=replace(run, model=replace(model, params=params)),
+        x=path.x.double(),
+        base=None if path.base is None else path.base.double(),
+        sources=double(path.sources),
+        targets=double(path.targets),
+    )
 
 
 def _sweep(
@@ -185,8 +234,5 @@ def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int,
 def chunk_size(working: Working, budget: int, prompt: int) -> int:
     """How many rows a sweep may hold. Raises BudgetError, with the smallest that would do, where not one fits."""
     if budget < working.fixed + working.row:
-        raise BudgetError(
-            f"budget: {budget:,} bytes are too few for prompt {prompt}, which needs at least {working.fixed + working.row:,}. "
-            "Raise the budget or shorten the prompt."
-        )
+        raise BudgetError.of(budget, prompt, working.fixed + working.row)
     return min(MAX_CHUNK, (budget - working.fixed) // working.row)

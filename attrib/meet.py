@@ -5,6 +5,7 @@ every prompt of the pack, the rows of its targets by the columns of its sources.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -44,7 +45,7 @@ def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequenc
         for t in range(band.begin, band.end):
             if begins[t] < begins[t + 1]:
                 seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
-                torch.mm(block[t - band.begin], seeds.T, out=into[:, begins[t] : begins[t + 1]])
+                into[:, begins[t] : begins[t + 1]] = block[t - band.begin] @ seeds.T
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
@@ -59,7 +60,8 @@ def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequenc
 
 def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
     """Zeros, which stay where a target cannot see a source."""
-    return [targets.value.new_zeros(rows, columns) for rows, columns in zip(targets.counts, sources.counts, strict=True)]
+    zeros = partial(targets.value.new_zeros, dtype=primal.model.dtype)
+    return [zeros((rows, columns)) for rows, columns in zip(targets.counts, sources.counts, strict=True)]
 
 
 def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds]) -> dict[Site, Jacobians]:
@@ -140,7 +142,7 @@ def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds,
 def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
     """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP."""
     policy = primal.policy
-    weights, point, norm = mlp_weights(primal.model, layer), primal.mlp(layer), primal.norm_2(layer)
+    weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
     pays = fold_rows(primal.model.config)
     for prompt, length in enumerate(primal.lengths):
         first = primal.first(prompt)
@@ -165,7 +167,10 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
                     moved = rows + norm_map(norm.at(at), mlp_pull(weights, point.at(at), same), policy)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
             block = out[prompt][low : low + len(g_t), left : left + len(x_t)]
-            torch.addmm(block, g_t, x_t.T, out=block)
+            if block.dtype == g_t.dtype:
+                torch.addmm(block, g_t, x_t.T, out=block)
+            else:  # a sweep of few digits adds up in many
+                block += g_t @ x_t.T
 
 
 def rows_at(cone: Cone, prompt: int, position: int, flat: Flat) -> tuple[int, Float[Tensor, "rows width"]]:

@@ -84,7 +84,7 @@ class Params(NamedTuple):
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -238,7 +238,7 @@ def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float
 
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's output from its normed input."""
-    p, act = model.params.blocks[layer].mlp, ACTIVATIONS[model.config.activation]
+    p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
     hidden = x @ p.W_in + p.b_in
     hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
     out = hidden @ p.W_out + p.b_out

@@ -86,10 +86,8 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
         if best is None or cost.total < best.cost.total:
             best = PackPlan(task, option.way, option.layer, sweeps, cost, peak, cost)
     if best is None:
-        raise BudgetError(
-            f"budget: {budget:,} bytes are too few for prompt {prompt}, which needs at least {least:,}. "
-            "Raise the budget or shorten the prompt."
-        )
+        assert least is not None  # there is always a way
+        raise BudgetError.of(budget, prompt, least)
     return replace(best, floor=floor(task))
 
 

@@ -5,17 +5,21 @@ tokens alone, so one call serves all prompts; attention is the only part that se
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from attrib.adjoint import AttentionPoint, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
 from attrib.cone import Band
 from attrib.model import Model, walk
+from attrib.ops import Impl
 from attrib.types import Policy, Site
+
+Point = TypeVar("Point")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,11 @@ class Primal:
     """The primal streams between two sites, for a pack of prompts side by side: [tokens of all prompts, width]."""
 
     model: Model
+    """From which points are computed."""
+    weights: Model
+    """The same model in the dtype of the sweep's products."""
     policy: Policy
+    impl: Impl
     lengths: tuple[int, ...]
     streams: Mapping[Site, Float[Tensor, "tokens d_model"]]
 
@@ -38,19 +46,24 @@ class Primal:
 
     def norm_1(self, layer: int) -> NormPoint:
         """The point of the norm before a layer's attention."""
-        return norm_point(self.model.config, self.streams[Site(layer, "resid_pre")])
+        return self._cast(norm_point(self.model.config, self.streams[Site(layer, "resid_pre")]))
 
     def norm_2(self, layer: int) -> NormPoint:
         """The point of the norm before a layer's MLP."""
-        return norm_point(self.model.config, self.streams[Site(layer, "resid_mid")])
+        return self._cast(norm_point(self.model.config, self.streams[Site(layer, "resid_mid")]))
 
     def mlp(self, layer: int) -> MLPPoint:
         """The point of a layer's MLP."""
-        return mlp_point(self.model, layer, self.streams[Site(layer, "mlp_in")])
+        return self._cast(mlp_point(self.model, layer, self.streams[Site(layer, "mlp_in")]))
 
     def attentions(self, layer: int) -> list[AttentionPoint]:
         """The point of a layer's attention in each prompt."""
-        return [attention_point(self.model, layer, x) for x in self.streams[Site(layer, "resid_pre")].split(self.lengths)]
+        return [self._cast(attention_point(self.model, layer, x)) for x in self.streams[Site(layer, "resid_pre")].split(self.lengths)]
+
+    def _cast(self, point: Point) -> Point:
+        """A point in the dtype of the products."""
+        dtype = self.weights.dtype
+        return point if dtype == self.model.dtype else pytree.tree_map(lambda part: part.to(dtype), point)
 
 
 def attentions_between(start: Site, stop: Site) -> range:
@@ -69,8 +82,16 @@ def primal(
     stop: Site,
     x: Sequence[Float[Tensor, "_ width"]],
     base: Sequence[Float[Tensor, "_ d_model"] | None],
+    *,
+    dtype: torch.dtype | None = None,
+    impl: Impl = "torch",
 ) -> Primal:
-    """Walk each prompt from its value at `start` to `stop`, and keep what the sweeps need."""
+    """Walk each prompt from its value at `start` to `stop`, and keep what the sweeps need.
+
+    Args:
+        dtype: of the sweep's products; None is the model's.
+        impl: of the attention maps.
+    """
     parts: dict[Site, list[Tensor]] = {}
     for value, stream in zip(x, base, strict=True):
         for site, at_site in walk(model, start, value, stream, policy):
@@ -78,7 +99,20 @@ def primal(
                 break
             if site.kind in STREAMS:
                 parts.setdefault(site, []).append(at_site)
-    return Primal(model, policy, tuple(len(value) for value in x), {site: torch.cat(values) for site, values in parts.items()})
+    streams = {site: torch.cat(values) for site, values in parts.items()}
+    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, tuple(len(value) for value in x), streams)
+
+
+def cast_blocks(model: Model, start: Site, stop: Site, dtype: torch.dtype | None) -> Model:
+    """The model with the blocks between two sites, and no others, in another dtype."""
+    if dtype in (None, model.dtype):
+        return model
+    blocks = [
+        pytree.tree_map(lambda p: p.to(dtype), block) if start.layer <= layer <= stop.layer else block
+        for layer, block in enumerate(model.params.blocks)
+    ]
+    # W_E tells the model's dtype: an empty one does
+    return replace(model, params=model.params._replace(blocks=tuple(blocks), W_E=model.params.W_E[:0].to(dtype)))
 
 
 class Seeds(NamedTuple):
@@ -103,7 +137,7 @@ class Seeds(NamedTuple):
 def seeds(pack: Primal, position: Sequence[Int[Tensor, " _"]], value: Sequence[Float[Tensor, "_ width"]]) -> Seeds:
     """Put the rows of a pack's prompts, each sorted by position, behind each other."""
     token = torch.cat([at + pack.first(prompt) for prompt, at in enumerate(position)])
-    return Seeds(token, torch.cat(list(value)), tuple(len(at) for at in position))
+    return Seeds(token, torch.cat(list(value)).to(pack.weights.dtype), tuple(len(at) for at in position))
 
 
 def bounds(primal: Primal, rows: Seeds) -> list[list[int]]:

@@ -90,7 +90,7 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
         stop = Site(stop.layer - 1, "resid_post")
     rows, stream = targets.value, targets.value if stop.is_residual else None
     yield Station(stop, rows, stream)
-    model, policy, layer = primal.model, primal.policy, stop.layer
+    model, policy, layer = primal.weights, primal.policy, stop.layer
     for kind in reversed(SITE_KINDS[1 : SITE_KINDS.index(stop.kind)] if stop.kind != "resid_pre" else ()):
         match kind:
             case "mlp_out" | "attn_out":
@@ -115,7 +115,7 @@ def _parts(rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
     """Tangents of the stream that enters the first attention after `start`, from those at `start`; both at the same position."""
-    model, rows, layer, token = primal.model, sources.value, start.layer, sources.token
+    model, rows, layer, token = primal.weights, sources.value, start.layer, sources.token
     block = model.params.blocks[layer]
     for kind in SITE_KINDS[SITE_KINDS.index(start.kind) : -1]:
         match kind:
@@ -149,7 +149,7 @@ def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collectio
 
     `rows` is overwritten on the way, and so is what was yielded: it is to be used before the next.
     """
-    model, config = primal.model, primal.model.config
+    model, config = primal.weights, primal.model.config
     left = {station(site) for site in wanted}
     top = station(top)
     layer, stream = top.layer, rows if top.is_residual else None
@@ -193,7 +193,7 @@ def station(site: Site) -> Site:
 
 
 def _through_norm_2(primal: Primal, layer: int, band: Band, rows: Flat) -> Flat:
-    model, norm = primal.model, primal.norm_2(layer).at(primal.tokens(band))
+    model, norm = primal.weights, primal.norm_2(layer).at(primal.tokens(band))
     return norm_pull(model.config, model.params.blocks[layer].norm_2, norm, band.of(rows), primal.policy).flatten(0, 1)
 
 
@@ -201,7 +201,7 @@ def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
     """Cotangents of mlp_in from those of mlp_out."""
     if primal.policy.mlp == "frozen":
         return torch.zeros_like(g)
-    weights, point = mlp_weights(primal.model, layer, fold=False), primal.mlp(layer)
+    weights, point = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer)
     out = torch.empty_like(g)
     for band in cone.bands:
         band.of(out).copy_(mlp_pull(weights, point.at(primal.tokens(band)), band.of(g)))
@@ -210,7 +210,7 @@ def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
 
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
-    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points = primal.attentions(layer)
     out = z.value.new_empty(cone.cells, primal.model.config.d_model)
     beside = None if stream is None else z._replace(value=stream)
@@ -225,7 +225,7 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
 
 def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
     """Tangents of resid_mid over their cone, from seeded ones of resid_pre."""
-    weights, points = attention_weights(primal.model, layer, primal.policy), primal.attentions(layer)
+    weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
     pushed = sources._replace(value=into_heads(primal, layer, sources))
     out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
     for band in cone.bands:
@@ -238,13 +238,13 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
 
 def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "rows d_heads"]:
     """Seeded tangents of resid_pre through norm_1 into head space."""
-    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
 
 
 def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> None:
     """From resid_mid to resid_pre, in place; or, given cotangents of z, add what comes through them to `g`."""
-    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
         y = heads @ weights.W_in.T
         for band in bands:
@@ -255,12 +255,12 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
 
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
     """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
-    W_O, points, scale = primal.model.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
+    W_O, points, scale = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
     for part, bands in cone.chunks():
         o = g[part] @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         for band in bands:
-            band.of(heads).copy_(attention_pull(points[band.prompt], band.of(o), scale, primal.policy))
+            band.of(heads).copy_(attention_pull(points[band.prompt], band.of(o), scale, primal.policy, primal.impl))
         del o  # a chunk is gone before the next is made: see plan.peak_memory
         yield part, bands, heads
         del heads
@@ -274,7 +274,7 @@ def head_width(primal: Primal) -> int:
 
 def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
     """From resid_pre to resid_mid, in place."""
-    weights, norm = attention_weights(primal.model, layer, primal.policy), primal.norm_1(layer)
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points, scale = primal.attentions(layer), primal.model.config.attention_scale
     for part, bands in cone.chunks():
         unit = x[part].clone()
@@ -284,7 +284,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
         del unit
         z = heads.new_empty(len(heads), len(weights.W_out))
         for band in bands:
-            band.of(z).copy_(attention_push(points[band.prompt], band.of(heads), scale, primal.policy))
+            band.of(z).copy_(attention_push(points[band.prompt], band.of(heads), scale, primal.policy, primal.impl))
         torch.addmm(x[part], z, weights.W_out, out=x[part])
         del heads, z
 
@@ -293,7 +293,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
     """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
     if primal.policy.mlp == "frozen":
         return
-    weights, point, norm = mlp_weights(primal.model, layer), primal.mlp(layer), primal.norm_2(layer)
+    weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
     pays = fold_rows(primal.model.config)
     rest: list[tuple[Band, int, int]] = []
     for prompt, length in enumerate(primal.lengths):

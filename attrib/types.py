@@ -25,6 +25,14 @@ class InputError(AttribError, ValueError):
 class BudgetError(InputError):
     """The memory budget is too small for even one row; names the smallest that would do."""
 
+    @classmethod
+    def of(cls, budget: int, prompt: int, least: int) -> "BudgetError":
+        """The error for a prompt that needs `least` bytes."""
+        return cls(
+            f"budget: {budget:,} bytes are too few for prompt {prompt}, which needs at least {least:,}. "
+            "Raise the budget or shorten the prompt."
+        )
+
 
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""

@@ -1,5 +1,7 @@
 """Paths are plain functions: every transform of torch.func runs over them, agrees with the edges, and forms nothing dense."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attrib
-from attrib.jacobian import contract, forward, reverse
+from attrib.jacobian import Tile, adjoint, by_jvp, by_vjp, contract, task_of
 from attrib.path import Path, metric_path
+from attrib.plan import plan_pack
 from attrib.types import Difference, Direction, InputError, Policy, Tokens, TopLogits
 from tests import builders
 from tests.attribution_cases import LATE, MIDDLE, Lens, assert_same, lenses, metric, prompts, relative_error
@@ -60,7 +63,7 @@ def edges_of(family: Family, ends: tuple[Lens | None, Any], length: int = 5, **o
             return attrib.token_to_latent(model, target, ids, **options).dense()
         return attrib.latent_to_latent(model, source, target, ids, **options).dense()
     if source is None:
-        return matrix(path_of(family, ends, length, **options), reverse, 1000)
+        return matrix(path_of(family, ends, length, **options), by_vjp, 1000)
     return attrib.latent_to_logit(model, source, ids, logits=target, **options).dense()
 
 
@@ -71,6 +74,14 @@ def matrix(path: Path, engine: Any, chunk: int) -> Tensor:
         rows, columns = tile.gradient.shape
         whole[tile.first : tile.first + rows, :columns] = tile.gradient
     return whole
+
+
+def by_adjoint(path: Path, chunk: int) -> Iterator[Tile]:
+    """The written sweeps, `chunk` targets at a time where cotangents go down."""
+    plan, count = plan_pack(task_of([path]), 1 << 40), len(path.targets.position)
+    if plan.way != "forward":
+        plan = replace(plan, sweeps=tuple((first, min(first + chunk, count)) for first in range(0, count, chunk)))
+    return (tile for _, tile in adjoint([path], plan))
 
 
 # ------------------------------------------------------------------------------------- transforms
@@ -146,7 +157,7 @@ def test_the_path_to_a_metric(family: Family, error: bool, site: str):
 def test_sweeps_of_any_width_and_either_direction_give_one_matrix(family: Family, name: str, policy: Policy):
     path = path_of(family, ENDS[name], 9, policy=policy)
     whole = jacrev(path.function)(path.sources.value)
-    for engine in (reverse, forward):
+    for engine in (by_vjp, by_jvp, by_adjoint):
         for chunk in (37, 1000):  # one by one: the smallest budget, in test_attribution
             assert_same(matrix(path, engine, chunk), whole, f"{engine.__name__} by {chunk}")
 
@@ -156,7 +167,7 @@ def test_a_sweep_reaches_no_further_than_its_last_target(family: Family):
     path = path_of(family, lenses("standard"), 9)
     positions = path.sources.position
     assert positions.tolist() == sorted(positions.tolist())
-    for tile in reverse(path, 10):
+    for tile in by_vjp(path, 10):
         rows = path.targets.position[tile.first : tile.first + len(tile.gradient)]
         assert tile.gradient.shape[1] == (positions <= rows.max()).sum()
         later = positions[: tile.gradient.shape[1]] > rows[:, None]
@@ -211,8 +222,9 @@ def test_nothing_as_wide_as_a_dictionary_is_differentiated(source: Lens | None, 
     assert opening.numel == length * WIDE  # dense encodings, one at a time, are made here and nowhere else
     values = path.sources.value
     for name, sweep in {
-        "reverse": lambda: list(reverse(path, 128)),
-        "forward": lambda: list(forward(path, 128)),
+        "by_vjp": lambda: list(by_vjp(path, 128)),
+        "by_jvp": lambda: list(by_jvp(path, 128)),
+        "by_adjoint": lambda: list(by_adjoint(path, 128)),
         "function": lambda: path.function(values),
         "jacrev": lambda: jacrev(path.function)(values),
         "jacfwd": lambda: jacfwd(path.function)(values),
@@ -261,7 +273,8 @@ def test_a_frozen_segment_is_a_product_of_matrices_written_out_by_hand():
     D = ends[0].sae("gpt2").W_dec[sources.latent]
     E = ends[1].sae("gpt2").W_enc[:, targets.latent]
     want = torch.einsum("sd,sdte,et->ts", D, segment, E)
-    assert_same(matrix(path, reverse, 50), want, "reverse")
+    for engine in (by_vjp, by_adjoint):
+        assert_same(matrix(path, engine, 50), want, engine.__name__)
     assert_same(jacrev(path.function)(sources.value), want, "jacrev")
     assert_same(jacfwd(path.function)(sources.value), want, "jacfwd")
 

@@ -9,6 +9,12 @@ FOREIGN = {torch.float32: 1e-4, torch.float64: 1e-9}
 DICTIONARY = {torch.float32: 1e-6, torch.float64: 1e-12}
 """attrib's dictionaries against sae-lens: the same few operations in another order."""
 
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
+"""The same operations on the same numbers, in products of another shape."""
+
+COMPONENT = {torch.float32: 1e-4, torch.float64: 1e-10}
+"""One component's written derivative, or a sweep over a few of them, against torch.func's."""
+
 FINITE_DIFFERENCE = 1e-6
 """Exact derivatives against central differences in float64 with a step of 1e-5."""
 

@@ -1,0 +1,85 @@
+"""In which numbers an attribution computes, and how far its Jacobian is from float64.
+
+Activations, primals and results are float32 or float64. The products of a sweep can be cheaper: TF32 rounds
+their operands to 11 bits on CUDA, bfloat16 keeps all rows of a sweep in 8 bits; both add up in float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.model import Model
+from attrib.types import InputError
+
+
+class Precision(NamedTuple):
+    """What `dtype` asks for."""
+
+    name: str
+    path: torch.dtype
+    """Of the activations, the primal and the result."""
+    sweep: torch.dtype
+    """Of the rows and weights of a sweep."""
+    tf32: bool = False
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the sweep computes in fewer digits than the result is given in."""
+        return self.tf32 or self.sweep != self.path
+
+
+_NAMED = {
+    "float32": Precision("float32", torch.float32, torch.float32),
+    "float64": Precision("float64", torch.float64, torch.float64),
+    "tf32": Precision("tf32", torch.float32, torch.float32, tf32=True),
+    "bfloat16": Precision("bfloat16", torch.float32, torch.bfloat16),
+}
+
+
+def precision_of(model: Model, dtype: torch.dtype | str | None) -> Precision:
+    """The precision asked for; None is the model's own dtype. Raises InputError for one that is not known."""
+    if dtype is None:
+        return Precision(str(model.dtype).removeprefix("torch."), model.dtype, model.dtype)
+    found = _NAMED.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(_NAMED)}.")
+    return found
+
+
+@contextmanager
+def products(precision: Precision) -> Iterator[None]:
+    """CUDA's matrix products as the precision wants them, and as they were afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = precision.tf32, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+
+
+class Error(NamedTuple):
+    """How far sampled rows are from the same rows in float64, at the same primal point."""
+
+    rows: int
+    relative_frobenius: float
+    top_1_percent_overlap: float
+    """Of each row's largest 1% of |attribution| (at least one), the part that float64 ranks there too; mean over rows."""
+
+
+def error_of(rows: Float[Tensor, "rows sources"], exact: Float[Tensor, "rows sources"], activation: Float[Tensor, " sources"]) -> Error:
+    """Compare sampled rows of a Jacobian with float64 ones."""
+    rows, exact, activation = rows.double(), exact.double(), activation.double()
+    norm = float(exact.norm())
+    count = max(1, round(0.01 * rows.shape[1]))
+
+    def top(gradient: Tensor) -> Tensor:
+        size = (gradient * activation).abs()
+        return torch.zeros_like(size, dtype=torch.bool).scatter(1, size.topk(min(count, size.shape[1])).indices, True)
+
+    both = (top(rows) & top(exact)).sum(1) / min(count, rows.shape[1]) if rows.numel() else rows.new_ones(1)
+    return Error(len(rows), float((rows - exact).norm()) / norm if norm else 0.0, float(both.double().mean()))

@@ -1,0 +1,239 @@
+"""One case from beginning to end: every way computed once and compared, then timed in turns, then written down.
+
+The ways that are too slow to compute whole are computed on a random sample of rows of one chunk's size, and
+the time of those rows is scaled to all of them; what is done once is not scaled. Plain torch.func over
+attrib's path takes the rows of the middle positions in place of random ones: its cost grows with the position.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attrib.dictionary import Dictionary
+from attrib.edges import Edges
+from attrib.model import Model
+from attrib.types import AttribError
+from bench import ours, recipes
+from bench.cases import GIB, Case, Problem
+from bench.check import Check, agree
+from bench.measure import ProductRate, Time, flops, medians, peak, timed
+from bench.ours import Method, Plan, read_plan
+from bench.recipes import Way
+
+MOST_ROUNDS = 10
+
+Result = dict[str, Any]
+"""What is written as JSON; docs in bench/README.md."""
+
+SHARED_ROWS = 8
+"""Rows of the random sample that lie at the sampled positions, so that every two ways can be compared."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a case is measured."""
+
+    device: torch.device
+    method: Method = ours.METHOD
+    rounds: int = 3
+    slow_rounds: int = 2
+    """Rounds of the notebook recipe in chunks, which ratios are against."""
+    other_rounds: int = 1
+    """Rounds of the other alternatives."""
+    enough_s: float = 2.0
+    """A way whose runs took less than this together goes on to MOST_ROUNDS: short runs vary more."""
+    as_written_limit: int = 4 * GIB
+    """Bytes of dense tensors up to which the notebook recipe is run as written."""
+    seed: int = 0
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or how many cores were used."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()}-core CPU"
+
+
+# ------------------------------------------------------------------------------------------- samples
+
+
+def middle_positions(positions: int, count: int) -> list[int]:
+    """About `count` positions in the middle: their prefixes are of mean length, and they share sweeps as neighbours do."""
+    first = max((positions - count) // 2, 0)
+    return list(range(first, positions - first))
+
+
+def sample_rows(of: int, count: int, shared: Int[Tensor, " candidates"], generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """`count` random rows, a few of them among `shared`; all of them where there are no more."""
+    if count >= of:
+        return torch.arange(of)
+    first = shared[torch.randperm(len(shared), generator=generator)[: min(SHARED_ROWS, count)]]
+    rest = torch.randperm(of, generator=generator)
+    rest = rest[~torch.isin(rest, first)]
+    return torch.cat([first, rest[: count - len(first)]]).sort().values
+
+
+# -------------------------------------------------------------------------------------------- the ways
+
+
+def other_ways(problem: Problem, targets: Int[Tensor, "targets 2"], options: Options) -> tuple[dict[str, Way], dict[str, str]]:
+    """The alternatives by name, and why any is left out."""
+    of = len(targets)
+    generator = torch.Generator().manual_seed(options.seed)
+    between_latents = problem.source is not None and isinstance(problem.target, Dictionary)
+    # the ends with few sources or few targets are cheap enough to compute whole
+    positions = middle_positions(len(problem.tokens), 4) if between_latents else None
+    plain = recipes.through_attrib(problem, "torch.func", targets, positions)
+    chunk = recipes.chunk_of(problem, problem.budget)
+    rows = sample_rows(of, chunk, plain.place, generator)
+    ways = {
+        "notebook_chunked": recipes.chunked(problem, rows, of, chunk),
+        "autograd_batched": recipes.autograd_batched(problem, rows, of, chunk),
+        "torch_func": plain,
+    }
+    needs = of * recipes.row_bytes(problem)
+    if needs <= options.as_written_limit:
+        return ways | {"notebook_as_written": recipes.as_written(problem, of)}, {}
+    why = f"dense tensors of {needs / GIB:.1f} GiB for {of} targets at once; the limit is {options.as_written_limit / GIB:.1f} GiB"
+    return ways, {"notebook_as_written": why}
+
+
+# -------------------------------------------------------------------------------------------- one case
+
+
+def run_case(case: Case, options: Options) -> Result:
+    """Build, compare, and time a case whose values agree. One whose values do not has no figures."""
+    problem = case.build().to(options.device)
+    for part in (problem.model, problem.source, problem.target):
+        if isinstance(part, Model | Dictionary):
+            assert part.fingerprint  # hashed once per object and call: not part of what is measured
+    about: Result = {
+        "what": case.what,
+        "axis": case.axis,
+        "size": case.size,
+        "device": device_name(options.device),
+        "method": options.method,
+    }
+    try:
+        edges, mine_peak = peak(lambda: ours.attribute(problem, options.method), options.device)
+    except AttribError as error:
+        return about | unmeasured(Check({}, [f"attrib: {error}"]))
+    mine = recipes.through_attrib(problem, options.method, recipes.nodes(edges.targets))
+    found, peaks = {"attrib": mine.read(None, edges)}, {"attrib": mine_peak}
+    result_bytes = size_of(edges)
+    del edges
+    ways, skipped = other_ways(problem, found["attrib"].targets, options)
+    for name, way in ways.items():
+        computed, peaks[name] = peak(way.compute, options.device)
+        found[name] = way.read(*computed)
+        del computed
+    check = agree(found)
+    about |= {"sources": len(found["attrib"].sources), "targets": mine.of, "active": problem.active(), "skipped": skipped}
+    del found
+    if not check.passed:
+        return about | unmeasured(check)
+    times, rate = take_turns({"attrib": mine} | ways, options)
+    counted = flops(lambda: ours.attribute(problem, options.method))
+    figures = alternatives({"attrib": mine} | ways, times, peaks)
+    return about | summary(figures, counted, rate, read_plan(problem), result_bytes) | {"checked": True, "errors": check.errors}
+
+
+def size_of(edges: Edges) -> int:
+    """Bytes of a result."""
+    parts = (edges.indptr, edges.indices, edges.gradient, edges.attribution, edges.total, edges.l1)
+    return sum(part.numel() * part.itemsize for part in parts)
+
+
+def take_turns(ways: dict[str, Way], options: Options) -> tuple[dict[str, Time], float]:
+    """Median time of every way for all rows, and the rate of matrix products between them (FLOP/s).
+
+    In each round every way that still has one runs once. All have run before, for their values.
+    """
+    device = options.device
+    rounds = dict.fromkeys(ways, options.other_rounds) | {"attrib": options.rounds, "notebook_chunked": options.slow_rounds}
+    times: dict[str, list[Time]] = {name: [] for name in ways}
+    spent = dict.fromkeys(ways, 0.0)
+    product = ProductRate(device)
+    for number in range(MOST_ROUNDS):
+        for name, way in ways.items():
+            if number < rounds[name] or spent[name] < options.enough_s:
+                product.sample()
+                found, once = timed(partial(time_of, way, device), device)
+                times[name].append(found)
+                spent[name] += once.wall
+    return {name: medians(found) for name, found in times.items()}, product.rate
+
+
+def time_of(way: Way, device: torch.device) -> Time:
+    """The time of all rows: what is done once, and the rows computed, scaled."""
+    opened, once = timed(way.open, device)
+    _, rows = timed(lambda: way.run(opened), device)
+    if way.repeats:
+        rows = rows.plus(once.scaled(-1.0))
+    return once.plus(rows.scaled(way.of / len(way.place)))
+
+
+# ------------------------------------------------------------------------------------- what is written
+
+
+def unmeasured(check: Check) -> Result:
+    """The keys of a case without figures."""
+    nothing = dict.fromkeys(("ratio_vs_notebook", "flops_over_floor", "cpu_s", "peak_mb", "peak_ratio", "wall_over_ideal"))
+    return nothing | {"checked": False, "faults": check.faults, "errors": check.errors}
+
+
+def alternatives(ways: dict[str, Way], times: dict[str, Time], peaks: dict[str, int]) -> dict[str, Result]:
+    """Figures of every way by itself."""
+    return {
+        name: {
+            "cpu_s": times[name].cpu,
+            "wall_s": times[name].wall,
+            "gpu_s": times[name].gpu,
+            "over_attrib": times[name].seconds / times["attrib"].seconds,
+            "peak_mb": peaks[name] / 1e6,
+            "rows": len(way.place),
+            "of": way.of,
+            "extrapolated": way.is_sample,
+        }
+        for name, way in ways.items()
+    }
+
+
+def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | None, result_bytes: int) -> Result:
+    """The figures of a case, attrib's at the top and everyone's under `alternatives`."""
+    mine, notebook = figures["attrib"], figures["notebook_chunked"]
+    ideal = counted / rate
+    spent = mine["wall_s"] if mine["gpu_s"] is None else mine["gpu_s"]
+    found: Result = {
+        "ratio_vs_notebook": notebook["over_attrib"],
+        "flops_over_floor": None if plan is None else counted / plan.floor,
+        "cpu_s": mine["cpu_s"],
+        "wall_s": mine["wall_s"],
+        "gpu_s": mine["gpu_s"],
+        "peak_mb": mine["peak_mb"],
+        "result_mb": result_bytes / 1e6,
+        "flops": counted,
+        "rate_gflops": rate / 1e9,
+        "wall_over_ideal": spent / ideal,
+        "notebook_cpu_s": notebook["cpu_s"],
+        "notebook_peak_mb": notebook["peak_mb"],
+        "peak_ratio": notebook["peak_mb"] / mine["peak_mb"],
+        "torch_func_cpu_s": figures["torch_func"]["cpu_s"],
+        "autograd_batched_cpu_s": figures["autograd_batched"]["cpu_s"],
+        "rows": notebook["rows"],
+        "of": notebook["of"],
+        "extrapolated": notebook["extrapolated"],
+        "alternatives": figures,
+    }
+    if plan is not None:
+        found |= {
+            "direction": plan.direction,
+            "floor": plan.floor,
+            "flops_over_plan": counted / plan.flops,
+            "plan_peak_mb": plan.peak / 1e6,
+            "peak_over_plan": mine["peak_mb"] * 1e6 / plan.peak,
+        }
+    return found

@@ -1,0 +1,143 @@
+"""`python -m bench.run`: check values, time, print tables, write JSON. See bench/README.md."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import ours
+from bench.cases import GIB, Case, all_cases
+from bench.compare import Options, Result, device_name, run_case
+from bench.goals import GOALS, judge
+
+app = typer.Typer(add_completion=False)
+
+
+def chosen(names: list[str], quick: bool) -> list[Case]:
+    """The cases of a run: those named, or the quick ones, or all."""
+    known = all_cases()
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not a case; the cases are {', '.join(known)}.", param_hint="--case")
+    return [known[name] for name in names] or [case for case in known.values() if case.quick or not quick]
+
+
+def write(path: Path, results: Mapping[str, Result]) -> None:
+    """Write JSON so that a reader sees the whole of it or what was there before."""
+    text = json.dumps(results, indent=1)  # before anything is touched
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)  # temporary files are private
+    os.replace(file.name, path)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def case_table(results: Mapping[str, Result], device: str) -> Table:
+    """One line per case. A star marks a time that is scaled from a sample of rows."""
+    seconds = "CPU s" if device.endswith("CPU") else "GPU s"
+    table = Table(title=f"attrib (method {ours.METHOD}) and its alternatives on a {device}; * scaled from a sample of rows")
+    for column in ("case", "values", f"attrib {seconds}", "notebook", "as written", "autograd", "torch.func"):
+        table.add_column(column, justify="left" if column in ("case", "values") else "right")
+    for column in ("ratio", "peak MB", "notebook", "FLOPs/floor", "wall/ideal"):
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        table.add_row(name, *cells(result))
+    return table
+
+
+def cells(result: Result) -> list[str]:
+    """A line of the table after the case's name."""
+    if not result["checked"]:
+        return ["DIFFER"] + ["-"] * 10
+    ways: dict[str, dict[str, Any]] = result["alternatives"]
+
+    def seconds(name: str) -> str:
+        if name not in ways:
+            return "skipped"
+        way = ways[name]
+        return number(way["cpu_s"] if way["gpu_s"] is None else way["gpu_s"], ".3g") + "*" * way["extrapolated"]
+
+    return [
+        f"{max(result['errors'].values()):.0e} apart",
+        *(seconds(name) for name in ("attrib", "notebook_chunked", "notebook_as_written", "autograd_batched", "torch_func")),
+        number(result["ratio_vs_notebook"], ".1f"),
+        number(result["peak_mb"], ".0f"),
+        number(result["notebook_peak_mb"], ".0f"),
+        number(result["flops_over_floor"]),
+        number(result["wall_over_ideal"]),
+    ]
+
+
+def goal_table(results: Mapping[str, Result]) -> Table:
+    """Every ratio to reach in the cases that were run, what was found, and whether it is reached."""
+    table = Table(title="Ratios to reach on a 2-core CPU, against the notebook recipe in chunks")
+    for column in ("ratio", "goal", "found", "reached", "worst case"):
+        table.add_column(column, justify="right" if column in ("goal", "found") else "left")
+    for goal in (goal for goal in GOALS if not goal.cases or any(name in results for name in goal.cases)):
+        verdict = judge(goal, results)
+        bound = f"{'≥' if goal.at_least else '≤'} {goal.bound:g}"
+        said = "not measured" if verdict.value is None else "yes" if verdict.reached else "no"
+        table.add_row(goal.label, bound, number(verdict.value), said, verdict.case or "")
+    return table
+
+
+# --------------------------------------------------------------------------------------------- the run
+
+
+@app.command()
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Only the cases of the table of ratios; under 5 minutes on 2 cores.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures here, after every case.")] = None,
+    case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be given again.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Check that every way to the Jacobian gives the same values, then time them. Exits 1 where values differ."""
+    console = Console(width=None if Console().is_terminal else 200)
+    options = Options(device=torch.device(device), method=ours.METHOD)
+    if quick:
+        options = replace(options, as_written_limit=GIB)
+    results: dict[str, Result] = {}
+    for one in chosen(case or [], quick):
+        begin = time.perf_counter()
+        results[one.name] = result = run_case(one, options)
+        result["bench_s"] = time.perf_counter() - begin
+        tell(console, one, result)
+        if out is not None:
+            write(out, results)
+    console.print(case_table(results, device_name(options.device)))
+    console.print(goal_table(results))
+    if wrong := [name for name, result in results.items() if not result["checked"]]:
+        console.print(f"[bold red]Values differ: {', '.join(wrong)}.[/] These cases have no figures.")
+        raise typer.Exit(1)
+
+
+def tell(console: Console, case: Case, result: Result) -> None:
+    """A few lines on a case as soon as it is done: what was left out, what was scaled, what was wrong."""
+    console.print(f"[bold]{case.name}[/]: {case.what} ({result['bench_s']:.0f} s)")
+    for fault in result.get("faults", []):
+        console.print(f"  [red]{fault}[/]")
+    for name, why in result.get("skipped", {}).items():
+        console.print(f"  {name} skipped: {why}")
+    sampled = {name: way for name, way in result.get("alternatives", {}).items() if way["extrapolated"]}
+    for name, way in sampled.items():
+        console.print(f"  {name}: time scaled from {way['rows']} of {way['of']} rows")
+
+
+if __name__ == "__main__":
+    app()
