@@ -61,10 +61,12 @@ def norm_point(config: ModelConfig, x: Float[Tensor, "positions d_model"]) -> No
     return NormPoint(x * inverse, inverse)
 
 
-def fold_norm(config: ModelConfig, norm: Norm, W: Float[Tensor, "d_model width"]) -> Float[Tensor, "d_model width"]:
-    """The matrix that reads `unit` where `W` reads the normed stream, up to a constant."""
-    W = W * norm.weight[:, None]
-    return W - W.mean(0, keepdim=True) if config.norm == "layer" else W
+def fold_norm(config: ModelConfig, norm: Norm, *parts: Float[Tensor, "d_model _"]) -> Float[Tensor, "d_model width"]:
+    """The matrix, side by side of `parts`, that reads `unit` where they read the normed stream, up to a constant."""
+    W = parts[0].new_empty(len(parts[0]), sum(part.shape[1] for part in parts))
+    for part, into in zip(parts, W.split([part.shape[1] for part in parts], dim=1), strict=True):
+        torch.mul(part, norm.weight[:, None], out=into)
+    return W.sub_(W.mean(0, keepdim=True)) if config.norm == "layer" else W
 
 
 def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
@@ -107,8 +109,8 @@ def attention_weights(model: Model, layer: int, policy: Policy) -> AttentionWeig
     """q | k | v side by side, or v alone where attention is frozen."""
     block = model.params.blocks[layer]
     p = block.attention
-    W = p.W_V if policy.attention == "frozen" else torch.cat([p.W_Q, p.W_K, p.W_V], dim=1)
-    return AttentionWeights(fold_norm(model.config, block.norm_1, W), p.W_O)
+    parts = [p.W_V] if policy.attention == "frozen" else [p.W_Q, p.W_K, p.W_V]
+    return AttentionWeights(fold_norm(model.config, block.norm_1, *parts), p.W_O)
 
 
 def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_model"]) -> AttentionPoint:

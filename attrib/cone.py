@@ -13,8 +13,11 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 4096
-"""Cells of one product where many bands can share it: enough to be fast, few enough to stay near the processor."""
+CHUNK = 1024
+"""Cells of one product where bands share it: enough to be fast, few enough to take little memory."""
+
+BAND = 4096
+"""Cells of one band at most, where it has more than one row: a longer one is cut by rows."""
 
 
 class Band(NamedTuple):
@@ -89,7 +92,7 @@ Direction = Literal["down", "up"]
 def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Direction) -> Cone:
     """The cone of rows seeded at these positions, sorted, for each prompt; cotangents go down, tangents up.
 
-    A band that would hold more than CHUNK cells is cut by rows, at least one to each.
+    A band that would hold more than BAND cells is cut by rows, at least one to each.
     """
     bands: list[Band] = []
     offset = 0
@@ -98,7 +101,7 @@ def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Dire
         for position, group in groupby(positions):
             begin, end = (0, position + 1) if direction == "down" else (position, length)
             count = sum(1 for _ in group)
-            for rows in _cut(count, max(1, CHUNK // (end - begin))):
+            for rows in _cut(count, max(1, BAND // (end - begin))):
                 bands.append(Band(prompt, begin, end, row, rows, offset))
                 row, offset = row + rows, offset + bands[-1].cells
     return Cone(tuple(bands))

@@ -11,9 +11,9 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal, TypeVar
 
-from attrib.cone import CHUNK
+from attrib.cone import BAND, CHUNK
 from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
-from attrib.sweep import FOLD_BLOCK, MLP_CHUNK, fold_rows
+from attrib.sweep import MLP_CHUNK, fold_rows
 from attrib.types import BudgetError
 
 Way = Literal["local", "reverse", "forward", "both"]
@@ -179,6 +179,10 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
 # ------------------------------------------------------------------------------------------ memory
 
 
+SLACK = 1.05
+"""For temporaries too small to have a term."""
+
+
 def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     """Bytes at the fullest moment of a sweep, with the primal, the seeded rows and the tile that it fills."""
     c, d, heads, hidden, f = task.config, task.config.d_model, task.d_heads, task.d_hidden, task.config.d_mlp
@@ -197,8 +201,7 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     cells = 0 if way == "forward" else sum(map(sum, down))
     lifted = 0 if way == "reverse" else sum(map(sum, up))
     points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + 3 * pairs
-    to_heads = d * heads * (3 if c.norm == "layer" else 2)
-    to_hidden = d * hidden + d * f * (2 if c.norm == "layer" else 1)
+    to_heads, to_hidden = d * heads, d * hidden
 
     def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
@@ -210,7 +213,7 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
 
     def attention(seeds: Sequence[Sequence[int]], alive: int, is_down: bool = True) -> int:
         longest = max(map(len, seeds))
-        rows = max(min(max(map(max, seeds)), CHUNK // longest), 1)
+        rows = max(min(max(map(max, seeds)), BAND // longest), 1)
         block, band = min(task.blocks, longest), rows * longest
         temporary = band * (2 * heads) + rows * block * (2 * task.d_q) + (c.n_heads * block * (band + longest) if exact else 0)
         chunk = min(alive, max(CHUNK, band))
@@ -218,10 +221,10 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
             temporary += band * (2 * task.d_q) + c.n_heads * block * band
         return to_heads + points + chunk * (task.d_q + heads) + max(temporary, chunk * d)
 
-    def mlp(rows: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> int:
+    def mlp(rows: Sequence[Sequence[int]]) -> int:
         pays = fold_rows(c)
         folded = max(map(max, rows)) > pays
-        fold = FOLD_BLOCK * d * d + d * f * (2 if c.gated else 1) + 2 * FOLD_BLOCK * max(map(max, seeds)) * d if folded else 0
+        fold = 2 * d * d + d * f * (2 if c.gated else 1) + 2 * max(map(max, rows)) * d if folded else 0
         rest = min(sum(count for prompt in rows for count in prompt if count <= pays), MLP_CHUNK)
         return to_hidden + slopes + max(fold, rest * (4 * d + hidden + 2 * f))
 
@@ -238,17 +241,17 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     below = task.layers[-1] - 1 if layer is None else layer
     if way == "reverse" and len(task.layers) > 1:
         seeds = m * (d + heads)
-        stages.append(cells * d + mlp(down, task.targets))
+        stages.append(cells * d + mlp(down))
         stages.append(cells * d + attention(task.targets, cells) + seeds)
         stages.append(cells * d + points + seeds + min(cells, CHUNK) * (d + 2 * heads))
     if way == "forward" and len(task.layers) > 1:
-        stages.append(lifted * d + mlp(up, task.sources))
+        stages.append(lifted * d + mlp(up))
         stages.append(lifted * d + attention(task.sources, lifted, False))
     if way == "both":
         if below < task.layers[-1] - 1:
-            stages.append((cells + lifted) * d + max(mlp(down, task.targets), attention(task.targets, cells)))
+            stages.append((cells + lifted) * d + max(mlp(down), attention(task.targets, cells)))
         if below > task.layers[0]:
-            stages.append(lifted * d + max(mlp(up, task.sources), attention(task.sources, lifted, False)))
+            stages.append(lifted * d + max(mlp(up), attention(task.sources, lifted, False)))
         stages.append((cells + lifted) * d + max(spread(task.targets, True), meeting()))
         stages[0] += lifted * d
-    return task.itemsize * (held + max(stages))
+    return round(SLACK * task.itemsize * (held + max(stages)))

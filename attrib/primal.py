@@ -137,7 +137,8 @@ class Seeds(NamedTuple):
 def seeds(pack: Primal, position: Sequence[Int[Tensor, " _"]], value: Sequence[Float[Tensor, "_ width"]]) -> Seeds:
     """Put the rows of a pack's prompts, each sorted by position, behind each other."""
     token = torch.cat([at + pack.first(prompt) for prompt, at in enumerate(position)])
-    return Seeds(token, torch.cat(list(value)).to(pack.weights.dtype), tuple(len(at) for at in position))
+    rows = value[0] if len(value) == 1 else torch.cat(list(value))
+    return Seeds(token, rows.to(pack.weights.dtype), tuple(len(at) for at in position))
 
 
 def bounds(primal: Primal, rows: Seeds) -> list[list[int]]:

@@ -16,6 +16,7 @@ sum is left.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -43,10 +44,7 @@ from attrib.model import ModelConfig
 from attrib.primal import Primal, Seeds
 from attrib.types import SITE_KINDS, Policy, Site
 
-FOLD_BLOCK = 4
-"""Positions whose folded MLPs are in memory at once."""
-
-MLP_CHUNK = 2048
+MLP_CHUNK = 768
 """Rows that are in an MLP's hidden layer at once."""
 
 Flat = Float[Tensor, "_ _"]
@@ -299,31 +297,31 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
     for prompt, length in enumerate(primal.lengths):
         folds = [count > pays for count in cone.rows_at(prompt, length)]
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
-        for begin, end in runs(folds, True, FOLD_BLOCK):
-            at = slice(first + begin, first + end)
-            M = mlp_fold(weights, point.at(at), norm.at(at), primal.policy)
-            for band in bands:
-                lo, hi = max(begin, band.begin), min(end, band.end)
-                if lo < hi:
-                    here, matrix = band.of(rows)[lo - band.begin : hi - band.begin], M[lo - begin : hi - begin]
-                    here.copy_(here @ (matrix.mT if up else matrix))
-        rest += [(band, lo, hi) for band in bands for lo, hi in runs(folds[band.begin : band.end], False)]
+        for t in (t for t, folded in enumerate(folds) if folded):
+            at = slice(first + t, first + t + 1)
+            (M,) = mlp_fold(weights, point.at(at), norm.at(at), primal.policy)
+            here = [band.of(rows)[t - band.begin] for band in bands if band.begin <= t < band.end]
+            _put(here, torch.cat(here) @ (M.T if up else M))
+        rest += [(band, lo, hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
     for pieces in _pieces(rest):
         views = [band.of(rows)[lo:hi].flatten(0, 1) for band, lo, hi in pieces]
         token = torch.cat([_tokens(primal, *piece, device=rows.device) for piece in pieces])
-        moved = through_mlp_alone(weights, point.at(token), norm.at(token), torch.cat(views), primal.policy, up)
-        for view, change in zip(views, moved.split([len(view) for view in views]), strict=True):
-            view.add_(change)
+        together = torch.cat(views)
+        _put(views, together + through_mlp_alone(weights, point.at(token), norm.at(token), together, primal.policy, up))
 
 
-def runs(flags: Sequence[bool], wanted: bool, most: int | None = None) -> Iterator[tuple[int, int]]:
-    """Maximal stretches of `wanted`, cut into pieces of at most `most`."""
-    begin = 0
-    for end in range(len(flags) + 1):
-        if end == len(flags) or flags[end] != wanted or (most and end - begin == most):
-            if begin < end:
-                yield begin, end
-            begin = end + (end < len(flags) and flags[end] != wanted)
+def _put(views: Sequence[Tensor], rows: Flat) -> None:
+    """Write rows that were gathered from views back into them."""
+    for view, part in zip(views, rows.split([len(view) for view in views]), strict=True):
+        view.copy_(part)
+
+
+def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Maximal stretches of positions that are not folded."""
+    for folded, run in groupby(range(len(folds)), key=lambda t: folds[t]):
+        if not folded:
+            positions = list(run)
+            yield positions[0], positions[-1] + 1
 
 
 def _pieces(rest: list[tuple[Band, int, int]]) -> Iterator[list[tuple[Band, int, int]]]:
