@@ -353,7 +353,10 @@ def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model
 def mlp_pull(weights: MLPWeights, point: MLPPoint, g: Rows) -> Rows:
     """Cotangents of what the MLP's matrices read, from those of its output."""
     hidden = g @ weights.W_out.T
-    return _sum([(hidden * slope[:, None]) @ W.T for slope, W in zip(point.slopes, weights.W_in, strict=True)])
+    *gate, last = (slope[:, None] for slope in point.slopes)
+    *W_gate, W_in = weights.W_in
+    parts = [(hidden * slope) @ W.T for slope, W in zip(gate, W_gate, strict=True)]
+    return _sum([*parts, hidden.mul_(last) @ W_in.T])
 
 
 def mlp_push(weights: MLPWeights, point: MLPPoint, x: Rows) -> Rows:

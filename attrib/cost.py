@@ -53,6 +53,8 @@ class Task:
     """[prompts][positions]"""
     sources: tuple[tuple[int, ...], ...]
     itemsize: int
+    walks: bool = False
+    """Whether the primal is walked again, from x, and not taken from the prompt's own pass."""
     blocks: int = QUERY_BLOCK
     """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
 
@@ -222,7 +224,9 @@ def _readout(task: Task, cost: Cost, alive: Sequence[Sequence[int]], seeded: Seq
 
 
 def _walk(task: Task, cost: Cost) -> None:
-    """The primal of the segment, once."""
+    """The primal of the segment, where it is walked again."""
+    if not task.walks:
+        return
     c = task.config
     d, d_kv = c.d_model, c.n_kv_heads * c.d_head
     for _ in task.layers:

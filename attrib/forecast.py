@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def plan(
     tasks = []
     for ids in to_prompts(model, tokens):
         if known:
-            tasks.append(_task(model, source, target, ids, policy, positions, itemsize, active))
+            tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
         else:
             tasks.append(task_of([path(model, source, target, ids, policy=policy, positions=positions, error=error)]))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]

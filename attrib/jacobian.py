@@ -23,7 +23,7 @@ from attrib.ops import Impl
 from attrib.path import Path, Sources, Targets
 from attrib.plan import PackPlan, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
-from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds
+from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.sweep import push_seeded
 from attrib.types import BudgetError, Site
 
@@ -91,7 +91,8 @@ def task_of(paths: Sequence[Path]) -> Task:
     run, x = paths[0].through, paths[0].x
     targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
     sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
-    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize)
+    walks = any(p.streams is None for p in paths)
+    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks)
 
 
 @torch.no_grad()
@@ -107,8 +108,8 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     """
     run, lengths = paths[0].through, [len(path.x) for path in paths]
     precision = precision or precision_of(run.model, None)
-    x, base = [path.x for path in paths], [path.base for path in paths]
-    on = primal(run.model, run.policy, run.start, run.stop, x, base, dtype=precision.sweep, impl=impl)
+    streams = [path.streams or walked(run.model, run.start, run.stop, path.x, path.base) for path in paths]
+    on = primal(run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl)
     orders = [path.targets.position.argsort(stable=True) for path in paths]
     start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
     if plan.way in ("forward", "both"):
@@ -177,6 +178,7 @@ def _in_float64(path: Path) -> Path:
         through=replace(run, model=replace(model, params=params)),
         x=path.x.double(),
         base=None if path.base is None else path.base.double(),
+        streams=None,
         sources=double(path.sources),
         targets=double(path.targets),
     )

@@ -22,6 +22,7 @@ from torch.func import vjp
 from attrib.capture import capture, cut
 from attrib.dictionary import Dictionary, active, decode_at, encode_at, pre_activations
 from attrib.model import Model, Tokenizer, check_site, normalise, unembed, width
+from attrib.primal import Streams, stream_sites
 from attrib.segment import Segment, segment
 from attrib.sparse import select
 from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, SparseLatents, Tokens, TopLogits
@@ -64,6 +65,8 @@ class Path:
     labels: tuple[str, ...] = ()
     probability: Float[Tensor, " targets"] | None = None
     from_tokens: bool = False
+    streams: Streams | None = None
+    """What the sweeps need of the primal, where it is the prompt's own pass; else they walk it from `x`."""
 
 
 class Read(NamedTuple):
@@ -272,18 +275,21 @@ class _Opening(NamedTuple):
     base: Float[Tensor, "positions d_model"] | None
     true: Float[Tensor, "positions width_b"]
     reached: Float[Tensor, "positions width_b"]
+    streams: Streams | None
 
 
 def _open(model: Model, source: Dictionary | None, stop: Site, tokens: Int[Tensor, " positions"], policy: Policy, error: bool) -> _Opening:
     start = Site(0, "resid_pre") if source is None else source.site
     base = base_site(start)
-    seen = capture(model, tokens, {start, stop} | ({base} if base else set()))
+    sites = stream_sites(start, stop)
+    seen = capture(model, tokens, {start, stop, *sites} | ({base} if base else set()))
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     through = segment(model, start, stop, policy=policy)
     head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, true_a, error)
     # with the error in, the primal is the true one, not its reconstruction up to rounding
     x = true_a if source is None or error else head.enter(head.sources.value)
-    return _Opening(head, through, x, stream, true_b, true_b if x is true_a else through(x, stream))
+    reached = true_b if x is true_a else through(x, stream)
+    return _Opening(head, through, x, stream, true_b, reached, {site: seen[site] for site in sites} if x is true_a else None)
 
 
 @torch.no_grad()
@@ -313,7 +319,7 @@ def path(
     stop = stop_site(model, target)
     if source is not None:
         check_source(model, source, stop, target)
-    head, through, x, base, true, reached = _open(model, source, stop, tokens, policy, error)
+    head, through, x, base, true, reached, streams = _open(model, source, stop, tokens, policy, error)
     if isinstance(target, Dictionary):
         read = read_latents(target, true, reached, positions)
     elif isinstance(target, Direction):
@@ -327,7 +333,7 @@ def path(
         return read.function(through(head.enter(values), base).index_select(0, read.position))
 
     targets = Targets(read.position, read.latent, value, cotangent)
-    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability, source is None)
+    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability, source is None, streams)
 
 
 @dataclass(frozen=True)
@@ -359,7 +365,7 @@ def metric_path(
         InputError: where the metric does not give one number, or the dictionary does not fit the model.
     """
     check_source(model, source, model.config.last, metric)
-    head, through, x, base, _, _ = _open(model, source, model.config.last, tokens, policy, error)
+    head, through, x, base, *_ = _open(model, source, model.config.last, tokens, policy, error)
 
     def of_stream(x: Float[Tensor, "positions width_a"]) -> Float[Tensor, ""]:
         value = metric(unembed(model, through(x, base), policy=policy))

@@ -17,7 +17,7 @@ from attrib.adjoint import AttentionPoint, MLPPoint, NormPoint, attention_point,
 from attrib.cone import Band
 from attrib.model import Model, walk
 from attrib.ops import Impl
-from attrib.types import Policy, Site
+from attrib.types import Policy, Site, SiteKind
 
 Point = TypeVar("Point")
 
@@ -71,8 +71,31 @@ def attentions_between(start: Site, stop: Site) -> range:
     return range(start.layer + (start.kind != "resid_pre"), stop.layer + (stop.kind != "resid_pre"))
 
 
-STREAMS = ("resid_pre", "resid_mid", "mlp_in")
+STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "mlp_in")
 """The kinds of sites from which every point is computed."""
+
+
+Streams = Mapping[Site, Float[Tensor, "positions d_model"]]
+"""One prompt's values at the sites of STREAMS between two sites, both ends included."""
+
+
+def stream_sites(start: Site, stop: Site) -> list[Site]:
+    """The sites whose values the sweeps between two sites need."""
+    sites = [Site(layer, kind) for layer in range(start.layer, stop.layer + 1) for kind in STREAMS]
+    return [site for site in sites if start.depth <= site.depth <= stop.depth]
+
+
+def walked(
+    model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
+) -> Streams:
+    """Walk a prompt from its value at `start` to `stop`."""
+    found = {}
+    for site, value in walk(model, start, x, base):
+        if site.depth > stop.depth:
+            break
+        if site.kind in STREAMS:
+            found[site] = value
+    return found
 
 
 def primal(
@@ -80,27 +103,25 @@ def primal(
     policy: Policy,
     start: Site,
     stop: Site,
-    x: Sequence[Float[Tensor, "_ width"]],
-    base: Sequence[Float[Tensor, "_ d_model"] | None],
+    streams: Sequence[Streams],
+    lengths: Sequence[int],
     *,
     dtype: torch.dtype | None = None,
     impl: Impl = "torch",
 ) -> Primal:
-    """Walk each prompt from its value at `start` to `stop`, and keep what the sweeps need.
+    """The primal between two sites of a pack of prompts.
 
     Args:
+        streams: of each prompt; see `stream_sites` and `walked`.
+        lengths: of each prompt, in tokens.
         dtype: of the sweep's products; None is the model's.
         impl: of the attention maps.
     """
-    parts: dict[Site, list[Tensor]] = {}
-    for value, stream in zip(x, base, strict=True):
-        for site, at_site in walk(model, start, value, stream, policy):
-            if site.depth > stop.depth:
-                break
-            if site.kind in STREAMS:
-                parts.setdefault(site, []).append(at_site)
-    streams = {site: torch.cat(values) for site, values in parts.items()}
-    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, tuple(len(value) for value in x), streams)
+    if len(streams) == 1:
+        (packed,) = streams
+    else:
+        packed = {site: torch.cat([prompt[site] for prompt in streams]) for site in streams[0]}
+    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, tuple(lengths), packed)
 
 
 def cast_blocks(model: Model, start: Site, stop: Site, dtype: torch.dtype | None) -> Model:

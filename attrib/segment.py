@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.cone import Band, Cone
 from attrib.model import Model, Stream, check_site, walk
-from attrib.primal import primal
+from attrib.primal import primal, walked
 from attrib.sweep import descend
 from attrib.types import EXACT, InputError, Policy, Site
 
@@ -55,7 +55,8 @@ class Segment:
         """Cotangents of x from those of the value at `stop`, all rows on the primal at x."""
         positions, rows, _ = g.shape
         whole = Cone((Band(0, 0, positions, 0, rows, 0),))
-        on = primal(self.model, self.policy, self.start, self.stop, [x], [base])
+        streams = walked(self.model, self.start, self.stop, x, base)
+        on = primal(self.model, self.policy, self.start, self.stop, [streams], [positions])
         (found,) = descend(on, self.stop, whole, g.flatten(0, 1).clone(), [self.start])
         return found.rows.unflatten(0, (positions, rows))
 

@@ -16,7 +16,7 @@ sum is left.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from attrib.adjoint import (
     MLPPoint,
     MLPWeights,
     NormPoint,
+    Rows,
     attention_pull,
     attention_pull_at,
     attention_push,
@@ -68,9 +69,14 @@ def through_mlp_alone(
     weights: MLPWeights, point: MLPPoint, norm: NormPoint, rows: Float[Tensor, "rows d_model"], policy: Policy, up: bool
 ) -> Float[Tensor, "rows d_model"]:
     """Rows that each have a point of their own through norm_2 and the MLP, without the residual; `up` pushes, else it pulls."""
-    y = rows[:, None]
-    moved = mlp_push(weights, point, norm_map(norm, y.clone(), policy)) if up else norm_map(norm, mlp_pull(weights, point, y), policy)
-    return moved[:, 0]
+    return _change(weights, point, norm, rows[:, None], policy, up)[:, 0]
+
+
+def _change(weights: MLPWeights, point: MLPPoint, norm: NormPoint, rows: Rows, policy: Policy, up: bool) -> Rows:
+    """Rows through norm_2 and the MLP, without the residual."""
+    if up:
+        return mlp_push(weights, point, norm_map(norm, rows.clone(), policy))
+    return norm_map(norm, mlp_pull(weights, point, rows), policy)
 
 
 class Station(NamedTuple):
@@ -302,12 +308,19 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
             (M,) = mlp_fold(weights, point.at(at), norm.at(at), primal.policy)
             here = [band.of(rows)[t - band.begin] for band in bands if band.begin <= t < band.end]
             _put(here, torch.cat(here) @ (M.T if up else M))
-        rest += [(band, lo, hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
+        rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
     for pieces in _pieces(rest):
-        views = [band.of(rows)[lo:hi].flatten(0, 1) for band, lo, hi in pieces]
-        token = torch.cat([_tokens(primal, *piece, device=rows.device) for piece in pieces])
-        together = torch.cat(views)
-        _put(views, together + through_mlp_alone(weights, point.at(token), norm.at(token), together, primal.policy, up))
+        views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
+        firsts = [primal.first(band.prompt) for band, _, _ in pieces]
+        if len(views) == 1:  # one stretch of positions shares its points among all its rows
+            ((_, lo, hi),), (first,) = pieces, firsts
+            at = slice(first + lo, first + hi)
+            views[0] += _change(weights, point.at(at), norm.at(at), views[0], primal.policy, up)
+            continue
+        token = torch.cat([_tokens(first, *piece, device=rows.device) for first, piece in zip(firsts, pieces, strict=True)])
+        flat = [view.flatten(0, 1) for view in views]
+        together = torch.cat(flat)
+        _put(flat, together + through_mlp_alone(weights, point.at(token), norm.at(token), together, primal.policy, up))
 
 
 def _put(views: Sequence[Tensor], rows: Flat) -> None:
@@ -325,22 +338,26 @@ def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(rest: list[tuple[Band, int, int]]) -> Iterator[list[tuple[Band, int, int]]]:
-    """Pieces of bands in groups of about MLP_CHUNK cells; a larger one is cut by positions."""
+    """Stretches of bands in groups of about MLP_CHUNK cells; a long one is cut evenly by positions, and stands alone."""
     group: list[tuple[Band, int, int]] = []
     cells = 0
     for band, lo, hi in rest:
-        step = max(1, MLP_CHUNK // band.rows)
-        for begin in range(lo, hi, step):
-            piece = band, begin, min(begin + step, hi)
-            if group and cells + (piece[2] - begin) * band.rows > MLP_CHUNK:
-                yield group
+        parts = -(-(hi - lo) * band.rows // MLP_CHUNK)
+        for begin, end in pairwise(lo + (hi - lo) * part // parts for part in range(parts + 1)):
+            size = (end - begin) * band.rows
+            if size > MLP_CHUNK // 3 or cells + size > MLP_CHUNK:
+                if group:
+                    yield group
                 group, cells = [], 0
-            group.append(piece)
-            cells += (piece[2] - begin) * band.rows
+            if size > MLP_CHUNK // 3:
+                yield [(band, begin, end)]
+            elif size:
+                group.append((band, begin, end))
+                cells += size
     if group:
         yield group
 
 
-def _tokens(primal: Primal, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:
-    first = primal.tokens(band).start
+def _tokens(first: int, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:
+    """The packed indices of a stretch's cells."""
     return torch.arange(first + lo, first + hi, device=device).repeat_interleave(band.rows)
