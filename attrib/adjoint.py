@@ -134,24 +134,25 @@ def rotate_back(
     return torch.cat([turned, rest.expand(*turned.shape[:-1], -1)], dim=-1)
 
 
-def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch") -> Rows:
-    """Head-space cotangents from those of z, on the first `positions` positions of the prompt."""
-    if impl == "triton":
-        return _pull_by_kernel(point, o, scale, policy)
+def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None) -> Rows:
+    """Head-space cotangents from those of z, on the first `positions` positions of the prompt; in `out` where it is given."""
     kv, group, _, d_head = point.q.shape
-    positions, rows, _ = o.shape
+    positions, rows, d_q = o.shape
     exact = policy.attention == "exact"
+    if out is None:
+        out = o.new_empty(positions, rows, kv * d_head + (d_q + kv * d_head if exact else 0))
+    if impl == "triton":
+        return out.copy_(_pull_by_kernel(point, o, scale, policy))
+    parts = rearrange(out, "t n (heads d) -> t n heads d", d=d_head)
     o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
     dv = o.new_zeros(kv, positions, rows * d_head)
-    if exact:
-        dk = o.new_zeros(kv, rows, positions, d_head)
-        dq = o.new_empty(positions, rows, kv, group, d_head)
+    dk = o.new_zeros(kv, rows, positions, d_head) if exact else None
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
         block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
         to_values = rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)")
         torch.baddbmm(dv[:, :end], *to_values, out=dv[:, :end])
-        if not exact:
+        if dk is None:
             continue
         ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
         ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
@@ -160,15 +161,14 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
         to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
         dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
         to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
-        dq[first:end] = rearrange(to_queries, "kv (g t n) d -> t n kv g d", g=group, n=rows)
-    v = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
-    if not exact:
-        return rearrange(v, "s n kv d -> s n (kv d)")
-    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
-    parts = [rearrange(dq, "t n kv g d -> t n (kv g) d"), rearrange(dk, "kv n s d -> s n kv d")]
-    if point.cos.shape[-1]:
-        parts = [rotate_back(part, cos, sin) for part in parts]
-    return rearrange(torch.cat([*parts, v], dim=2), "t n heads d -> t n (heads d)")
+        parts[first:end, :, : kv * group] = rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows)
+    parts[:, :, -kv:] = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
+    if dk is not None:
+        parts[:, :, kv * group : -kv] = rearrange(dk, "kv n s d -> s n kv d")
+        if point.cos.shape[-1]:
+            cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+            parts[:, :, :-kv] = rotate_back(parts[:, :, :-kv], cos, sin)
+    return out
 
 
 def _on_first(point: AttentionPoint, positions: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -205,10 +205,14 @@ def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy:
     return rearrange(z[begin:], "t n heads d -> t n (heads d)")
 
 
-def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch") -> Rows:
+def attention_push(
+    point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None
+) -> Rows:
     """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
+    if out is None:
+        out = tangents.new_empty(*tangents.shape[:2], point.q.shape[0] * point.q.shape[1] * point.q.shape[3])
     if impl == "triton":
-        return _push_by_kernel(point, tangents, scale, policy)
+        return out.copy_(_push_by_kernel(point, tangents, scale, policy))
     kv, group, total, d_head = point.q.shape
     positions, rows, _ = tangents.shape
     begin = total - positions
@@ -220,13 +224,13 @@ def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: 
         turned = rotate(split[:, :, :-kv], cos, sin) if point.cos.shape[-1] else split[:, :, :-kv]
         q = rearrange(turned[:, :, : kv * group], "t n (kv g) d -> kv g t n d", g=group)
         k = rearrange(turned[:, :, kv * group :], "s n kv d -> kv n s d")
-    z = tangents.new_empty(positions, rows, kv, group, d_head)
+    z = rearrange(out, "t n (kv g d) -> t n kv g d", kv=kv, g=group)
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
         at, reach = slice(begin + first, begin + end), begin + end
         a = point.pattern[:, :, at, :reach]
-        out = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
-        out = rearrange(out, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
+        moved = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
+        moved = rearrange(moved, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
         if exact:
             ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
             ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
@@ -234,15 +238,21 @@ def attention_push(point: AttentionPoint, tangents: Rows, scale: float, policy: 
             by_key = rearrange(point.q[:, :, at], "kv g t d -> kv (g t) d") @ keys
             ds[..., begin:] += rearrange(by_key, "kv (g t) (n s) -> kv g t n s", g=group, n=rows)
             ds.mul_((a * scale)[:, :, :, None])
-            moved = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.v[:, :reach]
-            out = out + rearrange(moved, "kv (g t n) d -> kv g t n d", g=group, n=rows)
-            out = out - ds.sum(-1, keepdim=True) * point.z[:, :, at, None]
-        z[first:end] = rearrange(out, "kv g t n d -> t n kv g d")
-    return rearrange(z, "t n kv g d -> t n (kv g d)")
+            by_pattern = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.v[:, :reach]
+            moved = moved + rearrange(by_pattern, "kv (g t n) d -> kv g t n d", g=group, n=rows)
+            moved.addcmul_(ds.sum(-1, keepdim=True), point.z[:, :, at, None], value=-1)
+        z[first:end] = rearrange(moved, "kv g t n d -> t n kv g d")
+    return out
 
 
 def attention_pull_at(
-    point: AttentionPoint, weights: AttentionWeights, o: Float[Tensor, "rows d_q"], position: int, scale: float, policy: Policy
+    point: AttentionPoint,
+    weights: AttentionWeights,
+    o: Float[Tensor, "rows d_q"],
+    position: int,
+    scale: float,
+    policy: Policy,
+    out: Float[Tensor, "prefix rows d_model"] | None = None,
 ) -> Float[Tensor, "prefix rows d_model"]:
     """`attention_pull` and W_in^T of cotangents that live at one position only, on all positions up to it.
 
@@ -256,8 +266,9 @@ def attention_pull_at(
     a = point.pattern[:, :, position, :end]
     o = rearrange(o, "n (kv g d) -> kv (g n) d", kv=kv, g=group)
     through = o @ rearrange(weights.W_in[:, -kv * d_head :], "m (kv d) -> kv d m", kv=kv)
-    y = rearrange(a, "kv g s -> s (kv g)") @ rearrange(through, "kv (g n) m -> (kv g) (n m)", g=group)
-    y = rearrange(y, "s (n m) -> s n m", n=rows)
+    y = through.new_empty(end, rows, through.shape[-1]) if out is None else out
+    factors = rearrange(a, "kv g s -> s (kv g)"), rearrange(through, "kv (g n) m -> (kv g) (n m)", g=group)
+    torch.mm(*factors, out=rearrange(y, "s n m -> s (n m)"))
     if not exact:
         return y
     ds = rearrange(o @ point.v[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
@@ -280,7 +291,13 @@ def attention_pull_at(
 
 
 def attention_push_at(
-    point: AttentionPoint, weights: AttentionWeights, tangents: Float[Tensor, "rows d_heads"], position: int, scale: float, policy: Policy
+    point: AttentionPoint,
+    weights: AttentionWeights,
+    tangents: Float[Tensor, "rows d_heads"],
+    position: int,
+    scale: float,
+    policy: Policy,
+    out: Float[Tensor, "suffix rows d_model"] | None = None,
 ) -> Float[Tensor, "suffix rows d_model"]:
     """`attention_push` and W_O of head-space tangents that live at one position only, on all positions from it on.
 
@@ -293,8 +310,10 @@ def attention_push_at(
     a = point.pattern[:, :, position:, position]
     W_O = rearrange(weights.W_out, "(kv g d) m -> kv g d m", kv=kv, g=group)
     through = rearrange(split[:, -kv:], "n kv d -> kv n d")[:, None] @ W_O
-    out = rearrange(a, "kv g t -> t (kv g)") @ rearrange(through, "kv g n m -> (kv g) (n m)")
-    out = rearrange(out, "t (n m) -> t n m", n=rows)
+    if out is None:
+        out = through.new_empty(a.shape[-1], rows, through.shape[-1])
+    factors = rearrange(a, "kv g t -> t (kv g)"), rearrange(through, "kv g n m -> (kv g) (n m)")
+    torch.mm(*factors, out=rearrange(out, "t n m -> t (n m)"))
     if not exact:
         return out
     turned = split[:, :-kv]
@@ -369,7 +388,10 @@ def mlp_fold(weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Poli
     d_model = weights.W_out.shape[1]
     folds = weights.W_out.new_empty(len(norm.unit), d_model, d_model)
     for t, M in enumerate(folds):
-        read = _sum([slope[t][:, None] * W.T for slope, W in zip(point.slopes, weights.W_in, strict=True)])
+        slopes, reading = [slope[t][:, None] for slope in point.slopes], [W.T for W in weights.W_in]
+        read = slopes[0] * reading[0]
+        for slope, W in zip(slopes[1:], reading[1:], strict=True):
+            read.addcmul_(slope, W)
         torch.mm(weights.W_out.T, read, out=M)
     norm_map(norm, folds, policy)
     folds.diagonal(dim1=1, dim2=2).add_(1)

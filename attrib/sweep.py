@@ -215,28 +215,25 @@ def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    points = primal.attentions(layer)
+    points, scale = primal.attentions(layer), primal.model.config.attention_scale
     out = z.value.new_empty(cone.cells, primal.model.config.d_model)
     beside = None if stream is None else z._replace(value=stream)
     for band in cone.bands:
-        g = attention_pull_at(points[band.prompt], weights, z.rows(band), band.end - 1, primal.model.config.attention_scale, primal.policy)
+        g = attention_pull_at(points[band.prompt], weights, z.rows(band), band.end - 1, scale, primal.policy, out=band.of(out))
         norm_map(norm.at(primal.tokens(band)), g, primal.policy)
         if beside is not None:
             g[-1] += beside.rows(band)
-        band.of(out).copy_(g)
     return out
 
 
 def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
     """Tangents of resid_mid over their cone, from seeded ones of resid_pre."""
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
-    pushed = sources._replace(value=into_heads(primal, layer, sources))
+    pushed, scale = sources._replace(value=into_heads(primal, layer, sources)), primal.model.config.attention_scale
     out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
     for band in cone.bands:
-        scale = primal.model.config.attention_scale
-        x = attention_push_at(points[band.prompt], weights, pushed.rows(band), band.begin, scale, primal.policy)
+        x = attention_push_at(points[band.prompt], weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
         x[0] += sources.rows(band)
-        band.of(out).copy_(x)
     return out
 
 
@@ -264,7 +261,7 @@ def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None
         o = g[part] @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         for band in bands:
-            band.of(heads).copy_(attention_pull(points[band.prompt], band.of(o), scale, primal.policy, primal.impl))
+            attention_pull(points[band.prompt], band.of(o), scale, primal.policy, primal.impl, out=band.of(heads))
         del o  # a chunk is gone before the next is made: see plan.peak_memory
         yield part, bands, heads
         del heads
@@ -288,7 +285,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
         del unit
         z = heads.new_empty(len(heads), len(weights.W_out))
         for band in bands:
-            band.of(z).copy_(attention_push(points[band.prompt], band.of(heads), scale, primal.policy, primal.impl))
+            attention_push(points[band.prompt], band.of(heads), scale, primal.policy, primal.impl, out=band.of(z))
         torch.addmm(x[part], z, weights.W_out, out=x[part])
         del heads, z
 
