@@ -179,10 +179,6 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
 # ------------------------------------------------------------------------------------------ memory
 
 
-SLACK = 1.05
-"""For temporaries too small to have a term."""
-
-
 def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     """Bytes at the fullest moment of a sweep, with the primal, the seeded rows and the tile that it fills."""
     c, d, heads, hidden, f = task.config, task.config.d_model, task.d_heads, task.d_hidden, task.config.d_mlp
@@ -194,14 +190,14 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     # each side's rows in the path and packed, the streams of the primal, the tile
     held = 2 * (n + m) * d + 3 * tokens * d * len(task.layers) + tile
     slopes = tokens * (hidden + 4 * f)
-    seeded = slopes + 5 * n * d + min(n, MLP_CHUNK) * (hidden + 2 * f + d)
+    seeded = slopes + 5 * n * d + min(n, MLP_CHUNK) * (2 * hidden + 2 * f + d)
     stages = [4 * tile]  # while rows are selected, the sweep's own cells are gone
     if way == "local":
         return task.itemsize * (held + max(stages[0], seeded))
     cells = 0 if way == "forward" else sum(map(sum, down))
     lifted = 0 if way == "reverse" else sum(map(sum, up))
     points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + 3 * pairs
-    to_heads, to_hidden = d * heads, d * hidden
+    to_heads, to_hidden, gates = d * heads, d * hidden, (1, 1) if c.gated else (1,)
 
     def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
@@ -215,7 +211,9 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
         longest = max(map(len, seeds))
         rows = max(min(max(map(max, seeds)), BAND // longest), 1)
         block, band = min(task.blocks, longest), rows * longest
-        temporary = band * (2 * heads) + rows * block * (2 * task.d_q) + (c.n_heads * block * (band + longest) if exact else 0)
+        temporary = 3 * band * d_kv + 3 * rows * block * task.d_q
+        if exact:
+            temporary += c.n_heads * block * (band + longest) + (2 * band * heads if c.positions == "rotary" else 0)
         chunk = min(alive, max(CHUNK, band))
         if not is_down:
             temporary += band * (2 * task.d_q) + c.n_heads * block * band
@@ -226,7 +224,7 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
         folded = max(map(max, rows)) > pays
         fold = 2 * d * d + d * f * (2 if c.gated else 1) + 2 * max(map(max, rows)) * d if folded else 0
         rest = min(sum(count for prompt in rows for count in prompt if count <= pays), MLP_CHUNK)
-        return to_hidden + slopes + max(fold, rest * (4 * d + hidden + 2 * f))
+        return to_hidden + slopes + max(fold, rest * (4 * d + hidden + f * len(gates)))
 
     def meeting() -> int:
         fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
@@ -254,4 +252,4 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
             stages.append(lifted * d + max(mlp(up), attention(task.sources, lifted, False)))
         stages.append((cells + lifted) * d + max(spread(task.targets, True), meeting()))
         stages[0] += lifted * d
-    return round(SLACK * task.itemsize * (held + max(stages)))
+    return task.itemsize * (held + max(stages))

@@ -45,7 +45,7 @@ from attrib.model import ModelConfig
 from attrib.primal import Primal, Seeds
 from attrib.types import SITE_KINDS, Policy, Site
 
-MLP_CHUNK = 768
+MLP_CHUNK = 512
 """Rows that are in an MLP's hidden layer at once."""
 
 Flat = Float[Tensor, "_ _"]

@@ -87,7 +87,7 @@ def other_ways(problem: Problem, targets: Int[Tensor, "targets 2"], options: Opt
     # the ends with few sources or few targets are cheap enough to compute whole
     positions = middle_positions(len(problem.tokens), 4) if between_latents else None
     plain = recipes.through_attrib(problem, "torch.func", targets, positions)
-    chunk = recipes.chunk_of(problem, problem.budget)
+    chunk = recipes.chunk_of(problem, GIB)
     rows = sample_rows(of, chunk, plain.place, generator)
     ways = {
         "notebook_chunked": recipes.chunked(problem, rows, of, chunk),
