@@ -75,7 +75,7 @@ STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "mlp_in")
 """The kinds of sites from which every point is computed."""
 
 
-Streams = Mapping[Site, Float[Tensor, "positions d_model"]]
+Streams = Mapping[Site, Float[Tensor, "_ d_model"]]
 """One prompt's values at the sites of STREAMS between two sites, both ends included."""
 
 
