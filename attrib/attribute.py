@@ -33,7 +33,7 @@ from attrib.jacobian import (
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
-from attrib.plan import packs
+from attrib.plan import SELECTED, packs
 from attrib.precision import Precision, precision_of
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
@@ -390,8 +390,10 @@ def _edges(
     number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
     parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
     for tile in tiles:
-        found = select(tile.gradient, sources.value[: tile.gradient.shape[1]], options.keep)
-        parts.append(Compacted(*(column.cpu() for column in found)))
+        width = tile.gradient.shape[1]
+        at_once = max(1, (SELECTED if tile.gradient.device.type == "cpu" else 1 << 26) // max(1, width))
+        for rows in tile.gradient.split(at_once):
+            parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
     indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
     indptr = torch.cat([ends.new_zeros(1), ends])

@@ -55,6 +55,8 @@ class Task:
     itemsize: int
     walks: bool = False
     """Whether the primal is walked again, from x, and not taken from the prompt's own pass."""
+    beside: int = 0
+    """Targets of the path that this sweep leaves to others: their rows are in memory all the same."""
     blocks: int = QUERY_BLOCK
     """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
 

@@ -21,7 +21,7 @@ from attrib.meet import both, forward, lift, reverse
 from attrib.model import ModelConfig
 from attrib.ops import Impl
 from attrib.path import Path, Sources, Targets
-from attrib.plan import PackPlan, plan_pack
+from attrib.plan import PackPlan, Way, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.sweep import push_seeded
@@ -112,14 +112,17 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     on = primal(run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl)
     orders = [path.targets.position.argsort(stable=True) for path in paths]
     start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
-    if plan.way in ("forward", "both"):
-        with products(precision):
-            start, sources = push_seeded(on, start, sources)
     up = cone([path.sources.position.tolist() for path in paths], lengths, "up")
     lifted = None
-    if plan.layer is not None:
-        with products(precision):
-            lifted = lift(on, start, sources, up, plan.layer)
+    if plan.way in ("forward", "both"):
+        try:
+            with products(precision):
+                pushed = push_seeded(on, start, sources)
+                lifted = lift(on, *pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
+            start, sources = pushed
+        except torch.OutOfMemoryError:
+            yield from _smaller(paths, plan, precision, impl)
+            return
     todo = list(reversed(plan.sweeps))
     scattered: dict[int, Tensor] = {}
     while todo:
@@ -129,7 +132,10 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             with products(precision):
                 found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
         except torch.OutOfMemoryError:
-            if end - first < 2 or len(paths) > 1:
+            if len(paths) > 1:
+                yield from _smaller(paths, plan, precision, impl)
+                return
+            if end - first < 2:
                 raise
             middle = (first + end) // 2
             warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
@@ -144,6 +150,17 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             whole[rows] = gradient
             if len(paths) > 1 or not todo:
                 yield number, Tile(0, whole)
+
+
+def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:
+    """What takes less memory than a pack, or than tangents of all sources: cotangents, prompt by prompt."""
+    warnings.warn(f"out of memory with {len(paths)} prompt(s) going {plan.way}; going on in reverse, one at a time.", stacklevel=3)
+    for number, path in enumerate(paths):
+        whole = ((0, len(path.targets.position)),)
+        way: Way = "reverse" if plan.task.layers else "local"
+        alone = replace(plan, task=task_of([path]), way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
+        for _, tile in adjoint([path], alone, precision, impl):
+            yield number, tile
 
 
 def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budget: int, seed: int = 0) -> Error:
@@ -199,9 +216,11 @@ def _sweep(
     positions = [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
     if plan.way == "forward":
-        return forward(on, start, stop, targets, sources, up)
+        assert lifted is not None
+        return forward(on, stop, targets, sources, up, lifted)
     down = cone([position.tolist() for position in positions], on.lengths, "down")
-    if lifted is not None:
+    if plan.way == "both":
+        assert lifted is not None
         assert plan.layer is not None
         return both(on, stop, targets, down, sources, up, lifted, plan.layer)
     return reverse(on, stop, targets, down, {start: sources})[start]
@@ -228,7 +247,7 @@ def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int,
     stream = positions * config.d_model
     hidden = positions * config.d_mlp * (3 if config.gated else 2)
     pattern = config.n_heads * positions * positions
-    tape = layers * (10 * stream + 2 * hidden + 3 * pattern)
+    tape = layers * (13 * stream + 2 * hidden + 3 * pattern)  # 3 of them the path's own streams
     row = 4 * stream + max(hidden, 4 * pattern + 6 * stream)
     return Working(itemsize * (tape + 3 * positions * d_sae), itemsize * row)
 

@@ -115,14 +115,13 @@ def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> F
     return x
 
 
-def forward(primal: Primal, start: Site, stop: Site, targets: Seeds, sources: Seeds, up: Cone) -> Jacobians:
-    """Tangents of sources at the `resid_pre` of an attention's layer go up to the seeded targets.
+def forward(primal: Primal, stop: Site, targets: Seeds, sources: Seeds, up: Cone, x: Flat) -> Jacobians:
+    """Tangents `x`, lifted to the layer of the last attention, are read out against the seeded targets.
 
     `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
     """
     found = empty(primal, targets, sources)
     seeded = next(at for at in pull_seeded(primal, stop, targets) if at.site.kind == "resid_mid")
-    x = lift(primal, start, sources, up, seeded.site.layer)
     contract(primal, up, x, targets._replace(value=seeded.rows), [jacobian.T for jacobian in found])
     return found
 

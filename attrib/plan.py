@@ -91,6 +91,9 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     return replace(best, floor=floor(task))
 
 
+SELECTED = 1 << 16
+"""Numbers of a tile that are selected from at once on a CPU, rows at a time: ranking takes several times their memory."""
+
 PACK_CELLS = 1 << 14
 """(row, position) pairs of a pack: beyond, its products are large enough, and more prompts would only take memory."""
 
@@ -130,15 +133,20 @@ def _planned(task: Task, budget: int) -> PackPlan | None:
 
 def floor(task: Task) -> Cost:
     """The least products that the answer needs, as far as is known: see docs/engine.md."""
-    task = replace(task, blocks=1)
     costs = []
     for option in _options(task):
-        cost = option.cost(task)
-        if option.lifted is not None:
-            cost = cost + option.lifted(task)
+        # nothing masked is multiplied in blocks of one query; the bytes are those of the blocks that are used
+        unmasked, cost = (_whole(option, replace(task, blocks=blocks)) for blocks in (1, task.blocks))
+        cost.flops = unmasked.flops
         del cost.flops["primal"], cost.bytes["primal"]
         costs.append(cost)
     return min(costs, key=lambda cost: cost.total)
+
+
+def _whole(option: _Option, task: Task) -> Cost:
+    """The cost of a way in one sweep."""
+    cost = option.cost(task)
+    return cost if option.lifted is None else cost + option.lifted(task)
 
 
 def _part(task: Task, first: int, end: int) -> Task:
@@ -148,7 +156,7 @@ def _part(task: Task, first: int, end: int) -> Task:
     (rows,) = task.targets
     begins = [0, *accumulate(rows)]
     part = tuple(max(0, min(end, hi) - max(first, lo)) for lo, hi in pairwise(begins))
-    return replace(task, targets=(part,))
+    return replace(task, targets=(part,), beside=task.n_targets - (end - first))
 
 
 def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, int], ...] | None, int, int]:
@@ -184,20 +192,21 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     c, d, heads, hidden, f = task.config, task.config.d_model, task.d_heads, task.d_hidden, task.config.d_mlp
     n, m, tokens = task.n_targets, task.n_sources, task.tokens
     d_kv, exact = c.n_kv_heads * c.d_head, task.policy.attention == "exact"
+    gates = 2 if c.gated else 1
     tile = sum(sum(rows) * sum(columns) for rows, columns in zip(task.targets, task.sources, strict=True))
     pairs = c.n_heads * sum(len(rows) ** 2 for rows in task.targets)
     down, up = task.down(), task.up()
     # each side's rows in the path and packed, the streams of the primal, the tile
-    held = 2 * (n + m) * d + 3 * tokens * d * len(task.layers) + tile
-    slopes = tokens * (hidden + 4 * f)
-    seeded = slopes + 5 * n * d + min(n, MLP_CHUNK) * (2 * hidden + 2 * f + d)
-    stages = [4 * tile]  # while rows are selected, the sweep's own cells are gone
+    held = (m + 2 * n + task.beside) * d + (m * d if len(task.targets) > 1 else 0) + 3 * tokens * d * len(task.layers) + tile
+    slopes = tokens * hidden
+    seeded = slopes + 5 * n * d + max(4 * tokens * f, min(n, MLP_CHUNK) * (hidden + f * gates + 2 * d))
+    stages = [8 * min(tile, max(SELECTED, m))]  # while rows are selected, the sweep's own cells are gone
     if way == "local":
         return task.itemsize * (held + max(stages[0], seeded))
     cells = 0 if way == "forward" else sum(map(sum, down))
     lifted = 0 if way == "reverse" else sum(map(sum, up))
     points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + 3 * pairs
-    to_heads, to_hidden, gates = d * heads, d * hidden, (1, 1) if c.gated else (1,)
+    to_heads, to_hidden = d * heads, d * hidden
 
     def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
@@ -211,20 +220,31 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
         longest = max(map(len, seeds))
         rows = max(min(max(map(max, seeds)), BAND // longest), 1)
         block, band = min(task.blocks, longest), rows * longest
-        temporary = 3 * band * d_kv + 3 * rows * block * task.d_q
+        temporary = 2 * band * d_kv + 2 * rows * block * task.d_q
         if exact:
-            temporary += c.n_heads * block * (band + longest) + (2 * band * heads if c.positions == "rotary" else 0)
+            temporary += (
+                band * d_kv
+                + rows * block * task.d_q
+                + c.n_heads * block * (band + longest)
+                + (2 * band * heads if c.positions == "rotary" else 0)
+            )
         chunk = min(alive, max(CHUNK, band))
-        if not is_down:
+        if exact and not is_down:
             temporary += band * (2 * task.d_q) + c.n_heads * block * band
         return to_heads + points + chunk * (task.d_q + heads) + max(temporary, chunk * d)
 
-    def mlp(rows: Sequence[Sequence[int]]) -> int:
+    def mlp(rows: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         pays = fold_rows(c)
         folded = max(map(max, rows)) > pays
         fold = 2 * d * d + d * f * (2 if c.gated else 1) + 2 * max(map(max, rows)) * d if folded else 0
-        rest = min(sum(count for prompt in rows for count in prompt if count <= pays), MLP_CHUNK)
-        return to_hidden + slopes + max(fold, rest * (4 * d + hidden + f * len(gates)))
+        # a long stretch of a band goes through alone, short ones are gathered, and their points with them
+        plain = [[count <= pays for count in prompt] for prompt in rows]
+        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
+        sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
+        alone = min(max((size for size in sizes if size > MLP_CHUNK // 3), default=0), MLP_CHUNK)
+        gathered = min(sum(size for size in sizes if size <= MLP_CHUNK // 3), MLP_CHUNK)
+        rest = max(alone * (2 * d + f * gates), gathered * (4 * d + hidden + f * gates))
+        return to_hidden + slopes + max(4 * tokens * f, fold, rest)
 
     def meeting() -> int:
         fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
@@ -239,17 +259,17 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     below = task.layers[-1] - 1 if layer is None else layer
     if way == "reverse" and len(task.layers) > 1:
         seeds = m * (d + heads)
-        stages.append(cells * d + mlp(down))
+        stages.append(cells * d + mlp(down, task.targets, True))
         stages.append(cells * d + attention(task.targets, cells) + seeds)
         stages.append(cells * d + points + seeds + min(cells, CHUNK) * (d + 2 * heads))
     if way == "forward" and len(task.layers) > 1:
-        stages.append(lifted * d + mlp(up))
+        stages.append(lifted * d + mlp(up, task.sources, False))
         stages.append(lifted * d + attention(task.sources, lifted, False))
     if way == "both":
         if below < task.layers[-1] - 1:
-            stages.append((cells + lifted) * d + max(mlp(down), attention(task.targets, cells)))
+            stages.append((cells + lifted) * d + max(mlp(down, task.targets, True), attention(task.targets, cells)))
         if below > task.layers[0]:
-            stages.append(lifted * d + max(mlp(up), attention(task.sources, lifted, False)))
+            stages.append(lifted * d + max(mlp(up, task.sources, False), attention(task.sources, lifted, False)))
         stages.append((cells + lifted) * d + max(spread(task.targets, True), meeting()))
         stages[0] += lifted * d
     return task.itemsize * (held + max(stages))
