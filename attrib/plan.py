@@ -205,16 +205,15 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
         return task.itemsize * (held + max(stages[0], seeded))
     cells = 0 if way == "forward" else sum(map(sum, down))
     lifted = 0 if way == "reverse" else sum(map(sum, up))
-    points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + 3 * pairs
+    points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + pairs
     to_heads, to_hidden = d * heads, d * hidden
 
     def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
         longest, most = max(map(len, seeds)), max(map(max, seeds))
         keys = 2 * longest * c.n_heads * d if exact and (c.positions == "rotary" or not is_down) else 0
-        return (
-            to_heads + points + (n if is_down else m) * (task.d_q + d) + 2 * reach * d + most * c.n_heads * d + 3 * c.n_heads * reach + keys
-        )
+        rows = (n if is_down else m) * (task.d_q + d)
+        return to_heads + points + rows + max(2 * pairs, 2 * reach * d + most * c.n_heads * d + 3 * c.n_heads * reach + keys)
 
     def attention(seeds: Sequence[Sequence[int]], alive: int, is_down: bool = True) -> int:
         longest = max(map(len, seeds))
@@ -230,8 +229,9 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
             )
         chunk = min(alive, max(CHUNK, band))
         if exact and not is_down:
-            temporary += band * (2 * task.d_q) + c.n_heads * block * band
-        return to_heads + points + chunk * (task.d_q + heads) + max(temporary, chunk * d)
+            temporary += c.n_heads * block * band
+        # softmaxes are made before the rows: what that takes is gone by then
+        return to_heads + points + max(2 * pairs, chunk * (task.d_q + heads) + max(temporary, chunk * d))
 
     def mlp(rows: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], is_down: bool) -> int:
         pays = fold_rows(c)
