@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attrib import ops
-from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotate
+from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise
 from attrib.ops import AttentionCotangents, FrozenCotangents, Impl
 from attrib.types import Policy
 
@@ -124,14 +124,25 @@ def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_mode
     return AttentionPoint(q, k, v, z, pattern, cos, sin)
 
 
-def rotate_back(
-    y: Float[Tensor, "*rows d_head"], cos: Float[Tensor, "*tables d_rotary"], sin: Float[Tensor, "*tables d_rotary"]
+def turn(
+    y: Float[Tensor, "*rows d_head"],
+    cos: Float[Tensor, "*tables d_rotary"],
+    sin: Float[Tensor, "*tables d_rotary"],
+    back: bool,
+    out: Float[Tensor, "*both d_head"] | None = None,
 ) -> Float[Tensor, "*both d_head"]:
-    """The adjoint of `rotate`; rows and tables broadcast."""
-    turned, rest = y[..., : cos.shape[-1]], y[..., cos.shape[-1] :]
-    first, second = (turned * sin).chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([second, -first], dim=-1)
-    return torch.cat([turned, rest.expand(*turned.shape[:-1], -1)], dim=-1)
+    """`model.rotate`, or `back` its adjoint, written where it is wanted; rows and tables broadcast. `out` is not `y`."""
+    width = cos.shape[-1]
+    if out is None:
+        out = y.new_empty(*torch.broadcast_shapes(y.shape[:-1], cos.shape[:-1]), y.shape[-1])
+    out[..., width:] = y[..., width:]
+    if not width:
+        return out
+    turned = torch.mul(y[..., :width], cos, out=out[..., :width])
+    (y_1, y_2), (sin_1, sin_2), (out_1, out_2) = (part.chunk(2, dim=-1) for part in (y[..., :width], sin, turned))
+    out_1.addcmul_(y_2, sin_2 if back else sin_1, value=1 if back else -1)
+    out_2.addcmul_(y_1, sin_1 if back else sin_2, value=-1 if back else 1)
+    return out
 
 
 def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None) -> Rows:
@@ -147,6 +158,7 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
     o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
     dv = o.new_zeros(kv, positions, rows * d_head)
     dk = o.new_zeros(kv, rows, positions, d_head) if exact else None
+    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
         block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
@@ -161,13 +173,12 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
         to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
         dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
         to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
-        parts[first:end, :, : kv * group] = rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows)
+        at = slice(first, end), slice(None), slice(kv * group)
+        turn(rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=parts[at])
+        del ds, to_keys, to_queries  # a block is gone before the next is made
     parts[:, :, -kv:] = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
     if dk is not None:
-        parts[:, :, kv * group : -kv] = rearrange(dk, "kv n s d -> s n kv d")
-        if point.cos.shape[-1]:
-            cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
-            parts[:, :, :-kv] = rotate_back(parts[:, :, :-kv], cos, sin)
+        turn(rearrange(dk, "kv n s d -> s n kv d"), cos, sin, True, out=parts[:, :, kv * group : -kv])
     return out
 
 
@@ -183,10 +194,8 @@ def _pull_by_kernel(point: AttentionPoint, o: Rows, scale: float, policy: Policy
     found = ops.attention_pull(o, *_on_first(point, positions), scale, policy.attention == "frozen")
     if found.q is None or found.k is None:
         return rearrange(found.v, "t n heads d -> t n (heads d)")
-    parts = [found.q, found.k]
-    if point.cos.shape[-1]:
-        cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
-        parts = [rotate_back(part, cos, sin) for part in parts]
+    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+    parts = [turn(part, cos, sin, back=True) for part in (found.q, found.k)]
     return rearrange(torch.cat([*parts, found.v], dim=2), "t n heads d -> t n (heads d)")
 
 
@@ -197,9 +206,7 @@ def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy:
     v = split[:, :, -kv:].contiguous()
     carried: AttentionCotangents | FrozenCotangents = FrozenCotangents(None, None, v)
     if policy.attention == "exact":
-        turned = split[:, :, :-kv]
-        if point.cos.shape[-1]:
-            turned = rotate(turned, point.cos[:, None, None], point.sin[:, None, None])
+        turned = turn(split[:, :, :-kv], point.cos[:, None, None], point.sin[:, None, None], back=False)
         carried = AttentionCotangents(turned[:, :, : kv * group].contiguous(), turned[:, :, kv * group :].contiguous(), v)
     z = ops.attention_push(carried, *_on_first(point, total), scale)
     return rearrange(z[begin:], "t n heads d -> t n (heads d)")
@@ -221,7 +228,7 @@ def attention_push(
     v = rearrange(split[:, :, -kv:], "s n kv d -> kv s (n d)")
     if exact:
         cos, sin = (table[begin:, None, None] for table in (point.cos, point.sin))
-        turned = rotate(split[:, :, :-kv], cos, sin) if point.cos.shape[-1] else split[:, :, :-kv]
+        turned = turn(split[:, :, :-kv], cos, sin, back=False) if point.cos.shape[-1] else split[:, :, :-kv]
         q = rearrange(turned[:, :, : kv * group], "t n (kv g) d -> kv g t n d", g=group)
         k = rearrange(turned[:, :, kv * group :], "s n kv d -> kv n s d")
     z = rearrange(out, "t n (kv g d) -> t n kv g d", kv=kv, g=group)
@@ -230,19 +237,27 @@ def attention_push(
         at, reach = slice(begin + first, begin + end), begin + end
         a = point.pattern[:, :, at, :reach]
         moved = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
-        moved = rearrange(moved, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
         if exact:
             ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
             ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
-            keys = rearrange(k[:, :, :end], "kv n s d -> kv d (n s)")
-            by_key = rearrange(point.q[:, :, at], "kv g t d -> kv (g t) d") @ keys
-            ds[..., begin:] += rearrange(by_key, "kv (g t) (n s) -> kv g t n s", g=group, n=rows)
+            ds[..., begin:] += _by_key(point.q[:, :, at], k[:, :, :end])
             ds.mul_((a * scale)[:, :, :, None])
-            by_pattern = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.v[:, :reach]
-            moved = moved + rearrange(by_pattern, "kv (g t n) d -> kv g t n d", g=group, n=rows)
+            by_row = rearrange(moved, "kv gt (n d) -> kv (gt n) d", n=rows)
+            torch.baddbmm(by_row, rearrange(ds, "kv g t n s -> kv (g t n) s"), point.v[:, :reach], out=by_row)
+        moved = rearrange(moved, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
+        if exact:
             moved.addcmul_(ds.sum(-1, keepdim=True), point.z[:, :, at, None], value=-1)
         z[first:end] = rearrange(moved, "kv g t n d -> t n kv g d")
+        if exact:
+            del ds, by_row  # a block is gone before the next is made
+        del moved
     return out
+
+
+def _by_key(q: Float[Tensor, "kv group t d"], k: Float[Tensor, "kv rows s d"]) -> Float[Tensor, "kv group t rows s"]:
+    """q[t] · k̇[s] of every row."""
+    by_key = rearrange(q, "kv g t d -> kv (g t) d") @ rearrange(k, "kv n s d -> kv d (n s)")
+    return rearrange(by_key, "kv (g t) (n s) -> kv g t n s", g=q.shape[1], n=k.shape[1])
 
 
 def attention_pull_at(
@@ -277,7 +292,7 @@ def attention_pull_at(
     q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q : -kv * d_head], "m (kv d) -> kv d m", kv=kv)
     spread = rearrange(ds, "kv g n s -> s n (kv g)")
     if point.cos.shape[-1]:
-        back = rotate_back(q[:, :, None], point.cos[:end], point.sin[:end])
+        back = turn(q[:, :, None], point.cos[:end], point.sin[:end], back=True)
         keys = rearrange(back, "kv g s d -> kv (g s) d") @ W_K
         torch.baddbmm(y, spread, rearrange(keys, "kv (g s) m -> s (kv g) m", g=group), out=y)
     else:
@@ -285,7 +300,7 @@ def attention_pull_at(
         torch.addmm(flat, rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"), out=flat)
     to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
     if point.cos.shape[-1]:
-        to_queries = rotate_back(to_queries, point.cos[position], point.sin[position])
+        to_queries = turn(to_queries, point.cos[position], point.sin[position], back=True)
     torch.addmm(y[position], rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T, out=y[position])
     return y
 
@@ -318,7 +333,7 @@ def attention_push_at(
         return out
     turned = split[:, :-kv]
     if point.cos.shape[-1]:
-        turned = rotate(turned, point.cos[position], point.sin[position])
+        turned = turn(turned, point.cos[position], point.sin[position], back=False)
     k = rearrange(turned[:, kv * group :], "n kv d -> kv d n")
     ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
     ds = ds * (a * scale)[..., None]
@@ -383,13 +398,29 @@ def mlp_push(weights: MLPWeights, point: MLPPoint, x: Rows) -> Rows:
     return _sum([(x @ W).mul_(slope[:, None]) for slope, W in zip(point.slopes, weights.W_in, strict=True)]) @ weights.W_out
 
 
-def mlp_fold(weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy) -> Float[Tensor, "positions d_model d_model"]:
-    """The Jacobian of resid_mid → resid_post at each position: `g @ M` pulls, `x @ M.mT` pushes."""
+class FoldSpace(NamedTuple):
+    """Where one position's fold is made: the next overwrites it, and no memory is asked for."""
+
+    read: Float[Tensor, "d_mlp d_model"]
+    fold: Float[Tensor, "one d_model d_model"]
+
+
+def fold_space(weights: MLPWeights) -> FoldSpace:
+    """Space for the folds of a layer."""
     d_model = weights.W_out.shape[1]
-    folds = weights.W_out.new_empty(len(norm.unit), d_model, d_model)
+    return FoldSpace(torch.empty_like(weights.W_in[0]).T, weights.W_out.new_empty(1, d_model, d_model))
+
+
+def mlp_fold(
+    weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy, space: FoldSpace | None = None
+) -> Float[Tensor, "positions d_model d_model"]:
+    """The Jacobian of resid_mid → resid_post at each position: `g @ M` pulls, `x @ M.mT` pushes. In `space` there is room for one."""
+    read, folds = fold_space(weights) if space is None else space
+    if len(norm.unit) > 1:
+        folds = folds.new_empty(len(norm.unit), *folds.shape[1:])
     for t, M in enumerate(folds):
         slopes, reading = [slope[t][:, None] for slope in point.slopes], [W.T for W in weights.W_in]
-        read = slopes[0] * reading[0]
+        torch.mul(slopes[0], reading[0], out=read)
         for slope, W in zip(slopes[1:], reading[1:], strict=True):
             read.addcmul_(slope, W)
         torch.mm(weights.W_out.T, read, out=M)

@@ -30,10 +30,11 @@ from attrib.jacobian import (
     task_of,
     working_memory,
 )
+from attrib.memory import SELECTED
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
-from attrib.plan import SELECTED, packs
+from attrib.plan import packs
 from attrib.precision import Precision, precision_of
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
@@ -405,9 +406,9 @@ def _edges(
 def _select(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], keep: Keep) -> Compacted:
     """What is kept of a tile."""
     attribution = gradient * activation
-    mask = kept(keep, gradient, attribution)
-    indptr, indices = to_csr(mask)
-    return Compacted(indptr, indices, gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
+    indptr, indices, place = to_csr(kept(keep, gradient, attribution))
+    chosen, share = (part.flatten().index_select(0, place) for part in (gradient, attribution))
+    return Compacted(indptr, indices, chosen, share, attribution.sum(-1), attribution.abs().sum(-1))
 
 
 def _source_nodes(model: Model, kind: EdgeKind, start: Site, sources: Sources) -> Nodes:

@@ -18,10 +18,11 @@ from torch.func import jvp, vjp, vmap
 from attrib.cone import Cone, cone
 from attrib.cost import Task
 from attrib.meet import both, forward, lift, reverse
+from attrib.memory import Way
 from attrib.model import ModelConfig
 from attrib.ops import Impl
 from attrib.path import Path, Sources, Targets
-from attrib.plan import PackPlan, Way, plan_pack
+from attrib.plan import PackPlan, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.sweep import push_seeded

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adjoint import mlp_fold, mlp_pull, mlp_push, mlp_weights, norm_map
+from attrib.adjoint import fold_space, mlp_fold, mlp_pull, mlp_push, mlp_weights, norm_map
 from attrib.cone import Cone
 from attrib.primal import Primal, Seeds, bounds
 from attrib.sweep import (
@@ -79,6 +79,7 @@ def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Map
             return found
     layer = at.site.layer
     g = spread_down(primal, layer, targets._replace(value=at.rows), at.stream, down)
+    del at  # its rows are in the cone
     bottom = min(left, key=lambda site: site.depth)
     low = station(bottom)
     in_heads = low.kind == "resid_pre" and low.layer < layer and heads_pay(primal, down, left[bottom])
@@ -130,8 +131,10 @@ def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds,
     """Cotangents go down to the MLP of `layer`, below at least one attention, and meet tangents `x` lifted to it."""
     found = empty(primal, targets, sources)
     *_, at = pull_seeded(primal, stop, targets)
-    g = spread_down(primal, at.site.layer, targets._replace(value=at.rows), at.stream, down)
-    for above in range(at.site.layer - 1, layer, -1):
+    top = at.site.layer
+    g = spread_down(primal, top, targets._replace(value=at.rows), at.stream, down)
+    del at  # its rows are in the cone
+    for above in range(top - 1, layer, -1):
         through_mlp(primal, above, down, g, up=False)
         pull_attention(primal, above, down, g)
     meet_at_mlp(primal, layer, down, g, up, x, found)
@@ -142,12 +145,14 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
     """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP."""
     policy = primal.policy
     weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
-    pays = fold_rows(primal.model.config)
+    pays, space = fold_rows(primal.model.config), None
+    most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
+    gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):
         first = primal.first(prompt)
         for t in range(length):
-            low, cotangents = rows_at(down, prompt, t, g)
-            left, tangents = rows_at(up, prompt, t, x)
+            low, cotangents = rows_at(down, prompt, t, g, gathered[0])
+            left, tangents = rows_at(up, prompt, t, x, gathered[1])
             if not len(cotangents) or not len(tangents):
                 continue
             is_up = len(tangents) < len(cotangents)
@@ -156,7 +161,8 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
             if policy.mlp == "frozen":
                 moved = rows
             elif len(rows) > pays:
-                (M,) = mlp_fold(weights, point.at(at), norm.at(at), policy)
+                space = space or fold_space(weights)
+                (M,) = mlp_fold(weights, point.at(at), norm.at(at), policy, space)
                 moved = rows @ (M.T if is_up else M)
             else:
                 same = rows[None]
@@ -172,9 +178,10 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
                 block += g_t @ x_t.T
 
 
-def rows_at(cone: Cone, prompt: int, position: int, flat: Flat) -> tuple[int, Float[Tensor, "rows width"]]:
-    """The rows of a prompt that live at a position, and the first of them: they are consecutive."""
+def rows_at(cone: Cone, prompt: int, position: int, flat: Flat, into: Flat) -> tuple[int, Float[Tensor, "rows width"]]:
+    """The rows of a prompt that live at a position, gathered in `into`, and the first of them: they are consecutive."""
     bands = [band for band in cone.bands if band.prompt == prompt and band.begin <= position < band.end]
     if not bands:
         return 0, flat[:0]
-    return bands[0].row, torch.cat([band.of(flat)[position - band.begin] for band in bands])
+    rows = into[: sum(band.rows for band in bands)]
+    return bands[0].row, torch.cat([band.of(flat)[position - band.begin] for band in bands], out=rows)

@@ -1,23 +1,19 @@
 """The plan of a pack of prompts: which way its Jacobian is taken, in which sweeps, and what that costs.
 
 Every way that meet.py knows gives the same numbers. The plan counts the products of each (cost.py), bounds its
-memory (here), drops the ways that do not fit the budget, and takes the one with the fewest products. A way that
+memory (memory.py), drops the ways that do not fit the budget, and takes the one with the fewest products. A way that
 does not fit in one sweep over all targets is cut into sweeps over runs of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from attrib.cone import BAND, CHUNK
 from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
-from attrib.sweep import MLP_CHUNK, fold_rows
+from attrib.memory import Way, peak_memory
 from attrib.types import BudgetError
-
-Way = Literal["local", "reverse", "forward", "both"]
-"""`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,11 @@ class PackPlan:
     cost: Cost
     peak: int
     """Bytes of working memory at the fullest moment."""
-    floor: Cost
-    """Of the cheapest way, in one sweep, with no masked work and without the primal: see docs/engine.md."""
+
+    @property
+    def floor(self) -> Cost:
+        """Of the cheapest way, in one sweep, with no masked work and without the primal: see docs/engine.md."""
+        return floor(self.task)  # counted when it is asked for: a run does without
 
     @property
     def bands(self) -> int:
@@ -84,15 +83,12 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
         if option.lifted is not None:
             cost = cost + option.lifted(task)
         if best is None or cost.total < best.cost.total:
-            best = PackPlan(task, option.way, option.layer, sweeps, cost, peak, cost)
+            best = PackPlan(task, option.way, option.layer, sweeps, cost, peak)
     if best is None:
         assert least is not None  # there is always a way
         raise BudgetError.of(budget, prompt, least)
-    return replace(best, floor=floor(task))
+    return best
 
-
-SELECTED = 1 << 16
-"""Numbers of a tile that are selected from at once on a CPU, rows at a time: ranking takes several times their memory."""
 
 PACK_CELLS = 1 << 14
 """(row, position) pairs of a pack: beyond, its products are large enough, and more prompts would only take memory."""
@@ -182,94 +178,3 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
         peak = max(peak, peak_memory(_part(task, first, first + low), option.way, option.layer))
         first += low
     return tuple(sweeps), peak, smallest
-
-
-# ------------------------------------------------------------------------------------------ memory
-
-
-def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
-    """Bytes at the fullest moment of a sweep, with the primal, the seeded rows and the tile that it fills."""
-    c, d, heads, hidden, f = task.config, task.config.d_model, task.d_heads, task.d_hidden, task.config.d_mlp
-    n, m, tokens = task.n_targets, task.n_sources, task.tokens
-    d_kv, exact = c.n_kv_heads * c.d_head, task.policy.attention == "exact"
-    gates = 2 if c.gated else 1
-    tile = sum(sum(rows) * sum(columns) for rows, columns in zip(task.targets, task.sources, strict=True))
-    pairs = c.n_heads * sum(len(rows) ** 2 for rows in task.targets)
-    down, up = task.down(), task.up()
-    # each side's rows in the path and packed, the streams of the primal, the tile
-    held = (m + 2 * n + task.beside) * d + (m * d if len(task.targets) > 1 else 0) + 3 * tokens * d * len(task.layers) + tile
-    slopes = tokens * hidden
-    seeded = slopes + 5 * n * d + max(4 * tokens * f, min(n, MLP_CHUNK) * (hidden + f * gates + 2 * d))
-    stages = [8 * min(tile, max(SELECTED, m))]  # while rows are selected, the sweep's own cells are gone
-    if way == "local":
-        return task.itemsize * (held + max(stages[0], seeded))
-    cells = 0 if way == "forward" else sum(map(sum, down))
-    lifted = 0 if way == "reverse" else sum(map(sum, up))
-    points = 2 * tokens * d + tokens * (2 * task.d_q + 2 * d_kv) + pairs
-    to_heads, to_hidden = d * heads, d * hidden
-
-    def spread(seeds: Sequence[Sequence[int]], is_down: bool) -> int:
-        reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
-        longest, most = max(map(len, seeds)), max(map(max, seeds))
-        keys = 2 * longest * c.n_heads * d if exact and (c.positions == "rotary" or not is_down) else 0
-        rows = (n if is_down else m) * (task.d_q + d)
-        return to_heads + points + rows + max(2 * pairs, 2 * reach * d + most * c.n_heads * d + 3 * c.n_heads * reach + keys)
-
-    def attention(seeds: Sequence[Sequence[int]], alive: int, is_down: bool = True) -> int:
-        longest = max(map(len, seeds))
-        rows = max(min(max(map(max, seeds)), BAND // longest), 1)
-        block, band = min(task.blocks, longest), rows * longest
-        temporary = 2 * band * d_kv + 2 * rows * block * task.d_q
-        if exact:
-            temporary += (
-                band * d_kv
-                + rows * block * task.d_q
-                + c.n_heads * block * (band + longest)
-                + (2 * band * heads if c.positions == "rotary" else 0)
-            )
-        chunk = min(alive, max(CHUNK, band))
-        if exact and not is_down:
-            temporary += c.n_heads * block * band
-        # softmaxes are made before the rows: what that takes is gone by then
-        return to_heads + points + max(2 * pairs, chunk * (task.d_q + heads) + max(temporary, chunk * d))
-
-    def mlp(rows: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], is_down: bool) -> int:
-        pays = fold_rows(c)
-        folded = max(map(max, rows)) > pays
-        fold = 2 * d * d + d * f * (2 if c.gated else 1) + 2 * max(map(max, rows)) * d if folded else 0
-        # a long stretch of a band goes through alone, short ones are gathered, and their points with them
-        plain = [[count <= pays for count in prompt] for prompt in rows]
-        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
-        sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
-        alone = min(max((size for size in sizes if size > MLP_CHUNK // 3), default=0), MLP_CHUNK)
-        gathered = min(sum(size for size in sizes if size <= MLP_CHUNK // 3), MLP_CHUNK)
-        rest = max(alone * (2 * d + f * gates), gathered * (4 * d + hidden + f * gates))
-        return to_hidden + slopes + max(4 * tokens * f, fold, rest)
-
-    def meeting() -> int:
-        fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
-        through = d * d + d * f * (2 if c.gated else 1) if fewer > fold_rows(c) else fewer * 3 * f
-        return to_hidden + slopes + max(map(max, down)) * d + max(map(max, up)) * d + fewer * d + through
-
-    stages.append(seeded)
-    if way != "forward":
-        stages.append(cells * d + spread(task.targets, True))
-    if way != "reverse":
-        stages.append(lifted * d + spread(task.sources, False))
-    below = task.layers[-1] - 1 if layer is None else layer
-    if way == "reverse" and len(task.layers) > 1:
-        seeds = m * (d + heads)
-        stages.append(cells * d + mlp(down, task.targets, True))
-        stages.append(cells * d + attention(task.targets, cells) + seeds)
-        stages.append(cells * d + points + seeds + min(cells, CHUNK) * (d + 2 * heads))
-    if way == "forward" and len(task.layers) > 1:
-        stages.append(lifted * d + mlp(up, task.sources, False))
-        stages.append(lifted * d + attention(task.sources, lifted, False))
-    if way == "both":
-        if below < task.layers[-1] - 1:
-            stages.append((cells + lifted) * d + max(mlp(down, task.targets, True), attention(task.targets, cells)))
-        if below > task.layers[0]:
-            stages.append(lifted * d + max(mlp(up, task.sources, False), attention(task.sources, lifted, False)))
-        stages.append((cells + lifted) * d + max(spread(task.targets, True), meeting()))
-        stages[0] += lifted * d
-    return task.itemsize * (held + max(stages))

@@ -66,8 +66,11 @@ def kept(
     return there
 
 
-def to_csr(mask: Bool[Tensor, "targets sources"]) -> tuple[Int[Tensor, " targets_plus_1"], Int[Tensor, " kept"]]:
-    """Row pointers and ascending column indices of the true entries of a mask."""
+def to_csr(
+    mask: Bool[Tensor, "targets sources"],
+) -> tuple[Int[Tensor, " targets_plus_1"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
+    """Row pointers, ascending column indices and places in the flattened mask of its true entries."""
     counts = mask.sum(-1)
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return indptr, mask.nonzero()[:, 1]
+    place = mask.flatten().nonzero()[:, 0]
+    return indptr, place % max(1, mask.shape[1]), place

@@ -33,6 +33,7 @@ from attrib.adjoint import (
     attention_push,
     attention_push_at,
     attention_weights,
+    fold_space,
     mlp_fold,
     mlp_pull,
     mlp_push,
@@ -297,15 +298,18 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
     weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
     pays = fold_rows(primal.model.config)
     rest: list[tuple[Band, int, int]] = []
+    space = None
     for prompt, length in enumerate(primal.lengths):
         folds = [count > pays for count in cone.rows_at(prompt, length)]
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
         for t in (t for t, folded in enumerate(folds) if folded):
             at = slice(first + t, first + t + 1)
-            (M,) = mlp_fold(weights, point.at(at), norm.at(at), primal.policy)
+            space = space or fold_space(weights)
+            (M,) = mlp_fold(weights, point.at(at), norm.at(at), primal.policy, space)
             here = [band.of(rows)[t - band.begin] for band in bands if band.begin <= t < band.end]
             _put(here, torch.cat(here) @ (M.T if up else M))
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
+    del space
     for pieces in _pieces(rest):
         views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
         firsts = [primal.first(band.prompt) for band, _, _ in pieces]

@@ -27,7 +27,7 @@ from attrib.adjoint import (
     norm_map,
     norm_point,
     norm_pull,
-    rotate_back,
+    turn,
 )
 from attrib.model import Model, attend, mlp, normalise, rotate
 from attrib.types import Policy
@@ -133,9 +133,13 @@ def test_rotating_back_is_the_adjoint_of_rotating(dtype: torch.dtype, width: int
     cos, sin = p.rotary_cos[:POSITIONS, None], p.rotary_sin[:POSITIONS, None]
     assert cos.shape[-1] == width
     x, y = rows(10, dtype), rows(10, dtype, seed=6)
-    assert_close((y * rotate(x, cos, sin)).sum((0, 2)), (rotate_back(y, cos, sin) * x).sum((0, 2)), COMPONENT)
+    assert_close(turn(x, cos, sin, back=False), rotate(x, cos, sin), COMPONENT)
+    assert_close((y * rotate(x, cos, sin)).sum((0, 2)), (turn(y, cos, sin, back=True) * x).sum((0, 2)), COMPONENT)
+    out = torch.full_like(y, torch.nan)
+    assert turn(y, cos, sin, True, out=out) is out
+    assert_close(out, turn(y, cos, sin, True), COMPONENT)
     one = y[0, 0]  # one row against many tables
-    assert_close(rotate_back(one, cos[:, 0], sin[:, 0]), rotate_back(one.expand(POSITIONS, -1), cos[:, 0], sin[:, 0]), COMPONENT)
+    assert_close(turn(one, cos[:, 0], sin[:, 0], True), turn(one.expand(POSITIONS, -1), cos[:, 0], sin[:, 0], True), COMPONENT)
 
 
 class Case:

@@ -77,15 +77,15 @@ def made(drawn: Drawn) -> Edges:
     gradient = torch.tensor(drawn.gradient, dtype=torch.float64).reshape(shape)
     attribution = gradient * sources.activation
     mask = torch.tensor(drawn.kept, dtype=torch.bool).reshape(shape)
-    indptr, indices = to_csr(mask)
+    indptr, indices, place = to_csr(mask)
     return Edges(
         kind="_to_".join(drawn.ends),
         sources=sources,
         targets=targets,
         indptr=indptr,
         indices=indices,
-        gradient=gradient[mask],
-        attribution=attribution[mask],
+        gradient=gradient.flatten()[place],
+        attribution=attribution.flatten()[place],
         total=attribution.sum(-1),
         l1=attribution.abs().sum(-1),
         prompts=Prompts(torch.tensor([0, len(drawn.ids)]), torch.tensor(drawn.ids), tuple(f"t{i}" for i in drawn.ids)),

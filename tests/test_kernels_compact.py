@@ -63,7 +63,7 @@ def wanted(gradient: Tensor, activation: Tensor, rule: str, amount: float) -> Co
     """The same from attrib.sparse, as attrib.attribute puts a tile into Edges."""
     attribution = gradient * activation
     mask = kept(RULES[rule](*([] if rule == "dense" else [amount])), gradient, attribution)
-    return Compacted(*to_csr(mask), gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
+    return Compacted(*to_csr(mask)[:2], gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
 
 
 def assert_same(got: Compacted, want: Compacted) -> None:

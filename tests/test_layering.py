@@ -14,7 +14,7 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "cone", "primal", "sweep", "meet", "segment", "dictionary",
-    "capture", "path", "cost", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal", "jobs",
+    "capture", "path", "cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal", "jobs",
     "sources", "view", "run", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""

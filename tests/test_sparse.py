@@ -60,11 +60,13 @@ def test_a_selection_is_that_of_the_rows(matrix: Tensor, position: int):
 @quick
 @given(MASKS)
 def test_csr_is_scipys(mask: Tensor):
-    indptr, indices = to_csr(mask)
+    indptr, indices, place = to_csr(mask)
     want = scipy.sparse.csr_array(mask.numpy())
     want.sort_indices()
     assert indptr.tolist() == want.indptr.tolist()
     assert indices.tolist() == want.indices.tolist()
+    assert torch.equal(mask.flatten()[place], torch.ones_like(place, dtype=torch.bool))
+    assert torch.equal(place, mask.flatten().nonzero().flatten())
     assert indptr.dtype == indices.dtype == torch.int64
 
 

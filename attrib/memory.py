@@ -1,0 +1,195 @@
+"""What a sweep holds at its fullest moment, counted before it runs.
+
+A sweep goes through stages, one after the other: it seeds, spreads, passes MLPs and attentions, meets, and at
+the end rows are selected. Each stage holds what is held throughout (`held`), the cones that are alive, and
+what its own products are made in. Sizes are counts of numbers; the letters are those of the docs:
+
+    n targets, m sources    c cells of a cone    d = d_model, f = d_mlp    R = rows · query block · d_q
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from attrib.cone import BAND, CHUNK
+from attrib.cost import Task, in_head_space
+from attrib.sweep import MLP_CHUNK, fold_rows
+
+Way = Literal["local", "reverse", "forward", "both"]
+"""`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
+
+SELECTED = 1 << 16
+"""Numbers of a tile that are selected from at once on a CPU, rows at a time: ranking takes several times their memory."""
+
+Rows = Sequence[Sequence[int]]
+"""Rows at each position of each prompt."""
+
+
+def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
+    """Bytes at the fullest moment of a sweep, with the primal, the seeded rows and the tile that it fills.
+
+    Args:
+        layer: where the sides meet, for `both`.
+    """
+    sizes = _Sizes(task)
+    return task.itemsize * (sizes.held + max(sizes.stages(way, layer)))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    task: Task
+
+    def stages(self, way: Way, layer: int | None) -> Iterator[int]:
+        """Numbers beyond those held throughout, stage by stage."""
+        task, d = self.task, self.task.config.d_model
+        down, up, n_layers = self.down * d, self.up * d, len(task.layers)
+        # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
+        yield 8 * min(self.tile, max(SELECTED, task.n_sources)) + (up if way == "both" else 0)
+        yield self.seeding
+        if way in ("reverse", "both"):
+            yield down + self.spread(task.targets, is_down=True) + (up if way == "both" else 0)
+        if way in ("forward", "both"):
+            yield up + self.spread(task.sources, is_down=False)
+        if way == "reverse" and n_layers > 1:
+            yield down + self.mlp(task.down(), task.targets, is_down=True)
+            yield down + self.attention(task.targets, self.down, is_down=True)
+            if in_head_space(task):  # beside the rows that are read out, sources as they are and in head space
+                seeds = task.n_sources * (d + task.d_heads)
+                chunk = self.chunk(task.targets, self.down)
+                read = max(chunk * (d + 2 * task.d_heads), chunk * (task.d_q + task.d_heads) + self.maps(task.targets, is_down=True))
+                yield down + self.points + seeds + read
+        if (way == "forward" and n_layers > 1) or (layer is not None and layer > task.layers[0]):
+            yield up + self.mlp(task.up(), task.sources, is_down=False)
+            yield up + self.attention(task.sources, self.up, is_down=False)
+        if layer is not None:
+            if layer < task.layers[-1] - 1:
+                yield down + up + self.mlp(task.down(), task.targets, is_down=True)
+                yield down + up + self.attention(task.targets, self.down, is_down=True)
+            yield down + up + self.meeting
+
+    @property
+    def held(self) -> int:
+        """Each side's rows in the path and packed, the streams of the primal, and the tile."""
+        task, d = self.task, self.task.config.d_model
+        rows = task.n_sources * (2 if len(task.targets) > 1 else 1) + 2 * task.n_targets + task.beside
+        return rows * d + 3 * task.tokens * d * len(task.layers) + self.tile
+
+    @property
+    def tile(self) -> int:
+        """Entries of the Jacobian."""
+        return sum(sum(rows) * sum(columns) for rows, columns in zip(self.task.targets, self.task.sources, strict=True))
+
+    @cached_property
+    def down(self) -> int:
+        """Cells of the cotangents' cone."""
+        return sum(map(sum, self.task.down()))
+
+    @cached_property
+    def up(self) -> int:
+        """Cells of the tangents' cone."""
+        return sum(map(sum, self.task.up()))
+
+    @property
+    def d_kv(self) -> int:
+        """Width of a layer's keys."""
+        return self.task.config.n_kv_heads * self.task.config.d_head
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether queries and keys are moved, or values alone."""
+        return self.task.policy.attention == "exact"
+
+    @property
+    def turns(self) -> bool:
+        """Whether queries and keys are rotated."""
+        return self.task.config.positions == "rotary"
+
+    @property
+    def slopes(self) -> int:
+        """The point of an MLP."""
+        return self.task.tokens * self.task.d_hidden
+
+    @property
+    def patterns(self) -> int:
+        """Softmaxes of one layer."""
+        return self.task.config.n_heads * sum(len(rows) ** 2 for rows in self.task.targets)
+
+    @property
+    def points(self) -> int:
+        """The points of an attention and of its norm."""
+        return self.task.tokens * (2 * self.task.config.d_model + 2 * self.task.d_q + 2 * self.d_kv) + self.patterns
+
+    @property
+    def seeding(self) -> int:
+        """Seeded rows through the MLP, some at a time."""
+        task, c = self.task, self.task.config
+        rows = min(task.n_targets, MLP_CHUNK) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
+        return self.slopes + 5 * task.n_targets * c.d_model + max(4 * task.tokens * c.d_mlp, rows)
+
+    def spread(self, seeds: Rows, is_down: bool) -> int:
+        """From seeds to the first cone, a band at a time; on the way down its norm follows."""
+        task, c = self.task, self.task.config
+        longest, most = max(map(len, seeds)), max(map(max, seeds))
+        reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
+        band = c.n_heads * most * c.d_model
+        if self.is_exact:
+            # what all rows share is of size [heads, positions, d] where it differs by position
+            shared = longest if self.turns or not is_down else 1
+            band += c.n_heads * (shared * c.d_model + longest * c.d_head + 2 * reach)
+        rows = sum(map(sum, seeds)) * (task.d_q + c.d_model)
+        # softmaxes are made before the rows: what that takes is gone by then
+        return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, band, reach * c.d_model if is_down else 0)
+
+    def band(self, seeds: Rows) -> tuple[int, int]:
+        """Rows and positions of the largest band."""
+        longest = max(map(len, seeds))
+        return max(min(max(map(max, seeds)), BAND // longest), 1), longest
+
+    def chunk(self, seeds: Rows, alive: int) -> int:
+        """Cells of a run of bands."""
+        rows, longest = self.band(seeds)
+        return min(alive, max(CHUNK, rows * longest))
+
+    def maps(self, seeds: Rows, is_down: bool) -> int:
+        """What one band's attention map is made in."""
+        task, c = self.task, self.task.config
+        rows, longest = self.band(seeds)
+        ends = [min(first + task.blocks, longest) for first in range(0, longest, task.blocks)]
+        scores = max((end - first) * end for first, end in zip([0, *ends], ends, strict=False)) * c.n_heads
+        block, keys = rows * min(task.blocks, longest) * task.d_q, rows * longest * self.d_kv
+        if not self.is_exact:
+            return keys + block + scores
+        if is_down:
+            return 3 * keys + 2 * block + scores * (rows + 1)
+        return 2 * keys + block + 2 * scores * rows + (rows * longest * (task.d_q + self.d_kv) if self.turns else 0)
+
+    def attention(self, seeds: Rows, alive: int, is_down: bool) -> int:
+        """A cone through an attention, a chunk of bands at a time."""
+        task, d, chunk = self.task, self.task.config.d_model, self.chunk(seeds, alive)
+        made = chunk * (task.d_q + task.d_heads) + max(self.maps(seeds, is_down), chunk * d if is_down else 0)
+        return d * task.d_heads + self.points + max(2 * self.patterns, made, chunk * (d + task.d_heads))
+
+    def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
+        """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
+        task, c = self.task, self.task.config
+        d, f, pays = c.d_model, c.d_mlp, fold_rows(c)
+        most, gates = max(map(max, alive)), 2 if c.gated else 1
+        fold = d * f + 2 * d * d + 2 * most * d if most > pays else 0
+        plain = [[count <= pays for count in prompt] for prompt in alive]
+        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
+        sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
+        alone = min(max((size for size in sizes if size > MLP_CHUNK // 3), default=0), MLP_CHUNK)
+        gathered = min(sum(size for size in sizes if size <= MLP_CHUNK // 3), MLP_CHUNK)
+        rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
+        return d * task.d_hidden + self.slopes + max(4 * task.tokens * f, fold, rest)
+
+    @property
+    def meeting(self) -> int:
+        """Both sides at the MLP between them, a position at a time."""
+        task, c = self.task, self.task.config
+        down, up = task.down(), task.up()
+        fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
+        through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
+        rows = max(map(max, down)) + max(map(max, up)) + fewer
+        return c.d_model * task.d_hidden + self.slopes + max(4 * task.tokens * c.d_mlp, rows * c.d_model + through)
