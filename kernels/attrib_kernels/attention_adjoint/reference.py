@@ -59,7 +59,9 @@ def adjoint(
     """Pull cotangents of z back to queries, keys and values; the largest intermediate is [positions, rows, positions] of one head."""
     dtype, (o, a, q, k, v, z) = _accumulate(cotangent, pattern.tril(), q, k, v, z)
     group = len(q) // len(k)
-    dq, dk, dv = list[Tensor](), list[Tensor](), list[Tensor]()  # one of each for each query head
+    dq: list[Tensor] = []  # of each query head, as below
+    dk: list[Tensor] = []
+    dv: list[Tensor] = []
     for head in range(len(q)):
         kv, o_h, a_h = head // group, o[:, :, head], a[head]
         dv.append(torch.einsum("ts,tre->sre", a_h, o_h))

@@ -1,0 +1,368 @@
+"""What `bench.kernels` measures: every operation of attrib_kernels at sizes of real models, with tensors to run it on.
+
+A case makes its tensors, gives its operation as a function of them in either implementation, and says which bytes
+no implementation can do without: what comes in read once, what goes out written once.
+
+Compaction decides, and a number that is rounded otherwise may be decided otherwise. So its tiles hold whole
+numbers whose products and sums no dtype and no order rounds: what is kept is then one answer, also in float64.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
+from attrib_kernels.compact import Rule, compact, compact_product
+from attrib_kernels.mlp_pointwise import Activation, mlp_pointwise, mlp_pointwise_tangent
+from attrib_kernels.sparse_decode import sparse_decode
+from attrib_kernels.sparse_encode import sparse_encode
+from torch import Tensor
+
+Impl = Literal["reference", "triton"]
+Tensors = tuple[Tensor, ...]
+Results = Mapping[str, Tensor]
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    """Bytes of the numbers of some tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in `torch.float32`, without torch."""
+    return str(dtype).removeprefix("torch.")
+
+
+def generator(device: torch.device) -> torch.Generator:
+    """The same numbers in every run on one kind of device."""
+    return torch.Generator(device).manual_seed(0)
+
+
+def normal(device: torch.device) -> Callable[..., Tensor]:
+    """Draws normal numbers of a shape, in float64."""
+    source = generator(device)
+    return lambda *shape: torch.randn(shape, generator=source, dtype=torch.float64, device=device)
+
+
+def whole(device: torch.device) -> Callable[..., Tensor]:
+    """Draws whole numbers from `low` to `high`, both included, as integers."""
+    source = generator(device)
+    return lambda low, high, *shape: torch.randint(low, high + 1, shape, generator=source, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(ABC):
+    """One operation at one size in one dtype."""
+
+    name: str
+    dtype: torch.dtype
+    quick: bool = False
+
+    waits_for_host: ClassVar[bool] = False
+    """Whether the host must know a number in the middle: such a call cannot be captured in a CUDA graph."""
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """The operation and its sizes, in words."""
+
+    @abstractmethod
+    def tensors(self, device: torch.device) -> Tensors:
+        """What the operation is run on."""
+
+    @abstractmethod
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        """The operation as a function of `tensors`; it gives a tensor, or a NamedTuple of tensors or None."""
+
+    def least_bytes(self, tensors: Tensors, results: Results) -> int:
+        """Bytes read and written at the least."""
+        return bytes_of(*tensors, *results.values())
+
+    @abstractmethod
+    def tiny(self) -> "Case":
+        """The same operation at sizes that an interpreter computes at once."""
+
+
+# ------------------------------------------------------------------------------------------- attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Case):
+    """The adjoint of causal attention, exact or with the pattern frozen, or its tangent map."""
+
+    kind: Literal["adjoint", "frozen", "tangent"]
+    positions: int
+    rows: int
+    heads: int
+    kv_heads: int
+    d_head: int
+
+    @property
+    def what(self) -> str:
+        names = {"adjoint": "attention adjoint", "frozen": "attention adjoint, pattern frozen", "tangent": "attention tangent"}
+        sizes = f"{self.positions} positions, {self.rows} rows, {self.heads} heads on {self.kv_heads} key heads of {self.d_head}"
+        return f"{names[self.kind]}: {sizes}"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        """What is carried (o, or q̇, k̇, v̇), then pattern, q, k, v, z."""
+        draw, group = normal(device), self.heads // self.kv_heads
+        q, k, v = (draw(heads, self.positions, self.d_head) for heads in (self.heads, self.kv_heads, self.kv_heads))
+        hidden = torch.ones(self.positions, self.positions, dtype=torch.bool, device=device).triu(1)
+        scores = q @ k.repeat_interleave(group, 0).mT * self.d_head**-0.5
+        pattern = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        z = pattern @ v.repeat_interleave(group, 0)
+        heads = [self.heads, self.kv_heads, self.kv_heads] if self.kind == "tangent" else [self.heads]
+        carried = (draw(self.positions, self.rows, n, self.d_head).to(self.dtype) for n in heads)
+        return *carried, *(x.to(self.dtype) for x in (pattern, q, k, v, z))
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        scale, frozen = self.d_head**-0.5, self.kind == "frozen"
+        if self.kind == "tangent":
+            return lambda q_dot, k_dot, v_dot, a, q, k, v, z: attention_tangent(
+                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, impl=impl
+            )
+        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, impl=impl, frozen=frozen)
+
+    def least_bytes(self, tensors: Tensors, results: Results) -> int:
+        """Without the primal, which all rows share."""
+        return bytes_of(*tensors[:-5], *results.values())
+
+    def tiny(self) -> "Attention":
+        """Two heads, on one key head where the heads are grouped."""
+        return replace(self, positions=5, rows=3, heads=2, kv_heads=2 if self.heads == self.kv_heads else 1, d_head=8)
+
+
+# -------------------------------------------------------------------------------------------------- MLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointwise(Case):
+    """The pointwise middle of the MLP's adjoint, or of its tangent map."""
+
+    kind: Literal["adjoint", "tangent"]
+    activation: Activation
+    gated: bool
+    positions: int
+    rows: int
+    d_mlp: int
+
+    @property
+    def what(self) -> str:
+        kind = f"{'gated' if self.gated else 'plain'} MLP pointwise {self.kind} ({self.activation})"
+        return f"{kind}: {self.positions} positions, {self.rows} rows, d_mlp {self.d_mlp}"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        """What is carried, then pre and, with a gate, gate_pre."""
+        draw = normal(device)
+        width = self.d_mlp * (2 if self.gated and self.kind == "tangent" else 1)
+        carried = draw(self.positions, self.rows, width)
+        primal = (2 * draw(self.positions, self.d_mlp) for _ in range(1 + self.gated))
+        return tuple(x.to(self.dtype) for x in (carried, *primal))
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        operation = mlp_pointwise if self.kind == "adjoint" else mlp_pointwise_tangent
+        activation = self.activation
+        return lambda carried, pre, gate_pre=None: operation(carried, pre, gate_pre, activation, impl=impl)
+
+    def tiny(self) -> "Pointwise":
+        return replace(self, positions=3, rows=5, d_mlp=40)
+
+
+# ------------------------------------------------------------------------------------------- compaction
+
+
+def judgement(rule: Rule, amount: float | int) -> str:
+    """A rule in words."""
+    return rule if rule == "dense" else f"{rule} {amount:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact(Case):
+    """A tile of a causal Jacobian into CSR: entries of sources after their target are zero."""
+
+    rule: Rule
+    rows: int
+    columns: int
+    positions: int
+
+    waits_for_host = True  # for the number of kept entries
+
+    @property
+    def amount(self) -> float | int:
+        """Of threshold, what about one entry of twenty reaches; of topk, one column of 32."""
+        gradient, activation = self.largest
+        return {"dense": 0, "threshold": 3 * gradient * activation // 5, "topk": self.columns // 32, "mass": 0.75}[self.rule]
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Of |gradient| and of activation: bfloat16 holds whole numbers up to 256, float32 sums of 6400 products."""
+        return (15, 15) if self.dtype == torch.bfloat16 else (255, 7)
+
+    @property
+    def what(self) -> str:
+        return f"compact, {judgement(self.rule, self.amount)}: tile of {self.rows} × {self.columns}, {self.positions} positions"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        draw, (gradient, activation) = whole(device), self.largest
+        target, source = (torch.arange(n, device=device) * self.positions // n for n in (self.rows, self.columns))
+        tile = draw(-gradient, gradient, self.rows, self.columns) * (source <= target[:, None])
+        return tile.to(self.dtype), draw(1, activation, self.columns).to(self.dtype)
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        rule, amount = self.rule, self.amount
+        return lambda gradient, activation: compact(gradient, activation, rule, amount, impl=impl)
+
+    def tiny(self) -> "Compact":
+        return replace(self, rows=9, columns=64, positions=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactProduct(Case):
+    """A tile compacted as it is made. Operands are ±1, so that the product is exact in 16 bits too."""
+
+    rule: Literal["dense", "threshold"]
+    rows: int
+    columns: int
+    width: int
+
+    waits_for_host = True
+
+    @property
+    def amount(self) -> int:
+        """What about one entry of ten reaches: activations are 1, 2 or 4, and gradients vary by the root of the width."""
+        return int(4.6 * math.sqrt(self.width)) if self.rule == "threshold" else 0
+
+    @property
+    def what(self) -> str:
+        return f"product and compact, {judgement(self.rule, self.amount)}: tile of {self.rows} × {self.columns}, width {self.width}"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        draw = whole(device)
+        cotangent, direction = (2 * draw(0, 1, n, self.width) - 1 for n in (self.rows, self.columns))
+        activation = torch.tensor([1, 2, 4], device=device)[draw(0, 2, self.columns)]
+        return tuple(x.to(self.dtype) for x in (cotangent, direction, activation))
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        rule, amount = self.rule, self.amount
+        return lambda cotangent, direction, activation: compact_product(cotangent, direction, activation, rule, amount, impl=impl)
+
+    def tiny(self) -> "CompactProduct":
+        return replace(self, rows=9, columns=33, width=21)
+
+
+# ------------------------------------------------------------------------------------------------ sparse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Case):
+    """Chosen latents, no two the same, spread evenly over the positions: decoded, or encoded with W_encᵀ in whole rows."""
+
+    kind: Literal["decode", "encode"]
+    positions: int
+    pairs: int
+    d_sae: int
+    width: int
+
+    @property
+    def what(self) -> str:
+        return f"sparse {self.kind}: {self.pairs} pairs of {self.d_sae} latents at {self.positions} positions, width {self.width}"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        """The values of the pairs, or x; their positions; their latents; the table [d_sae, width]."""
+        draw = normal(device)
+        carried = draw(self.pairs) if self.kind == "decode" else draw(self.positions, self.width)
+        position = torch.arange(self.pairs, device=device) * self.positions // self.pairs
+        latent = torch.randperm(self.d_sae, generator=generator(device), device=device)[: self.pairs].clone()
+        return carried.to(self.dtype), position, latent, draw(self.d_sae, self.width).to(self.dtype)
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        positions = self.positions
+        if self.kind == "decode":
+            return lambda value, position, latent, table: sparse_decode(value, position, latent, table, positions, impl=impl)
+        return lambda x, position, latent, table: sparse_encode(x, table.T, position, latent, impl=impl)
+
+    def least_bytes(self, tensors: Tensors, results: Results) -> int:
+        """Of the table only the chosen rows."""
+        *others, table = tensors
+        return bytes_of(*others, *results.values()) + self.pairs * self.width * table.element_size()
+
+    def tiny(self) -> "Sparse":
+        return replace(self, positions=5, pairs=11, d_sae=40, width=24)
+
+
+# --------------------------------------------------------------------------------------------- the list
+
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+
+HEADS = {"gpt2": (12, 12, 64), "smollm2": (9, 3, 64), "gemma": (8, 4, 256)}
+"""heads, kv_heads, d_head."""
+
+ATTENTION = [
+    ("gpt2", 128, 512),
+    ("gpt2", 128, 64),
+    ("gpt2", 32, 512),
+    ("gpt2", 32, 64),
+    ("smollm2", 128, 512),
+    ("gemma", 128, 512),
+]
+"""Model, positions, rows; the first are the quick ones."""
+
+TILES = {1600: 32, 6400: 128}
+"""Active latents of a prompt, 50 at each of its positions."""
+
+
+def all_cases() -> dict[str, Case]:
+    """Every case by its name."""
+    return {case.name: case for case in (*attention_cases(), *pointwise_cases(), *compact_cases(), *sparse_cases())}
+
+
+def attention_cases() -> Iterator[Case]:
+    """GPT-2's heads at four sizes, grouped heads as SmolLM2's, and wide ones as Gemma's."""
+    for model, positions, rows in ATTENTION:
+        heads, kv_heads, d_head = HEADS[model]
+        sizes = {"positions": positions, "rows": rows, "heads": heads, "kv_heads": kv_heads, "d_head": d_head}
+        for kind in ("adjoint", "frozen", "tangent"):
+            for dtype in (FLOAT32, BFLOAT16):
+                name = f"attention-{kind}-{model}-T{positions}-rows{rows}-{dtype_name(dtype)}"
+                yield Attention(name=name, dtype=dtype, quick=(model, positions, rows) == ATTENTION[0], kind=kind, **sizes)
+
+
+def pointwise_cases() -> Iterator[Case]:
+    """GPT-2's plain MLP and SmolLM2's gated one."""
+    for kind in ("adjoint", "tangent"):
+        for gated, d_mlp in ((False, 3072), (True, 1536)):
+            for dtype in (FLOAT32, BFLOAT16, FLOAT16):
+                name = f"mlp-{kind}-{'gated' if gated else 'plain'}-{dtype_name(dtype)}"
+                activation: Activation = "silu" if gated else "gelu_tanh"
+                sizes = {"positions": 32, "rows": 512, "d_mlp": d_mlp}
+                yield Pointwise(name=name, dtype=dtype, quick=dtype != FLOAT16, kind=kind, activation=activation, gated=gated, **sizes)
+
+
+def compact_cases() -> Iterator[Case]:
+    """Every rule; mass in float32 alone, since its running sum in 16 bits is rounded too far to have one answer."""
+    for size, positions in TILES.items():
+        for dtype in (FLOAT32, BFLOAT16):
+            end = f"{size}-{dtype_name(dtype)}"
+            rules: tuple[Rule, ...] = ("dense", "threshold", "topk", "mass") if dtype == FLOAT32 else ("dense", "threshold", "topk")
+            quick = size == 1600 and dtype == FLOAT32
+            for rule in rules:
+                sizes = {"rows": size, "columns": size, "positions": positions}
+                yield Compact(name=f"compact-{rule}-{end}", dtype=dtype, quick=quick, rule=rule, **sizes)
+    for size in TILES:
+        for dtype in (FLOAT32, BFLOAT16):
+            for judged in ("dense", "threshold"):
+                name, quick = f"compact-product-{judged}-{size}-{dtype_name(dtype)}", size == 1600 and judged == "threshold"
+                yield CompactProduct(name=name, dtype=dtype, quick=quick, rule=judged, rows=size, columns=size, width=768)
+
+
+def sparse_cases() -> Iterator[Case]:
+    """GPT-2's width and a dictionary of 24576 latents."""
+    for kind in ("decode", "encode"):
+        for pairs, positions in TILES.items():
+            for dtype in (FLOAT32, BFLOAT16, FLOAT16):
+                name, quick = f"sparse-{kind}-{pairs}-{dtype_name(dtype)}", pairs == 1600 and dtype == FLOAT32
+                sizes = {"positions": positions, "pairs": pairs, "d_sae": 24576, "width": 768}
+                yield Sparse(name=name, dtype=dtype, quick=quick, kind=kind, **sizes)
