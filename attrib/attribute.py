@@ -57,13 +57,14 @@ def token_to_latent(
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
     method: Method = "adjoint",
+    precision_rows: int | None = None,
     progress: bool | Progress = False,
 ) -> Edges:
     """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
 
     See `latent_to_latent` for the options.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
     return _run("token_to_latent", model, None, target, tokens, options, error=True)
 
 
@@ -80,6 +81,7 @@ def latent_to_latent(
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
     method: Method = "adjoint",
+    precision_rows: int | None = None,
     progress: bool | Progress = False,
 ) -> Edges:
     """How the active latents of `target` move with the active latents of `source`.
@@ -91,17 +93,19 @@ def latent_to_latent(
         positions: of the targets, negative ones from the end; None is all.
         error: whether the source's error is added to its reconstruction, as a constant.
         dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
-            "bfloat16", with the error against sampled float64 rows in `call`. None is the model's own.
+            "bfloat16". None is the model's own.
         budget: bytes of working memory, beside the parameters and the result.
         method: "adjoint", the written sweeps; "adjoint-triton", the same with Triton kernels; or "torch.func", plain
             transforms over the segment: the slow reference.
+        precision_rows: how many rows of the first prompt, chosen at random, are computed again in float64; how far they
+            are off is `call["precision_error"]`. None is 16 where the products have fewer digits than the result, else 0.
         progress: True for a bar, or a function called with (prompts done, prompts in all).
 
     Raises:
         InputError: for a bad argument, before anything is computed.
         BudgetError: where the budget is too small for one row of some prompt.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
     return _run("latent_to_latent", model, source, target, tokens, options, error)
 
 
@@ -118,6 +122,7 @@ def latent_to_logit(
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
     method: Method = "adjoint",
+    precision_rows: int | None = None,
     progress: bool | Progress = False,
 ) -> Edges:
     """How chosen logits move with the active latents of `source`.
@@ -128,7 +133,7 @@ def latent_to_logit(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
     return _run("latent_to_logit", model, source, logits, tokens, options, error)
 
 
@@ -169,9 +174,12 @@ class _Options:
     budget: int
     method: Method
     progress: bool | Progress
+    precision_rows: int | None = None
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        if self.precision_rows is not None and self.precision_rows < 0:
+            raise InputError(f"precision_rows: {self.precision_rows}; expected 0 or more, or None.")
         if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
@@ -200,6 +208,8 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     precision = precision_of(model, options.dtype)
     if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
         raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
+    if options.precision_rows and options.method == "torch.func":
+        raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
     dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = Site(0, "resid_pre") if source is None else source.site
@@ -254,9 +264,10 @@ def _run(
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
+    rows = (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
     for ids, found, tiles in jacobians:
-        if precision.is_reduced and not parts:
-            sampled = sampled_error(found, SAMPLED_ROWS, precision, options.impl, options.budget)
+        if rows and not parts:
+            sampled = sampled_error(found, rows, precision, options.impl, options.budget)
             call |= {"precision_error": sampled._asdict(), "seed": 0}
         parts.append(_path_edges(kind, model, start, stop, found, tiles, ids, options, call))
     return join(parts)

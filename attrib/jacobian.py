@@ -114,7 +114,7 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     orders = [path.targets.position.argsort(stable=True) for path in paths]
     start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
     up = cone([path.sources.position.tolist() for path in paths], lengths, "up")
-    lifted = None
+    lifted, is_out_of_memory = None, False
     if plan.way in ("forward", "both"):
         try:
             with products(precision):
@@ -122,9 +122,8 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
                 lifted = lift(on, *pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
             start, sources = pushed
         except torch.OutOfMemoryError:
-            yield from _smaller(paths, plan, precision, impl)
-            return
-    todo = list(reversed(plan.sweeps))
+            is_out_of_memory = True  # what failed is held until this block is left: see below
+    todo = [] if is_out_of_memory else list(reversed(plan.sweeps))
     scattered: dict[int, Tensor] = {}
     while todo:
         first, end = todo.pop()
@@ -134,8 +133,8 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
                 found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
         except torch.OutOfMemoryError:
             if len(paths) > 1:
-                yield from _smaller(paths, plan, precision, impl)
-                return
+                is_out_of_memory = True
+                break
             if end - first < 2:
                 raise
             middle = (first + end) // 2
@@ -151,6 +150,10 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             whole[rows] = gradient
             if len(paths) > 1 or not todo:
                 yield number, Tile(0, whole)
+    if is_out_of_memory:
+        # not before: an exception at hand would hold the frames that failed, and all their tensors
+        del on, sources, lifted
+        yield from _smaller(paths, plan, precision, impl)
 
 
 def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:

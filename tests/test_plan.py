@@ -2,6 +2,7 @@
 
 import re
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -364,3 +365,54 @@ def test_one_row_that_does_not_fit_is_an_error(family: Family, monkeypatch: pyte
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="out of memory"):
         list(adjoint([path], plan))
     assert tried == [9, 4, 2, 1]
+
+
+def values(paths: list[Path], plan: PackPlan) -> list[torch.Tensor]:
+    """The Jacobian of each path of a pack, its tiles below each other."""
+    tiles = list(adjoint(paths, plan))
+    assert [number for number, _ in tiles] == sorted(number for number, _ in tiles)
+    return [torch.cat([tile.gradient for number, tile in tiles if number == path]) for path in range(len(paths))]
+
+
+@families
+@pytest.mark.parametrize("ways", ["reverse", "both"])
+def test_a_pack_that_runs_out_of_memory_goes_on_prompt_by_prompt(family: Family, ways: str, monkeypatch: pytest.MonkeyPatch):
+    pack = paths(family, EXACT, (6, 4), 4)
+    plan = next(plan for plan in forced(task_of(pack)) if plan.way == ways)
+    want = values(pack, plan)
+    tried = limit(monkeypatch, 20)
+    with pytest.warns(UserWarning, match=f"out of memory with 2 prompt.s. going {ways}; going on in reverse, one at a time"):
+        got = values(pack, plan)
+    assert tried == [40, 24, 12, 12, 16]  # the first prompt alone is still too large
+    for mine, whole in zip(got, want, strict=True):
+        assert_close(mine, whole, FOREIGN)
+
+
+@families
+@pytest.mark.parametrize("ways", ["forward", "both"])
+@pytest.mark.parametrize("lengths", [(9,), (6, 4)], ids=["one prompt", "two"])
+def test_tangents_that_run_out_of_memory_give_way_to_cotangents(
+    family: Family, ways: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
+    pack = paths(family, EXACT, lengths, 4)
+    plan = next(plan for plan in forced(task_of(pack)) if plan.way == ways)
+    want = values(pack, plan)
+
+    held: list[weakref.ref[torch.Tensor]] = []
+    plain = attrib.jacobian.reverse
+
+    def lift(*_: Any) -> None:
+        large = torch.zeros(10)
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("out of memory")
+
+    def reverse(*arguments: Any) -> Any:
+        assert [ref() for ref in held] == [None], "what failed still holds its memory"
+        return plain(*arguments)
+
+    monkeypatch.setattr(attrib.jacobian, "lift", lift)
+    monkeypatch.setattr(attrib.jacobian, "reverse", reverse)
+    with pytest.warns(UserWarning, match=f"out of memory with {len(lengths)} prompt.s. going {ways}"):
+        got = values(pack, plan)
+    for mine, whole in zip(got, want, strict=True):
+        assert_close(mine, whole, FOREIGN)

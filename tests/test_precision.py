@@ -45,6 +45,19 @@ def test_the_active_latents_do_not_depend_on_the_precision():
         assert torch.equal(getattr(exact, table).activation, getattr(reduced, table).activation)
 
 
+@families
+def test_the_error_of_float32_is_measured_where_it_is_asked_for(family: Family):
+    found = edges(family, 11, precision_rows=20)
+    error = found.call["precision_error"]
+    assert (error["rows"], found.call["seed"]) == (20, 0)
+    assert 1e-9 < error["relative_frobenius"] < 1e-5
+    assert error["top_1_percent_overlap"] > 0.9
+    assert torch.equal(found.gradient, edges(family, 11).gradient)
+    assert edges(family, 11, dtype="bfloat16", precision_rows=0).call["precision_error"] is None
+    few = edges(family, 4, positions=0, precision_rows=1000)
+    assert few.call["precision_error"]["rows"] == len(few.targets)
+
+
 def test_tf32_is_float32_where_there_is_no_cuda():
     if torch.cuda.is_available():
         pytest.skip("CUDA rounds to TF32")
@@ -80,9 +93,11 @@ def test_error_of_counts_what_it_says():
     [
         ({"dtype": "half"}, r"^dtype: 'half'; expected one of float32, float64, tf32, bfloat16"),
         ({"dtype": "bfloat16", "method": "torch.func"}, r"^dtype: bfloat16 is a precision of the adjoint sweep"),
+        ({"precision_rows": -1}, r"^precision_rows: -1; expected 0 or more"),
+        ({"precision_rows": 4, "method": "torch.func"}, r"^precision_rows: it measures the adjoint sweep"),
     ],
 )
-def test_bad_arguments(options: dict[str, str], message: str):
+def test_bad_arguments(options: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         edges("gpt2", 4, **options)
 
