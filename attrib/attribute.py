@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -288,6 +289,9 @@ def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Preci
     """The written sweeps, pack by pack."""
     for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), options.budget):
         tiles = adjoint([found for _, found in pack], plan, precision, options.impl)
+        if len(pack) == 1:
+            yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
+            continue
         for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
             yield *pack[number], (tile for _, tile in of_prompt)
 
@@ -406,6 +410,7 @@ def _edges(
         at_once = max(1, (SELECTED if tile.gradient.device.type == "cpu" else 1 << 26) // max(1, width))
         for rows in tile.gradient.split(at_once):
             parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
+        del tile, rows  # before the next is computed
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
     indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
     indptr = torch.cat([ends.new_zeros(1), ends])

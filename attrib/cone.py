@@ -10,14 +10,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 1024
-"""Cells of one product where bands share it: enough to be fast, few enough to take little memory."""
 
-BAND = 4096
-"""Cells of one band at most, where it has more than one row: a longer one is cut by rows."""
+class Pieces(NamedTuple):
+    """In what pieces a sweep goes, in cells: enough for products to be fast, few enough to take little memory."""
+
+    band: int
+    """Of one band at most, where it has more than one row: a longer one is cut by rows."""
+    chunk: int
+    """Of one product where bands share it, about."""
+    mlp: int
+    """In an MLP's hidden layer at once."""
+    pack: int
+    """Of a pack of prompts: beyond, its products are large enough, and more prompts would only take memory."""
+
+    @property
+    def smaller(self) -> "Pieces":
+        """For where these leave too little memory to the rows themselves; the least are those of a CPU."""
+        return Pieces(*(max(size // 4, least) for size, least in zip(self, ON_CPU, strict=True)))
+
+
+ON_CPU = Pieces(1024, 512, 512, 1 << 14)
+"""Measured: larger ones are not faster there."""
+
+ON_CUDA = Pieces(1 << 16, 1 << 16, 1 << 15, 1 << 18)
+"""Not measured: a product of a few hundred rows would leave most of a GPU idle."""
+
+
+def pieces_of(device: torch.device) -> Pieces:
+    """The largest pieces that are of use on a device."""
+    return ON_CUDA if device.type == "cuda" else ON_CPU
 
 
 class Band(NamedTuple):
@@ -56,11 +81,11 @@ class Cone(NamedTuple):
         """Cells of all bands."""
         return sum(band.cells for band in self.bands)
 
-    def chunks(self) -> Iterator[tuple[slice, list[Band]]]:
-        """Runs of bands of about CHUNK cells: their part of the flat array, and the bands as they lie within that part."""
+    def chunks(self, size: int) -> Iterator[tuple[slice, list[Band]]]:
+        """Runs of bands of about `size` cells: their part of the flat array, and the bands as they lie within that part."""
         run: list[Band] = []
         for band in self.bands:
-            if run and band.offset + band.cells - run[0].offset > CHUNK:
+            if run and band.offset + band.cells - run[0].offset > size:
                 yield _part(run)
                 run = []
             run.append(band)
@@ -89,10 +114,10 @@ def _part(run: list[Band]) -> tuple[slice, list[Band]]:
 Direction = Literal["down", "up"]
 
 
-def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Direction) -> Cone:
+def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Direction, most: int = ON_CPU.band) -> Cone:
     """The cone of rows seeded at these positions, sorted, for each prompt; cotangents go down, tangents up.
 
-    A band that would hold more than BAND cells is cut by rows, at least one to each.
+    A band that would hold more than `most` cells is cut by rows, at least one to each.
     """
     bands: list[Band] = []
     offset = 0
@@ -101,7 +126,7 @@ def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Dire
         for position, group in groupby(positions):
             begin, end = (0, position + 1) if direction == "down" else (position, length)
             count = sum(1 for _ in group)
-            for rows in _cut(count, max(1, BAND // (end - begin))):
+            for rows in _cut(count, max(1, most // (end - begin))):
                 bands.append(Band(prompt, begin, end, row, rows, offset))
                 row, offset = row + rows, offset + bands[-1].cells
     return Cone(tuple(bands))

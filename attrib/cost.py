@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Literal
 
 from attrib.adjoint import QUERY_BLOCK
+from attrib.cone import ON_CPU, Pieces
 from attrib.model import ModelConfig
 from attrib.primal import attentions_between
 from attrib.sweep import fold_rows
@@ -57,6 +58,7 @@ class Task:
     """Whether the primal is walked again, from x, and not taken from the prompt's own pass."""
     beside: int = 0
     """Targets of the path that this sweep leaves to others: their rows are in memory all the same."""
+    pieces: Pieces = ON_CPU
     blocks: int = QUERY_BLOCK
     """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
 

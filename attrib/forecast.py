@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attrib.attribute import TokensLike, check, to_prompts
+from attrib.cone import pieces_of
 from attrib.cost import Cost, Part, Task
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind
@@ -129,7 +130,7 @@ def _task(
     targets = tuple(rows * times[position] for position in range(length))
     sources = (1 if source is None else count(source),) * length
     start = Site(0, "resid_pre") if source is None else source.site
-    return Task(model.config, policy, start, stop_site(model, target), (targets,), (sources,), itemsize)
+    return Task(model.config, policy, start, stop_site(model, target), (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
 
 
 def _logits(what: Logits) -> int:

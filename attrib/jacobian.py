@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from attrib.cone import Cone, cone
+from attrib.cone import Cone, cone, pieces_of
 from attrib.cost import Task
 from attrib.meet import both, forward, lift, reverse
 from attrib.memory import Way
@@ -92,11 +92,10 @@ def task_of(paths: Sequence[Path]) -> Task:
     run, x = paths[0].through, paths[0].x
     targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
     sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
-    walks = any(p.streams is None for p in paths)
-    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks)
+    walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
+    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks, pieces=pieces)
 
 
-@torch.no_grad()
 def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None = None, impl: Impl = "torch") -> Iterator[tuple[int, Tile]]:
     """Tiles of a pack of paths by the written sweeps, with the number of the path that each is of, in order.
 
@@ -107,35 +106,21 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves.
     """
-    run, lengths = paths[0].through, [len(path.x) for path in paths]
-    precision = precision or precision_of(run.model, None)
-    streams = [path.streams or walked(run.model, run.start, run.stop, path.x, path.base) for path in paths]
-    on = primal(run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl)
+    precision = precision or precision_of(paths[0].through.model, None)
     orders = [path.targets.position.argsort(stable=True) for path in paths]
-    start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
-    up = cone([path.sources.position.tolist() for path in paths], lengths, "up")
-    lifted, is_out_of_memory = None, False
-    if plan.way in ("forward", "both"):
-        try:
-            with products(precision):
-                pushed = push_seeded(on, start, sources)
-                lifted = lift(on, *pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
-            start, sources = pushed
-        except torch.OutOfMemoryError:
-            is_out_of_memory = True  # what failed is held until this block is left: see below
-    todo = [] if is_out_of_memory else list(reversed(plan.sweeps))
-    scattered: dict[int, Tensor] = {}
-    while todo:
+    todo, scattered, shared = list(reversed(plan.sweeps)), dict[int, Tensor](), None
+    is_out_of_memory = False
+    while todo and not is_out_of_memory:
         first, end = todo.pop()
         chosen = [order[first:end] if len(paths) == 1 else order for order in orders]
         try:
-            with products(precision):
-                found = _sweep(on, plan, run.stop, paths, chosen, start, sources, up, lifted)
+            shared = shared or _share(paths, plan, precision, impl)
+            found = _sweep(shared, plan, precision, paths, chosen)
         except torch.OutOfMemoryError:
-            if len(paths) > 1:
+            if len(paths) > 1 or (shared is None and plan.way in ("forward", "both")):
                 is_out_of_memory = True
-                break
-            if end - first < 2:
+                continue
+            if shared is None or end - first < 2:
                 raise
             middle = (first + end) // 2
             warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
@@ -150,9 +135,10 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             whole[rows] = gradient
             if len(paths) > 1 or not todo:
                 yield number, Tile(0, whole)
+        del found, gradient  # before the next sweep fills another tile
     if is_out_of_memory:
-        # not before: an exception at hand would hold the frames that failed, and all their tensors
-        del on, sources, lifted
+        # not in the handler: an exception at hand holds the frames that it came from, and all their tensors
+        del shared
         yield from _smaller(paths, plan, precision, impl)
 
 
@@ -205,29 +191,50 @@ def _in_float64(path: Path) -> Path:
     )
 
 
+class _Shared(NamedTuple):
+    """What all sweeps of a pack share."""
+
+    on: Primal
+    start: Site
+    sources: Seeds
+    up: Cone
+    lifted: Float[Tensor, "cells d_model"] | None
+    """The sources' tangents, where they are lifted."""
+
+
+@torch.no_grad()
+def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> _Shared:
+    """The primal, the sources, and their tangents where the plan wants them."""
+    run, lengths = paths[0].through, [len(path.x) for path in paths]
+    streams = [path.streams or walked(run.model, run.start, run.stop, path.x, path.base) for path in paths]
+    on = primal(run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl, pieces=plan.task.pieces)
+    start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
+    up = cone([path.sources.position.tolist() for path in paths], lengths, "up", on.pieces.band)
+    if plan.way not in ("forward", "both"):
+        return _Shared(on, start, sources, up, None)
+    with products(precision):
+        start, sources = push_seeded(on, start, sources)
+        return _Shared(on, start, sources, up, lift(on, start, sources, up, plan.task.layers[-1] if plan.layer is None else plan.layer))
+
+
+@torch.no_grad()
 def _sweep(
-    on: Primal,
-    plan: PackPlan,
-    stop: Site,
-    paths: Sequence[Path],
-    chosen: Sequence[Int[Tensor, " _"]],
-    start: Site,
-    sources: Seeds,
-    up: Cone,
-    lifted: Tensor | None,
+    shared: _Shared, plan: PackPlan, precision: Precision, paths: Sequence[Path], chosen: Sequence[Int[Tensor, " _"]]
 ) -> list[Float[Tensor, "_ _"]]:
     """One sweep over the chosen targets of each path."""
-    positions = [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
-    targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
-    if plan.way == "forward":
-        assert lifted is not None
-        return forward(on, stop, targets, sources, up, lifted)
-    down = cone([position.tolist() for position in positions], on.lengths, "down")
-    if plan.way == "both":
-        assert lifted is not None
-        assert plan.layer is not None
-        return both(on, stop, targets, down, sources, up, lifted, plan.layer)
-    return reverse(on, stop, targets, down, {start: sources})[start]
+    on, start, sources, up, lifted = shared
+    stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
+    with products(precision):
+        targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
+        if plan.way == "forward":
+            assert lifted is not None
+            return forward(on, stop, targets, sources, up, lifted)
+        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
+        if plan.way == "both":
+            assert lifted is not None
+            assert plan.layer is not None
+            return both(on, stop, targets, down, sources, up, lifted, plan.layer)
+        return reverse(on, stop, targets, down, {start: sources})[start]
 
 
 # ------------------------------------------------------------------------------------------ memory

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from attrib.cone import BAND, CHUNK
 from attrib.cost import Task, in_head_space
-from attrib.sweep import MLP_CHUNK, fold_rows
+from attrib.sweep import fold_rows
 
 Way = Literal["local", "reverse", "forward", "both"]
 """`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
@@ -124,7 +123,7 @@ class _Sizes:
     def seeding(self) -> int:
         """Seeded rows through the MLP, some at a time."""
         task, c = self.task, self.task.config
-        rows = min(task.n_targets, MLP_CHUNK) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
+        rows = min(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
         return self.slopes + 5 * task.n_targets * c.d_model + max(4 * task.tokens * c.d_mlp, rows)
 
     def spread(self, seeds: Rows, is_down: bool) -> int:
@@ -144,12 +143,12 @@ class _Sizes:
     def band(self, seeds: Rows) -> tuple[int, int]:
         """Rows and positions of the largest band."""
         longest = max(map(len, seeds))
-        return max(min(max(map(max, seeds)), BAND // longest), 1), longest
+        return max(min(max(map(max, seeds)), self.task.pieces.band // longest), 1), longest
 
     def chunk(self, seeds: Rows, alive: int) -> int:
         """Cells of a run of bands."""
         rows, longest = self.band(seeds)
-        return min(alive, max(CHUNK, rows * longest))
+        return min(alive, max(self.task.pieces.chunk, rows * longest))
 
     def maps(self, seeds: Rows, is_down: bool) -> int:
         """What one band's attention map is made in."""
@@ -174,13 +173,13 @@ class _Sizes:
         """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
         task, c = self.task, self.task.config
         d, f, pays = c.d_model, c.d_mlp, fold_rows(c)
-        most, gates = max(map(max, alive)), 2 if c.gated else 1
+        most, gates, piece = max(map(max, alive)), 2 if c.gated else 1, task.pieces.mlp
         fold = d * f + 2 * d * d + 2 * most * d if most > pays else 0
         plain = [[count <= pays for count in prompt] for prompt in alive]
         at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
         sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
-        alone = min(max((size for size in sizes if size > MLP_CHUNK // 3), default=0), MLP_CHUNK)
-        gathered = min(sum(size for size in sizes if size <= MLP_CHUNK // 3), MLP_CHUNK)
+        alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
+        gathered = min(sum(size for size in sizes if size <= piece // 3), piece)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         return d * task.d_hidden + self.slopes + max(4 * task.tokens * f, fold, rest)
 

@@ -62,6 +62,13 @@ def _options(task: Task) -> Iterator[_Option]:
             yield _Option("both", layer, partial(both_cost, layer=layer), partial(lift_cost, layer=layer))
 
 
+def _in_pieces(task: Task) -> Iterator[Task]:
+    """The task in the pieces that it asks for, and in ever smaller ones."""
+    yield task
+    if task.pieces.smaller != task.pieces:
+        yield from _in_pieces(replace(task, pieces=task.pieces.smaller))
+
+
 def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     """The cheapest way that fits.
 
@@ -75,23 +82,23 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     best: PackPlan | None = None
     least = None
     for option in _options(task):
-        sweeps, peak, smallest = _sweeps(task, option, budget)
-        least = smallest if least is None else min(least, smallest)
-        if sweeps is None:
-            continue
-        cost = sum((option.cost(_part(task, first, end)) for first, end in sweeps), Cost(task.itemsize))
-        if option.lifted is not None:
-            cost = cost + option.lifted(task)
-        if best is None or cost.total < best.cost.total:
-            best = PackPlan(task, option.way, option.layer, sweeps, cost, peak)
+        for cut in _in_pieces(task):
+            sweeps, peak, smallest = _sweeps(cut, option, budget)
+            least = smallest if least is None else min(least, smallest)
+            if sweeps is None:
+                continue
+            cost = sum((option.cost(_part(cut, first, end)) for first, end in sweeps), Cost(task.itemsize))
+            if option.lifted is not None:
+                cost = cost + option.lifted(cut)
+            if best is None or cost.total < best.cost.total:
+                best = PackPlan(cut, option.way, option.layer, sweeps, cost, peak)
+            if len(sweeps) == 1:
+                break  # smaller pieces would not save a product
     if best is None:
         assert least is not None  # there is always a way
         raise BudgetError.of(budget, prompt, least)
     return best
 
-
-PACK_CELLS = 1 << 14
-"""(row, position) pairs of a pack: beyond, its products are large enough, and more prompts would only take memory."""
 
 Item = TypeVar("Item")
 
@@ -106,20 +113,21 @@ def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -
     task = planned = None
     for number, item in enumerate(items):
         alone = task_of(item)
-        joined: PackPlan | None = _planned(task + alone, budget) if task is not None else None
+        together = None if task is None else task + alone
+        joined = None if together is None else _planned(together, budget)
         if joined is None:
             if planned is not None:
                 yield pack, planned
             pack, task, planned = [item], alone, plan_pack(alone, budget, number)
         else:
-            pack, task, planned = [*pack, item], joined.task, joined
+            pack, task, planned = [*pack, item], together, joined
     if planned is not None:
         yield pack, planned
 
 
 def _planned(task: Task, budget: int) -> PackPlan | None:
     """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
-    if task.cells > PACK_CELLS:
+    if task.cells > task.pieces.pack:
         return None
     try:
         return plan_pack(task, budget)

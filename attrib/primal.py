@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from attrib.adjoint import AttentionPoint, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
-from attrib.cone import Band
+from attrib.cone import Band, Pieces, pieces_of
 from attrib.model import Model, walk
 from attrib.ops import Impl
 from attrib.types import Policy, Site, SiteKind
@@ -32,6 +32,7 @@ class Primal:
     """The same model in the dtype of the sweep's products."""
     policy: Policy
     impl: Impl
+    pieces: Pieces
     lengths: tuple[int, ...]
     streams: Mapping[Site, Float[Tensor, "tokens d_model"]]
 
@@ -108,6 +109,7 @@ def primal(
     *,
     dtype: torch.dtype | None = None,
     impl: Impl = "torch",
+    pieces: Pieces | None = None,
 ) -> Primal:
     """The primal between two sites of a pack of prompts.
 
@@ -116,12 +118,14 @@ def primal(
         lengths: of each prompt, in tokens.
         dtype: of the sweep's products; None is the model's.
         impl: of the attention maps.
+        pieces: in which sweeps go; None is the device's own.
     """
     if len(streams) == 1:
         (packed,) = streams
     else:
         packed = {site: torch.cat([prompt[site] for prompt in streams]) for site in streams[0]}
-    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, tuple(lengths), packed)
+    pieces = pieces or pieces_of(model.device)
+    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, pieces, tuple(lengths), packed)
 
 
 def cast_blocks(model: Model, start: Site, stop: Site, dtype: torch.dtype | None) -> Model:

@@ -46,9 +46,6 @@ from attrib.model import ModelConfig
 from attrib.primal import Primal, Seeds
 from attrib.types import SITE_KINDS, Policy, Site
 
-MLP_CHUNK = 512
-"""Rows that are in an MLP's hidden layer at once."""
-
 Flat = Float[Tensor, "_ _"]
 
 
@@ -103,7 +100,7 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
                 rows = stream
             case "mlp_in":
                 weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
-                pulled = [mlp_pull(weights, point.at(at), part[:, None])[:, 0] for part, at in _parts(rows, targets.token)]
+                pulled = [mlp_pull(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(primal, rows, targets.token)]
                 rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
             case "resid_mid":
                 norm = primal.norm_2(layer).at(targets.token)
@@ -114,8 +111,8 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
         yield Station(Site(layer, kind), rows, stream)
 
 
-def _parts(rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(rows.split(MLP_CHUNK), token.split(MLP_CHUNK), strict=True)
+def _parts(primal: Primal, rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(rows.split(primal.pieces.mlp), token.split(primal.pieces.mlp), strict=True)
 
 
 def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
@@ -134,13 +131,14 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
                 weights, point, norm = mlp_weights(model, layer), primal.mlp(layer), primal.norm_2(layer)
                 if primal.policy.mlp == "exact":
                     moved = [
-                        through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True) for r, at in _parts(rows, token)
+                        through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True)
+                        for r, at in _parts(primal, rows, token)
                     ]
                     rows = rows + torch.cat(moved)
                 break
             case "mlp_in":
                 weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
-                pushed = [mlp_push(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(rows, token)]
+                pushed = [mlp_push(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(primal, rows, token)]
                 rows = torch.cat(pushed) if primal.policy.mlp == "exact" else torch.zeros_like(rows)
                 break
     return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
@@ -258,7 +256,7 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
     """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
     W_O, points, scale = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
-    for part, bands in cone.chunks():
+    for part, bands in cone.chunks(primal.pieces.chunk):
         o = g[part] @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         for band in bands:
@@ -278,7 +276,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
     """From resid_pre to resid_mid, in place."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points, scale = primal.attentions(layer), primal.model.config.attention_scale
-    for part, bands in cone.chunks():
+    for part, bands in cone.chunks(primal.pieces.chunk):
         unit = x[part].clone()
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
@@ -310,7 +308,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
             _put(here, torch.cat(here) @ (M.T if up else M))
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
     del space
-    for pieces in _pieces(rest):
+    for pieces in _pieces(rest, primal.pieces.mlp):
         views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
         firsts = [primal.first(band.prompt) for band, _, _ in pieces]
         if len(views) == 1:  # one stretch of positions shares its points among all its rows
@@ -338,19 +336,19 @@ def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
             yield positions[0], positions[-1] + 1
 
 
-def _pieces(rest: list[tuple[Band, int, int]]) -> Iterator[list[tuple[Band, int, int]]]:
-    """Stretches of bands in groups of about MLP_CHUNK cells; a long one is cut evenly by positions, and stands alone."""
+def _pieces(rest: list[tuple[Band, int, int]], most: int) -> Iterator[list[tuple[Band, int, int]]]:
+    """Stretches of bands in groups of about `most` cells; a long one is cut evenly by positions, and stands alone."""
     group: list[tuple[Band, int, int]] = []
     cells = 0
     for band, lo, hi in rest:
-        parts = -(-(hi - lo) * band.rows // MLP_CHUNK)
+        parts = -(-(hi - lo) * band.rows // most)
         for begin, end in pairwise(lo + (hi - lo) * part // parts for part in range(parts + 1)):
             size = (end - begin) * band.rows
-            if size > MLP_CHUNK // 3 or cells + size > MLP_CHUNK:
+            if size > most // 3 or cells + size > most:
                 if group:
                     yield group
                 group, cells = [], 0
-            if size > MLP_CHUNK // 3:
+            if size > most // 3:
                 yield [(band, begin, end)]
             elif size:
                 group.append((band, begin, end))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attrib
 import attrib.jacobian
+from attrib.cone import ON_CPU, Pieces
 from attrib.jacobian import adjoint, task_of
 from attrib.path import Path
 from attrib.plan import PackPlan, plan_pack
@@ -143,6 +144,23 @@ def test_the_cheapest_way_that_fits_is_taken(family: Family):
     budget = cheapest.peak - 1
     assert plan_pack(task, budget).peak <= budget
     assert plan_pack(task, budget).cost.total >= cheapest.cost.total
+
+
+@families
+def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
+    (found,) = paths(family, EXACT, (40,))
+    task = replace(task_of([found]), pieces=Pieces(8192, 8192, 4096, 1 << 18))
+    ample, tight = plan_pack(task, 1 << 40), plan_pack(task, 36_000_000)
+    assert ample.task.pieces == task.pieces
+    assert task.pieces.band > tight.task.pieces.band >= ON_CPU.band
+    assert tight.peak <= 36_000_000 < ample.peak
+    assert len(tight.sweeps) == 1
+    assert tight.cost.total < 1.05 * ample.cost.total
+    for plan in (ample, tight):
+        (_, tile), *rest = adjoint([found], plan)
+        assert not rest
+        assert_close(tile.gradient, next(adjoint([found], plan_pack(task_of([found]), 1 << 40)))[1].gradient, FOREIGN)
+    assert ON_CPU.smaller == ON_CPU
 
 
 @families

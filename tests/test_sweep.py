@@ -18,7 +18,7 @@ from torch.func import jacrev
 import attrib.meet
 import attrib.sweep
 from attrib.capture import capture
-from attrib.cone import Band, Cone, cone
+from attrib.cone import Band, Cone, Pieces, cone
 from attrib.meet import both, forward, lift, reverse
 from attrib.model import width
 from attrib.path import base_site
@@ -72,11 +72,17 @@ def primal_point(family: Family, start: Site, length: int, dtype: torch.dtype) -
 
 
 def on_prompts(
-    family: Family, start: Site, stop: Site, policy: Policy, lengths: tuple[int, ...], dtype: torch.dtype = torch.float64
+    family: Family,
+    start: Site,
+    stop: Site,
+    policy: Policy,
+    lengths: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    pieces: Pieces | None = None,
 ) -> Primal:
     model = build(family, dtype)
     streams = [walked(model, start, stop, *primal_point(family, start, length, dtype)) for length in lengths]
-    return primal(model, policy, start, stop, streams, lengths)
+    return primal(model, policy, start, stop, streams, lengths, pieces=pieces)
 
 
 def seeded(on: Primal, counts: tuple[tuple[int, ...], ...], wide: int, seed: int) -> Seeds:
@@ -86,15 +92,22 @@ def seeded(on: Primal, counts: tuple[tuple[int, ...], ...], wide: int, seed: int
 
 
 def make(
-    family: Family, start: Site, stop: Site, policy: Policy, prompts: tuple[int, ...] = (0, 1, 2, 3), dtype: torch.dtype = torch.float64
+    family: Family,
+    start: Site,
+    stop: Site,
+    policy: Policy,
+    prompts: tuple[int, ...] = (0, 1, 2, 3),
+    dtype: torch.dtype = torch.float64,
+    pieces: Pieces | None = None,
 ) -> Pack:
     """A pack of some of the prompts of LENGTHS."""
     lengths, at, of = (tuple(column[number] for number in prompts) for column in (LENGTHS, TARGETS, SOURCES))
-    on = on_prompts(family, start, stop, policy, lengths, dtype)
+    on = on_prompts(family, start, stop, policy, lengths, dtype, pieces)
     config = on.model.config
     targets, sources = seeded(on, at, width(config, stop), 100), seeded(on, of, width(config, start), 200)
     down, up = (
-        cone([positions(count).tolist() for count in counts], lengths, direction) for counts, direction in ((at, "down"), (of, "up"))
+        cone([positions(count).tolist() for count in counts], lengths, direction, on.pieces.band)
+        for counts, direction in ((at, "down"), (of, "up"))
     )
     want = []
     for number, (rows, columns) in enumerate(zip(split(targets), split(sources), strict=True)):
@@ -180,10 +193,8 @@ def test_in_float32(family: Family, policy: Policy):
 @families
 @policies
 @pytest.mark.parametrize("cells", [1, 5, 17])
-def test_pieces_of_any_size_give_the_same(family: Family, policy: Policy, cells: int, monkeypatch: pytest.MonkeyPatch):
-    for name in ("attrib.cone.CHUNK", "attrib.cone.BAND", "attrib.sweep.MLP_CHUNK"):
-        monkeypatch.setattr(name, cells)
-    pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy)
+def test_pieces_of_any_size_give_the_same(family: Family, policy: Policy, cells: int):
+    pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy, pieces=Pieces(cells, cells, cells, cells))
     if cells == 1:
         assert len(pack.down.bands) == sum(pack.targets.counts)  # a row is the least of a band
     assert_all_ways(pack)
