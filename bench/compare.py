@@ -5,7 +5,7 @@ the time of those rows is scaled to all of them; what is done once is not scaled
 attrib's path takes the rows of the middle positions in place of random ones: its cost grows with the position.
 """
 
-import os
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +17,13 @@ from torch import Tensor
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.model import Model
+from attrib.precision import precision_of, products
 from attrib.types import AttribError
 from bench import ours, recipes
 from bench.cases import GIB, Case, Problem
 from bench.check import Check, agree
-from bench.measure import ProductRate, Time, flops, medians, peak, timed
-from bench.ours import Method, Plan, read_plan
+from bench.measure import ProductRate, Time, device_name, flops, medians, peak, timed
+from bench.ours import Dtype, Engine, Plan, read_plan
 from bench.recipes import Way
 
 MOST_ROUNDS = 10
@@ -39,22 +40,21 @@ class Options:
     """How a case is measured."""
 
     device: torch.device
-    method: Method = ours.METHOD
+    method: Engine = ours.METHOD
+    dtype: Dtype = "float32"
+    """What attrib's sweeps multiply in. The alternatives are float32."""
     rounds: int = 3
     slow_rounds: int = 2
     """Rounds of the notebook recipe in chunks, which ratios are against."""
     other_rounds: int = 1
     """Rounds of the other alternatives."""
     enough_s: float = 2.0
-    """A way whose runs took less than this together goes on to MOST_ROUNDS: short runs vary more."""
+    """attrib or the notebook goes on to MOST_ROUNDS while its runs took less than this together: short runs vary more."""
+    other_enough_s: float = 1.0
+    """The same for the other alternatives."""
     as_written_limit: int = 4 * GIB
     """Bytes of dense tensors up to which the notebook recipe is run as written."""
     seed: int = 0
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or how many cores were used."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()}-core CPU"
 
 
 # ------------------------------------------------------------------------------------------- samples
@@ -86,7 +86,7 @@ def other_ways(problem: Problem, targets: Int[Tensor, "targets 2"], options: Opt
     between_latents = problem.source is not None and isinstance(problem.target, Dictionary)
     # the ends with few sources or few targets are cheap enough to compute whole
     positions = middle_positions(len(problem.tokens), 4) if between_latents else None
-    plain = recipes.through_attrib(problem, "torch.func", targets, positions)
+    plain = recipes.through_attrib(problem, "torch.func", "float32", targets, positions)
     chunk = recipes.chunk_of(problem, GIB)
     rows = sample_rows(of, chunk, plain.place, generator)
     ways = {
@@ -116,29 +116,36 @@ def run_case(case: Case, options: Options) -> Result:
         "size": case.size,
         "device": device_name(options.device),
         "method": options.method,
+        "dtype": options.dtype,
     }
-    try:
-        edges, mine_peak = peak(lambda: ours.attribute(problem, options.method), options.device)
+    try:  # counting holds no tensor, and calls no other operation: the peak is that of a plain run
+        (edges, counted), mine_peak = peak(lambda: flops(lambda: ours.attribute(problem, options.method, options.dtype)), options.device)
     except AttribError as error:
         return about | unmeasured(Check({}, [f"attrib: {error}"]))
-    mine = recipes.through_attrib(problem, options.method, recipes.nodes(edges.targets))
+    mine = recipes.through_attrib(problem, options.method, options.dtype, recipes.nodes(edges.targets))
     found, peaks = {"attrib": mine.read(None, edges)}, {"attrib": mine_peak}
     result_bytes = size_of(edges)
     del edges
     ways, skipped = other_ways(problem, found["attrib"].targets, options)
+    skipped |= {name: f"timed in {other}" for name, other in case.elsewhere.items()}
+    ways = {name: way for name, way in ways.items() if name not in skipped}
     for name, way in ways.items():
         computed, peaks[name] = peak(way.compute, options.device)
         found[name] = way.read(*computed)
         del computed
-    check = agree(found)
+    check = agree(found, options.dtype)
     about |= {"sources": len(found["attrib"].sources), "targets": mine.of, "active": problem.active(), "skipped": skipped}
     del found
     if not check.passed:
         return about | unmeasured(check)
-    times, rate = take_turns({"attrib": mine} | ways, options)
-    counted = flops(lambda: ours.attribute(problem, options.method))
+    if options.method == "adjoint-triton":  # torch does not see into its kernels: the same sweeps are counted without them
+        _, counted = flops(lambda: ours.attribute(problem, "adjoint", options.dtype))
+    precision = precision_of(problem.model, options.dtype)
+    product = ProductRate(options.device, precision.sweep, partial(products, precision))
+    times = take_turns({"attrib": mine} | ways, product, options)
     figures = alternatives({"attrib": mine} | ways, times, peaks)
-    return about | summary(figures, counted, rate, read_plan(problem), result_bytes) | {"checked": True, "errors": check.errors}
+    plan = read_plan(problem, options.dtype)
+    return about | summary(figures, counted, product.rate, plan, result_bytes) | {"checked": True, "errors": check.errors}
 
 
 def size_of(edges: Edges) -> int:
@@ -147,24 +154,25 @@ def size_of(edges: Edges) -> int:
     return sum(part.numel() * part.itemsize for part in parts)
 
 
-def take_turns(ways: dict[str, Way], options: Options) -> tuple[dict[str, Time], float]:
-    """Median time of every way for all rows, and the rate of matrix products between them (FLOP/s).
+def take_turns(ways: dict[str, Way], product: ProductRate, options: Options) -> dict[str, Time]:
+    """Median time of every way for all rows, with samples of the rate of matrix products between them.
 
     In each round every way that still has one runs once. All have run before, for their values.
     """
     device = options.device
-    rounds = dict.fromkeys(ways, options.other_rounds) | {"attrib": options.rounds, "notebook_chunked": options.slow_rounds}
+    rounds = {"attrib": (options.rounds, options.enough_s), "notebook_chunked": (options.slow_rounds, options.enough_s)}
+    others = options.other_rounds, options.other_enough_s
     times: dict[str, list[Time]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
-    product = ProductRate(device)
     for number in range(MOST_ROUNDS):
         for name, way in ways.items():
-            if number < rounds[name] or spent[name] < options.enough_s:
+            least, enough_s = rounds.get(name, others)
+            if number < least or spent[name] < enough_s:
                 product.sample()
                 found, once = timed(partial(time_of, way, device), device)
                 times[name].append(found)
                 spent[name] += once.wall
-    return {name: medians(found) for name, found in times.items()}, product.rate
+    return {name: medians(found) for name, found in times.items()}
 
 
 def time_of(way: Way, device: torch.device) -> Time:
@@ -180,9 +188,10 @@ def time_of(way: Way, device: torch.device) -> Time:
 
 
 def unmeasured(check: Check) -> Result:
-    """The keys of a case without figures."""
+    """The keys of a case without figures. A distance that is no number is null in JSON; the faults say more."""
     nothing = dict.fromkeys(("ratio_vs_notebook", "flops_over_floor", "cpu_s", "peak_mb", "peak_ratio", "wall_over_ideal"))
-    return nothing | {"checked": False, "faults": check.faults, "errors": check.errors}
+    errors = {pair: error if math.isfinite(error) else None for pair, error in check.errors.items()}
+    return nothing | {"checked": False, "faults": check.faults, "errors": errors}
 
 
 def alternatives(ways: dict[str, Way], times: dict[str, Time], peaks: dict[str, int]) -> dict[str, Result]:
@@ -206,6 +215,10 @@ def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | 
     """The figures of a case, attrib's at the top and everyone's under `alternatives`."""
     mine, notebook = figures["attrib"], figures["notebook_chunked"]
     ideal = counted / rate
+
+    def cpu_of(name: str) -> float | None:
+        return figures[name]["cpu_s"] if name in figures else None
+
     spent = mine["wall_s"] if mine["gpu_s"] is None else mine["gpu_s"]
     found: Result = {
         "ratio_vs_notebook": notebook["over_attrib"],
@@ -221,8 +234,8 @@ def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | 
         "notebook_cpu_s": notebook["cpu_s"],
         "notebook_peak_mb": notebook["peak_mb"],
         "peak_ratio": notebook["peak_mb"] / mine["peak_mb"],
-        "torch_func_cpu_s": figures["torch_func"]["cpu_s"],
-        "autograd_batched_cpu_s": figures["autograd_batched"]["cpu_s"],
+        "torch_func_cpu_s": cpu_of("torch_func"),
+        "autograd_batched_cpu_s": cpu_of("autograd_batched"),
         "rows": notebook["rows"],
         "of": notebook["of"],
         "extrapolated": notebook["extrapolated"],

@@ -1,16 +1,12 @@
 """`python -m bench.kernels`: the Triton kernels beside plain torch and torch.compile. See bench/README.md, "Kernels".
 
-Values come first: every way to a result is held against float64, by ‖got - want‖ / ‖want‖ of each tensor. Then all
-ways are timed in turns. The time of a way is that of enough calls in a row, divided by their number.
+Values come first (kernel_ways.py). Then all ways are timed in turns. The time of a way is that of enough calls in a
+row, divided by their number.
 """
 
 import fnmatch
 import gc
-import json
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.kernel_cases import Case, Results, Tensors, all_cases, dtype_name
-from bench.measure import Time, medians, peak, timed
-
-BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
-"""Relative Frobenius errors that pass: two to three times what rounding the result and every operand of a product costs."""
+from bench.kernel_cases import Case, all_cases, dtype_name
+from bench.kernel_ways import WAYS, Checked, Run, check
+from bench.measure import Time, device_name, medians, peak, timed
+from bench.output import end, number, wide_console, write
 
 FLUSHED = 256 * 2**20
 """Bytes written before each timing, more than a last-level cache holds: a timing does not begin with its tensors there."""
@@ -38,9 +33,6 @@ COPIED = 2**30
 MOST_CALLS = 1000
 """In one timing."""
 
-WAYS = ("torch", "torch.compile", "triton", "cuda_graph")
-
-Run = Callable[[], Any]
 Result = dict[str, Any]
 """What is written as JSON; docs in bench/README.md."""
 
@@ -60,150 +52,6 @@ class Bench:
     flush: Tensor | None = None
     copy_rate: float | None = None
     """Bytes read and written in a second by a large copy."""
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an exception and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
-# ------------------------------------------------------------------------------------------------ values
-
-
-def named(result: Any) -> Results:
-    """The tensors of a result by name."""
-    if isinstance(result, Tensor):
-        return {"result": result}
-    return {name: x for name, x in result._asdict().items() if x is not None}
-
-
-def apart(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
-    """Relative Frobenius error against float64; infinite for another shape or dtype, NaN, other integers, or zeros alone."""
-    if got.shape != want.shape or got.dtype != (dtype if want.is_floating_point() else want.dtype):
-        return torch.inf
-    if not want.is_floating_point():
-        return 0.0 if torch.equal(got, want) else torch.inf
-    error = ((got.double() - want).norm() / want.norm()).item()
-    return error if error == error else torch.inf
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """New memory is full of NaN: what a kernel leaves out must not be the right result of a way that ran before it."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of operations that have no deterministic form
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The ways of a case that run, how far each is from float64, and what went wrong, in words."""
-
-    ways: Mapping[str, Run]
-    errors: Mapping[str, float]
-    failed: Mapping[str, str]
-    faults: list[str]
-    least_bytes: int | None = None
-    compiled_graphs: int = 0
-
-
-def check(case: Case, bench: Bench) -> Checked:
-    """Make every way of a case, run it once and compare what it gives."""
-    try:
-        tensors = case.tensors(bench.device)
-        want = named(case.function("reference")(*(x.double() if x.is_floating_point() else x for x in tensors)))
-    except Exception as error:
-        return Checked({}, {}, {}, [f"float64 reference: {first_line(error)}"])
-    ways: dict[str, Run] = {}
-    errors, failed, faults = dict[str, float](), dict[str, str](), list[str]()
-    least_bytes, graphs = None, compiled_graphs()
-    for name, make in makers(case, tensors, bench).items():
-        try:
-            run = make()
-            with poisoned() if name == "triton" else nullcontext():
-                got = named(run())
-            distances = {part: apart(got[part], x, case.dtype) for part, x in want.items()}
-        except Exception as error:
-            failed[name] = first_line(error)
-            if name in ("torch", "triton"):
-                faults.append(f"{name} failed: {failed[name]}")
-            continue
-        ways[name], errors[name] = run, max(distances.values())
-        bound = BOUNDS[case.dtype]
-        faults += [f"{name}: {part} is {x:.1e} from float64; the bound is {bound:.0e}" for part, x in distances.items() if not x <= bound]
-        if name == "torch":
-            least_bytes = case.least_bytes(tensors, got)
-    return Checked(ways, errors, failed, faults, least_bytes, compiled_graphs() - graphs)
-
-
-# -------------------------------------------------------------------------------------------------- ways
-
-
-def makers(case: Case, tensors: Tensors, bench: Bench) -> dict[str, Callable[[], Run]]:
-    """How each way of a case is made; making one may fail."""
-    plain, fast = (partial(case.function(impl), *tensors) for impl in ("reference", "triton"))
-    made: dict[str, Callable[[], Run]] = {
-        "torch": lambda: plain,
-        "torch.compile": lambda: compiled(case, tensors),
-        "triton": lambda: fast,
-    }
-    if bench.times_kernels and not case.waits_for_host:
-        made["cuda_graph"] = lambda: captured(fast)
-    return made
-
-
-def compiled(case: Case, tensors: Tensors) -> Run:
-    """The reference through torch.compile, compiled here.
-
-    What was compiled before is forgotten first: all cases have their code in common, and after eight shapes of one
-    code torch.compile runs the next as it is, with a warning.
-
-    Raises:
-        RuntimeError: where nothing was compiled, so that its time would be plain torch's.
-    """
-    torch.compiler.reset()
-    before = compiled_graphs()
-    run = partial(torch.compile(case.function("reference"), dynamic=False), *tensors)
-    run()
-    if compiled_graphs() == before:
-        raise RuntimeError("torch.compile made no graph of the reference")
-    return run
-
-
-def compiled_graphs() -> int:
-    """Graphs that torch.compile has made in this process."""
-    from torch._dynamo.utils import counters  # seconds to import
-
-    return int(counters["stats"]["unique_graphs"])
-
-
-def captured(run: Run) -> Run:
-    """A call as a CUDA graph: the launches of its kernels are recorded once, and replayed by one call.
-
-    Its results lie in the graph's own memory; they are filled with NaN, and are right after a replay.
-    """
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(here)
-    with torch.cuda.stream(side):  # a capture must not be the first to launch a kernel
-        for _ in range(3):
-            run()
-    here.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    for x in named(result).values():
-        x.fill_(torch.nan)
-
-    def replay() -> Any:
-        graph.replay()
-        return result
-
-    return replay
 
 
 # ------------------------------------------------------------------------------------------------- times
@@ -251,12 +99,11 @@ def copy_rate(bench: Bench) -> float:
 
 def run_case(case: Case, bench: Bench) -> Result:
     """Check a case and, where its values are right, measure it."""
-    checked = check(case, bench)
-    device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else f"{os.cpu_count()}-core CPU"
+    checked = check(case, bench.device, graphs=bench.times_kernels)
     figures = measured(checked, bench) if not checked.faults else dict.fromkeys(FIGURES)
     return {
         "what": case.what,
-        "device": device,
+        "device": device_name(bench.device),
         "dtype": dtype_name(case.dtype),
         "versions": f"torch {torch.__version__}, triton {triton.__version__}",
         "checked": not checked.faults,
@@ -323,15 +170,10 @@ def verdict(torch_over_triton: float | None, compile_over_triton: float | None) 
 # ------------------------------------------------------------------------------------------------ output
 
 
-def number(value: float | None, form: str, nothing: str = "-") -> str:
-    """A figure, or what stands for none."""
-    return nothing if value is None else format(value, form)
-
-
 def table_of(results: Mapping[str, Result], bench: Bench) -> Table:
     """One line per case."""
-    end = "sizes are tiny: values only" if bench.copy_rate is None else f"a copy moves {bench.copy_rate / 1e12:.2f} TB/s"
-    table = Table(title=f"Triton kernels and plain torch, microseconds a call; {end}")
+    beside = "sizes are tiny: values only" if bench.copy_rate is None else f"a copy moves {bench.copy_rate / 1e12:.2f} TB/s"
+    table = Table(title=f"Triton kernels and plain torch, microseconds a call; {beside}")
     table.add_column("case")
     for column in ("from float64", *WAYS, "torch/triton", "compile/triton", "peak MB", "torch's", "of copy"):
         table.add_column(column, justify="right")
@@ -356,15 +198,6 @@ def cells(result: Result) -> list[str]:
         number(result["fraction_of_copy"], ".0%"),
         result["default"],
     ]
-
-
-def write(path: Path, results: Mapping[str, Result]) -> None:
-    """Write JSON so that a reader sees the whole of it or what was there before."""
-    text = json.dumps(results, indent=1, allow_nan=False)  # before anything is touched
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 # --------------------------------------------------------------------------------------------- the run
@@ -407,8 +240,7 @@ def main(
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case, or a pattern of *; may be given again.")] = None,
 ) -> None:
     """Check every kernel, then time it against plain torch and torch.compile. Exits 1 where values differ."""
-    console = Console(width=None if Console().is_terminal else 200)
-    cases, bench = chosen(case or [], quick), prepared(device)
+    console, cases, bench = wide_console(), chosen(case or [], quick), prepared(device)
     results: dict[str, Result] = {}
     for one in cases:
         results[one.name] = run_case(one if bench.times_kernels else one.tiny(), bench)
@@ -419,9 +251,7 @@ def main(
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     console.print(table_of(results, bench))
-    if wrong := [name for name, result in results.items() if not result["checked"]]:
-        console.print(f"[bold red]Values differ: {', '.join(wrong)}.[/] These cases have no figures.")
-        raise typer.Exit(1)
+    end(console, results)
 
 
 def tell(console: Console, name: str, result: Result) -> None:

@@ -6,14 +6,17 @@ was there before, event by event (on a GPU, what its allocator says). FLOPs are 
 products, two for each multiply-add.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate
 from statistics import median
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +24,15 @@ T = TypeVar("T")
 
 PRODUCTS = ((2048, 768, 3072), (2048, 3072, 768), (1536, 1536, 1536))
 """[n, k] @ [k, m]: many cotangents through an MLP's matrices, and a square."""
+
+
+ON_GPU = 16
+"""Products of one sample on a GPU: the time of a single one would hold its launch."""
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or how many cores there are."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()}-core CPU"
 
 
 class Time(NamedTuple):
@@ -81,31 +93,47 @@ def peak(run: Callable[[], T], device: torch.device) -> tuple[T, int]:
     return result, max(accumulate(changes, initial=0))
 
 
-def flops(run: Callable[[], object]) -> int:
-    """FLOPs of the matrix products of a run."""
+def flops(run: Callable[[], T]) -> tuple[T, int]:
+    """The result of a run and the FLOPs of its matrix products, as far as they are torch's own."""
     with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+        result = run()
+    return result, counter.get_total_flops()
 
 
 class ProductRate:
-    """FLOPs per second of this machine's matrix product in float32, sampled between other runs.
+    """FLOPs per second of this machine's matrix product, sampled between other runs.
 
     The best of PRODUCTS, each at its median over the samples.
+
+    Args:
+        operands: what both factors are made of.
+        within: makes the context in which they are multiplied, such as one that allows TF32.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.pairs = [(torch.randn(n, k, device=device), torch.randn(k, m, device=device)) for n, k, m in PRODUCTS]
+    def __init__(
+        self,
+        device: torch.device,
+        operands: torch.dtype = torch.float32,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.device, self.within = device, within
+        self.calls = ON_GPU if device.type == "cuda" else 1
+        self.pairs = [tuple(torch.randn(*size, device=device, dtype=operands) for size in ((n, k), (k, m))) for n, k, m in PRODUCTS]
         self.samples: list[list[float]] = [[] for _ in PRODUCTS]
         self.sample()
         self.samples = [[] for _ in PRODUCTS]  # the first was a warm-up
 
     def sample(self) -> None:
-        """Time each product once."""
+        """Time each product once, or on a GPU a few in a row."""
+
+        def multiply(a: Tensor, b: Tensor) -> None:
+            for _ in range(self.calls):
+                a @ b
+
         for (a, b), (n, k, m), found in zip(self.pairs, PRODUCTS, self.samples, strict=True):
-            _, spent = timed(partial(torch.matmul, a, b), self.device)
-            found.append(2 * n * k * m / (spent.wall if spent.gpu is None else spent.gpu))
+            with self.within():
+                _, spent = timed(partial(multiply, a, b), self.device)
+            found.append(2 * n * k * m * self.calls / (spent.wall if spent.gpu is None else spent.gpu))
 
     @property
     def rate(self) -> float:

@@ -41,8 +41,9 @@ def seconds(way: Mapping[str, Any]) -> float:
 def figure(found: list[Mapping[str, Any]], axis: Axis) -> go.Figure:
     """Seconds over size."""
     sizes, device = [r["size"] for r in found], found[0]["device"]
+    mine = f"attrib ({found[0]['method']}, {found[0].get('dtype', 'float32')})"  # older files name no dtype
     drawn = go.Figure()
-    for name, label in (("attrib", "attrib"), ("torch_func", "torch.func"), ("notebook_chunked", "notebook in chunks")):
+    for name, label in (("attrib", mine), ("torch_func", "torch.func"), ("notebook_chunked", "notebook in chunks")):
         scaled = " (scaled from a sample of rows)" if any(r["alternatives"][name]["extrapolated"] for r in found) else ""
         drawn.add_scatter(x=sizes, y=[seconds(r["alternatives"][name]) for r in found], name=label + scaled, mode="lines+markers")
     ideal = [r["flops"] / r["rate_gflops"] / 1e9 for r in found]
@@ -80,9 +81,10 @@ def main(
         if found := points(results, axis):
             path = out / f"scaling-{axis}"
             failed = save(figure(found, axis), path) or failed
-            console.print(f"{path}.html")
+            console.print(f"{path}.html", soft_wrap=True)
     if failed:
-        console.print(f"No PNG: {failed} (PNG needs kaleido and a browser that it can start; the HTML is whole without them.)")
+        why = f"No PNG: {failed.rstrip('.,')}. It needs kaleido and a browser that it can start; the HTML is whole without them."
+        console.print(why, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

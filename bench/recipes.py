@@ -34,7 +34,7 @@ from attrib.edges import Edges, Nodes
 from attrib.types import InputError, Site
 from bench import plain
 from bench.cases import Problem
-from bench.ours import Method, attribute
+from bench.ours import Dtype, Method, attribute
 
 MIN_CHUNK, MAX_CHUNK = 16, 128
 """More rows at once are not faster: at GPT-2's sizes 32 to 170 are alike, at SmolLM2's 256 take a third longer than 128."""
@@ -234,7 +234,9 @@ def nodes(table: Nodes) -> Int[Tensor, "nodes 2"]:
     return torch.stack([table.position, table.latent], 1)
 
 
-def through_attrib(problem: Problem, method: Method, targets: Int[Tensor, "targets 2"], positions: Sequence[int] | None = None) -> Way:
+def through_attrib(
+    problem: Problem, method: Method, dtype: Dtype, targets: Int[Tensor, "targets 2"], positions: Sequence[int] | None = None
+) -> Way:
     """attrib's public function, from the tokens to all edges, or to those into the targets at some positions."""
     everywhere = torch.ones(len(targets), dtype=torch.bool)
     place = (everywhere if positions is None else torch.isin(targets[:, 0], torch.tensor(positions))).nonzero()[:, 0]
@@ -243,9 +245,9 @@ def through_attrib(problem: Problem, method: Method, targets: Int[Tensor, "targe
         return Rows(place, edges.dense(0), nodes(edges.targets), nodes(edges.sources))
 
     def run(_: object) -> Edges:
-        return attribute(problem, method, positions)
+        return attribute(problem, method, dtype, positions)
 
     if positions is None:
         return Way(place, len(targets), lambda: None, run, read)
     # the first position sees nothing but itself: next to no rows' work, and all that is done once for a prompt
-    return Way(place, len(targets), lambda: attribute(problem, method, [0]), run, read, repeats=True)
+    return Way(place, len(targets), lambda: attribute(problem, method, dtype, [0]), run, read, repeats=True)

@@ -1,23 +1,25 @@
 """`python -m bench.run`: check values, time, print tables, write JSON. See bench/README.md."""
 
-import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench import ours
+from attrib.types import InputError
 from bench.cases import GIB, Case, all_cases
-from bench.compare import Options, Result, device_name, run_case
+from bench.compare import Options, Result, run_case
 from bench.goals import GOALS, judge
+from bench.measure import device_name
+from bench.ours import METHOD, Dtype, Engine, check_engine
+from bench.output import end, number, wide_console, write
+
+Name = TypeVar("Name", bound=str)
 
 app = typer.Typer(add_completion=False)
 
@@ -30,28 +32,41 @@ def chosen(names: list[str], quick: bool) -> list[Case]:
     return [known[name] for name in names] or [case for case in known.values() if case.quick or not quick]
 
 
-def write(path: Path, results: Mapping[str, Result]) -> None:
-    """Write JSON so that a reader sees the whole of it or what was there before."""
-    text = json.dumps(results, indent=1)  # before anything is touched
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)  # temporary files are private
-    os.replace(file.name, path)
+def one_of(known: tuple[Name, ...], given: str, option: str) -> Name:
+    """The known name that was given. Raises typer.BadParameter for any other."""
+    for name in known:
+        if name == given:
+            return name
+    raise typer.BadParameter(f"{given!r}; expected {', '.join(known[:-1])} or {known[-1]}.", param_hint=option)
+
+
+def prepared(device: str, method: str, dtype: str) -> Options:
+    """Where and in what attrib is measured. Raises typer.BadParameter for what cannot be: every case would fail."""
+    where = torch.device(one_of(("cpu", "cuda"), device, "--device"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device here; expected cpu.", param_hint="--device")
+    engine: Engine = one_of(get_args(Engine), method, "--method")
+    precision: Dtype = one_of(get_args(Dtype), dtype, "--dtype")
+    try:
+        check_engine(engine, precision, where)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return Options(where, engine, precision)
 
 
 # ------------------------------------------------------------------------------------------- tables
 
 
-def number(value: float | None, form: str = ".2f") -> str:
-    """A figure, or a dash where there is none."""
-    return "-" if value is None else format(value, form)
+def measured_as(options: Options) -> str:
+    """What the tables are of."""
+    return f"method {options.method}, dtype {options.dtype}"
 
 
-def case_table(results: Mapping[str, Result], device: str) -> Table:
+def case_table(results: Mapping[str, Result], options: Options) -> Table:
     """One line per case. A star marks a time that is scaled from a sample of rows."""
-    seconds = "CPU s" if device.endswith("CPU") else "GPU s"
-    table = Table(title=f"attrib (method {ours.METHOD}) and its alternatives on a {device}; * scaled from a sample of rows")
+    seconds = "CPU s" if options.device.type == "cpu" else "GPU s"
+    where = device_name(options.device)
+    table = Table(title=f"attrib ({measured_as(options)}) and its alternatives on a {where}; * scaled from a sample of rows")
     for column in ("case", "values", f"attrib {seconds}", "notebook", "as written", "autograd", "torch.func"):
         table.add_column(column, justify="left" if column in ("case", "values") else "right")
     for column in ("ratio", "peak MB", "notebook", "FLOPs/floor", "wall/ideal"):
@@ -84,9 +99,9 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def goal_table(results: Mapping[str, Result]) -> Table:
+def goal_table(results: Mapping[str, Result], options: Options) -> Table:
     """Every ratio to reach in the cases that were run, what was found, and whether it is reached."""
-    table = Table(title="Ratios to reach on a 2-core CPU, against the notebook recipe in chunks")
+    table = Table(title=f"Ratios to reach on a 2-core CPU, against the notebook recipe in chunks; {measured_as(options)}")
     for column in ("ratio", "goal", "found", "reached", "worst case"):
         table.add_column(column, justify="right" if column in ("goal", "found") else "left")
     for goal in (goal for goal in GOALS if not goal.cases or any(name in results for name in goal.cases)):
@@ -106,25 +121,24 @@ def main(
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here, after every case.")] = None,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be given again.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    method: Annotated[str, typer.Option("--method", help=f"{' or '.join(get_args(Engine))}.")] = METHOD,
+    dtype: Annotated[str, typer.Option("--dtype", help="What attrib multiplies in: float32, tf32 (CUDA) or bfloat16.")] = "float32",
 ) -> None:
     """Check that every way to the Jacobian gives the same values, then time them. Exits 1 where values differ."""
-    console = Console(width=None if Console().is_terminal else 200)
-    options = Options(device=torch.device(device), method=ours.METHOD)
+    console, cases, options = wide_console(), chosen(case or [], quick), prepared(device, method, dtype)
     if quick:
         options = replace(options, as_written_limit=GIB)
     results: dict[str, Result] = {}
-    for one in chosen(case or [], quick):
+    for one in cases:
         begin = time.perf_counter()
         results[one.name] = result = run_case(one, options)
         result["bench_s"] = time.perf_counter() - begin
         tell(console, one, result)
         if out is not None:
             write(out, results)
-    console.print(case_table(results, device_name(options.device)))
-    console.print(goal_table(results))
-    if wrong := [name for name, result in results.items() if not result["checked"]]:
-        console.print(f"[bold red]Values differ: {', '.join(wrong)}.[/] These cases have no figures.")
-        raise typer.Exit(1)
+    console.print(case_table(results, options))
+    console.print(goal_table(results, options))
+    end(console, results)
 
 
 def tell(console: Console, case: Case, result: Result) -> None:

@@ -3,8 +3,13 @@
 Nothing here asks how long anything takes.
 """
 
+import ast
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +26,16 @@ import attrib
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site
 
 with install_import_hook("bench", "beartype.beartype"):
-    from bench import cases, check, compare, goals, measure, ours, plain, plots, recipes, run, weights
+    from bench import cases, check, compare, goals, measure, ours, output, plain, plots, recipes, run, weights
     from bench.cases import Case, Problem
     from bench.compare import Options
     from bench.measure import Time
     from bench.recipes import Rows, Way
     from bench.weights import Shape
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton's kernels are not interpreted here")
 TINY = {
     "gpt2": Shape("tiny-gpt2", 32, 4, 4, 8, 64, "layer", "gelu_tanh", False, "learned", d_vocab=60, n_ctx=64),
     "gemma": Shape("tiny-gemma", 32, 4, 2, 10, 48, "rms", "silu", True, "rotary", d_vocab=60, n_ctx=64),
@@ -50,15 +57,15 @@ PROBLEMS: dict[str, Callable[[str], Problem]] = {
 
 def all_ways(problem: Problem) -> dict[str, Way]:
     """Every way, the notebook's in chunks that do not divide its rows."""
-    edges = ours.attribute(problem, ours.METHOD)
+    edges = ours.attribute(problem, ours.METHOD, "float32")
     targets = recipes.nodes(edges.targets)
     rows = torch.arange(0, len(targets), 2)
     return {
-        "attrib": recipes.through_attrib(problem, ours.METHOD, targets),
+        "attrib": recipes.through_attrib(problem, ours.METHOD, "float32", targets),
         "as_written": recipes.as_written(problem, len(targets)),
         "chunked": recipes.chunked(problem, rows, len(targets), 3),
         "autograd_batched": recipes.autograd_batched(problem, rows, len(targets), 3),
-        "torch_func": recipes.through_attrib(problem, "torch.func", targets, [len(problem.tokens) - 1]),
+        "torch_func": recipes.through_attrib(problem, "torch.func", "float32", targets, [len(problem.tokens) - 1]),
     }
 
 
@@ -158,6 +165,16 @@ def test_what_differs_is_said(other: Rows, says: str) -> None:
         raise AssertionError(verdict.faults[0])
 
 
+@pytest.mark.parametrize(("dtype", "passes"), [("float32", 5e-5), ("tf32", 2e-3), ("bfloat16", 2e-2)])
+def test_only_attrib_may_be_as_far_off_as_its_dtype(dtype: Any, passes: float) -> None:
+    J = torch.ones(2, 3)
+    for size, passed in ((passes, True), (5 * passes, False)):
+        near = rows_of(J * (1 + size), [0, 1])
+        assert check.agree({"attrib": rows_of(J, [0, 1]), "other": near}, dtype).passed == passed
+        assert check.agree({"other": rows_of(J, [0, 1]), "attrib": near}, dtype).passed == passed
+        assert check.agree({"attribution": rows_of(J, [0, 1]), "other": near}, dtype).passed == (size < 1e-4)
+
+
 def test_a_jacobian_of_zeros_proves_nothing() -> None:
     zeros = rows_of(torch.zeros(2, 3), [0, 1])
     assert not check.agree({"a": zeros, "b": zeros}).passed
@@ -211,6 +228,113 @@ def test_a_run_writes_its_figures(tiny_run: Callable[..., tuple[Any, dict[str, A
     assert found["latent-latent"]["active"] == pytest.approx({"source": 5, "target": 6}, rel=0.05)
 
 
+def test_attrib_computes_in_bfloat16_and_the_others_do_not(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
+    result, found = tiny_run("--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert "attrib (method adjoint, dtype bfloat16) and its alternatives" in result.output
+    assert "in chunks; method adjoint, dtype bfloat16" in " ".join(result.output.split())
+    for name, figures in found.items():
+        assert (figures["checked"], figures["method"], figures["dtype"]) == (True, "adjoint", "bfloat16"), name
+        for pair, error in figures["errors"].items():
+            assert (1e-3 < error < 3e-2) if pair.startswith("attrib / ") else error < 1e-5, pair
+
+
+@interpreted
+def test_attrib_computes_with_triton_kernels(tiny_run: Callable[..., tuple[Any, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    methods = []
+    right = attrib.latent_to_logit
+    monkeypatch.setattr(attrib, "latent_to_logit", lambda *args, **options: methods.append(options["method"]) or right(*args, **options))
+    result, found = tiny_run("--case", "latent-logit", "--method", "adjoint-triton")
+    assert result.exit_code == 0, result.output
+    assert "attrib (method adjoint-triton, dtype float32)" in result.output
+    figures = found["latent-logit"]
+    assert (figures["checked"], figures["method"], figures["dtype"]) == (True, "adjoint-triton", "float32")
+    assert methods.count("adjoint-triton") == 3  # for its values, and two rounds
+    # torch counts nothing inside a kernel: the figure is that of the same sweeps without any
+    problem = PROBLEMS["latent-logit"]("gpt2")
+    with_kernels, without = (measure.flops(lambda m=m: ours.attribute(problem, m, "float32"))[1] for m in ("adjoint-triton", "adjoint"))
+    assert with_kernels < without == figures["flops"]
+
+
+def test_the_public_functions_get_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    for name in ("latent_to_latent", "token_to_latent", "latent_to_logit"):
+        monkeypatch.setattr(attrib, name, lambda *args, **options: given.append(options))
+    for make in PROBLEMS.values():
+        problem = replace(make("gpt2"), policy=LINEAR, budget=12345)
+        with pytest.raises(TypeCheckError):  # what stands for a function here gives no edges
+            ours.attribute(problem, "adjoint-triton", "tf32", [2])
+    expected = {"policy": LINEAR, "positions": [2], "budget": 12345, "method": "adjoint-triton", "dtype": "tf32", "precision_rows": 0}
+    assert [{key: options[key] for key in expected} for options in given] == [expected] * 3
+    assert [set(options) - set(expected) for options in given] == [set(), set(), {"logits"}]
+
+
+def test_plain_transforms_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = between_latents("gpt2")
+    targets = recipes.nodes(ours.attribute(problem, ours.METHOD, "float32").targets)
+    given = []
+    right = recipes.attribute
+    monkeypatch.setattr(recipes, "attribute", lambda problem, *options: given.append(options[:2]) or right(problem, *options))
+    way = compare.other_ways(problem, targets, Options(CPU, "adjoint-triton", "bfloat16"))[0]["torch_func"]
+    assert way.repeats
+    way.compute()
+    assert given == [("torch.func", "float32")] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cuda", "env", "says"),
+    [
+        (("tpu", "adjoint", "float32"), True, "1", r"'tpu'; expected cpu or cuda\."),
+        (("cuda", "adjoint", "float32"), False, "1", r"there is no CUDA device here"),
+        (("cpu", "torch.func", "float32"), False, "1", r"'torch\.func'; expected adjoint or adjoint-triton\."),
+        (("cpu", "adjoint", "float64"), False, "1", r"'float64'; expected float32, tf32 or bfloat16\."),
+        (("cpu", "adjoint", "tf32"), True, "1", r"tf32 is how CUDA multiplies.* expected float32 or bfloat16"),
+        (("cpu", "adjoint-triton", "float32"), False, "0", r"needs CUDA, and there is none here"),
+        (("cpu", "adjoint-triton", "float32"), True, "0", r"'adjoint-triton' on cpu; set TRITON_INTERPRET=1"),
+        (("cuda", "adjoint-triton", "float32"), True, "1", r"'adjoint-triton' on cuda; unset TRITON_INTERPRET"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str, str], cuda: bool, env: str, says: str
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", env)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    with pytest.raises(run.typer.BadParameter, match=says):
+        run.prepared(*arguments)
+
+
+def test_what_can_be_measured_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for env, device in (("1", "cpu"), ("0", "cuda")):
+        monkeypatch.setenv("TRITON_INTERPRET", env)
+        assert run.prepared(device, "adjoint-triton", "bfloat16") == Options(torch.device(device), "adjoint-triton", "bfloat16")
+    assert run.prepared("cuda", "adjoint", "tf32").dtype == "tf32"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--method", "torch.func"), ("--dtype", "half"), ("--device", "tpu")])
+def test_a_bad_value_is_an_error_of_usage(tiny_run: Callable[..., tuple[Any, dict[str, Any]]], option: str, value: str) -> None:
+    result, found = tiny_run(option, value)
+    assert (result.exit_code, found) == (2, {})
+    assert f"'{value}'; expected" in result.output
+    assert option in result.output
+
+
+def test_what_another_case_times_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
+    names = ("autograd_batched", "torch_func")
+    case = Case("tiny", "the same elsewhere", lambda: between_latents("gpt2"), elsewhere=dict.fromkeys(names, "other"))
+    found = compare.run_case(case, Options(CPU, rounds=1, slow_rounds=1, enough_s=0.0))
+    assert found["checked"] is True
+    assert found["skipped"] == dict.fromkeys(names, "timed in other")
+    assert set(found["alternatives"]) == {"attrib", "notebook_chunked", "notebook_as_written"}
+    assert found["ratio_vs_notebook"] > 0
+    assert (found["torch_func_cpu_s"], found["autograd_batched_cpu_s"]) == (None, None)
+    assert run.cells(found).count("skipped") == 2
+
+
 def test_quick_and_named_cases(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
     assert list(tiny_run("--quick")[1]) == ["latent-latent", "latent-logit"]
     assert list(tiny_run("--case", "token-latent")[1]) == ["token-latent"]
@@ -241,6 +365,19 @@ def test_a_broken_value_stops_the_figures(
     assert "alternatives" not in figures
 
 
+def test_a_distance_that_is_no_number_is_written_as_null(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Callable[..., tuple[Any, dict[str, Any]]]
+) -> None:
+    right = recipes.one_hot
+    monkeypatch.setattr(recipes, "one_hot", lambda rows, value: right(rows, value) * torch.nan)
+    result, found = tiny_run("--case", "latent-latent")
+    assert result.exit_code == 1
+    figures = found["latent-latent"]
+    assert figures["errors"]["attrib / notebook_chunked"] is None
+    assert figures["errors"]["attrib / torch_func"] < 1e-5
+    assert any("attrib / notebook_chunked: inf apart" in fault for fault in figures["faults"])
+
+
 def test_a_broken_alternative_stops_the_figures(
     monkeypatch: pytest.MonkeyPatch, tiny_run: Callable[..., tuple[Any, dict[str, Any]]]
 ) -> None:
@@ -260,7 +397,7 @@ def test_a_call_that_attrib_refuses_has_no_figures(monkeypatch: pytest.MonkeyPat
 
 def test_the_recipe_as_written_is_left_out_where_it_does_not_fit() -> None:
     problem = between_latents("gpt2")
-    targets = recipes.nodes(ours.attribute(problem, ours.METHOD).targets)
+    targets = recipes.nodes(ours.attribute(problem, ours.METHOD, "float32").targets)
     needs = len(targets) * recipes.row_bytes(problem)
     fits = compare.other_ways(problem, targets, Options(CPU, as_written_limit=needs))
     assert "notebook_as_written" in fits[0]
@@ -270,13 +407,41 @@ def test_the_recipe_as_written_is_left_out_where_it_does_not_fit() -> None:
     assert f"for {len(targets)} targets at once; the limit is" in skipped["notebook_as_written"]
 
 
+# -------------------------------------------------------------------------------------------- output
+
+
 def test_figures_are_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "figures.json"
-    run.write(path, {"a": {"cpu_s": 1.0}})
-    with pytest.raises(TypeError):
-        run.write(path, {"a": {"cpu_s": torch.ones(1)}})
+    output.write(path, {"a": {"cpu_s": 1.0}})
+    for bad in (torch.ones(1), float("nan"), float("inf")):
+        with pytest.raises((TypeError, ValueError)):
+            output.write(path, {"a": {"cpu_s": bad}})
     assert json.loads(path.read_text()) == {"a": {"cpu_s": 1.0}}
+    output.write(path, {"b": {"cpu_s": 2.0}})
+    assert json.loads(path.read_text()) == {"b": {"cpu_s": 2.0}}
     assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_numbers_of_a_table() -> None:
+    assert (output.number(1.234), output.number(1.234, ".0f"), output.number(0.0)) == ("1.23", "1", "0.00")
+    assert (output.number(None), output.number(None, ".1f", "not measured")) == ("-", "not measured")
+
+
+def test_what_the_benches_share_needs_neither_torch_nor_attrib() -> None:
+    """measure.py serves the kernels' bench, which runs without attrib."""
+    program = "import sys, bench.output; print(sorted({'torch', 'attrib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    read = ast.walk(ast.parse((ROOT / "bench" / "measure.py").read_text()))
+    imported = {name for node in read for name in imports_of(node)}
+    assert "torch" in imported
+    assert not {"attrib", "bench"} & imported
+
+
+def imports_of(node: ast.AST) -> list[str]:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return [name.partition(".")[0] for name in names + [node.module or "" for node in [node] if isinstance(node, ast.ImportFrom)]]
 
 
 # ------------------------------------------------------------------------------------ samples and scaling
@@ -313,11 +478,40 @@ def test_the_ways_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     names = ("attrib", "notebook_chunked", "torch_func")
     ways = {name: Way(torch.arange(1), 1, lambda: None, lambda _, name=name: order.append(name), lambda a, b: b) for name in names}
-    monkeypatch.setattr(measure, "PRODUCTS", ((4, 4, 4),))
-    times, rate = compare.take_turns(ways, Options(CPU, rounds=3, slow_rounds=2, other_rounds=1, enough_s=0.0))
-    assert order == ["attrib", "notebook_chunked", "torch_func", "attrib", "notebook_chunked", "attrib"]
-    assert set(times) == set(names)
-    assert rate > 0
+    product = Product(order)
+    options = Options(CPU, rounds=3, slow_rounds=2, other_rounds=1, enough_s=0.0, other_enough_s=0.0)
+    assert set(compare.take_turns(ways, product, options)) == set(names)
+    turns = ["attrib", "notebook_chunked", "torch_func", "attrib", "notebook_chunked", "attrib"]
+    assert order == [name for turn in turns for name in ("product", turn)]
+
+
+def test_short_runs_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """attrib and the notebook, which the ratio is made of, for longer than the others."""
+    order: list[str] = []
+    names = ("attrib", "notebook_chunked", "torch_func")
+    ways = {name: Way(torch.arange(1), 1, lambda: None, lambda _: None, lambda a, b: b) for name in names}
+
+    def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, Time]:
+        return call(), Time(0.5, 0.5)
+
+    def time_of(way: Way, device: torch.device) -> Time:
+        order.append(next(name for name in names if ways[name] is way))
+        return Time(1.0, 1.0)
+
+    monkeypatch.setattr(compare, "timed", timed)
+    monkeypatch.setattr(compare, "time_of", time_of)
+    compare.take_turns(ways, Product([]), Options(CPU, rounds=1, slow_rounds=1, other_rounds=1, enough_s=1.9, other_enough_s=0.9))
+    assert [order.count(name) for name in names] == [4, 4, 2]
+
+
+class Product(measure.ProductRate):
+    """Takes note of its turns."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+
+    def sample(self) -> None:
+        self.order.append("product")
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -334,7 +528,61 @@ def test_peak_and_flops_of_known_work() -> None:
     result, used = measure.peak(work, CPU)
     assert torch.equal(result, torch.full((50, 50), 40.0))
     assert used == 1_000_000
-    assert measure.flops(work) == 2 * 50 * 40 * 50
+    counted, flops = measure.flops(work)
+    assert torch.equal(counted, result)
+    assert flops == 2 * 50 * 40 * 50
+    # as compare does it: counting does not show in the peak
+    (_, flops), used = measure.peak(lambda: measure.flops(work), CPU)
+    assert (flops, used) == (2 * 50 * 40 * 50, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "operands", "tf32"), [("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)]
+)
+def test_the_rate_is_of_products_as_the_sweep_makes_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, operands: torch.dtype, tf32: bool
+) -> None:
+    made: list[measure.ProductRate] = []
+    seen: list[tuple[torch.dtype, bool]] = []
+    matmul = torch.backends.cuda.matmul
+
+    class Spied(Tensor):
+        def __matmul__(self, other: Tensor) -> Tensor:
+            seen.append((other.dtype, matmul.allow_tf32))
+            return torch.zeros(1)
+
+    def rate(*arguments: Any) -> measure.ProductRate:
+        made.append(measure.ProductRate(*arguments))
+        made[0].pairs = [(a.as_subclass(Spied), b) for a, b in made[0].pairs]
+        return made[0]
+
+    monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8), (4, 8, 4)))
+    monkeypatch.setattr(compare, "ProductRate", rate)
+    options = Options(CPU, dtype=dtype, rounds=1, slow_rounds=1, enough_s=0.0, other_enough_s=0.0)
+    found = compare.run_case(Case("tiny", "", lambda: between_latents("gpt2")), options)
+    assert (found["checked"], found["dtype"]) == (True, dtype)
+    assert len(seen) == 2 * len(found["alternatives"])
+    assert set(seen) == {(operands, tf32)}
+    assert matmul.allow_tf32 is False
+    assert found["rate_gflops"] == made[0].rate / 1e9
+
+
+def test_a_rate_is_the_best_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PRODUCTS", ((2, 3, 4), (5, 5, 5)))
+    product, entered = measure.ProductRate(CPU), []
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    seconds = iter([1.0, 1.0, 4.0, 5.0, 2.0, 2.0])
+    monkeypatch.setattr(measure, "timed", lambda run, device: (run(), Time(0.0, next(seconds))))
+    product.calls, product.within = 3, within  # as on a GPU, where a single product's time would hold its launch
+    for _ in range(3):
+        product.sample()
+    assert product.rate == max(3 * 48 / 2, 3 * 250 / 2)
+    assert len(entered) == 6
 
 
 def test_medians_and_sums_of_times() -> None:
@@ -362,17 +610,21 @@ def test_the_plan_is_set_beside_what_is_counted(monkeypatch: pytest.MonkeyPatch)
     options = Options(CPU, rounds=1, slow_rounds=1, enough_s=0.0)
     monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
     monkeypatch.delattr(attrib, "plan", raising=False)
-    assert ours.read_plan(problem) is None
+    assert ours.read_plan(problem, "float32") is None
     found = compare.run_case(Case("tiny", "without a plan", lambda: problem), options)
     assert found["flops_over_floor"] is None
     flops = found["flops"]
     planned = SimpleNamespace(flops=2 * flops, floor=flops / 4, peak=1000, direction="reverse", bands=3)
-    monkeypatch.setattr(attrib, "plan", lambda *arguments, **options: planned, raising=False)
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(attrib, "plan", lambda *arguments, **options: given.append(options) or planned, raising=False)
     found = compare.run_case(Case("tiny", "with a plan", lambda: problem), options)
     assert found["flops_over_floor"] == 4
     assert found["flops_over_plan"] == 0.5
     assert found["direction"] == "reverse"
     assert found["peak_over_plan"] == pytest.approx(found["peak_mb"] * 1e3)
+    ours.read_plan(replace(problem, policy=LINEAR, budget=999), "bfloat16")
+    exact = {"policy": EXACT, "budget": problem.budget, "dtype": "float32"}
+    assert given == [exact, {"policy": LINEAR, "budget": 999, "dtype": "bfloat16"}]
 
 
 # ------------------------------------------------------------------------------------------- the cases
@@ -403,6 +655,16 @@ def test_quick_holds_every_case_of_the_goals() -> None:
     assert {name for goal in goals.GOALS for name in goal.cases} == quick
 
 
+def test_what_is_left_out_is_timed_in_the_same_run() -> None:
+    known = cases.all_cases()
+    assert set(known["gpt2-0-3-exact-tight"].elsewhere) == {"autograd_batched", "torch_func"}
+    for case in known.values():
+        for name, other in case.elsewhere.items():
+            assert name not in known[other].elsewhere
+            assert known[other].quick >= case.quick
+            assert case.axis is None  # the figures of a scaling draw every way
+
+
 def test_scalings_have_an_axis_and_their_size_in_it() -> None:
     scalings = [case for case in cases.all_cases().values() if case.axis]
     assert {case.axis for case in scalings} == {"targets", "positions", "layers", "d_sae"}
@@ -430,6 +692,7 @@ def way_of(seconds: float) -> dict[str, Any]:
 def measured(size: int) -> dict[str, Any]:
     ways = {"attrib": way_of(1.0), "torch_func": way_of(2.0), "notebook_chunked": way_of(10.0)}
     facts = {"axis": "positions", "size": size, "checked": True, "device": "2-core CPU", "flops": 1e9, "rate_gflops": 100.0}
+    facts |= {"method": "adjoint", "dtype": "tf32"}
     return facts | {"alternatives": ways}
 
 
@@ -437,7 +700,7 @@ def measured(size: int) -> dict[str, Any]:
 def test_a_scaling_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: bool) -> None:
     def write_image(self: Any, path: Path, **options: Any) -> None:
         if not works:
-            raise ValueError("kaleido is not here\nmore")
+            raise ValueError("\n\nkaleido [or its browser] is not here,\nmore")
         path.write_bytes(b"png")
 
     monkeypatch.setattr(plots.go.Figure, "write_image", write_image)
@@ -450,5 +713,8 @@ def test_a_scaling_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wor
     assert "scaled from a sample of rows" in html
     assert "[8,16]" in html.replace(" ", "")
     assert (tmp_path / "out" / "scaling-positions.png").exists() == works
-    assert ("kaleido is not here" in done.output) == (not works)
+    assert "attrib (adjoint, tf32)" in html
+    said = done.output.splitlines()[1:]
+    assert len(said) == (0 if works else 1)
+    assert works or said[0].startswith("No PNG: kaleido [or its browser] is not here. It needs kaleido and a browser")
     assert list((tmp_path / "out").glob("*.html")) == [tmp_path / "out" / "scaling-positions.html"]

@@ -27,7 +27,7 @@ from attrib_kernels.mlp_pointwise import triton as mlp_kernel
 from attrib_kernels.sparse_decode import rule as decode_rule
 
 with install_import_hook("bench", "beartype.beartype"):
-    from bench import kernel_cases, kernels
+    from bench import kernel_cases, kernel_ways, kernels
     from bench.kernel_cases import Attention, Case, Compact, CompactProduct, Pointwise, Sparse
     from bench.kernels import Bench
     from bench.measure import Time
@@ -60,7 +60,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     def compiled(case: Case, tensors: Any) -> Any:
         raise RuntimeError("no compiler here\nand more of it")
 
-    monkeypatch.setattr(kernels, "compiled", compiled)
+    monkeypatch.setattr(kernel_ways, "compiled", compiled)
 
     def run(*arguments: str) -> tuple[Any, dict[str, Any]]:
         path = tmp_path / "figures.json"
@@ -154,18 +154,8 @@ app(["--device", "cpu", "--case", "mlp-tangent-plain-float32", "--json", sys.arg
     (figures,) = json.loads(path.read_text()).values()
     if "torch.compile" not in figures["failed"]:
         assert figures["seconds"]["torch.compile"] > 0
-        assert figures["errors"]["torch.compile"] < kernels.BOUNDS[F32]
+        assert figures["errors"]["torch.compile"] < kernel_ways.BOUNDS[F32]
         assert figures["compiled_graphs"] == 1
-
-
-def test_figures_are_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "figures.json"
-    kernels.write(path, {"a": {"x": 1.0}})
-    for bad in (torch.ones(1), float("nan")):
-        with pytest.raises((TypeError, ValueError)):
-            kernels.write(path, {"a": {"x": bad}})
-    assert json.loads(path.read_text()) == {"a": {"x": 1.0}}
-    assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
 
 
 # ------------------------------------------------------------------------------------------------ values
@@ -173,8 +163,8 @@ def test_figures_are_replaced_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_operation_is_checked_at_any_size(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    monkeypatch.setattr(kernels, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
-    checked = kernels.check(case, ONCE)
+    monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
+    checked = kernel_ways.check(case, CPU, graphs=False)
     assert checked.faults == []
     assert set(checked.errors) == {"torch", "torch.compile", "triton"}
     if case.dtype == F32:
@@ -209,7 +199,7 @@ def failing(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_what_is_wrong_with_a_kernel_is_said(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Callable[..., Tensor]], fault: str
 ) -> None:
-    monkeypatch.setattr(kernels, "compiled", failing(lambda: torch.ones(1)))
+    monkeypatch.setattr(kernel_ways, "compiled", failing(lambda: torch.ones(1)))
     monkeypatch.setattr(mlp_kernel, "tangent", broken(mlp_kernel.tangent))
     found = kernels.run_case(MLP, ONCE)
     assert found["checked"] is False
@@ -218,8 +208,8 @@ def test_what_is_wrong_with_a_kernel_is_said(
 
 
 def test_a_wrong_torch_compile_stops_the_figures_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "compiled", lambda case, tensors: lambda: 1.1 * case.function("reference")(*tensors))
-    assert kernels.check(MLP, ONCE).faults == ["torch.compile: result is 1.0e-01 from float64; the bound is 5e-06"]
+    monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: 1.1 * case.function("reference")(*tensors))
+    assert kernel_ways.check(MLP, CPU, graphs=False).faults == ["torch.compile: result is 1.0e-01 from float64; the bound is 5e-06"]
 
 
 def test_a_reference_that_fails_is_a_fault() -> None:
@@ -242,7 +232,7 @@ def test_a_reference_that_fails_is_a_fault() -> None:
     ],
 )
 def test_distances(got: Tensor, want: Tensor, error: float) -> None:
-    assert kernels.apart(got, want, F32) == pytest.approx(error)
+    assert kernel_ways.apart(got, want, F32) == pytest.approx(error)
 
 
 # --------------------------------------------------------------------------------------------- the cases
@@ -287,7 +277,7 @@ def test_a_rule_keeps_some_entries_and_not_others(rule: Any) -> None:
 def test_least_bytes_are_those_of_the_readmes() -> None:
     def least(case: Case) -> int:
         tensors = case.tensors(CPU)
-        return case.least_bytes(tensors, kernels.named(case.function("reference")(*tensors)))
+        return case.least_bytes(tensors, kernel_ways.named(case.function("reference")(*tensors)))
 
     adjoint, mlp, decode = CASES["adjoint"], CASES["mlp"], CASES["decode"]
     assert isinstance(adjoint, Attention)
@@ -307,8 +297,8 @@ def test_least_bytes_are_those_of_the_readmes() -> None:
 def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds by way and round, as a GPU would give them; the kernel's calls are counted in one timing."""
     rounds = {"torch": [9.0, 3.0, 6.0], "torch.compile": [4.0, 4.0, 4.0], "triton": [1.0, 2.0, 5.0], "cuda_graph": [1.0, 1.0, 1.0]}
-    monkeypatch.setattr(kernels, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
-    monkeypatch.setattr(kernels, "captured", lambda run: run)
+    monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
+    monkeypatch.setattr(kernel_ways, "captured", lambda run: run)
     monkeypatch.setattr(kernels, "take_turns", lambda ways, bench: {name: [Time(0.0, 0.0, gpu=s) for s in rounds[name]] for name in ways})
     found = kernels.run_case(DECODE, Bench(CPU, times_kernels=True, copy_rate=1000.0))
     assert found["checked"] is True
@@ -324,9 +314,8 @@ def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_call_that_waits_for_the_host_is_not_captured() -> None:
-    bench = Bench(CPU, times_kernels=True)
     for case in CASES.values():
-        captured = "cuda_graph" in kernels.makers(case, case.tensors(CPU), bench)
+        captured = "cuda_graph" in kernel_ways.makers(case, case.tensors(CPU), graphs=True)
         assert captured == (not isinstance(case, Compact | CompactProduct)), case.what
 
 
@@ -349,7 +338,7 @@ def test_what_was_not_compiled_is_not_timed_as_torch_compile(monkeypatch: pytest
     made = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: made.append("reset"))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: made.append(dynamic) or function)
-    found = kernels.check(MLP, ONCE)
+    found = kernel_ways.check(MLP, CPU, graphs=False)
     assert made == ["reset", False]
     assert found.failed == {"torch.compile": "RuntimeError: torch.compile made no graph of the reference"}
     assert (found.faults, found.compiled_graphs) == ([], 0)
@@ -426,7 +415,7 @@ def test_a_graph_is_captured_after_a_warm_up_and_its_results_come_from_its_repla
     monkeypatch.setattr(torch.cuda, "stream", lambda side: entered("stream", "side"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: entered("capturing", True))
-    replay = kernels.captured(run)
+    replay = kernel_ways.captured(run)
     assert calls == ["wait", "on side", "on side", "on side", "wait", "captured"]
     assert result.isnan().all()
     assert torch.equal(replay(), torch.arange(3.0))
