@@ -153,7 +153,7 @@ def read_logits(
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
         position, latent = at.repeat_interleave(counts), torch.cat(ids)
-        columns, offsets = model.params.W_U.T.index_select(0, latent), model.params.b_U.index_select(0, latent)
+        columns, offsets = model.params.W_U.index_select(1, latent).T.contiguous(), model.params.b_U.index_select(0, latent)
         labels = token_strings(model, latent)
         probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
 
