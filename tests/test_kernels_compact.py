@@ -13,7 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import pytest
 import torch
 from attrib_kernels.compact import Compacted, compact, compact_product
-from attrib_kernels.compact.rules import check_impl, check_rule, check_tile
+from attrib_kernels.compact.rules import check_rule, check_tile
+from attrib_kernels.impl import check_impl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

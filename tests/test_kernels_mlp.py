@@ -315,7 +315,7 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "triton", None)  # an import of it fails
     monkeypatch.delitem(sys.modules, "attrib_kernels.mlp_pointwise.triton", raising=False)
     monkeypatch.delattr(package, "triton", raising=False)
-    with pytest.raises(ImportError, match=r'needs the triton package\. Install attrib\[gpu\], or use impl="reference"'):
+    with pytest.raises(ImportError, match=r"needs the triton package\. Install attrib\[gpu\], or use impl='reference'"):
         mlp_pointwise(torch.zeros(1, 1, 1), torch.zeros(1, 1), None, "relu", impl="triton")
 
 

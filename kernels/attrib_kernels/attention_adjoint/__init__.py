@@ -8,7 +8,8 @@ from typing import Literal, overload
 
 from attrib_kernels.attention_adjoint.arguments import check_arguments
 from attrib_kernels.attention_adjoint.reference import AttentionCotangents, FrozenCotangents, Keys, Pattern, Queries, Rows
-from attrib_kernels.attention_adjoint.rule import Implementation, pull, push
+from attrib_kernels.attention_adjoint.rule import pull, push
+from attrib_kernels.impl import Impl
 
 __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "attention_tangent", "check_arguments"]
 
@@ -16,17 +17,17 @@ __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "atte
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Implementation, frozen: Literal[False] = False,
+    *, impl: Impl, frozen: Literal[False] = False,
 ) -> AttentionCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Implementation, frozen: Literal[True],
+    *, impl: Impl, frozen: Literal[True],
 ) -> FrozenCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Implementation, frozen: bool,
+    *, impl: Impl, frozen: bool,
 ) -> AttentionCotangents | FrozenCotangents: ...  # fmt: skip
 def attention_adjoint(
     cotangent: Rows,
@@ -37,7 +38,7 @@ def attention_adjoint(
     z: Queries,
     scale: float,
     *,
-    impl: Implementation,
+    impl: Impl,
     frozen: bool = False,
 ) -> AttentionCotangents | FrozenCotangents:
     """Cotangents of queries, keys and values from cotangents of z.
@@ -72,7 +73,7 @@ def attention_tangent(
     z: Queries,
     scale: float,
     *,
-    impl: Implementation,
+    impl: Impl,
 ) -> Rows:
     """The tangent of z from tangents of queries, keys and values: the transpose of `attention_adjoint`.
 

@@ -10,15 +10,18 @@ the primal (pattern, q, k, v, z as independent variables) are those of the plain
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attrib_kernels.attention_adjoint import reference
 from attrib_kernels.attention_adjoint.reference import AttentionCotangents, FrozenCotangents, Keys, Pattern, Queries, Rows
+from attrib_kernels.batching import fold, unfold
+from attrib_kernels.impl import Impl, module_of
 
-Implementation = Literal["reference", "triton"]
+PACKAGE = "attrib_kernels.attention_adjoint"
+
 Cotangents = AttentionCotangents | FrozenCotangents
 
 
@@ -27,10 +30,10 @@ class AttentionAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, frozen: bool, impl: Implementation
+        cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, frozen: bool, impl: Impl
     ) -> tuple[Tensor, ...]:
         """Run the chosen implementation."""
-        return _flat(_module(impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen))
+        return _flat(module_of(PACKAGE, impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -57,11 +60,11 @@ class AttentionAdjoint(torch.autograd.Function):
         """One call with more rows, or with more heads where the primal has the batch dimension."""
         (cotangent, *primal), options, size = inputs[:6], inputs[6:], info.batch_size
         if all(dim is None for dim in in_dims[1:6]):
-            out = pull(_fold(cotangent, in_dims[0], 1, size), *primal, *options)
-            return tuple(_unfold(part, 1, size) for part in out), (1,) * len(out)
-        folded = [_fold(x, dim, 0, size) for x, dim in zip(primal, in_dims[1:6], strict=True)]
-        out = pull(_fold(cotangent, in_dims[0], 2, size), *folded, *options)
-        return tuple(_unfold(part, 2, size) for part in out), (2,) * len(out)
+            out = pull(fold(cotangent, in_dims[0], 1, size), *primal, *options)
+            return tuple(unfold(part, 1, size) for part in out), (1,) * len(out)
+        folded = [fold(x, dim, 0, size) for x, dim in zip(primal, in_dims[1:6], strict=True)]
+        out = pull(fold(cotangent, in_dims[0], 2, size), *folded, *options)
+        return tuple(unfold(part, 2, size) for part in out), (2,) * len(out)
 
 
 class AttentionTangent(torch.autograd.Function):
@@ -70,10 +73,10 @@ class AttentionTangent(torch.autograd.Function):
     @staticmethod
     def forward(
         q_dot: Tensor | None, k_dot: Tensor | None, v_dot: Tensor,
-        pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Implementation,
+        pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Impl,
     ) -> Rows:  # fmt: skip
         """Run the chosen implementation."""
-        return _module(impl).tangent(_named(q_dot, k_dot, v_dot), pattern, q, k, v, z, scale)
+        return module_of(PACKAGE, impl).tangent(_named(q_dot, k_dot, v_dot), pattern, q, k, v, z, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -101,10 +104,10 @@ class AttentionTangent(torch.autograd.Function):
         """One call with more rows, or with more heads where the primal has the batch dimension."""
         tangents, primal, options, size = inputs[:3], inputs[3:8], inputs[8:], info.batch_size
         to = 1 if all(dim is None for dim in in_dims[3:8]) else 2
-        carried = [None if x is None else _fold(x, dim, to, size) for x, dim in zip(tangents, in_dims[:3], strict=True)]
+        carried = [None if x is None else fold(x, dim, to, size) for x, dim in zip(tangents, in_dims[:3], strict=True)]
         if to == 2:
-            primal = tuple(_fold(x, dim, 0, size) for x, dim in zip(primal, in_dims[3:8], strict=True))
-        return _unfold(push(*carried, *primal, *options), to, size), to
+            primal = tuple(fold(x, dim, 0, size) for x, dim in zip(primal, in_dims[3:8], strict=True))
+        return unfold(push(*carried, *primal, *options), to, size), to
 
 
 def pull(*inputs: Any) -> tuple[Tensor, ...]:
@@ -115,30 +118,6 @@ def pull(*inputs: Any) -> tuple[Tensor, ...]:
 def push(*inputs: Any) -> Tensor:
     """`AttentionTangent.apply`, with a type."""
     return AttentionTangent.apply(*inputs)  # type: ignore[no-untyped-call]
-
-
-def _module(impl: Implementation) -> Any:
-    """The module that computes; triton is imported here and nowhere earlier."""
-    if impl == "reference":
-        return reference
-    if impl != "triton":
-        raise ValueError(f'impl: {impl!r} came; expected "reference" or "triton".')
-    try:
-        from attrib_kernels.attention_adjoint import triton
-    except ImportError as error:
-        raise ImportError('impl: "triton" needs the triton package. Install attrib[gpu], or use impl="reference".') from error
-    return triton
-
-
-def _fold(x: Tensor, dim: int | None, to: int, size: int) -> Tensor:
-    """A batch dimension put before dimension `to` and merged with it; what has none is repeated."""
-    batched = x.unsqueeze(to).expand(*x.shape[:to], size, *x.shape[to:]) if dim is None else x.movedim(dim, to)
-    return batched.flatten(to, to + 1)
-
-
-def _unfold(x: Tensor, at: int, size: int) -> Tensor:
-    """The inverse of `_fold`; the batch dimension is at `at`."""
-    return x.unflatten(at, (size, x.shape[at] // size))
 
 
 def _of_primal(

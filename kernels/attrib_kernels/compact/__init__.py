@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib_kernels.compact.reference import compact_product_reference, compact_reference
-from attrib_kernels.compact.rules import Compacted, Impl, Rule, check_impl, check_rule, check_tile
+from attrib_kernels.compact.rules import Compacted, Rule, check_rule, check_tile
+from attrib_kernels.impl import Impl, check_impl
 
 __all__ = ["Compacted", "Impl", "Rule", "compact", "compact_product"]
 

@@ -18,9 +18,9 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_kernels.compact.lowering import accumulator, check_device, rounded
 from attrib_kernels.compact.rules import Compacted, Rule
 from attrib_kernels.compact.triton import bound_of, nothing, offsets_of
+from attrib_kernels.lowering import accumulator, check_device, rounded
 
 BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_WIDTH = 32, 64, 32
 """A block of 2048 sums is 16 registers for each thread of 4 warps in float32; operands are 12 KiB a step."""

@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Rule = Literal["dense", "topk", "threshold", "mass"]
-Impl = Literal["reference", "triton"]
 
 
 class Compacted(NamedTuple):
@@ -42,12 +41,6 @@ class Cut(NamedTuple):
 
     value: Float[Tensor, " rows"]
     ties: Int[Tensor, " rows"]
-
-
-def check_impl(impl: str) -> None:
-    """Raises ValueError for an unknown implementation."""
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl: {impl!r}; expected 'reference' or 'triton'.")
 
 
 def check_rule(rule: str, amount: float | int) -> None:

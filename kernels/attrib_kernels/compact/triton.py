@@ -18,8 +18,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_kernels.compact.lowering import accumulator, check_device, rounded
 from attrib_kernels.compact.rules import Compacted, Cut, Rule, cut
+from attrib_kernels.lowering import accumulator, check_device, rounded
 
 BLOCK = 1024
 """Columns read at once: 8 for each thread of 4 warps."""

@@ -6,14 +6,15 @@ its transpose and pushes tangents forward; `slopes` are the factors. README.md h
 
 from torch import Tensor
 
+from attrib_kernels.impl import Impl
 from attrib_kernels.mlp_pointwise.reference import ACTIVATIONS, Activation, Hidden, HiddenRows, Rows
 from attrib_kernels.mlp_pointwise.reference import slopes as _slopes
-from attrib_kernels.mlp_pointwise.rule import Implementation, pull, push
+from attrib_kernels.mlp_pointwise.rule import pull, push
 
 __all__ = ["ACTIVATIONS", "Activation", "check_arguments", "mlp_pointwise", "mlp_pointwise_tangent", "slopes"]
 
 
-def mlp_pointwise(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, *, impl: Implementation) -> HiddenRows:
+def mlp_pointwise(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, *, impl: Impl) -> HiddenRows:
     """Cotangents of an MLP's pre-activations from cotangents `g` of its middle, act(pre) or act(gate_pre) * pre.
 
     Args:
@@ -34,7 +35,7 @@ def mlp_pointwise(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Act
     return pull(g, pre, gate_pre, activation, impl)
 
 
-def mlp_pointwise_tangent(x_dot: HiddenRows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, *, impl: Implementation) -> Rows:
+def mlp_pointwise_tangent(x_dot: HiddenRows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, *, impl: Impl) -> Rows:
     """Tangents of an MLP's middle from tangents of its pre-activations: the transpose of `mlp_pointwise`.
 
     Args:

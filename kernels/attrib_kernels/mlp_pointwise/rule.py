@@ -6,24 +6,26 @@ plain reference.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attrib_kernels.batching import fold, unfold
+from attrib_kernels.impl import Impl, module_of
 from attrib_kernels.mlp_pointwise import reference
 from attrib_kernels.mlp_pointwise.reference import Activation, Hidden, HiddenRows, Rows
 
-Implementation = Literal["reference", "triton"]
+PACKAGE = "attrib_kernels.mlp_pointwise"
 
 
 class Pointwise(torch.autograd.Function):
     """`apply(g, pre, gate_pre, activation, impl)`."""
 
     @staticmethod
-    def forward(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, impl: Implementation) -> HiddenRows:
+    def forward(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, impl: Impl) -> HiddenRows:
         """Run the chosen implementation."""
-        return _module(impl).pointwise(g, pre, gate_pre, activation)
+        return module_of(PACKAGE, impl).pointwise(g, pre, gate_pre, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -46,9 +48,9 @@ class PointwiseTangent(torch.autograd.Function):
     """`apply(x_dot, pre, gate_pre, activation, impl)`."""
 
     @staticmethod
-    def forward(x_dot: HiddenRows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, impl: Implementation) -> Rows:
+    def forward(x_dot: HiddenRows, pre: Hidden, gate_pre: Hidden | None, activation: Activation, impl: Impl) -> Rows:
         """Run the chosen implementation."""
-        return _module(impl).tangent(x_dot, pre, gate_pre, activation)
+        return module_of(PACKAGE, impl).tangent(x_dot, pre, gate_pre, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,27 +95,8 @@ def _backward(ctx: Any, cotangent: Tensor, transpose: Callable[..., Tensor], pla
 def _batched(apply: Callable[..., Tensor], size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> tuple[Tensor, int]:
     carried, pre, gate_pre, *options = inputs
     if in_dims[1] is None and in_dims[2] is None:
-        out, to = apply(_fold(carried, in_dims[0], 1, size), pre, gate_pre, *options), 1
+        out, to = apply(fold(carried, in_dims[0], 1, size), pre, gate_pre, *options), 1
     else:
-        gate = None if gate_pre is None else _fold(gate_pre, in_dims[2], 0, size)
-        out, to = apply(_fold(carried, in_dims[0], 0, size), _fold(pre, in_dims[1], 0, size), gate, *options), 0
-    return out.unflatten(to, (size, out.shape[to] // size)), to
-
-
-def _fold(x: Tensor, dim: int | None, to: int, size: int) -> Tensor:
-    """A batch dimension put before dimension `to` and merged with it; what has none is repeated."""
-    batched = x.unsqueeze(to).expand(*x.shape[:to], size, *x.shape[to:]) if dim is None else x.movedim(dim, to)
-    return batched.flatten(to, to + 1)
-
-
-def _module(impl: Implementation) -> Any:
-    """The module that computes; triton is imported here and nowhere earlier."""
-    if impl == "reference":
-        return reference
-    if impl != "triton":
-        raise ValueError(f'impl: {impl!r} came; expected "reference" or "triton".')
-    try:
-        from attrib_kernels.mlp_pointwise import triton
-    except ImportError as error:
-        raise ImportError('impl: "triton" needs the triton package. Install attrib[gpu], or use impl="reference".') from error
-    return triton
+        gate = None if gate_pre is None else fold(gate_pre, in_dims[2], 0, size)
+        out, to = apply(fold(carried, in_dims[0], 0, size), fold(pre, in_dims[1], 0, size), gate, *options), 0
+    return unfold(out, to, size), to

@@ -9,7 +9,7 @@ with position and latent exchanged (see `rule`), so the two operations close und
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_kernels.compact.rules import Impl, check_impl
+from attrib_kernels.impl import Impl, check_impl
 from attrib_kernels.sparse_decode.reference import sparse_decode_reference
 
 __all__ = ["Impl", "sparse_decode"]

@@ -16,7 +16,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_kernels.compact.lowering import accumulator, check_device, rounded
+from attrib_kernels.lowering import accumulator, check_device, rounded
 
 BLOCK_ACTIVE, BLOCK_WIDTH, BLOCK_BATCH = 8, 128, 8
 """Products held at once: 8 · 128 for one value, 8 times that for a batch; 64 registers for each thread of 4 warps."""

@@ -9,7 +9,7 @@ by latent (see `rule` and `sparse_decode`).
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_kernels.compact.rules import Impl, check_impl
+from attrib_kernels.impl import Impl, check_impl
 from attrib_kernels.sparse_encode.reference import sparse_encode_reference
 
 __all__ = ["Impl", "sparse_encode"]

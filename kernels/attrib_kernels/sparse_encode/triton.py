@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib_kernels.compact.lowering import accumulator, check_device, rounded
+from attrib_kernels.lowering import accumulator, check_device, rounded
 
 BLOCK_PAIRS, BLOCK_WIDTH, BLOCK_BATCH = 16, 64, 4
 """Products held at once: 16 · 64 for one x, 4 times that for a batch; 32 registers for each thread of 4 warps."""
