@@ -179,8 +179,8 @@ class _Options:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if self.precision_rows is not None and self.precision_rows < 0:
-            raise InputError(f"precision_rows: {self.precision_rows}; expected 0 or more, or None.")
+        if self.precision_rows is not None and not (isinstance(self.precision_rows, int) and self.precision_rows >= 0):
+            raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
         if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."

@@ -30,7 +30,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="HDF5 file to write")] = None,
     keep: Annotated[str | None, typer.Option(help="dense, topk:K, threshold:T or mass:FRACTION")] = None,
     policy: Annotated[str | None, typer.Option(help="exact or linear")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
+    precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
+    method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N")] = None,
     budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB or 2GiB")] = None,
     position: Annotated[list[int] | None, typer.Option(help="Target position, negative from the end; may be repeated")] = None,
@@ -47,8 +49,9 @@ def run(
 
     table = {} if config is None else read_toml(config)
     given = {
-        "model": model, "prompts": prompts, "out": out, "keep": keep, "policy": policy, "dtype": dtype, "device": device,
-        "budget": budget, "positions": position or None, "error": error, "compression": compression, "overwrite": overwrite or None,
+        "model": model, "prompts": prompts, "out": out, "keep": keep, "policy": policy, "dtype": dtype, "device": device, "method": method,
+        "precision_rows": precision_rows, "budget": budget, "positions": position or None,
+        "error": error, "compression": compression, "overwrite": overwrite or None,
     }  # fmt: skip
     table |= {name: value for name, value in given.items() if value is not None}
     of_kinds = {

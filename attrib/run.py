@@ -81,7 +81,9 @@ class RunFile(BaseModel):
     attribution: list[Attribution] = Field(min_length=1)
     keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep)] = Dense()
     policy: Literal["exact", "linear"] = "exact"
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
+    precision_rows: Annotated[int, Field(ge=0)] | None = None
+    method: attribute.Method = "adjoint"
     device: str = "cpu"
     budget: ByteSize = ByteSize(DEFAULT_BUDGET)
     positions: list[int] | None = None
@@ -184,6 +186,7 @@ def execute(run: RunFile, progress: Step | None = None) -> list[Edges]:
     dictionaries = {name: load_dictionary(name) for a in run.attribution for name in (a.source, a.target) if name is not None}
     options: dict[str, Any] = {
         "policy": POLICIES[run.policy], "keep": run.keep, "dtype": run.dtype, "budget": int(run.budget), "positions": run.positions,
+        "method": run.method, "precision_rows": run.precision_rows,
     }  # fmt: skip
     for item in run.attribution:
         source, target = (dictionaries.get(name or "") for name in _used(item))

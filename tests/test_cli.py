@@ -104,6 +104,22 @@ def test_run_takes_the_same_from_toml_and_options_win(files: Path, tmp_path: Pat
     )
     ran = attrib_command("run", tmp_path / "run.toml", "--out", tmp_path / "given.h5", "--dtype", "float64")
     assert ran.status == 0, ran.err
+    reduced = attrib_command(
+        "run",
+        tmp_path / "run.toml",
+        "--out",
+        tmp_path / "reduced.h5",
+        "--dtype",
+        "bfloat16",
+        "--precision-rows",
+        "1",
+        "--method",
+        "adjoint",
+    )
+    assert reduced.status == 0, reduced.err
+    with attrib.open(tmp_path / "reduced.h5") as result:
+        call = result.edges().call
+        assert (call["dtype"], call["method"], call["precision_error"]["rows"]) == ("bfloat16", "adjoint", 1)
     assert not (tmp_path / "never.h5").exists()
     with attrib.open(tmp_path / "given.h5") as result:
         edges = result.edges()
@@ -127,6 +143,12 @@ REFUSED = {
     "senseless keep": ({"keep": "topk:0"}, ["keep", "TopK(0)", "k >= 1"]),
     "strange policy": ({"policy": "loose"}, ["policy", "exact"]),
     "strange dtype": ({"dtype": "int8"}, ["dtype", "float32"]),
+    "strange method": ({"method": "fast"}, ["method", "adjoint"]),
+    "too few rows": ({"precision-rows": "-1"}, ["precision_rows", "greater than or equal to 0"]),
+    "another precision of the reference": (
+        {"method": "torch.func", "dtype": "bfloat16"},
+        ["dtype", "bfloat16 is a precision of the adjoint"],
+    ),
     "strange device": ({"device": "abacus"}, ["device", "'abacus'", "cuda"]),
     "no target": ({"target": None}, ["latent_to_latent needs a target"]),
     "no kind": ({"kind": None}, ["kind", "missing"]),

@@ -93,7 +93,7 @@ def test_error_of_counts_what_it_says():
     [
         ({"dtype": "half"}, r"^dtype: 'half'; expected one of float32, float64, tf32, bfloat16"),
         ({"dtype": "bfloat16", "method": "torch.func"}, r"^dtype: bfloat16 is a precision of the adjoint sweep"),
-        ({"precision_rows": -1}, r"^precision_rows: -1; expected 0 or more"),
+        ({"precision_rows": -1}, r"^precision_rows: -1; expected a whole number, 0 or more"),
         ({"precision_rows": 4, "method": "torch.func"}, r"^precision_rows: it measures the adjoint sweep"),
     ],
 )
