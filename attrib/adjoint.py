@@ -83,6 +83,12 @@ def norm_pull(config: ModelConfig, norm: Norm, point: NormPoint, y: Rows, policy
     return norm_map(point, y - y.mean(-1, keepdim=True) if config.norm == "layer" else y, policy)
 
 
+def norm_push(config: ModelConfig, norm: Norm, point: NormPoint, x: Rows, policy: Policy) -> Rows:
+    """The tangent map of the whole norm."""
+    x = x - x.mean(-1, keepdim=True) if config.norm == "layer" else x.clone()
+    return norm_map(point, x, policy).mul_(norm.weight)
+
+
 # -------------------------------------------------------------------------------------- attention
 
 

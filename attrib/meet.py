@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adjoint import fold_space, mlp_fold, mlp_pull, mlp_push, mlp_weights, norm_map
+from attrib.adjoint import fold_space
 from attrib.cone import Cone
 from attrib.primal import Primal, Seeds, bounds
 from attrib.sweep import (
@@ -21,6 +21,7 @@ from attrib.sweep import (
     descend,
     fold_rows,
     into_heads,
+    layer_mlp,
     pull_attention,
     pull_seeded,
     pulled_heads,
@@ -143,9 +144,7 @@ def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds,
 
 def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
     """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP."""
-    policy = primal.policy
-    weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
-    pays, space = fold_rows(primal.model.config), None
+    mlp, pays, space = layer_mlp(primal, layer), fold_rows(primal.model.config), None
     most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):
@@ -158,18 +157,14 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
             is_up = len(tangents) < len(cotangents)
             rows = tangents if is_up else cotangents
             at = slice(first + t, first + t + 1)
-            if policy.mlp == "frozen":
+            if primal.policy.mlp == "frozen":
                 moved = rows
             elif len(rows) > pays:
-                space = space or fold_space(weights)
-                (M,) = mlp_fold(weights, point.at(at), norm.at(at), policy, space)
+                space = space or fold_space(mlp.weights)
+                M = mlp.fold(at, space)
                 moved = rows @ (M.T if is_up else M)
             else:
-                same = rows[None]
-                if is_up:
-                    moved = rows + mlp_push(weights, point.at(at), norm_map(norm.at(at), same.clone(), policy))[0]
-                else:
-                    moved = rows + norm_map(norm.at(at), mlp_pull(weights, point.at(at), same), policy)[0]
+                moved = rows + mlp.change(rows[None], at, is_up)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
             block = out[prompt][low : low + len(g_t), left : left + len(x_t)]
             if block.dtype == g_t.dtype:

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adjoint import (
+    FoldSpace,
     MLPPoint,
     MLPWeights,
     NormPoint,
@@ -40,9 +41,10 @@ from attrib.adjoint import (
     mlp_weights,
     norm_map,
     norm_pull,
+    norm_push,
 )
 from attrib.cone import Band, Cone
-from attrib.model import ModelConfig
+from attrib.model import ModelConfig, Norm
 from attrib.primal import Primal, Seeds
 from attrib.types import SITE_KINDS, Policy, Site
 
@@ -63,18 +65,44 @@ def fold_rows(config: ModelConfig) -> float:
 # ---------------------------------------------------------------------------------------- seeded
 
 
-def through_mlp_alone(
-    weights: MLPWeights, point: MLPPoint, norm: NormPoint, rows: Float[Tensor, "rows d_model"], policy: Policy, up: bool
-) -> Float[Tensor, "rows d_model"]:
-    """Rows that each have a point of their own through norm_2 and the MLP, without the residual; `up` pushes, else it pulls."""
-    return _change(weights, point, norm, rows[:, None], policy, up)[:, 0]
+class LayerMLP(NamedTuple):
+    """norm_2 and the MLP of one layer at its primal."""
+
+    config: ModelConfig
+    policy: Policy
+    weights: MLPWeights
+    gain: Norm | None
+    """norm_2's parameters where they are not folded into the weights: that costs a pass over the matrices, this one over the rows."""
+    point: MLPPoint
+    norm: NormPoint
+
+    def change(self, rows: Rows, at: slice | Tensor, up: bool) -> Rows:
+        """Rows at some positions through both, without the residual; `up` pushes tangents, else cotangents are pulled."""
+        point, norm = self.point.at(at), self.norm.at(at)
+        if up:
+            if self.gain is None:
+                return mlp_push(self.weights, point, norm_map(norm, rows.clone(), self.policy))
+            return mlp_push(self.weights, point, norm_push(self.config, self.gain, norm, rows, self.policy))
+        pulled = mlp_pull(self.weights, point, rows)
+        return norm_map(norm, pulled, self.policy) if self.gain is None else norm_pull(self.config, self.gain, norm, pulled, self.policy)
+
+    def change_alone(self, rows: Float[Tensor, "rows d_model"], token: Tensor, up: bool) -> Float[Tensor, "rows d_model"]:
+        """The same for rows that each have a position of their own."""
+        return self.change(rows[:, None], token, up)[:, 0]
+
+    def fold(self, at: slice, space: FoldSpace) -> Float[Tensor, "d_model d_model"]:
+        """The Jacobian of resid_mid → resid_post at one position; the weights are folded."""
+        assert self.gain is None
+        (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space)
+        return M
 
 
-def _change(weights: MLPWeights, point: MLPPoint, norm: NormPoint, rows: Rows, policy: Policy, up: bool) -> Rows:
-    """Rows through norm_2 and the MLP, without the residual."""
-    if up:
-        return mlp_push(weights, point, norm_map(norm, rows.clone(), policy))
-    return norm_map(norm, mlp_pull(weights, point, rows), policy)
+def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:
+    """The MLP of a layer; `fold` its norm's weight into it where many rows go through."""
+    model = primal.weights
+    gain = None if fold else model.params.blocks[layer].norm_2
+    weights = mlp_weights(model, layer, fold=fold)
+    return LayerMLP(model.config, primal.policy, weights, gain, primal.mlp(layer), primal.norm_2(layer))
 
 
 class Station(NamedTuple):
@@ -128,13 +156,9 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
             case "attn_out" | "mlp_out":
                 pass  # the base that it is added to is held
             case "resid_mid":
-                weights, point, norm = mlp_weights(model, layer), primal.mlp(layer), primal.norm_2(layer)
                 if primal.policy.mlp == "exact":
-                    moved = [
-                        through_mlp_alone(weights, point.at(at), norm.at(at), r, primal.policy, up=True)
-                        for r, at in _parts(primal, rows, token)
-                    ]
-                    rows = rows + torch.cat(moved)
+                    mlp = layer_mlp(primal, layer, fold=len(rows) >= model.config.d_mlp)
+                    rows = rows + torch.cat([mlp.change_alone(part, at, up=True) for part, at in _parts(primal, rows, token)])
                 break
             case "mlp_in":
                 weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
@@ -293,33 +317,31 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
     """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
     if primal.policy.mlp == "frozen":
         return
-    weights, point, norm = mlp_weights(primal.weights, layer), primal.mlp(layer), primal.norm_2(layer)
-    pays = fold_rows(primal.model.config)
+    config, pays = primal.model.config, fold_rows(primal.model.config)
+    folds = [[count > pays for count in cone.rows_at(prompt, length)] for prompt, length in enumerate(primal.lengths)]
+    mlp = layer_mlp(primal, layer, fold=cone.cells >= config.d_mlp or any(map(any, folds)))
     rest: list[tuple[Band, int, int]] = []
     space = None
-    for prompt, length in enumerate(primal.lengths):
-        folds = [count > pays for count in cone.rows_at(prompt, length)]
+    for prompt, of_prompt in enumerate(folds):
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
-        for t in (t for t, folded in enumerate(folds) if folded):
-            at = slice(first + t, first + t + 1)
-            space = space or fold_space(weights)
-            (M,) = mlp_fold(weights, point.at(at), norm.at(at), primal.policy, space)
+        for t in (t for t, folded in enumerate(of_prompt) if folded):
+            space = space or fold_space(mlp.weights)
+            M = mlp.fold(slice(first + t, first + t + 1), space)
             here = [band.of(rows)[t - band.begin] for band in bands if band.begin <= t < band.end]
             _put(here, torch.cat(here) @ (M.T if up else M))
-        rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(folds[band.begin : band.end])]
+        rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
     del space
     for pieces in _pieces(rest, primal.pieces.mlp):
         views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
         firsts = [primal.first(band.prompt) for band, _, _ in pieces]
         if len(views) == 1:  # one stretch of positions shares its points among all its rows
             ((_, lo, hi),), (first,) = pieces, firsts
-            at = slice(first + lo, first + hi)
-            views[0] += _change(weights, point.at(at), norm.at(at), views[0], primal.policy, up)
+            views[0] += mlp.change(views[0], slice(first + lo, first + hi), up)
             continue
         token = torch.cat([_tokens(first, *piece, device=rows.device) for first, piece in zip(firsts, pieces, strict=True)])
         flat = [view.flatten(0, 1) for view in views]
         together = torch.cat(flat)
-        _put(flat, together + through_mlp_alone(weights, point.at(token), norm.at(token), together, primal.policy, up))
+        _put(flat, together + mlp.change_alone(together, token, up))
 
 
 def _put(views: Sequence[Tensor], rows: Flat) -> None:

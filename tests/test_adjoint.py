@@ -27,6 +27,7 @@ from attrib.adjoint import (
     norm_map,
     norm_point,
     norm_pull,
+    norm_push,
     turn,
 )
 from attrib.model import Model, attend, mlp, normalise, rotate
@@ -102,6 +103,7 @@ def test_norms(name: str, dtype: torch.dtype, norm: str):
     function = partial(normalise, config, parameters, policy=policy)
     before = g.clone()
     assert_close(norm_pull(config, parameters, point, g, policy), pulled(function, x, g), COMPONENT, "norm_pull")
+    assert_close(norm_push(config, parameters, point, g, policy), pushed(function, x, g), COMPONENT, "norm_push")
     assert torch.equal(g, before)
     W = normal(config.d_model, 7, dtype=dtype, seed=8)
     folded = fold_norm(config, parameters, W)

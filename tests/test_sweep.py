@@ -24,7 +24,7 @@ from attrib.model import width
 from attrib.path import base_site
 from attrib.primal import Primal, Seeds, attentions_between, primal, seeds, walked
 from attrib.segment import segment
-from attrib.sweep import descend, head_width, pull_attention, pull_seeded, push_attention, push_seeded, spread_down, spread_up
+from attrib.sweep import descend, head_width, layer_mlp, pull_attention, pull_seeded, push_attention, push_seeded, spread_down, spread_up
 from attrib.types import EXACT, LINEAR, Policy, Site
 from tests.builders import FAMILIES, Family, all_sites, build, normal, prompt
 from tests.tolerances import COMPONENT, FOREIGN, ROUNDING, assert_close
@@ -301,14 +301,21 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
 @pytest.mark.parametrize("least", [0, 3.5, float("inf")], ids=["folded", "folded where many meet", "by factors"])
 def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, monkeypatch: pytest.MonkeyPatch):
     counts = {"attrib.sweep": 0, "attrib.meet": 0}
+    where, plain_fold, plain_meeting = ["attrib.sweep"], attrib.sweep.mlp_fold, attrib.meet.meet_at_mlp
+
+    def fold(*args: Any) -> Tensor:
+        counts[where[-1]] += 1
+        return plain_fold(*args)
+
+    def meeting(*args: Any) -> None:
+        where.append("attrib.meet")
+        plain_meeting(*args)
+        where.pop()
+
+    monkeypatch.setattr(attrib.sweep, "mlp_fold", fold)
+    monkeypatch.setattr(attrib.meet, "meet_at_mlp", meeting)
     for module in (attrib.sweep, attrib.meet):
-
-        def fold(*args: Any, name: str = module.__name__, plain: Any = module.mlp_fold) -> Tensor:
-            counts[name] += 1
-            return plain(*args)
-
         monkeypatch.setattr(module, "fold_rows", lambda config: least)
-        monkeypatch.setattr(module, "mlp_fold", fold)
     names = assert_all_ways(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), policy))
     assert len(names) == 7
     if least == 0:
@@ -317,6 +324,24 @@ def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, m
         assert counts["attrib.sweep"] > 0
     else:
         assert counts == {"attrib.sweep": 0, "attrib.meet": 0}
+
+
+@families
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_the_norm_before_an_mlp_is_one_map_folded_or_not(family: Family, policy: Policy, up: bool):
+    on = on_prompts(family, Site(1, "resid_pre"), Site(2, "resid_pre"), policy, (6,))
+    rows, at = normal(4, 3, 32, dtype=torch.float64), slice(1, 5)
+    before = rows.clone()
+    folded, apart = (layer_mlp(on, 1, fold=fold).change(rows, at, up) for fold in (True, False))
+    assert torch.equal(rows, before)
+    assert apart.abs().max() > 0.1
+    assert_close(apart, folded, COMPONENT)
+    token = torch.tensor([4, 1, 1])
+    alone = layer_mlp(on, 1, fold=False).change_alone(rows[0], token, up)
+    for row, position in enumerate(token.tolist()):
+        mine = layer_mlp(on, 1).change(rows[:1, row : row + 1], slice(position, position + 1), up)
+        assert_close(alone[row], mine[0, 0], COMPONENT)
 
 
 # ---------------------------------------------------------------------------- 4: frozen is linear
