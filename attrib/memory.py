@@ -55,7 +55,7 @@ class _Sizes:
             yield down + self.attention(task.targets, self.down, is_down=True)
             if in_head_space(task):  # beside the rows that are read out, sources as they are and in head space
                 seeds = task.n_sources * (d + task.d_heads)
-                chunk = self.chunk(task.targets, self.down)
+                chunk = self.chunk(task.targets, self.down, is_down=True)
                 read = max(chunk * (d + 2 * task.d_heads), chunk * (task.d_q + task.d_heads) + self.maps(task.targets, is_down=True))
                 yield down + self.points + seeds + read
         if (way == "forward" and n_layers > 1) or (layer is not None and layer > task.layers[0]):
@@ -124,7 +124,8 @@ class _Sizes:
         """Seeded rows through the MLP, some at a time."""
         task, c = self.task, self.task.config
         rows = min(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
-        return self.slopes + 5 * task.n_targets * c.d_model + max(4 * task.tokens * c.d_mlp, rows)
+        # the MLP, and then the norm of all rows
+        return self.slopes + task.n_targets * c.d_model * 2 + max(4 * task.tokens * c.d_mlp, rows, 3 * task.n_targets * c.d_model)
 
     def spread(self, seeds: Rows, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""
@@ -140,32 +141,36 @@ class _Sizes:
         # softmaxes are made before the rows: what that takes is gone by then
         return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, band, reach * c.d_model if is_down else 0)
 
-    def band(self, seeds: Rows) -> tuple[int, int]:
-        """Rows and positions of the largest band."""
-        longest = max(map(len, seeds))
-        return max(min(max(map(max, seeds)), self.task.pieces.band // longest), 1), longest
+    def band(self, seeds: Rows, is_down: bool) -> tuple[int, int, int]:
+        """Rows and positions of the largest band, and the positions before it that its queries see."""
+        most, largest = self.task.pieces.band, (0, 1, 0)
+        for rows in seeds:
+            for t, count in enumerate(rows):
+                length, before = (t + 1, 0) if is_down else (len(rows) - t, t)
+                largest = max(largest, (min(count, max(1, most // length)), length, before), key=lambda band: band[0] * band[1])
+        return largest
 
-    def chunk(self, seeds: Rows, alive: int) -> int:
+    def chunk(self, seeds: Rows, alive: int, is_down: bool) -> int:
         """Cells of a run of bands."""
-        rows, longest = self.band(seeds)
-        return min(alive, max(self.task.pieces.chunk, rows * longest))
+        rows, length, _ = self.band(seeds, is_down)
+        return min(alive, max(self.task.pieces.chunk, rows * length))
 
     def maps(self, seeds: Rows, is_down: bool) -> int:
         """What one band's attention map is made in."""
         task, c = self.task, self.task.config
-        rows, longest = self.band(seeds)
-        ends = [min(first + task.blocks, longest) for first in range(0, longest, task.blocks)]
-        scores = max((end - first) * end for first, end in zip([0, *ends], ends, strict=False)) * c.n_heads
-        block, keys = rows * min(task.blocks, longest) * task.d_q, rows * longest * self.d_kv
+        rows, length, before = self.band(seeds, is_down)
+        ends = [min(first + task.blocks, length) for first in range(0, length, task.blocks)]
+        scores = max((end - first) * (before + end) for first, end in zip([0, *ends], ends, strict=False)) * c.n_heads
+        block, keys = rows * min(task.blocks, length) * task.d_q, rows * length * self.d_kv
         if not self.is_exact:
             return keys + block + scores
         if is_down:
             return 3 * keys + 2 * block + scores * (rows + 1)
-        return 2 * keys + block + 2 * scores * rows + (rows * longest * (task.d_q + self.d_kv) if self.turns else 0)
+        return 2 * keys + block + 2 * scores * rows + (rows * length * (task.d_q + self.d_kv) if self.turns else 0)
 
     def attention(self, seeds: Rows, alive: int, is_down: bool) -> int:
         """A cone through an attention, a chunk of bands at a time."""
-        task, d, chunk = self.task, self.task.config.d_model, self.chunk(seeds, alive)
+        task, d, chunk = self.task, self.task.config.d_model, self.chunk(seeds, alive, is_down)
         made = chunk * (task.d_q + task.d_heads) + max(self.maps(seeds, is_down), chunk * d if is_down else 0)
         return d * task.d_heads + self.points + max(2 * self.patterns, made, chunk * (d + task.d_heads))
 
@@ -181,7 +186,8 @@ class _Sizes:
         alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
         gathered = min(sum(size for size in sizes if size <= piece // 3), piece)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
-        return d * task.d_hidden + self.slopes + max(4 * task.tokens * f, fold, rest)
+        weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
+        return weights + self.slopes + max(4 * task.tokens * f, fold, rest)
 
     @property
     def meeting(self) -> int:

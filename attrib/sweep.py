@@ -130,6 +130,7 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
                 weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
                 pulled = [mlp_pull(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(primal, rows, targets.token)]
                 rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
+                del pulled
             case "resid_mid":
                 norm = primal.norm_2(layer).at(targets.token)
                 below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
