@@ -29,7 +29,7 @@ from bench.weights import GEMMA2_2B, GPT2, GPT2_VOCABULARY, Shape, random_dictio
 
 GIB = 1 << 30
 
-TIGHT = 80_000_000
+TIGHT = 72_000_000
 """Bytes with which attrib takes less than a tenth of the notebook's memory at GPT-2's shape, its result included."""
 Axis = Literal["targets", "positions", "layers", "d_sae"]
 
