@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from attrib.cone import pieces_of
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
 from attrib.jacobian import (
@@ -31,7 +32,6 @@ from attrib.jacobian import (
     task_of,
     working_memory,
 )
-from attrib.memory import SELECTED
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
@@ -99,7 +99,8 @@ def latent_to_latent(
         method: "adjoint", the written sweeps; "adjoint-triton", the same with Triton kernels; or "torch.func", plain
             transforms over the segment: the slow reference.
         precision_rows: how many rows of the first prompt, chosen at random, are computed again in float64; how far they
-            are off is `call["precision_error"]`. None is 16 where the products have fewer digits than the result, else 0.
+            are off is `call["precision_error"]`. None is 16 where the products have fewer digits than the result, else 0. That takes
+            up to 1 GiB where `budget` is less.
         progress: True for a bar, or a function called with (prompts done, prompts in all).
 
     Raises:
@@ -407,7 +408,7 @@ def _edges(
     parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
     for tile in tiles:
         width = tile.gradient.shape[1]
-        at_once = max(1, (SELECTED if tile.gradient.device.type == "cpu" else 1 << 26) // max(1, width))
+        at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
             parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
         del tile, rows  # before the next is computed

@@ -26,17 +26,20 @@ class Pieces(NamedTuple):
     """In an MLP's hidden layer at once."""
     pack: int
     """Of a pack of prompts: beyond, its products are large enough, and more prompts would only take memory."""
+    select: int
+    """Numbers of a tile that are selected from at once, whole rows of it: ranking takes several times their memory."""
 
     @property
     def smaller(self) -> "Pieces":
-        """For where these leave too little memory to the rows themselves; the least are those of a CPU."""
-        return Pieces(*(max(size // 4, least) for size, least in zip(self, ON_CPU, strict=True)))
+        """Those of a sweep, for where these leave too little memory to the rows themselves; the least are those of a CPU."""
+        band, chunk, mlp = (max(size // 4, least) for size, least in zip(self[:3], ON_CPU[:3], strict=True))
+        return self._replace(band=band, chunk=chunk, mlp=mlp)
 
 
-ON_CPU = Pieces(1024, 512, 512, 1 << 14)
+ON_CPU = Pieces(1024, 512, 512, 1 << 14, 1 << 16)
 """Measured: larger ones are not faster there."""
 
-ON_CUDA = Pieces(1 << 16, 1 << 16, 1 << 15, 1 << 18)
+ON_CUDA = Pieces(1 << 16, 1 << 16, 1 << 15, 1 << 18, 1 << 22)
 """Not measured: a product of a few hundred rows would leave most of a GPU idle."""
 
 

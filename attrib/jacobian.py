@@ -148,7 +148,8 @@ def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: 
     for number, path in enumerate(paths):
         whole = ((0, len(path.targets.position)),)
         way: Way = "reverse" if plan.task.layers else "local"
-        alone = replace(plan, task=task_of([path]), way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
+        task = replace(task_of([path]), pieces=plan.task.pieces.smaller)
+        alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
         for _, tile in adjoint([path], alone, precision, impl):
             yield number, tile
 

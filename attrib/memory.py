@@ -18,9 +18,6 @@ from attrib.sweep import fold_rows
 Way = Literal["local", "reverse", "forward", "both"]
 """`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
 
-SELECTED = 1 << 16
-"""Numbers of a tile that are selected from at once on a CPU, rows at a time: ranking takes several times their memory."""
-
 Rows = Sequence[Sequence[int]]
 """Rows at each position of each prompt."""
 
@@ -44,7 +41,7 @@ class _Sizes:
         task, d = self.task, self.task.config.d_model
         down, up, n_layers = self.down * d, self.up * d, len(task.layers)
         # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
-        yield 8 * min(self.tile, max(SELECTED, task.n_sources)) + (up if way == "both" else 0)
+        yield 8 * min(self.tile, max(task.pieces.select, task.n_sources)) + (up if way == "both" else 0)
         yield self.seeding
         if way in ("reverse", "both"):
             yield down + self.spread(task.targets, is_down=True) + (up if way == "both" else 0)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attrib
 import attrib.jacobian
-from attrib.cone import ON_CPU, Pieces
+from attrib.cone import ON_CPU, ON_CUDA, Pieces
 from attrib.jacobian import adjoint, task_of
 from attrib.path import Path
 from attrib.plan import PackPlan, plan_pack
@@ -149,7 +149,7 @@ def test_the_cheapest_way_that_fits_is_taken(family: Family):
 @families
 def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
     (found,) = paths(family, EXACT, (40,))
-    task = replace(task_of([found]), pieces=Pieces(8192, 8192, 4096, 1 << 18))
+    task = replace(task_of([found]), pieces=ON_CPU._replace(band=8192, chunk=8192, mlp=4096))
     ample, tight = plan_pack(task, 1 << 40), plan_pack(task, 36_000_000)
     assert ample.task.pieces == task.pieces
     assert task.pieces.band > tight.task.pieces.band >= ON_CPU.band
@@ -161,6 +161,15 @@ def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
         assert not rest
         assert_close(tile.gradient, next(adjoint([found], plan_pack(task_of([found]), 1 << 40)))[1].gradient, FOREIGN)
     assert ON_CPU.smaller == ON_CPU
+    assert ON_CUDA.smaller[3:] == ON_CUDA[3:]
+
+
+def test_what_is_selected_at_once_is_in_the_plan():
+    (found,) = paths("gpt2", EXACT, (40,), targets=attrib.Tokens([1, 2]))
+    task = task_of([found])
+    many = replace(task, targets=((0,) * 39 + (4000,),))
+    small, large = (plan_pack(replace(many, pieces=ON_CPU._replace(select=size)), 1 << 40).peak for size in (1 << 10, 1 << 24))
+    assert large > small + 4 * 4 * 4000 * task.n_sources  # several numbers for each of the tile
 
 
 @families
@@ -428,9 +437,14 @@ def test_tangents_that_run_out_of_memory_give_way_to_cotangents(
         assert [ref() for ref in held] == [None], "what failed still holds its memory"
         return plain(*arguments)
 
+    large = replace(plan, task=replace(plan.task, pieces=ON_CPU._replace(band=1 << 16)))
+    pieces: list[Pieces] = []
+    plain_primal = attrib.jacobian.primal
+    monkeypatch.setattr(attrib.jacobian, "primal", lambda *a, **named: (pieces.append(named["pieces"]), plain_primal(*a, **named))[1])
     monkeypatch.setattr(attrib.jacobian, "lift", lift)
     monkeypatch.setattr(attrib.jacobian, "reverse", reverse)
     with pytest.warns(UserWarning, match=f"out of memory with {len(lengths)} prompt.s. going {ways}"):
-        got = values(pack, plan)
+        got = values(pack, large)
+    assert pieces == [large.task.pieces, *[large.task.pieces.smaller] * len(lengths)]
     for mine, whole in zip(got, want, strict=True):
         assert_close(mine, whole, FOREIGN)

@@ -18,7 +18,7 @@ from torch.func import jacrev
 import attrib.meet
 import attrib.sweep
 from attrib.capture import capture
-from attrib.cone import Band, Cone, Pieces, cone
+from attrib.cone import ON_CPU, Band, Cone, Pieces, cone
 from attrib.meet import both, forward, lift, reverse
 from attrib.model import width
 from attrib.path import base_site
@@ -194,7 +194,7 @@ def test_in_float32(family: Family, policy: Policy):
 @policies
 @pytest.mark.parametrize("cells", [1, 5, 17])
 def test_pieces_of_any_size_give_the_same(family: Family, policy: Policy, cells: int):
-    pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy, pieces=Pieces(cells, cells, cells, cells))
+    pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy, pieces=ON_CPU._replace(band=cells, chunk=cells, mlp=cells))
     if cells == 1:
         assert len(pack.down.bands) == sum(pack.targets.counts)  # a row is the least of a band
     assert_all_ways(pack)
