@@ -296,7 +296,7 @@ def attention_pull_at(
     ds.sub_((rearrange(o, "kv (g n) d -> kv g n d", g=group) * point.z[:, :, position, None]).sum(-1, keepdim=True))
     ds.mul_((a * scale)[:, :, None])
     q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q : -kv * d_head], "m (kv d) -> kv d m", kv=kv)
-    spread = rearrange(ds, "kv g n s -> s n (kv g)")
+    spread = rearrange(ds, "kv g n s -> s n (kv g)").contiguous()  # or it is multiplied position by position
     if point.cos.shape[-1]:
         back = turn(q[:, :, None], point.cos[:end], point.sin[:end], back=True)
         keys = rearrange(back, "kv g s d -> kv (g s) d") @ W_K

@@ -3,7 +3,8 @@
 A cotangent seeded at position p lives on positions 0..p, a tangent seeded at q on q..T-1. Rows that were
 seeded at the same position form a *band*, a full rectangle [positions, rows]; the bands of a sweep, of one
 prompt or of many, lie one behind the other in a flat [cells, width]. So a product with a weight matrix is
-one product over all prompts and positions, and no masked cell is ever computed.
+one product over all prompts and positions, and no masked cell is ever computed. Attention alone goes band by
+band, and small bands in *blocks*: neighbours as one rectangle, with zeros where a row does not live.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -19,7 +20,7 @@ class Pieces(NamedTuple):
     """In what pieces a sweep goes, in cells: enough for products to be fast, few enough to take little memory."""
 
     band: int
-    """Of one band at most, where it has more than one row: a longer one is cut by rows."""
+    """Of one band at most, where it has more than one row: a longer one is cut by rows; and of a block of several bands."""
     chunk: int
     """Of one product where bands share it, about."""
     mlp: int
@@ -41,6 +42,11 @@ ON_CPU = Pieces(1024, 512, 512, 1 << 14, 1 << 16)
 
 ON_CUDA = Pieces(1 << 16, 1 << 16, 1 << 15, 1 << 18, 1 << 22)
 """Not measured: a product of a few hundred rows would leave most of a GPU idle."""
+
+
+def even(total: int, size: int) -> int:
+    """The size of equal parts of about `size`, at most half as much again: a small rest would be a slow product of its own."""
+    return max(1, -(-total // max(1, round(total / size))))
 
 
 def pieces_of(device: torch.device) -> Pieces:
@@ -85,15 +91,10 @@ class Cone(NamedTuple):
         return sum(band.cells for band in self.bands)
 
     def chunks(self, size: int) -> Iterator[tuple[slice, list[Band]]]:
-        """Runs of bands of about `size` cells: their part of the flat array, and the bands as they lie within that part."""
-        run: list[Band] = []
-        for band in self.bands:
-            if run and band.offset + band.cells - run[0].offset > size:
-                yield _part(run)
-                run = []
-            run.append(band)
-        if run:
-            yield _part(run)
+        """Runs of bands of about `size` cells, about equal: their part of the flat array, and the bands as they lie within it."""
+        size = even(self.cells, size)
+        for _, run in groupby(self.bands, key=lambda band: (band.offset + band.cells // 2) // size):
+            yield _part(list(run))
 
     def rows_at(self, prompt: int, positions: int) -> list[int]:
         """How many rows of a prompt live at each of its positions."""
@@ -109,9 +110,104 @@ class Cone(NamedTuple):
         return counts
 
 
+class Cells(NamedTuple):
+    """Where the cells of one prompt's rows lie in a flat array: those of row r at start[r] + step[r] · position."""
+
+    start: Int[Tensor, " rows"]
+    step: Int[Tensor, " rows"]
+    alive: tuple[tuple[int, int], ...]
+    """The rows `[first, end)` that live at each position: they are consecutive."""
+
+    def at(self, position: int) -> Int[Tensor, " alive"]:
+        """The cells at a position, in order of rows."""
+        first, end = self.alive[position]
+        return self.start[first:end] + position * self.step[first:end]
+
+
+def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> Cells:
+    """Where the cells of a prompt's rows lie."""
+    bands = [band for band in cone.bands if band.prompt == prompt]
+    alive = [(0, 0)] * positions
+    for band in bands:
+        for t in range(band.begin, band.end):
+            first, end = alive[t]
+            alive[t] = (first if end else band.row, band.row + band.rows)
+    start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
+    step = [band.rows for band in bands for _ in range(band.rows)]
+    return Cells(torch.tensor(start, device=device, dtype=torch.long), torch.tensor(step, device=device, dtype=torch.long), tuple(alive))
+
+
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:
     start = run[0].offset
     return slice(start, run[-1].offset + run[-1].cells), [band.moved(start) for band in run]
+
+
+class Block(NamedTuple):
+    """Neighbouring bands of one prompt, moved through attention at once."""
+
+    bands: tuple[Band, ...]
+
+    @property
+    def prompt(self) -> int:
+        """The prompt of all its bands."""
+        return self.bands[0].prompt
+
+    @property
+    def begin(self) -> int:
+        """The first position at which one of its rows lives."""
+        return min(band.begin for band in self.bands)
+
+    @property
+    def end(self) -> int:
+        """One past the last position."""
+        return max(band.end for band in self.bands)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its bands."""
+        return sum(band.rows for band in self.bands)
+
+    @property
+    def part(self) -> slice:
+        """Its cells in the flat array."""
+        return slice(self.bands[0].offset, self.bands[-1].offset + self.bands[-1].cells)
+
+    def moved(self, start: int) -> "Block":
+        """The same block where the flat array begins at cell `start`."""
+        return Block(tuple(band.moved(start) for band in self.bands))
+
+    def gather(self, flat: Float[Tensor, "cells width"]) -> Float[Tensor, "positions rows width"]:
+        """Its part of a flat array as a rectangle, with zeros where a row does not live; a single band's is a view."""
+        if len(self.bands) == 1:
+            return self.bands[0].of(flat)
+        rectangle = flat.new_zeros(self.end - self.begin, self.rows, flat.shape[1])
+        for band, part in self._parts(rectangle):
+            part.copy_(band.of(flat))
+        return rectangle
+
+    def scatter(self, rectangle: Float[Tensor, "positions rows width"], flat: Float[Tensor, "cells width"]) -> None:
+        """Write the rectangle's living cells to their places in a flat array."""
+        for band, part in self._parts(rectangle):
+            band.of(flat).copy_(part)
+
+    def _parts(self, rectangle: Float[Tensor, "positions rows width"]) -> Iterator[tuple[Band, Tensor]]:
+        row = 0
+        for band in self.bands:
+            yield band, rectangle[band.begin - self.begin : band.end - self.begin, row : row + band.rows]
+            row += band.rows
+
+
+def blocks(bands: Sequence[Band], most: int) -> Iterator[Block]:
+    """Bands that lie behind each other, in blocks of one prompt whose rectangles have at most `most` cells; a larger band is alone."""
+    block: list[Band] = []
+    for band in bands:
+        joined = Block((*block, band))
+        if block and (band.prompt != joined.prompt or (joined.end - joined.begin) * joined.rows > most):
+            yield Block(tuple(block))
+            block = []
+        block.append(band)
+    if block:
+        yield Block(tuple(block))
 
 
 Direction = Literal["down", "up"]
@@ -122,13 +218,23 @@ def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Dire
 
     A band that would hold more than `most` cells is cut by rows, at least one to each.
     """
+    counts = []
+    for positions, length in zip(seeds, lengths, strict=True):
+        rows = [0] * length
+        for position in positions:
+            rows[position] += 1
+        counts.append(rows)
+    return cone_of(counts, direction, most)
+
+
+def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band) -> Cone:
+    """The same by how many rows are seeded at each position of each prompt."""
     bands: list[Band] = []
     offset = 0
-    for prompt, (positions, length) in enumerate(zip(seeds, lengths, strict=True)):
+    for prompt, seeded in enumerate(counts):
         row = 0
-        for position, group in groupby(positions):
-            begin, end = (0, position + 1) if direction == "down" else (position, length)
-            count = sum(1 for _ in group)
+        for position, count in enumerate(seeded):
+            begin, end = (0, position + 1) if direction == "down" else (position, len(seeded))
             for rows in _cut(count, max(1, most // (end - begin))):
                 bands.append(Band(prompt, begin, end, row, rows, offset))
                 row, offset = row + rows, offset + bands[-1].cells

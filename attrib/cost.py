@@ -11,10 +11,10 @@ from itertools import accumulate
 from typing import Literal
 
 from attrib.adjoint import QUERY_BLOCK
-from attrib.cone import ON_CPU, Pieces
+from attrib.cone import ON_CPU, Band, Block, Pieces, blocks, cone_of
 from attrib.model import ModelConfig
 from attrib.primal import attentions_between
-from attrib.sweep import fold_rows
+from attrib.sweep import fold_rows, spread_blocks
 from attrib.types import Policy, Site
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "readout"]
@@ -59,8 +59,8 @@ class Task:
     beside: int = 0
     """Targets of the path that this sweep leaves to others: their rows are in memory all the same."""
     pieces: Pieces = ON_CPU
-    blocks: int = QUERY_BLOCK
-    """Query positions of one attention block; 1 counts no masked work at all, which is the floor."""
+    queries: int = QUERY_BLOCK
+    """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
 
     def __add__(self, other: "Task") -> "Task":
         """The same work on more prompts."""
@@ -107,6 +107,21 @@ class Task:
         """Columns of the MLP's input matrices together."""
         return self.config.d_mlp * (2 if self.config.gated else 1)
 
+    @property
+    def is_floor(self) -> bool:
+        """Whether what the answer needs is counted, and not what a sweep does."""
+        return self.queries == 1
+
+    @property
+    def block(self) -> int:
+        """Cells of a block of several bands at most; the floor has none, since there are zeros in it."""
+        return 0 if self.is_floor else self.pieces.band
+
+    def bands(self, up: bool) -> tuple[Band, ...]:
+        """Of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
+        counts, most = self.sources if up else self.targets, 1 << 62 if self.is_floor else self.pieces.band
+        return cone_of(counts, "up" if up else "down", most).bands
+
     def down(self) -> list[list[int]]:
         """Cotangents alive at each position: those seeded there or later."""
         return [list(accumulate(reversed(rows)))[::-1] for rows in self.targets]
@@ -150,7 +165,7 @@ def _attention_point(task: Task, cost: Cost) -> None:
         cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=2 * task.config.n_heads)
 
 
-def _blocks(positions: int, size: int) -> list[tuple[int, int]]:
+def _queries(positions: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, positions)) for first in range(0, positions, size)]
 
 
@@ -159,35 +174,32 @@ def _attention(task: Task, cost: Cost, up: bool) -> None:
     cells = sum(map(sum, alive))
     cost.mm("attention", cells, d, task.d_q)
     cost.mm("attention", cells, d, task.d_heads)
-    exact = task.policy.attention == "exact"
-    for prompt, seeded in enumerate(task.sources if up else task.targets):
-        length = len(task.targets[prompt])
-        for position, rows in enumerate(seeded):
-            if not rows:
-                continue
-            begin, positions = (position, length - position) if up else (0, position + 1)
-            for first, end in _blocks(positions, task.blocks):
-                maps = [end, end, end + begin, end + begin] if up else [end] * 4
-                for keys in maps if exact else maps[:1]:
-                    cost.mm("attention", end - first, task.config.d_head, keys, batch=rows * task.config.n_heads)
+    for block in blocks(task.bands(up), task.block):
+        _maps(task, cost, "attention", block, up)
     _attention_point(task, cost)
+
+
+def _maps(task: Task, cost: Cost, part: Part, block: Block, up: bool) -> None:
+    """Of one block's rows through the maps of all heads."""
+    begin = block.begin
+    for first, end in _queries(block.end - begin, task.queries):
+        maps = [end, end, end + begin, end + begin] if up else [end] * 4
+        for keys in maps if task.policy.attention == "exact" else maps[:1]:
+            cost.mm(part, end - first, task.config.d_head, keys, batch=block.rows * task.config.n_heads)
 
 
 def _spread_down(task: Task, cost: Cost) -> None:
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
-    for rows in task.targets:
-        for position, n in enumerate(rows):
-            if not n:
-                continue
-            end = position + 1
+    for band in task.bands(up=False):
+        n, end = band.rows, band.end
+        cost.mm("spread", n, task.d_q, d)
+        cost.mm("spread", end, c.n_heads, n * d)
+        if exact:
+            cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+            cost.mm("spread", end if c.positions == "rotary" else 1, task.d_q, d)
+            cost.mm("spread", end * n, c.n_heads, d)
             cost.mm("spread", n, task.d_q, d)
-            cost.mm("spread", end, c.n_heads, n * d)
-            if exact:
-                cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
-                cost.mm("spread", end if c.positions == "rotary" else 1, task.d_q, d)
-                cost.mm("spread", end * n, c.n_heads, d)
-                cost.mm("spread", n, task.d_q, d)
     _attention_point(task, cost)
 
 
@@ -195,18 +207,20 @@ def _spread_up(task: Task, cost: Cost) -> None:
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
     cost.mm("spread", task.n_sources, d, task.d_heads)
-    for rows in task.sources:
-        for position, n in enumerate(rows):
-            if not n:
-                continue
-            reach = len(rows) - position
+    for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block):
+        if is_alone:
+            _maps(task, cost, "spread", block, up=True)
+            cost.mm("spread", sum(band.cells for band in block.bands), task.d_q, d)
+            continue
+        for band in block.bands:
+            n, reach = band.rows, band.end - band.begin
             cost.mm("spread", n, task.d_q, d)
             cost.mm("spread", reach, c.n_heads, n * d)
             if exact:
                 cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
                 cost.mm("spread", reach, task.d_q, d)
                 cost.mm("spread", reach * n, c.n_heads, d)
-                cost.mm("spread", n, c.d_head, position + 1, batch=2 * c.n_heads)
+                cost.mm("spread", n, c.d_head, band.begin + 1, batch=2 * c.n_heads)
                 cost.mm("spread", n, task.d_q, d)
     _attention_point(task, cost)
 
@@ -221,10 +235,11 @@ def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
         cost.mm("seeds", n, task.config.d_model, task.d_q)
 
 
-def _readout(task: Task, cost: Cost, alive: Sequence[Sequence[int]], seeded: Sequence[Sequence[int]], width: int) -> None:
-    for rows, others in zip(alive, seeded, strict=True):
-        for count, other in zip(rows, others, strict=True):
-            cost.mm("readout", count, width, other)
+def _readout(task: Task, cost: Cost, up: bool, width: int) -> None:
+    """A cone against what is seeded on the other side."""
+    for block in blocks(task.bands(up), task.block):
+        for count in (task.targets if up else task.sources)[block.prompt][block.begin : block.end]:
+            cost.mm("readout", block.rows, width, count)
 
 
 def _walk(task: Task, cost: Cost) -> None:
@@ -253,7 +268,9 @@ def local_cost(task: Task) -> Cost:
     """Of a path that meets no attention: targets are pulled, seeded, to the source's site."""
     cost = Cost(task.itemsize)
     _seeds(task, cost, to_z=False)
-    _readout(task, cost, task.targets, task.sources, task.config.d_model)
+    for rows, others in zip(task.targets, task.sources, strict=True):
+        for n, m in zip(rows, others, strict=True):
+            cost.mm("readout", n, task.config.d_model, m)
     _walk(task, cost)
     return cost
 
@@ -291,7 +308,7 @@ def reverse_cost(task: Task) -> Cost:
     if task.start.kind == "z":
         cost.mm("seeds", sum(map(sum, down)), d, task.d_q)
     width = task.d_q if task.start.kind == "z" else d + task.d_heads if heads else d
-    _readout(task, cost, down, task.sources, width)
+    _readout(task, cost, False, width)
     return cost
 
 
@@ -310,7 +327,7 @@ def forward_cost(task: Task) -> Cost:
     for _ in task.layers[1:]:
         _mlp(task, cost, task.up())
         _attention(task, cost, up=True)
-    _readout(task, cost, task.up(), task.targets, task.config.d_model)
+    _readout(task, cost, True, task.config.d_model)
     return cost
 
 

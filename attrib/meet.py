@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adjoint import fold_space
-from attrib.cone import Cone
+from attrib.cone import Cone, blocks, cells_of
 from attrib.primal import Primal, Seeds, bounds
 from attrib.sweep import (
     Flat,
@@ -40,13 +40,13 @@ Jacobians = list[Float[Tensor, "_ _"]]
 def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
     """Write rows[r, t] · seeded[c], for every seed c at position t of the cone, into `out` [rows, seeds] of each prompt."""
     at = bounds(primal, seeded)
-    for band in cone.bands:
-        first, begins = seeded.first(band.prompt), at[band.prompt]
-        into, block = out[band.prompt][band.row : band.row + band.rows], band.of(rows)
-        for t in range(band.begin, band.end):
+    for block in blocks(cone.bands, primal.pieces.band):
+        first, begins, row = seeded.first(block.prompt), at[block.prompt], block.bands[0].row
+        into, rectangle = out[block.prompt][row : row + block.rows], block.gather(rows)
+        for t in range(block.begin, block.end):
             if begins[t] < begins[t + 1]:
                 seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
-                into[:, begins[t] : begins[t + 1]] = block[t - band.begin] @ seeds.T
+                into[:, begins[t] : begins[t + 1]] = rectangle[t - block.begin] @ seeds.T
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
@@ -149,9 +149,11 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):
         first = primal.first(prompt)
+        g_cells, x_cells = (cells_of(cone, prompt, length, g.device) for cone in (down, up))
         for t in range(length):
-            low, cotangents = rows_at(down, prompt, t, g, gathered[0])
-            left, tangents = rows_at(up, prompt, t, x, gathered[1])
+            (low, _), (left, _) = g_cells.alive[t], x_cells.alive[t]
+            here = zip((g, x), (g_cells.at(t), x_cells.at(t)), gathered, strict=True)
+            cotangents, tangents = (torch.index_select(flat, 0, cells, out=into[: len(cells)]) for flat, cells, into in here)
             if not len(cotangents) or not len(tangents):
                 continue
             is_up = len(tangents) < len(cotangents)
@@ -171,12 +173,3 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
                 torch.addmm(block, g_t, x_t.T, out=block)
             else:  # a sweep of few digits adds up in many
                 block += g_t @ x_t.T
-
-
-def rows_at(cone: Cone, prompt: int, position: int, flat: Flat, into: Flat) -> tuple[int, Float[Tensor, "rows width"]]:
-    """The rows of a prompt that live at a position, gathered in `into`, and the first of them: they are consecutive."""
-    bands = [band for band in cone.bands if band.prompt == prompt and band.begin <= position < band.end]
-    if not bands:
-        return 0, flat[:0]
-    rows = into[: sum(band.rows for band in bands)]
-    return bands[0].row, torch.cat([band.of(flat)[position - band.begin] for band in bands], out=rows)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from attrib.cone import Band, Block, Cone, blocks, even
 from attrib.cost import Task, in_head_space
-from attrib.sweep import fold_rows
+from attrib.sweep import fold_rows, spread_blocks
 
 Way = Literal["local", "reverse", "forward", "both"]
 """`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
@@ -49,19 +50,20 @@ class _Sizes:
             yield up + self.spread(task.sources, is_down=False)
         if way == "reverse" and n_layers > 1:
             yield down + self.mlp(task.down(), task.targets, is_down=True)
-            yield down + self.attention(task.targets, self.down, is_down=True)
+            yield down + self.attention(is_down=True)
             if in_head_space(task):  # beside the rows that are read out, sources as they are and in head space
                 seeds = task.n_sources * (d + task.d_heads)
-                chunk = self.chunk(task.targets, self.down, is_down=True)
-                read = max(chunk * (d + 2 * task.d_heads), chunk * (task.d_q + task.d_heads) + self.maps(task.targets, is_down=True))
+                chunk, joined = self.chunk(is_down=True), self.joined(is_down=True)
+                read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
+                read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
                 yield down + self.points + seeds + read
         if (way == "forward" and n_layers > 1) or (layer is not None and layer > task.layers[0]):
             yield up + self.mlp(task.up(), task.sources, is_down=False)
-            yield up + self.attention(task.sources, self.up, is_down=False)
+            yield up + self.attention(is_down=False)
         if layer is not None:
             if layer < task.layers[-1] - 1:
                 yield down + up + self.mlp(task.down(), task.targets, is_down=True)
-                yield down + up + self.attention(task.targets, self.down, is_down=True)
+                yield down + up + self.attention(is_down=True)
             yield down + up + self.meeting
 
     @property
@@ -120,7 +122,7 @@ class _Sizes:
     def seeding(self) -> int:
         """Seeded rows through the MLP, some at a time."""
         task, c = self.task, self.task.config
-        rows = min(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
+        rows = even(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
         # the MLP, and then the norm of all rows
         return self.slopes + task.n_targets * c.d_model * 2 + max(4 * task.tokens * c.d_mlp, rows, 3 * task.n_targets * c.d_model)
 
@@ -134,41 +136,68 @@ class _Sizes:
             # what all rows share is of size [heads, positions, d] where it differs by position
             shared = longest if self.turns or not is_down else 1
             band += c.n_heads * (shared * c.d_model + longest * c.d_head + 2 * reach)
+        if not is_down:
+            alone = (block for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block) if is_alone)
+            band = max(band, *(self.seeded(block) for block in alone), 0)
         rows = sum(map(sum, seeds)) * (task.d_q + c.d_model)
         # softmaxes are made before the rows: what that takes is gone by then
         return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, band, reach * c.d_model if is_down else 0)
 
-    def band(self, seeds: Rows, is_down: bool) -> tuple[int, int, int]:
-        """Rows and positions of the largest band, and the positions before it that its queries see."""
-        most, largest = self.task.pieces.band, (0, 1, 0)
-        for rows in seeds:
-            for t, count in enumerate(rows):
-                length, before = (t + 1, 0) if is_down else (len(rows) - t, t)
-                largest = max(largest, (min(count, max(1, most // length)), length, before), key=lambda band: band[0] * band[1])
-        return largest
+    def seeded(self, block: Block) -> int:
+        """Rows that are each alone at their positions, spread as a rectangle."""
+        rectangle, cells = block.rows * (block.end - block.begin), sum(band.cells for band in block.bands)
+        gathered = rectangle * (self.task.d_q + self.task.d_heads) if len(block.bands) == 1 else 0  # else counted below
+        return self.map(block, is_down=False) + gathered + cells * self.task.d_q
 
-    def chunk(self, seeds: Rows, alive: int, is_down: bool) -> int:
-        """Cells of a run of bands."""
-        rows, length, _ = self.band(seeds, is_down)
-        return min(alive, max(self.task.pieces.chunk, rows * length))
+    @cached_property
+    def runs_down(self) -> list[list[Band]]:
+        """The bands of cotangents that go through an attention together."""
+        return [bands for _, bands in Cone(self.task.bands(up=False)).chunks(self.task.pieces.chunk)]
 
-    def maps(self, seeds: Rows, is_down: bool) -> int:
-        """What one band's attention map is made in."""
+    @cached_property
+    def runs_up(self) -> list[list[Band]]:
+        """The bands of tangents that do."""
+        return [bands for _, bands in Cone(self.task.bands(up=True)).chunks(self.task.pieces.chunk)]
+
+    def chunk(self, is_down: bool) -> int:
+        """Cells of the largest run of bands."""
+        return max((sum(band.cells for band in run) for run in (self.runs_down if is_down else self.runs_up)), default=0)
+
+    def blocks(self, is_down: bool) -> Iterator[Block]:
+        """In which rows pass the maps of an attention."""
+        for run in self.runs_down if is_down else self.runs_up:
+            yield from blocks(run, self.task.block)
+
+    def joined(self, is_down: bool) -> int:
+        """Cells of the largest block of several bands, whose rows are gathered."""
+        joined = (block for block in self.blocks(is_down) if len(block.bands) > 1)
+        return max((block.rows * (block.end - block.begin) for block in joined), default=0)
+
+    def maps(self, is_down: bool) -> int:
+        """What one block's attention map is made in."""
+        return max((self.map(block, is_down) for block in self.blocks(is_down)), default=0)
+
+    def map(self, block: Block, is_down: bool) -> int:
+        """The same for this block."""
         task, c = self.task, self.task.config
-        rows, length, before = self.band(seeds, is_down)
-        ends = [min(first + task.blocks, length) for first in range(0, length, task.blocks)]
-        scores = max((end - first) * (before + end) for first, end in zip([0, *ends], ends, strict=False)) * c.n_heads
-        block, keys = rows * min(task.blocks, length) * task.d_q, rows * length * self.d_kv
+        rows, length = block.rows, block.end - block.begin
+        ends = [min(first + task.queries, length) for first in range(0, length, task.queries)]
+        runs = list(zip([0, *ends], ends, strict=False))
+        # of each query and row: with all keys that it sees, and with those at which the rows live
+        seen, own = (c.n_heads * max((end - first) * (before + end) for first, end in runs) for before in (block.begin, 0))
+        queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
+        gathered = rows * length * (task.d_q + task.d_heads) if len(block.bands) > 1 else 0
         if not self.is_exact:
-            return keys + block + scores
+            return gathered + keys + queries + seen
         if is_down:
-            return 3 * keys + 2 * block + scores * (rows + 1)
-        return 2 * keys + block + 2 * scores * rows + (rows * length * (task.d_q + self.d_kv) if self.turns else 0)
+            return gathered + 3 * keys + 2 * queries + seen * (rows + 1)
+        turned = rows * length * (task.d_q + self.d_kv) if self.turns else 0
+        return gathered + 2 * keys + queries + (seen + own) * rows + turned
 
-    def attention(self, seeds: Rows, alive: int, is_down: bool) -> int:
+    def attention(self, is_down: bool) -> int:
         """A cone through an attention, a chunk of bands at a time."""
-        task, d, chunk = self.task, self.task.config.d_model, self.chunk(seeds, alive, is_down)
-        made = chunk * (task.d_q + task.d_heads) + max(self.maps(seeds, is_down), chunk * d if is_down else 0)
+        task, d, chunk = self.task, self.task.config.d_model, self.chunk(is_down)
+        made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), chunk * d if is_down else 0)
         return d * task.d_heads + self.points + max(2 * self.patterns, made, chunk * (d + task.d_heads))
 
     def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
@@ -181,7 +210,8 @@ class _Sizes:
         at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
         sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
         alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
-        gathered = min(sum(size for size in sizes if size <= piece // 3), piece)
+        short = sum(size for size in sizes if size <= piece // 3)
+        gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
         return weights + self.slopes + max(4 * task.tokens * f, fold, rest)

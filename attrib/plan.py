@@ -140,7 +140,7 @@ def floor(task: Task) -> Cost:
     costs = []
     for option in _options(task):
         # nothing masked is multiplied in blocks of one query; the bytes are those of the blocks that are used
-        unmasked, cost = (_whole(option, replace(task, blocks=blocks)) for blocks in (1, task.blocks))
+        unmasked, cost = (_whole(option, replace(task, queries=queries)) for queries in (1, task.queries))
         cost.flops = unmasked.flops
         del cost.flops["primal"], cost.bytes["primal"]
         costs.append(cost)

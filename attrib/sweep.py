@@ -15,8 +15,8 @@ sum is left.
     meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from itertools import groupby, pairwise
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adjoint import (
+    AttentionPoint,
     FoldSpace,
     MLPPoint,
     MLPWeights,
@@ -43,7 +44,7 @@ from attrib.adjoint import (
     norm_pull,
     norm_push,
 )
-from attrib.cone import Band, Cone
+from attrib.cone import Band, Block, Cone, blocks, cells_of, even
 from attrib.model import ModelConfig, Norm
 from attrib.primal import Primal, Seeds
 from attrib.types import SITE_KINDS, Policy, Site
@@ -141,7 +142,8 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
 
 
 def _parts(primal: Primal, rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(rows.split(primal.pieces.mlp), token.split(primal.pieces.mlp), strict=True)
+    size = even(len(rows), primal.pieces.mlp)
+    yield from zip(rows.split(size), token.split(size), strict=True)
 
 
 def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
@@ -255,10 +257,37 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
     pushed, scale = sources._replace(value=into_heads(primal, layer, sources)), primal.model.config.attention_scale
     out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
+    for is_alone, block in spread_blocks(cone.bands, primal.policy, primal.pieces.band):
+        point = points[block.prompt]
+        if is_alone:
+            torch.mm(_spread_block(primal, point, pushed, block), weights.W_out, out=out[block.part])
+            continue
+        for band in block.bands:
+            attention_push_at(point, weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
     for band in cone.bands:
-        x = attention_push_at(points[band.prompt], weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
-        x[0] += sources.rows(band)
+        band.of(out)[0] += sources.rows(band)
     return out
+
+
+def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[tuple[bool, Block]]:
+    """The blocks in which tangents are spread, and whether each of their rows is alone at its position.
+
+    Rows of one position share most of their products in `attention_push_at`; one alone would have them all to itself.
+    """
+    for is_alone, run in groupby(bands, key=lambda band: band.rows == 1 and policy.attention == "exact"):
+        for block in blocks(list(run), most):
+            yield is_alone, block
+
+
+def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Block) -> Float[Tensor, "cells d_q"]:
+    """Tangents of z, as cells, from seeded ones in head space, by the map for tangents that live anywhere."""
+    seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
+    for row, band in enumerate(block.bands):
+        seeded[band.begin - block.begin, row] = pushed.rows(band)[0]
+    moved = attention_push(point, seeded, primal.model.config.attention_scale, primal.policy, primal.impl)
+    z = moved.new_empty(block.part.stop - block.part.start, moved.shape[-1])
+    block.moved(block.part.start).scatter(moved, z)
+    return z
 
 
 def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "rows d_heads"]:
@@ -280,15 +309,30 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
 
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
     """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
-    W_O, points, scale = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer), primal.model.config.attention_scale
+    W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
     for part, bands in cone.chunks(primal.pieces.chunk):
         o = g[part] @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
-        for band in bands:
-            attention_pull(points[band.prompt], band.of(o), scale, primal.policy, primal.impl, out=band.of(heads))
+        _attend(primal, points, attention_pull, bands, o, heads)
         del o  # a chunk is gone before the next is made: see plan.peak_memory
         yield part, bands, heads
         del heads
+
+
+Move = Callable[..., Rows]
+"""`attention_pull` or `attention_push`."""
+
+
+def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
+    """Rows through an attention map, block by block, into `out`."""
+    scale = primal.model.config.attention_scale
+    for block in blocks(bands, primal.pieces.band):
+        point = points[block.prompt]
+        if len(block.bands) == 1:
+            (band,) = block.bands
+            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out))
+        else:
+            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl), out)
 
 
 def head_width(primal: Primal) -> int:
@@ -300,7 +344,7 @@ def head_width(primal: Primal) -> int:
 def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
     """From resid_pre to resid_mid, in place."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    points, scale = primal.attentions(layer), primal.model.config.attention_scale
+    points = primal.attentions(layer)
     for part, bands in cone.chunks(primal.pieces.chunk):
         unit = x[part].clone()
         for band in bands:
@@ -308,8 +352,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
         heads = unit @ weights.W_in
         del unit
         z = heads.new_empty(len(heads), len(weights.W_out))
-        for band in bands:
-            attention_push(points[band.prompt], band.of(heads), scale, primal.policy, primal.impl, out=band.of(z))
+        _attend(primal, points, attention_push, bands, heads, z)
         torch.addmm(x[part], z, weights.W_out, out=x[part])
         del heads, z
 
@@ -325,11 +368,12 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
     space = None
     for prompt, of_prompt in enumerate(folds):
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
+        cells = cells_of(cone, prompt, len(of_prompt), rows.device) if any(of_prompt) else None
         for t in (t for t, folded in enumerate(of_prompt) if folded):
+            assert cells is not None
             space = space or fold_space(mlp.weights)
-            M = mlp.fold(slice(first + t, first + t + 1), space)
-            here = [band.of(rows)[t - band.begin] for band in bands if band.begin <= t < band.end]
-            _put(here, torch.cat(here) @ (M.T if up else M))
+            M, here = mlp.fold(slice(first + t, first + t + 1), space), cells.at(t)
+            rows.index_copy_(0, here, rows.index_select(0, here) @ (M.T if up else M))
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
     del space
     for pieces in _pieces(rest, primal.pieces.mlp):
@@ -361,23 +405,18 @@ def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
 
 def _pieces(rest: list[tuple[Band, int, int]], most: int) -> Iterator[list[tuple[Band, int, int]]]:
     """Stretches of bands in groups of about `most` cells; a long one is cut evenly by positions, and stands alone."""
-    group: list[tuple[Band, int, int]] = []
-    cells = 0
+    short: list[tuple[Band, int, int]] = []
     for band, lo, hi in rest:
         parts = -(-(hi - lo) * band.rows // most)
         for begin, end in pairwise(lo + (hi - lo) * part // parts for part in range(parts + 1)):
-            size = (end - begin) * band.rows
-            if size > most // 3 or cells + size > most:
-                if group:
-                    yield group
-                group, cells = [], 0
-            if size > most // 3:
+            if (end - begin) * band.rows > most // 3:
                 yield [(band, begin, end)]
-            elif size:
-                group.append((band, begin, end))
-                cells += size
-    if group:
-        yield group
+            elif begin < end:
+                short.append((band, begin, end))
+    ends = list(accumulate((end - begin) * band.rows for band, begin, end in short))
+    size = even(ends[-1], most) if ends else most
+    for _, group in groupby(zip(ends, short, strict=True), key=lambda piece: (piece[0] - 1) // size):
+        yield [piece for _, piece in group]
 
 
 def _tokens(first: int, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:

@@ -18,7 +18,7 @@ from torch.func import jacrev
 import attrib.meet
 import attrib.sweep
 from attrib.capture import capture
-from attrib.cone import ON_CPU, Band, Cone, Pieces, cone
+from attrib.cone import ON_CPU, Band, Cone, Direction, Pieces, blocks, cells_of, cone, cone_of, even
 from attrib.meet import both, forward, lift, reverse
 from attrib.model import width
 from attrib.path import base_site
@@ -210,6 +210,46 @@ def test_no_cell_behind_the_cone_is_held():
     assert up.cells == sum(length - p for prompt, length in zip(seeded_at, (5, 3), strict=True) for p in prompt)
     assert (down.rows_at(0, 5), up.rows_at(0, 5)) == ([4, 3, 3, 1, 1], [1, 1, 3, 3, 4])
     assert (down.rows_at(1, 3), up.rows_at(1, 3)) == ([1, 1, 0], [0, 1, 1])
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize("most", [0, 12, 40, 1 << 30])
+def test_blocks_are_bands_side_by_side(direction: Direction, most: int):
+    on_cone = cone_of(SOURCES, direction, 8)
+    flat = torch.arange(1, on_cone.cells + 1.0)[:, None]
+    found, back = list(blocks(on_cone.bands, most)), torch.zeros_like(flat)
+    assert [band for block in found for band in block.bands] == list(on_cone.bands)
+    for block in found:
+        rectangle = block.gather(flat)
+        assert rectangle.shape[:2] == (block.end - block.begin, block.rows)
+        assert len(block.bands) == 1 or rectangle.shape[0] * rectangle.shape[1] <= most
+        assert {band.prompt for band in block.bands} == {block.prompt}
+        living = sum(band.cells for band in block.bands)
+        assert (rectangle != 0).sum() == living == block.part.stop - block.part.start
+        assert torch.equal(rectangle.unique()[-living:], flat[block.part, 0])
+        block.scatter(rectangle, back)
+    assert torch.equal(back, flat)
+    assert (len(found) == len(on_cone.bands)) == (most == 0)
+    assert most < 1 << 30 or len(found) == len(SOURCES)  # one block for each prompt
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_cells_of_a_position_are_those_of_its_bands(direction: Direction):
+    on_cone = cone_of(TARGETS, direction, 5)
+    flat = torch.arange(float(on_cone.cells))[:, None]
+    for number, length in enumerate(LENGTHS):
+        cells, counts = cells_of(on_cone, number, length, torch.device("cpu")), on_cone.rows_at(number, length)
+        for t in range(length):
+            here = [band for band in on_cone.bands if band.prompt == number and band.begin <= t < band.end]
+            assert cells.at(t).tolist() == [cell for band in here for cell in band.of(flat)[t - band.begin, :, 0].tolist()]
+            first, end = cells.alive[t]
+            assert end - first == counts[t]
+            assert not here or (first, end) == (here[0].row, here[-1].row + here[-1].rows)
+
+
+@pytest.mark.parametrize(("total", "size", "want"), [(0, 5, 1), (3, 5, 3), (5, 5, 5), (7, 5, 7), (8, 5, 4), (1612, 512, 538)])
+def test_parts_are_even(total: int, size: int, want: int):
+    assert even(total, size) == want <= max(1, size * 3 // 2)
 
 
 @families
