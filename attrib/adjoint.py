@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attrib import ops
-from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise
+from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotary
 from attrib.ops import AttentionCotangents, FrozenCotangents, Impl
 from attrib.types import Policy
 
@@ -124,9 +124,7 @@ def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_mode
     q, k, v = heads(model, layer, normalise(model.config, model.params.blocks[layer].norm_1, x))
     pattern = attention_pattern(q, k, model.config.attention_scale)
     z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
-    cos, sin = model.params.rotary_cos[: len(x)], model.params.rotary_sin[: len(x)]
-    if model.config.positions != "rotary":
-        cos, sin = (x.new_zeros(len(x), 0) for _ in range(2))
+    cos, sin = rotary(model, layer, len(x))
     return AttentionPoint(q, k, v, z, pattern, cos, sin)
 
 

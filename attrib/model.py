@@ -1,10 +1,14 @@
 """A transformer as a pure function: parameters as a pytree, a frozen config, and what to do with them.
 
-    x_0   = W_E[token] (+ W_pos)                                            embed
+    x_0   = W_E[token] · scale (+ W_pos)                                    embed
     z     = softmax(q k^T · scale, causal) v,  (q, k, v) = norm(x) W + b    attention
     mid   = x + z W_O + b_O                                                 resid_mid
     post  = mid + mlp(norm(mid))                                            resid_post
     logit = norm(x_L) W_U + b_U                                             unembed
+
+Families differ in what ModelConfig says: norms before or after what is added to the stream, or both; an MLP that
+reads `x` beside the attention (`parallel`; `mid` is then only a sum); norms on queries and keys; windows; soft caps.
+What can be said by other parameters is: rotary pairs are laid out as halves, a norm's (1 + w) is its weight.
 
 Nothing here knows where the parameters came from (see sources/), and nothing is mutated. Shapes carry
 any leading batch dimensions; positions start at 0, so a prefix of a prompt is a prompt.
@@ -24,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site
+from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
 
@@ -34,6 +38,10 @@ class Norm(NamedTuple):
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
+
+
+ABSENT = Norm(torch.empty(0), torch.empty(0))
+"""In place of a norm that a family does not have."""
 
 
 class Attention(NamedTuple):
@@ -47,6 +55,8 @@ class Attention(NamedTuple):
     b_V: Float[Tensor, " d_kv"]
     W_O: Float[Tensor, "d_q d_model"]
     b_O: Float[Tensor, " d_model"]
+    q_norm: Float[Tensor, " d_q_norm"] = ABSENT.weight  # [d_head], or [d_q] where all heads are normed together
+    k_norm: Float[Tensor, " d_k_norm"] = ABSENT.weight
 
 
 class MLP(NamedTuple):
@@ -61,12 +71,14 @@ class MLP(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One layer: attention and MLP, each behind its norm."""
+    """One layer: attention and MLP, each behind its norm, and the norms of what they write where there are such."""
 
     norm_1: Norm
     attention: Attention
     norm_2: Norm
     mlp: MLP
+    post_1: Norm = ABSENT
+    post_2: Norm = ABSENT
 
 
 class Params(NamedTuple):
@@ -74,8 +86,8 @@ class Params(NamedTuple):
 
     W_E: Float[Tensor, "d_vocab d_model"]
     W_pos: Float[Tensor, "n_ctx_learned d_model"]
-    rotary_cos: Float[Tensor, "n_ctx_rotary d_rotary"]
-    rotary_sin: Float[Tensor, "n_ctx_rotary d_rotary"]
+    rotary_cos: Float[Tensor, "tables n_ctx_rotary d_rotary"]
+    rotary_sin: Float[Tensor, "tables n_ctx_rotary d_rotary"]
     blocks: tuple[Block, ...]
     norm_final: Norm
     W_U: Float[Tensor, "d_model d_vocab"]
@@ -110,6 +122,22 @@ class ModelConfig:
     gated: bool
     positions: Literal["learned", "rotary"]
     attention_scale: float
+    parallel: bool = False
+    """The MLP reads the stream that attention reads, and not what attention has added to it."""
+    pre_norm: bool = True
+    """Attention and MLP read a normed stream."""
+    post_norm: bool = False
+    """What attention and MLP write is normed before it is added to the stream."""
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    """An RMSNorm of queries and keys before they are rotated: of each head, or of all heads together."""
+    windows: tuple[int | None, ...] = ()
+    """How many positions each layer's queries see, their own among them; None is all. Empty where no layer has a window."""
+    rotary_tables: tuple[int, ...] = ()
+    """Which rotary table each layer uses; empty where all use the first."""
+    score_cap: float | None = None
+    """Attention scores s become cap · tanh(s / cap)."""
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
 
     @property
     def last(self) -> Site:
@@ -176,10 +204,32 @@ def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT
     """LayerNorm or RMSNorm over the last dimension; a frozen norm holds its denominator."""
     if config.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
+    return _rms(config, x, policy) * norm.weight + norm.bias
+
+
+def enter(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """What attention or an MLP reads of the stream."""
+    return normalise(config, norm, x, policy) if config.pre_norm else x
+
+
+def leave(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """What attention or an MLP adds to the stream."""
+    return normalise(config, norm, x, policy) if config.post_norm else x
+
+
+def _rms(config: ModelConfig, x: Float[Tensor, "*batch d"], policy: Policy) -> Float[Tensor, "*batch d"]:
     denominator = (x.pow(2).mean(-1, keepdim=True) + config.eps).sqrt()
     if policy.norm == "frozen":
         denominator = denominator.detach()
-    return x / denominator * norm.weight + norm.bias
+    return x / denominator
+
+
+def cap(x: Float[Tensor, "*any"], at: float | None, policy: Policy = EXACT) -> Float[Tensor, "*any"]:
+    """`at` · tanh(x / at); None does nothing. Where norms are frozen it is a scale, held at its primal value as theirs is."""
+    if at is None:
+        return x
+    capped = at * (x / at).tanh()
+    return x * (capped / x).where(x != 0, 1).detach() if policy.norm == "frozen" else capped
 
 
 def rotate(
@@ -195,14 +245,24 @@ def attention_pattern(
     q: Float[Tensor, "*batch kv_heads group positions d_head"],
     k: Float[Tensor, "*batch kv_heads positions d_head"],
     scale: float,
+    window: int | None = None,
+    score_cap: float | None = None,
 ) -> Float[Tensor, "*batch kv_heads group positions positions"]:
     """Causal softmax attention of grouped query heads; each group shares its keys."""
-    positions = q.shape[-2]
+    scores = cap(attention_scores(q, k, scale), score_cap)
+    seen = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
+def attention_scores(
+    q: Float[Tensor, "*batch kv_heads group positions d_head"], k: Float[Tensor, "*batch kv_heads positions d_head"], scale: float
+) -> Float[Tensor, "*batch kv_heads group positions positions"]:
+    """Scaled products of queries and keys, before cap and mask."""
     # one product per key head: the queries of a group stand below each other, so keys are never copied
     scores = rearrange(q, "... group pos d -> ... (group pos) d") @ k.transpose(-1, -2)
-    scores = rearrange(scores, "... (group pos) key -> ... group pos key", pos=positions) * scale
-    hidden = torch.ones(positions, positions, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(hidden, -math.inf).softmax(-1)
+    return rearrange(scores, "... (group pos) key -> ... group pos key", pos=q.shape[-2]) * scale
 
 
 class Heads(NamedTuple):
@@ -213,36 +273,84 @@ class Heads(NamedTuple):
     v: Float[Tensor, "*batch kv_heads positions d_head"]
 
 
-def heads(model: Model, layer: int, x: Stream) -> Heads:
+class Projected(NamedTuple):
+    """Queries, keys and values side by side, before norms and rotation."""
+
+    q: Float[Tensor, "*batch positions d_q"]
+    k: Float[Tensor, "*batch positions d_kv"]
+    v: Float[Tensor, "*batch positions d_kv"]
+
+
+def project(model: Model, layer: int, x: Stream) -> Projected:
+    """The normed stream `x` through the matrices into head space."""
+    p = model.params.blocks[layer].attention
+    return Projected(x @ p.W_Q + p.b_Q, x @ p.W_K + p.b_K, x @ p.W_V + p.b_V)
+
+
+def heads(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Heads:
     """Queries, keys and values from the normed stream `x`."""
+    return turned_heads(model, layer, project(model, layer, x), policy)
+
+
+def turned_heads(model: Model, layer: int, projected: Projected, policy: Policy = EXACT) -> Heads:
+    """The heads apart, with their norms and rotation."""
     config, p = model.config, model.params.blocks[layer].attention
-    kv = config.n_kv_heads
-    q = rearrange(x @ p.W_Q + p.b_Q, "... pos (kv group d) -> ... kv group pos d", kv=kv, d=config.d_head)
-    k = rearrange(x @ p.W_K + p.b_K, "... pos (kv d) -> ... kv pos d", kv=kv)
-    v = rearrange(x @ p.W_V + p.b_V, "... pos (kv d) -> ... kv pos d", kv=kv)
+    q, k, v = projected
+    if config.qk_norm == "whole":
+        q, k = _rms(config, q, policy) * p.q_norm, _rms(config, k, policy) * p.k_norm
+    q = rearrange(q, "... pos (kv group d) -> ... kv group pos d", kv=config.n_kv_heads, d=config.d_head)
+    k, v = (rearrange(part, "... pos (kv d) -> ... kv pos d", kv=config.n_kv_heads) for part in (k, v))
+    if config.qk_norm == "head":
+        q, k = _rms(config, q, policy) * p.q_norm, _rms(config, k, policy) * p.k_norm
     if config.positions == "rotary":
-        cos, sin = model.params.rotary_cos[: x.shape[-2]], model.params.rotary_sin[: x.shape[-2]]
+        cos, sin = rotary(model, layer, q.shape[-2])
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     return Heads(q, k, v)
 
 
+def rotary(model: Model, layer: int, positions: int) -> tuple[Float[Tensor, "positions d_rotary"], Float[Tensor, "positions d_rotary"]]:
+    """A layer's cos and sin; of no width where positions are not rotary."""
+    config, params = model.config, model.params
+    if config.positions != "rotary":
+        return (params.W_E.new_zeros(positions, 0),) * 2
+    table = config.rotary_tables[layer] if config.rotary_tables else 0
+    return params.rotary_cos[table, :positions], params.rotary_sin[table, :positions]
+
+
+def window(config: ModelConfig, layer: int) -> int | None:
+    """How many positions a layer's queries see; None is all."""
+    return config.windows[layer] if config.windows else None
+
+
 def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
     """`z` of one layer from the normed stream `x`."""
-    q, k, v = heads(model, layer, x)
-    pattern = attention_pattern(q, k, model.config.attention_scale)
+    config = model.config
+    q, k, v = heads(model, layer, x, policy)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
     return rearrange(z, "... kv (group pos) d -> ... pos (kv group d)", pos=x.shape[-2])
 
 
+def attention_written(model: Model, layer: int, z: Float[Tensor, "*batch positions d_q"], policy: Policy = EXACT) -> Stream:
+    """`attn_out` from `z`."""
+    p = model.params.blocks[layer]
+    return leave(model.config, p.post_1, z @ p.attention.W_O + p.attention.b_O, policy)
+
+
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
-    """The MLP's output from its normed input."""
+    """`mlp_out` from `mlp_in`."""
+    out = leave(model.config, model.params.blocks[layer].post_2, mlp_raw(model, layer, x), policy)
+    return out.detach() if policy.mlp == "frozen" else out
+
+
+def mlp_raw(model: Model, layer: int, x: Stream) -> Stream:
+    """The MLP's own output, before the norm that some families put behind it."""
     p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
     hidden = x @ p.W_in + p.b_in
     hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
-    out = hidden @ p.W_out + p.b_out
-    return out.detach() if policy.mlp == "frozen" else out
+    return hidden @ p.W_out + p.b_out
 
 
 # --------------------------------------------------------------------------- the whole transformer
@@ -257,6 +365,8 @@ def embed(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Stream:
     if tokens.shape[-1] > model.config.n_ctx:
         raise InputError(f"tokens: {tokens.shape[-1]} positions, and {model.name} has {model.config.n_ctx}. Shorten the prompt.")
     x = F.embedding(tokens, model.params.W_E)
+    if model.config.embedding_scale != 1:
+        x = x * model.config.embedding_scale
     return x + model.params.W_pos[: tokens.shape[-1]] if model.config.positions == "learned" else x
 
 
@@ -273,25 +383,34 @@ def walk(
         x: the value at `start`.
         base: the residual stream to which a component's output is added; needed where `start` is not
             itself the stream: `resid_pre` for z and attn_out, `resid_mid` for mlp_in and mlp_out.
+
+    Raises:
+        InputError: where `base` is missing or not wanted.
+        UnsupportedError: at `resid_mid` of a parallel block, which nothing reads.
     """
     blocks, config = model.params.blocks, model.config
     if start.is_residual == (base is not None):
         what = "missing" if base is None else "not wanted"
         raise InputError(f"base: {what} for a path that starts at {start}; only components that add to the stream need it.")
-    stream = x if base is None else base
+    if config.parallel and start.kind == "resid_mid":
+        raise UnsupportedError(
+            f"{start}: attention and MLP of {model.name} both read resid_pre, and nothing reads the stream between them."
+        )
+    stream = before = x if base is None else base
     value, done = x, SITE_KINDS.index(start.kind)
     yield start, value
     for layer in range(start.layer, config.n_layers):
         for kind in SITE_KINDS[done + 1 :]:
             match kind:
                 case "z":
-                    value = attend(model, layer, normalise(config, blocks[layer].norm_1, stream, policy), policy)
+                    before = stream
+                    value = attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy)
                 case "attn_out":
-                    value = value @ blocks[layer].attention.W_O + blocks[layer].attention.b_O
+                    value = attention_written(model, layer, value, policy)
                 case "resid_mid" | "resid_post":
                     value = stream = stream + value
                 case "mlp_in":
-                    value = normalise(config, blocks[layer].norm_2, stream, policy)
+                    value = enter(config, blocks[layer].norm_2, before if config.parallel else stream, policy)
                 case "mlp_out":
                     value = mlp(model, layer, value, policy)
             yield Site(layer, kind), value
@@ -302,7 +421,8 @@ def walk(
 
 def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_vocab"]:
     """Logits from the last `resid_post`."""
-    return normalise(model.config, model.params.norm_final, x, policy) @ model.params.W_U + model.params.b_U
+    raw = normalise(model.config, model.params.norm_final, x, policy) @ model.params.W_U + model.params.b_U
+    return cap(raw, model.config.logit_cap, policy)
 
 
 def logits(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
@@ -321,4 +441,8 @@ def check_site(model: Model, site: Site | str, argument: str) -> Site:
     site = Site.parse(site)
     if site.layer >= model.config.n_layers:
         raise InputError(f"{argument}: {site} is outside {model.name}, which has layers 0 to {model.config.n_layers - 1}.")
+    if model.config.parallel and site.kind == "resid_mid":
+        raise InputError(
+            f"{argument}: {model.name} has no {site}: its attention and MLP both read resid_pre. Take resid_pre, attn_out or resid_post."
+        )
     return site

@@ -44,7 +44,7 @@ def norm(model: Model, p: Norm, x: Float[Tensor, "positions d_model"], policy: P
 
 def rotate(model: Model, x: Float[Tensor, "heads positions d_head"]) -> Float[Tensor, "heads positions d_head"]:
     """Rotary embedding of the whole head: its halves are the two coordinates that turn."""
-    cos, sin = model.params.rotary_cos[: x.shape[1]], model.params.rotary_sin[: x.shape[1]]
+    cos, sin = model.params.rotary_cos[0, : x.shape[1]], model.params.rotary_sin[0, : x.shape[1]]
     left, right = x.tensor_split(2, dim=-1)
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 

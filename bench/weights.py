@@ -79,8 +79,8 @@ def random_model(shape: Shape, n_layers: int, seed: int = 0) -> Model:
     params = Params(
         W_E=normal(shape.d_vocab, d, deviation=1.0),
         W_pos=normal(shape.n_ctx if learned else 0, d, deviation=0.1),
-        rotary_cos=cos,
-        rotary_sin=sin,
+        rotary_cos=cos[None],
+        rotary_sin=sin[None],
         blocks=blocks,
         norm_final=norm(),
         W_U=matrix(d, shape.d_vocab),

@@ -54,7 +54,7 @@ def model_of(name: str, dtype: torch.dtype) -> Model:
     model = attrib.from_hugging_face(builders.tiny_variant(variant, dtype), name=name)
     if name == "llama-partly-rotary":
         p = model.params
-        model = replace(model, params=p._replace(rotary_cos=p.rotary_cos[:, PARTIAL], rotary_sin=p.rotary_sin[:, PARTIAL]))
+        model = replace(model, params=p._replace(rotary_cos=p.rotary_cos[..., PARTIAL], rotary_sin=p.rotary_sin[..., PARTIAL]))
     return model
 
 
@@ -132,7 +132,7 @@ def test_a_folded_matrix_reads_unit(name: str, dtype: torch.dtype):
 @pytest.mark.parametrize("width", [10, 6], ids=["whole", "part"])
 def test_rotating_back_is_the_adjoint_of_rotating(dtype: torch.dtype, width: int):
     p = model_of("llama" if width == 10 else "llama-partly-rotary", dtype).params
-    cos, sin = p.rotary_cos[:POSITIONS, None], p.rotary_sin[:POSITIONS, None]
+    cos, sin = p.rotary_cos[0, :POSITIONS, None], p.rotary_sin[0, :POSITIONS, None]
     assert cos.shape[-1] == width
     x, y = rows(10, dtype), rows(10, dtype, seed=6)
     assert_close(turn(x, cos, sin, back=False), rotate(x, cos, sin), COMPONENT)

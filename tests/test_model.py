@@ -284,7 +284,7 @@ def head_by_head(model: attrib.Model, layers: range, x: Tensor, policy: Policy, 
         if config.positions == "learned":
             return x
         half = config.d_head // 2
-        cos, sin = model.params.rotary_cos[: len(x), :half], model.params.rotary_sin[: len(x), :half]
+        cos, sin = model.params.rotary_cos[0, : len(x), :half], model.params.rotary_sin[0, : len(x), :half]
         return torch.cat([x[:, :half] * cos - x[:, half:] * sin, x[:, half:] * cos + x[:, :half] * sin], 1)
 
     for layer in layers:

@@ -56,7 +56,7 @@ def gpt2_params(state: Mapping[str, Tensor], n_layers: int) -> Params:
         )
 
     W_E = state["transformer.wte.weight"]
-    no_rotary = W_E.new_zeros(0, 0)
+    no_rotary = W_E.new_zeros(0, 0, 0)
     W_U = state.get("lm_head.weight", W_E).T
     blocks = tuple(block(i) for i in range(n_layers))
     return Params(
@@ -65,7 +65,7 @@ def gpt2_params(state: Mapping[str, Tensor], n_layers: int) -> Params:
 
 
 def llama_params(state: Mapping[str, Tensor], n_layers: int, cos: Tensor, sin: Tensor) -> Params:
-    """Parameters of a LlamaForCausalLM's state dict, with its rotary tables [n_ctx, d_head]."""
+    """Parameters of a LlamaForCausalLM's state dict, with its rotary tables [1, n_ctx, d_head]."""
 
     def linear(name: str) -> tuple[Tensor, Tensor]:
         weight = state[f"{name}.weight"].T
@@ -150,7 +150,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     if config.positions == "rotary":
         # the model's own tables: whatever rope_type and precision it uses, attrib uses
         positions = torch.arange(config.n_ctx, device=model.device)[None]
-        cos, sin = (t[0] for t in model.model.rotary_emb(state["model.embed_tokens.weight"], positions))
+        cos, sin = (t for t in model.model.rotary_emb(state["model.embed_tokens.weight"], positions))
         params = llama_params(state, config.n_layers, cos, sin)
     else:
         params = gpt2_params(state, config.n_layers)
@@ -173,11 +173,11 @@ def from_hugging_face_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def rotary_tables(base: float, d_head: int, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [n_ctx, d_head] of the usual rotary embedding, in float32 as transformers computes them."""
+    """cos and sin [1, n_ctx, d_head] of the usual rotary embedding, in float32 as transformers computes them."""
     inverse_frequency = 1.0 / base ** (torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
     angles = torch.arange(n_ctx, dtype=torch.float32)[:, None] * inverse_frequency
     angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos()[None], angles.sin()[None]
 
 
 def load_folder(folder: Path, *, name: str | None = None) -> Model:

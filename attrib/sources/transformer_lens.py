@@ -72,7 +72,7 @@ def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:
     state = {key: value.detach() for key, value in (model.tl_parameters() if is_bridge else model.state_dict()).items()}
     if config.gated and not is_bridge:
         state = _without_gated_bias(state, config)
-    rotary = state["embed.W_E"].new_zeros(0, 0), state["embed.W_E"].new_zeros(0, 0)
+    rotary = (state["embed.W_E"].new_zeros(0, 0, 0),) * 2
     if config.positions == "rotary":
         rotary = _bridge_rotary(model, config) if is_bridge else _hooked_rotary(model)
     tokenizer = None if getattr(model, "tokenizer", None) is None else _tokenizer(model)
@@ -153,7 +153,7 @@ def _hooked_rotary(model: Any) -> tuple[Tensor, Tensor]:
         sin, cos = (
             t.to(cos.device) for t in attention.calculate_sin_cos_rotary(cfg.rotary_dim, cfg.n_ctx, base=cfg.rotary_base, dtype=cfg.dtype)
         )
-    return cos, sin
+    return cos[None], sin[None]
 
 
 def _bridge_rotary(model: Any, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def _bridge_rotary(model: Any, config: ModelConfig) -> tuple[Tensor, Tensor]:
     module = model.original_model.model.rotary_emb
     module = getattr(module, "_original_component", module)
     cos, sin = module(next(model.original_model.parameters()).detach(), torch.arange(config.n_ctx)[None])
-    return cos[0], sin[0]
+    return cos, sin
 
 
 def _tokenizer(model: Any) -> Tokenizer:
