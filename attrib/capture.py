@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.dictionary import Dictionary, InputScale, active, decode_at, normalise_input, pre_activations
+from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, check_site, embed, walk
-from attrib.sparse import from_dense
-from attrib.types import Site, SparseLatents
+from attrib.types import InputError, Site, SparseLatents
 
 
 def capture(
@@ -40,10 +38,23 @@ class Leaves(NamedTuple):
     scale: InputScale
 
 
-def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Leaves:
-    """The leaves of a dictionary that reads and writes the value `x`: decode(latents) + error = x."""
-    pre = pre_activations(dictionary, x)
-    dense = pre.where(active(dictionary, pre), torch.zeros_like(pre))
+def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], written: Float[Tensor, "positions d_out"] | None = None) -> Leaves:
+    """The leaves of a dictionary that reads the value `x`: decode(latents) + skip(x) + error = written.
+
+    Args:
+        written: the true values at `dictionary.writes`, side by side; None for a dictionary that writes where
+            it reads, where they are `x`.
+
+    Raises:
+        InputError: where a dictionary writes elsewhere and `written` is missing.
+    """
+    if written is None and dictionary.writes != (dictionary.site,):
+        sites = ", ".join(map(str, dictionary.writes))
+        raise InputError(
+            f"written: missing, but {dictionary.name} reads {dictionary.site} and writes {sites}; give the values there, side by side."
+        )
+    latents = encode_sparse(dictionary, x)
     _, scale = normalise_input(dictionary, x)
-    latents = from_dense(dense)
-    return Leaves(latents, x - decode_at(dictionary, latents.value, latents.position, latents.latent, scale), scale)
+    decoded = decode_at(dictionary, latents.value, latents.position, latents.latent, scale)
+    error = (x if written is None else written) - decoded
+    return Leaves(latents, error - skip(dictionary, x) if dictionary.has_skip else error, scale)

@@ -2,16 +2,25 @@
 
     x'  = (x - shift) / scale                    normalise the input (none, layer_norm, constant_norm_rescale)
     pre = (x' - b_dec) W_enc + b_enc             b_dec subtracted only with apply_b_dec_to_input
-    f   = relu(pre) · [pre > threshold]          ReLU: threshold 0; JumpReLU: learned; TopK: the k largest
-    x^  = (f W_dec + b_dec) · scale + shift      decode, with the scale and shift of the input
+    f   = pre · [pre passes the rule]            see `Rule`
+    y^  = (f W_dec + b_dec) · scale + shift      decode; transcoders do not put scale and shift back
+    y   = y^ + x W_skip + error                  what stands at the sites that it writes
 
-The three kinds differ in the threshold alone, so everything after it is written once. Decoder norms of
-TopK dictionaries that rescale by them are folded into the weights where they are read (sources/).
+All kinds differ in one mask alone, so everything after it is written once, and where a latent is active its
+derivative is that of `pre`: 1 with respect to `pre`, then through W_enc and through the normalisation. What
+else a kind has is folded into these parameters where it is read (sources/): decoder norms of TopK dictionaries
+that rescale by them, finetuning factors, and gates. A gated latent with gate s + b_gate > 0 and magnitude
+relu(e^r s + b_mag), s = x W, is a JumpReLU latent of encoder e^r W, bias b_mag and threshold b_mag - e^r b_gate,
+exactly (Rajamanoharan et al. 2024, arXiv:2404.16014, appendix on weight tying).
+
+A dictionary reads one site and writes one or more: an SAE where it reads, a transcoder from mlp_in to mlp_out,
+a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,25 +28,41 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from attrib.model import fingerprint
-from attrib.types import Site
+from attrib.sparse import canonical, holds
+from attrib.types import InputError, Site, SparseLatents
 
-Rule = Literal["relu", "jumprelu", "topk"]
+Rule = Literal["relu", "jumprelu", "jump", "topk", "abstopk"]
+"""Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
+which may be negative; `topk` above 0 and among the k largest; `abstopk` among the k largest of either sign."""
+
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+NO_SKIP = torch.empty(0, 0)
+
+TILE = 2048
+"""Encoder columns that sparse encoding looks at together."""
 
 
 class DictionaryParams(NamedTuple):
-    """Every tensor of a dictionary. An SAE writes where it reads: d_out is d_in."""
+    """Every tensor of a dictionary. d_out is the width of all that it writes, side by side; d_in for an SAE."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_out"]
     b_dec: Float[Tensor, " d_out"]
-    threshold: Float[Tensor, " d_sae"]  # zero but for JumpReLU
+    threshold: Float[Tensor, " d_sae"]  # zero but for jumprelu and jump
+    W_skip: Float[Tensor, "d_in_or_0 d_out_or_0"] = NO_SKIP  # empty where there is no skip connection
 
 
 @dataclass(frozen=True)
 class DictionaryConfig:
-    """The static facts of a dictionary. `k` is used by TopK alone."""
+    """The static facts of a dictionary.
+
+    `site` is where it reads; `writes` is empty where it writes there too. `k` is used by topk and abstopk
+    alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
+    `kind` is its own library's word for it, and `hook_name` that library's word for `site`, which may say more:
+    behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
+    """
 
     site: Site
     rule: Rule
@@ -45,6 +70,10 @@ class DictionaryConfig:
     apply_b_dec_to_input: bool
     normalisation: Normalisation
     model_name: str | None
+    writes: tuple[Site, ...] = ()
+    puts_scale_back: bool = True
+    kind: str = ""
+    hook_name: str | None = None
 
 
 class InputScale(NamedTuple):
@@ -56,7 +85,7 @@ class InputScale(NamedTuple):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Parameters and config of one SAE."""
+    """Parameters and config of one dictionary: an SAE, a transcoder, or one layer of a cross-layer transcoder."""
 
     params: DictionaryParams
     config: DictionaryConfig
@@ -73,9 +102,24 @@ class Dictionary:
         return self.params.W_enc.shape[1]
 
     @property
+    def d_out(self) -> int:
+        """Width of all that it writes, side by side."""
+        return self.params.W_dec.shape[1]
+
+    @property
     def site(self) -> Site:
-        """Where it reads and writes."""
+        """Where it reads."""
         return self.config.site
+
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """Where it writes, in the order of its decoder's parts."""
+        return self.config.writes or (self.config.site,)
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether a linear map of its input is added to what its latents write."""
+        return self.params.W_skip.numel() > 0
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Dictionary":
         """The same dictionary in another dtype or on another device."""
@@ -83,51 +127,83 @@ class Dictionary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all parameters."""
-        return fingerprint(self.params)
+        """SHA-256 of all parameters that it has."""
+        return fingerprint([p for p in self.params if p.numel()])
+
+
+# ---------------------------------------------------------------------------------------- the encoder
 
 
 def normalise_input(
     dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]
 ) -> tuple[Float[Tensor, "*batch positions d_in"], InputScale]:
-    """The input as the encoder wants it, and the scale that decoding undoes.
+    """The input as the encoder wants it, and the scale that decoding puts back: 1 and 0 for transcoders.
 
     `layer_norm` divides by the unbiased deviation plus 1e-5 and, like sae-lens, multiplies back without the 1e-5.
     """
+    one = torch.ones_like(x[..., :1])
+    back = InputScale(torch.zeros_like(one), one)
     match dictionary.config.normalisation:
         case "layer_norm":
             shift = x.mean(-1, keepdim=True)
             scale = (x - shift).std(-1, keepdim=True)
-            return (x - shift) / (scale + 1e-5), InputScale(shift, scale)
+            x, taken = (x - shift) / (scale + 1e-5), InputScale(shift, scale)
         case "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / dictionary.d_in**0.5
-            return x / scale, InputScale(torch.zeros_like(scale), scale)
+            x, taken = x / scale, InputScale(torch.zeros_like(scale), scale)
         case "none":
-            one = torch.ones_like(x[..., :1])
-            return x, InputScale(torch.zeros_like(one), one)
+            taken = back
+    return x, taken if dictionary.config.puts_scale_back else back
+
+
+def _encoder_input(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_in"]:
+    x, _ = normalise_input(dictionary, x)
+    return x - dictionary.params.b_dec if dictionary.config.apply_b_dec_to_input else x
 
 
 def pre_activations(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
-    """Encoder output before the activation rule."""
-    p = dictionary.params
-    x, _ = normalise_input(dictionary, x)
-    if dictionary.config.apply_b_dec_to_input:
-        x = x - p.b_dec
-    return x @ p.W_enc + p.b_enc
+    """Encoder output before the activation rule; the value of every latent that the rule lets through."""
+    return _encoder_input(dictionary, x) @ dictionary.params.W_enc + dictionary.params.b_enc
+
+
+def _passes(rule: Rule, pre: Float[Tensor, "*any"], threshold: Float[Tensor, "*any_or_last"]) -> Bool[Tensor, "*any"]:
+    """The rule without competition: what each latent decides alone."""
+    match rule:
+        case "jump":
+            return (pre > threshold) & (pre != 0)
+        case "abstopk":
+            return pre != 0
+    return (pre > 0) & (pre > threshold)
+
+
+def _competes(rule: Rule, pre: Float[Tensor, "*any"]) -> Float[Tensor, "*any"] | None:
+    """The size by which latents compete for k places; None for rules without competition."""
+    return pre if rule == "topk" else pre.abs() if rule == "abstopk" else None
+
+
+def _largest(size: Float[Tensor, "*batch among"], k: int) -> Bool[Tensor, "*batch among"]:
+    """The k largest of every row. Of equal ones the first win, so that any order of computation selects the same."""
+    size = size.where(size == size, -torch.inf)  # not a number loses to all, and exactly k win
+    least = size.topk(k, dim=-1).values[..., -1:]
+    above, tied = size > least, size == least
+    return above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= k - above.sum(-1, keepdim=True)))
 
 
 def active(dictionary: Dictionary, pre: Float[Tensor, "*batch positions d_sae"]) -> Bool[Tensor, "*batch positions d_sae"]:
-    """Which latents the rule lets through."""
-    above = (pre > 0) & (pre > dictionary.params.threshold)
-    if dictionary.config.rule == "topk":
-        assert dictionary.config.k is not None  # checked where the dictionary is read
-        chosen = torch.zeros_like(above).scatter(-1, pre.topk(dictionary.config.k, dim=-1).indices, True)
-        return above & chosen
-    return above
+    """Which latents the rule lets through. Of latents that tie for the last of k places, the first win."""
+    config = dictionary.config
+    passes = _passes(config.rule, pre, dictionary.params.threshold)
+    size = _competes(config.rule, pre)
+    return passes if size is None else passes & _largest(size, _places(dictionary))
+
+
+def _places(dictionary: Dictionary) -> int:
+    assert dictionary.config.k is not None  # checked where the dictionary is read
+    return dictionary.config.k
 
 
 def encode(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
-    """All latents, dense. Paths use `encode_at` instead, which forms nothing of this size."""
+    """All latents, dense. `encode_sparse` finds the active ones, and `encode_at` differentiates, without a tensor of this size."""
     pre = pre_activations(dictionary, x)
     return pre.where(active(dictionary, pre), torch.zeros_like(pre))
 
@@ -141,21 +217,100 @@ def encode_at(
 ) -> Float[Tensor, " targets"]:
     """Chosen latents at chosen positions, by gathering their encoder columns alone.
 
+    Its derivative is 1 with respect to `pre` where the latent is active and 0 elsewhere: above the threshold
+    (ReLU, JumpReLU), through the magnitude with the gate held (gated, which is JumpReLU here), with the
+    selection held (TopK, AbsTopK); and from there through the normalisation, which is differentiated.
+
     Args:
-        gate: for TopK, which targets are among the k largest at the primal point: the competition with
-            all other latents, which cannot be seen from the chosen ones. It does not change in a
-            neighbourhood of the primal, so derivatives are exact. Ignored by the other rules.
+        gate: for topk and abstopk, which targets are among the k largest at the primal point (`wins_at`): the
+            competition with all other latents, which cannot be seen from the chosen ones. It does not change
+            in a neighbourhood of the primal, so derivatives are exact. Ignored by the other rules.
     """
-    p = dictionary.params
-    x, _ = normalise_input(dictionary, x)
-    if dictionary.config.apply_b_dec_to_input:
-        x = x - p.b_dec
+    p, rule = dictionary.params, dictionary.config.rule
+    x = _encoder_input(dictionary, x)
     columns = p.W_enc.index_select(1, latent).T.contiguous()  # four times as fast as taking rows of the transpose
     pre = (x.index_select(0, position) * columns).sum(-1) + p.b_enc.index_select(0, latent)
-    above = (pre > 0) & (pre > p.threshold.index_select(0, latent))
-    if dictionary.config.rule == "topk" and gate is not None:
+    above = _passes(rule, pre, p.threshold.index_select(0, latent))
+    if rule in ("topk", "abstopk") and gate is not None:
         above = above & gate
     return pre.where(above, torch.zeros_like(pre))
+
+
+# ------------------------------------------------------------------------------- sparse from the start
+
+
+def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *, tile: int = TILE) -> SparseLatents:
+    """The active latents of one prompt, sorted by (position, latent), without a dense [positions, d_sae].
+
+    Args:
+        tile: how many encoder columns are multiplied together. Memory is a few times [positions, tile], and
+            for topk and abstopk [positions, k + tile], beside the active latents themselves.
+
+    Raises:
+        InputError: for a tile without columns.
+    """
+    if tile < 1:
+        raise InputError(f"tile: {tile} encoder columns; expected at least 1. Leave it out for {TILE}.")
+    tiles = _tiles(dictionary, _encoder_input(dictionary, x), tile)
+    return _first_of_k(dictionary, tiles) if _competes(dictionary.config.rule, x) is not None else _above(dictionary, tiles)
+
+
+def _tiles(
+    dictionary: Dictionary, x: Float[Tensor, "positions d_in"], tile: int
+) -> Iterator[tuple[int, Float[Tensor, "positions columns"]]]:
+    """Pre-activations of some columns at a time, with the first column's number."""
+    p = dictionary.params
+    for first in range(0, dictionary.d_sae, tile):
+        yield first, x @ p.W_enc[:, first : first + tile] + p.b_enc[first : first + tile]
+
+
+def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "positions _"]]]) -> SparseLatents:
+    """Rules without competition: each tile is decided alone."""
+    found = []
+    for first, pre in tiles:
+        on = _passes(dictionary.config.rule, pre, dictionary.params.threshold[first : first + pre.shape[1]])
+        position, latent = on.nonzero(as_tuple=True)
+        found.append((position, latent + first, pre[on]))
+    return canonical(SparseLatents(*(torch.cat(column) for column in zip(*found, strict=True))))
+
+
+def _first_of_k(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "positions _"]]]) -> SparseLatents:
+    """Rules with competition: the winners so far meet the winners of each tile, both with their latents ascending,
+    so that among equals the first latent wins as in `active`."""
+    k, rule = _places(dictionary), dictionary.config.rule
+    best: tuple[Tensor, Tensor] | None = None
+    for first, pre in tiles:
+        won = _winners(rule, pre, torch.arange(first, first + pre.shape[1], device=pre.device).expand(pre.shape), k)
+        best = won if best is None else _winners(rule, torch.cat([best[0], won[0]], -1), torch.cat([best[1], won[1]], -1), k)
+    assert best is not None  # a dictionary has at least one latent
+    value, latent = best
+    on = _passes(rule, value, torch.zeros_like(value))
+    return SparseLatents(on.nonzero()[:, 0], latent[on], value[on])
+
+
+def _winners(
+    rule: Rule, pre: Float[Tensor, "positions among"], latent: Int[Tensor, "positions among"], k: int
+) -> tuple[Float[Tensor, "positions won"], Int[Tensor, "positions won"]]:
+    """The k largest (or all, where there are fewer) and their latents, in the order in which they came."""
+    size = cast(Tensor, _competes(rule, pre))
+    k = min(k, pre.shape[1])
+    won = _largest(size, k)  # k in every row, so what it selects is a rectangle
+    return pre[won].view(len(pre), k), latent[won].view(len(pre), k)
+
+
+def wins_at(
+    dictionary: Dictionary,
+    x: Float[Tensor, "positions d_in"],
+    position: Int[Tensor, " targets"],
+    latent: Int[Tensor, " targets"],
+    *,
+    tile: int = TILE,
+) -> Bool[Tensor, " targets"]:
+    """Which of the given latents are active on `x`, competition included: the `gate` of `encode_at`."""
+    return holds(encode_sparse(dictionary, x, tile=tile), position, latent)
+
+
+# ---------------------------------------------------------------------------------------- the decoder
 
 
 def decode(
@@ -163,7 +318,7 @@ def decode(
     latents: Float[Tensor, "*batch positions d_sae"],
     scale: InputScale | None = None,
 ) -> Float[Tensor, "*batch positions d_out"]:
-    """Reconstruction from dense latents.
+    """What dense latents write, at all sites side by side, without the skip connection.
 
     Args:
         scale: what `normalise_input` returned for the input; needed by dictionaries that normalise.
@@ -179,12 +334,53 @@ def decode_at(
     latent: Int[Tensor, " active"],
     scale: InputScale,
 ) -> Float[Tensor, "positions d_out"]:
-    """Reconstruction from sparse latents, by gathering their decoder rows alone."""
+    """What sparse latents write, by gathering their decoder rows alone; without the skip connection."""
     rows = value[:, None] * dictionary.params.W_dec.index_select(0, latent)
     out = dictionary.params.b_dec.expand(scale.shift.shape[0], -1).index_add(0, position, rows)
     return out * scale.scale + scale.shift
 
 
+def skip(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_out"]:
+    """The linear map of the input, as it is read and not normalised, beside the latents; zero where there is none."""
+    if not dictionary.has_skip:
+        return x.new_zeros(*x.shape[:-1], dictionary.d_out)
+    return x @ dictionary.params.W_skip
+
+
 def reconstruct(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_out"]:
-    """decode(encode(x)), with the input's own scale."""
-    return decode(dictionary, encode(dictionary, x), normalise_input(dictionary, x)[1])
+    """The dictionary's whole forward: decode(encode(x)) with the input's own scale, plus skip(x)."""
+    out = decode(dictionary, encode(dictionary, x), normalise_input(dictionary, x)[1])
+    return out + skip(dictionary, x) if dictionary.has_skip else out
+
+
+def split(dictionary: Dictionary, written: Float[Tensor, "*batch d_out"]) -> dict[Site, Float[Tensor, "*batch _"]]:
+    """What is written (or decoder rows, or b_dec, or errors), by the site at which it is written."""
+    parts = written.chunk(len(dictionary.writes), dim=-1)
+    return dict(zip(dictionary.writes, parts, strict=True))
+
+
+# -------------------------------------------------------------------------------- another way of reading
+
+
+def after_gain(dictionary: Dictionary, w: Float[Tensor, " d_in"], b: Float[Tensor, " d_in"]) -> Dictionary:
+    """The same dictionary, reading x w + b in place of x: behind a norm's weights rather than before them.
+
+    A transcoder trained on "ln2.hook_normalized" of a model whose norms keep their weights reads before them,
+    while attrib's mlp_in is what enters the MLP:  x W_enc = (x w + b) W_enc / w - (b / w) W_enc.
+
+    Raises:
+        InputError: where a weight is zero, or the dictionary does more with its input than multiply it.
+    """
+    config, p = dictionary.config, dictionary.params
+    if config.normalisation != "none" or config.apply_b_dec_to_input:
+        raise InputError(
+            f"dictionary {dictionary.name}: it normalises its input ({config.normalisation}) or subtracts b_dec from it, "
+            "so a norm's weights cannot be folded into its encoder."
+        )
+    if (w == 0).any():
+        raise InputError(f"w: {int((w == 0).sum())} of {len(w)} weights are zero; what they remove cannot be read behind them.")
+    offset, W_enc = b / w, p.W_enc / w[:, None]
+    p = p._replace(W_enc=W_enc, b_enc=p.b_enc - offset @ p.W_enc)
+    if dictionary.has_skip:
+        p = p._replace(W_skip=p.W_skip / w[:, None], b_dec=p.b_dec - offset @ p.W_skip)
+    return replace(dictionary, params=p, config=replace(config, hook_name=None))

@@ -27,6 +27,19 @@ def select(latents: SparseLatents, mask: Bool[Tensor, " active"]) -> SparseLaten
     return SparseLatents(*(column[mask] for column in latents))
 
 
+def canonical(latents: SparseLatents) -> SparseLatents:
+    """The same latents, each (position, latent) given once, in canonical order."""
+    by_latent = latents.latent.argsort(stable=True)
+    order = by_latent[latents.position[by_latent].argsort(stable=True)]
+    return SparseLatents(*(column[order] for column in latents))
+
+
+def holds(latents: SparseLatents, position: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"]) -> Bool[Tensor, " pairs"]:
+    """Which of the given (position, latent) pairs are among the latents."""
+    width = 1 + int(torch.cat([latents.latent, latent]).max()) if len(latent) + len(latents.latent) else 1
+    return torch.isin(position * width + latent, latents.position * width + latents.latent)
+
+
 def check_keep(keep: Keep) -> Keep:
     """Raises InputError for a rule whose number makes no sense."""
     match keep:

@@ -324,20 +324,23 @@ def test_a_folder_from_before_sae_lens_6(tmp_path: Path):
 
 
 def test_architectures_that_attrib_does_not_compute(tmp_path: Path):
-    from sae_lens import GatedSAE, GatedSAEConfig, Transcoder, TranscoderConfig
+    from sae_lens import MatchingPursuitSAE, MatchingPursuitSAEConfig, TemporalSAE, TemporalSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
     metadata = SAEMetadata(hook_name="blocks.0.hook_resid_pre")
-    gated = GatedSAE(GatedSAEConfig(d_in=8, d_sae=16, metadata=metadata))
-    with pytest.raises(
-        UnsupportedError, match=r"dictionary blocks\.0\.hook_resid_pre: architecture 'gated'; attrib computes standard, jumprelu, topk"
-    ):
-        attrib.from_sae_lens(gated)
-    gated.save_model(tmp_path)
-    with pytest.raises(UnsupportedError, match="architecture 'gated'"):
+    pursuit = MatchingPursuitSAE(MatchingPursuitSAEConfig(d_in=8, d_sae=16, metadata=metadata))
+    message = (
+        r"dictionary blocks\.0\.hook_resid_pre: architecture 'matching_pursuit' \(.*not one encoder pass\); "
+        r"attrib computes standard, gated, topk, abstopk, jumprelu, transcoder"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        attrib.from_sae_lens(pursuit)
+    pursuit.save_model(tmp_path)
+    with pytest.raises(UnsupportedError, match="architecture 'matching_pursuit'"):
         attrib.load_dictionary(tmp_path)
-    with pytest.raises(UnsupportedError, match="architecture 'transcoder'"):
-        attrib.from_sae_lens(Transcoder(TranscoderConfig(d_in=8, d_sae=16, d_out=8, apply_b_dec_to_input=False, metadata=metadata)))
+    temporal = TemporalSAE(TemporalSAEConfig(d_in=64, d_sae=16, n_heads=1, bottleneck_factor=8, metadata=metadata))
+    with pytest.raises(UnsupportedError, match=r"architecture 'temporal' \(.*not a function of one position's activation\)"):
+        attrib.from_sae_lens(temporal)
 
 
 def test_what_is_no_sae():
@@ -381,12 +384,17 @@ def rewrite(folder: Path, change: Any) -> None:
         (lambda s, c: c.update(k=81), FormatError, "k=81, expected an integer"),
         (lambda s, c: c.update(k=2.5), FormatError, r"k=2\.5, expected an integer"),
         (lambda s, c: c.update(architecture="jumprelu"), FormatError, r"threshold is missing, expected \[80\]"),
-        (lambda s, c: c.update(architecture="gated"), UnsupportedError, "architecture 'gated'"),
+        (lambda s, c: c.update(architecture="gated"), FormatError, r"b_gate is missing, expected \[80\]"),
+        (lambda s, c: c.update(architecture="batchtopk"), UnsupportedError, "'batchtopk' .a training checkpoint.*save_inference"),
+        (lambda s, c: c.update(architecture="matryoshka_batchtopk"), UnsupportedError, "'matryoshka_batchtopk' .a training checkpoint"),
+        (lambda s, c: s.update(W_skip=torch.ones(32, 32)), FormatError, "it holds W_skip, which attrib would leave out"),
+        (lambda s, c: s.update(b_dec=torch.ones(32, dtype=torch.long)), FormatError, "holds b_dec as I64; expected one of F64"),
+        (lambda s, c: c.update(reshape_activations="hook_q"), UnsupportedError, "reshape_activations='hook_q'"),
         (lambda s, c: c.pop("architecture"), UnsupportedError, "architecture None"),
         (lambda s, c: c.update(normalize_activations="spherical"), UnsupportedError, "normalize_activations='spherical'"),
         (lambda s, c: c.update(metadata={}), InputError, "no hook_name"),
         (lambda s, c: c.update(metadata=[1]), FormatError, r"cfg\.json is no object with an object `metadata`"),
-        (lambda s, c: c.pop("metadata") and c.pop("d_in"), FormatError, "sae-lens cannot read it as an older layout either"),
+        (lambda s, c: c.pop("metadata"), InputError, "no hook_name"),
     ],
 )  # fmt: skip
 def test_folders_whose_parts_do_not_fit(change: Any, kind: type[Exception], message: str, tmp_path: Path):

@@ -1,11 +1,14 @@
 """Models and dictionaries from elsewhere. Each adapter is imported when it is first used."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from attrib.dictionary import Dictionary
 from attrib.model import Model
-from attrib.types import InputError
+from attrib.sources.check import Check as Check
+from attrib.sources.check import check_model as check_model
+from attrib.types import InputError, Site
 
 SMOLLM2 = "smollm2-135m"
 SHIPPED = Path(__file__).parent.parent / "dictionaries"
@@ -20,8 +23,11 @@ def load_model(name: str | Path, **options: Any) -> Model:
         options: for TransformerLens names, passed to `HookedTransformer.from_pretrained`
             (`fold_ln=False`, say); its defaults process the weights.
 
+    The model that comes back has been compared with the original on a few tokens (see `check_model`); SmolLM2 when
+    it was fetched, the others now.
+
     Raises:
-        InputError: where there is no such model, or it is not fetched yet.
+        InputError: where there is no such model, it is not fetched yet, or attrib's values are not the original's.
         UnsupportedError: where the architecture has a feature that attrib does not compute.
     """
     if name == SMOLLM2:
@@ -43,28 +49,91 @@ def load_model(name: str | Path, **options: Any) -> Model:
             f"model: {name!r} is neither {SMOLLM2!r}, nor a local folder, nor a model that TransformerLens could load: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return from_transformer_lens(model, name=name)
+    loaded = from_transformer_lens(model, name=name)
+    check_model(loaded, model).require()
+    return loaded
 
 
-def load_dictionary(name: str | Path) -> Dictionary:
-    """A dictionary by name or from a local folder.
+def load_dictionary(
+    name: str | Path, *, site: Site | str | None = None, writes: Site | str | None = None, layer: int | None = None
+) -> Dictionary:
+    """A dictionary by name or from local files, in float32. docs/dictionaries.md lists what there is.
 
     Args:
-        name: a shipped one ("smollm2-135m/blocks.6.hook_resid_pre"), a folder in sae-lens's format, or
+        name: a shipped one ("smollm2-135m/blocks.6.hook_resid_pre"); a folder of sae-lens, sparsify or Gemma
+            Scope; a layer of a circuit-tracer folder ("folder/layer_3", or the folder with `layer=3`); or
             "release/sae_id" of a sae-lens release ("gpt2-small-res-jb/blocks.7.hook_resid_pre").
-    """
-    from attrib.sources import sae_lens
+        site: where it reads, for files that do not say.
+        writes: where it writes, the same; left out, where it reads.
+        layer: which layer of a circuit-tracer folder.
 
+    Raises:
+        InputError: where there is no such dictionary, or its site is not known.
+        UnsupportedError: for a kind that attrib does not compute, by name.
+        FormatError: where files are damaged or do not fit each other.
+    """
+    from attrib.sources import circuit_tracer, gemma_scope, sae_lens, sparsify
+
+    path = Path(name)
+    folder, which = (path, layer) if layer is not None else _layer_of(path)
+    if which is not None and (folder / circuit_tracer.CONFIG).is_file():
+        _refuse_options(name, site=site, writes=writes)
+        return circuit_tracer.load_layer(folder, which)
+    if layer is not None:
+        raise InputError(f"layer: {layer}, but {name} is no folder with a config.yaml, as circuit-tracer's are; leave layer= out.")
+    if path.suffix == ".npz" and path.is_file():
+        return gemma_scope.load_file(path, site=site, writes=writes)
     if str(name) in shipped():
-        return sae_lens.load_folder(SHIPPED / name, name=str(name))
-    if Path(name).is_dir():
-        return sae_lens.load_folder(Path(name))
+        _refuse_options(name, writes=writes)
+        return sae_lens.load_folder(SHIPPED / name, name=str(name), site=site)
+    if path.is_dir():
+        if (path / circuit_tracer.CONFIG).is_file():
+            raise InputError(f"layer: missing; {name} has a dictionary for every layer. Give layer=, or use load_dictionaries.")
+        if (path / sparsify.WEIGHTS).is_file():
+            return sparsify.load_folder(path, site=site, writes=writes)
+        if (path / gemma_scope.WEIGHTS).is_file():
+            return gemma_scope.load_file(path / gemma_scope.WEIGHTS, site=site, writes=writes)
+        _refuse_options(name, writes=writes)
+        return sae_lens.load_folder(path, site=site)
     release, slash, sae_id = str(name).partition("/")
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or not slash:
         raise InputError(f"dictionary: {name} is no folder and not of the form release/sae_id. Shipped: {', '.join(shipped())}.")
     if (SHIPPED / release).is_dir():
         raise InputError(f"dictionary: {name} is not shipped; there are {', '.join(shipped())}.")
+    _refuse_options(name, site=site, writes=writes)
     return sae_lens.load_release(release, sae_id)
+
+
+def load_dictionaries(folder: str | Path) -> list[Dictionary]:
+    """All dictionaries of a folder: the layers of a circuit-tracer folder, or one for each folder in it, by where they read.
+
+    Raises:
+        InputError: where there is none; else as `load_dictionary`.
+    """
+    from attrib.sources import circuit_tracer
+
+    path = Path(folder)
+    if (path / circuit_tracer.CONFIG).is_file():
+        return circuit_tracer.load_folder(path)
+    inner = sorted(cfg.parent for cfg in path.glob("*/cfg.json"))
+    if not inner:
+        raise InputError(
+            f"folder: {folder} holds neither circuit-tracer's config.yaml nor folders with a cfg.json. "
+            "For one dictionary use load_dictionary."
+        )
+    return sorted((load_dictionary(one) for one in inner), key=lambda dictionary: dictionary.site.depth)
+
+
+def _layer_of(path: Path) -> tuple[Path, int | None]:
+    """A circuit-tracer folder and a layer of it, where a path ends in one."""
+    match = re.fullmatch(r"layer_(\d+)(\.safetensors)?", path.name)
+    return (path.parent, int(match[1])) if match and not path.is_dir() else (path, None)
+
+
+def _refuse_options(name: str | Path, **options: object) -> None:
+    """Raises InputError for an option that would change nothing."""
+    if given := [key for key, value in options.items() if value is not None]:
+        raise InputError(f"{given[0]}: given, but {name} says itself where it reads and writes; leave {given[0]}= out.")
 
 
 def shipped() -> list[str]:
@@ -91,3 +160,10 @@ def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
     from attrib.sources import sae_lens
 
     return sae_lens.from_sae_lens(sae, name=name)
+
+
+def from_tensors(**tensors: Any) -> Dictionary:
+    """See `attrib.sources.tensors.from_tensors`."""
+    from attrib.sources import tensors as adapter
+
+    return adapter.from_tensors(**tensors)

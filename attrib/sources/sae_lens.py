@@ -1,37 +1,29 @@
 """sae-lens dictionaries into attrib's pytree: from objects, from folders, from releases by name.
 
 A folder is read without importing sae-lens: two files, JSON and safetensors, sizes checked against
-each other. Only releases by name and folders in an older layout go through sae-lens itself.
+each other before tensors are read. Only releases by name go through sae-lens itself.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from attrib.dictionary import Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
+from attrib.dictionary import Dictionary, Normalisation
+from attrib.sources.kinds import NORMALISATIONS, kind_of, supported
+from attrib.sources.tensors import Shapes, check_no_others, check_shapes, from_tensors, matrix, safetensors_file
 from attrib.types import FetchError, FormatError, InputError, Site, UnsupportedError
 
 WEIGHTS = "sae_weights.safetensors"
 
-_RULES: dict[str, Rule] = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk"}
-
-# The two others are folded into the weights at the end of training; sae-lens's own forward then ignores the name.
-_NORMALISATIONS: dict[str, Normalisation] = {
-    "none": "none",
-    "expected_average_only_in": "none",
-    "covariance_whitening": "none",
-    "layer_norm": "layer_norm",
-    "constant_norm_rescale": "constant_norm_rescale",
-}
+_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
 
 
 def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
-    """attrib's dictionary from a sae-lens SAE, which is left as it is.
+    """attrib's dictionary from a sae-lens SAE or transcoder, which is left as it is.
 
     Raises:
         UnsupportedError: for an architecture or normalisation that attrib does not compute, by name.
@@ -43,49 +35,111 @@ def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
     return build(state, config, name or str(config["metadata"].get("hook_name")))
 
 
-def build(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> Dictionary:
-    """A dictionary from sae-lens's tensors and its cfg.json."""
+def build(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str, site: Site | str | None = None) -> Dictionary:
+    """A dictionary from sae-lens's tensors and its cfg.json.
+
+    Args:
+        site: where it reads, for a config that does not say.
+    """
+    return _assemble(state, _read(config, {key: list(value.shape) for key, value in state.items()}, name, site))
+
+
+class _Facts(NamedTuple):
+    """What a config and the shapes beside it say, checked."""
+
+    options: dict[str, Any]
+    is_gated: bool
+    has_threshold: bool
+    has_skip: bool
+    finetuned: bool
+    name: str
+
+
+def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str | None) -> _Facts:
+    """Everything about a dictionary but its numbers. Raises UnsupportedError, InputError or FormatError, in this order of causes."""
     architecture = config.get("architecture")
-    if architecture not in _RULES:
-        raise UnsupportedError(f"dictionary {name}: architecture {architecture!r}; attrib computes {', '.join(_RULES)} so far.")
-    if (normalisation := config.get("normalize_activations", "none")) not in _NORMALISATIONS:
-        raise UnsupportedError(f"dictionary {name}: normalize_activations={normalisation!r}; attrib computes {', '.join(_NORMALISATIONS)}.")
-    metadata = config.get("metadata") or {}
-    if metadata.get("hook_head_index") is not None:
-        raise UnsupportedError(f"dictionary {name}: hook_head_index={metadata['hook_head_index']}; attrib does not read single heads yet.")
-    if not (hook_name := metadata.get("hook_name") or config.get("hook_name")):
-        raise InputError(f"dictionary {name}: its metadata name no hook_name, so its site is unknown; set sae.cfg.metadata.hook_name.")
-    site = Site.parse(hook_name)
-    if "W_enc" not in state or state["W_enc"].ndim != 2:
-        raise FormatError(
-            f"dictionary {name}: W_enc is {list(state['W_enc'].shape) if 'W_enc' in state else 'missing'}, expected [d_in, d_sae]."
+    kind = kind_of("sae-lens", str(architecture))
+    if kind is None or kind.rule is None:
+        why = f" ({kind.remark})" if kind else ""
+        raise UnsupportedError(
+            f"dictionary {name}: architecture {architecture!r}{why}; attrib computes {', '.join(supported('sae-lens'))}."
         )
-    d_in, d_sae = state["W_enc"].shape
-    expected = {"W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)} | (
-        {"threshold": (d_sae,)} if architecture == "jumprelu" else {}
-    )
-    for key, shape in expected.items():
-        found = list(state[key].shape) if key in state else "missing"
-        if found != list(shape):
-            raise FormatError(f"dictionary {name}: {key} is {found}, expected {list(shape)} beside W_enc {[d_in, d_sae]}.")
-    W_enc, b_enc, W_dec = state["W_enc"], state["b_enc"], state["W_dec"]
-    if config.get("rescale_acts_by_decoder_norm"):
-        # ranking pre-activations by their decoder's norm is the same as folding that norm into the encoder
-        norm = W_dec.norm(dim=-1)
-        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
-    params = DictionaryParams(W_enc, b_enc, W_dec, state["b_dec"], state.get("threshold", torch.zeros_like(b_enc)))
-    k = config.get("k") if architecture == "topk" else None
-    if architecture == "topk" and not (isinstance(k, int) and 1 <= k <= d_sae):
+    if (normalisation := config.get("normalize_activations", "none")) not in NORMALISATIONS:
+        raise UnsupportedError(f"dictionary {name}: normalize_activations={normalisation!r}; attrib computes {', '.join(NORMALISATIONS)}.")
+    metadata = config.get("metadata") or {}
+    for key in ("hook_head_index", "hook_head_index_out"):
+        if metadata.get(key) is not None:
+            raise UnsupportedError(f"dictionary {name}: {key}={metadata[key]}; attrib does not read single heads yet.")
+    hook_name = metadata.get("hook_name") or config.get("hook_name")
+    if not (hook_name or site):
+        raise InputError(
+            f"dictionary {name}: its metadata name no hook_name, so its site is unknown; set sae.cfg.metadata.hook_name, or give site=."
+        )
+    reads = Site.parse(str(hook_name or site))
+    if site and Site.parse(site) != reads:
+        raise InputError(f"site: {site}, but dictionary {name} was made for {hook_name}; leave site= out.")
+    reshape = config.get("reshape_activations", "none")
+    is_transcoder = "transcoder" in kind.name
+    if reshape not in ("none", "hook_z") or (reshape == "hook_z" and is_transcoder):
+        raise UnsupportedError(
+            f"dictionary {name}: reshape_activations={reshape!r} of a {architecture}; attrib computes none, and hook_z of SAEs."
+        )
+    d_in, d_sae = matrix(shapes, "W_enc", name, "[d_in, d_sae]")
+    expected = {"W_dec": [d_sae, d_in], "b_dec": [d_in]}
+    writes: tuple[str, ...] = ()
+    if is_transcoder:
+        if not metadata.get("hook_name_out"):
+            raise InputError(f"dictionary {name}: its metadata name no hook_name_out, so where it writes is unknown; set it there.")
+        writes = (metadata["hook_name_out"],)
+        if config.get("apply_b_dec_to_input"):
+            raise FormatError(f"dictionary {name}: apply_b_dec_to_input=True of a {architecture}, whose b_dec belongs to what it writes.")
+        d_out = matrix(shapes, "W_dec", name, "[d_sae, d_out]")[1]
+        expected = {"W_dec": [d_sae, d_out], "b_dec": [d_out]}
+        if "skip" in kind.name:
+            expected["W_skip"] = [d_out, d_in]
+    vectors = ("b_gate", "r_mag", "b_mag") if architecture == "gated" else ("b_enc",)
+    has_threshold = kind.rule == "jumprelu" and architecture != "gated"
+    factors = [key for key in _FACTORS if key in shapes]
+    expected |= {key: [d_sae] for key in (*vectors, *(["threshold"] if has_threshold else []), *factors)}
+    check_shapes(shapes, expected, name, f" beside W_enc {[d_in, d_sae]}")
+    check_no_others(shapes, ["W_enc", *expected], name)
+    k = config.get("k") if kind.rule in ("topk", "abstopk") else None
+    if kind.rule in ("topk", "abstopk") and not (isinstance(k, int) and 1 <= k <= d_sae):
         raise FormatError(f"dictionary {name}: k={k!r}, expected an integer from 1 to d_sae={d_sae}.")
-    facts = DictionaryConfig(
-        site=site, rule=_RULES[architecture], k=k, apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
-        normalisation=_NORMALISATIONS[normalisation], model_name=metadata.get("model_name"),
-    )  # fmt: skip
-    return Dictionary(params, facts, name)
+    computed: Normalisation = normalisation if normalisation in ("layer_norm", "constant_norm_rescale") else "none"
+    options = {
+        "site": reads, "writes": writes, "rule": "gated" if architecture == "gated" else kind.rule, "k": k, "normalisation": computed,
+        "apply_b_dec_to_input": not is_transcoder and config.get("apply_b_dec_to_input", True), "puts_scale_back": not is_transcoder,
+        "rescale_acts_by_decoder_norm": k is not None and config.get("rescale_acts_by_decoder_norm", False),
+        "kind": architecture, "hook_name": hook_name or str(site), "model_name": metadata.get("model_name"), "name": name,
+    }  # fmt: skip
+    return _Facts(
+        options, architecture == "gated", has_threshold, "W_skip" in expected, bool(config.get("finetuning_scaling_factor")), name
+    )
 
 
-def load_folder(folder: Path, *, name: str | None = None) -> Dictionary:
+def _assemble(state: Mapping[str, Tensor], facts: _Facts) -> Dictionary:
+    tensors: dict[str, Any] = {key: state[key] for key in ("W_enc", "W_dec", "b_dec")}
+    tensors |= {key: state[key] for key in (("b_gate", "r_mag", "b_mag") if facts.is_gated else ("b_enc",))}
+    if facts.has_threshold:
+        tensors["threshold"] = state["threshold"]
+    if facts.has_skip:
+        tensors["W_skip"] = state["W_skip"].T  # sae-lens: x @ W_skip.T
+    for factor in (state[key] for key in _FACTORS if key in state):
+        if torch.allclose(factor, torch.ones_like(factor)):
+            continue  # once written by default
+        if not facts.finetuned:
+            raise FormatError(f"dictionary {facts.name}: it has a scaling_factor, but finetuning_scaling_factor of its config is False.")
+        # sae-lens 3 to 5 multiplied the latents by it on their way into the decoder
+        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
+    return from_tensors(**tensors, **facts.options)
+
+
+def load_folder(folder: Path, *, name: str | None = None, site: Site | str | None = None) -> Dictionary:
     """A dictionary from a folder with cfg.json and sae_weights.safetensors, in float32.
+
+    Args:
+        site: where it reads, for a config that does not say.
 
     Raises:
         FormatError: where the files are damaged or do not fit each other.
@@ -94,25 +148,43 @@ def load_folder(folder: Path, *, name: str | None = None) -> Dictionary:
     for file in ("cfg.json", WEIGHTS):
         if not (folder / file).is_file():
             raise InputError(f"dictionary: {folder} holds no {file}; expected a folder that sae-lens's save_model wrote.")
-    try:
-        config = json.loads((folder / "cfg.json").read_text())
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise FormatError(f"dictionary: {folder} is damaged: {error}") from error
+    config = read_json(folder / "cfg.json")
     if not isinstance(config, dict) or not isinstance(config.get("metadata", {}), dict):
         raise FormatError(f"dictionary: {folder / 'cfg.json'} is no object with an object `metadata`, as sae-lens writes it.")
-    if "metadata" not in config:  # written before sae-lens 6
-        from sae_lens import SAE
+    if "metadata" not in config:
+        config = _before_6(config, name)
+    with safetensors_file(folder / WEIGHTS) as weights:
+        facts = _read(config, weights.shapes, name, site)
+        return _assemble({key: weights.read(key) for key in weights.shapes}, facts)
 
-        try:
-            sae = SAE.load_from_disk(folder, dtype="float32")
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FormatError(
-                f"dictionary: {folder} has no `metadata`, and sae-lens cannot read it as an older layout either: {error!r}"
-            ) from error
-        return from_sae_lens(sae, name=name)
-    return build(state, config, name)
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises FormatError where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise FormatError(f"dictionary: {path} is damaged: {error}") from error
+
+
+_METADATA = ("hook_name", "hook_name_out", "hook_head_index", "hook_head_index_out", "model_name")
+
+
+def _before_6(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The flat config of sae-lens 2 to 5 in the words of 6: other names, TopK as an activation function, a bool for a normalisation."""
+    renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+    old = {renamed.get(key, key): value for key, value in config.items()}
+    new = old | {"metadata": {key: old[key] for key in _METADATA if key in old}, "architecture": old.get("architecture", "standard")}
+    match old.get("activation_fn", "relu"):
+        case "relu":
+            pass
+        case "topk":
+            arguments = old.get("activation_fn_kwargs")
+            new |= {"architecture": "topk", "k": arguments.get("k") if isinstance(arguments, dict) else None}
+        case other:
+            raise UnsupportedError(f"dictionary {name}: activation_fn={other!r} of an older layout; attrib computes relu and topk.")
+    if (normalisation := old.get("normalize_activations")) in (None, True, False):
+        new["normalize_activations"] = "expected_average_only_in" if normalisation else "none"
+    return new
 
 
 def load_release(release: str, sae_id: str) -> Dictionary:
