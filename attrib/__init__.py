@@ -11,7 +11,7 @@ from attrib.forecast import Plan, plan
 from attrib.model import Model, embed, logits, unembed
 from attrib.path import path
 from attrib.segment import block, segment
-from attrib.sources import SMOLLM2, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from attrib.sources import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from attrib.store import open_store as open
 from attrib.store import save
 from attrib.types import (
@@ -61,6 +61,7 @@ __all__ = [
     "UnsupportedError",
     "block",
     "capture",
+    "check_model",
     "decode",
     "embed",
     "encode",

@@ -21,7 +21,9 @@ from platformdirs import user_cache_path
 from safetensors.torch import load_file
 
 from attrib.model import Model, Tokenizer
-from attrib.sources.hugging_face import llama_params, model_config, rotary_tables
+from attrib.sources.check import check_model
+from attrib.sources.families import Rotary, model_config, params
+from attrib.sources.hugging_face import rotary_tables
 from attrib.types import FetchError, FormatError, InputError
 
 NAME = "smollm2-135m"
@@ -45,17 +47,21 @@ def model_folder() -> Path:
 
 
 def load() -> Model:
-    """The cached model in float32. Imports neither transformers nor transformer_lens."""
+    """The cached model in float32. Imports neither transformers nor transformer_lens: it was checked when it was fetched."""
+    return read(model_folder())
+
+
+def read(folder: Path) -> Model:
+    """The model in a folder that `dequantise` wrote. Raises FormatError where it is damaged."""
     from tokenizers import Tokenizer as FastTokenizer
 
-    folder = model_folder()
     try:
         facts = json.loads((folder / "config.json").read_text())
         state = load_file(folder / "model.safetensors")
         tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
         config = model_config(_Facts(facts))
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
-        params = llama_params(state, config.n_layers, *rotary_tables(base, d_head, config.n_ctx))
+        made = params(_Facts(facts), config, state, Rotary(*rotary_tables(base, d_head, config.n_ctx)))
     except Exception as error:  # each library has its own errors for a damaged file
         raise FormatError(
             f"model: the cache in {folder} is damaged ({error}). Delete that folder and run `attrib fetch {NAME}`."
@@ -65,7 +71,7 @@ def load() -> Model:
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
     )
-    return Model(params, config, NAME, text)
+    return Model(made, config, NAME, text)
 
 
 class _Facts:
@@ -137,7 +143,11 @@ def check_hash(file: Path, expected: str = SHA256) -> None:
 
 
 def dequantise(gguf: Path, folder: Path) -> Path:
-    """Write model.safetensors (float32), config.json and the tokenizer's files into `folder`."""
+    """Write model.safetensors (float32), config.json and the tokenizer's files into `folder`, and see that attrib computes the same.
+
+    Raises:
+        InputError: where attrib's values are not transformers' own.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -149,4 +159,5 @@ def dequantise(gguf: Path, folder: Path) -> Path:
     model.load_state_dict(quantised.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    check_model(read(folder), model).require()
     return folder
