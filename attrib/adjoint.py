@@ -20,6 +20,7 @@ Rows are [positions, rows, width]. In *head space* a row holds the queries, keys
 side by side, q | k | v, before rotation; where attention is frozen, v alone.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attrib import ops
-from attrib.model import Model, ModelConfig, Norm, attention_pattern, heads, normalise, rotary
+from attrib.model import (
+    Model,
+    ModelConfig,
+    Norm,
+    attention_pattern,
+    attention_scores,
+    enter,
+    project,
+    rotary,
+    turned_heads,
+    window,
+)
 from attrib.ops import AttentionCotangents, FrozenCotangents, Impl
 from attrib.types import Policy
 
@@ -63,6 +75,8 @@ def norm_point(config: ModelConfig, x: Float[Tensor, "positions d_model"]) -> No
 
 def fold_norm(config: ModelConfig, norm: Norm, *parts: Float[Tensor, "d_model _"]) -> Float[Tensor, "d_model width"]:
     """The matrix, side by side of `parts`, that reads `unit` where they read the normed stream, up to a constant."""
+    if not norm.weight.numel():
+        return torch.cat(parts, dim=1)
     W = parts[0].new_empty(len(parts[0]), sum(part.shape[1] for part in parts))
     for part, into in zip(parts, W.split([part.shape[1] for part in parts], dim=1), strict=True):
         torch.mul(part, norm.weight[:, None], out=into)
@@ -78,13 +92,17 @@ def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
 
 
 def norm_pull(config: ModelConfig, norm: Norm, point: NormPoint, y: Rows, policy: Policy) -> Rows:
-    """The adjoint of the whole norm, weight and centring with it, for cotangents of its output."""
+    """The adjoint of the whole norm, weight and centring with it, for cotangents of its output; of one that is absent, nothing."""
+    if not norm.weight.numel():
+        return y
     y = y * norm.weight
     return norm_map(point, y - y.mean(-1, keepdim=True) if config.norm == "layer" else y, policy)
 
 
 def norm_push(config: ModelConfig, norm: Norm, point: NormPoint, x: Rows, policy: Policy) -> Rows:
     """The tangent map of the whole norm."""
+    if not norm.weight.numel():
+        return x
     x = x - x.mean(-1, keepdim=True) if config.norm == "layer" else x.clone()
     return norm_map(point, x, policy).mul_(norm.weight)
 
@@ -92,14 +110,65 @@ def norm_push(config: ModelConfig, norm: Norm, point: NormPoint, x: Rows, policy
 # -------------------------------------------------------------------------------------- attention
 
 
+class HeadNorm(NamedTuple):
+    """The point of a norm of queries or keys, before they are rotated; of no width where there is none.
+
+    `inverse` and `weight` are of each head, or of one that stands for all where they are normed together.
+    """
+
+    unit: Float[Tensor, "positions heads d_unit"]
+    inverse: Float[Tensor, "positions normed 1"]
+    weight: Float[Tensor, "weights d_unit"]
+
+    def at(self, index: slice) -> "HeadNorm":
+        """The point of some positions."""
+        return HeadNorm(self.unit[index], self.inverse[index], self.weight)
+
+
+def head_norm(config: ModelConfig, weight: Float[Tensor, " d_weight"], y: Float[Tensor, "positions width"], n_heads: int) -> HeadNorm:
+    """The point of the norm of projected queries or keys `y`."""
+    if config.qk_norm == "none":  # not views, which would hold what they are views of
+        none = y.new_zeros(len(y), n_heads, 0)
+        return HeadNorm(none, y.new_zeros(len(y), n_heads, 1), none[0])
+    y = rearrange(y, "t (heads d) -> t heads d", heads=n_heads)
+    over = (1, 2) if config.qk_norm == "whole" else (2,)
+    inverse = (y.pow(2).mean(over, keepdim=True) + config.eps).rsqrt()
+    return HeadNorm(y * inverse, inverse, rearrange(weight, "(heads d) -> heads d", d=y.shape[-1]))
+
+
+def head_norm_map(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> Tensor:
+    """N(y), in place; weights are the caller's, who knows their side."""
+    if policy.norm == "exact":
+        along = (y * norm.unit[:, None]).sum(-1, keepdim=True)
+        size = y.shape[-1]
+        if norm.inverse.shape[1] != y.shape[2]:
+            along, size = along.sum(2, keepdim=True), size * y.shape[2]
+        y.addcmul_(along, norm.unit[:, None], value=-1 / size)
+    return y.mul_(norm.inverse[:, None])
+
+
+def head_norm_pull(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> None:
+    """Cotangents before the norm from those after it, in place."""
+    if norm.unit.shape[-1]:
+        head_norm_map(norm, y.mul_(norm.weight), policy)
+
+
+def head_norm_push(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> Tensor:
+    """Tangents after the norm from those before it."""
+    return head_norm_map(norm, y.clone(), policy).mul_(norm.weight) if norm.unit.shape[-1] else y
+
+
 class AttentionPoint(NamedTuple):
-    """The heads of one prompt, rotated; query heads are grouped by the key head that they read."""
+    """The heads of one prompt, normed and rotated; query heads are grouped by the key head that they read."""
 
     q: Float[Tensor, "kv_heads group positions d_head"]
     k: Float[Tensor, "kv_heads positions d_head"]
     v: Float[Tensor, "kv_heads positions d_head"]
     z: Float[Tensor, "kv_heads group positions d_head"]
     pattern: Float[Tensor, "kv_heads group positions positions"]
+    slope: Float[Tensor, "kv_heads group capped capped"]  # of the cap on scores; `capped` is 0 where there is none
+    q_norm: HeadNorm
+    k_norm: HeadNorm
     cos: Float[Tensor, "positions d_rotary"]  # d_rotary is 0 where positions are not rotary
     sin: Float[Tensor, "positions d_rotary"]
 
@@ -121,11 +190,26 @@ def attention_weights(model: Model, layer: int, policy: Policy) -> AttentionWeig
 
 def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_model"]) -> AttentionPoint:
     """The point of a layer's heads at the whole stream `x` of one prompt."""
-    q, k, v = heads(model, layer, normalise(model.config, model.params.blocks[layer].norm_1, x))
-    pattern = attention_pattern(q, k, model.config.attention_scale)
+    config, p = model.config, model.params.blocks[layer]
+    projected = project(model, layer, enter(config, p.norm_1, x))
+    q, k, v = turned_heads(model, layer, projected)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
     z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
-    cos, sin = rotary(model, layer, len(x))
-    return AttentionPoint(q, k, v, z, pattern, cos, sin)
+    slope = pattern.new_zeros(*pattern.shape[:2], 0, 0)
+    if config.score_cap is not None:
+        slope = 1 - (attention_scores(q, k, config.attention_scale) / config.score_cap).tanh().square()
+    q_norm = head_norm(config, p.attention.q_norm, projected.q, config.n_heads)
+    k_norm = head_norm(config, p.attention.k_norm, projected.k, config.n_kv_heads)
+    return AttentionPoint(q, k, v, z, pattern, slope, q_norm, k_norm, *rotary(model, layer, len(x)))
+
+
+Index = slice | int
+
+
+def _gain(point: AttentionPoint, queries: Index, keys: Index, scale: float) -> Float[Tensor, "kv_heads group *some"]:
+    """What the product of queries and keys is worth to the softmax: c a, less what a cap takes."""
+    gain = point.pattern[:, :, queries, keys] * scale
+    return gain * point.slope[:, :, queries, keys] if point.slope.numel() else gain
 
 
 def turn(
@@ -156,7 +240,7 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
     exact = policy.attention == "exact"
     if out is None:
         out = o.new_empty(positions, rows, kv * d_head + (d_q + kv * d_head if exact else 0))
-    if impl == "triton":
+    if impl == "triton" and not point.slope.numel():  # the kernels know no caps
         return out.copy_(_pull_by_kernel(point, o, scale, policy))
     parts = rearrange(out, "t n (heads d) -> t n heads d", d=d_head)
     o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
@@ -172,17 +256,20 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
             continue
         ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
         ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
-        ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True)).mul_((a * scale)[:, :, :, None])
+        ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True))
+        ds.mul_(_gain(point, slice(first, end), slice(end), scale)[:, :, :, None])
         q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (g t) d")
         to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
         dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
         to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
         at = slice(first, end), slice(None), slice(kv * group)
         turn(rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=parts[at])
+        head_norm_pull(point.q_norm.at(slice(first, end)), parts[at], policy)
         del ds, to_keys, to_queries  # a block is gone before the next is made
     parts[:, :, -kv:] = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
     if dk is not None:
         turn(rearrange(dk, "kv n s d -> s n kv d"), cos, sin, True, out=parts[:, :, kv * group : -kv])
+        head_norm_pull(point.k_norm.at(slice(positions)), parts[:, :, kv * group : -kv], policy)
     return out
 
 
@@ -200,6 +287,8 @@ def _pull_by_kernel(point: AttentionPoint, o: Rows, scale: float, policy: Policy
         return rearrange(found.v, "t n heads d -> t n (heads d)")
     cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
     parts = [turn(part, cos, sin, back=True) for part in (found.q, found.k)]
+    for part, norm in zip(parts, (point.q_norm, point.k_norm), strict=True):
+        head_norm_pull(norm.at(slice(positions)), part, policy)
     return rearrange(torch.cat([*parts, found.v], dim=2), "t n heads d -> t n (heads d)")
 
 
@@ -210,7 +299,9 @@ def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy:
     v = split[:, :, -kv:].contiguous()
     carried: AttentionCotangents | FrozenCotangents = FrozenCotangents(None, None, v)
     if policy.attention == "exact":
-        turned = turn(split[:, :, :-kv], point.cos[:, None, None], point.sin[:, None, None], back=False)
+        raw = [split[:, :, : kv * group], split[:, :, kv * group : -kv]]
+        normed = [head_norm_push(norm, part, policy) for norm, part in zip((point.q_norm, point.k_norm), raw, strict=True)]
+        turned = turn(torch.cat(normed, dim=2), point.cos[:, None, None], point.sin[:, None, None], back=False)
         carried = AttentionCotangents(turned[:, :, : kv * group].contiguous(), turned[:, :, kv * group :].contiguous(), v)
     z = ops.attention_push(carried, *_on_first(point, total), scale)
     return rearrange(z[begin:], "t n heads d -> t n (heads d)")
@@ -222,7 +313,7 @@ def attention_push(
     """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
     if out is None:
         out = tangents.new_empty(*tangents.shape[:2], point.q.shape[0] * point.q.shape[1] * point.q.shape[3])
-    if impl == "triton":
+    if impl == "triton" and not point.slope.numel():
         return out.copy_(_push_by_kernel(point, tangents, scale, policy))
     kv, group, total, d_head = point.q.shape
     positions, rows, _ = tangents.shape
@@ -232,9 +323,12 @@ def attention_push(
     v = rearrange(split[:, :, -kv:], "s n kv d -> kv s (n d)")
     if exact:
         cos, sin = (table[begin:, None, None] for table in (point.cos, point.sin))
-        turned = turn(split[:, :, :-kv], cos, sin, back=False) if point.cos.shape[-1] else split[:, :, :-kv]
-        q = rearrange(turned[:, :, : kv * group], "t n (kv g) d -> kv g t n d", g=group)
-        k = rearrange(turned[:, :, kv * group :], "s n kv d -> kv n s d")
+        parts = [split[:, :, : kv * group], split[:, :, kv * group : -kv]]
+        for which, norm in enumerate((point.q_norm, point.k_norm)):
+            parts[which] = head_norm_push(norm.at(slice(begin, None)), parts[which], policy)
+            if point.cos.shape[-1]:
+                parts[which] = turn(parts[which], cos, sin, back=False)
+        q, k = rearrange(parts[0], "t n (kv g) d -> kv g t n d", g=group), rearrange(parts[1], "s n kv d -> kv n s d")
     z = rearrange(out, "t n (kv g d) -> t n kv g d", kv=kv, g=group)
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
@@ -245,7 +339,7 @@ def attention_push(
             ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
             ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
             ds[..., begin:] += _by_key(point.q[:, :, at], k[:, :, :end])
-            ds.mul_((a * scale)[:, :, :, None])
+            ds.mul_(_gain(point, at, slice(reach), scale)[:, :, :, None])
             by_row = rearrange(moved, "kv gt (n d) -> kv (gt n) d", n=rows)
             torch.baddbmm(by_row, rearrange(ds, "kv g t n s -> kv (g t n) s"), point.v[:, :reach], out=by_row)
         moved = rearrange(moved, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
@@ -292,21 +386,47 @@ def attention_pull_at(
         return y
     ds = rearrange(o @ point.v[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
     ds.sub_((rearrange(o, "kv (g n) d -> kv g n d", g=group) * point.z[:, :, position, None]).sum(-1, keepdim=True))
-    ds.mul_((a * scale)[:, :, None])
+    ds.mul_(_gain(point, position, slice(end), scale)[:, :, None])
     q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q : -kv * d_head], "m (kv d) -> kv d m", kv=kv)
     spread = rearrange(ds, "kv g n s -> s n (kv g)").contiguous()  # or it is multiplied position by position
-    if point.cos.shape[-1]:
-        back = turn(q[:, :, None], point.cos[:end], point.sin[:end], back=True)
-        keys = rearrange(back, "kv g s d -> kv (g s) d") @ W_K
-        torch.baddbmm(y, spread, rearrange(keys, "kv (g s) m -> s (kv g) m", g=group), out=y)
+    if point.cos.shape[-1] or point.k_norm.unit.shape[-1]:
+        keys = _keys_through(point, q, W_K, end, policy)
+        torch.baddbmm(y, spread, rearrange(keys, "kv g s m -> s (kv g) m"), out=y)
     else:
         flat = rearrange(y, "s n m -> (s n) m")
         torch.addmm(flat, rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"), out=flat)
     to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
     if point.cos.shape[-1]:
         to_queries = turn(to_queries, point.cos[position], point.sin[position], back=True)
+    head_norm_pull(point.q_norm.at(slice(position, end)), to_queries[None], policy)
     torch.addmm(y[position], rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T, out=y[position])
     return y
+
+
+def _keys_through(
+    point: AttentionPoint,
+    q: Float[Tensor, "kv_heads group d_head"],
+    W_K: Float[Tensor, "kv_heads d_head d_model"],
+    end: int,
+    policy: Policy,
+) -> Float[Tensor, "kv_heads group end d_model"]:
+    """q as a cotangent of the key at each position, back through rotation, norm and W_K."""
+    kv, group, d_head = q.shape
+    back = turn(q[:, :, None].expand(kv, group, end, d_head), point.cos[:end], point.sin[:end], back=True)
+    norm = point.k_norm.at(slice(end))
+    if not norm.unit.shape[-1]:
+        return rearrange(rearrange(back, "kv g s d -> kv (g s) d") @ W_K, "kv (g s) m -> kv g s m", g=group)
+    back = rearrange(back, "kv g s d -> s g kv d") * norm.weight
+    apart = norm.inverse.shape[1] == kv
+    if apart:
+        head_norm_map(norm, back, policy)
+    keys = rearrange(rearrange(back, "s g kv d -> kv (g s) d") @ W_K, "kv (g s) m -> kv g s m", g=group)
+    if apart:
+        return keys
+    if policy.norm == "exact":  # N(y) = (y - unit ⟨unit, y⟩ / D) / s, and unit goes through W_K once for all heads
+        along = rearrange((back * norm.unit[:, None]).sum(-1), "s g kv -> kv g s 1") / (kv * d_head)
+        keys = keys - along * (rearrange(norm.unit, "s kv d -> s (kv d)") @ rearrange(W_K, "kv d m -> (kv d) m"))
+    return keys * norm.inverse[:, 0]
 
 
 def attention_push_at(
@@ -326,7 +446,7 @@ def attention_push_at(
     rows = len(tangents)
     exact = policy.attention == "exact"
     split = rearrange(tangents, "n (heads d) -> n heads d", d=d_head)
-    a = point.pattern[:, :, position:, position]
+    a, gain = point.pattern[:, :, position:, position], _gain(point, slice(position, None), position, scale)
     W_O = rearrange(weights.W_out, "(kv g d) m -> kv g d m", kv=kv, g=group)
     through = rearrange(split[:, -kv:], "n kv d -> kv n d")[:, None] @ W_O
     if out is None:
@@ -335,19 +455,21 @@ def attention_push_at(
     torch.mm(*factors, out=rearrange(out, "t n m -> t (n m)"))
     if not exact:
         return out
-    turned = split[:, :-kv]
+    here, parts = slice(position, position + 1), (split[:, : kv * group], split[:, kv * group : -kv])
+    normed = [head_norm_push(norm.at(here), part[None], policy)[0] for norm, part in zip((point.q_norm, point.k_norm), parts, strict=True)]
+    turned = torch.cat(normed, dim=1)
     if point.cos.shape[-1]:
         turned = turn(turned, point.cos[position], point.sin[position], back=False)
     k = rearrange(turned[:, kv * group :], "n kv d -> kv d n")
     ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
-    ds = ds * (a * scale)[..., None]
+    ds = ds * gain[..., None]
     moved = (point.v[:, None, position, None] - point.z[:, :, position:]) @ W_O
     torch.baddbmm(out, rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"), out=out)
     q = rearrange(turned[:, : kv * group], "n (kv g) d -> kv (g n) d", g=group)
-    here = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
-    here = here * (point.pattern[:, :, position, : position + 1] * scale)[:, :, None]
-    z = rearrange(rearrange(here, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
-    z = z - here.sum(-1, keepdim=True) * point.z[:, :, position, None]
+    own = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    own = own * _gain(point, position, slice(position + 1), scale)[:, :, None]
+    z = rearrange(rearrange(own, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
+    z = z - own.sum(-1, keepdim=True) * point.z[:, :, position, None]
     torch.addmm(out[0], rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out, out=out[0])
     return out
 
@@ -415,10 +537,36 @@ def fold_space(weights: MLPWeights) -> FoldSpace:
     return FoldSpace(torch.empty_like(weights.W_in[0]).T, weights.W_out.new_empty(1, d_model, d_model))
 
 
+class Leaving(NamedTuple):
+    """The norm between what attention or an MLP computes and what it adds to the stream, at its primal point."""
+
+    norm: Norm
+    point: NormPoint
+
+
+def leave_pull(config: ModelConfig, leaving: Leaving | None, y: Rows, at: slice | Tensor, policy: Policy) -> Rows:
+    """Cotangents of what is computed from those of what is added; the same where nothing is between."""
+    return y if leaving is None else norm_pull(config, leaving.norm, leaving.point.at(at), y, policy)
+
+
+def leave_push(config: ModelConfig, leaving: Leaving | None, x: Rows, at: slice | Tensor, policy: Policy) -> Rows:
+    """Tangents of what is added from those of what is computed."""
+    return x if leaving is None else norm_push(config, leaving.norm, leaving.point.at(at), x, policy)
+
+
 def mlp_fold(
-    weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy, space: FoldSpace | None = None
+    weights: MLPWeights,
+    point: MLPPoint,
+    norm: NormPoint,
+    policy: Policy,
+    space: FoldSpace | None = None,
+    leave: Callable[[Rows], Rows] | None = None,
 ) -> Float[Tensor, "positions d_model d_model"]:
-    """The Jacobian of resid_mid → resid_post at each position: `g @ M` pulls, `x @ M.mT` pushes. In `space` there is room for one."""
+    """The Jacobian of resid_mid → resid_post at each position: `g @ M` pulls, `x @ M.mT` pushes. In `space` there is room for one.
+
+    Args:
+        leave: pushes tangents of what the MLP computes to what is added to the stream, where these differ.
+    """
     read, folds = fold_space(weights) if space is None else space
     if len(norm.unit) > 1:
         folds = folds.new_empty(len(norm.unit), *folds.shape[1:])
@@ -429,6 +577,8 @@ def mlp_fold(
             read.addcmul_(slope, W)
         torch.mm(weights.W_out.T, read, out=M)
     norm_map(norm, folds, policy)
+    if leave is not None:
+        folds.copy_(leave(folds.mT).mT)
     folds.diagonal(dim1=1, dim2=2).add_(1)
     return folds
 

@@ -34,7 +34,20 @@ from attrib.jacobian import (
 )
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
-from attrib.path import Path, Positions, Sources, check_source, chosen_positions, metric_path, path, stop_site, token_strings, tokenizer_of
+from attrib.path import (
+    Path,
+    Positions,
+    Sources,
+    check_source,
+    chosen_positions,
+    metric_path,
+    path,
+    read_site,
+    start_site,
+    stop_site,
+    token_strings,
+    tokenizer_of,
+)
 from attrib.plan import packs
 from attrib.precision import Precision, precision_of
 from attrib.sparse import check_keep, kept, to_csr
@@ -214,7 +227,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
         raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
     dtype = precision.path
     prompts = to_prompts(model, tokens)
-    start = Site(0, "resid_pre") if source is None else source.site
+    start = start_site(source)
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
     if source is not None:
         check_source(model, source, stop, target)
@@ -253,7 +266,7 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
-    start, stop, precision, prompts, working = _check(kind, model, source, target, tokens, options)
+    start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
     model = _constant(model.to(dtype=dtype))
@@ -271,7 +284,8 @@ def _run(
         if rows and not parts:
             sampled = sampled_error(found, rows, precision, options.impl, options.budget)
             call |= {"precision_error": sampled._asdict(), "seed": 0}
-        parts.append(_path_edges(kind, model, start, stop, found, tiles, ids, options, call))
+        named = start if source is None else source.site, read_site(model, target)
+        parts.append(_path_edges(kind, model, *named, found, tiles, ids, options, call))
     return join(parts)
 
 
@@ -353,8 +367,8 @@ def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
 def _path_edges(
     kind: EdgeKind,
     model: Model,
-    start: Site,
-    stop: Site,
+    source_site: Site,
+    target_site: Site,
     found: Path,
     tiles: Iterator[Tile],
     ids: Tensor,
@@ -363,12 +377,12 @@ def _path_edges(
 ) -> Edges:
     targets = found.targets
     node_kind: NodeKind = "logit" if kind == "latent_to_logit" else "latent"
-    site = "logits" if node_kind == "logit" and found.labels[:1] != ("direction",) else str(stop)
+    site = "logits" if node_kind == "logit" and found.labels[:1] != ("direction",) else str(target_site)
     table = Nodes(
         node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), targets.value.cpu(),
         found.labels, None if found.probability is None else found.probability.cpu(),
     )  # fmt: skip
-    return _edges(kind, _source_nodes(model, kind, start, found.sources), table, tiles, found.sources, ids, model, options, call)
+    return _edges(kind, _source_nodes(model, kind, source_site, found.sources), table, tiles, found.sources, ids, model, options, call)
 
 
 def _metric_edges(

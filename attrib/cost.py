@@ -155,14 +155,21 @@ def _mlp(task: Task, cost: Cost, alive: Sequence[Sequence[int]]) -> None:
 
 
 def _mlp_point(task: Task, cost: Cost) -> None:
-    cost.mm("primal", task.tokens, task.config.d_model, task.d_hidden)
+    c = task.config
+    cost.mm("primal", task.tokens, c.d_model, task.d_hidden)
+    if c.post_norm:  # which wants what the MLP computes
+        cost.mm("primal", task.tokens, c.d_model, task.d_hidden)
+        cost.mm("primal", task.tokens, c.d_mlp, c.d_model)
 
 
 def _attention_point(task: Task, cost: Cost) -> None:
     d, d_kv = task.config.d_model, task.config.n_kv_heads * task.config.d_head
     cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
+    scores = 3 if task.config.score_cap is not None else 2
     for rows in task.targets:
-        cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=2 * task.config.n_heads)
+        cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=scores * task.config.n_heads)
+    if task.config.post_norm:
+        cost.mm("primal", task.tokens, task.d_q, d)
 
 
 def _queries(positions: int, size: int) -> list[tuple[int, int]]:
@@ -197,7 +204,9 @@ def _spread_down(task: Task, cost: Cost) -> None:
         cost.mm("spread", end, c.n_heads, n * d)
         if exact:
             cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
-            cost.mm("spread", end if c.positions == "rotary" else 1, task.d_q, d)
+            cost.mm("spread", end if c.positions == "rotary" or c.qk_norm != "none" else 1, task.d_q, d)
+            if c.qk_norm == "whole":
+                cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
             cost.mm("spread", end * n, c.n_heads, d)
             cost.mm("spread", n, task.d_q, d)
     _attention_point(task, cost)
@@ -233,6 +242,8 @@ def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
         _mlp_point(task, cost)
     if to_z and kind != "z":
         cost.mm("seeds", n, task.config.d_model, task.d_q)
+        if task.config.post_norm:
+            _attention_point(task, cost)
 
 
 def _readout(task: Task, cost: Cost, up: bool, width: int) -> None:
@@ -276,13 +287,16 @@ def local_cost(task: Task) -> Cost:
 
 
 def push_cost(task: Task) -> Cost:
-    """Of pushing seeded sources to the first attention."""
-    cost = Cost(task.itemsize)
-    if task.start.kind in MIDDLE and task.policy.mlp == "exact":
-        _mlp_rows(task, cost, "seeds", task.n_sources)
-        _mlp_point(task, cost)
+    """Of pushing seeded sources to the first attention; in a parallel block, through the MLP beside it as well."""
+    cost, is_parallel = Cost(task.itemsize), task.config.parallel
     if task.start.kind == "z":
         cost.mm("seeds", task.n_sources, task.d_q, task.config.d_model)
+        if task.config.post_norm:
+            _attention_point(task, cost)
+    passed = int(task.start.kind == "mlp_in" or (task.start.kind in MIDDLE and not is_parallel)) + is_parallel
+    for _ in range(passed if task.policy.mlp == "exact" else 0):
+        _mlp_rows(task, cost, "seeds", task.n_sources)
+        _mlp_point(task, cost)
     return cost
 
 
@@ -294,8 +308,13 @@ def reverse_cost(task: Task) -> Cost:
     _spread_down(task, cost)
     down = task.down()
     heads = task.start.kind in ("resid_pre", "resid_post") and len(task.layers) > 1 and in_head_space(task)
-    for _ in task.layers[1:]:
-        _mlp(task, cost, down)
+    for layer in task.layers[1:]:
+        if heads and task.config.parallel and layer == task.layers[-1]:
+            if task.policy.mlp == "exact":  # sources pass the lowest MLP, and not the cone
+                _mlp_rows(task, cost, "readout", task.n_sources)
+                _mlp_point(task, cost)
+        else:
+            _mlp(task, cost, down)
         _attention(task, cost, up=False)
     if heads:
         cost.flops["attention"] -= 2 * sum(map(sum, down)) * d * task.d_heads  # the cone stays in head space
@@ -303,7 +322,7 @@ def reverse_cost(task: Task) -> Cost:
     if task.start.kind == "mlp_in" and task.policy.mlp == "exact":
         _mlp_rows(task, cost, "mlp", sum(map(sum, down)))
         _mlp_point(task, cost)
-    elif task.start.kind in MIDDLE:
+    elif task.start.kind in MIDDLE and not task.config.parallel:
         _mlp(task, cost, down)
     if task.start.kind == "z":
         cost.mm("seeds", sum(map(sum, down)), d, task.d_q)
@@ -322,7 +341,8 @@ def forward_cost(task: Task) -> Cost:
     """Of `meet.forward`, with the sources pushed to the first attention."""
     cost = push_cost(task)
     _walk(task, cost)
-    _seeds(task, cost, to_z=False)
+    if not task.config.parallel:
+        _seeds(task, cost, to_z=False)
     _spread_up(task, cost)
     for _ in task.layers[1:]:
         _mlp(task, cost, task.up())
@@ -353,12 +373,13 @@ def both_cost(task: Task, layer: int) -> Cost:
     for rows, others in zip(task.down(), task.up(), strict=True):
         for n, m in zip(rows, others, strict=True):
             fewer = min(n, m)
-            if fewer and task.policy.mlp == "exact":
+            if fewer and task.policy.mlp == "exact" and not task.config.parallel:
                 if fewer > pays:
                     cost.mm("mlp", d, task.config.d_mlp, d)
                     cost.mm("mlp", fewer, d, d)
                 else:
                     _mlp_rows(task, cost, "mlp", fewer)
             cost.mm("readout", n, d, m)
-    _mlp_point(task, cost)
+    if task.policy.mlp == "exact" and not task.config.parallel:
+        _mlp_point(task, cost)
     return cost

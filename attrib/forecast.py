@@ -14,10 +14,10 @@ from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
-from attrib.path import Positions, chosen_positions, path, stop_site
+from attrib.path import Positions, chosen_positions, path, start_site, stop_site
 from attrib.plan import PackPlan, packs
 from attrib.precision import precision_of
-from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
+from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Tokens, TopLogits
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _task(
     times = Counter(chosen_positions(at, length, ids.device).tolist())
     targets = tuple(rows * times[position] for position in range(length))
     sources = (1 if source is None else count(source),) * length
-    start = Site(0, "resid_pre") if source is None else source.site
-    return Task(model.config, policy, start, stop_site(model, target), (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
+    ends = start_site(source), stop_site(model, target)
+    return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
 
 
 def _logits(what: Logits) -> int:

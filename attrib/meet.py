@@ -22,14 +22,16 @@ from attrib.sweep import (
     fold_rows,
     into_heads,
     layer_mlp,
-    pull_attention,
+    pull_layer,
     pull_seeded,
     pulled_heads,
     push_attention,
+    push_layer,
     spread_down,
     spread_up,
     station,
     through_mlp,
+    with_mlp,
 )
 from attrib.types import Site
 
@@ -85,9 +87,13 @@ def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Map
     low = station(bottom)
     in_heads = low.kind == "resid_pre" and low.layer < layer and heads_pay(primal, down, left[bottom])
     wanted = [site for site in left if not (in_heads and station(site) == low)]
-    for at in descend(primal, Site(layer, "resid_pre"), down, g, [*wanted, Site(low.layer, "resid_mid")] if in_heads else wanted):
+    if in_heads:
+        wanted.append(Site(low.layer, "resid_post" if primal.model.config.parallel else "resid_mid"))
+    for at in descend(primal, Site(layer, "resid_pre"), down, g, wanted):
         for seeds, out in here(at):
             contract(primal, down, at.rows, seeds, out)
+        if at.stream is not None:
+            g = at.stream  # which may have moved to other memory
     for site, seeds in left.items():
         read_in_head_space(primal, low.layer, down, g, seeds, found[site])
     return found
@@ -101,15 +107,27 @@ def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
 
 
 def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources: Seeds, out: Jacobians) -> None:
-    """Read out at resid_pre with g at resid_mid: sources are pushed through norm and projections, once for all rows."""
-    seeds = sources._replace(value=torch.cat([sources.value, into_heads(primal, layer, sources)], dim=1))
+    """Read out at resid_pre with g at resid_mid: sources are pushed through norm and projections, once for all rows.
+
+    In a parallel block g is that of resid_post too, and sources pass the MLP at their own position.
+    """
+    beside = with_mlp(primal, layer, sources) if primal.model.config.parallel else sources
+    seeds = sources._replace(value=torch.cat([beside.value, into_heads(primal, layer, sources)], dim=1))
     for part, bands, heads in pulled_heads(primal, layer, cone, g):
         contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
         del heads
 
 
 def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> Flat:
-    """Tangents of sources seeded at the `resid_pre` of an attention's layer, over their cone at the resid_mid of `layer`."""
+    """Tangents of sources seeded at the `resid_pre` of an attention's layer, over their cone at the resid_mid of `layer`.
+
+    In parallel blocks at its resid_post: there is no stream between attention and MLP that would be met.
+    """
+    if primal.model.config.parallel:
+        x = spread_up(primal, start.layer, sources, up, with_mlp(primal, start.layer, sources))
+        for above in range(start.layer + 1, layer + 1):
+            x = push_layer(primal, above, up, x)
+        return x
     x = spread_up(primal, start.layer, sources, up)
     for below in range(start.layer, layer):
         through_mlp(primal, below, up, x, up=True)
@@ -123,7 +141,8 @@ def forward(primal: Primal, stop: Site, targets: Seeds, sources: Seeds, up: Cone
     `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
     """
     found = empty(primal, targets, sources)
-    seeded = next(at for at in pull_seeded(primal, stop, targets) if at.site.kind == "resid_mid")
+    met = "resid_post" if primal.model.config.parallel else "resid_mid"
+    seeded = next(at for at in pull_seeded(primal, stop, targets) if at.site.kind == met)
     contract(primal, up, x, targets._replace(value=seeded.rows), [jacobian.T for jacobian in found])
     return found
 
@@ -136,15 +155,18 @@ def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds,
     g = spread_down(primal, top, targets._replace(value=at.rows), at.stream, down)
     del at  # its rows are in the cone
     for above in range(top - 1, layer, -1):
-        through_mlp(primal, above, down, g, up=False)
-        pull_attention(primal, above, down, g)
+        g = pull_layer(primal, above, down, g)
     meet_at_mlp(primal, layer, down, g, up, x, found)
     return found
 
 
 def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
-    """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP."""
-    mlp, pays, space = layer_mlp(primal, layer), fold_rows(primal.model.config), None
+    """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP.
+
+    Where the MLP is frozen, or tangents have passed it beside attention, they meet as they are.
+    """
+    passes = primal.policy.mlp == "exact" and not primal.model.config.parallel
+    mlp, pays, space = layer_mlp(primal, layer) if passes else None, fold_rows(primal.model.config), None
     most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):
@@ -159,7 +181,7 @@ def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Fl
             is_up = len(tangents) < len(cotangents)
             rows = tangents if is_up else cotangents
             at = slice(first + t, first + t + 1)
-            if primal.policy.mlp == "frozen":
+            if mlp is None:
                 moved = rows
             elif len(rows) > pays:
                 space = space or fold_space(mlp.weights)

@@ -100,8 +100,8 @@ class _Sizes:
 
     @property
     def turns(self) -> bool:
-        """Whether queries and keys are rotated."""
-        return self.task.config.positions == "rotary"
+        """Whether queries and keys are rotated or normed, by position."""
+        return self.task.config.positions == "rotary" or self.task.config.qk_norm != "none"
 
     @property
     def slopes(self) -> int:
@@ -115,8 +115,11 @@ class _Sizes:
 
     @property
     def points(self) -> int:
-        """The points of an attention and of its norm."""
-        return self.task.tokens * (2 * self.task.config.d_model + 2 * self.task.d_q + 2 * self.d_kv) + self.patterns
+        """The points of an attention and of its norms."""
+        c = self.task.config
+        normed = (2 * c.d_model if c.post_norm else 0) + (0 if c.qk_norm == "none" else self.task.d_q + self.d_kv)
+        patterns = self.patterns * (1 if c.score_cap is None else 2)
+        return self.task.tokens * (2 * c.d_model + 2 * self.task.d_q + 2 * self.d_kv + normed) + patterns
 
     @property
     def seeding(self) -> int:
@@ -198,7 +201,9 @@ class _Sizes:
         """A cone through an attention, a chunk of bands at a time."""
         task, d, chunk = self.task, self.task.config.d_model, self.chunk(is_down)
         made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), chunk * d if is_down else 0)
-        return d * task.d_heads + self.points + max(2 * self.patterns, made, chunk * (d + task.d_heads))
+        written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
+        beside = (self.down if is_down else self.up) * d if task.config.parallel else 0
+        return beside + d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
 
     def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
         """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
@@ -213,8 +218,9 @@ class _Sizes:
         short = sum(size for size in sizes if size <= piece // 3)
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
+        beside = (self.down if is_down else self.up) * d if c.parallel else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return weights + self.slopes + max(4 * task.tokens * f, fold, rest)
+        return beside + weights + self.slopes + max(4 * task.tokens * f, fold, rest)
 
     @property
     def meeting(self) -> int:

@@ -441,8 +441,15 @@ def check_site(model: Model, site: Site | str, argument: str) -> Site:
     site = Site.parse(site)
     if site.layer >= model.config.n_layers:
         raise InputError(f"{argument}: {site} is outside {model.name}, which has layers 0 to {model.config.n_layers - 1}.")
+    return site
+
+
+def check_end(model: Model, site: Site | str, argument: str) -> Site:
+    """Parse a site and see that a path can begin or end there."""
+    site = check_site(model, site, argument)
     if model.config.parallel and site.kind == "resid_mid":
         raise InputError(
-            f"{argument}: {model.name} has no {site}: its attention and MLP both read resid_pre. Take resid_pre, attn_out or resid_post."
+            f"{argument}: {site} is only a sum in {model.name}, whose attention and MLP both read resid_pre. "
+            "Take resid_pre, attn_out, mlp_out or resid_post."
         )
     return site

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.func import vjp
 
 from attrib.capture import capture, cut
-from attrib.dictionary import Dictionary, active, decode_at, encode_at, pre_activations
-from attrib.model import Model, Tokenizer, check_site, normalise, unembed, width
+from attrib.dictionary import Dictionary, decode_at, encode_at, encode_sparse, skip, wins_at
+from attrib.model import Model, Tokenizer, cap, check_end, enter, mlp, normalise, unembed, width
 from attrib.primal import Streams, stream_sites
 from attrib.segment import Segment, segment
 from attrib.sparse import select
-from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, SparseLatents, Tokens, TopLogits
+from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits, UnsupportedError
 
 Positions = int | Sequence[int] | None
 
@@ -96,14 +96,23 @@ def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Te
     return Start(sources, lambda scales: embedded * scales[:, None])
 
 
-def start_at_latents(source: Dictionary, x: Float[Tensor, "positions width_a"], error: bool) -> Start:
-    """The source dictionary's active latents; its error and the scale of its input are constants."""
-    leaves = cut(source, x)
+def start_at_latents(
+    source: Dictionary, x: Float[Tensor, "positions width_read"], written: Float[Tensor, "positions width_a"], error: bool
+) -> Start:
+    """The source dictionary's active latents; its error, its skip connection and the scale of its input are constants.
+
+    Args:
+        x: what it reads.
+        written: the true value where it writes.
+    """
+    leaves = cut(source, x, written)
     position, latent, value = leaves.latents
     direction = source.params.W_dec.index_select(0, latent) * leaves.scale.scale.index_select(0, position)
+    beside = skip(source, x) if source.has_skip else None
 
     def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
         out = decode_at(source, values, position, latent, leaves.scale)
+        out = out if beside is None else out + beside
         return out + leaves.error if error else out
 
     return Start(Sources(position, latent, value, direction), enter)
@@ -121,12 +130,11 @@ def read_latents(
         reached: x_B along the path; differs from `true` where the source's error is left out, and then
             decides, for TopK, which targets still win their place.
     """
-    pre = pre_activations(target, true)
-    on = active(target, pre)
-    position, latent = on.nonzero(as_tuple=True)
-    chosen = select(SparseLatents(position, latent, pre[on]), torch.isin(position, chosen_positions(positions, len(true), true.device)))
-    winners = on if reached is true else active(target, pre_activations(target, reached))
-    gate = winners[chosen.position, chosen.latent]
+    found = encode_sparse(target, true)
+    chosen = select(found, torch.isin(found.position, chosen_positions(positions, len(true), true.device)))
+    gate = torch.ones_like(chosen.latent, dtype=torch.bool)
+    if reached is not true:
+        gate = wins_at(target, reached, chosen.position, chosen.latent)
 
     def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
         return encode_at(target, rows, torch.arange(len(chosen.latent), device=rows.device), chosen.latent, gate)
@@ -144,10 +152,7 @@ def read_logits(
     """
     at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
     if isinstance(what, Difference):
-        column, offset, label = _difference(model, what)
-        position, latent = at, torch.full_like(at, -1)
-        columns, offsets = column.expand(len(at), -1), offset.expand(len(at))
-        labels, probability = (label,) * len(at), torch.full_like(offsets, torch.nan)
+        return _read_difference(model, what, at, policy)
     else:
         log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
@@ -158,18 +163,26 @@ def read_logits(
         probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
 
     def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
-        return (normalise(model.config, model.params.norm_final, rows, policy) * columns).sum(-1) + offsets
+        raw = (normalise(model.config, model.params.norm_final, rows, policy) * columns).sum(-1) + offsets
+        return cap(raw, model.config.logit_cap, policy)
 
     return Read(position, latent, function, labels, probability)
 
 
-def _difference(model: Model, what: Difference) -> tuple[Float[Tensor, " d_model"], Float[Tensor, ""], str]:
-    """The column and offset whose product with the normed stream is mean logit of `a` minus mean logit of `b`."""
-    plus, minus = token_ids(model, what.a, "logits"), token_ids(model, what.b, "logits")
-    W_U, b_U = model.params.W_U, model.params.b_U
-    column = W_U.index_select(1, plus).mean(1) - W_U.index_select(1, minus).mean(1)
-    label = " - ".join(" + ".join(token_strings(model, side)) for side in (plus, minus))
-    return column, b_U.index_select(0, plus).mean() - b_U.index_select(0, minus).mean(), label
+def _read_difference(model: Model, what: Difference, at: Int[Tensor, " targets"], policy: Policy) -> Read:
+    """Mean logit of `a` minus mean logit of `b` at each position."""
+    sides = [token_ids(model, side, "logits") for side in (what.a, what.b)]
+    label = " - ".join(" + ".join(token_strings(model, side)) for side in sides)
+    both = torch.cat(sides)
+    W_U, b_U = model.params.W_U.index_select(1, both), model.params.b_U.index_select(0, both)
+
+    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
+        raw = normalise(model.config, model.params.norm_final, rows, policy) @ W_U + b_U
+        plus, minus = cap(raw, model.config.logit_cap, policy).split([len(side) for side in sides], dim=-1)
+        return plus.mean(-1) - minus.mean(-1)
+
+    nan = torch.full((len(at),), torch.nan, dtype=b_U.dtype, device=at.device)
+    return Read(at, torch.full_like(at, -1), function, (label,) * len(at), nan)
 
 
 def read_direction(what: Direction, x: Float[Tensor, "positions d_model"], positions: Positions) -> Read:
@@ -236,13 +249,16 @@ def chosen_positions(positions: Positions, length: int, device: torch.device) ->
 
 
 def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
-    """Raises InputError where a dictionary's site or width is not the model's."""
-    site = check_site(model, dictionary.site, f"{argument} ({dictionary.name})")
-    if dictionary.d_in != width(model.config, site):
-        raise InputError(
-            f"{argument}: {dictionary.name} reads vectors of {dictionary.d_in}, but {model.name} has "
-            f"{width(model.config, site)} at {site}. It was trained for another model."
-        )
+    """Raises InputError where a dictionary's sites or widths are not the model's."""
+    site = check_end(model, dictionary.site, f"{argument} ({dictionary.name})")
+    writes = [check_end(model, written, f"{argument} ({dictionary.name})") for written in dictionary.writes]
+    reading, writing = width(model.config, site), sum(width(model.config, written) for written in writes)
+    for verb, got, has, at in (("reads", dictionary.d_in, reading, (site,)), ("writes", dictionary.d_out, writing, writes)):
+        if got != has:
+            raise InputError(
+                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has "
+                f"{has} at {', '.join(map(str, at))}. It was trained for another model."
+            )
 
 
 def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
@@ -251,9 +267,25 @@ def check_source(model: Model, source: Dictionary, stop: Site, target: object) -
     Logits, directions and metrics may be read at the source's own site: nothing then lies between.
     """
     check_fit(model, source, "source")
-    start = source.site
+    start = start_site(source)
     if stop.depth < start.depth or (stop.depth == start.depth and isinstance(target, Dictionary)):
         raise InputError(f"target: {stop} is not after the source's {start}; attributions run forward. Choose a later target.")
+
+
+def start_site(source: Dictionary | None) -> Site:
+    """Where a path from a dictionary's latents, or from the tokens, enters the model.
+
+    Raises:
+        UnsupportedError: for a dictionary that writes at several sites.
+    """
+    if source is None:
+        return Site(0, "resid_pre")
+    if len(source.writes) > 1:
+        raise UnsupportedError(
+            f"source: {source.name} writes at {len(source.writes)} sites, and a path starts at one. It can be a target; edges from it are "
+            "not computed yet."
+        )
+    return source.writes[0]
 
 
 def base_site(start: Site) -> Site | None:
@@ -276,20 +308,26 @@ class _Opening(NamedTuple):
     true: Float[Tensor, "positions width_b"]
     reached: Float[Tensor, "positions width_b"]
     streams: Streams | None
+    read: Float[Tensor, "positions width_read"]
+    """The true value at the site that is read, where that is not the path's end."""
 
 
-def _open(model: Model, source: Dictionary | None, stop: Site, tokens: Int[Tensor, " positions"], policy: Policy, error: bool) -> _Opening:
-    start = Site(0, "resid_pre") if source is None else source.site
+def _open(
+    model: Model, source: Dictionary | None, site: Site, stop: Site, tokens: Int[Tensor, " positions"], policy: Policy, error: bool
+) -> _Opening:
+    start = start_site(source)
     base = base_site(start)
     sites = stream_sites(start, stop)
-    seen = capture(model, tokens, {start, stop, *sites} | ({base} if base else set()))
+    ends = {start, stop, site} | ({base} if base else set()) | ({source.site} if source else set())
+    seen = capture(model, tokens, {*ends, *sites})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     through = segment(model, start, stop, policy=policy)
-    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, true_a, error)
+    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
     # with the error in, the primal is the true one, not its reconstruction up to rounding
     x = true_a if source is None or error else head.enter(head.sources.value)
     reached = true_b if x is true_a else through(x, stream)
-    return _Opening(head, through, x, stream, true_b, reached, {site: seen[site] for site in sites} if x is true_a else None)
+    streams = {at: seen[at] for at in sites} if x is true_a else None
+    return _Opening(head, through, x, stream, true_b, reached, streams, seen[site])
 
 
 @torch.no_grad()
@@ -316,21 +354,26 @@ def path(
     Raises:
         InputError: where the dictionaries do not fit the model or each other.
     """
-    stop = stop_site(model, target)
+    site, stop = read_site(model, target), stop_site(model, target)
     if source is not None:
         check_source(model, source, stop, target)
-    head, through, x, base, true, reached, streams = _open(model, source, stop, tokens, policy, error)
+    head, through, x, base, true, reached, streams, at_site = _open(model, source, site, stop, tokens, policy, error)
     if isinstance(target, Dictionary):
-        read = read_latents(target, true, reached, positions)
+        reached_site = at_site if reached is true else _beside(model, site, stop, reached, policy)
+        read = read_latents(target, at_site, reached_site, positions)
     elif isinstance(target, Direction):
-        read = read_direction(target, true, positions)
+        read = read_direction(target, at_site, positions)
     else:
         read = read_logits(model, target, true, positions, policy)
-    value, pull, *_ = vjp(read.function, reached.index_select(0, read.position))
+
+    def end(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
+        return read.function(_beside(model, site, stop, rows, policy))
+
+    value, pull, *_ = vjp(end, reached.index_select(0, read.position))
     (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
-        return read.function(through(head.enter(values), base).index_select(0, read.position))
+        return end(through(head.enter(values), base).index_select(0, read.position))
 
     targets = Targets(read.position, read.latent, value, cotangent)
     return Path(through, x, base, head.sources, targets, function, read.labels, read.probability, source is None, streams)
@@ -365,7 +408,7 @@ def metric_path(
         InputError: where the metric does not give one number, or the dictionary does not fit the model.
     """
     check_source(model, source, model.config.last, metric)
-    head, through, x, base, *_ = _open(model, source, model.config.last, tokens, policy, error)
+    head, through, x, base, *_ = _open(model, source, model.config.last, model.config.last, tokens, policy, error)
 
     def of_stream(x: Float[Tensor, "positions width_a"]) -> Float[Tensor, ""]:
         value = metric(unembed(model, through(x, base), policy=policy))
@@ -380,12 +423,29 @@ def metric_path(
 
 
 def stop_site(model: Model, target: Dictionary | Logits) -> Site:
+    """Where the path to a target ends.
+
+    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off resid_pre.
+    """
+    site = read_site(model, target)
+    return Site(site.layer, "resid_pre") if model.config.parallel and site.kind in ("mlp_in", "mlp_out") else site
+
+
+def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:
+    """The value at `site` of a parallel block's MLP, from resid_pre."""
+    if site == stop:
+        return rows
+    entered = enter(model.config, model.params.blocks[site.layer].norm_2, rows, policy)
+    return entered if site.kind == "mlp_in" else mlp(model, site.layer, entered, policy)
+
+
+def read_site(model: Model, target: Dictionary | Logits) -> Site:
     """Where a target is read. Raises InputError where it does not fit the model."""
     if isinstance(target, Dictionary):
         check_fit(model, target, "target")
         return target.site
     if isinstance(target, Direction):
-        site = check_site(model, target.site or model.config.last, "logits")
+        site = check_end(model, target.site or model.config.last, "logits")
         if target.vector.shape != (width(model.config, site),):
             raise InputError(
                 f"logits: Direction of shape {list(target.vector.shape)}, but {site} of {model.name} has vectors of "

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from attrib.adjoint import AttentionPoint, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
+from attrib.adjoint import AttentionPoint, Leaving, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
 from attrib.cone import Band, Pieces, pieces_of
-from attrib.model import Model, walk
+from attrib.model import Model, Norm, mlp_raw, walk
 from attrib.ops import Impl
 from attrib.types import Policy, Site, SiteKind
 
@@ -34,7 +35,7 @@ class Primal:
     impl: Impl
     pieces: Pieces
     lengths: tuple[int, ...]
-    streams: Mapping[Site, Float[Tensor, "tokens d_model"]]
+    streams: Mapping[Site, Float[Tensor, "tokens _"]]
 
     def first(self, prompt: int) -> int:
         """The packed index of a prompt's first token."""
@@ -47,11 +48,34 @@ class Primal:
 
     def norm_1(self, layer: int) -> NormPoint:
         """The point of the norm before a layer's attention."""
-        return self._cast(norm_point(self.model.config, self.streams[Site(layer, "resid_pre")]))
+        return self._entering(self.streams[Site(layer, "resid_pre")])
 
     def norm_2(self, layer: int) -> NormPoint:
         """The point of the norm before a layer's MLP."""
-        return self._cast(norm_point(self.model.config, self.streams[Site(layer, "resid_mid")]))
+        return self._entering(self.streams[Site(layer, "resid_pre" if self.model.config.parallel else "resid_mid")])
+
+    def _entering(self, x: Float[Tensor, "tokens d_model"]) -> NormPoint:
+        if self.model.config.pre_norm:
+            return self._cast(norm_point(self.model.config, x))
+        return self._cast(NormPoint(torch.zeros_like(x), torch.ones_like(x[:, :1])))  # at which the norm's maps are the identity
+
+    def leaving_1(self, layer: int, points: Sequence[AttentionPoint] | None = None) -> Leaving | None:
+        """The norm behind a layer's attention, whose points may be at hand; None where there is none."""
+        if not self.model.config.post_norm:
+            return None
+        p, z = self.model.params.blocks[layer].attention, self.streams.get(Site(layer, "z"))
+        if z is None:
+            z = torch.cat([rearrange(point.z, "kv g t d -> t (kv g d)") for point in points or self.attentions(layer)])
+        return self._leaving(self.weights.params.blocks[layer].post_1, z.to(p.W_O) @ p.W_O + p.b_O)
+
+    def leaving_2(self, layer: int) -> Leaving | None:
+        """The norm behind a layer's MLP; None where there is none."""
+        if not self.model.config.post_norm:
+            return None
+        return self._leaving(self.weights.params.blocks[layer].post_2, mlp_raw(self.model, layer, self.streams[Site(layer, "mlp_in")]))
+
+    def _leaving(self, norm: Norm, written: Float[Tensor, "tokens d_model"]) -> Leaving:
+        return Leaving(norm, self._cast(norm_point(self.model.config, written)))
 
     def mlp(self, layer: int) -> MLPPoint:
         """The point of a layer's MLP."""
@@ -73,17 +97,18 @@ def attentions_between(start: Site, stop: Site) -> range:
 
 
 STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "mlp_in")
-"""The kinds of sites from which every point is computed."""
+"""The kinds of sites from which every point is computed; and `z` where a path starts there."""
 
 
-Streams = Mapping[Site, Float[Tensor, "_ d_model"]]
+Streams = Mapping[Site, Float[Tensor, "_ _"]]
 """One prompt's values at the sites of STREAMS between two sites, both ends included."""
 
 
 def stream_sites(start: Site, stop: Site) -> list[Site]:
     """The sites whose values the sweeps between two sites need."""
     sites = [Site(layer, kind) for layer in range(start.layer, stop.layer + 1) for kind in STREAMS]
-    return [site for site in sites if start.depth <= site.depth <= stop.depth]
+    found = [site for site in sites if start.depth <= site.depth <= stop.depth]
+    return [start, *found] if start.kind == "z" else found
 
 
 def walked(
@@ -94,7 +119,7 @@ def walked(
     for site, value in walk(model, start, x, base):
         if site.depth > stop.depth:
             break
-        if site.kind in STREAMS:
+        if site.kind in STREAMS or site == start:
             found[site] = value
     return found
 

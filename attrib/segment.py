@@ -18,7 +18,7 @@ from torch.func import jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from attrib.cone import Band, Cone
-from attrib.model import Model, Stream, check_site, walk
+from attrib.model import Model, Stream, check_end, walk
 from attrib.primal import primal, walked
 from attrib.sweep import descend
 from attrib.types import EXACT, InputError, Policy, Site
@@ -40,8 +40,9 @@ class Segment:
             base: the stream that the value at `start` is added to, where that is not itself the stream.
         """
         constants = [base, *pytree.tree_leaves(self.model.params.blocks[self.start.layer : self.stop.layer + 1])]
-        is_identity = self.start.depth == self.stop.depth
-        if is_identity or x.ndim != 2 or any(c is not None and (c.requires_grad or is_functorch_wrapped_tensor(c)) for c in constants):
+        is_plain = self.start.depth == self.stop.depth or x.ndim != 2
+        is_plain |= self.model.config.parallel and self.stop.kind in ("mlp_in", "mlp_out")  # no sweep ends there: see path.py
+        if is_plain or any(c is not None and (c.requires_grad or is_functorch_wrapped_tensor(c)) for c in constants):
             return self.plain(x, base)
         return _Run.apply(x, base, self)  # type: ignore[no-untyped-call]
 
@@ -145,7 +146,7 @@ def segment(model: Model, a: Site | str, b: Site | str, *, policy: Policy = EXAC
     Raises:
         InputError: where a site is outside the model, or `b` comes before `a`.
     """
-    a, b = check_site(model, a, "a"), check_site(model, b, "b")
+    a, b = check_end(model, a, "a"), check_end(model, b, "b")
     if b.depth < a.depth:
         raise InputError(f"b: {b} comes before a: {a}; a segment runs forward. Swap them.")
     return Segment(model, a, b, policy)

@@ -26,6 +26,7 @@ from torch import Tensor
 from attrib.adjoint import (
     AttentionPoint,
     FoldSpace,
+    Leaving,
     MLPPoint,
     MLPWeights,
     NormPoint,
@@ -36,6 +37,8 @@ from attrib.adjoint import (
     attention_push_at,
     attention_weights,
     fold_space,
+    leave_pull,
+    leave_push,
     mlp_fold,
     mlp_pull,
     mlp_push,
@@ -76,15 +79,16 @@ class LayerMLP(NamedTuple):
     """norm_2's parameters where they are not folded into the weights: that costs a pass over the matrices, this one over the rows."""
     point: MLPPoint
     norm: NormPoint
+    leaving: Leaving | None
 
     def change(self, rows: Rows, at: slice | Tensor, up: bool) -> Rows:
         """Rows at some positions through both, without the residual; `up` pushes tangents, else cotangents are pulled."""
         point, norm = self.point.at(at), self.norm.at(at)
         if up:
-            if self.gain is None:
-                return mlp_push(self.weights, point, norm_map(norm, rows.clone(), self.policy))
-            return mlp_push(self.weights, point, norm_push(self.config, self.gain, norm, rows, self.policy))
-        pulled = mlp_pull(self.weights, point, rows)
+            entering = rows.clone() if self.gain is None else norm_push(self.config, self.gain, norm, rows, self.policy)
+            entering = norm_map(norm, entering, self.policy) if self.gain is None else entering
+            return leave_push(self.config, self.leaving, mlp_push(self.weights, point, entering), at, self.policy)
+        pulled = mlp_pull(self.weights, point, leave_pull(self.config, self.leaving, rows, at, self.policy))
         return norm_map(norm, pulled, self.policy) if self.gain is None else norm_pull(self.config, self.gain, norm, pulled, self.policy)
 
     def change_alone(self, rows: Float[Tensor, "rows d_model"], token: Tensor, up: bool) -> Float[Tensor, "rows d_model"]:
@@ -94,7 +98,8 @@ class LayerMLP(NamedTuple):
     def fold(self, at: slice, space: FoldSpace) -> Float[Tensor, "d_model d_model"]:
         """The Jacobian of resid_mid → resid_post at one position; the weights are folded."""
         assert self.gain is None
-        (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space)
+        leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
+        (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space, leave)
         return M
 
 
@@ -103,7 +108,7 @@ def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:
     model = primal.weights
     gain = None if fold else model.params.blocks[layer].norm_2
     weights = mlp_weights(model, layer, fold=fold)
-    return LayerMLP(model.config, primal.policy, weights, gain, primal.mlp(layer), primal.norm_2(layer))
+    return LayerMLP(model.config, primal.policy, weights, gain, primal.mlp(layer), primal.norm_2(layer), primal.leaving_2(layer))
 
 
 class Station(NamedTuple):
@@ -122,22 +127,35 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
     rows, stream = targets.value, targets.value if stop.is_residual else None
     yield Station(stop, rows, stream)
     model, policy, layer = primal.weights, primal.policy, stop.layer
+    beside: Tensor | None = None
     for kind in reversed(SITE_KINDS[1 : SITE_KINDS.index(stop.kind)] if stop.kind != "resid_pre" else ()):
         match kind:
-            case "mlp_out" | "attn_out":
+            case "mlp_out":
                 assert stream is not None
                 rows = stream
             case "mlp_in":
-                weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
-                pulled = [mlp_pull(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(primal, rows, targets.token)]
+                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+                pulled = [
+                    mlp_pull(weights, point.at(at), leave_pull(model.config, leaving, r[:, None], at, policy))[:, 0]
+                    for r, at in _parts(primal, rows, targets.token)
+                ]
                 rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
                 del pulled
             case "resid_mid":
                 norm = primal.norm_2(layer).at(targets.token)
                 below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
-                rows = stream = below if stream is None else stream + below
+                below = below if stream is None else stream + below
+                if model.config.parallel:  # what came through the MLP is the stream's before attention
+                    assert stream is not None  # see path.py: nothing between attention and MLP is a target there
+                    rows, beside = stream, below
+                else:
+                    rows = stream = below
+            case "attn_out":
+                assert stream is not None
+                rows = stream
             case "z":
-                rows = rows @ model.params.blocks[layer].attention.W_O.T
+                left = leave_pull(model.config, primal.leaving_1(layer), rows[:, None], targets.token, policy)[:, 0]
+                rows, stream = left @ model.params.blocks[layer].attention.W_O.T, stream if beside is None else beside
         yield Station(Site(layer, kind), rows, stream)
 
 
@@ -155,20 +173,31 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
             case "resid_pre":
                 return start, sources
             case "z":
-                rows = rows @ block.attention.W_O
+                written = (rows @ block.attention.W_O)[:, None]
+                rows = leave_push(model.config, primal.leaving_1(layer), written, token, primal.policy)[:, 0]
             case "attn_out" | "mlp_out":
                 pass  # the base that it is added to is held
             case "resid_mid":
-                if primal.policy.mlp == "exact":
-                    mlp = layer_mlp(primal, layer, fold=len(rows) >= model.config.d_mlp)
-                    rows = rows + torch.cat([mlp.change_alone(part, at, up=True) for part, at in _parts(primal, rows, token)])
+                rows = rows if model.config.parallel else with_mlp(primal, layer, sources._replace(value=rows)).value
                 break
             case "mlp_in":
-                weights, point = mlp_weights(model, layer, fold=False), primal.mlp(layer)
-                pushed = [mlp_push(weights, point.at(at), r[:, None])[:, 0] for r, at in _parts(primal, rows, token)]
+                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+                pushed = [
+                    leave_push(model.config, leaving, mlp_push(weights, point.at(at), r[:, None]), at, primal.policy)[:, 0]
+                    for r, at in _parts(primal, rows, token)
+                ]
                 rows = torch.cat(pushed) if primal.policy.mlp == "exact" else torch.zeros_like(rows)
                 break
     return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
+
+
+def with_mlp(primal: Primal, layer: int, sources: Seeds) -> Seeds:
+    """Tangents with what the layer's norm and MLP make of them at their own position."""
+    if primal.policy.mlp == "frozen" or not len(sources.value):
+        return sources
+    mlp = layer_mlp(primal, layer, fold=len(sources.value) >= primal.model.config.d_mlp)
+    changed = [mlp.change_alone(part, at, up=True) for part, at in _parts(primal, sources.value, sources.token)]
+    return sources._replace(value=sources.value + torch.cat(changed))
 
 
 # ---------------------------------------------------------------------------------------- spread
@@ -183,13 +212,14 @@ def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collectio
     left = {station(site) for site in wanted}
     top = station(top)
     layer, stream = top.layer, rows if top.is_residual else None
+    beside: Flat | None = None
     if top in left:
         yield Station(top, rows, stream)
     left.discard(top)
     kinds = SITE_KINDS[: SITE_KINDS.index(top.kind)]
     while left:
         for kind in reversed(kinds):
-            site, block = Site(layer, kind), model.params.blocks[layer]
+            site = Site(layer, kind)
             match kind:
                 case "mlp_out" | "attn_out":
                     assert stream is not None
@@ -198,17 +228,23 @@ def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collectio
                     rows = pull_to_mlp_in(primal, layer, cone, rows)
                 case "resid_mid" if stream is None:
                     rows = stream = torch.cat([_through_norm_2(primal, layer, band, rows) for band in cone.bands])
+                case "resid_mid" if config.parallel:
+                    assert stream is not None
+                    rows = stream
+                    if any(other.depth <= Site(layer, "resid_pre").depth for other in left):
+                        beside = stream.clone()
+                        through_mlp(primal, layer, cone, beside, up=False)
                 case "resid_mid":
                     assert stream is not None
                     through_mlp(primal, layer, cone, stream, up=False)
                     rows = stream
                 case "z" if site in left or stream is None:
-                    rows = rows @ block.attention.W_O.T
+                    rows = leaving_rows(primal, cone.bands, primal.leaving_1(layer), rows) @ model.params.blocks[layer].attention.W_O.T
                 case "resid_pre":
-                    z = rows if stream is None else None
-                    stream = rows.new_zeros(len(rows), config.d_model) if stream is None else stream
-                    pull_attention(primal, layer, cone, stream, z)
-                    rows = stream
+                    z, into = rows if stream is None else None, beside if stream is None or beside is not None else stream
+                    into = rows.new_zeros(len(rows), config.d_model) if into is None else into
+                    pull_attention(primal, layer, cone, into, z, stream)
+                    rows, stream, beside = into, into, None
             if site in left or station(site) in left:
                 left.discard(station(site))
                 yield Station(site, rows, stream)
@@ -231,10 +267,21 @@ def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
     """Cotangents of mlp_in from those of mlp_out."""
     if primal.policy.mlp == "frozen":
         return torch.zeros_like(g)
-    weights, point = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer)
+    weights, point, leaving = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
     out = torch.empty_like(g)
     for band in cone.bands:
-        band.of(out).copy_(mlp_pull(weights, point.at(primal.tokens(band)), band.of(g)))
+        at = primal.tokens(band)
+        band.of(out).copy_(mlp_pull(weights, point.at(at), leave_pull(primal.model.config, leaving, band.of(g), at, primal.policy)))
+    return out
+
+
+def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None, g: Flat) -> Flat:
+    """Cotangents of what a component computes from those of what it adds to the stream; the same where no norm is between."""
+    if leaving is None:
+        return g
+    out = torch.empty_like(g)
+    for band in bands:
+        band.of(out).copy_(leave_pull(primal.model.config, leaving, band.of(g), primal.tokens(band), primal.policy))
     return out
 
 
@@ -252,8 +299,12 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
     return out
 
 
-def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
-    """Tangents of resid_mid over their cone, from seeded ones of resid_pre."""
+def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None = None) -> Flat:
+    """Tangents of resid_mid over their cone, from seeded ones of resid_pre.
+
+    Args:
+        beside: what they are at their own position beside attention; None is `sources` itself.
+    """
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
     pushed, scale = sources._replace(value=into_heads(primal, layer, sources)), primal.model.config.attention_scale
     out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
@@ -264,8 +315,11 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Flat:
             continue
         for band in block.bands:
             attention_push_at(point, weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
+    leaving = primal.leaving_1(layer, points)
     for band in cone.bands:
-        band.of(out)[0] += sources.rows(band)
+        if leaving is not None:
+            band.of(out).copy_(leave_push(primal.model.config, leaving, band.of(out), primal.tokens(band), primal.policy))
+        band.of(out)[0] += (beside or sources).rows(band)
     return out
 
 
@@ -296,10 +350,15 @@ def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "row
     return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
 
 
-def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> None:
-    """From resid_mid to resid_pre, in place; or, given cotangents of z, add what comes through them to `g`."""
+def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None, written: Flat | None = None) -> None:
+    """From resid_mid to resid_pre, in place.
+
+    Args:
+        z, written: cotangents of z, or of what attention adds to the stream, where that is not `g`; what comes through
+            them is added to `g`.
+    """
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
+    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z):
         y = heads @ weights.W_in.T
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
@@ -310,8 +369,9 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
     """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
     W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
+    leaving = primal.leaving_1(layer, points) if z is None else None
     for part, bands in cone.chunks(primal.pieces.chunk):
-        o = g[part] @ W_O.T if z is None else z[part]
+        o = leaving_rows(primal, bands, leaving, g[part]) @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         _attend(primal, points, attention_pull, bands, o, heads)
         del o  # a chunk is gone before the next is made: see plan.peak_memory
@@ -341,20 +401,48 @@ def head_width(primal: Primal) -> int:
     return c.d_head * (c.n_kv_heads if primal.policy.attention == "frozen" else c.n_heads + 2 * c.n_kv_heads)
 
 
-def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat) -> None:
-    """From resid_pre to resid_mid, in place."""
+def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat | None = None) -> None:
+    """From resid_pre to resid_mid, in place; what attention makes of `read` is added to `x` where that is not `x`."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points = primal.attentions(layer)
+    leaving = primal.leaving_1(layer, points)
     for part, bands in cone.chunks(primal.pieces.chunk):
-        unit = x[part].clone()
+        unit = (x if read is None else read)[part].clone()
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
         heads = unit @ weights.W_in
         del unit
         z = heads.new_empty(len(heads), len(weights.W_out))
         _attend(primal, points, attention_push, bands, heads, z)
-        torch.addmm(x[part], z, weights.W_out, out=x[part])
+        if leaving is None:
+            torch.addmm(x[part], z, weights.W_out, out=x[part])
+        else:
+            written = z @ weights.W_out
+            for band in bands:
+                at = primal.tokens(band)
+                band.of(x[part]).add_(leave_push(primal.model.config, leaving, band.of(written), at, primal.policy))
+            del written
         del heads, z
+
+
+def pull_layer(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
+    """Cotangents from resid_post to resid_pre; `g` is overwritten, or let go of."""
+    if not primal.model.config.parallel:
+        through_mlp(primal, layer, cone, g, up=False)
+        pull_attention(primal, layer, cone, g)
+        return g
+    below = g.clone()
+    through_mlp(primal, layer, cone, below, up=False)
+    pull_attention(primal, layer, cone, below, written=g)
+    return below
+
+
+def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
+    """Tangents through a parallel block, from resid_pre to resid_post."""
+    above = x.clone()
+    through_mlp(primal, layer, cone, above, up=True)
+    push_attention(primal, layer, cone, above, read=x)
+    return above
 
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:

@@ -12,6 +12,7 @@ from torch.func import jvp, vjp, vmap
 import attrib
 from attrib.adjoint import (
     AttentionPoint,
+    NormPoint,
     attention_point,
     attention_pull,
     attention_pull_at,
@@ -30,7 +31,7 @@ from attrib.adjoint import (
     norm_push,
     turn,
 )
-from attrib.model import Model, attend, mlp, normalise, rotate
+from attrib.model import Model, attend, enter, mlp, normalise, rotate
 from attrib.types import Policy
 from tests import builders
 from tests.builders import DTYPES, normal
@@ -41,6 +42,10 @@ PARTIAL = [0, 1, 2, 5, 6, 7]
 """Columns of a rotary table that turns six numbers of a head's ten."""
 
 models = pytest.mark.parametrize("name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary"])
+attention_models = pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
+)
+"""Beside these: a window, norms of each head, caps and a window, both with norms, norms of all heads together."""
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 blocks = pytest.mark.parametrize("block", [1, 4, 64], ids="blocks of {}".format)
 norms = pytest.mark.parametrize("norm", ["exact", "frozen"], ids="norm {}".format)
@@ -152,9 +157,11 @@ class Case:
         config, block = self.model.config, self.model.params.blocks[LAYER]
         self.x, self.scale = stream(self.model), config.attention_scale
         self.point: AttentionPoint = attention_point(self.model, LAYER, self.x)
-        self.norm, self.weights = norm_point(config, self.x), attention_weights(self.model, LAYER, policy)
+        none = NormPoint(torch.zeros_like(self.x), torch.ones_like(self.x[:, :1]))
+        self.norm = norm_point(config, self.x) if config.pre_norm else none
+        self.weights = attention_weights(self.model, LAYER, policy)
         self.d_model, self.d_q, self.d_heads = config.d_model, config.n_heads * config.d_head, self.weights.W_in.shape[1]
-        self.function = lambda x: attend(self.model, LAYER, normalise(config, block.norm_1, x, policy), policy)
+        self.function = lambda x: attend(self.model, LAYER, enter(config, block.norm_1, x, policy), policy)
         self.to_stream = lambda x: self.function(x) @ block.attention.W_O
 
     def pull(self, o: Tensor) -> Tensor:
@@ -171,7 +178,7 @@ def case(name: str, dtype: torch.dtype, attention: str, norm: str) -> Case:
     return Case(name, dtype, Policy(attention, norm))
 
 
-@models
+@attention_models
 @dtypes
 @attentions
 @norms
@@ -189,7 +196,7 @@ def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
     assert_adjoint(o, attention_push(case.point, heads, case.scale, case.policy), in_heads, heads)
 
 
-@models
+@attention_models
 @dtypes
 @attentions
 @pytest.mark.parametrize("norm", ["exact"])
@@ -207,7 +214,7 @@ def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, 
     assert_close(case.push(x[-count:]), whole[-count:], COMPONENT, "push")
 
 
-@models
+@attention_models
 @dtypes
 @attentions
 @norms
@@ -225,7 +232,7 @@ def test_attention_of_rows_at_one_position(case: Case, position: int):
     assert_close(up, pushed(case.to_stream, case.x, at(position, x))[position:], COMPONENT, "push")
 
 
-@models
+@attention_models
 @pytest.mark.parametrize("dtype", [torch.float64])
 @attentions
 @pytest.mark.parametrize("norm", ["exact"])

@@ -26,7 +26,7 @@ from attrib.primal import Primal, Seeds, attentions_between, primal, seeds, walk
 from attrib.segment import segment
 from attrib.sweep import descend, head_width, layer_mlp, pull_attention, pull_seeded, push_attention, push_seeded, spread_down, spread_up
 from attrib.types import EXACT, LINEAR, Policy, Site
-from tests.builders import FAMILIES, Family, all_sites, build, normal, prompt
+from tests.builders import ALL_FAMILIES, FAMILIES, Family, all_sites, build, normal, prompt
 from tests.tolerances import COMPONENT, FOREIGN, ROUNDING, assert_close
 
 LENGTHS = (7, 1, 5, 2)
@@ -182,6 +182,17 @@ def test_every_pair_of_sites_in_every_way(family: Family, start: Site):
 def test_every_policy(family: Family, policy: Policy, start: str, stop: str):
     names = assert_all_ways(make(family, Site(0, start), Site(3, stop), policy))
     assert "both at layer 1, once" in names
+
+
+@pytest.mark.parametrize("policy", [EXACT, LINEAR, Policy("exact", "frozen", "exact"), Policy("exact", "exact", "frozen")], ids=str)
+@pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family not in FAMILIES])
+def test_every_family_in_every_way(family: Family, policy: Policy):
+    is_parallel = build(family).config.parallel
+    for start, stop in (("resid_pre", "resid_pre"), ("mlp_out", "resid_post"), ("z", "attn_out")):
+        names = assert_all_ways(make(family, Site(0, start), Site(3, stop), policy, (0, 2)))
+        assert stop == "attn_out" or "both at layer 1, once" in names
+    if not is_parallel and policy.mlp == "exact":
+        assert_all_ways(make(family, Site(0, "mlp_in"), Site(3, "mlp_out"), policy, (0,)))
 
 
 @families
