@@ -141,6 +141,9 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
                 ]
                 rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
                 del pulled
+            case "resid_mid" if model.config.parallel and Site(layer, "resid_pre") not in primal.streams:
+                assert stream is not None
+                rows = beside = stream  # the path begins beside this MLP, which does not read what moves
             case "resid_mid":
                 norm = primal.norm_2(layer).at(targets.token)
                 below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]

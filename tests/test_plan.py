@@ -26,12 +26,20 @@ from tests.tolerances import FOREIGN, assert_close
 
 PLANNER = sys.modules["attrib.plan"]  # the name attrib.plan is the function
 WIDTH = 192
+_HEADS = {"hidden_size": WIDTH, "num_attention_heads": 12, "intermediate_size": 512, "max_position_embeddings": 128}
+_GROUPS = _HEADS | {"head_dim": 16, "num_key_value_heads": 4}
 LARGE: dict[Family, dict[str, int]] = {
     "gpt2": {"n_embd": WIDTH, "n_head": 12, "n_positions": 128},
-    "llama": {"hidden_size": WIDTH, "head_dim": 16, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 512},
+    "llama": _GROUPS,
+    "gpt_neox": _HEADS,
+    "gemma3_text": _GROUPS,
+    "gemma2": _GROUPS,
+    "olmo2": _GROUPS,
 }
 LOGITS = attrib.TopLogits(10)
 families = pytest.mark.parametrize("family", FAMILIES)
+all_kinds_of_blocks = pytest.mark.parametrize("family", LARGE)
+"""Beside the two: an MLP beside attention, norms of each head and behind what is added, caps, norms of all heads and none before."""
 policies = pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
 kinds = pytest.mark.parametrize("kind", ["token_to_latent", "latent_to_latent", "latent_to_logit"])
 
@@ -120,7 +128,7 @@ def paths(family: Family, policy: Policy, lengths: tuple[int, ...], k: int = 20,
     return [attrib.path(large(family), source, target, prompt(length, seed=length), policy=policy) for length in lengths]
 
 
-@families
+@all_kinds_of_blocks
 @policies
 @pytest.mark.parametrize("lengths", [(12,), (8, 1, 5)], ids=["one prompt", "several"])
 def test_operations_of_every_way(family: Family, policy: Policy, lengths: tuple[int, ...]):
@@ -185,7 +193,7 @@ def test_the_direction_follows_the_counts(family: Family):
 # ----------------------------------------------------------------------------------------- memory
 
 
-@families
+@all_kinds_of_blocks
 @policies
 def test_memory_of_every_way(family: Family, policy: Policy):
     (found,) = paths(family, policy, (40,))
