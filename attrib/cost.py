@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
-from attrib.adjoint import QUERY_BLOCK
+from attrib.attention import QUERY_BLOCK
 from attrib.cone import ON_CPU, Band, Block, Pieces, blocks, cone_of
 from attrib.model import ModelConfig
 from attrib.primal import attentions_between
-from attrib.sweep import fold_rows, spread_blocks
+from attrib.seeded import fold_rows
+from attrib.sweep import spread_blocks
 from attrib.types import Policy, Site
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "readout"]

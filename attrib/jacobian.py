@@ -25,7 +25,7 @@ from attrib.path import Path, Sources, Targets
 from attrib.plan import PackPlan, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
-from attrib.sweep import push_seeded
+from attrib.seeded import push_seeded
 from attrib.types import BudgetError, Site
 
 DEFAULT_BUDGET = 1 << 30

@@ -15,15 +15,12 @@ from torch import Tensor
 from attrib.adjoint import fold_space
 from attrib.cone import Cone, blocks, cells_of
 from attrib.primal import Primal, Seeds, bounds
+from attrib.seeded import Station, fold_rows, layer_mlp, pull_seeded, with_mlp
 from attrib.sweep import (
     Flat,
-    Station,
     descend,
-    fold_rows,
     into_heads,
-    layer_mlp,
     pull_layer,
-    pull_seeded,
     pulled_heads,
     push_attention,
     push_layer,
@@ -31,7 +28,6 @@ from attrib.sweep import (
     spread_up,
     station,
     through_mlp,
-    with_mlp,
 )
 from attrib.types import Site
 

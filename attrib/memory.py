@@ -14,7 +14,8 @@ from typing import Literal
 
 from attrib.cone import Band, Block, Cone, blocks, even
 from attrib.cost import Task, in_head_space
-from attrib.sweep import fold_rows, spread_blocks
+from attrib.seeded import fold_rows
+from attrib.sweep import spread_blocks
 
 Way = Literal["local", "reverse", "forward", "both"]
 """`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""

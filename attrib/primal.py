@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from attrib.adjoint import AttentionPoint, Leaving, MLPPoint, NormPoint, attention_point, mlp_point, norm_point
+from attrib.adjoint import Leaving, MLPPoint, NormPoint, mlp_point, norm_point
+from attrib.attention import AttentionPoint, attention_point
 from attrib.cone import Band, Pieces, pieces_of
 from attrib.model import Model, Norm, mlp_raw, walk
 from attrib.ops import Impl

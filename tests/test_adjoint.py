@@ -11,14 +11,7 @@ from torch.func import jvp, vjp, vmap
 
 import attrib
 from attrib.adjoint import (
-    AttentionPoint,
     NormPoint,
-    attention_point,
-    attention_pull,
-    attention_pull_at,
-    attention_push,
-    attention_push_at,
-    attention_weights,
     fold_norm,
     mlp_fold,
     mlp_point,
@@ -29,6 +22,15 @@ from attrib.adjoint import (
     norm_point,
     norm_pull,
     norm_push,
+)
+from attrib.attention import (
+    AttentionPoint,
+    attention_point,
+    attention_pull,
+    attention_pull_at,
+    attention_push,
+    attention_push_at,
+    attention_weights,
     turn,
 )
 from attrib.model import Model, attend, enter, mlp, normalise, rotate
@@ -184,7 +186,7 @@ def case(name: str, dtype: torch.dtype, attention: str, norm: str) -> Case:
 @norms
 @blocks
 def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("attrib.adjoint.QUERY_BLOCK", block)
+    monkeypatch.setattr("attrib.attention.QUERY_BLOCK", block)
     dtype = case.x.dtype
     o, x = rows(case.d_q, dtype), rows(case.d_model, dtype, seed=6)
     down, up = case.pull(o), case.push(x)
@@ -203,7 +205,7 @@ def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
 @blocks
 @pytest.mark.parametrize("count", [1, 6])
 def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("attrib.adjoint.QUERY_BLOCK", block)
+    monkeypatch.setattr("attrib.attention.QUERY_BLOCK", block)
     o, x = rows(case.d_q, case.x.dtype), rows(case.d_model, case.x.dtype, seed=6)
     o[count:], x[:-count] = 0, 0
     whole = pulled(case.function, case.x, o)

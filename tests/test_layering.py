@@ -13,9 +13,9 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "cone", "primal", "sweep", "meet", "segment", "dictionary",
-    "capture", "path", "cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal", "jobs",
-    "sources", "view", "run", "cli",
+    "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded", "sweep", "meet", "segment",
+    "dictionary", "capture", "path", "replace", "cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal",
+    "jobs", "sources", "view", "run", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 

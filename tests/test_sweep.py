@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 import attrib.meet
+import attrib.seeded
 import attrib.sweep
 from attrib.capture import capture
 from attrib.cone import ON_CPU, Band, Cone, Direction, Pieces, blocks, cells_of, cone, cone_of, even
@@ -23,8 +24,9 @@ from attrib.meet import both, forward, lift, reverse
 from attrib.model import width
 from attrib.path import base_site
 from attrib.primal import Primal, Seeds, attentions_between, primal, seeds, walked
+from attrib.seeded import layer_mlp, pull_seeded, push_seeded
 from attrib.segment import segment
-from attrib.sweep import descend, head_width, layer_mlp, pull_attention, pull_seeded, push_attention, push_seeded, spread_down, spread_up
+from attrib.sweep import descend, head_width, pull_attention, push_attention, spread_down, spread_up
 from attrib.types import EXACT, LINEAR, Policy, Site
 from tests.builders import ALL_FAMILIES, FAMILIES, Family, all_sites, build, normal, prompt
 from tests.tolerances import COMPONENT, FOREIGN, ROUNDING, assert_close
@@ -351,8 +353,8 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
 @policies
 @pytest.mark.parametrize("least", [0, 3.5, float("inf")], ids=["folded", "folded where many meet", "by factors"])
 def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, monkeypatch: pytest.MonkeyPatch):
-    counts = {"attrib.sweep": 0, "attrib.meet": 0}
-    where, plain_fold, plain_meeting = ["attrib.sweep"], attrib.sweep.mlp_fold, attrib.meet.meet_at_mlp
+    counts = {"attrib.seeded": 0, "attrib.meet": 0}
+    where, plain_fold, plain_meeting = ["attrib.seeded"], attrib.seeded.mlp_fold, attrib.meet.meet_at_mlp
 
     def fold(*args: Any) -> Tensor:
         counts[where[-1]] += 1
@@ -363,7 +365,7 @@ def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, m
         plain_meeting(*args)
         where.pop()
 
-    monkeypatch.setattr(attrib.sweep, "mlp_fold", fold)
+    monkeypatch.setattr(attrib.seeded, "mlp_fold", fold)
     monkeypatch.setattr(attrib.meet, "meet_at_mlp", meeting)
     for module in (attrib.sweep, attrib.meet):
         monkeypatch.setattr(module, "fold_rows", lambda config: least)
@@ -372,9 +374,9 @@ def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, m
     if least == 0:
         assert min(counts.values()) > 10
     elif least < 10:
-        assert counts["attrib.sweep"] > 0
+        assert counts["attrib.seeded"] > 0
     else:
-        assert counts == {"attrib.sweep": 0, "attrib.meet": 0}
+        assert counts == {"attrib.seeded": 0, "attrib.meet": 0}
 
 
 @families
