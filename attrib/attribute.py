@@ -40,6 +40,7 @@ from attrib.path import (
     Sources,
     check_source,
     chosen_positions,
+    fitted,
     metric_path,
     path,
     read_site,
@@ -270,7 +271,11 @@ def _run(
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
     model = _constant(model.to(dtype=dtype))
-    source, target = (_constant(d.to(dtype=dtype, device=model.device)) if isinstance(d, Dictionary) else d for d in (source, target))
+    ends = {"source": source, "target": target}
+    source, target = (
+        _constant(fitted(model, end.to(dtype=dtype, device=model.device), name)) if isinstance(end, Dictionary) else end
+        for name, end in ends.items()
+    )
     done = _track(prompts, options.progress)
     if kind == "latent_to_metric":
         assert source is not None

@@ -3,8 +3,9 @@
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from attrib.types import AttribError, InputError
+
+if TYPE_CHECKING:
+    from attrib.sources.kinds import DictionaryKind
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -131,6 +135,8 @@ def info() -> None:
     import torch
 
     from attrib.sources import SMOLLM2, shipped
+    from attrib.sources.families import FAMILIES
+    from attrib.sources.kinds import KINDS
     from attrib.sources.smollm2 import cache_folder
 
     def version(package: str) -> str:
@@ -142,7 +148,9 @@ def info() -> None:
     cached = (cache_folder() / SMOLLM2).is_dir()
     rows: dict[str, Any] = {
         "models": f"{SMOLLM2} ({'fetched' if cached else f'run `attrib fetch {SMOLLM2}`'}), local folders, TransformerLens names",
+        "architectures": ", ".join(sorted(FAMILIES)),
         "dictionaries": "\n".join(shipped()) or "none shipped",
+        **{f"of {library}": "\n".join(kinds) for library, kinds in _kinds(KINDS).items()},
         "cache": cache_folder(),
         "devices": ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]),
         "python": platform.python_version(),
@@ -152,6 +160,14 @@ def info() -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     Console().print(table)
+
+
+def _kinds(known: "Sequence[DictionaryKind]") -> dict[str, list[str]]:
+    """The kinds of each library, and which are refused."""
+    found: dict[str, list[str]] = {}
+    for kind in known:
+        found.setdefault(kind.library, []).append(kind.name if kind.rule else f"{kind.name} (refused: {kind.remark})")
+    return found
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ class DictionaryConfig:
     `site` is where it reads; `writes` is empty where it writes there too. `k` is used by topk and abstopk
     alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
     `kind` is its own library's word for it, and `hook_name` that library's word for `site`, which may say more:
-    behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
+    behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`). `lazy` says that W_enc and
+    W_dec are maps of a file, in its dtype: what is read of them takes the dtype of what it meets.
     """
 
     site: Site
@@ -74,6 +75,7 @@ class DictionaryConfig:
     puts_scale_back: bool = True
     kind: str = ""
     hook_name: str | None = None
+    lazy: bool = False
 
 
 class InputScale(NamedTuple):
@@ -122,8 +124,16 @@ class Dictionary:
         return self.params.W_skip.numel() > 0
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Dictionary":
-        """The same dictionary in another dtype or on another device."""
-        return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
+        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device."""
+        if self.config.lazy and device is not None and torch.device(device) != self.params.b_enc.device:
+            raise InputError(f"device: {device}, but {self.name} is read from its file as it is used; load it without lazy=True.")
+        params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params._replace(**self._maps(empty=True)))
+        return replace(self, params=params._replace(**self._maps()))
+
+    def _maps(self, *, empty: bool = False) -> dict[str, Tensor]:
+        """The parameters that are maps of a file."""
+        maps = {"W_enc": self.params.W_enc, "W_dec": self.params.W_dec} if self.config.lazy else {}
+        return dict.fromkeys(maps, NO_SKIP) if empty else maps
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,7 +173,7 @@ def _encoder_input(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_
 
 def pre_activations(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
     """Encoder output before the activation rule; the value of every latent that the rule lets through."""
-    return _encoder_input(dictionary, x) @ dictionary.params.W_enc + dictionary.params.b_enc
+    return _encoder_input(dictionary, x) @ dictionary.params.W_enc.to(x.dtype) + dictionary.params.b_enc
 
 
 def _passes(rule: Rule, pre: Float[Tensor, "*any"], threshold: Float[Tensor, "*any_or_last"]) -> Bool[Tensor, "*any"]:
@@ -228,12 +238,19 @@ def encode_at(
     """
     p, rule = dictionary.params, dictionary.config.rule
     x = _encoder_input(dictionary, x)
-    columns = p.W_enc.index_select(1, latent).T.contiguous()  # four times as fast as taking rows of the transpose
+    columns = _columns(p.W_enc, latent)
     pre = (x.index_select(0, position) * columns).sum(-1) + p.b_enc.index_select(0, latent)
     above = _passes(rule, pre, p.threshold.index_select(0, latent))
     if rule in ("topk", "abstopk") and gate is not None:
         above = above & gate
     return pre.where(above, torch.zeros_like(pre))
+
+
+def _columns(W: Float[Tensor, "d_in d_sae"], latent: Int[Tensor, " targets"]) -> Float[Tensor, "targets d_in"]:
+    """Chosen columns, as rows. A matrix whose columns lie together, as other libraries store encoders, is read along them."""
+    if W.stride(0) == 1:
+        return W.T.index_select(0, latent)
+    return W.index_select(1, latent).T.contiguous()  # four times as fast as taking rows of the transpose
 
 
 # ------------------------------------------------------------------------------- sparse from the start
@@ -261,7 +278,7 @@ def _tiles(
     """Pre-activations of some columns at a time, with the first column's number."""
     p = dictionary.params
     for first in range(0, dictionary.d_sae, tile):
-        yield first, x @ p.W_enc[:, first : first + tile] + p.b_enc[first : first + tile]
+        yield first, x @ p.W_enc[:, first : first + tile].to(x.dtype) + p.b_enc[first : first + tile]
 
 
 def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "positions _"]]]) -> SparseLatents:
@@ -323,7 +340,7 @@ def decode(
     Args:
         scale: what `normalise_input` returned for the input; needed by dictionaries that normalise.
     """
-    out = latents @ dictionary.params.W_dec + dictionary.params.b_dec
+    out = latents @ dictionary.params.W_dec.to(latents.dtype) + dictionary.params.b_dec
     return out if scale is None else out * scale.scale + scale.shift
 
 
@@ -366,21 +383,27 @@ def after_gain(dictionary: Dictionary, w: Float[Tensor, " d_in"], b: Float[Tenso
     """The same dictionary, reading x w + b in place of x: behind a norm's weights rather than before them.
 
     A transcoder trained on "ln2.hook_normalized" of a model whose norms keep their weights reads before them,
-    while attrib's mlp_in is what enters the MLP:  x W_enc = (x w + b) W_enc / w - (b / w) W_enc.
+    while attrib's mlp_in is what enters the MLP:  x W_enc = (x w + b) W_enc / w - (b / w) W_enc. An SAE, which writes
+    there too, then writes y w + b in place of y.
 
     Raises:
-        InputError: where a weight is zero, or the dictionary does more with its input than multiply it.
+        InputError: where a weight is zero, or the dictionary does more with its input than a linear map can.
     """
     config, p = dictionary.config, dictionary.params
-    if config.normalisation != "none" or config.apply_b_dec_to_input:
+    if config.lazy:
+        raise InputError(f"dictionary {dictionary.name}: its encoder stays in its file; load it without lazy=True to change it.")
+    if config.normalisation != "none":
         raise InputError(
-            f"dictionary {dictionary.name}: it normalises its input ({config.normalisation}) or subtracts b_dec from it, "
+            f"dictionary {dictionary.name}: it normalises its input ({config.normalisation}), "
             "so a norm's weights cannot be folded into its encoder."
         )
     if (w == 0).any():
         raise InputError(f"w: {int((w == 0).sum())} of {len(w)} weights are zero; what they remove cannot be read behind them.")
     offset, W_enc = b / w, p.W_enc / w[:, None]
-    p = p._replace(W_enc=W_enc, b_enc=p.b_enc - offset @ p.W_enc)
+    subtracted = offset + p.b_dec if config.apply_b_dec_to_input else offset
+    p = p._replace(W_enc=W_enc, b_enc=p.b_enc - subtracted @ p.W_enc)
     if dictionary.has_skip:
         p = p._replace(W_skip=p.W_skip / w[:, None], b_dec=p.b_dec - offset @ p.W_skip)
-    return replace(dictionary, params=p, config=replace(config, hook_name=None))
+    if dictionary.writes == (dictionary.site,):
+        p = p._replace(W_skip=p.W_skip * w if dictionary.has_skip else p.W_skip, W_dec=p.W_dec * w, b_dec=p.b_dec * w + b)
+    return replace(dictionary, params=p, config=replace(config, hook_name=None, apply_b_dec_to_input=False))

@@ -79,7 +79,7 @@ def plan(
     Args:
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
         target: a dictionary, or a choice of logits (`latent_to_logit`).
-        active: how many latents are active at each position. None: k for TopK dictionaries; where a dictionary
+        active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
             with another rule takes part, its active latents are counted, which costs a forward pass.
 
     The other options and errors are those of `attrib.latent_to_latent`.
@@ -89,7 +89,7 @@ def plan(
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     itemsize = precision_of(model, dtype).path.itemsize
-    known = active is not None or all(not isinstance(d, Dictionary) or d.config.rule == "topk" for d in (source, target))
+    known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
     tasks = []
     for ids in to_prompts(model, tokens):
         if known:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from attrib.capture import capture, cut
-from attrib.dictionary import Dictionary, decode_at, encode_at, encode_sparse, skip, wins_at
+from attrib.dictionary import Dictionary, after_gain, decode_at, encode_at, encode_sparse, skip, wins_at
 from attrib.model import Model, Tokenizer, cap, check_end, enter, mlp, normalise, unembed, width
 from attrib.primal import Streams, stream_sites
 from attrib.segment import Segment, segment
@@ -261,6 +261,29 @@ def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
             )
 
 
+def fitted(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
+    """The dictionary as it reads and writes this model; itself but where its hook stands before a norm's weights.
+
+    TransformerLens fires `ln2.hook_normalized` before the norm's weight and bias, which mlp_in has behind it. In a model
+    whose norms are folded there is no difference.
+
+    Raises:
+        InputError: where it does not fit the model, or the norm's weights cannot be brought into it.
+    """
+    check_fit(model, dictionary, argument)
+    if not (dictionary.config.hook_name or "").endswith("ln2.hook_normalized"):
+        return dictionary
+    norm = model.params.blocks[dictionary.site.layer].norm_2
+    if not model.config.pre_norm:
+        raise InputError(
+            f"{argument}: {dictionary.name} reads {dictionary.config.hook_name}, which in {model.name} stands behind the MLP, "
+            "and not before it. Train one on what the MLP reads."
+        )
+    if torch.equal(norm.weight, torch.ones_like(norm.weight)) and not norm.bias.any():
+        return dictionary
+    return after_gain(dictionary, norm.weight, norm.bias)
+
+
 def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
     """Raises InputError where the source does not fit the model, or the target is not after it.
 
@@ -357,6 +380,9 @@ def path(
     site, stop = read_site(model, target), stop_site(model, target)
     if source is not None:
         check_source(model, source, stop, target)
+        source = fitted(model, source, "source")
+    if isinstance(target, Dictionary):
+        target = fitted(model, target, "target")
     head, through, x, base, true, reached, streams, at_site = _open(model, source, site, stop, tokens, policy, error)
     if isinstance(target, Dictionary):
         reached_site = at_site if reached is true else _beside(model, site, stop, reached, policy)
@@ -408,6 +434,7 @@ def metric_path(
         InputError: where the metric does not give one number, or the dictionary does not fit the model.
     """
     check_source(model, source, model.config.last, metric)
+    source = fitted(model, source, "source")
     head, through, x, base, *_ = _open(model, source, model.config.last, model.config.last, tokens, policy, error)
 
     def of_stream(x: Float[Tensor, "positions width_a"]) -> Float[Tensor, ""]:

@@ -10,7 +10,7 @@ from torch import nn
 
 import attrib
 from attrib.model import Model
-from attrib.sources import hugging_face
+from attrib.sources import hugging_face, smollm2
 from attrib.sources.check import TOLERANCE, default_tokens
 from attrib.types import InputError, Site
 from tests.builders import ALL_FAMILIES, Family, all_sites, attrib_model, build, prompt, tiny
@@ -278,3 +278,17 @@ def test_the_real_model_is_its_original(smollm2_folder: Path):
     check = attrib.check_model(attrib.load_model("smollm2-135m"), foreign)
     assert check.ok, str(check)
     assert len(check.errors) == 30 * 7 + 1
+
+
+def test_a_fetched_model_is_checked_before_it_is_kept(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder, local_files_only=True)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **named: tiny("llama"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **named: tokenizer)
+    kept = smollm2.dequantise(tmp_path / "tiny.gguf", tmp_path / "kept")
+    assert smollm2.read(kept).fingerprint == attrib.from_hugging_face(tiny("llama")).fingerprint
+    tables = smollm2.rotary_tables
+    monkeypatch.setattr(smollm2, "rotary_tables", lambda base, d_head, n_ctx: tables(2 * base, d_head, n_ctx))
+    with pytest.raises(InputError, match=r"smollm2-135m differs from LlamaForCausalLM, first at blocks\.0\.attn\.hook_z"):
+        smollm2.dequantise(tmp_path / "tiny.gguf", tmp_path / "other")

@@ -12,6 +12,8 @@ import torch
 
 import attrib
 from attrib import cli, run
+from attrib.sources.families import FAMILIES
+from attrib.sources.kinds import KINDS
 from attrib.types import Dense, InputError, Mass, Threshold, TopK
 from tests.builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
 
@@ -330,3 +332,6 @@ def test_info_names_what_there_is(attrib_command: Command) -> None:
     assert ran.status == 0
     for word in ("smollm2-135m", "cpu", "torch", "sae-lens"):
         assert word in ran.out
+    flat = " ".join(ran.out.replace("│", " ").split())
+    for word in (*FAMILIES, *(kind.name for kind in KINDS if kind.rule), "temporal (refused:"):
+        assert word in flat

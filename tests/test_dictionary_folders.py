@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import attrib
-from attrib.dictionary import encode, reconstruct, skip, split
+from attrib.dictionary import Dictionary, after_gain, decode_at, encode, encode_at, encode_sparse, normalise_input, reconstruct, skip, split
 from attrib.sources import kinds, load_dictionaries
+from attrib.sparse import to_dense
 from attrib.types import AttribError, FormatError, InputError, Site, UnsupportedError
 from tests.builders import D_MODEL, normal, sae
-from tests.tolerances import DICTIONARY, assert_close
+from tests.test_budget import peak
+from tests.tolerances import DICTIONARY, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -439,6 +441,14 @@ def test_half_precision_arrays_are_read_in_single(tmp_path: Path):
     assert ours.params.b_dec.dtype == torch.float32
 
 
+def test_a_header_that_python_cannot_read(tmp_path: Path):
+    folder = gemma_scope(tmp_path / PATH)
+    whole = (folder / "params.npz").read_bytes()
+    (folder / "params.npz").write_bytes(whole.replace(b"(32, 48), }", b"(32, 48),(\\", 1))
+    with pytest.raises(FormatError, match=r"params\.npz is damaged: no header of an array"):
+        attrib.load_dictionary(folder, site="resid_post")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -469,6 +479,65 @@ def test_an_array_that_claims_to_be_larger_than_it_is(tmp_path: Path):
             new.writestr(entry.filename, data)
     with pytest.raises(FormatError, match=r"is damaged: b_enc has \d+ bytes, not those of \[480000000000\]"):
         attrib.load_dictionary(folder, site="resid_post")
+
+
+def gemma_scope_2(folder: Path, affine: bool = True, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "w_enc": numbers(1, D_MODEL, D_SAE), "w_dec": numbers(2, D_SAE, D_MODEL), "b_enc": numbers(3, D_SAE), "b_dec": numbers(4, D_MODEL),
+        "threshold": numbers(5, D_SAE).abs(),
+    }  # fmt: skip
+    if affine:
+        state["affine_skip_connection"] = numbers(6, D_MODEL, D_MODEL)
+    save_file(state, folder / "params.safetensors")
+    if config:
+        (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt"} | config))
+    return folder
+
+
+POINTS = {
+    "hf_hook_point_in": "model.layers.9.pre_feedforward_layernorm.output",
+    "hf_hook_point_out": "model.layers.9.post_feedforward_layernorm.output",
+}
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", ""])
+def test_a_transcoder_of_gemma_scope_2(affine: bool, tmp_path: Path):
+    """The skip is not transposed, other than sae-lens's."""
+    folder, x = gemma_scope_2(tmp_path / "layer_9_width_16k_l0_medium", affine, **POINTS), x_of()
+    ours, state = attrib.load_dictionary(folder), load_file(folder / "params.safetensors")
+    pre = x @ state["w_enc"] + state["b_enc"]
+    latents = pre.relu() * (pre > state["threshold"])
+    out = latents @ state["w_dec"] + state["b_dec"]
+    assert_close(encode(ours, x), latents, DICTIONARY, what="encode")
+    assert_close(reconstruct(ours, x), out + x @ state["affine_skip_connection"] if affine else out, DICTIONARY, what="forward")
+    assert (ours.site, ours.writes) == (Site(9, "mlp_in"), (Site(9, "mlp_out"),))
+    assert (ours.config.model_name, ours.config.hook_name) == ("gemma-v3-1b-pt", POINTS["hf_hook_point_in"])
+    assert_close(reconstruct(attrib.load_dictionary(folder, lazy=True), x), reconstruct(ours, x), ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [("output", "resid_post"), ("self_attn.o_proj.input", "z"), ("post_feedforward_layernorm.output", "mlp_out")],
+)
+def test_modules_of_gemma_scope_2(module: str, kind: Any, tmp_path: Path):
+    ours = attrib.load_dictionary(gemma_scope_2(tmp_path, affine=False, hf_hook_point_in=f"model.language_model.layers.9.{module}"))
+    assert (ours.site, ours.writes) == (Site(9, kind), (Site(9, kind),))
+
+
+def test_folders_of_gemma_scope_2_that_do_not_fit(tmp_path: Path):
+    bare = gemma_scope_2(tmp_path / "bare")
+    with pytest.raises(InputError, match=r"site: missing, and .*bare has no config\.json with hf_hook_point_in"):
+        attrib.load_dictionary(bare)
+    ours = attrib.load_dictionary(bare, site="blocks.3.hook_mlp_in", writes="blocks.3.hook_mlp_out")
+    assert (ours.site, ours.writes) == (Site(3, "mlp_in"), (Site(3, "mlp_out"),))
+    with pytest.raises(UnsupportedError, match=r"hf_hook_point_in='model\.norm' is no site of attrib; known are output, self_attn"):
+        attrib.load_dictionary(gemma_scope_2(tmp_path / "norm", hf_hook_point_in="model.norm"))
+    with pytest.raises(UnsupportedError, match=r"architecture 'topk' in config\.json; attrib computes Gemma Scope's jump_relu"):
+        attrib.load_dictionary(gemma_scope_2(tmp_path / "topk", architecture="topk"))
+    rewrite(bare / "params.safetensors", lambda state: state.update(w_dec=torch.ones(48, 3, 32)))  # of a cross-layer transcoder
+    with pytest.raises(FormatError, match=r"w_dec is \[48, 3, 32\], expected \[d_sae, d_out\]"):
+        attrib.load_dictionary(bare, site="blocks.3.hook_mlp_in", writes="blocks.3.hook_mlp_out")
 
 
 # --------------------------------------------------------------------------------------------------- sae-lens
@@ -531,6 +600,7 @@ TOPK = {"architecture": ..., "activation_fn_str": "topk", "activation_fn_kwargs"
         ("standard", {"architecture": ..., "normalize_activations": ..., "apply_b_dec_to_input": ...}),
         ("standard", {"normalize_activations": False, "apply_b_dec_to_input": False}),
         ("standard", {"normalize_activations": True}),
+        ("standard", {"normalize_activations": None}),
         ("standard", {"normalize_activations": "layer_norm"}),
         ("standard", {"hook_name": ..., "hook_point": "blocks.3.hook_resid_post", "hook_point_head_index": None}),
         ("standard", {"activation_fn_str": ..., "activation_fn": "relu"}),
@@ -621,6 +691,102 @@ def test_a_sae_lens_site_may_be_given(tmp_path: Path):
     assert attrib.load_dictionary(tmp_path, site="blocks.2.hook_resid_pre").site == Site(2, "resid_pre")
 
 
+# ------------------------------------------------------------------------------------- too large for memory
+
+
+def in_half(path: Path) -> None:
+    rewrite(path, lambda state: state.update({key: value.bfloat16() for key, value in state.items()}))
+
+
+LAZY: dict[str, Callable[[Path], tuple[Path, dict[str, Any], list[str]]]] = {
+    "set": lambda folder: (transcoder_set(folder, "any", skips=True), {"layer": 1}, ["layer_1"]),
+    "clt": lambda folder: (clt(folder), {"layer": 1}, ["W_enc_1", "W_dec_1"]),
+    "sparsify": lambda folder: (sparsify(folder / "layers.5.mlp", skip_connection=True), {}, ["sae"]),
+    "sae-lens": lambda folder: (saved(folder), {}, ["sae_weights"]),
+}
+
+
+def saved(folder: Path) -> Path:
+    sae("jumprelu_skip_transcoder", D_MODEL).save_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("make", LAZY.values(), ids=LAZY.keys())
+def test_what_stays_in_its_file_computes_the_same(make: Any, half: bool, tmp_path: Path):
+    folder, options, files = make(tmp_path / "lazy")
+    for file in files if half else ():
+        in_half(folder / f"{file}.safetensors")
+    whole, ours, x = attrib.load_dictionary(folder, **options), attrib.load_dictionary(folder, lazy=True, **options), x_of()
+    assert {ours.params.W_enc.dtype, ours.params.W_dec.dtype} == {torch.bfloat16 if half else torch.float32}
+    assert {p.dtype for key, p in ours.params._asdict().items() if key not in ("W_enc", "W_dec")} == {torch.float32}
+    assert (ours.config.lazy, whole.config.lazy) == (True, False)
+    for a, b, at in ((ours, whole, x), (ours.to(dtype=torch.float64), whole.to(dtype=torch.float64), x.double())):
+        assert a.params.W_enc.data_ptr() == ours.params.W_enc.data_ptr()
+        found, want = encode_sparse(a, at, tile=7), encode_sparse(b, at)
+        assert_close(to_dense(found, 7, b.d_sae), to_dense(want, 7, b.d_sae), ROUNDING)
+        assert_close(encode(a, at), encode(b, at), ROUNDING)
+        assert_close(encode_at(a, at, want.position, want.latent), want.value, ROUNDING)
+        assert_close(reconstruct(a, at), reconstruct(b, at), ROUNDING)
+        scale = normalise_input(b, at)[1]
+        decoded = [decode_at(one, want.value, want.position, want.latent, scale) for one in (a, b)]
+        assert_close(decoded[0], decoded[1], ROUNDING)
+    with pytest.raises(InputError, match=r"device: meta, but .* is read from its file as it is used; load it without lazy=True"):
+        ours.to(device="meta")
+    with pytest.raises(InputError, match="its encoder stays in its file"):
+        after_gain(ours, torch.ones(D_MODEL), torch.ones(D_MODEL))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of maps")
+def test_rows_are_read_as_they_are_used(tmp_path: Path):
+    """Loading, finding the active latents and decoding them holds a small part of the weights, which are larger than all else."""
+    wide, x = 60_000, x_of()
+    folder = clt(tmp_path)
+    for i in range(N_LAYERS):
+        state = {f"W_enc_{i}": numbers(1, wide, D_MODEL), f"b_enc_{i}": torch.full((wide,), -9.0), f"b_dec_{i}": numbers(2, D_MODEL)}
+        save_file({key: value.bfloat16() for key, value in state.items()}, folder / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": numbers(3, wide, N_LAYERS - i, D_MODEL).bfloat16()}, folder / f"W_dec_{i}.safetensors")
+    weights = 2 * wide * D_MODEL * (1 + N_LAYERS)
+
+    def run(ours: Dictionary) -> Tensor:
+        position, latent, value = encode_sparse(ours, x, tile=256)
+        assert 100 < len(value) < 5_000
+        return decode_at(ours, value, position, latent, normalise_input(ours, x)[1])
+
+    ours = attrib.load_dictionary(folder, layer=0, lazy=True)
+    assert_close(run(ours), run(attrib.load_dictionary(folder, layer=0)), ROUNDING)
+    assert peak(lambda: run(ours)) < weights / 10
+    # loading takes addresses and no memory: what the profiler counts then is the map, once, and not a copy
+    assert peak(lambda: attrib.load_dictionary(folder, layer=0, lazy=True)) < 1.1 * weights
+    assert peak(lambda: attrib.load_dictionary(folder, layer=0)) > 2 * weights  # in float32
+    for tensor, file in ((ours.params.W_enc, "W_enc_0"), (ours.params.W_dec, "W_dec_0")):
+        assert mapped(tensor.data_ptr()).endswith(f"{file}.safetensors")
+
+
+def mapped(address: int) -> str:
+    """The file that is mapped at an address of this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= address < last:
+            return line
+    return ""
+
+
+def test_what_cannot_stay_in_its_file(tmp_path: Path):
+    for kind, options, what in (("gated", {}, "its gates"), ("topk", {"rescale_acts_by_decoder_norm": True}, "its decoder's norms")):
+        sae(kind, D_MODEL, **options).save_model(tmp_path / kind)
+        with pytest.raises(InputError, match=f"lazy: {what} have to be folded into all weights of {kind}"):
+            attrib.load_dictionary(tmp_path / kind, lazy=True)
+    with pytest.raises(InputError, match=r"lazy: .* is a numpy archive, so its rows cannot be read one by one"):
+        attrib.load_dictionary(gemma_scope(tmp_path / PATH), site="resid_post", lazy=True)
+    with pytest.raises(InputError, match="lazy: a/b is a release, which sae-lens loads whole"):
+        attrib.load_dictionary("a/b", lazy=True)
+    folder = old_folder(tmp_path / "factor", finetuning_scaling_factor=True)
+    rewrite(folder / "sae_weights.safetensors", lambda state: state.update(scaling_factor=torch.full((80,), 2.0)))
+    with pytest.raises(InputError, match="lazy: the scaling_factor has to be folded into all of W_dec"):
+        attrib.load_dictionary(folder, lazy=True)
+
+
 # ------------------------------------------------------------------------------------------- any file at all
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -632,16 +798,18 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="module", params=MAKERS.keys())
-def damageable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    folder = MAKERS[request.param](tmp_path_factory.mktemp("whole"))
-    return folder / request.param, (folder / request.param).read_bytes()
+def damageable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A file of a folder, and a copy of it that stays whole."""
+    root = tmp_path_factory.mktemp("whole")
+    path = MAKERS[request.param](root) / request.param
+    return path, Path(shutil.copy(path, root / "copy"))
 
 
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damage_is_named_or_harmless(damageable: tuple[Path, bytes], data: st.DataObject):
+def test_damage_is_named_or_harmless(damageable: tuple[Path, Path], data: st.DataObject):
     """Whatever stands in a file, it is read or refused with one of attrib's errors; a file that is cut short is refused."""
-    path, whole = damageable
+    path, whole = damageable[0], damageable[1].read_bytes()
     layer = None if path.name in ("sae.safetensors", "params.npz") else 1
     if data.draw(st.booleans()):
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])

@@ -233,6 +233,15 @@ def test_ties_are_broken_alike_by_every_tile(rule: str, positions: int, d_sae: i
         assert set(got.latent[got.position == row].tolist()) == on
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@every_rule
+def test_sparse_encoding_on_a_gpu(make: Callable[[], Dictionary]):
+    ours, x = make(), x_of()
+    got = encode_sparse(ours.to(device="cuda"), x.cuda(), tile=7)
+    assert {column.device.type for column in got} == {"cuda"}
+    assert_same_latents(SparseLatents(*(column.cpu() for column in got)), ours, x)
+
+
 @every_rule
 def test_which_latents_win_elsewhere(make: Callable[[], Dictionary]):
     ours, x, there = make(), x_of(), x_of(torch.float64, 7, D_MODEL).flip(0)
@@ -344,9 +353,13 @@ def test_reading_behind_a_norms_weights(kind: str):
     assert (reconstruct(behind, n) - reconstruct(ours, n)).abs().max() > 0.1
     assert_close(encode(behind, n * w + b), encode(ours, n), DICTIONARY)
     assert_close(reconstruct(behind, n * w + b), reconstruct(ours, n), DICTIONARY)
+    where_it_reads = made("topk", apply_b_dec_to_input=True)
+    behind = after_gain(where_it_reads, w, b)
+    assert_close(encode(behind, n * w + b), encode(where_it_reads, n), DICTIONARY)
+    assert_close(reconstruct(behind, n * w + b), reconstruct(where_it_reads, n) * w + b, DICTIONARY)
     with pytest.raises(InputError, match="w: 1 of 32 weights are zero"):
         after_gain(ours, w.index_fill(0, torch.tensor([3]), 0.0), b)
-    with pytest.raises(InputError, match=r"normalises its input \(layer_norm\) or subtracts b_dec"):
+    with pytest.raises(InputError, match=r"normalises its input \(layer_norm\), so"):
         after_gain(made(kind, normalize_activations="layer_norm"), w, b)
 
 
@@ -400,7 +413,7 @@ def test_raw_tensors_are_the_object_that_they_came_from(kind: str):
         ({"b_dec": torch.ones(6)}, r"b_dec: \[6\].*expected \[4\]"),
         ({"threshold": torch.ones(1, 6)}, r"threshold: \[1, 6\].*expected \[6\]"),
         ({"W_skip": torch.ones(4, 6)}, r"W_skip: \[4, 6\].*expected \[4, 4\]"),
-        ({"b_enc": ROW.double()}, r"b_enc: torch\.float64 on cpu.*W_enc's torch\.float32 on cpu"),
+        ({"b_enc": ROW.double()}, r"b_enc: torch\.float64 on cpu.*expected floating numbers of torch\.float32 on cpu, as W_enc has them"),
         ({"W_enc": W_ENC.long(), "W_dec": W_DEC.long()}, r"W_enc: torch\.int64 on cpu.*expected floating numbers"),
         ({"k": 0}, r"k: 0; expected an integer from 1 to d_sae=6"),
         ({"k": 7}, r"k: 7; expected an integer from 1 to d_sae=6"),

@@ -102,3 +102,31 @@ def test_what_lies_beside_attention_in_a_parallel_block_is_no_target_of_it(famil
     with pytest.raises(attrib.InputError, match="only a sum in"):
         attrib.latent_to_latent(model, between, target, TOKENS)
     assert family_of(tiny(family).config)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_a_dictionary_from_before_a_norms_weights_reads_and_writes_there(family: Family, subtracts: bool):
+    """TransformerLens' ln2.hook_normalized is (mlp_in - bias) / weight, and what is written there passes the weights."""
+    foreign, model = sides(family)
+    site = Site(1, "mlp_in")
+    weight, bias = model.params.blocks[1].norm_2
+    hook, stop = "blocks.1.ln2.hook_normalized", Site(3, "resid_pre")
+    before = sae("topk", D_MODEL, torch.float64, site=site, seed=80, k=5, apply_b_dec_to_input=subtracts)
+    before.cfg.metadata.hook_name = hook
+    target = lens(model, stop, 81)
+    dictionary = attrib.from_sae_lens(before)
+    true = true_values(foreign, site, stop)
+    read = (true[site] - bias) / weight
+    tokens = attrib.token_to_latent(model, dictionary, TOKENS).targets
+    assert torch.equal((before.encode(read) > 0).nonzero(), torch.stack([tokens.position, tokens.latent], 1))
+    edges = attrib.latent_to_latent(model, dictionary, attrib.from_sae_lens(target), TOKENS)
+    a, b = edges.sources, edges.targets
+    enter = latents_enter(before, read, a.position, a.latent)
+
+    def behind(values: Tensor) -> Any:
+        return lambda value: enter(values)(value) * weight + bias
+
+    want = jacobian(foreign, TOKENS, site, behind, a.activation, Read(stop, lambda value: target.encode(value)[b.position, b.latent]))
+    assert want.abs().max() > 0.05
+    assert_close(edges.dense(0), want)

@@ -31,18 +31,24 @@ THRESHOLD = "activation_function.threshold"
 _ALIASES = {"mlp.hook_out": "hook_mlp_out"}
 
 
-def load_folder(folder: Path) -> list[Dictionary]:
+def load_folder(folder: Path, *, lazy: bool = False) -> list[Dictionary]:
     """Every layer's dictionary, in float32.
+
+    Args:
+        lazy: see `load_layer`.
 
     Raises:
         InputError, UnsupportedError, FormatError: see `load_layer`.
     """
     config = _config(folder)
-    return [_layer(folder, config, layer) for layer in _layers(folder, config)]
+    return [_layer(folder, config, layer, lazy) for layer in _layers(folder, config)]
 
 
-def load_layer(folder: Path, layer: int) -> Dictionary:
+def load_layer(folder: Path, layer: int, *, lazy: bool = False) -> Dictionary:
     """One layer's dictionary, in float32; no other layer's tensors are read.
+
+    Args:
+        lazy: whether encoder and decoder stay in their file, in its dtype, and rows are read as they are used.
 
     Raises:
         InputError: where there is no such layer.
@@ -52,7 +58,7 @@ def load_layer(folder: Path, layer: int) -> Dictionary:
     config = _config(folder)
     if layer not in (layers := _layers(folder, config)):
         raise InputError(f"layer: {layer}, but {folder} has layers 0 to {len(layers) - 1}.")
-    return _layer(folder, config, layer)
+    return _layer(folder, config, layer, lazy)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -97,13 +103,14 @@ def _hook(folder: Path, config: Mapping[str, Any], key: str, layer: int) -> tupl
         raise UnsupportedError(f"dictionary {folder.name}: {key}={name!r} is no site of attrib: {error}") from error
 
 
-def _layer(folder: Path, config: Mapping[str, Any], layer: int) -> Dictionary:
+def _layer(folder: Path, config: Mapping[str, Any], layer: int, lazy: bool) -> Dictionary:
     name = f"{folder.name}/layer_{layer}"
     reads, hook_name = _hook(folder, config, "feature_input_hook", layer)
     model_name = config.get("model_name")
     options: dict[str, Any] = {
         "site": reads, "hook_name": hook_name, "name": name, "kind": config["model_kind"],
         "model_name": model_name if isinstance(model_name, str) else None, "puts_scale_back": False,
+        "lazy": lazy,
     }  # fmt: skip
     if config["model_kind"] == "transcoder_set":
         options["writes"] = _hook(folder, config, "feature_output_hook", layer)[0]
@@ -125,9 +132,10 @@ def _single(file: TensorFile, name: str, options: Mapping[str, Any]) -> Dictiona
         expected["W_skip"] = [d_in, d_in]
     check_shapes(file.shapes, expected, name, f" beside W_enc {[d_sae, d_in]}")
     check_no_others(file.shapes, ["W_enc", THRESHOLD, *expected], name)
+    read = file.stored if options["lazy"] else file.read
     return from_tensors(
-        W_enc=file.read("W_enc").T,
-        W_dec=file.read("W_dec"),
+        W_enc=read("W_enc").T,
+        W_dec=read("W_dec"),
         b_enc=file.read("b_enc"),
         b_dec=file.read("b_dec"),
         W_skip=file.read("W_skip").T if "W_skip" in file.shapes else None,
@@ -146,8 +154,8 @@ def _cross(file: TensorFile, decoder: TensorFile, layer: int, n_writes: int, nam
     # every layer adds the bias of its own output: those of later layers are their own dictionaries'
     own = file.read(b_dec)
     return from_tensors(
-        W_enc=file.read(W_enc).T,
-        W_dec=decoder.read(W_dec).flatten(1),
+        W_enc=(file.stored if options["lazy"] else file.read)(W_enc).T,
+        W_dec=(decoder.stored if options["lazy"] else decoder.read)(W_dec).flatten(1),
         b_enc=file.read(b_enc),
         b_dec=torch.cat([own, own.new_zeros((n_writes - 1) * d_in)]),
         **_threshold(file, threshold, d_sae, name),

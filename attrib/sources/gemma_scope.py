@@ -1,20 +1,23 @@
-"""Gemma Scope's params.npz (Lieberum et al. 2024, arXiv:2408.05147): JumpReLU SAEs and transcoders of Gemma 2.
+"""Gemma Scope's JumpReLU SAEs and transcoders: params.npz of the first (Gemma 2), params.safetensors of the second (Gemma 3).
 
-    f = relu(pre) · [pre > threshold],  pre = x W_enc + b_enc,   y = f W_dec + b_dec
+    f = relu(pre) · [pre > threshold],  pre = x W_enc + b_enc,   y = f W_dec + b_dec (+ x affine_skip_connection)
 
-No config lies beside the tensors: the layer is in the path ("layer_20/width_16k/average_l0_71"), and the site
-in the release's name ("gemma-scope-2b-pt-res") where that is part of the path, or given.
+No config lies beside params.npz (Lieberum et al. 2024, arXiv:2408.05147): the layer is in the path
+("layer_20/width_16k/average_l0_71"), and the site in the release's name ("gemma-scope-2b-pt-res") where that
+is part of the path, or given. Beside params.safetensors a config.json names modules of transformers.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attrib.dictionary import Dictionary
-from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, npz_file
-from attrib.types import SITE_KINDS, InputError, Site, UnsupportedError
+from attrib.sources.sae_lens import read_json
+from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, npz_file, safetensors_file
+from attrib.types import SITE_KINDS, InputError, Site, SiteKind, UnsupportedError
 
-WEIGHTS = "params.npz"
+WEIGHTS, WEIGHTS_2 = "params.npz", "params.safetensors"
 
 # The last word of a release's name: where it reads, where it writes, and the hook that sae-lens and circuit-tracer read at.
 _RELEASES = {
@@ -51,6 +54,70 @@ def load_file(path: Path, *, name: str | None = None, site: Site | str | None = 
         **tensors, site=reads, writes=written, rule="jumprelu", name=name, kind=WEIGHTS, model_name=_model_name(path),
         puts_scale_back=not written, hook_name=str(reads),
     )  # fmt: skip
+
+
+# What config.json of the second calls a site: a module of a layer, and which end of it.
+_MODULES: dict[str, SiteKind] = {
+    "output": "resid_post",
+    "self_attn.o_proj.input": "z",
+    "pre_feedforward_layernorm.output": "mlp_in",
+    "post_feedforward_layernorm.output": "mlp_out",
+}
+
+
+def load_folder_2(folder: Path, *, site: Site | str | None = None, writes: Site | str | None = None, lazy: bool = False) -> Dictionary:
+    """A dictionary from a folder of Gemma Scope 2, in float32.
+
+    Args:
+        site: where it reads, for a folder without config.json.
+        writes: where it writes, the same; left out, where it reads.
+        lazy: whether encoder and decoder stay in their file, in its dtype, and rows are read as they are used.
+
+    Raises:
+        InputError: where the site is not known.
+        UnsupportedError: for an architecture or a module that attrib does not compute, by name.
+        FormatError: where the files are damaged or do not fit each other.
+    """
+    name = folder.name
+    config: dict[str, Any] = {}
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        architecture = config.get("architecture") if isinstance(config, dict) else None
+        if architecture != "jump_relu":
+            raise UnsupportedError(
+                f"dictionary {name}: architecture {architecture!r} in config.json; attrib computes Gemma Scope's jump_relu."
+            )
+    reads = _module(name, config, "hf_hook_point_in") if site is None else Site.parse(site)
+    written = _module(name, config, "hf_hook_point_out") if site is None else Site.parse(writes) if writes else None
+    if reads is None:
+        raise InputError(f"site: missing, and {folder} has no config.json with hf_hook_point_in. Give site=, and writes= for a transcoder.")
+    with safetensors_file(folder / WEIGHTS_2) as file:
+        d_in, d_sae = matrix(file.shapes, "w_enc", name, "[d_in, d_sae]")
+        d_out = matrix(file.shapes, "w_dec", name, "[d_sae, d_out]")[1]
+        expected = {"w_dec": [d_sae, d_out], "b_enc": [d_sae], "b_dec": [d_out], "threshold": [d_sae]}
+        if "affine_skip_connection" in file.shapes:
+            expected["affine_skip_connection"] = [d_in, d_out]
+        check_shapes(file.shapes, expected, name, f" beside w_enc {[d_in, d_sae]}")
+        check_no_others(file.shapes, ["w_enc", *expected], name)
+        read = file.stored if lazy else file.read
+        model_name = config.get("model_name")
+        return from_tensors(
+            site=reads, writes=() if written is None else written, rule="jumprelu", name=name, kind=WEIGHTS_2,
+            W_enc=read("w_enc"), W_dec=read("w_dec"), b_enc=file.read("b_enc"), b_dec=file.read("b_dec"), threshold=file.read("threshold"),
+            W_skip=file.read("affine_skip_connection") if "affine_skip_connection" in expected else None,
+            hook_name=config.get("hf_hook_point_in") or str(reads), lazy=lazy,
+            model_name=model_name if isinstance(model_name, str) else None,
+        )  # fmt: skip
+
+
+def _module(name: str, config: Mapping[str, Any], key: str) -> Site | None:
+    """The site of a module of transformers, or None where the config names none."""
+    if not (module := config.get(key)):
+        return None
+    match = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.(.+)", str(module))
+    if match is None or match[2] not in _MODULES:
+        raise UnsupportedError(f"dictionary {name}: {key}={module!r} is no site of attrib; known are {', '.join(_MODULES)} of a layer.")
+    return Site(int(match[1]), _MODULES[match[2]])
 
 
 def _sites(path: Path, site: Site | str | None, writes: Site | str | None) -> tuple[Site | str, tuple[Site | str, ...]]:

@@ -49,6 +49,10 @@ KINDS = (
     DictionaryKind("sparsify", "topk with signed", None, HERE, "a rule of old versions that attrib has not"),
     DictionaryKind("Gemma Scope", "params.npz", "jumprelu", HERE, "residual stream, `mlp_out`, `z`"),
     DictionaryKind("Gemma Scope", "params.npz of a transcoder", "jumprelu", "`mlp_out`", "reads `ln2.hook_normalized`: see `after_gain`"),
+    DictionaryKind("Gemma Scope 2", "params.safetensors", "jumprelu", HERE, "residual stream, `mlp_out`, `z`"),
+    DictionaryKind(
+        "Gemma Scope 2", "params.safetensors of a transcoder", "jumprelu", "`mlp_out`", "`x @ affine_skip_connection` where it has one"
+    ),
     DictionaryKind("Gemma Scope", "params.npz of the embedding", None, HERE, "the embedding is no site of attrib"),
     DictionaryKind("tensors", "relu", "relu", "`writes=`", "`attrib.sources.from_tensors`"),
     DictionaryKind("tensors", "jumprelu", "jumprelu", "`writes=`", "with `threshold=`"),

@@ -130,16 +130,19 @@ def _assemble(state: Mapping[str, Tensor], facts: _Facts) -> Dictionary:
             continue  # once written by default
         if not facts.finetuned:
             raise FormatError(f"dictionary {facts.name}: it has a scaling_factor, but finetuning_scaling_factor of its config is False.")
+        if facts.options.get("lazy"):
+            raise InputError(f"lazy: the scaling_factor has to be folded into all of W_dec of {facts.name}; leave lazy= out.")
         # sae-lens 3 to 5 multiplied the latents by it on their way into the decoder
         tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
     return from_tensors(**tensors, **facts.options)
 
 
-def load_folder(folder: Path, *, name: str | None = None, site: Site | str | None = None) -> Dictionary:
+def load_folder(folder: Path, *, name: str | None = None, site: Site | str | None = None, lazy: bool = False) -> Dictionary:
     """A dictionary from a folder with cfg.json and sae_weights.safetensors, in float32.
 
     Args:
         site: where it reads, for a config that does not say.
+        lazy: whether encoder and decoder stay in their file, in its dtype, and rows are read as they are used.
 
     Raises:
         FormatError: where the files are damaged or do not fit each other.
@@ -155,7 +158,9 @@ def load_folder(folder: Path, *, name: str | None = None, site: Site | str | Non
         config = _before_6(config, name)
     with safetensors_file(folder / WEIGHTS) as weights:
         facts = _read(config, weights.shapes, name, site)
-        return _assemble({key: weights.read(key) for key in weights.shapes}, facts)
+        stored = ("W_enc", "W_dec") if lazy else ()
+        state = {key: weights.stored(key) if key in stored else weights.read(key) for key in weights.shapes}
+        return _assemble(state, facts._replace(options=facts.options | {"lazy": lazy}))
 
 
 def read_json(path: Path) -> Any:

@@ -27,12 +27,15 @@ _MODULES: dict[str | None, tuple[SiteKind | None, SiteKind]] = {
 }
 
 
-def load_folder(folder: Path, *, name: str | None = None, site: Site | str | None = None, writes: Site | str | None = None) -> Dictionary:
+def load_folder(
+    folder: Path, *, name: str | None = None, site: Site | str | None = None, writes: Site | str | None = None, lazy: bool = False
+) -> Dictionary:
     """A dictionary from a folder that sparsify's `save_to_disk` wrote, in float32.
 
     Args:
         site: where it reads, for a folder that is not named after a module ("layers.5.mlp").
         writes: where it writes, the same, for a transcoder.
+        lazy: whether encoder and decoder stay in their file, in its dtype, and rows are read as they are used.
 
     Raises:
         InputError: where the site is not known.
@@ -63,11 +66,12 @@ def load_folder(folder: Path, *, name: str | None = None, site: Site | str | Non
         check_shapes(file.shapes, expected, name, f" beside encoder.weight {[d_sae, d_in]}")
         check_no_others(file.shapes, ["encoder.weight", *expected], name)
         k = _places(config, d_in, d_sae, name)
+        read = file.stored if lazy else file.read
         return from_tensors(
             site=reads,
             writes=written if transcodes else (),
-            W_enc=file.read("encoder.weight").T,
-            W_dec=file.read("W_dec"),
+            W_enc=read("encoder.weight").T,
+            W_dec=read("W_dec"),
             b_enc=file.read("encoder.bias"),
             b_dec=file.read("b_dec"),
             W_skip=file.read("W_skip").T if "W_skip" in expected else None,
@@ -77,6 +81,7 @@ def load_folder(folder: Path, *, name: str | None = None, site: Site | str | Non
             name=name,
             kind="topk with transcode" if transcodes else "topk",
             hook_name=folder.name,
+            lazy=lazy,
         )
 
 

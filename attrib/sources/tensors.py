@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ def from_tensors(
     kind: str | None = None,
     hook_name: str | None = None,
     model_name: str | None = None,
+    lazy: bool = False,
 ) -> Dictionary:
     """A dictionary from its tensors, which are shared where nothing has to be folded into them.
 
@@ -71,6 +72,7 @@ def from_tensors(
         apply_b_dec_to_input: whether b_dec is subtracted from the input, as in many SAEs.
         puts_scale_back: whether decoding undoes the normalisation; left out, where it writes where it reads.
         name: left out, the site's.
+        lazy: whether W_enc and W_dec keep a dtype of their own, beside biases in float32: for maps of a file.
 
     Raises:
         InputError: where a tensor is missing, not wanted by the rule, or does not fit the others.
@@ -90,7 +92,10 @@ def from_tensors(
         raise InputError("b_enc: given, but rule 'gated' has b_gate and b_mag in its place.")
     given = {"b_enc": b_enc, "b_dec": b_dec, "W_skip": W_skip} | {key: v for key, v in beside.items() if isinstance(v, Tensor)}
     tensors = {"W_enc": W_enc, "W_dec": W_dec} | {key: v for key, v in given.items() if v is not None}
-    _check(tensors, max(1, len(sites)), name)
+    _check(tensors, max(1, len(sites)), name, lazy)
+    if lazy and (rule == "gated" or rescale_acts_by_decoder_norm):
+        what = "its gates" if rule == "gated" else "its decoder's norms"
+        raise InputError(f"lazy: {what} have to be folded into all weights of {name}, so they cannot stay in their file; leave lazy= out.")
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
     if rule in ("topk", "abstopk") and not (isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= d_sae):
         raise InputError(f"k: {k!r}; expected an integer from 1 to d_sae={d_sae}.")
@@ -100,7 +105,8 @@ def from_tensors(
         raise InputError(f"apply_b_dec_to_input: b_dec has {d_out} numbers and the input {d_in}; expected False.")
     W_enc, W_dec, *rest = (tensor.detach() for tensor in tensors.values())
     tensors = dict(zip(tensors, (W_enc, W_dec, *rest), strict=True))
-    zeros = W_enc.new_zeros(d_sae)
+    dtype = torch.float32 if lazy else W_enc.dtype
+    zeros = W_enc.new_zeros(d_sae, dtype=dtype)
     b_enc, threshold = tensors.get("b_enc", zeros), tensors.get("threshold", zeros)
     if rule == "gated":
         size = tensors["r_mag"].exp()
@@ -109,18 +115,18 @@ def from_tensors(
         norm = W_dec.norm(dim=-1)
         W_enc, b_enc, W_dec, threshold = W_enc * norm, b_enc * norm, W_dec / norm[:, None], threshold * norm
     params = DictionaryParams(
-        W_enc, b_enc, W_dec, tensors.get("b_dec", W_dec.new_zeros(d_out)), threshold, tensors.get("W_skip", W_enc.new_zeros(0, 0))
+        W_enc, b_enc, W_dec, tensors.get("b_dec", zeros.new_zeros(d_out)), threshold, tensors.get("W_skip", zeros.new_zeros(0, 0))
     )
     computed = cast(Rule, "jumprelu" if rule == "gated" else rule)
     config = DictionaryConfig(
         site=reads, rule=computed, k=k, apply_b_dec_to_input=apply_b_dec_to_input, normalisation=normalisation, model_name=model_name,
         writes=sites, puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
-        hook_name=hook_name or (site if isinstance(site, str) else None),
+        hook_name=hook_name or (site if isinstance(site, str) else None), lazy=lazy,
     )  # fmt: skip
     return Dictionary(params, config, name)
 
 
-def _check(tensors: Mapping[str, Tensor], parts: int, name: str) -> None:
+def _check(tensors: Mapping[str, Tensor], parts: int, name: str, lazy: bool) -> None:
     """Raises InputError where tensors do not fit each other."""
     W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
     for key, form in (("W_enc", "[d_in, d_sae]"), ("W_dec", "[d_sae, d_out]")):
@@ -135,10 +141,11 @@ def _check(tensors: Mapping[str, Tensor], parts: int, name: str) -> None:
                 f"{key}: {list(tensor.shape)} for dictionary {name}; expected {expected[key]} beside W_enc {[d_in, d_sae]} "
                 f"and W_dec {list(W_dec.shape)}."
             )
-        if tensor.dtype != W_enc.dtype or not tensor.is_floating_point() or tensor.device != W_enc.device:
+        dtype = tensor.dtype if lazy and key in ("W_enc", "W_dec") else torch.float32 if lazy else W_enc.dtype
+        if tensor.dtype != dtype or not tensor.is_floating_point() or tensor.device != W_enc.device:
             raise InputError(
-                f"{key}: {tensor.dtype} on {tensor.device} for dictionary {name}; expected floating numbers of W_enc's "
-                f"{W_enc.dtype} on {W_enc.device}."
+                f"{key}: {tensor.dtype} on {tensor.device} for dictionary {name}; expected floating numbers of {dtype} on "
+                f"{W_enc.device}, as W_enc has them."
             )
     if d_out % parts:
         raise InputError(f"writes: {parts} sites, but W_dec writes {d_out} numbers, which are no {parts} vectors of one width.")
@@ -150,10 +157,17 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class TensorFile(NamedTuple):
-    """Named tensors of an open file: their shapes at once, their numbers on request, in float32."""
+    """Named tensors of an open file: their shapes at once, their numbers on request, as they are stored.
+
+    Those of safetensors are maps of the file: a page of it is read when a number of it is first used.
+    """
 
     shapes: dict[str, list[int]]
-    read: Callable[[str], Tensor]
+    stored: Callable[[str], Tensor]
+
+    def read(self, key: str) -> Tensor:
+        """In float32; copied only where the file has another dtype."""
+        return self.stored(key).float()
 
 
 @contextmanager
@@ -170,7 +184,7 @@ def safetensors_file(path: Path) -> Iterator[TensorFile]:
                 raise FormatError(
                     f"dictionary: {path} holds {wrong[0]} as {slices[wrong[0]].get_dtype()}; expected one of {', '.join(_FLOATS)}."
                 )
-            yield TensorFile({key: list(part.get_shape()) for key, part in slices.items()}, lambda key: file.get_tensor(key).float())
+            yield TensorFile({key: list(part.get_shape()) for key, part in slices.items()}, file.get_tensor)
     except SafetensorError as error:
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
 
@@ -188,19 +202,27 @@ def npz_file(path: Path) -> Iterator[TensorFile]:
             for entry in archive.infolist():
                 key = entry.filename.removesuffix(".npy")
                 with archive.open(entry) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = header(stream)
+                    shape, dtype = _header(stream)
                     if dtype.kind != "f":
                         raise FormatError(f"dictionary: {path} holds {key} as {dtype}; expected floating numbers.")
                     if entry.file_size - stream.tell() != int(np.prod(shape, dtype=object)) * dtype.itemsize:
                         raise FormatError(f"dictionary: {path} is damaged: {key} has {entry.file_size} bytes, not those of {list(shape)}.")
                 shapes[key] = list(shape)
-            yield TensorFile(shapes, lambda key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)))
+            yield TensorFile(shapes, lambda key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)))  # of any byte order
     except AttribError:
         raise
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array, read up to its first number."""
+    try:
+        read = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(stream) == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    except Exception as error:  # numpy hands on whatever Python's tokenizer and parser raise
+        raise ValueError(f"no header of an array: {error}") from error
+    return shape, dtype
 
 
 def check_shapes(shapes: Shapes, expected: Shapes, what: str, beside: str = "") -> None:

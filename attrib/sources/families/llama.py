@@ -59,8 +59,7 @@ def _embedding_scale(config: Any) -> float:
 
 
 def _gemma(config: Any) -> ModelConfig:
-    # transformers holds the scale as a float32 number
-    return replace(llama_facts(config), embedding_scale=float(torch.tensor(config.hidden_size**0.5)))
+    return replace(llama_facts(config), embedding_scale=_embedding_scale(config))
 
 
 def _gemma2(config: Any) -> ModelConfig:
