@@ -115,6 +115,15 @@ def test_the_sweep_on_triton_kernels(family: Family, policy: Policy, keep: Any):
     assert kernels.call["method"] == "adjoint-triton"
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2", "olmo2", "gptj"])
+def test_triton_kernels_in_other_families(family: Family):
+    """Windows, norms of heads, caps (which the kernels leave to torch), norms of all heads, an MLP beside attention."""
+    pytest.importorskip("triton")
+    ours, kernels = (edges(family, 8, 3, policy=EXACT, method=method) for method in ("adjoint", "adjoint-triton"))
+    assert ours.gradient.abs().max() > 0.05
+    assert_close(kernels.gradient, ours.gradient, ROUNDING)
+
+
 def test_without_cuda_or_the_interpreter_triton_is_refused(monkeypatch: pytest.MonkeyPatch):
     triton = pytest.importorskip("triton")
     if torch.cuda.is_available():
