@@ -10,6 +10,7 @@ from attrib.edges import Edges
 from attrib.forecast import Plan, plan
 from attrib.model import Model, embed, logits, unembed
 from attrib.path import path
+from attrib.replace import replace
 from attrib.segment import block, segment
 from attrib.sources import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from attrib.store import open_store as open
@@ -77,6 +78,7 @@ __all__ = [
     "open",
     "path",
     "plan",
+    "replace",
     "save",
     "segment",
     "token_to_latent",

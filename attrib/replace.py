@@ -1,0 +1,427 @@
+"""Many dictionaries in one forward pass: the model with what each of them writes replaced by what it decodes.
+
+Let dictionary d read x at site r_d and write at sites W_d. At every written site w
+
+    y_w = Σ_d [w in W_d] (decode_d(a_d) + x W_skip_d)_w + err_w,    err_w = what stands there truly - that sum
+
+and what the model itself computes at w is not looked at. The sum has one term, but for cross-layer transcoders, whose
+layers write together; the error is the site's, not a dictionary's. At the true leaves y_w is the true value everywhere, so
+the logits are the model's. What differs is where a_d comes from, and so what a derivative means:
+
+    direct    a_d, the scale of its input, its skip and err_w are leaves.     ∂y_w / ∂x = 0
+    total     a_d = act(E_d^T x + c_d) along this same pass; err_w is a leaf.   ∂y_w / ∂x = Σ_d Σ_i∈active D_i (∂a_i / ∂x) + W_skip^T
+
+A direct effect therefore stops at every cut, and a total effect passes through the latents that are active there. In
+both, what a cut does not write goes by beside it: a transcoder cuts its MLP, not the stream. Latents compete (TopK)
+and pass thresholds anew on the total way; a derivative holds the selection, as everywhere (see `encode_at`).
+
+`Replacement` is a plain function of its leaves under torch.func; docs/cuts.md has an example.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+
+from attrib.capture import capture
+from attrib.dictionary import (
+    Dictionary,
+    InputScale,
+    active,
+    decode_at,
+    encode_at,
+    encode_sparse,
+    normalise_input,
+    pre_activations,
+    reconstruct,
+    skip,
+    split,
+    wins_at,
+)
+from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
+from attrib.path import fitted
+from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
+
+Effect = Literal["direct", "total"]
+"""Whether derivatives stop at intermediate dictionaries or pass through their active latents."""
+
+Errors = Sequence[Float[Tensor, "positions _"]]
+"""An error for each site of `Replacement.written`, in its order."""
+
+# ---------------------------------------------------------------------------------------- the leaves
+
+
+class Cut(NamedTuple):
+    """One dictionary's share of the leaves."""
+
+    latents: SparseLatents
+    scale: InputScale
+    skip: Float[Tensor, "positions d_out_or_0"]  # no columns where the dictionary has no skip connection
+
+
+class CutLeaves(NamedTuple):
+    """What a replaced forward pass is a function of, for one prompt. A pytree; only `positions` and `latents` inside are integers.
+
+    `cuts` are in the order of the dictionaries, `errors` in that of `Replacement.written`.
+    """
+
+    embedded: Float[Tensor, "positions d_model"]
+    cuts: tuple[Cut, ...]
+    errors: tuple[Float[Tensor, "positions _"], ...]
+
+    @property
+    def activations(self) -> tuple[Float[Tensor, " _"], ...]:
+        """Each dictionary's latent values: what to differentiate by, together with `with_activations`."""
+        return tuple(cut.latents.value for cut in self.cuts)
+
+    def with_activations(self, activations: Sequence[Float[Tensor, " _"]]) -> "CutLeaves":
+        """The same leaves with other values of the same latents."""
+        cuts = (cut._replace(latents=cut.latents._replace(value=value)) for cut, value in zip(self.cuts, activations, strict=True))
+        return self._replace(cuts=tuple(cuts))
+
+
+def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:
+    beside = skip(dictionary, x) if dictionary.has_skip else x.new_empty(x.shape[0], 0)
+    return Cut(encode_sparse(dictionary, x), normalise_input(dictionary, x)[1], beside)
+
+
+def _given(dictionary: Dictionary, cut: Cut) -> Float[Tensor, "positions d_out"]:
+    """What a dictionary writes, from leaves alone."""
+    decoded = decode_at(dictionary, cut.latents.value, cut.latents.position, cut.latents.latent, cut.scale)
+    return decoded + cut.skip if dictionary.has_skip else decoded
+
+
+def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
+    """What a dictionary writes where it reads x: `reconstruct`, holding only active latents where x is one prompt.
+
+    Which latents are active is a matter of data, and their number differs between members of a vmap: there, all are held.
+    """
+    if _is_batched(x):
+        return reconstruct(dictionary, x)
+    position, latent, _ = encode_sparse(dictionary, x.detach())
+    # the selection has been made: by this rule encode_at gives the value of whatever it is asked for
+    selected = dataclasses.replace(dictionary, config=dataclasses.replace(dictionary.config, rule="abstopk"))
+    value = encode_at(selected, x, position, latent)
+    decoded = decode_at(dictionary, value, position, latent, normalise_input(dictionary, x)[1])
+    return decoded + skip(dictionary, x) if dictionary.has_skip else decoded
+
+
+def _latents_at(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], nodes: SparseLatents) -> Float[Tensor, " active"]:
+    """The values that x gives to latents that were active at the true point; 0 where one is not any more."""
+    gate = None
+    if dictionary.config.rule in ("topk", "abstopk"):
+        if _is_batched(x):
+            gate = active(dictionary, pre_activations(dictionary, x))[nodes.position, nodes.latent]
+        else:
+            gate = wins_at(dictionary, x.detach(), nodes.position, nodes.latent)
+    return encode_at(dictionary, x, nodes.position, nodes.latent, gate)
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Whether some vmap around this call runs over x. A vmap over tangents or cotangents alone does not."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
+
+
+# ------------------------------------------------------------------------------------------ the pass
+
+Put = Callable[[Site, Tensor], Tensor]
+"""What stands at a place, from what the model has computed there."""
+
+
+def place(model: Model, site: Site) -> Site:
+    """One name for `resid_post` of a layer and `resid_pre` of the next, which are the same value: the latter."""
+    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" and site != model.config.last else site
+
+
+def walk_with(model: Model, x: Stream, put: Put, policy: Policy = EXACT) -> Iterator[tuple[Site, Tensor]]:
+    """Yield every place from the first on with what `put` has put there, on which all that follows is computed."""
+    config, blocks = model.config, model.params.blocks
+    for layer in range(config.n_layers):
+        at = {kind: Site(layer, kind) for kind in ("resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out")}
+        before = put(at["resid_pre"], x)
+        yield at["resid_pre"], before
+        z = put(at["z"], attend(model, layer, enter(config, blocks[layer].norm_1, before, policy), policy))
+        yield at["z"], z
+        attn_out = put(at["attn_out"], attention_written(model, layer, z, policy))
+        yield at["attn_out"], attn_out
+        mid = put(at["resid_mid"], before + attn_out)
+        yield at["resid_mid"], mid
+        mlp_in = put(at["mlp_in"], enter(config, blocks[layer].norm_2, before if config.parallel else mid, policy))
+        yield at["mlp_in"], mlp_in
+        mlp_out = put(at["mlp_out"], mlp(model, layer, mlp_in, policy))
+        yield at["mlp_out"], mlp_out
+        x = mid + mlp_out
+    yield config.last, put(config.last, x)
+
+
+class _Pass(NamedTuple):
+    """One pass under way: its constants, and what has come up so far. It lives as long as the pass."""
+
+    held: Mapping[int, Cut]
+    constant: Mapping[Site, Tensor]
+    read: dict[int, Tensor]
+    decoded: dict[Site, Tensor]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The model with dictionaries in it, as pure functions of leaves; made by `replace`.
+
+    A dictionary that writes where it reads reads what the model brings there; any other that reads there reads what stands
+    there afterwards. Every method takes and gives one prompt; vmap over leaves or embedded tokens makes many.
+    """
+
+    model: Model
+    dictionaries: tuple[Dictionary, ...]
+    policy: Policy = EXACT
+
+    @cached_property
+    def written(self) -> tuple[Site, ...]:
+        """Every place that some dictionary writes, in order of computation: each has an error."""
+        return tuple(sorted({at for places in self._places for at in places}, key=lambda at: at.depth))
+
+    @cached_property
+    def _places(self) -> tuple[tuple[Site, ...], ...]:
+        """Where each dictionary writes."""
+        return tuple(tuple(place(self.model, site) for site in d.writes) for d in self.dictionaries)
+
+    @cached_property
+    def _readers(self) -> dict[Site, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """At each place that is read, the dictionaries that write there too, and the others."""
+        reads = [place(self.model, d.site) for d in self.dictionaries]
+        by_own = [[n for n, at in enumerate(reads) if (at in self._places[n]) is own] for own in (True, False)]
+        return {at: (tuple(n for n in by_own[0] if reads[n] == at), tuple(n for n in by_own[1] if reads[n] == at)) for at in reads}
+
+    @torch.no_grad()
+    def leaves(self, tokens: Int[Tensor, " positions"]) -> CutLeaves:
+        """The true leaves: what the model's own pass over these tokens gives.
+
+        Raises:
+            InputError: for anything but one prompt of at least one token, or one longer than the model's context.
+        """
+        embedded = self._embedded(tokens)
+        sites = {place(self.model, d.site) for d in self.dictionaries} | {*self.written}
+        true = capture(self.model, tokens, sites)
+        cuts = tuple(_cut(d, true[place(self.model, d.site)]) for d in self.dictionaries)
+        error = {site: true[site] for site in self.written}
+        for dictionary, cut, places in zip(self.dictionaries, cuts, self._places, strict=True):
+            for at, part in zip(places, split(dictionary, _given(dictionary, cut)).values(), strict=True):
+                error[at] = error[at] - part
+        return CutLeaves(embedded, cuts, tuple(error[site] for site in self.written))
+
+    def forward(
+        self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
+    ) -> Float[Tensor, "positions d_vocab"]:
+        """Logits. At the true leaves and with errors they are the model's own, whatever the effect.
+
+        Args:
+            effect: "direct": every dictionary's latents, scale and skip are taken from the leaves, and derivatives stop at
+                all of them. "total": they are computed again along this pass, and derivatives go through; the
+                leaves are then the embedded tokens, the errors, and what `sources` are.
+            sources: with "total", numbers of the dictionaries whose latents are leaves all the same: those whose total effect is
+                asked for.
+            errors: whether the error of each written place is added; without them the dictionaries stand alone.
+
+        Raises:
+            InputError: for leaves of another replacement, an unknown effect, or sources that are not there.
+        """
+        return self._logits(self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}))
+
+    def run(
+        self, x: Int[Tensor, " positions"] | Float[Tensor, "positions d_model"], errors: Errors | None = None
+    ) -> Float[Tensor, "positions d_vocab"]:
+        """Logits on the total way from tokens, or embedded tokens, alone: no latent is a leaf.
+
+        Args:
+            errors: `CutLeaves.errors` of these tokens, as constants; None leaves them out.
+
+        Raises:
+            InputError: for tokens that are no prompt, or errors of another number of places.
+        """
+        embedded = x if x.is_floating_point() else self._embedded(x)
+        return self._logits(self._walk(embedded, {}, None if errors is None else self._checked(errors), {}))
+
+    def values(
+        self,
+        leaves: CutLeaves,
+        sites: Iterable[Site | str],
+        *,
+        effect: Effect = "direct",
+        sources: Iterable[int] = (),
+        errors: bool = True,
+    ) -> dict[Site, Float[Tensor, "positions _"]]:
+        """What stands at sites along the pass, computed no further than the last; where a dictionary writes, what is put there.
+
+        The options are those of `forward`.
+
+        Raises:
+            InputError: for a site that the model does not have, and as `forward`.
+        """
+        wanted = [check_site(self.model, site, "sites") for site in sites]
+        places = {place(self.model, site) for site in wanted}
+        found: dict[Site, Tensor] = {}
+        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}):
+            if at in places:
+                found[at] = value
+            if found.keys() == places:
+                break
+        return {site: found[place(self.model, site)] for site in wanted}
+
+    def latents(
+        self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
+    ) -> tuple[Float[Tensor, " _"], ...]:
+        """What every dictionary encodes of what it reads along the pass, at the latents of its leaves.
+
+        These are targets: with "direct" their derivatives by the leaves' activations are the edges between cuts. At the true
+        leaves they equal `leaves.activations`. The options are those of `forward`.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        read: dict[int, Tensor] = {}
+        for _ in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
+            if len(read) == len(self.dictionaries):
+                break
+        return tuple(_latents_at(d, read[number], leaves.cuts[number].latents) for number, d in enumerate(self.dictionaries))
+
+    def _walk(
+        self, embedded: Float[Tensor, "positions d_model"], held: Mapping[int, Cut], errors: Errors | None, read: dict[int, Tensor]
+    ) -> Iterator[tuple[Site, Tensor]]:
+        """Every place with its value. Dictionaries that are not in `held` are computed; what each reads is added to `read`."""
+        constant = {} if errors is None else dict(zip(self.written, errors, strict=True))
+        return walk_with(self.model, embedded, partial(self._put, _Pass(held, constant, read, {})), self.policy)
+
+    def _put(self, so_far: "_Pass", at: Site, value: Tensor) -> Tensor:
+        """What stands at a place, after the dictionaries that read and write there and before others that read there."""
+        own, others = self._readers.get(at, ((), ()))
+        for number in own:
+            self._read(so_far, number, value)
+        if (decoded := so_far.decoded.get(at)) is not None:
+            value = decoded + so_far.constant[at] if at in so_far.constant else decoded
+        for number in others:
+            self._read(so_far, number, value)
+        return value
+
+    def _read(self, so_far: "_Pass", number: int, x: Tensor) -> None:
+        """Give a dictionary what it reads; what it writes waits for its places."""
+        dictionary, cut = self.dictionaries[number], so_far.held.get(number)
+        so_far.read[number] = x
+        written = _computed(dictionary, x) if cut is None else _given(dictionary, cut)
+        for at, part in zip(self._places[number], split(dictionary, written).values(), strict=True):
+            so_far.decoded[at] = so_far.decoded[at] + part if at in so_far.decoded else part
+
+    def _logits(self, walked: Iterator[tuple[Site, Tensor]]) -> Float[Tensor, "positions d_vocab"]:
+        for _, value in walked:
+            last = value
+        return unembed(self.model, last, policy=self.policy)
+
+    def _embedded(self, tokens: Int[Tensor, " positions"]) -> Float[Tensor, "positions d_model"]:
+        if tokens.ndim != 1 or len(tokens) == 0:
+            raise InputError(f"tokens: shape {list(tokens.shape)}; expected one prompt, [positions] with at least one. Call once for each.")
+        return embed(self.model, tokens)
+
+    def _held(self, leaves: CutLeaves, effect: Effect, sources: Iterable[int]) -> dict[int, Cut]:
+        """The dictionaries that are taken from the leaves."""
+        self._checked(leaves.errors)
+        count, chosen = len(self.dictionaries), tuple(sources)
+        if len(leaves.cuts) != count:
+            raise InputError(f"leaves: cuts of {len(leaves.cuts)} dictionaries, but {count} are put in. Take them from this replacement.")
+        if effect not in get_args(Effect):
+            raise InputError(f"effect: {effect!r}; expected 'direct' or 'total'.")
+        if effect == "direct" and chosen:
+            raise InputError(
+                f"sources: {list(chosen)} with effect='direct', where the latents of all dictionaries are leaves. Leave it out, or say "
+                "effect='total'."
+            )
+        if outside := [number for number in chosen if not 0 <= number < count]:
+            raise InputError(f"sources: {outside[0]}; expected numbers of dictionaries, from 0 to {count - 1}.")
+        return {number: leaves.cuts[number] for number in (range(count) if effect == "direct" else chosen)}
+
+    def _checked(self, errors: Errors) -> Errors:
+        if len(errors) != len(self.written):
+            raise InputError(
+                f"errors: {len(errors)} of them, but {len(self.written)} places are written: {_list(self.written)}. Take them "
+                "from this replacement's leaves."
+            )
+        return errors
+
+
+# ------------------------------------------------------------------------------------ which ones go together
+
+
+def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, policy: Policy = EXACT) -> Replacement:
+    """The pure forward of a model in which dictionaries replace what they write.
+
+    Args:
+        dictionaries: any number of any kinds, put in together. Several may read a place; one alone may write it, but for the layers
+            of a cross-layer transcoder: dictionaries that read the same kind of site in different layers and write
+            the same kind of site elsewhere, each from its own first site on where the earlier ones write too. Their sum is meant.
+        policy: which of the model's nonlinearities are differentiated. Dictionaries' own are, always.
+
+    Raises:
+        InputError: where a dictionary does not fit the model, writes before it reads, or writes where another one does.
+    """
+    given = (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
+    # as everywhere, dictionaries are computed in the model's precision, where the model is
+    there = (d.to(dtype=model.dtype, device=model.device) for d in given)
+    put_in = tuple(fitted(model, dictionary, f"dictionaries[{number}]") for number, dictionary in enumerate(there))
+    for number, dictionary in enumerate(put_in):
+        _check_order(model, dictionary, f"dictionaries[{number}] ({dictionary.name})")
+    _check_apart(model, put_in)
+    return Replacement(model, put_in, policy)
+
+
+def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
+    early = [site for site in dictionary.writes if site.depth < dictionary.site.depth]
+    if early:
+        raise InputError(
+            f"{argument}: it reads {dictionary.site} and writes {early[0]}, which {model.name} computes earlier; expected writes at "
+            "or after what is read. Check its sites."
+        )
+    places = [place(model, site) for site in dictionary.writes]
+    if len({*places}) < len(places):
+        raise InputError(f"{argument}: it writes {_list(dictionary.writes)}, of which two are the same place; expected each once.")
+
+
+def _check_apart(model: Model, dictionaries: Sequence[Dictionary]) -> None:
+    """Raises InputError where two dictionaries write one place and no sum of them is meant."""
+    for second, b in enumerate(dictionaries):
+        for first, a in enumerate(dictionaries[:second]):
+            shared = [at for at in (place(model, site) for site in b.writes) if at in {place(model, site) for site in a.writes}]
+            if shared and not _are_layers(*sorted((a, b), key=lambda d: d.site.depth)):
+                raise InputError(
+                    f"dictionaries: {first} ({a.name}, at {_list(a.writes)}) and {second} ({b.name}, at {_list(b.writes)}) both replace "
+                    f"{shared[0]}; expected one dictionary for each place, or layers of one cross-layer transcoder, whose sum is meant. "
+                    "(resid_post of a layer is resid_pre of the next.) Leave one out."
+                )
+
+
+def _are_layers(early: Dictionary, late: Dictionary) -> bool:
+    """Whether two dictionaries are layers of one cross-layer transcoder, by their sites.
+
+    Each writes a run of one kind of site, begun where the earlier one's run is already under way, and the runs agree as far as both
+    go: (0, 1, 2) and (1, 2), or, where runs have a fixed length, (0, 1) and (1, 2). A transcoder of one layer that begins in
+    the midst of a longer run, (0, 1, 2) and (1), claims the whole of what is there, so it is none.
+    """
+    if early.site.kind != late.site.kind or early.site.layer == late.site.layer:
+        return False
+    is_own = any(site.depth == d.site.depth for d in (early, late) for site in d.writes)
+    if is_own or len({site.kind for site in (*early.writes, *late.writes)}) > 1:
+        return False
+    begin = early.writes.index(late.writes[0]) if late.writes[0] in early.writes else 0
+    rest = early.writes[begin:]
+    return begin > 0 and late.writes[: len(rest)] == rest
+
+
+def _list(sites: Iterable[Site]) -> str:
+    return ", ".join(map(str, sites))

@@ -1,0 +1,758 @@
+"""Many dictionaries at once: with errors the model itself, without them what other libraries' modules give, and derivatives of both kinds.
+
+The oracle is transformers' own model with hooks that put in what sae-lens' own modules compute, differentiated by autograd.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils import _pytree as pytree
+
+import attrib
+from attrib.dictionary import Dictionary, after_gain, encode
+from attrib.model import Model, embed, logits, walk, width
+from attrib.replace import CutLeaves, Replacement, place, walk_with
+from attrib.sources.tensors import from_tensors
+from attrib.types import EXACT, LINEAR, InputError, Policy, Site, SparseLatents
+from tests.builders import ALL_FAMILIES, D_MODEL, DTYPES, Family, all_sites, build, normal, prompt, sae, tiny
+from tests.exact_transformers import keep_dtype
+from tests.tolerances import FINITE_DIFFERENCE, FOREIGN, ROUNDING, assert_close
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+TOKENS = prompt(10)
+WITH_ERRORS = {torch.float32: ROUNDING[torch.float32], torch.float64: FOREIGN[torch.float64]}
+SOME = 9
+"""How many logits are differentiated where each takes a pass of its own."""
+ORACLES: tuple[Family, ...] = ("gpt2", "llama", "gptj", "gemma2")
+
+# ------------------------------------------------------------------------------- sets of dictionaries
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One dictionary as its own library (or, for a cross-layer one, its formula) computes it."""
+
+    reads: Site
+    writes: tuple[Site, ...]
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor], Tensor]
+    """The input and the latents, to what is written at all sites side by side: without a skip connection."""
+    whole: Callable[[Tensor], Tensor]
+    ours: Dictionary
+
+
+def lens(model: Model, kind: str, site: str, seed: int = 3, **options: Any) -> Foreign:
+    """One of sae-lens' own, with flat vectors where it wants heads apart."""
+    reads = Site.parse(site)
+    return _lens(kind, reads, model.config.n_heads, width(model.config, reads), model.dtype, seed, tuple(options.items()))
+
+
+@cache
+def _lens(kind: str, reads: Site, heads: int, size: int, dtype: torch.dtype, seed: int, given: tuple[tuple[str, Any], ...]) -> Foreign:
+    options = dict(given)
+    if reads.kind == "z":
+        options["reshape_activations"] = "hook_z"
+    made = sae(kind, size, dtype, site=reads, seed=seed, d_sae=48, **options).requires_grad_(False)
+    ours = attrib.from_sae_lens(made)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)) if reads.kind == "z" else x
+
+    def flat(x: Tensor) -> Tensor:
+        return x.flatten(-2) if reads.kind == "z" else x
+
+    def decode(x: Tensor, latents: Tensor) -> Tensor:
+        made.encode(apart(x))  # keeps the input's norm for decode, once
+        return flat(made.decode(latents))
+
+    return Foreign(reads, ours.writes, lambda x: made.encode(apart(x)), decode, lambda x: flat(made(apart(x))), ours)
+
+
+def cross(model: Model, layers: range, reads: str = "mlp_in", d_sae: int = 40) -> list[Foreign]:
+    """A cross-layer transcoder, written out."""
+    found = []
+    for layer in layers:
+        writes = tuple(Site(later, "mlp_out") for later in range(layer, layers.stop))
+        W_enc = normal(D_MODEL, d_sae, dtype=model.dtype, seed=50 + layer) * D_MODEL**-0.5
+        W_dec = normal(d_sae, len(writes) * D_MODEL, dtype=model.dtype, seed=60 + layer) / 4
+        b_enc, b_dec = normal(d_sae, dtype=model.dtype, seed=70 + layer) / 4, normal(W_dec.shape[1], dtype=model.dtype, seed=80 + layer) / 4
+        site = Site(layer, reads)
+        ours = from_tensors(site=site, writes=writes, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec)
+
+        def encoded(x: Tensor, W: Tensor = W_enc, b: Tensor = b_enc) -> Tensor:
+            return (x @ W + b).relu()
+
+        def decoded(x: Tensor, f: Tensor, W: Tensor = W_dec, b: Tensor = b_dec) -> Tensor:
+            return f @ W + b
+
+        found.append(Foreign(site, writes, encoded, decoded, lambda x, e=encoded, d=decoded: d(x, e(x)), ours))
+    return found
+
+
+SETS: dict[str, Callable[[Model], list[Foreign]]] = {
+    "residual": lambda m: [
+        lens(m, "topk", "blocks.1.hook_resid_pre"),
+        lens(m, "jumprelu", "blocks.3.hook_resid_pre", seed=4, normalize_activations="layer_norm"),
+    ],
+    "transcoders": lambda m: [
+        lens(m, "jumprelu_skip_transcoder", "blocks.1.hook_mlp_in"),
+        lens(m, "transcoder", "blocks.2.hook_mlp_in", seed=4),
+    ],
+    "attn_out": lambda m: [lens(m, "gated", "blocks.1.hook_attn_out")],
+    "z": lambda m: [lens(m, "standard", "blocks.2.attn.hook_z", normalize_activations="constant_norm_rescale")],
+    "cross": lambda m: cross(m, range(1, 4)),
+    "all": lambda m: [
+        lens(m, "skip_transcoder", "blocks.0.hook_mlp_in", seed=5),
+        lens(m, "gated", "blocks.1.hook_attn_out", seed=6),
+        *cross(m, range(1, 4)),
+        lens(m, "topk", "blocks.2.hook_resid_pre", seed=7, rescale_acts_by_decoder_norm=True),
+        lens(m, "abstopk", "blocks.2.attn.hook_z", seed=8, k=9),
+        lens(m, "standard", "blocks.2.hook_attn_out", seed=9, normalize_activations="layer_norm"),
+        lens(m, "jumprelu", "blocks.3.hook_resid_post", seed=10),
+    ],
+}
+each_set = pytest.mark.parametrize("which", SETS)
+
+
+def ours(found: list[Foreign]) -> list[Dictionary]:
+    return [foreign.ours for foreign in found]
+
+
+@cache
+def put_in(family: Family, which: str, dtype: torch.dtype = torch.float64, policy: Policy = EXACT) -> Replacement:
+    model = build(family, dtype)
+    return attrib.replace(model, ours(SETS[which](model)), policy=policy)
+
+
+# ---------------------------------------------------------------------------------------- the oracle
+
+
+@contextmanager
+def editing(model: nn.Module, edits: dict[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Hooks on transformers' modules by which each site's value becomes what its edit makes of it, until the end."""
+    kind = model.config.model_type
+    layers = model.transformer.h if kind in ("gpt2", "gptj") else model.model.layers
+    project = {"gpt2": "attn.c_proj", "gptj": "attn.out_proj"}.get(kind, "self_attn.o_proj")
+    attn_out, mlp_out = ("post_attention_layernorm", "post_feedforward_layernorm") if kind == "gemma2" else (project, "mlp")
+    handles = []
+
+    def into(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return ((edit(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edit(kwargs["hidden_states"])})
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def out_of(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> None:
+        handles.append(module.register_forward_hook(lambda _, args, out: (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)))
+
+    for site, edit in edits.items():
+        layer = layers[site.layer]
+        match site.kind:
+            case "resid_pre":
+                into(layer, edit)
+            case "z":
+                into(layer.get_submodule(project), edit)
+            case "attn_out":
+                out_of(layer.get_submodule(attn_out), edit)
+            case "mlp_in":
+                into(layer.mlp, edit)
+            case "mlp_out":
+                out_of(layer.get_submodule(mlp_out), edit)
+            case "resid_post":
+                out_of(layer, edit)
+            case _:
+                raise AssertionError(f"transformers has no module at {site}")
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def foreign_logits(
+    model: nn.Module,
+    found: list[Foreign],
+    tokens: Tensor,
+    *,
+    errors: dict[Site, Tensor] | None = None,
+    written: dict[int, Callable[[], Tensor]] | None = None,
+    embedded: Tensor | None = None,
+    read: dict[int, Tensor] | None = None,
+) -> Tensor:
+    """Logits of transformers' model with dictionaries hooked in.
+
+    Args:
+        errors: added where something is written.
+        written: what some dictionaries write, in place of what their modules make of what they read.
+        read: takes what each reads.
+    """
+    edits: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
+    parts: dict[Site, list[Tensor]] = {}
+
+    def reading(number: int, foreign: Foreign) -> Callable[[Tensor], Tensor]:
+        def edit(x: Tensor) -> Tensor:
+            if read is not None:
+                read[number] = x[0]
+            out = written[number]()[None] if written and number in written else foreign.whole(x)
+            for site, part in zip(foreign.writes, out.chunk(len(foreign.writes), -1), strict=True):
+                parts.setdefault(site, []).append(part)
+            return x
+
+        return edit
+
+    for number, foreign in enumerate(found):
+        edits.setdefault(foreign.reads, []).append(reading(number, foreign))
+    for site in {site for foreign in found for site in foreign.writes}:
+        edits.setdefault(site, []).append(lambda _, site=site: sum(parts[site]) + (errors[site] if errors else 0))
+
+    def all_of(several: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+        def edit(x: Tensor) -> Tensor:
+            for one in several:
+                x = one(x)
+            return x
+
+        return edit
+
+    with editing(model, {site: all_of(several) for site, several in edits.items()}):
+        given = {"input_ids": tokens[None]} if embedded is None else {"inputs_embeds": embedded[None]}
+        return model(**given, use_cache=False).logits[0]
+
+
+def errors_of(replaced: Replacement, leaves: CutLeaves) -> dict[Site, Tensor]:
+    return dict(zip(replaced.written, leaves.errors, strict=True))
+
+
+def moved(foreign: Foreign, x: Tensor, nodes: SparseLatents, values: Tensor) -> Tensor:
+    """What a dictionary that reads x writes when its active latents have other values."""
+    true = foreign.encode(x[None])
+    beside = foreign.whole(x[None]) - foreign.decode(x[None], true)
+    latents = torch.zeros_like(true[0]).index_put((nodes.position, nodes.latent), values)
+    return (foreign.decode(x[None], latents[None]) + beside)[0]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_dtype(monkeypatch)
+
+
+# -------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_with_errors_the_logits_are_the_models(family: Family, dtype: torch.dtype):
+    """On the direct way from leaves, and on the total way from tokens (in float32 for the largest set alone)."""
+    want = logits(build(family, dtype), TOKENS)
+    for which in SETS:
+        replaced = put_in(family, which, dtype)
+        leaves = replaced.leaves(TOKENS)
+        assert all(error.abs().max() > 0.1 for error in leaves.errors)
+        assert all(len(values) > 20 for values in leaves.activations)
+        assert_close(replaced.forward(leaves), want, WITH_ERRORS, what=f"{which}: direct")
+        if dtype == torch.float64 or which == "all":
+            assert_close(replaced.run(TOKENS, leaves.errors), want, WITH_ERRORS, what=f"{which}: total")
+
+
+@each_set
+@pytest.mark.parametrize("family", ORACLES)
+@pytest.mark.usefixtures("exact")
+def test_without_errors_the_logits_are_those_of_transformers_with_sae_lens(family: Family, which: str):
+    replaced = put_in(family, which)
+    found, foreign = SETS[which](replaced.model), tiny(family, torch.float64)
+    with torch.no_grad():
+        want = foreign_logits(foreign, found, TOKENS)
+    assert_close(replaced.run(TOKENS), want)
+    leaves = replaced.leaves(TOKENS)
+    assert_close(replaced.run(leaves.embedded), want)
+    assert_close(replaced.forward(leaves, effect="total", errors=False), want)
+    read: dict[int, Tensor] = {}
+    with torch.no_grad():  # the direct way: each writes what it makes of the model's own pass
+        foreign_logits(foreign, found, TOKENS, errors=errors_of(replaced, leaves), read=read)
+        true = {number: one.whole(read[number][None])[0] for number, one in enumerate(found)}
+        alone = foreign_logits(foreign, found, TOKENS, written={number: lambda out=out: out for number, out in true.items()})
+    assert_close(replaced.forward(leaves, errors=False), alone)
+    if len(found) > 1:
+        assert (alone - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [(family, EXACT) for family in ALL_FAMILIES] + [(family, policy) for family in ORACLES for policy in (LINEAR, Policy(mlp="frozen"))],
+)
+def test_with_nothing_put_in_it_is_the_model(family: Family, policy: Policy):
+    """The loop of this module against that of model.py: every site and its derivative."""
+    model = build(family, torch.float64)
+    x = embed(model, TOKENS)
+    want = dict(walk(model, Site(0, "resid_pre"), x, policy=policy))
+    got = dict(walk_with(model, x, lambda _, value: value, policy))
+    assert got.keys() == {place(model, site) for site in all_sites()}
+    for site, value in got.items():
+        assert torch.equal(value, want[site]), site
+    empty = attrib.replace(model, (), policy=policy)
+    every = empty.values(empty.leaves(TOKENS), all_sites())
+    assert list(every) == all_sites()
+    assert all(torch.equal(every[site], want[site]) for site in all_sites())
+
+    def by_walk(x: Tensor) -> Tensor:
+        *_, (_, last) = walk(model, Site(0, "resid_pre"), x, policy=policy)
+        return attrib.unembed(model, last, policy=policy)
+
+    cotangent = normal(*by_walk(x).shape, dtype=x.dtype)
+    assert torch.equal(vjp(empty.run, x)[1](cotangent)[0], vjp(by_walk, x)[1](cotangent)[0])
+
+
+@each_set
+def test_what_stands_at_sites(which: str):
+    """With errors the true values everywhere; without them, at a written site, what is decoded."""
+    replaced = put_in("llama", which)
+    true = attrib.capture(replaced.model, TOKENS, all_sites())
+    leaves = replaced.leaves(TOKENS)
+    for effect in ("direct", "total"):
+        got = replaced.values(leaves, all_sites(), effect=effect)
+        for site, value in true.items():
+            assert_close(got[site], value, what=(effect, site))
+    alone = replaced.values(leaves, replaced.written, errors=False)
+    for site, error in zip(replaced.written, leaves.errors, strict=True):
+        assert_close(alone[site] + error, true[site], what=site)
+    for got_latents in (replaced.latents(leaves), replaced.latents(leaves, effect="total")):
+        for got_values, values in zip(got_latents, leaves.activations, strict=True):
+            assert_close(got_values, values)
+
+
+def test_a_place_has_two_names():
+    """resid_post of a layer is resid_pre of the next, for what writes there, what reads there, and what is asked for."""
+    model = build("gpt2", torch.float64)
+    first = [lens(model, "standard", f"blocks.{name}").ours for name in ("1.hook_resid_pre", "0.hook_resid_post")]
+    reader = lens(model, "standard", "blocks.0.hook_resid_post", seed=4).ours
+    reader = changed(reader, config=changed(reader.config, writes=(Site(2, "mlp_out"),)))
+    one, two = (attrib.replace(model, [dictionary, reader]) for dictionary in first)
+    assert one.written == two.written == (Site(1, "resid_pre"), Site(2, "mlp_out"))
+    leaves = one.leaves(TOKENS)
+    for name in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"):
+        (value,) = one.values(leaves, [name], errors=False).values()
+        assert_close(value, attrib.decode(first[0], encode(first[0], attrib.capture(model, TOKENS, [name])[Site.parse(name)])))
+    assert torch.equal(one.run(TOKENS), two.run(TOKENS))
+    # the reader reads what has been put there, and not what the model brings
+    (stands,) = one.values(leaves, ["blocks.1.hook_resid_pre"], errors=False, effect="total").values()
+    (decoded,) = one.values(leaves, ["blocks.2.hook_mlp_out"], errors=False, effect="total").values()
+    assert_close(decoded, attrib.decode(reader, encode(reader, stands)))
+
+
+# ---------------------------------------------------------------------------------------- direct effect
+
+
+def by_activations(replaced: Replacement, leaves: CutLeaves, number: int, function: Callable[[Any], Any]) -> Callable[[Tensor], Any]:
+    """A function of leaves as one of a single dictionary's latent values."""
+
+    def of_values(values: Tensor) -> Any:
+        activations = [*leaves.activations]
+        activations[number] = values
+        return function(leaves.with_activations(activations))
+
+    return of_values
+
+
+PAIRS = {
+    "residual": ("topk", "blocks.1.hook_resid_pre", "jumprelu", "blocks.3.hook_resid_pre"),
+    "transcoders": ("jumprelu_skip_transcoder", "blocks.1.hook_mlp_in", "transcoder", "blocks.3.hook_mlp_in"),
+    "heads": ("standard", "blocks.0.attn.hook_z", "gated", "blocks.2.hook_attn_out"),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("family", "policy"), [*((family, EXACT) for family in ORACLES), ("gemma2", LINEAR), ("gptj", LINEAR)])
+def test_direct_effects_with_nothing_between_are_latent_to_latent(family: Family, pair: str, policy: Policy):
+    model = build(family, torch.float64)
+    a, site_a, b, site_b = PAIRS[pair]
+    source, target = lens(model, a, site_a).ours, lens(model, b, site_b, seed=4).ours
+    replaced = attrib.replace(model, [source, target], policy=policy)
+    leaves = replaced.leaves(TOKENS)
+    got = jacrev(by_activations(replaced, leaves, 0, lambda at: replaced.latents(at)[1]))(leaves.activations[0])
+    want = attrib.latent_to_latent(model, source, target, TOKENS, policy=policy).dense(0)
+    assert want.abs().max() > 1e-3
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
+def test_direct_effects_stop_at_a_cut_of_the_stream(family: Family):
+    """Exactly: not a rounding error gets through. What lies on this side of the cut is what it was."""
+    model = build(family, torch.float64)
+    sites = ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre")
+    a, b, c, d = (lens(model, "standard", site, seed=seed).ours for seed, site in enumerate(sites))
+    replaced, without = attrib.replace(model, [a, b, c, d]), attrib.replace(model, [a, b, d])
+    leaves = replaced.leaves(TOKENS)
+    to_latents = jacrev(by_activations(replaced, leaves, 1, replaced.latents))(leaves.activations[1])
+    assert [bool((part != 0).any()) for part in to_latents] == [False, False, True, False]
+    assert_close(to_latents[2], attrib.latent_to_latent(model, b, c, TOKENS).dense(0))
+    for number, does_reach in enumerate((False, False, False, True)):
+        to_logits = jacrev(by_activations(replaced, leaves, number, lambda at: replaced.forward(at)[:, :SOME]))
+        assert to_logits(leaves.activations[number]).any() == does_reach
+    again = without.leaves(TOKENS)
+    assert jacrev(by_activations(without, again, 1, without.latents))(again.activations[1])[2].any()
+
+
+@pytest.mark.parametrize("which", ["transcoders", "all"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.usefixtures("exact")
+def test_direct_effects_around_cuts_are_transformers_own(family: Family, which: str):
+    """Beside a transcoder the stream goes on. Here all that is written is constant but for one dictionary's part."""
+    replaced = put_in(family, which)
+    found, foreign = SETS[which](replaced.model), tiny(family, torch.float64).requires_grad_(False)
+    leaves = replaced.leaves(TOKENS)
+    errors, read = errors_of(replaced, leaves), dict[int, Tensor]()
+    foreign_logits(foreign, found, TOKENS, errors=errors, read=read)
+    constant = {number: one.whole(read[number][None])[0] for number, one in enumerate(found)}
+    for number, one in enumerate(found[:-1]):
+        nodes = leaves.cuts[number].latents
+
+        def of_values(values: Tensor, number: int = number, one: Foreign = one, nodes: SparseLatents = nodes) -> Tensor:
+            written = {other: (lambda out=out: out) for other, out in constant.items()}
+            written[number] = lambda: moved(one, read[number], nodes, values)
+            return foreign_logits(foreign, found, TOKENS, errors=errors, written=written)[-1]
+
+        want = torch.autograd.functional.jacobian(of_values, nodes.value)
+        got = jacrev(by_activations(replaced, leaves, number, lambda at: replaced.forward(at)[-1]))(nodes.value)
+        assert_close(got, want, what=number)
+        assert bool(want.any()) == (which == "transcoders")  # in "all" a cut of the last stream comes after everything
+
+
+# ----------------------------------------------------------------------------------------- total effect
+
+
+@each_set
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.usefixtures("exact")
+def test_total_effects_are_autograds_through_transformers_with_sae_lens(family: Family, which: str):
+    """Of embedded tokens, with constant errors; and of the first dictionary's latents."""
+    replaced = put_in(family, which)
+    found, foreign = SETS[which](replaced.model), tiny(family, torch.float64).requires_grad_(False)
+    leaves = replaced.leaves(TOKENS)
+    errors = errors_of(replaced, leaves)
+    embedded = foreign.get_input_embeddings()(TOKENS)  # what transformers scales, and adds positions to, itself
+    rest = leaves.embedded - embedded
+
+    def last(embedded: Tensor) -> Tensor:
+        return foreign_logits(foreign, found, TOKENS, errors=errors, embedded=embedded)[-1, :SOME]
+
+    want = torch.autograd.functional.jacobian(last, embedded)
+    got = jacrev(lambda x: replaced.run(x + rest, leaves.errors)[-1, :SOME])(embedded)
+    assert want.abs().max() > 1e-3
+    assert_close(got, want, what="tokens")
+
+    read: dict[int, Tensor] = {}
+    foreign_logits(foreign, found, TOKENS, errors=errors, read=read)
+    nodes, one = leaves.cuts[0].latents, found[0]
+
+    def of_values(values: Tensor) -> Tensor:
+        return foreign_logits(foreign, found, TOKENS, errors=errors, written={0: lambda: moved(one, read[0], nodes, values)})[-1, :SOME]
+
+    want = torch.autograd.functional.jacobian(of_values, nodes.value)
+    total = by_activations(replaced, leaves, 0, lambda at: replaced.forward(at, effect="total", sources=[0])[-1, :SOME])
+    assert want.abs().max() > 1e-3
+    assert_close(jacrev(total)(nodes.value), want, what="latents")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "olmo2"])
+def test_total_effects_are_those_of_differences(family: Family):
+    replaced = put_in(family, "all")
+    leaves = replaced.leaves(TOKENS)
+    direction = normal(*leaves.embedded.shape, dtype=torch.float64)
+    step = 1e-6 / direction.abs().max().item()
+
+    def function(t: Tensor) -> Tensor:
+        return replaced.run(leaves.embedded + t * direction, leaves.errors)
+
+    zero = torch.zeros((), dtype=torch.float64)
+    difference = (function(zero + step) - function(zero - step)) / (2 * step)
+    assert difference.abs().max() > 0.01
+    assert_close(jvp(function, (zero,), (zero + 1,))[1], difference, FINITE_DIFFERENCE)
+
+
+@pytest.mark.parametrize("policy", [EXACT, LINEAR])
+def test_a_total_effect_is_the_sum_over_ways_through_cuts(policy: Policy):
+    """With two cuts of the stream: what leads from the first to the logits leads through the active latents of the second."""
+    model = build("gpt2", torch.float64)
+    first, second = lens(model, "topk", "blocks.1.hook_resid_pre").ours, lens(model, "jumprelu", "blocks.3.hook_resid_pre", seed=4).ours
+    replaced = attrib.replace(model, [first, second], policy=policy)
+    leaves = replaced.leaves(TOKENS)
+    to_second = jacrev(by_activations(replaced, leaves, 0, lambda at: replaced.latents(at)[1]))(leaves.activations[0])
+    to_logits = jacrev(by_activations(replaced, leaves, 1, replaced.forward))(leaves.activations[1])
+    total = by_activations(replaced, leaves, 0, lambda at: replaced.forward(at, effect="total", sources=(0,)))
+    assert_close(jacrev(total)(leaves.activations[0]), to_logits @ to_second)
+    without = attrib.replace(model, first, policy=policy)
+    everything = jacrev(by_activations(without, without.leaves(TOKENS), 0, without.forward))(leaves.activations[0])
+    assert (everything - to_logits @ to_second).abs().max() > 0.01  # what does not pass through active latents
+
+
+# --------------------------------------------------------------------------------------- under torch.func
+
+
+@pytest.mark.parametrize("which", ["residual", "all"])
+def test_every_transform_takes_it(which: str):
+    replaced = put_in("llama", which)
+    leaves = replaced.leaves(TOKENS)
+    assert all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(leaves))
+    nodes = leaves.activations
+    direct = by_activations(replaced, leaves, 0, lambda at: replaced.forward(at)[-1, :SOME])
+    reads = by_activations(replaced, leaves, 0, replaced.latents)
+    total = by_activations(replaced, leaves, 0, lambda at: replaced.forward(at, effect="total", sources=[0])[-1])
+    for function in (direct, reads, total):
+        reverse, ahead = jacrev(function)(nodes[0]), jacfwd(function)(nodes[0])
+        pytree.tree_map(assert_close, ahead, reverse)
+    assert_close(jacfwd(lambda x: replaced.run(x, leaves.errors)[-1])(leaves.embedded), jacrev(total_of(replaced, leaves))(leaves.embedded))
+    direction = normal(len(nodes[0]), dtype=torch.float64)
+    second = jvp(grad(lambda values: total(values).square().sum()), (nodes[0],), (direction,))[1]
+    h = 1e-5
+    slopes = [grad(lambda values: total(values).square().sum())(nodes[0] + sign * h * direction) for sign in (1, -1)]
+    assert_close(second, (slopes[0] - slopes[1]) / (2 * h), 1e-4)
+
+
+def total_of(replaced: Replacement, leaves: CutLeaves) -> Callable[[Tensor], Tensor]:
+    return lambda x: replaced.run(x, leaves.errors)[-1]
+
+
+@each_set
+def test_many_at_once_are_each_alone(which: str):
+    """vmap over values, over whole leaves, and over prompts on the total way, where their active latents differ in number."""
+    replaced = put_in("gpt2", which)
+    leaves = replaced.leaves(TOKENS)
+    factors = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    scaled = by_activations(replaced, leaves, 0, replaced.forward)
+    many = factors[:, None] * leaves.activations[0]
+    assert_close(vmap(scaled)(many), torch.stack([scaled(values) for values in many]))
+    embedded = torch.stack([embed(replaced.model, prompt(10, seed=seed)) for seed in (1, 2, 3)])
+    counts = {tuple(map(len, replaced.leaves(prompt(10, seed=seed)).activations)) for seed in (1, 2, 3)}
+    assert len(counts) > 1
+    alone = torch.stack([replaced.run(x) for x in embedded])
+    assert_close(vmap(replaced.run)(embedded), alone)
+    assert_close(vmap(replaced.run, in_dims=(0, None))(embedded, leaves.errors)[0], replaced.run(TOKENS, leaves.errors))
+
+    def read(x: Tensor) -> tuple[Tensor, ...]:
+        return replaced.latents(leaves._replace(embedded=x), effect="total")
+
+    for got, want in zip(vmap(read)(embedded), zip(*map(read, embedded), strict=True), strict=True):
+        assert_close(got, torch.stack(want))
+    got = vmap(jacrev(lambda x: replaced.run(x)[-1, :3]))(embedded[:2])
+    assert_close(got, torch.stack([jacrev(lambda x: replaced.run(x)[-1, :3])(x) for x in embedded[:2]]))
+
+
+def test_nothing_is_changed():
+    replaced = put_in("gemma2", "all")
+    leaves = replaced.leaves(TOKENS)
+    before = pytree.tree_map(torch.clone, leaves)
+    prints = [each.fingerprint for each in (replaced.model, *replaced.dictionaries)]
+    first = replaced.run(TOKENS)
+    jacrev(by_activations(replaced, leaves, 1, lambda at: replaced.forward(at, effect="total", sources=[1])[-1, :2]))(leaves.activations[1])
+    assert torch.equal(replaced.run(TOKENS), first)
+    assert all(pytree.tree_leaves(pytree.tree_map(torch.equal, before, leaves)))
+    assert [type(each)(*fields(each)).fingerprint for each in (replaced.model, *replaced.dictionaries)] == prints
+
+
+def fields(each: Any) -> list[Any]:
+    """Of a model or dictionary, so that its fingerprint is taken anew."""
+    return [getattr(each, name) for name in type(each).__dataclass_fields__]
+
+
+# ------------------------------------------------------------------------------------------- edge cases
+
+
+def silent(dictionary: Dictionary) -> Dictionary:
+    return changed(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 100))
+
+
+@pytest.mark.parametrize("which", ["transcoders", "cross", "residual"])
+def test_no_latent_is_active(which: str):
+    model = build("llama", torch.float64)
+    replaced = attrib.replace(model, [silent(dictionary) for dictionary in ours(SETS[which](model))])
+    leaves = replaced.leaves(TOKENS)
+    assert not any(map(len, leaves.activations))
+    want = logits(model, TOKENS)
+    for got in (replaced.forward(leaves), replaced.forward(leaves, effect="total"), replaced.run(TOKENS, leaves.errors)):
+        assert_close(got, want)
+    for effect in ("direct", "total"):
+        function = by_activations(replaced, leaves, 0, lambda at, effect=effect: replaced.forward(at, effect=effect))
+        assert jacrev(function)(leaves.activations[0]).shape == (*want.shape, 0)
+        assert all(values.shape == (0,) for values in replaced.latents(leaves, effect=effect))
+    assert_close(vmap(replaced.run)(leaves.embedded[None])[0], replaced.run(TOKENS))
+
+
+@each_set
+def test_prompts_of_one_token(which: str):
+    replaced = put_in("gpt2", which)
+    leaves = replaced.leaves(TOKENS[:1])
+    assert_close(replaced.forward(leaves), logits(replaced.model, TOKENS[:1]))
+    assert_close(replaced.run(TOKENS[:1], leaves.errors), logits(replaced.model, TOKENS[:1]))
+    whole = replaced.leaves(TOKENS)
+    assert_close(replaced.run(TOKENS[:1]), replaced.run(TOKENS)[:1])  # causal, and alike whatever follows
+    for one, all_of in zip(leaves.activations, whole.cuts, strict=True):
+        assert_close(one, all_of.latents.value[all_of.latents.position == 0])
+
+
+def test_of_latents_that_tie_the_first_wins_on_both_ways():
+    """Latents in pairs with one encoder column and two decoder rows, and k odd: at most positions a pair ties for the last place."""
+    model = build("gpt2", torch.float64)
+    site = Site(1, "resid_pre")
+    W_enc, W_dec = normal(D_MODEL, 20, dtype=torch.float64, seed=5) / 5, normal(40, D_MODEL, dtype=torch.float64, seed=6) / 3
+    tied = from_tensors(site=site, W_enc=W_enc.repeat_interleave(2, 1), W_dec=W_dec, k=7)
+    late = lens(model, "topk", "blocks.3.hook_resid_pre").ours
+    replaced = attrib.replace(model, [tied, late])
+    leaves = replaced.leaves(TOKENS)
+    nodes = leaves.cuts[0].latents
+    chosen = {*zip(nodes.position.tolist(), nodes.latent.tolist(), strict=True)}
+    lonely = [latent for position, latent in chosen if (position, latent ^ 1) not in chosen]
+    assert len(lonely) == 10
+    assert all(latent % 2 == 0 for latent in lonely)
+    want = logits(model, TOKENS)
+    assert_close(replaced.forward(leaves), want)
+    assert_close(replaced.run(TOKENS, leaves.errors), want)
+    x = attrib.capture(model, TOKENS, [site])[site]
+    pre = x @ tied.params.W_enc
+    dense = torch.zeros_like(pre)
+    for p, row in enumerate(pre.tolist()):
+        for latent in sorted(range(40), key=lambda i: (-row[i], i))[:7]:
+            dense[p, latent] = max(row[latent], 0.0)
+    between = attrib.segment(model, site, late.site)(dense @ W_dec)
+    end = attrib.segment(model, late.site, model.config.last)(attrib.decode(late, encode(late, between)))
+    assert_close(replaced.run(TOKENS), attrib.unembed(model, end))
+    assert_close(vmap(replaced.run)(leaves.embedded[None])[0], replaced.run(TOKENS))
+
+
+def test_the_stream_between_attention_and_mlp():
+    """transformers has no module there; the model's own segments do."""
+    model = build("llama", torch.float64)
+    dictionary = lens(model, "jumprelu", "blocks.2.hook_resid_mid").ours
+    x = attrib.capture(model, TOKENS, [dictionary.site])[dictionary.site]
+    end = attrib.segment(model, dictionary.site, model.config.last)(attrib.decode(dictionary, encode(dictionary, x)))
+    replaced = attrib.replace(model, dictionary)
+    assert_close(replaced.run(TOKENS), attrib.unembed(model, end))
+    assert_close(replaced.forward(replaced.leaves(TOKENS)), logits(model, TOKENS))
+
+
+def test_dictionaries_take_the_models_precision():
+    model = build("gpt2", torch.float64)
+    in_float32 = lens(build("gpt2"), "topk", "blocks.1.hook_resid_pre").ours
+    replaced = attrib.replace(model, in_float32)
+    assert_close(replaced.forward(replaced.leaves(TOKENS)), logits(model, TOKENS))
+
+
+def test_what_was_trained_before_a_norms_weights_reads_there():
+    model = build("gpt2", torch.float64)
+    dictionary = lens(model, "skip_transcoder", "blocks.1.hook_mlp_in").ours
+    before = changed(dictionary, config=changed(dictionary.config, hook_name="blocks.1.ln2.hook_normalized"))
+    norm = model.params.blocks[1].norm_2
+    got = attrib.replace(model, before)
+    assert_close(got.run(TOKENS), attrib.replace(model, after_gain(dictionary, norm.weight, norm.bias)).run(TOKENS))
+    assert (got.run(TOKENS) - attrib.replace(model, dictionary).run(TOKENS)).abs().max() > 1e-3
+
+
+# -------------------------------------------------------------------------------------------- refusals
+
+
+def raw(reads: str, *writes: str, d: int = D_MODEL, seed: int = 0) -> Dictionary:
+    W_enc, W_dec = normal(d, 8, dtype=torch.float64, seed=seed), normal(8, d * max(1, len(writes)), dtype=torch.float64, seed=seed)
+    return from_tensors(site=f"blocks.{reads}", writes=[f"blocks.{site}" for site in writes], W_enc=W_enc, W_dec=W_dec)
+
+
+def layer(reads: int, *writes: int) -> Dictionary:
+    return raw(f"{reads}.hook_mlp_in", *(f"{site}.hook_mlp_out" for site in writes))
+
+
+REFUSED: dict[str, tuple[Family, list[Callable[[], Dictionary]], str]] = {
+    "one place twice": (
+        "gpt2", [lambda: raw("1.hook_resid_pre"), lambda: raw("1.hook_resid_pre", seed=1)],
+        r"dictionaries: 0 \(.*, at blocks\.1\.hook_resid_pre\) and 1 .* both replace blocks\.1\.hook_resid_pre; expected .*Leave",
+    ),
+    "two names": (
+        "gpt2", [lambda: raw("0.hook_resid_post"), lambda: raw("1.hook_resid_pre")],
+        r"both replace blocks\.1\.hook_resid_pre; .*\(resid_post of a layer is resid_pre of the next\.\)",
+    ),
+    "two transcoders": ("gpt2", [lambda: layer(1, 1), lambda: layer(1, 1)], r"both replace blocks\.1\.hook_mlp_out"),
+    "two that write one layer": ("gpt2", [lambda: layer(0, 2), lambda: layer(1, 2)], r"both replace blocks\.2\.hook_mlp_out"),
+    "an SAE of what a transcoder writes": (
+        "gpt2", [lambda: layer(1, 1), lambda: raw("1.hook_mlp_out")], r"both replace blocks\.1\.hook_mlp_out"
+    ),
+    "a transcoder amid a cross-layer one": ("gpt2", [lambda: layer(1, 1), lambda: layer(0, 0, 1, 2)], r"both replace blocks\.1"),
+    "layers that read different kinds": (
+        "gpt2", [lambda: layer(0, 0, 1), lambda: raw("1.hook_resid_mid", "1.hook_mlp_out")], r"both replace blocks\.1\.hook_mlp_out"
+    ),
+    "layers that write where they read": (
+        "gpt2", [lambda: raw("0.hook_mlp_out", "0.hook_mlp_out", "1.hook_mlp_out"), lambda: raw("1.hook_mlp_out")],
+        r"both replace blocks\.1\.hook_mlp_out",
+    ),
+    "backwards": ("gpt2", [lambda: layer(1, 0)], r"dictionaries\[0\].*: it reads blocks\.1\.hook_mlp_in and writes blocks\.0"),
+    "one place twice by itself": (
+        "gpt2", [lambda: raw("0.hook_mlp_in", "0.hook_resid_post", "1.hook_resid_pre")], r"of which two are the same place"
+    ),
+    "a layer too many": ("gpt2", [lambda: raw("4.hook_resid_pre")], r"dictionaries\[0\].*blocks\.4\.hook_resid_pre is outside"),
+    "another width": ("gpt2", [lambda: layer(1, 1), lambda: raw("2.hook_resid_pre", d=24)], r"dictionaries\[[01]\]: .* of 24, but"),
+    "between parallel parts": ("gptj", [lambda: raw("1.hook_resid_mid")], r"dictionaries\[0\].*is only a sum in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_put_in(case: str):
+    family, given, message = REFUSED[case]
+    for order in (1, -1):
+        with pytest.raises(InputError, match=message):
+            attrib.replace(build(family, torch.float64), [make() for make in given[::order]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [layer(0, 0, 1, 2, 3), layer(1, 1, 2, 3), layer(2, 2, 3), layer(3, 3)],
+        [layer(3, 3), layer(0, 0, 1, 2, 3), layer(2, 2, 3)],
+        [layer(0, 0, 1), layer(1, 1, 2), layer(2, 2, 3), layer(3, 3)],
+        [layer(0, 0, 1), layer(2, 2, 3), raw("1.hook_resid_pre"), raw("1.hook_resid_pre", "3.hook_attn_out")],
+    ],
+    ids=["whole", "one missing", "runs of two", "side by side"],
+)
+def test_what_can_be_put_in(given: list[Dictionary]):
+    model = build("gpt2", torch.float64)
+    replaced = attrib.replace(model, given)
+    leaves = replaced.leaves(TOKENS)
+    assert_close(replaced.forward(leaves), logits(model, TOKENS))
+    assert_close(replaced.run(TOKENS, leaves.errors), logits(model, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r, at: r.forward(at, sources=[0]), r"sources: \[0\] with effect='direct', where .* Leave it out, or say effect='total'"),
+        (lambda r, at: r.forward(at, effect="total", sources=[2]), r"sources: 2; expected numbers of dictionaries, from 0 to 1"),
+        (lambda r, at: r.latents(at._replace(cuts=at.cuts[:1])), r"leaves: cuts of 1 dictionaries, but 2 are put in"),
+        (lambda r, at: r.run(TOKENS, at.errors[:1]), r"errors: 1 of them, but 2 places are written: blocks\.1\.hook_resid_pre, blocks\.3"),
+        (lambda r, at: r.values(at._replace(errors=()), []), r"errors: 0 of them, but 2 places"),
+        (lambda r, at: r.values(at, ["blocks.4.hook_z"]), r"sites: blocks\.4\.attn\.hook_z is outside"),
+        (lambda r, at: r.leaves(TOKENS[:0]), r"tokens: shape \[0\]; expected one prompt"),
+    ],
+)
+def test_what_cannot_be_asked(call: Callable[[Replacement, Any], Any], message: str):
+    replaced = put_in("gpt2", "residual")
+    with pytest.raises(InputError, match=message):
+        call(replaced, replaced.leaves(TOKENS))
+
+
+# ------------------------------------------------------------------------------------------------ the docs
+
+DOCS = Path(__file__).parent.parent / "docs" / "cuts.md"
+
+
+@pytest.mark.usefixtures("smollm2_folder")
+def test_the_example_of_the_docs_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]):
+    text = DOCS.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, str(DOCS), "exec"), {})
+    assert capsys.readouterr().out == said
