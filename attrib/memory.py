@@ -198,13 +198,16 @@ class _Sizes:
         turned = rows * length * (task.d_q + self.d_kv) if self.turns else 0
         return gathered + 2 * keys + queries + (seen + own) * rows + turned
 
+    def beside(self, is_down: bool) -> int:
+        """The second cone of a parallel block, whose MLP and attention read the same rows."""
+        return (self.down if is_down else self.up) * self.task.config.d_model if self.task.config.parallel else 0
+
     def attention(self, is_down: bool) -> int:
         """A cone through an attention, a chunk of bands at a time."""
         task, d, chunk = self.task, self.task.config.d_model, self.chunk(is_down)
         made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), chunk * d if is_down else 0)
         written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
-        beside = (self.down if is_down else self.up) * d if task.config.parallel else 0
-        return beside + d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
+        return self.beside(is_down) + d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
 
     def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
         """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
@@ -219,9 +222,8 @@ class _Sizes:
         short = sum(size for size in sizes if size <= piece // 3)
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
-        beside = (self.down if is_down else self.up) * d if c.parallel else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return beside + weights + self.slopes + max(4 * task.tokens * f, fold, rest)
+        return self.beside(is_down) + weights + self.slopes + max(4 * task.tokens * f, fold, rest)
 
     @property
     def meeting(self) -> int:
