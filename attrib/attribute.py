@@ -16,41 +16,31 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from attrib.between import Effect
 from attrib.cone import pieces_of
+from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
+from attrib.fit import fitted
 from attrib.jacobian import (
     DEFAULT_BUDGET,
     Tile,
     Working,
     adjoint,
+    by_function,
     by_jvp,
     by_vjp,
     chunk_size,
-    contract,
     sampled_error,
     task_of,
     working_memory,
 )
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
-from attrib.path import (
-    Path,
-    Positions,
-    Sources,
-    check_source,
-    chosen_positions,
-    fitted,
-    metric_path,
-    path,
-    read_site,
-    start_site,
-    stop_site,
-    token_strings,
-    tokenizer_of,
-)
+from attrib.path import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.plan import packs
 from attrib.precision import Precision, precision_of
+from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
 
@@ -66,6 +56,8 @@ def token_to_latent(
     target: Dictionary,
     tokens: TokensLike,
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008 - an immutable value
     positions: Positions = None,
@@ -79,7 +71,7 @@ def token_to_latent(
 
     See `latent_to_latent` for the options.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
     return _run("token_to_latent", model, None, target, tokens, options, error=True)
 
 
@@ -89,6 +81,8 @@ def latent_to_latent(
     target: Dictionary,
     tokens: TokensLike,
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008
     positions: Positions = None,
@@ -103,6 +97,9 @@ def latent_to_latent(
 
     Args:
         tokens: a list of 1-D int tensors of any lengths, or one, or strings where the model has a tokenizer.
+        cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
+            docs/cuts.md. A source that writes at several sites takes their place too.
+        effect: "direct", derivatives stop at the cuts; or "total", they pass through the cuts' active latents.
         policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
         keep: which edges are kept; row totals are over all of them whatever is kept.
         positions: of the targets, negative ones from the end; None is all.
@@ -121,7 +118,7 @@ def latent_to_latent(
         InputError: for a bad argument, before anything is computed.
         BudgetError: where the budget is too small for one row of some prompt.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
     return _run("latent_to_latent", model, source, target, tokens, options, error)
 
 
@@ -131,6 +128,8 @@ def latent_to_logit(
     tokens: TokensLike,
     *,
     logits: Logits = TopLogits(),  # noqa: B008
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008
     positions: Positions = None,
@@ -149,7 +148,7 @@ def latent_to_logit(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows)
+    options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
     return _run("latent_to_logit", model, source, logits, tokens, options, error)
 
 
@@ -159,6 +158,8 @@ def latent_to_metric(
     tokens: TokensLike,
     metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008
     error: bool = True,
@@ -174,7 +175,7 @@ def latent_to_metric(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = _Options(policy, keep, None, dtype, budget, method, progress)
+    options = _Options(policy, keep, None, dtype, budget, method, progress, None, cuts, effect)
     return _run("latent_to_metric", model, source, metric, tokens, options, error)
 
 
@@ -191,6 +192,8 @@ class _Options:
     method: Method
     progress: bool | Progress
     precision_rows: int | None = None
+    cuts: Sequence[Dictionary] = ()
+    effect: Effect = "direct"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
@@ -232,10 +235,11 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
     if source is not None:
         check_source(model, source, stop, target)
+    cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
     for ids in prompts:
         chosen_positions(options.positions, len(ids), ids.device)
     # the widest table over positions: a dictionary's latents, or the logits that a metric reads
-    widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target))
+    widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target, *options.cuts))
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
     working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
     # the prompt that needs most is asked first, so that the error names what is enough for all
@@ -260,6 +264,7 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dicti
         "progress": False,
     }
     options.pop("error", None)
+    options["cuts"] = apart_from(options.get("cuts", ()), source, target)
     _check(kind, model, source, target, tokens, _Options(**(usual | options)))
 
 
@@ -267,6 +272,7 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
+    options = replace(options, cuts=apart_from(options.cuts, source, target))
     start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
@@ -276,11 +282,16 @@ def _run(
         _constant(fitted(model, end.to(dtype=dtype, device=model.device), name)) if isinstance(end, Dictionary) else end
         for name, end in ends.items()
     )
+    put_in: dict[str, Any] = {
+        "cuts": [_constant(cut.to(dtype=dtype, device=model.device)) for cut in options.cuts],
+        "effect": options.effect,
+    }
     done = _track(prompts, options.progress)
     if kind == "latent_to_metric":
         assert source is not None
-        return join([_metric_edges(kind, model, source, target, ids, options, error, call) for ids in done])
-    paths = ((ids, path(model, source, target, ids, policy=options.policy, positions=options.positions, error=error)) for ids in done)
+        return join([_metric_edges(kind, model, source, target, ids, options, error, put_in, call) for ids in done])
+    others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
+    paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
@@ -302,7 +313,8 @@ def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: in
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
     for number, (ids, found) in enumerate(paths):
         rows = chunk_size(working[number], budget, number)
-        yield ids, found, by_jvp(found, rows) if found.from_tokens else by_vjp(found, rows)
+        transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
+        yield ids, found, transform(found, rows)
 
 
 def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Precision) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
@@ -398,13 +410,14 @@ def _metric_edges(
     ids: Tensor,
     options: _Options,
     error: bool,
+    put_in: dict[str, Any],
     call: dict[str, Any],
 ) -> Edges:
-    found = metric_path(model, source, ids, metric, policy=options.policy, error=error)
+    found = metric_path(model, source, ids, metric, policy=options.policy, error=error, **put_in)
     name = getattr(metric, "__name__", "metric")
     last = torch.tensor([len(ids) - 1])
     table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), found.value.reshape(1).cpu(), (name,))
-    tile = Tile(0, contract(found.cotangent[None], found.sources, len(found.sources.position)))
+    tile = Tile(0, found.gradient[None])
     return _edges(
         kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options, call
     )
@@ -484,6 +497,7 @@ def _call(
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
         "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
+        "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
         "dtype": precision.name, "method": options.method, "budget": options.budget,

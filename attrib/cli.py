@@ -29,6 +29,8 @@ def run(
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")] = None,
     source: Annotated[str | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id")] = None,
     target: Annotated[str | None, typer.Option(help="Dictionary whose latents are the targets")] = None,
+    cut: Annotated[list[str] | None, typer.Option(help="Dictionary that is put in on the way; may be repeated")] = None,
+    effect: Annotated[str | None, typer.Option(help="direct, which stops at the cuts, or total, through their active latents")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="token_to_latent, latent_to_latent or latent_to_logit; may be repeated")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, or .jsonl")] = None,
     out: Annotated[Path | None, typer.Option(help="HDF5 file to write")] = None,
@@ -59,7 +61,7 @@ def run(
     }  # fmt: skip
     table |= {name: value for name, value in given.items() if value is not None}
     of_kinds = {
-        "source": source, "target": target, "top_logits": top_logits, "mass": mass,
+        "source": source, "target": target, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
         "logit_tokens": logit_token or None, "logit_difference": logit_difference,
     }  # fmt: skip
     of_kinds = {name: value for name, value in of_kinds.items() if value is not None}

@@ -110,6 +110,15 @@ class Cone(NamedTuple):
         return counts
 
 
+def seeded_cone(down: Cone) -> Cone:
+    """The same rows at the positions where they are seeded, and nowhere else."""
+    bands, offset = [], 0
+    for band in down.bands:
+        bands.append(band._replace(begin=band.end - 1, offset=offset))
+        offset += band.rows
+    return Cone(tuple(bands))
+
+
 class Cells(NamedTuple):
     """Where the cells of one prompt's rows lie in a flat array: those of row r at start[r] + step[r] · position."""
 

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Literal
 
 from attrib.attention import QUERY_BLOCK
+from attrib.between import Passed
 from attrib.cone import ON_CPU, Band, Block, Pieces, blocks, cone_of
 from attrib.model import ModelConfig
 from attrib.primal import attentions_between
@@ -18,7 +19,7 @@ from attrib.seeded import fold_rows
 from attrib.sweep import spread_blocks
 from attrib.types import Policy, Site
 
-Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "readout"]
+Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
 
 
 @dataclass
@@ -60,12 +61,34 @@ class Task:
     beside: int = 0
     """Targets of the path that this sweep leaves to others: their rows are in memory all the same."""
     pieces: Pieces = ON_CPU
+    writes: tuple[Site, ...] = ()
+    """Where sources write, where that is at several sites."""
+    held: frozenset[Site] = frozenset()
+    """The places that dictionaries write between the ends; see between.py."""
+    passed: tuple[Passed, ...] = ()
+    """The dictionaries that derivatives pass there."""
     queries: int = QUERY_BLOCK
     """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
 
     def __add__(self, other: "Task") -> "Task":
         """The same work on more prompts."""
-        return replace(self, targets=self.targets + other.targets, sources=self.sources + other.sources)
+        passed = tuple(a._replace(terms=a.terms + b.terms) for a, b in zip(self.passed, other.passed, strict=True))
+        return replace(self, targets=self.targets + other.targets, sources=self.sources + other.sources, passed=passed)
+
+    @property
+    def is_through(self) -> bool:
+        """Whether more stands between than MLPs that nothing moves through: then there is the way of through.py alone."""
+        is_by_mlps = all(site.kind in ("mlp_in", "mlp_out") and site.depth < self.stop.depth for site in self.held)
+        return bool(self.passed) or not is_by_mlps or any(site.kind != "mlp_out" for site in self.writes[1:])
+
+    @property
+    def shut_mlps(self) -> frozenset[int]:
+        """Layers through whose MLP nothing moves."""
+        return frozenset() if self.is_through else frozenset(site.layer for site in self.held)
+
+    def passes_mlp(self, layer: int) -> bool:
+        """As of the primal."""
+        return self.policy.mlp == "exact" and layer not in self.shut_mlps
 
     @property
     def n_targets(self) -> int:
@@ -135,14 +158,16 @@ class Task:
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
+def mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
+    """Rows through the matrices of an MLP."""
     d, f = task.config.d_model, task.config.d_mlp
     cost.mm(part, rows, d, f)
     cost.mm(part, rows, task.d_hidden, d)
 
 
-def _mlp(task: Task, cost: Cost, alive: Sequence[Sequence[int]]) -> None:
-    if task.policy.mlp == "frozen":
+def mlp(task: Task, cost: Cost, layer: int, alive: Sequence[Sequence[int]]) -> None:
+    """So many rows at each position of each prompt through the MLP of a layer."""
+    if not task.passes_mlp(layer):
         return
     d, pays = task.config.d_model, fold_rows(task.config)
     for rows in alive:
@@ -151,11 +176,12 @@ def _mlp(task: Task, cost: Cost, alive: Sequence[Sequence[int]]) -> None:
                 cost.mm("mlp", d, task.config.d_mlp, d)
                 cost.mm("mlp", count, d, d)
             elif count:
-                _mlp_rows(task, cost, "mlp", count)
-    _mlp_point(task, cost)
+                mlp_rows(task, cost, "mlp", count)
+    mlp_point(task, cost)
 
 
-def _mlp_point(task: Task, cost: Cost) -> None:
+def mlp_point(task: Task, cost: Cost) -> None:
+    """The point of an MLP."""
     c = task.config
     cost.mm("primal", task.tokens, c.d_model, task.d_hidden)
     if c.post_norm:  # which wants what the MLP computes
@@ -163,7 +189,8 @@ def _mlp_point(task: Task, cost: Cost) -> None:
         cost.mm("primal", task.tokens, c.d_mlp, c.d_model)
 
 
-def _attention_point(task: Task, cost: Cost) -> None:
+def attention_point(task: Task, cost: Cost) -> None:
+    """The point of an attention."""
     d, d_kv = task.config.d_model, task.config.n_kv_heads * task.config.d_head
     cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
     scores = 3 if task.config.score_cap is not None else 2
@@ -177,14 +204,16 @@ def _queries(positions: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, positions)) for first in range(0, positions, size)]
 
 
-def _attention(task: Task, cost: Cost, up: bool) -> None:
+def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False) -> None:
+    """A cone through an attention; `is_from_z`, from its heads' outputs on."""
     d, alive = task.config.d_model, task.up() if up else task.down()
     cells = sum(map(sum, alive))
-    cost.mm("attention", cells, d, task.d_q)
+    if not is_from_z:
+        cost.mm("attention", cells, d, task.d_q)
     cost.mm("attention", cells, d, task.d_heads)
     for block in blocks(task.bands(up), task.block):
         _maps(task, cost, "attention", block, up)
-    _attention_point(task, cost)
+    attention_point(task, cost)
 
 
 def _maps(task: Task, cost: Cost, part: Part, block: Block, up: bool) -> None:
@@ -196,7 +225,8 @@ def _maps(task: Task, cost: Cost, part: Part, block: Block, up: bool) -> None:
             cost.mm(part, end - first, task.config.d_head, keys, batch=block.rows * task.config.n_heads)
 
 
-def _spread_down(task: Task, cost: Cost) -> None:
+def spread_down(task: Task, cost: Cost) -> None:
+    """Seeded cotangents of z to their cone."""
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
     for band in task.bands(up=False):
@@ -210,7 +240,7 @@ def _spread_down(task: Task, cost: Cost) -> None:
                 cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
             cost.mm("spread", end * n, c.n_heads, d)
             cost.mm("spread", n, task.d_q, d)
-    _attention_point(task, cost)
+    attention_point(task, cost)
 
 
 def _spread_up(task: Task, cost: Cost) -> None:
@@ -232,29 +262,29 @@ def _spread_up(task: Task, cost: Cost) -> None:
                 cost.mm("spread", reach * n, c.n_heads, d)
                 cost.mm("spread", n, c.d_head, band.begin + 1, batch=2 * c.n_heads)
                 cost.mm("spread", n, task.d_q, d)
-    _attention_point(task, cost)
+    attention_point(task, cost)
 
 
 def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
     """Targets from `stop` to the first z, or to the resid_mid above it."""
     kind, n = task.stop.kind, task.n_targets
-    if kind in ("resid_pre", "resid_post", "mlp_out") and task.policy.mlp == "exact":
-        _mlp_rows(task, cost, "seeds", n)
-        _mlp_point(task, cost)
+    if kind in ("resid_pre", "resid_post", "mlp_out") and task.passes_mlp(task.stop.layer - (kind == "resid_pre")):
+        mlp_rows(task, cost, "seeds", n)
+        mlp_point(task, cost)
     if to_z and kind != "z":
         cost.mm("seeds", n, task.config.d_model, task.d_q)
         if task.config.post_norm:
-            _attention_point(task, cost)
+            attention_point(task, cost)
 
 
-def _readout(task: Task, cost: Cost, up: bool, width: int) -> None:
+def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     """A cone against what is seeded on the other side."""
     for block in blocks(task.bands(up), task.block):
         for count in (task.targets if up else task.sources)[block.prompt][block.begin : block.end]:
             cost.mm("readout", block.rows, width, count)
 
 
-def _walk(task: Task, cost: Cost) -> None:
+def walk(task: Task, cost: Cost) -> None:
     """The primal of the segment, where it is walked again."""
     if not task.walks:
         return
@@ -280,11 +310,17 @@ def local_cost(task: Task) -> Cost:
     """Of a path that meets no attention: targets are pulled, seeded, to the source's site."""
     cost = Cost(task.itemsize)
     _seeds(task, cost, to_z=False)
+    for _ in task.writes or (task.start,):
+        meet_seeded(task, cost, task.config.d_model)
+    walk(task, cost)
+    return cost
+
+
+def meet_seeded(task: Task, cost: Cost, width: int) -> None:
+    """Both sides at their own positions."""
     for rows, others in zip(task.targets, task.sources, strict=True):
         for n, m in zip(rows, others, strict=True):
-            cost.mm("readout", n, task.config.d_model, m)
-    _walk(task, cost)
-    return cost
+            cost.mm("readout", n, width, m)
 
 
 def push_cost(task: Task) -> Cost:
@@ -293,42 +329,49 @@ def push_cost(task: Task) -> Cost:
     if task.start.kind == "z":
         cost.mm("seeds", task.n_sources, task.d_q, task.config.d_model)
         if task.config.post_norm:
-            _attention_point(task, cost)
-    passed = int(task.start.kind == "mlp_in" or (task.start.kind in MIDDLE and not is_parallel)) + is_parallel
-    for _ in range(passed if task.policy.mlp == "exact" else 0):
-        _mlp_rows(task, cost, "seeds", task.n_sources)
-        _mlp_point(task, cost)
+            attention_point(task, cost)
+    is_above = task.start.kind == "mlp_in" or (task.start.kind in MIDDLE and not is_parallel)
+    mlps = [task.start.layer] * is_above + [task.layers[0]] * is_parallel
+    for _ in filter(task.passes_mlp, mlps):
+        mlp_rows(task, cost, "seeds", task.n_sources)
+        mlp_point(task, cost)
     return cost
 
 
 def reverse_cost(task: Task) -> Cost:
     """Of `meet.reverse` to the source's own site."""
     cost, d = Cost(task.itemsize), task.config.d_model
-    _walk(task, cost)
+    walk(task, cost)
     _seeds(task, cost, to_z=True)
-    _spread_down(task, cost)
+    spread_down(task, cost)
     down = task.down()
     heads = task.start.kind in ("resid_pre", "resid_post") and len(task.layers) > 1 and in_head_space(task)
-    for layer in task.layers[1:]:
-        if heads and task.config.parallel and layer == task.layers[-1]:
-            if task.policy.mlp == "exact":  # sources pass the lowest MLP, and not the cone
-                _mlp_rows(task, cost, "readout", task.n_sources)
-                _mlp_point(task, cost)
+    for layer in task.layers[:-1]:
+        if heads and task.config.parallel and layer == task.layers[0]:
+            if task.passes_mlp(layer):  # sources pass the lowest MLP, and not the cone
+                mlp_rows(task, cost, "readout", task.n_sources)
+                mlp_point(task, cost)
         else:
-            _mlp(task, cost, down)
-        _attention(task, cost, up=False)
+            mlp(task, cost, layer, down)
+        attention(task, cost, up=False)
     if heads:
         cost.flops["attention"] -= 2 * sum(map(sum, down)) * d * task.d_heads  # the cone stays in head space
         cost.mm("readout", task.n_sources, d, task.d_heads)
-    if task.start.kind == "mlp_in" and task.policy.mlp == "exact":
-        _mlp_rows(task, cost, "mlp", sum(map(sum, down)))
-        _mlp_point(task, cost)
+    if task.start.kind == "mlp_in" and task.passes_mlp(task.start.layer):
+        mlp_rows(task, cost, "mlp", sum(map(sum, down)))
+        mlp_point(task, cost)
     elif task.start.kind in MIDDLE and not task.config.parallel:
-        _mlp(task, cost, down)
+        mlp(task, cost, task.start.layer, down)
     if task.start.kind == "z":
         cost.mm("seeds", sum(map(sum, down)), d, task.d_q)
     width = task.d_q if task.start.kind == "z" else d + task.d_heads if heads else d
-    _readout(task, cost, False, width)
+    readout(task, cost, False, width)
+    above = [attentions_between(site, task.stop) for site in task.writes[1:]]  # which, where there are several, lie at mlp_out
+    for layers in above:
+        if layers:
+            readout(task, cost, False, d)
+        else:
+            meet_seeded(task, cost, d)
     return cost
 
 
@@ -341,25 +384,25 @@ def in_head_space(task: Task) -> bool:
 def forward_cost(task: Task) -> Cost:
     """Of `meet.forward`, with the sources pushed to the first attention."""
     cost = push_cost(task)
-    _walk(task, cost)
+    walk(task, cost)
     if not task.config.parallel:
         _seeds(task, cost, to_z=False)
     _spread_up(task, cost)
-    for _ in task.layers[1:]:
-        _mlp(task, cost, task.up())
-        _attention(task, cost, up=True)
-    _readout(task, cost, True, task.config.d_model)
+    for layer in task.layers[1:] if task.config.parallel else task.layers[:-1]:
+        mlp(task, cost, layer, task.up())
+        attention(task, cost, up=True)
+    readout(task, cost, True, task.config.d_model)
     return cost
 
 
 def lift_cost(task: Task, layer: int) -> Cost:
     """Of `meet.lift` to the MLP of `layer`, with the sources pushed to the first attention."""
     cost = push_cost(task)
-    _walk(task, cost)
+    walk(task, cost)
     _spread_up(task, cost)
-    for _ in range(task.layers[0], layer):
-        _mlp(task, cost, task.up())
-        _attention(task, cost, up=True)
+    for below in range(task.layers[0], layer):
+        mlp(task, cost, below + task.config.parallel, task.up())
+        attention(task, cost, up=True)
     return cost
 
 
@@ -367,20 +410,20 @@ def both_cost(task: Task, layer: int) -> Cost:
     """Of `meet.both` at the MLP of `layer`, after `lift`."""
     cost, d, pays = Cost(task.itemsize), task.config.d_model, fold_rows(task.config)
     _seeds(task, cost, to_z=True)
-    _spread_down(task, cost)
-    for _ in range(layer + 1, task.layers[-1]):
-        _mlp(task, cost, task.down())
-        _attention(task, cost, up=False)
+    spread_down(task, cost)
+    for above in range(layer + 1, task.layers[-1]):
+        mlp(task, cost, above, task.down())
+        attention(task, cost, up=False)
     for rows, others in zip(task.down(), task.up(), strict=True):
         for n, m in zip(rows, others, strict=True):
             fewer = min(n, m)
-            if fewer and task.policy.mlp == "exact" and not task.config.parallel:
+            if fewer and task.passes_mlp(layer) and not task.config.parallel:
                 if fewer > pays:
                     cost.mm("mlp", d, task.config.d_mlp, d)
                     cost.mm("mlp", fewer, d, d)
                 else:
-                    _mlp_rows(task, cost, "mlp", fewer)
+                    mlp_rows(task, cost, "mlp", fewer)
             cost.mm("readout", n, d, m)
-    if task.policy.mlp == "exact" and not task.config.parallel:
-        _mlp_point(task, cost)
+    if task.passes_mlp(layer) and not task.config.parallel:
+        mlp_point(task, cost)
     return cost

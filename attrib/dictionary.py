@@ -246,6 +246,11 @@ def encode_at(
     return pre.where(above, torch.zeros_like(pre))
 
 
+def selected(dictionary: Dictionary) -> Dictionary:
+    """The same dictionary where latents have been selected already: `encode_at` gives the value of whichever it is asked for."""
+    return replace(dictionary, config=replace(dictionary.config, rule="abstopk"))
+
+
 def _columns(W: Float[Tensor, "d_in d_sae"], latent: Int[Tensor, " targets"]) -> Float[Tensor, "targets d_in"]:
     """Chosen columns, as rows. A matrix whose columns lie together, as other libraries store encoders, is read along them."""
     if W.stride(0) == 1:

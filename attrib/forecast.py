@@ -1,22 +1,25 @@
 """What a call will cost, told before it runs: `plan`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attrib.attribute import TokensLike, check, to_prompts
+from attrib.between import Effect, station
 from attrib.cone import pieces_of
 from attrib.cost import Cost, Part, Task
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
-from attrib.path import Positions, chosen_positions, path, start_site, stop_site
+from attrib.path import path, start_site, stop_site
 from attrib.plan import PackPlan, packs
 from attrib.precision import precision_of
+from attrib.reading import Positions, chosen_positions
 from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Tokens, TopLogits
 
 
@@ -67,6 +70,8 @@ def plan(
     target: Dictionary | Logits,
     tokens: TokensLike,
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     positions: Positions = None,
     error: bool = True,
@@ -80,26 +85,32 @@ def plan(
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
         target: a dictionary, or a choice of logits (`latent_to_logit`).
         active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
-            with another rule takes part, its active latents are counted, which costs a forward pass.
+            with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
 
     The other options and errors are those of `attrib.latent_to_latent`.
     """
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
-    check(kind, model, source, target, tokens, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    check(kind, model, source, target, tokens, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     itemsize = precision_of(model, dtype).path.itemsize
+    is_cut = bool(cuts) or (source is not None and len(source.writes) > 1)
+    if is_cut and active is not None:
+        raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
     known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
+    options: dict[str, Any] = {"policy": policy, "positions": positions, "error": error, "cuts": cuts, "effect": effect}
     tasks = []
     for ids in to_prompts(model, tokens):
-        if known:
+        if known and not is_cut:
             tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
         else:
-            tasks.append(task_of([path(model, source, target, ids, policy=policy, positions=positions, error=error)]))
+            tasks.append(task_of([path(model, source, target, ids, **options)]))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
     capture = Cost(itemsize)
     for task in tasks:
-        _capture(capture, model, source, target, task, positions)
+        encoders = [d for d in (source, target) if isinstance(d, Dictionary)]
+        encoders += [cut for cut in cuts if any(passed.reads == station(cut.site) for passed in task.passed)]
+        _capture(capture, model, encoders, target, task, positions)
     total = sum((pack.cost for pack in planned), capture)
     least = sum((pack.floor for pack in planned), capture)
     peak = max(pack.peak for pack in planned)
@@ -143,7 +154,9 @@ def _logits(what: Logits) -> int:
             return 1
 
 
-def _capture(cost: Cost, model: Model, source: Dictionary | None, target: Dictionary | Logits, task: Task, positions: Positions) -> None:
+def _capture(
+    cost: Cost, model: Model, encoders: Sequence[Dictionary], target: Dictionary | Logits, task: Task, positions: Positions
+) -> None:
     """Count what is done before the Jacobian: the prompt's own pass, the encoders, the logits that are chosen from."""
     c = model.config
     (rows,) = task.targets
@@ -155,9 +168,8 @@ def _capture(cost: Cost, model: Model, source: Dictionary | None, target: Dictio
     cost.mm("capture", tokens, c.d_head, tokens, batch=2 * c.n_heads * attentions)
     cost.mm("capture", tokens, d, task.d_hidden, batch=last)
     cost.mm("capture", tokens, c.d_mlp, d, batch=last)
-    for dictionary in (source, target):
-        if isinstance(dictionary, Dictionary):
-            cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
+    for dictionary in encoders:
+        cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
     if isinstance(target, TopLogits | Tokens):
         read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
         cost.mm("capture", read, d, c.d_vocab)

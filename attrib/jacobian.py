@@ -5,7 +5,7 @@ the plain reference beside it: torch.func over the segment alone, one prompt and
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,17 +15,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from attrib.between import Between, in_float64, passed_of, station, together
 from attrib.cone import Cone, cone, pieces_of
 from attrib.cost import Task
-from attrib.meet import both, forward, lift, reverse
+from attrib.meet import both, empty, forward, lift, reverse
 from attrib.memory import Way
-from attrib.model import ModelConfig
+from attrib.model import ModelConfig, width
 from attrib.ops import Impl
 from attrib.path import Path, Sources, Targets
 from attrib.plan import PackPlan, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.seeded import push_seeded
+from attrib.through import through
 from attrib.types import BudgetError, Site
 
 DEFAULT_BUDGET = 1 << 30
@@ -84,6 +86,17 @@ def by_jvp(path: Path, chunk: int) -> Iterator[Tile]:
     yield Tile(0, gradient)
 
 
+@torch.no_grad()
+def by_function(path: Path, chunk: int) -> Iterator[Tile]:
+    """Tiles of rows by vmap(vjp) of the path's whole function, `chunk` targets at a time: where there are cuts."""
+    value, pull, *_ = vjp(path.function, path.sources.value)
+    for first in range(0, len(value), chunk):
+        count = min(chunk, len(value) - first)
+        seeds = value.new_zeros(count, len(value))
+        seeds.diagonal(offset=first).fill_(1)
+        yield Tile(first, vmap(pull)(seeds)[0])
+
+
 # ------------------------------------------------------------------------------------------ adjoint
 
 
@@ -93,7 +106,12 @@ def task_of(paths: Sequence[Path]) -> Task:
     targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
     sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
     walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
-    return Task(run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks, pieces=pieces)
+    between = together([p.between for p in paths], [len(p.x) for p in paths])
+    passed = tuple(passed_of(passing, [len(p.x) for p in paths]) for passing in between.passing)
+    return Task(
+        run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks, pieces=pieces,
+        writes=paths[0].writes, held=between.held, passed=passed,
+    )  # fmt: skip
 
 
 def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None = None, impl: Impl = "torch") -> Iterator[tuple[int, Tile]]:
@@ -147,7 +165,7 @@ def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: 
     warnings.warn(f"out of memory with {len(paths)} prompt(s) going {plan.way}; going on in reverse, one at a time.", stacklevel=3)
     for number, path in enumerate(paths):
         whole = ((0, len(path.targets.position)),)
-        way: Way = "reverse" if plan.task.layers else "local"
+        way: Way = "through" if plan.way == "through" else "reverse" if plan.task.layers else "local"
         task = replace(task_of([path]), pieces=plan.task.pieces.smaller)
         alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
         for _, tile in adjoint([path], alone, precision, impl):
@@ -186,9 +204,10 @@ def _in_float64(path: Path) -> Path:
         through=replace(run, model=replace(model, params=params)),
         x=path.x.double(),
         base=None if path.base is None else path.base.double(),
-        streams=None,
+        streams=None if path.streams is None or not path.is_cut else {at: value.double() for at, value in path.streams.items()},
         sources=double(path.sources),
         targets=double(path.targets),
+        between=in_float64(path.between),
     )
 
 
@@ -197,7 +216,9 @@ class _Shared(NamedTuple):
 
     on: Primal
     start: Site
-    sources: Seeds
+    sources: Mapping[Site, Seeds]
+    """What they write, by the place."""
+    between: Between
     up: Cone
     lifted: Float[Tensor, "cells d_model"] | None
     """The sources' tangents, where they are lifted."""
@@ -208,14 +229,22 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     """The primal, the sources, and their tangents where the plan wants them."""
     run, lengths = paths[0].through, [len(path.x) for path in paths]
     streams = [path.streams or walked(run.model, run.start, run.stop, path.x, path.base) for path in paths]
-    on = primal(run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl, pieces=plan.task.pieces)
-    start, sources = run.start, seeds(on, [path.sources.position for path in paths], [path.sources.direction for path in paths])
-    up = cone([path.sources.position.tolist() for path in paths], lengths, "up", on.pieces.band)
+    on = primal(
+        run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl, pieces=plan.task.pieces,
+        shut_mlps=plan.task.shut_mlps,
+    )  # fmt: skip
+    widths = [width(run.model.config, site) for site in paths[0].writes]
+    directions = zip(*(path.sources.direction.split(widths, dim=1) for path in paths), strict=True)
+    positions = [path.sources.position for path in paths]
+    sources = {station(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
+    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band)
+    start, between = station(run.start), together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
-        return _Shared(on, start, sources, up, None)
+        return _Shared(on, start, sources, between, up, None)
     with products(precision):
-        start, sources = push_seeded(on, start, sources)
-        return _Shared(on, start, sources, up, lift(on, start, sources, up, plan.task.layers[-1] if plan.layer is None else plan.layer))
+        start, pushed = push_seeded(on, run.start, sources[start])
+        lifted = lift(on, start, pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
+        return _Shared(on, start, {start: pushed}, between, up, lifted)
 
 
 @torch.no_grad()
@@ -223,19 +252,23 @@ def _sweep(
     shared: _Shared, plan: PackPlan, precision: Precision, paths: Sequence[Path], chosen: Sequence[Int[Tensor, " _"]]
 ) -> list[Float[Tensor, "_ _"]]:
     """One sweep over the chosen targets of each path."""
-    on, start, sources, up, lifted = shared
+    on, start, sources, between, up, lifted = shared
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
         if plan.way == "forward":
             assert lifted is not None
-            return forward(on, stop, targets, sources, up, lifted)
+            return forward(on, stop, targets, sources[start], up, lifted)
         down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
         if plan.way == "both":
             assert lifted is not None
             assert plan.layer is not None
-            return both(on, stop, targets, down, sources, up, lifted, plan.layer)
-        return reverse(on, stop, targets, down, {start: sources})[start]
+            return both(on, stop, targets, down, sources[start], up, lifted, plan.layer)
+        if plan.way == "through":
+            return through(on, between, stop, targets, down, start, sources)
+        found = empty(on, targets, sources[start])
+        reverse(on, stop, targets, down, sources, dict.fromkeys(sources, found))
+        return found
 
 
 # ------------------------------------------------------------------------------------------ memory

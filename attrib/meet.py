@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adjoint import fold_space
+from attrib.between import station
 from attrib.cone import Cone, blocks, cells_of
 from attrib.primal import Primal, Seeds, bounds
 from attrib.seeded import Station, fold_rows, layer_mlp, pull_seeded, with_mlp
@@ -26,7 +27,6 @@ from attrib.sweep import (
     push_layer,
     spread_down,
     spread_up,
-    station,
     through_mlp,
 )
 from attrib.types import Site
@@ -36,7 +36,7 @@ Jacobians = list[Float[Tensor, "_ _"]]
 
 
 def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
-    """Write rows[r, t] · seeded[c], for every seed c at position t of the cone, into `out` [rows, seeds] of each prompt."""
+    """Add rows[r, t] · seeded[c], for every seed c at position t of the cone, to `out` [rows, seeds] of each prompt."""
     at = bounds(primal, seeded)
     for block in blocks(cone.bands, primal.pieces.band):
         first, begins, row = seeded.first(block.prompt), at[block.prompt], block.bands[0].row
@@ -44,7 +44,7 @@ def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequenc
         for t in range(block.begin, block.end):
             if begins[t] < begins[t + 1]:
                 seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
-                into[:, begins[t] : begins[t + 1]] = rectangle[t - block.begin] @ seeds.T
+                into[:, begins[t] : begins[t + 1]] += rectangle[t - block.begin] @ seeds.T
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
@@ -54,7 +54,7 @@ def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequenc
         first_row, first_column = targets.first(prompt), sources.first(prompt)
         for (r0, r1), (c0, c1) in zip(pairwise(rows), pairwise(columns), strict=True):
             g, x = targets.value[first_row + r0 : first_row + r1], sources.value[first_column + c0 : first_column + c1]
-            out[prompt][r0:r1, c0:c1] = g @ x.T
+            out[prompt][r0:r1, c0:c1] += g @ x.T
 
 
 def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
@@ -63,9 +63,15 @@ def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
     return [zeros((rows, columns)) for rows, columns in zip(targets.counts, sources.counts, strict=True)]
 
 
-def reverse(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds]) -> dict[Site, Jacobians]:
-    """Cotangents go down, and are read out at every site of `sources` that they pass."""
-    found = {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
+def reverse(
+    primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds], found: Mapping[Site, Jacobians] | None = None
+) -> Mapping[Site, Jacobians]:
+    """Cotangents go down, and are read out at every site of `sources` that they pass.
+
+    Args:
+        found: what is read at each site is added to; None is zeros. Sources that write at several sites have one for all.
+    """
+    found = found or {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
     left = dict(sources)
 
     def here(at: Station) -> list[tuple[Seeds, Jacobians]]:
@@ -159,9 +165,9 @@ def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds,
 def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
     """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP.
 
-    Where the MLP is frozen, or tangents have passed it beside attention, they meet as they are.
+    Where nothing moves through the MLP, or tangents have passed it beside attention, they meet as they are.
     """
-    passes = primal.policy.mlp == "exact" and not primal.model.config.parallel
+    passes = primal.passes_mlp(layer) and not primal.model.config.parallel
     mlp, pays, space = layer_mlp(primal, layer) if passes else None, fold_rows(primal.model.config), None
     most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]

@@ -7,6 +7,7 @@ what its own products are made in. Sizes are counts of numbers; the letters are 
     n targets, m sources    c cells of a cone    d = d_model, f = d_mlp    R = rows · query block · d_q
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,9 @@ from attrib.cost import Task, in_head_space
 from attrib.seeded import fold_rows
 from attrib.sweep import spread_blocks
 
-Way = Literal["local", "reverse", "forward", "both"]
-"""`local`: no attention between, targets meet sources at their own positions. The others are those of meet.py."""
+Way = Literal["local", "reverse", "forward", "both", "through"]
+"""`local`: no attention between, targets meet sources at their own positions. `through`: that of through.py.
+The others are those of meet.py."""
 
 Rows = Sequence[Sequence[int]]
 """Rows at each position of each prompt."""
@@ -45,6 +47,8 @@ class _Sizes:
         # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
         yield 8 * min(self.tile, max(task.pieces.select, task.n_sources)) + (up if way == "both" else 0)
         yield self.seeding
+        if way == "through":
+            yield self.through
         if way in ("reverse", "both"):
             yield down + self.spread(task.targets, is_down=True) + (up if way == "both" else 0)
         if way in ("forward", "both"):
@@ -71,7 +75,8 @@ class _Sizes:
     def held(self) -> int:
         """Each side's rows in the path and packed, the streams of the primal, and the tile."""
         task, d = self.task, self.task.config.d_model
-        rows = task.n_sources * (2 if len(task.targets) > 1 else 1) + 2 * task.n_targets + task.beside
+        packed = 2 if len(task.targets) > 1 else 1
+        rows = task.n_sources * packed * max(1, len(task.writes)) + 2 * task.n_targets + task.beside
         return rows * d + 3 * task.tokens * d * len(task.layers) + self.tile
 
     @property
@@ -224,6 +229,19 @@ class _Sizes:
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
         return self.beside(is_down) + weights + self.slopes + max(4 * task.tokens * f, fold, rest)
+
+    @property
+    def through(self) -> int:
+        """Rows through cuts: the stream, what goes by beside it, what a component gets and what it makes, and what waits."""
+        task, d = self.task, self.task.config.d_model
+        down, alive = self.down * max(d, task.d_q), task.down()
+        waiting = Counter[int]()
+        for passed in task.passed:
+            met = sum(n * m for rows, terms in zip(alive, passed.terms, strict=True) for n, m in zip(rows, terms, strict=True))
+            size = met + sum(map(sum, passed.terms)) * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
+            waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
+        steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
+        return 3 * down + max(waiting.values(), default=0) + max(steps)
 
     @property
     def meeting(self) -> int:

@@ -10,7 +10,7 @@ so only the segment S needs a transform: `Sources` holds D_i (a decoder row, or 
 as one plain function, for torch.func and for people who compose.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,15 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import vjp
 
+from attrib.between import NOTHING, Between, Effect, part_of, station
 from attrib.capture import capture, cut
-from attrib.dictionary import Dictionary, after_gain, decode_at, encode_at, encode_sparse, skip, wins_at
-from attrib.model import Model, Tokenizer, cap, check_end, enter, mlp, normalise, unembed, width
+from attrib.cuts import Cuts, apart_from, cuts_between
+from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.fit import check_fit, fitted
+from attrib.model import Model, enter, mlp, unembed
 from attrib.primal import Streams, stream_sites
+from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segment import Segment, segment
-from attrib.sparse import select
-from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits, UnsupportedError
-
-Positions = int | Sequence[int] | None
+from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
 
 
 class Sources(NamedTuple):
@@ -66,17 +67,16 @@ class Path:
     probability: Float[Tensor, " targets"] | None = None
     from_tokens: bool = False
     streams: Streams | None = None
-    """What the sweeps need of the primal, where it is the prompt's own pass; else they walk it from `x`."""
+    """What the sweeps need of the primal, where it is at hand; else they walk it from `x`."""
+    writes: tuple[Site, ...] = ()
+    """Where the sources write, the first of it where `x` is, in the order in which their directions lie side by side."""
+    between: Between = NOTHING
+    """What dictionaries write on the way."""
 
-
-class Read(NamedTuple):
-    """What is read of the stream at a site: one number from the row at each target's position."""
-
-    position: Int[Tensor, " targets"]
-    latent: Int[Tensor, " targets"]
-    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
-    labels: tuple[str, ...] = ()
-    probability: Float[Tensor, " targets"] | None = None
+    @property
+    def is_cut(self) -> bool:
+        """Whether more is written than is read at the ends: then `through` is only part of what `function` does."""
+        return len(self.writes) > 1 or self.between is not NOTHING
 
 
 # ---------------------------------------------------------------------------------- where it starts
@@ -106,8 +106,7 @@ def start_at_latents(
         written: the true value where it writes.
     """
     leaves = cut(source, x, written)
-    position, latent, value = leaves.latents
-    direction = source.params.W_dec.index_select(0, latent) * leaves.scale.scale.index_select(0, position)
+    position, latent, _ = leaves.latents
     beside = skip(source, x) if source.has_skip else None
 
     def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
@@ -115,173 +114,18 @@ def start_at_latents(
         out = out if beside is None else out + beside
         return out + leaves.error if error else out
 
-    return Start(Sources(position, latent, value, direction), enter)
+    return Start(latent_sources(source, x, source.writes, leaves.latents), enter)
 
 
-# ------------------------------------------------------------------------------------ where it ends
-
-
-def read_latents(
-    target: Dictionary, true: Float[Tensor, "positions width_b"], reached: Float[Tensor, "positions width_b"], positions: Positions
-) -> Read:
-    """The target dictionary's latents that are active on the true activations.
-
-    Args:
-        reached: x_B along the path; differs from `true` where the source's error is left out, and then
-            decides, for TopK, which targets still win their place.
-    """
-    found = encode_sparse(target, true)
-    chosen = select(found, torch.isin(found.position, chosen_positions(positions, len(true), true.device)))
-    gate = torch.ones_like(chosen.latent, dtype=torch.bool)
-    if reached is not true:
-        gate = wins_at(target, reached, chosen.position, chosen.latent)
-
-    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
-        return encode_at(target, rows, torch.arange(len(chosen.latent), device=rows.device), chosen.latent, gate)
-
-    return Read(chosen.position, chosen.latent, function)
-
-
-def read_logits(
-    model: Model, what: TopLogits | Tokens | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
-) -> Read:
-    """Chosen logits, or a difference of them, at the last position or at `positions`; only their columns of W_U are touched.
-
-    Args:
-        x: the true last residual stream, from which the largest logits are chosen.
-    """
-    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
-    if isinstance(what, Difference):
-        return _read_difference(model, what, at, policy)
-    else:
-        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
-        ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
-        counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
-        position, latent = at.repeat_interleave(counts), torch.cat(ids)
-        columns, offsets = model.params.W_U.index_select(1, latent).T.contiguous(), model.params.b_U.index_select(0, latent)
-        labels = token_strings(model, latent)
-        probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
-
-    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
-        raw = (normalise(model.config, model.params.norm_final, rows, policy) * columns).sum(-1) + offsets
-        return cap(raw, model.config.logit_cap, policy)
-
-    return Read(position, latent, function, labels, probability)
-
-
-def _read_difference(model: Model, what: Difference, at: Int[Tensor, " targets"], policy: Policy) -> Read:
-    """Mean logit of `a` minus mean logit of `b` at each position."""
-    sides = [token_ids(model, side, "logits") for side in (what.a, what.b)]
-    label = " - ".join(" + ".join(token_strings(model, side)) for side in sides)
-    both = torch.cat(sides)
-    W_U, b_U = model.params.W_U.index_select(1, both), model.params.b_U.index_select(0, both)
-
-    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
-        raw = normalise(model.config, model.params.norm_final, rows, policy) @ W_U + b_U
-        plus, minus = cap(raw, model.config.logit_cap, policy).split([len(side) for side in sides], dim=-1)
-        return plus.mean(-1) - minus.mean(-1)
-
-    nan = torch.full((len(at),), torch.nan, dtype=b_U.dtype, device=at.device)
-    return Read(at, torch.full_like(at, -1), function, (label,) * len(at), nan)
-
-
-def read_direction(what: Direction, x: Float[Tensor, "positions d_model"], positions: Positions) -> Read:
-    """The stream dotted with a vector, at the last position or at `positions`."""
-    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
-    vector = what.vector.to(x)
-    return Read(at, torch.full_like(at, -1), lambda rows: rows @ vector, ("direction",) * len(at), torch.full_like(x[at, 0], torch.nan))
-
-
-def top_tokens(log_probability: Float[Tensor, " d_vocab"], what: TopLogits) -> Int[Tensor, " chosen"]:
-    """Ids of the largest logits, largest first: `k` of them, or the fewest that reach `mass`."""
-    top = log_probability.topk(min(what.k, len(log_probability)))
-    if what.mass is None:
-        return top.indices
-    before = top.values.exp().cumsum(0) - top.values.exp()
-    return top.indices[before < what.mass]
-
-
-def token_ids(model: Model, tokens: int | str | Sequence[int | str], argument: str) -> Int[Tensor, " tokens"]:
-    """Vocabulary ids from ids and strings. Raises InputError for a string that is not one token."""
-    given = [tokens] if isinstance(tokens, int | str) else list(tokens)
-    ids = [_single_token(model, token, argument) if isinstance(token, str) else int(token) for token in given]
-    if outside := [number for number in ids if not 0 <= number < model.config.d_vocab]:
-        raise InputError(f"{argument}: token id {outside[0]} is outside the vocabulary of {model.config.d_vocab}.")
-    if not ids:
-        raise InputError(f"{argument}: no tokens given; expected at least one id or string.")
-    return torch.tensor(ids, device=model.device)
-
-
-def _single_token(model: Model, text: str, argument: str) -> int:
-    tokenizer = tokenizer_of(model, argument)
-    found = tokenizer.encode(text)
-    if len(found) != 1:
-        pieces = [tokenizer.decode([i]) for i in found]
-        raise InputError(
-            f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
-        )
-    return found[0]
-
-
-def token_strings(model: Model, ids: Int[Tensor, " tokens"]) -> tuple[str, ...]:
-    """Each token as text, or its id where the model has no tokenizer."""
-    return tuple(model.tokenizer.decode([i]) if model.tokenizer else str(i) for i in ids.tolist())
-
-
-def tokenizer_of(model: Model, argument: str) -> Tokenizer:
-    """The model's tokenizer, or an error that says what to give in place of text."""
-    if model.tokenizer is None:
-        raise InputError(f"{argument}: got text, but {model.name} has no tokenizer; give token ids.")
-    return model.tokenizer
-
-
-def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
-    """Chosen positions, ascending; negative ones count from the end, None is all."""
-    if positions is None:
-        return torch.arange(length, device=device)
-    wanted = [positions] if isinstance(positions, int) else list(positions)
-    if not wanted or any(not -length <= p < length for p in wanted):
-        raise InputError(f"positions: {wanted} for a prompt of {length} tokens; expected numbers from {-length} to {length - 1}.")
-    return torch.tensor(sorted({p % length for p in wanted}), device=device)
+def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
+    """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
+    directions = [source.params.W_dec[:, part_of(source, station(site))].index_select(0, latents.latent) for site in writes]
+    direction = directions[0] if len(directions) == 1 else torch.cat(directions, dim=1)
+    scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
+    return Sources(*latents, direction.to(x.dtype) * scale)
 
 
 # --------------------------------------------------------------------------------- the path itself
-
-
-def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
-    """Raises InputError where a dictionary's sites or widths are not the model's."""
-    site = check_end(model, dictionary.site, f"{argument} ({dictionary.name})")
-    writes = [check_end(model, written, f"{argument} ({dictionary.name})") for written in dictionary.writes]
-    reading, writing = width(model.config, site), sum(width(model.config, written) for written in writes)
-    for verb, got, has, at in (("reads", dictionary.d_in, reading, (site,)), ("writes", dictionary.d_out, writing, writes)):
-        if got != has:
-            raise InputError(
-                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has "
-                f"{has} at {', '.join(map(str, at))}. It was trained for another model."
-            )
-
-
-def fitted(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
-    """The dictionary as it reads and writes this model; itself but where its hook stands before a norm's weights.
-
-    TransformerLens fires `ln2.hook_normalized` before the norm's weight and bias, which mlp_in has behind it. In a model
-    whose norms are folded there is no difference.
-
-    Raises:
-        InputError: where it does not fit the model, or the norm's weights cannot be brought into it.
-    """
-    check_fit(model, dictionary, argument)
-    if not (dictionary.config.hook_name or "").endswith("ln2.hook_normalized"):
-        return dictionary
-    norm = model.params.blocks[dictionary.site.layer].norm_2
-    if not model.config.pre_norm:
-        raise InputError(
-            f"{argument}: {dictionary.name} reads {dictionary.config.hook_name}, which in {model.name} stands behind the MLP, "
-            "and not before it. Train one on what the MLP reads."
-        )
-    if torch.equal(norm.weight, torch.ones_like(norm.weight)) and not norm.bias.any():
-        return dictionary
-    return after_gain(dictionary, norm.weight, norm.bias)
 
 
 def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
@@ -296,19 +140,8 @@ def check_source(model: Model, source: Dictionary, stop: Site, target: object) -
 
 
 def start_site(source: Dictionary | None) -> Site:
-    """Where a path from a dictionary's latents, or from the tokens, enters the model.
-
-    Raises:
-        UnsupportedError: for a dictionary that writes at several sites.
-    """
-    if source is None:
-        return Site(0, "resid_pre")
-    if len(source.writes) > 1:
-        raise UnsupportedError(
-            f"source: {source.name} writes at {len(source.writes)} sites, and a path starts at one. It can be a target; edges from it are "
-            "not computed yet."
-        )
-    return source.writes[0]
+    """Where a path from a dictionary's latents, or from the tokens, enters the model: the first site that is written."""
+    return Site(0, "resid_pre") if source is None else min(source.writes, key=lambda site: site.depth)
 
 
 def base_site(start: Site) -> Site | None:
@@ -324,7 +157,7 @@ def base_site(start: Site) -> Site | None:
 class _Opening(NamedTuple):
     """The half of a path that does not depend on what is read at its end."""
 
-    head: Start
+    sources: Sources
     through: Segment
     x: Float[Tensor, "positions width_a"]
     base: Float[Tensor, "positions d_model"] | None
@@ -333,24 +166,73 @@ class _Opening(NamedTuple):
     streams: Streams | None
     read: Float[Tensor, "positions width_read"]
     """The true value at the site that is read, where that is not the path's end."""
+    writes: tuple[Site, ...]
+    between: Between
+    function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
+    """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
 
 
 def _open(
-    model: Model, source: Dictionary | None, site: Site, stop: Site, tokens: Int[Tensor, " positions"], policy: Policy, error: bool
+    model: Model,
+    source: Dictionary | None,
+    site: Site,
+    stop: Site,
+    tokens: Int[Tensor, " positions"],
+    policy: Policy,
+    error: bool,
+    cuts: Cuts | None,
 ) -> _Opening:
     start = start_site(source)
-    base = base_site(start)
-    sites = stream_sites(start, stop)
-    ends = {start, stop, site} | ({base} if base else set()) | ({source.site} if source else set())
-    seen = capture(model, tokens, {*ends, *sites})
+    base, sites = base_site(start), stream_sites(start, stop)
+    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
+    seen = capture(model, tokens, {start, stop, site, *sites, *read, *([base] if base else [])})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
-    through = segment(model, start, stop, policy=policy)
+    run = segment(model, start, stop, policy=policy)
+    if cuts is not None:
+        return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
     head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
     # with the error in, the primal is the true one, not its reconstruction up to rounding
     x = true_a if source is None or error else head.enter(head.sources.value)
-    reached = true_b if x is true_a else through(x, stream)
+    reached = true_b if x is true_a else run(x, stream)
     streams = {at: seen[at] for at in sites} if x is true_a else None
-    return _Opening(head, through, x, stream, true_b, reached, streams, seen[site])
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
+        return run(head.enter(values), stream)
+
+    return _Opening(head.sources, run, x, stream, true_b, reached, streams, seen[site], (start,), NOTHING, function)
+
+
+def _open_cut(
+    source: Dictionary | None,
+    site: Site,
+    tokens: Int[Tensor, " positions"],
+    error: bool,
+    cuts: Cuts,
+    run: Segment,
+    base: Float[Tensor, "positions d_model"] | None,
+    seen: Mapping[Site, Float[Tensor, "positions _"]],
+) -> _Opening:
+    """The same through cuts: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
+    start, stop, sites = run.start, run.stop, stream_sites(run.start, run.stop)
+    writes: tuple[Site, ...] = (start,)
+    if source is None:
+        sources = start_at_tokens(seen[start], tokens).sources
+    else:
+        x = seen[source.site]
+        writes = tuple(at for at in source.writes if at.depth <= stop.depth)
+        sources = latent_sources(source, x, writes, encode_sparse(source, x))
+    reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
+    if not error:
+        leaves = cuts.leaves(tokens, error=False)
+        sites += [at for at in cuts.held if at.kind == "z"]  # which is not what its attention makes
+        reached = cuts.replaced.values(leaves, {start, stop, *sites}, effect=cuts.effect, sources=cuts.leaves_of)
+        if cuts.passed:
+            every = cuts.replaced.reads(leaves, effect=cuts.effect, sources=cuts.leaves_of)
+            read = [every[number] for number in cuts.passed]
+    streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
+    return _Opening(
+        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), function
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -360,6 +242,8 @@ def path(
     target: Dictionary | Logits,
     tokens: Int[Tensor, " positions"],
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     positions: Positions = None,
     error: bool = True,
@@ -369,6 +253,8 @@ def path(
     Args:
         source: a dictionary, whose active latents are the leaves, or None for the token scales.
         target: a dictionary, whose active latents are the targets, or a choice of logits.
+        cuts: dictionaries that are put in on the way, as `attrib.replace` means it.
+        effect: whether derivatives stop at the cuts ("direct") or pass their active latents ("total").
         positions: of the targets; None is all for latents and the last for logits.
         error: whether the source's error is added to its reconstruction, as a constant. Without it the
             Jacobian is taken where the reconstruction alone leads, and targets that are not active there
@@ -378,43 +264,49 @@ def path(
         InputError: where the dictionaries do not fit the model or each other.
     """
     site, stop = read_site(model, target), stop_site(model, target)
+    cuts = apart_from(cuts, source, target)
     if source is not None:
         check_source(model, source, stop, target)
         source = fitted(model, source, "source")
     if isinstance(target, Dictionary):
         target = fitted(model, target, "target")
-    head, through, x, base, true, reached, streams, at_site = _open(model, source, site, stop, tokens, policy, error)
+    put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
+    at = _open(model, source, site, stop, tokens, policy, error, put_in)
     if isinstance(target, Dictionary):
-        reached_site = at_site if reached is true else _beside(model, site, stop, reached, policy)
-        read = read_latents(target, at_site, reached_site, positions)
+        reached_site = at.read if at.reached is at.true else _beside(model, site, stop, at.reached, policy)
+        read = read_latents(target, at.read, reached_site, positions)
     elif isinstance(target, Direction):
-        read = read_direction(target, at_site, positions)
+        read = read_direction(target, at.read, positions)
     else:
-        read = read_logits(model, target, true, positions, policy)
+        read = read_logits(model, target, at.true, positions, policy)
 
     def end(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
         return read.function(_beside(model, site, stop, rows, policy))
 
-    value, pull, *_ = vjp(end, reached.index_select(0, read.position))
+    value, pull, *_ = vjp(end, at.reached.index_select(0, read.position))
     (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
+    begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
-        return end(through(head.enter(values), base).index_select(0, read.position))
+        return last(begin(values).index_select(0, read.position))
 
     targets = Targets(read.position, read.latent, value, cotangent)
-    return Path(through, x, base, head.sources, targets, function, read.labels, read.probability, source is None, streams)
+    return Path(
+        at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
+        at.writes, at.between,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MetricPath:
-    """One prompt's path to a scalar of all its logits: no single row is read, so the cotangent fills the stream.
+    """One prompt's path to a scalar of all its logits: no single row is read, so the whole stream moves it.
 
-    `cotangent` is the gradient of the metric with respect to `x`, the primal at the first site.
+    `gradient` is that of the metric by the sources; `function` maps `sources.value` to `value`.
     """
 
     sources: Sources
     value: Float[Tensor, ""]
-    cotangent: Float[Tensor, "positions width_a"]
+    gradient: Float[Tensor, " sources"]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
 
 
@@ -425,6 +317,8 @@ def metric_path(
     tokens: Int[Tensor, " positions"],
     metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
     *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
     policy: Policy = EXACT,
     error: bool = True,
 ) -> MetricPath:
@@ -433,20 +327,24 @@ def metric_path(
     Raises:
         InputError: where the metric does not give one number, or the dictionary does not fit the model.
     """
-    check_source(model, source, model.config.last, metric)
+    last, cuts = model.config.last, apart_from(cuts, source)
+    check_source(model, source, last, metric)
     source = fitted(model, source, "source")
-    head, through, x, base, *_ = _open(model, source, model.config.last, model.config.last, tokens, policy, error)
+    put_in = cuts_between(model, source, metric, start_site(source), last, cuts, effect, policy)
+    at = _open(model, source, last, last, tokens, policy, error, put_in)
 
-    def of_stream(x: Float[Tensor, "positions width_a"]) -> Float[Tensor, ""]:
-        value = metric(unembed(model, through(x, base), policy=policy))
+    begin = at.function
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
+        value = metric(unembed(model, begin(values), policy=policy))
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"metric: gave {got}; expected a scalar tensor made from the logits [positions, d_vocab].")
         return value
 
-    value, pull, *_ = vjp(of_stream, x)
-    (cotangent,) = pull(torch.ones_like(value))
-    return MetricPath(head.sources, value, cotangent, lambda values: of_stream(head.enter(values)))
+    value, pull, *_ = vjp(function, at.sources.value)
+    (gradient,) = pull(torch.ones_like(value))
+    return MetricPath(at.sources, value, gradient, function)
 
 
 def stop_site(model: Model, target: Dictionary | Logits) -> Site:
@@ -464,26 +362,3 @@ def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"],
         return rows
     entered = enter(model.config, model.params.blocks[site.layer].norm_2, rows, policy)
     return entered if site.kind == "mlp_in" else mlp(model, site.layer, entered, policy)
-
-
-def read_site(model: Model, target: Dictionary | Logits) -> Site:
-    """Where a target is read. Raises InputError where it does not fit the model."""
-    if isinstance(target, Dictionary):
-        check_fit(model, target, "target")
-        return target.site
-    if isinstance(target, Direction):
-        site = check_end(model, target.site or model.config.last, "logits")
-        if target.vector.shape != (width(model.config, site),):
-            raise InputError(
-                f"logits: Direction of shape {list(target.vector.shape)}, but {site} of {model.name} has vectors of "
-                f"{width(model.config, site)}."
-            )
-        return site
-    if isinstance(target, TopLogits) and (target.k < 1 or (target.mass is not None and not 0 < target.mass <= 1)):
-        raise InputError(f"logits: {target}; expected k >= 1 and, where given, 0 < mass <= 1.")
-    if isinstance(target, Tokens):
-        token_ids(model, target.tokens, "logits")
-    if isinstance(target, Difference):
-        token_ids(model, target.a, "logits")
-        token_ids(model, target.b, "logits")
-    return model.config.last

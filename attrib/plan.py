@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
 from attrib.memory import Way, peak_memory
+from attrib.through_cost import through_cost
 from attrib.types import BudgetError
 
 
@@ -52,11 +53,14 @@ class _Option:
 
 
 def _options(task: Task) -> Iterator[_Option]:
+    if task.is_through:
+        yield _Option("through", None, through_cost, None)
+        return
     if not task.layers:
         yield _Option("local", None, local_cost, None)
         return
     yield _Option("reverse", None, reverse_cost, None)
-    if task.stop.kind not in ("z", "attn_out"):
+    if task.stop.kind not in ("z", "attn_out") and len(task.writes) < 2:
         yield _Option("forward", None, forward_cost, None)
         for layer in task.layers[:-1]:
             yield _Option("both", layer, partial(both_cost, layer=layer), partial(lift_cost, layer=layer))

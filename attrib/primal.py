@@ -37,6 +37,12 @@ class Primal:
     pieces: Pieces
     lengths: tuple[int, ...]
     streams: Mapping[Site, Float[Tensor, "tokens _"]]
+    shut_mlps: frozenset[int] = frozenset()
+    """Layers through whose MLP nothing moves, since what it writes is taken from elsewhere."""
+
+    def passes_mlp(self, layer: int) -> bool:
+        """Whether anything moves through a layer's MLP."""
+        return self.policy.mlp == "exact" and layer not in self.shut_mlps
 
     def first(self, prompt: int) -> int:
         """The packed index of a prompt's first token."""
@@ -136,6 +142,7 @@ def primal(
     dtype: torch.dtype | None = None,
     impl: Impl = "torch",
     pieces: Pieces | None = None,
+    shut_mlps: frozenset[int] = frozenset(),
 ) -> Primal:
     """The primal between two sites of a pack of prompts.
 
@@ -145,13 +152,14 @@ def primal(
         dtype: of the sweep's products; None is the model's.
         impl: of the attention maps.
         pieces: in which sweeps go; None is the device's own.
+        shut_mlps: layers through whose MLP nothing moves.
     """
     if len(streams) == 1:
         (packed,) = streams
     else:
         packed = {site: torch.cat([prompt[site] for prompt in streams]) for site in streams[0]}
     pieces = pieces or pieces_of(model.device)
-    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, pieces, tuple(lengths), packed)
+    return Primal(model, cast_blocks(model, start, stop, dtype), policy, impl, pieces, tuple(lengths), packed, shut_mlps)
 
 
 def cast_blocks(model: Model, start: Site, stop: Site, dtype: torch.dtype | None) -> Model:

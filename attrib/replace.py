@@ -18,17 +18,18 @@ and pass thresholds anew on the total way; a derivative holds the selection, as 
 `Replacement` is a plain function of its leaves under torch.func; docs/cuts.md has an example.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, NamedTuple, get_args
+from itertools import combinations
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
+from attrib.between import Effect
 from attrib.capture import capture
 from attrib.dictionary import (
     Dictionary,
@@ -40,16 +41,14 @@ from attrib.dictionary import (
     normalise_input,
     pre_activations,
     reconstruct,
+    selected,
     skip,
     split,
     wins_at,
 )
+from attrib.fit import fitted
 from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
-from attrib.path import fitted
 from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
-
-Effect = Literal["direct", "total"]
-"""Whether derivatives stop at intermediate dictionaries or pass through their active latents."""
 
 Errors = Sequence[Float[Tensor, "positions _"]]
 """An error for each site of `Replacement.written`, in its order."""
@@ -105,9 +104,7 @@ def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Flo
     if _is_batched(x):
         return reconstruct(dictionary, x)
     position, latent, _ = encode_sparse(dictionary, x.detach())
-    # the selection has been made: by this rule encode_at gives the value of whatever it is asked for
-    selected = dataclasses.replace(dictionary, config=dataclasses.replace(dictionary.config, rule="abstopk"))
-    value = encode_at(selected, x, position, latent)
+    value = encode_at(selected(dictionary), x, position, latent)
     decoded = decode_at(dictionary, value, position, latent, normalise_input(dictionary, x)[1])
     return decoded + skip(dictionary, x) if dictionary.has_skip else decoded
 
@@ -277,6 +274,20 @@ class Replacement:
                 break
         return {site: found[place(self.model, site)] for site in wanted}
 
+    def reads(
+        self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
+    ) -> tuple[Float[Tensor, "positions _"], ...]:
+        """What each dictionary reads along the pass. The options are those of `forward`.
+
+        Raises:
+            InputError: as `forward`.
+        """
+        read: dict[int, Tensor] = {}
+        for _ in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
+            if len(read) == len(self.dictionaries):
+                break
+        return tuple(read[number] for number in range(len(self.dictionaries)))
+
     def latents(
         self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
     ) -> tuple[Float[Tensor, " _"], ...]:
@@ -288,11 +299,9 @@ class Replacement:
         Raises:
             InputError: as `forward`.
         """
-        read: dict[int, Tensor] = {}
-        for _ in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
-            if len(read) == len(self.dictionaries):
-                break
-        return tuple(_latents_at(d, read[number], leaves.cuts[number].latents) for number, d in enumerate(self.dictionaries))
+        read = self.reads(leaves, effect=effect, sources=sources, errors=errors)
+        pairs = zip(self.dictionaries, read, leaves.cuts, strict=True)
+        return tuple(_latents_at(dictionary, x, cut.latents) for dictionary, x, cut in pairs)
 
     def _walk(
         self, embedded: Float[Tensor, "positions d_model"], held: Mapping[int, Cut], errors: Errors | None, read: dict[int, Tensor]
@@ -372,13 +381,17 @@ def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, po
         InputError: where a dictionary does not fit the model, writes before it reads, or writes where another one does.
     """
     given = (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
+    return put_together(model, {f"dictionaries[{number}]": dictionary for number, dictionary in enumerate(given)}, policy)
+
+
+def put_together(model: Model, named: Mapping[str, Dictionary], policy: Policy) -> Replacement:
+    """`replace` of dictionaries that errors are to name as the arguments that they came as."""
     # as everywhere, dictionaries are computed in the model's precision, where the model is
-    there = (d.to(dtype=model.dtype, device=model.device) for d in given)
-    put_in = tuple(fitted(model, dictionary, f"dictionaries[{number}]") for number, dictionary in enumerate(there))
-    for number, dictionary in enumerate(put_in):
-        _check_order(model, dictionary, f"dictionaries[{number}] ({dictionary.name})")
+    put_in = {name: fitted(model, d.to(dtype=model.dtype, device=model.device), name) for name, d in named.items()}
+    for name, dictionary in put_in.items():
+        _check_order(model, dictionary, f"{name} ({dictionary.name})")
     _check_apart(model, put_in)
-    return Replacement(model, put_in, policy)
+    return Replacement(model, tuple(put_in.values()), policy)
 
 
 def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
@@ -393,17 +406,16 @@ def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
         raise InputError(f"{argument}: it writes {_list(dictionary.writes)}, of which two are the same place; expected each once.")
 
 
-def _check_apart(model: Model, dictionaries: Sequence[Dictionary]) -> None:
+def _check_apart(model: Model, dictionaries: Mapping[str, Dictionary]) -> None:
     """Raises InputError where two dictionaries write one place and no sum of them is meant."""
-    for second, b in enumerate(dictionaries):
-        for first, a in enumerate(dictionaries[:second]):
-            shared = [at for at in (place(model, site) for site in b.writes) if at in {place(model, site) for site in a.writes}]
-            if shared and not _are_layers(*sorted((a, b), key=lambda d: d.site.depth)):
-                raise InputError(
-                    f"dictionaries: {first} ({a.name}, at {_list(a.writes)}) and {second} ({b.name}, at {_list(b.writes)}) both replace "
-                    f"{shared[0]}; expected one dictionary for each place, or layers of one cross-layer transcoder, whose sum is meant. "
-                    "(resid_post of a layer is resid_pre of the next.) Leave one out."
-                )
+    for (first, a), (second, b) in combinations(dictionaries.items(), 2):
+        shared = [at for at in (place(model, site) for site in b.writes) if at in {place(model, site) for site in a.writes}]
+        if shared and not _are_layers(*sorted((a, b), key=lambda d: d.site.depth)):
+            raise InputError(
+                f"{first} ({a.name}, at {_list(a.writes)}) and {second} ({b.name}, at {_list(b.writes)}) both replace {shared[0]}; "
+                "expected one dictionary for each place, or layers of one cross-layer transcoder, whose sum is meant. "
+                "(resid_post of a layer is resid_pre of the next.) Leave one out."
+            )
 
 
 def _are_layers(early: Dictionary, late: Dictionary) -> bool:

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from attrib import attribute, store
+from attrib.between import Effect
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.jacobian import DEFAULT_BUDGET
@@ -42,13 +43,15 @@ def parse_keep(text: object) -> Keep:
 
 
 class Attribution(BaseModel):
-    """One block of the file: a kind, its dictionaries and, for logits, which ones."""
+    """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Kind
     source: str | None = None
     target: str | None = None
+    cuts: list[str] = Field(default_factory=list)
+    effect: Effect = "direct"
     top_logits: int = 10
     mass: float | None = None
     logit_tokens: list[int | str] = Field(default_factory=list)
@@ -183,18 +186,21 @@ def execute(run: RunFile, progress: Step | None = None) -> list[Edges]:
     prompts = read_prompts(run.prompts)
     device = check_device(run.device)
     model = load_model(run.model).to(device=device)
-    dictionaries = {name: load_dictionary(name) for a in run.attribution for name in (a.source, a.target) if name is not None}
+    named = dict.fromkeys(name for a in run.attribution for name in (a.source, a.target, *a.cuts) if name is not None)
+    dictionaries = {name: load_dictionary(name) for name in named}
     options: dict[str, Any] = {
         "policy": POLICIES[run.policy], "keep": run.keep, "dtype": run.dtype, "budget": int(run.budget), "positions": run.positions,
         "method": run.method, "precision_rows": run.precision_rows,
     }  # fmt: skip
     for item in run.attribution:
         source, target = (dictionaries.get(name or "") for name in _used(item))
-        attribute.check(item.kind, model, source, item.logits if target is None else target, prompts, **options)
+        put_in = _put_in(item, dictionaries)
+        attribute.check(item.kind, model, source, item.logits if target is None else target, prompts, **options, **put_in)
     results = []
     for number, item in enumerate(run.attribution):
         report = _shifted(progress, number * len(prompts), len(run.attribution) * len(prompts))
-        results.append(_attribute(item, model, dictionaries, prompts, run.error, options | {"progress": report}))
+        own = _put_in(item, dictionaries) | {"progress": report}
+        results.append(_attribute(item, model, dictionaries, prompts, run.error, options | own))
     store.save(run.out, results, compression=run.compression, overwrite=run.overwrite)
     return results
 
@@ -202,6 +208,11 @@ def execute(run: RunFile, progress: Step | None = None) -> list[Edges]:
 def _used(item: Attribution) -> tuple[str | None, str | None]:
     """The dictionaries that a kind uses, of those that are given for several kinds at once."""
     return None if item.kind == "token_to_latent" else item.source, None if item.kind == "latent_to_logit" else item.target
+
+
+def _put_in(item: Attribution, dictionaries: dict[str, Dictionary]) -> dict[str, Any]:
+    """What is put in on the way, as the attributions' options."""
+    return {"cuts": [dictionaries[name] for name in item.cuts], "effect": item.effect}
 
 
 def _shifted(progress: Step | None, before: int, total: int) -> Step | Literal[False]:

@@ -109,13 +109,15 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
             case "mlp_out":
                 assert stream is not None
                 rows = stream
+            case "mlp_in" if not primal.passes_mlp(layer):
+                rows = torch.zeros_like(rows)
             case "mlp_in":
                 weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
                 pulled = [
                     mlp_pull(weights, point.at(at), leave_pull(model.config, leaving, r[:, None], at, policy))[:, 0]
                     for r, at in _parts(primal, rows, targets.token)
                 ]
-                rows = torch.cat(pulled) if policy.mlp == "exact" else torch.zeros_like(rows)
+                rows = torch.cat(pulled)
                 del pulled
             case "resid_mid" if model.config.parallel and Site(layer, "resid_pre") not in primal.streams:
                 assert stream is not None
@@ -159,20 +161,23 @@ def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seed
             case "resid_mid":
                 rows = rows if model.config.parallel else with_mlp(primal, layer, sources._replace(value=rows)).value
                 break
+            case "mlp_in" if not primal.passes_mlp(layer):
+                rows = torch.zeros_like(rows)
+                break
             case "mlp_in":
                 weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
                 pushed = [
                     leave_push(model.config, leaving, mlp_push(weights, point.at(at), r[:, None]), at, primal.policy)[:, 0]
                     for r, at in _parts(primal, rows, token)
                 ]
-                rows = torch.cat(pushed) if primal.policy.mlp == "exact" else torch.zeros_like(rows)
+                rows = torch.cat(pushed)
                 break
     return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
 
 
 def with_mlp(primal: Primal, layer: int, sources: Seeds) -> Seeds:
     """Tangents with what the layer's norm and MLP make of them at their own position."""
-    if primal.policy.mlp == "frozen" or not len(sources.value):
+    if not primal.passes_mlp(layer) or not len(sources.value):
         return sources
     mlp = layer_mlp(primal, layer, fold=len(sources.value) >= primal.model.config.d_mlp)
     changed = [mlp.change_alone(part, at, up=True) for part, at in _parts(primal, sources.value, sources.token)]

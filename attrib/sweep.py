@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attrib.adjoint import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
 from attrib.attention import AttentionPoint, attention_pull, attention_pull_at, attention_push, attention_push_at, attention_weights
+from attrib.between import station
 from attrib.cone import Band, Block, Cone, blocks, cells_of, even
 from attrib.primal import Primal, Seeds
 from attrib.seeded import Station, fold_rows, layer_mlp
@@ -56,7 +57,7 @@ def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collectio
                 case "mlp_in" if site in left or stream is None:
                     rows = pull_to_mlp_in(primal, layer, cone, rows)
                 case "resid_mid" if stream is None:
-                    rows = stream = torch.cat([_through_norm_2(primal, layer, band, rows) for band in cone.bands])
+                    rows = stream = through_norm_2(primal, layer, cone, rows)
                 case "resid_mid" if config.parallel:
                     assert stream is not None
                     rows = stream
@@ -82,19 +83,19 @@ def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collectio
         layer, kinds = layer - 1, SITE_KINDS[:-1]
 
 
-def station(site: Site) -> Site:
-    """One name for one place in the stream: `resid_post` is the next layer's `resid_pre`."""
-    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" else site
-
-
-def _through_norm_2(primal: Primal, layer: int, band: Band, rows: Flat) -> Flat:
-    model, norm = primal.weights, primal.norm_2(layer).at(primal.tokens(band))
-    return norm_pull(model.config, model.params.blocks[layer].norm_2, norm, band.of(rows), primal.policy).flatten(0, 1)
+def through_norm_2(primal: Primal, layer: int, cone: Cone, rows: Flat) -> Flat:
+    """Cotangents of the stream from those of mlp_in."""
+    model, point, out = primal.weights, primal.norm_2(layer), torch.empty_like(rows)
+    norm = model.params.blocks[layer].norm_2
+    for band in cone.bands:
+        at = point.at(primal.tokens(band))
+        band.of(out).copy_(norm_pull(model.config, norm, at, band.of(rows), primal.policy))
+    return out
 
 
 def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
     """Cotangents of mlp_in from those of mlp_out."""
-    if primal.policy.mlp == "frozen":
+    if not primal.passes_mlp(layer):
         return torch.zeros_like(g)
     weights, point, leaving = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
     out = torch.empty_like(g)
@@ -276,7 +277,7 @@ def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
     """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
-    if primal.policy.mlp == "frozen":
+    if not primal.passes_mlp(layer):
         return
     config, pays = primal.model.config, fold_rows(primal.model.config)
     folds = [[count > pays for count in cone.rows_at(prompt, length)] for prompt, length in enumerate(primal.lengths)]

@@ -28,7 +28,7 @@ def tables(edges: Edges, prompts: list[int], top: int, first_position: int = 0) 
 
 def summary(edges: Edges) -> Table:
     """One row for each prompt: sizes, the fraction of pairs that are active, L1 norms."""
-    table = Table(title=f"{edges.kind}: {edges.sources.site} → {edges.targets.site}", title_justify="left")
+    table = Table(title=f"{edges.kind}: {edges.sources.site} → {edges.targets.site}{put_in(edges)}", title_justify="left")
     for name in (
         "prompt",
         "tokens",
@@ -53,6 +53,14 @@ def summary(edges: Edges) -> Table:
             f"{float(one.attribution.abs().sum()) / l1:.1%}" if l1 else "-",
         )  # fmt: skip
     return table
+
+
+def put_in(edges: Edges) -> str:
+    """A line of the title: which dictionaries were put in on the way, and whether derivatives pass them."""
+    cuts: Any = edges.call.get("cuts")
+    if not cuts:
+        return ""
+    return escape(f"\n{edges.call['effect']} effects, with cuts at {', '.join(cut['site'] for cut in cuts)}")
 
 
 def possible_pairs(one: Edges) -> int:

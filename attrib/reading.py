@@ -1,0 +1,173 @@
+"""What is read at the end of a path: a dictionary's active latents, chosen logits, a direction."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
+from attrib.fit import check_fit
+from attrib.model import Model, Tokenizer, cap, check_end, normalise, unembed, width
+from attrib.sparse import select
+from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
+
+Positions = int | Sequence[int] | None
+
+
+class Read(NamedTuple):
+    """What is read of the stream at a site: one number from the row at each target's position."""
+
+    position: Int[Tensor, " targets"]
+    latent: Int[Tensor, " targets"]
+    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
+    labels: tuple[str, ...] = ()
+    probability: Float[Tensor, " targets"] | None = None
+
+
+def read_latents(
+    target: Dictionary, true: Float[Tensor, "positions width_b"], reached: Float[Tensor, "positions width_b"], positions: Positions
+) -> Read:
+    """The target dictionary's latents that are active on the true activations.
+
+    Args:
+        reached: x_B along the path; differs from `true` where the source's error is left out, and then
+            decides, for TopK, which targets still win their place.
+    """
+    found = encode_sparse(target, true)
+    chosen = select(found, torch.isin(found.position, chosen_positions(positions, len(true), true.device)))
+    gate = torch.ones_like(chosen.latent, dtype=torch.bool)
+    if reached is not true:
+        gate = wins_at(target, reached, chosen.position, chosen.latent)
+
+    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
+        return encode_at(target, rows, torch.arange(len(chosen.latent), device=rows.device), chosen.latent, gate)
+
+    return Read(chosen.position, chosen.latent, function)
+
+
+def read_logits(
+    model: Model, what: TopLogits | Tokens | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
+) -> Read:
+    """Chosen logits, or a difference of them, at the last position or at `positions`; only their columns of W_U are touched.
+
+    Args:
+        x: the true last residual stream, from which the largest logits are chosen.
+    """
+    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
+    if isinstance(what, Difference):
+        return _read_difference(model, what, at, policy)
+    else:
+        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
+        ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
+        counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
+        position, latent = at.repeat_interleave(counts), torch.cat(ids)
+        columns, offsets = model.params.W_U.index_select(1, latent).T.contiguous(), model.params.b_U.index_select(0, latent)
+        labels = token_strings(model, latent)
+        probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
+
+    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
+        raw = (normalise(model.config, model.params.norm_final, rows, policy) * columns).sum(-1) + offsets
+        return cap(raw, model.config.logit_cap, policy)
+
+    return Read(position, latent, function, labels, probability)
+
+
+def _read_difference(model: Model, what: Difference, at: Int[Tensor, " targets"], policy: Policy) -> Read:
+    """Mean logit of `a` minus mean logit of `b` at each position."""
+    sides = [token_ids(model, side, "logits") for side in (what.a, what.b)]
+    label = " - ".join(" + ".join(token_strings(model, side)) for side in sides)
+    both = torch.cat(sides)
+    W_U, b_U = model.params.W_U.index_select(1, both), model.params.b_U.index_select(0, both)
+
+    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
+        raw = normalise(model.config, model.params.norm_final, rows, policy) @ W_U + b_U
+        plus, minus = cap(raw, model.config.logit_cap, policy).split([len(side) for side in sides], dim=-1)
+        return plus.mean(-1) - minus.mean(-1)
+
+    nan = torch.full((len(at),), torch.nan, dtype=b_U.dtype, device=at.device)
+    return Read(at, torch.full_like(at, -1), function, (label,) * len(at), nan)
+
+
+def read_direction(what: Direction, x: Float[Tensor, "positions d_model"], positions: Positions) -> Read:
+    """The stream dotted with a vector, at the last position or at `positions`."""
+    at = chosen_positions(-1 if positions is None else positions, len(x), x.device)
+    vector = what.vector.to(x)
+    return Read(at, torch.full_like(at, -1), lambda rows: rows @ vector, ("direction",) * len(at), torch.full_like(x[at, 0], torch.nan))
+
+
+def top_tokens(log_probability: Float[Tensor, " d_vocab"], what: TopLogits) -> Int[Tensor, " chosen"]:
+    """Ids of the largest logits, largest first: `k` of them, or the fewest that reach `mass`."""
+    top = log_probability.topk(min(what.k, len(log_probability)))
+    if what.mass is None:
+        return top.indices
+    before = top.values.exp().cumsum(0) - top.values.exp()
+    return top.indices[before < what.mass]
+
+
+def token_ids(model: Model, tokens: int | str | Sequence[int | str], argument: str) -> Int[Tensor, " tokens"]:
+    """Vocabulary ids from ids and strings. Raises InputError for a string that is not one token."""
+    given = [tokens] if isinstance(tokens, int | str) else list(tokens)
+    ids = [_single_token(model, token, argument) if isinstance(token, str) else int(token) for token in given]
+    if outside := [number for number in ids if not 0 <= number < model.config.d_vocab]:
+        raise InputError(f"{argument}: token id {outside[0]} is outside the vocabulary of {model.config.d_vocab}.")
+    if not ids:
+        raise InputError(f"{argument}: no tokens given; expected at least one id or string.")
+    return torch.tensor(ids, device=model.device)
+
+
+def _single_token(model: Model, text: str, argument: str) -> int:
+    tokenizer = tokenizer_of(model, argument)
+    found = tokenizer.encode(text)
+    if len(found) != 1:
+        pieces = [tokenizer.decode([i]) for i in found]
+        raise InputError(
+            f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
+        )
+    return found[0]
+
+
+def token_strings(model: Model, ids: Int[Tensor, " tokens"]) -> tuple[str, ...]:
+    """Each token as text, or its id where the model has no tokenizer."""
+    return tuple(model.tokenizer.decode([i]) if model.tokenizer else str(i) for i in ids.tolist())
+
+
+def tokenizer_of(model: Model, argument: str) -> Tokenizer:
+    """The model's tokenizer, or an error that says what to give in place of text."""
+    if model.tokenizer is None:
+        raise InputError(f"{argument}: got text, but {model.name} has no tokenizer; give token ids.")
+    return model.tokenizer
+
+
+def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
+    """Chosen positions, ascending; negative ones count from the end, None is all."""
+    if positions is None:
+        return torch.arange(length, device=device)
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+    if not wanted or any(not -length <= p < length for p in wanted):
+        raise InputError(f"positions: {wanted} for a prompt of {length} tokens; expected numbers from {-length} to {length - 1}.")
+    return torch.tensor(sorted({p % length for p in wanted}), device=device)
+
+
+def read_site(model: Model, target: Dictionary | Logits) -> Site:
+    """Where a target is read. Raises InputError where it does not fit the model."""
+    if isinstance(target, Dictionary):
+        check_fit(model, target, "target")
+        return target.site
+    if isinstance(target, Direction):
+        site = check_end(model, target.site or model.config.last, "logits")
+        if target.vector.shape != (width(model.config, site),):
+            raise InputError(
+                f"logits: Direction of shape {list(target.vector.shape)}, but {site} of {model.name} has vectors of "
+                f"{width(model.config, site)}."
+            )
+        return site
+    if isinstance(target, TopLogits) and (target.k < 1 or (target.mass is not None and not 0 < target.mass <= 1)):
+        raise InputError(f"logits: {target}; expected k >= 1 and, where given, 0 < mass <= 1.")
+    if isinstance(target, Tokens):
+        token_ids(model, target.tokens, "logits")
+    if isinstance(target, Difference):
+        token_ids(model, target.a, "logits")
+        token_ids(model, target.b, "logits")
+    return model.config.last
