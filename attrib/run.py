@@ -196,6 +196,7 @@ def execute(run: RunFile, progress: Step | None = None) -> list[Edges]:
         source, target = (dictionaries.get(name or "") for name in _used(item))
         put_in = _put_in(item, dictionaries)
         attribute.check(item.kind, model, source, item.logits if target is None else target, prompts, **options, **put_in)
+    _check_apart(run.attribution, dictionaries)
     results = []
     for number, item in enumerate(run.attribution):
         report = _shifted(progress, number * len(prompts), len(run.attribution) * len(prompts))
@@ -203,6 +204,18 @@ def execute(run: RunFile, progress: Step | None = None) -> list[Edges]:
         results.append(_attribute(item, model, dictionaries, prompts, run.error, options | own))
     store.save(run.out, results, compression=run.compression, overwrite=run.overwrite)
     return results
+
+
+def _check_apart(blocks: Sequence[Attribution], dictionaries: dict[str, Dictionary]) -> None:
+    """Raises InputError where two attributions are between the same places: a file has one block for each such pair."""
+    seen: dict[tuple[object, ...], int] = {}
+    for number, item in enumerate(blocks):
+        ends = [None if name is None else dictionaries[name].site for name in _used(item)]
+        if (first := seen.setdefault((item.kind, *ends), number)) != number:
+            raise InputError(
+                f"attribution.{number}: {item.kind} between the same places as attribution.{first}; a file holds one of them. "
+                "Write the other, with its own options, to a file of its own."
+            )
 
 
 def _used(item: Attribution) -> tuple[str | None, str | None]:

@@ -23,7 +23,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import attrib
-from attrib.types import EXACT, LINEAR, InputError, Policy, Site
+from attrib.between import Effect
+from attrib.types import EXACT, LINEAR, InputError, Policy, Site, TopLogits
 
 with install_import_hook("bench", "beartype.beartype"):
     from bench import cases, check, compare, goals, measure, ours, output, plain, plots, recipes, run, weights
@@ -226,6 +227,60 @@ def test_a_run_writes_its_figures(tiny_run: Callable[..., tuple[Any, dict[str, A
     assert found["latent-latent"]["extrapolated"] is True
     assert found["latent-logit"]["extrapolated"] is False
     assert found["latent-latent"]["active"] == pytest.approx({"source": 5, "target": 6}, rel=0.05)
+
+
+def cut_in_two(effect: Effect) -> Problem:
+    """Between two SAEs, with one transcoder and a third SAE on the way."""
+    problem = between_latents("gpt2")
+    x = attrib.capture(problem.model, problem.tokens, [Site(1, "mlp_in"), Site(2, "resid_pre")])
+    transcoder = weights.random_transcoder(Site(1, "mlp_in"), (Site(1, "mlp_out"),), 80, 5, x[Site(1, "mlp_in")], seed=4)
+    # it stands beside the transcoder in one layer: direct effects go on beside its MLP, and end at an SAE of the stream
+    sae = weights.random_dictionary(Site(2, "resid_pre"), 80, 5, x[Site(2, "resid_pre")], seed=5)
+    return replace(problem, cuts=(transcoder, sae) if effect == "total" else (transcoder,), effect=effect)
+
+
+CUT: dict[str, Callable[[], Problem]] = {
+    "cuts-direct": lambda: cut_in_two("direct"),
+    "cuts-total": lambda: cut_in_two("total"),
+    "cuts-logit": lambda: replace(cut_in_two("total"), target=TopLogits(7)),
+    "cuts-across": lambda: cases.across_layers(TINY["gpt2"], 3, 8, d_sae=60, active=5),
+    "cuts-tokens": lambda: cases.across_layers(TINY["gpt2"], 3, 8, from_tokens=True, d_sae=60, active=5),
+}
+
+
+@pytest.mark.parametrize("whole", [0, 1 << 20])
+def test_a_run_through_cuts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: int) -> None:
+    """All rows by plain transforms, or those of four positions."""
+    monkeypatch.setattr(run, "all_cases", lambda: {name: Case(name, f"tiny {name}", CUT[name]) for name in CUT})
+    monkeypatch.setattr(compare, "WHOLE", whole)
+    monkeypatch.setattr(compare, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
+    result = CliRunner().invoke(run.app, ["--case", "cuts-*", "--json", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert list(found) == list(CUT)
+    for name, figures in found.items():
+        assert figures["checked"] is True, name
+        assert set(figures["skipped"]) == set(compare.NOTEBOOKS)
+        assert list(figures["errors"]) == ["attrib / torch_func"]
+        assert set(figures["alternatives"]) == {"attrib", "torch_func"}
+        assert figures["ratio_vs_notebook"] is figures["peak_ratio"] is None
+        assert figures["ratio_vs_torch_func"] > 0
+        assert figures["plan_flops"] > 0
+        assert figures["active"]["cuts"] == pytest.approx(5, rel=0.1)
+        assert figures["extrapolated"] == (not whole and name != "cuts-logit")
+
+
+def test_the_time_of_rows_through_cuts_is_scaled_by_those_that_come_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "WHOLE", 0)
+    problem = cut_in_two("total")
+    targets = recipes.nodes(ours.attribute(problem, ours.METHOD, "float32").targets)
+    way = compare.other_ways(problem, targets, Options(CPU))[0]["torch_func"]
+    first = int((targets[:, 0] == targets[way.place[0], 0]).sum())
+    assert len(way.open().targets.position) == first == way.opened < len(way.place) < way.of
+    seconds = {"open": Time(1.0 + first, 1.0 + first), "run": Time(1.0 + len(way.place), 1.0 + len(way.place))}
+    monkeypatch.setattr(compare, "timed", lambda call, device: (None, seconds["open" if call is way.open else "run"]))
+    assert compare.time_of(way, CPU).wall == pytest.approx(1 + way.of)
 
 
 def test_attrib_computes_in_bfloat16_and_the_others_do_not(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
@@ -672,7 +727,7 @@ def test_scalings_have_an_axis_and_their_size_in_it() -> None:
 
 
 def test_the_text_is_long_enough(smollm2_folder: Path) -> None:
-    problem = cases.smollm2(6, 9)
+    problem = cases.smollm2("6", "9")
     assert problem.tokens.shape == (64,)
     assert problem.active() == pytest.approx({"source": 32, "target": 32}, rel=0.2)
 

@@ -274,6 +274,15 @@ def test_a_cut_of_a_later_block_is_refused_before_computing(files: Path, tmp_pat
         run.execute(bad)
 
 
+def test_two_attributions_between_the_same_places_are_refused_before_computing(files: Path, tmp_path: Path) -> None:
+    """Direct and total effects of one pair, say: a file has one block for both."""
+    block = {"kind": "latent_to_logit", "source": str(files / "blocks.1.hook_resid_pre")}
+    table = {"model": str(files / "model"), "prompts": files / "prompts.jsonl", "out": tmp_path / "out.h5"}
+    with pytest.raises(InputError, match=r"attribution\.1: latent_to_logit between the same places as attribution\.0"):
+        run.execute(run.run_file(table | {"attribution": [block, block | {"top_logits": 3}]}))
+    assert not (tmp_path / "out.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

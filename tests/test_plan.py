@@ -3,7 +3,7 @@
 import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -19,8 +19,9 @@ from attrib.cone import ON_CPU, ON_CUDA, Pieces
 from attrib.jacobian import adjoint, task_of
 from attrib.path import Path
 from attrib.plan import PackPlan, plan_pack
-from attrib.types import EXACT, LINEAR, BudgetError, InputError, Policy, Threshold
-from tests.builders import FAMILIES, Family, attrib_model, build, dictionary, prompt
+from attrib.sources.tensors import from_tensors
+from attrib.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
+from tests.builders import FAMILIES, Family, attrib_model, build, dictionary, normal, prompt
 from tests.test_budget import peak
 from tests.tolerances import FOREIGN, assert_close
 
@@ -188,6 +189,67 @@ def test_the_direction_follows_the_counts(family: Family):
     near = dictionary("topk", site="blocks.1.hook_resid_mid", d_in=WIDTH, d_sae=500, k=20)
     here = dictionary("topk", site="blocks.1.hook_mlp_out", d_in=WIDTH, d_sae=500, k=20)
     assert attrib.plan(model, near, here, tokens).direction == "local"
+
+
+def cut(kind: Any, hook: str, **options: Any) -> attrib.Dictionary:
+    return dictionary(kind, site=hook, d_in=WIDTH, d_sae=500, **({"k": 20} if kind == "topk" else {}), **options)
+
+
+def cross_layer(layers: range) -> list[attrib.Dictionary]:
+    """Layers of a cross-layer transcoder, of which a few latents are active at each position."""
+    found = []
+    for layer in layers:
+        writes = tuple(Site(later, "mlp_out") for later in range(layer, layers.stop))
+        W_enc, W_dec = normal(WIDTH, 300, seed=layer) * WIDTH**-0.5, normal(300, len(writes) * WIDTH, seed=10 + layer) / 4
+        b_enc, b_dec = normal(300, seed=20 + layer) / 4 - 1, normal(len(writes) * WIDTH, seed=30 + layer) / 4
+        found.append(from_tensors(site=Site(layer, "mlp_in"), writes=writes, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec))
+    return found
+
+
+CUTS: dict[str, Callable[[], list[attrib.Dictionary]]] = {
+    "transcoders": lambda: [cut("skip_transcoder", "blocks.1.hook_mlp_in"), cut("transcoder", "blocks.2.hook_mlp_in")],
+    "every layer": lambda: cross_layer(range(4)),
+    "stream": lambda: [topk(1), cut("topk", "blocks.2.hook_resid_pre", normalize_activations="layer_norm")],
+    "attn_out": lambda: [cut("topk", "blocks.1.hook_attn_out")],
+    "mlp": lambda: [cut("topk", "blocks.1.hook_mlp_in"), cut("topk", "blocks.2.hook_mlp_out")],
+}
+
+
+def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...]) -> Iterator[list[Path]]:
+    """From a dictionary of one site, and from one of many where it can be put in beside the others."""
+    cuts = CUTS[which]()
+    for source in (topk(0), cross_layer(range(4))[0]):
+        if len(source.writes) == 1 or which in ("stream", "attn_out"):
+            given = {"cuts": cuts, "effect": effect}
+            yield [attrib.path(large(family), source, topk(3), prompt(length, seed=length), **given) for length in lengths]
+    if which == "every layer":
+        given = {"cuts": cuts[1:], "effect": effect}
+        yield [attrib.path(large(family), cuts[0], topk(3), prompt(length, seed=length), **given) for length in lengths]
+
+
+each_cut = pytest.mark.parametrize("which", CUTS)
+effects = pytest.mark.parametrize("effect", ["direct", "total"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+@each_cut
+@effects
+def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
+    """Memory is bounded, and within a factor, since what waits for a dictionary's site is taken to wait all the way."""
+    for lengths in ((30,),) if family == "gpt2" else ((8, 1, 5),):
+        for found in cut_paths(family, which, effect, lengths):
+            plans = forced(task_of(found))
+            assert {plan.way for plan in plans} == {"through"} or (effect == "direct" and which not in ("stream", "attn_out"))
+            for plan in plans:
+                assert_about(
+                    flops(lambda plan=plan, found=found: list(adjoint(found, plan))), plan.cost.total, 1.02, (plan.way, plan.layer)
+                )
+                if len(found) == 1:
+                    rows = (found[0].sources.direction, found[0].targets.cotangent)
+                    held = sum(each.numel() * each.element_size() for each in rows)
+                    used = peak(lambda plan=plan, found=found: sum(tile.gradient.numel() for _, tile in adjoint(found, plan))) + held
+                    assert used <= 1.1 * plan.peak, (plan.way, used / plan.peak)
+                    assert used > 0.3 * plan.peak, (plan.way, used / plan.peak)
 
 
 # ----------------------------------------------------------------------------------------- memory

@@ -51,8 +51,12 @@ def mlp_values(llama: Any, ids: Tensor, layer: int) -> tuple[Tensor, Tensor, Ten
     return caught["stream"][0], caught["read"][0], caught["written"][0]
 
 
-def start(llama: Any, ids: Tensor, name: str, stop: int) -> Ends:  # noqa: F811
-    """From the latents of a transcoder to what a residual SAE at `stop`, and a transcoder there, read."""
+Written = Callable[[Tensor], Tensor]
+"""What stands where an MLP writes, from what enters it."""
+
+
+def start(llama: Any, ids: Tensor, name: str, stop: int, between: dict[int, Written] | None = None) -> Ends:  # noqa: F811
+    """From the latents of a transcoder to what a residual SAE at `stop`, and a transcoder there, read; MLPs of some layers replaced."""
     source, layer = sae(name), attrib.load_dictionary(name).site.layer
     stream, read, written = mlp_values(llama, ids, layer)
     with torch.no_grad():
@@ -61,13 +65,19 @@ def start(llama: Any, ids: Tensor, name: str, stop: int) -> Ends:  # noqa: F811
     rotary = llama.model.rotary_emb(stream[None], torch.arange(len(ids))[None])
     mask = torch.full((len(ids), len(ids)), float("-inf")).triu(1)[None, None]
 
+    def to_mlp(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        attended = x + block.self_attn(block.input_layernorm(x), attention_mask=mask, position_embeddings=rotary)[0]
+        return attended, block.post_attention_layernorm(attended)[0]
+
     def function(values: Tensor) -> dict[str, Tensor]:
         x = (stream + source.decode(values) + error)[None]
-        for block in llama.model.layers[layer + 1 : stop]:
-            x = block(x, attention_mask=mask, position_embeddings=rotary)
-        block = llama.model.layers[stop]
-        attended = x + block.self_attn(block.input_layernorm(x), attention_mask=mask, position_embeddings=rotary)[0]
-        return {"hook_resid_pre": x[0], "mlp.hook_in": block.post_attention_layernorm(attended)[0]}
+        for number, block in enumerate(llama.model.layers[layer + 1 : stop], layer + 1):
+            if number in (between or {}):
+                attended, read = to_mlp(block, x)
+                x = attended + between[number](read)
+            else:
+                x = block(x, attention_mask=mask, position_embeddings=rotary)
+        return {"hook_resid_pre": x[0], "mlp.hook_in": to_mlp(llama.model.layers[stop], x)[1]}
 
     return Ends(function, latents, *(latents > 0).nonzero(as_tuple=True))
 
@@ -124,6 +134,26 @@ def test_latent_to_latent_on_the_real_model(target: str, llama: Any, model: attr
     read = attrib.load_dictionary(target)
     edges = attrib.latent_to_latent(model, attrib.load_dictionary(NAMES[0]), read, TEXT)
     ends = start(llama, torch.tensor(model.tokenizer.encode(TEXT)), NAMES[0], read.site.layer)
+    assert_rows(edges, ends, target)
+
+
+@pytest.mark.parametrize("effect", ["direct", "total"])
+@pytest.mark.parametrize("target", [NINE, RESIDUAL])
+def test_through_the_transcoder_between(target: str, effect: Any, llama: Any, model: attrib.Model) -> None:  # noqa: F811
+    """With that of layer 8 in its MLP's place: what it writes stands still, or follows what it reads."""
+    ids, cut = torch.tensor(model.tokenizer.encode(TEXT)), sae(EIGHT)
+    _, read, written = mlp_values(llama, ids, 8)
+    with torch.no_grad():
+        error = written - cut(read)
+    stands: dict[str, Written] = {"direct": lambda _: written, "total": lambda x: cut(x) + error}
+    ends = start(llama, ids, NAMES[0], 9, {8: stands[effect]})
+    source, cuts = attrib.load_dictionary(NAMES[0]), [attrib.load_dictionary(EIGHT)]
+    edges = attrib.latent_to_latent(model, source, attrib.load_dictionary(target), TEXT, cuts=cuts, effect=effect)
+    assert_rows(edges, ends, target)
+
+
+def assert_rows(edges: attrib.Edges, ends: Ends, target: str) -> None:
+    """Some rows of an attribution against autograd's."""
     place = target.partition("/")[2].split(".", 2)[2]
 
     def encode(values: dict[str, Tensor]) -> Tensor:
