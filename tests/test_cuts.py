@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.attribution_cases import without_shape_checks
 from tests.builders import D_MODEL, Family, build, normal, prompt, tiny
 from tests.cut_cases import SETS, SOME, TOKENS, Foreign, cross, foreign_logits, lens, moved, ours
 from tests.exact_transformers import keep_dtype
+from tests.test_dictionary_folders import clt
 from tests.tolerances import ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -326,7 +328,7 @@ def test_a_reduced_precision_is_measured_through_cuts(which: str):
         assert_close(found.dense(0), exact.dense(0), 0.1)
 
 
-def test_what_was_put_in_is_recorded_and_stored(tmp_path: Any):
+def test_what_was_put_in_is_recorded_and_stored(tmp_path: Path):
     model, cuts = build("gpt2", torch.float32), put_in("gpt2", "every layer", torch.float32)
     edges = attrib.latent_to_logit(model, cuts[0], TOKENS, cuts=cuts[1:], effect="total")
     assert edges.call["effect"] == "total"
@@ -345,6 +347,18 @@ def test_parameters_that_require_gradients_are_constants():
         got = attribute(model, source, target, TOKENS, cuts=wanting, effect=effect)
         assert not got.gradient.requires_grad
         assert_close(got.dense(0), attribute(model, source, target, TOKENS, cuts=cuts, effect=effect).dense(0))
+
+
+def test_cross_layer_transcoders_that_stay_in_their_files(tmp_path: Path):
+    """Every layer a source, a target and a cut, in the layout of circuit-tracer."""
+    model, folder = build("gpt2", torch.float32), clt(tmp_path / "clt")
+    whole, maps = ([attrib.load_dictionary(folder, layer=layer, lazy=lazy) for layer in range(3)] for lazy in (False, True))
+    for effect in ("direct", "total"):
+        want = attrib.latent_to_latent(model, whole[0], whole[2], PROMPTS, cuts=whole, effect=effect)
+        got = attrib.latent_to_latent(model, maps[0], maps[2], PROMPTS, cuts=maps, effect=effect)
+        assert want.gradient.abs().max() > 0.01
+        assert torch.equal(got.indices, want.indices)
+        assert_close(got.gradient, want.gradient, ROUNDING)
 
 
 # --------------------------------------------------------------------------------------------- bad arguments
