@@ -1,8 +1,8 @@
 """What stands between a source and a target: places that dictionaries write, and how derivatives pass them.
 
 At a written place the model's own value is not looked at (see replace.py), so what comes down to it goes no further by
-itself. Direct effects end there. Total effects go on through the dictionaries that write there, to what each
-of them reads: through its active latents, its skip connection, and the scale of its input where decoding puts that back.
+itself. It goes on through the dictionaries that write there, to what each of them reads: direct effects through
+skip connections alone, total effects through active latents too, and the scale of the input where decoding puts that back.
 At position t a dictionary's Jacobian is a sum of few terms, one for each latent active there,
 
     ∂y / ∂x = Σ_i (∂pre_i / ∂x) (scale · D_i)^T + (∂scale / ∂x) (f W_dec + b_dec)^T + (∂shift / ∂x) 1^T + W_skip^T
@@ -11,7 +11,7 @@ of which the second and third are there for SAEs that normalise what they read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -46,7 +46,17 @@ class Passing:
     dictionary: Dictionary
     x: Float[Tensor, "tokens d_in"]
     latents: SparseLatents
-    """Their positions are packed indices of tokens."""
+    """Those that are passed; their positions are packed indices of tokens."""
+    is_total: bool = True
+    """Whether more than the skip connection is passed."""
+
+    @property
+    def scale_terms(self) -> int:
+        """Terms of each position beside the latents': of the scale that decoding puts back, and of the shift."""
+        config = self.dictionary.config
+        if not config.puts_scale_back or not self.is_total:
+            return 0
+        return {"none": 0, "constant_norm_rescale": 1, "layer_norm": 2}[config.normalisation]
 
     @property
     def reads(self) -> Site:
@@ -71,7 +81,7 @@ class Passing:
     @property
     def _unsorted(self) -> Int[Tensor, " terms"]:
         tokens = torch.arange(len(self.x), device=self.x.device)
-        return torch.cat([self.latents.position, *[tokens] * scale_terms(self.dictionary)])
+        return torch.cat([self.latents.position, *[tokens] * self.scale_terms])
 
     def reading(self) -> Float[Tensor, "terms d_in"]:
         """Of each term, how it moves with what is read."""
@@ -79,8 +89,7 @@ class Passing:
         chosen, rows = selected(self.dictionary), torch.arange(len(latent), device=latent.device)
         value, pull, *_ = vjp(lambda x: encode_at(chosen, x, rows, latent), self.x.index_select(0, position))
         terms = [pull(torch.ones_like(value))[0]]
-        if scale_terms(self.dictionary):
-            terms += [self._scale_gradient(number) for number in range(scale_terms(self.dictionary))]
+        terms += [self._scale_gradient(number) for number in range(self.scale_terms)]
         return torch.cat(terms).index_select(0, self._unsorted.argsort(stable=True))
 
     def _scale_gradient(self, number: int) -> Float[Tensor, "tokens d_in"]:
@@ -93,23 +102,16 @@ class Passing:
         p, columns = self.dictionary.params, part_of(self.dictionary, site)
         position, latent, value = self.latents
         rows = p.W_dec[:, columns].index_select(0, latent).to(self.x.dtype)
-        if not scale_terms(self.dictionary):
+        if not self.scale_terms:
             return rows  # sorted as the latents are; transcoders put no scale back
         scale = normalise_input(self.dictionary, self.x)[1].scale
         decoded = p.b_dec[columns].expand(len(self.x), -1).index_add(0, position, value[:, None] * rows)
-        terms = [rows * scale.index_select(0, position), decoded, torch.ones_like(decoded)][: 1 + scale_terms(self.dictionary)]
+        terms = [rows * scale.index_select(0, position), decoded, torch.ones_like(decoded)][: 1 + self.scale_terms]
         return torch.cat(terms).index_select(0, self._unsorted.argsort(stable=True))
 
     def skip(self, site: Site) -> Float[Tensor, "d_in width"] | None:
         """The linear map beside the latents."""
         return self.dictionary.params.W_skip[:, part_of(self.dictionary, site)] if self.dictionary.has_skip else None
-
-
-def scale_terms(dictionary: Dictionary) -> int:
-    """Terms of each position beside the latents': of the scale that decoding puts back, and of the shift."""
-    if not dictionary.config.puts_scale_back:
-        return 0
-    return {"none": 0, "constant_norm_rescale": 1, "layer_norm": 2}[dictionary.config.normalisation]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def together(parts: Sequence[Between], lengths: Sequence[int]) -> Between:
     for each in zip(*(part.passing for part in parts), strict=True):
         latents = (p.latents._replace(position=p.latents.position + first) for p, first in zip(each, firsts, strict=True))
         columns = (torch.cat(column) for column in zip(*latents, strict=True))
-        passing.append(Passing(each[0].dictionary, torch.cat([p.x for p in each]), SparseLatents(*columns)))
+        passing.append(replace(each[0], x=torch.cat([p.x for p in each]), latents=SparseLatents(*columns)))
     return Between(parts[0].held, tuple(passing))
 
 
@@ -140,7 +142,7 @@ def in_float64(between: Between) -> Between:
     """The same, to be passed in float64."""
     double = torch.float64
     passing = [
-        Passing(p.dictionary.to(dtype=double), p.x.to(double), p.latents._replace(value=p.latents.value.to(double)))
+        replace(p, dictionary=p.dictionary.to(dtype=double), x=p.x.to(double), latents=p.latents._replace(value=p.latents.value.to(double)))
         for p in between.passing
     ]
     return Between(between.held, tuple(passing))

@@ -17,7 +17,7 @@ from attrib.between import Between, Effect, Passing, station
 from attrib.dictionary import Dictionary, encode_sparse
 from attrib.model import Model
 from attrib.replace import CutLeaves, Replacement, place, put_together
-from attrib.types import InputError, Logits, Policy, Site, UnsupportedError
+from attrib.types import InputError, Logits, Policy, Site, SparseLatents, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cuts:
     held: frozenset[Site]
     """The places written between the ends, as `station` names them."""
     passed: tuple[int, ...]
-    """Numbers of the dictionaries that derivatives pass: none but for total effects."""
+    """Numbers of the dictionaries that derivatives pass: for direct effects those with a skip connection, and that alone of them."""
 
     @property
     def passed_dictionaries(self) -> list[Dictionary]:
@@ -70,8 +70,15 @@ class Cuts:
 
     def between(self, read: Sequence[Float[Tensor, "positions _"]]) -> Between:
         """What a sweep meets, from what each passed dictionary reads at the primal."""
+        is_total = self.effect == "total"
         pairs = zip(self.passed_dictionaries, read, strict=True)
-        return Between(self.held, tuple(Passing(d, x, encode_sparse(d, x)) for d, x in pairs))
+        return Between(self.held, tuple(Passing(d, x, encode_sparse(d, x) if is_total else nothing(x), is_total) for d, x in pairs))
+
+
+def nothing(x: Float[Tensor, "positions d_in"]) -> SparseLatents:
+    """No latents, of a dictionary that reads x."""
+    none = torch.zeros(0, dtype=torch.int64, device=x.device)
+    return SparseLatents(none, none, x.new_zeros(0))
 
 
 def cuts_between(
@@ -111,7 +118,7 @@ def cuts_between(
 
     def is_passed(cut: Dictionary) -> bool:
         is_after = source is None or cut.site.depth >= station(start).depth
-        return effect == "total" and is_after and not held.isdisjoint(map(station, cut.writes))
+        return (effect == "total" or cut.has_skip) and is_after and not held.isdisjoint(map(station, cut.writes))
 
     held = frozenset(at for d in replaced.dictionaries for site in d.writes if is_between(at := station(site)))
     first = len(named) - len(cuts)

@@ -8,12 +8,12 @@ and what the model itself computes at w is not looked at. The sum has one term, 
 layers write together; the error is the site's, not a dictionary's. At the true leaves y_w is the true value everywhere, so
 the logits are the model's. What differs is where a_d comes from, and so what a derivative means:
 
-    direct    a_d, the scale of its input, its skip and err_w are leaves.     ∂y_w / ∂x = 0
+    direct    a_d, the scale of its input and err_w are leaves.                 ∂y_w / ∂x = Σ_d W_skip^T
     total     a_d = act(E_d^T x + c_d) along this same pass; err_w is a leaf.   ∂y_w / ∂x = Σ_d Σ_i∈active D_i (∂a_i / ∂x) + W_skip^T
 
-A direct effect therefore stops at every cut, and a total effect passes through the latents that are active there. In
-both, what a cut does not write goes by beside it: a transcoder cuts its MLP, not the stream. Latents compete (TopK)
-and pass thresholds anew on the total way; a derivative holds the selection, as everywhere (see `encode_at`).
+A direct effect therefore passes no latent of any cut, and a total effect passes those that are active there. In
+both, what is no latent's goes on: the stream beside a transcoder, and its skip connection, which is a part of the pass.
+Latents compete (TopK) and pass thresholds anew on the total way; a derivative holds the selection, as everywhere (see `encode_at`).
 
 `Replacement` is a plain function of its leaves under torch.func; docs/cuts.md has an example.
 """
@@ -61,7 +61,6 @@ class Cut(NamedTuple):
 
     latents: SparseLatents
     scale: InputScale
-    skip: Float[Tensor, "positions d_out_or_0"]  # no columns where the dictionary has no skip connection
 
 
 class CutLeaves(NamedTuple):
@@ -86,14 +85,13 @@ class CutLeaves(NamedTuple):
 
 
 def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:
-    beside = skip(dictionary, x) if dictionary.has_skip else x.new_empty(x.shape[0], 0)
-    return Cut(encode_sparse(dictionary, x), normalise_input(dictionary, x)[1], beside)
+    return Cut(encode_sparse(dictionary, x), normalise_input(dictionary, x)[1])
 
 
-def _given(dictionary: Dictionary, cut: Cut) -> Float[Tensor, "positions d_out"]:
-    """What a dictionary writes, from leaves alone."""
+def _given(dictionary: Dictionary, cut: Cut, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
+    """What a dictionary that reads x writes, its latents and its scale being leaves."""
     decoded = decode_at(dictionary, cut.latents.value, cut.latents.position, cut.latents.latent, cut.scale)
-    return decoded + cut.skip if dictionary.has_skip else decoded
+    return decoded + skip(dictionary, x) if dictionary.has_skip else decoded
 
 
 def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
@@ -212,7 +210,8 @@ class Replacement:
         cuts = tuple(_cut(d, true[place(self.model, d.site)]) for d in self.dictionaries)
         error = {site: true[site] for site in self.written}
         for dictionary, cut, places in zip(self.dictionaries, cuts, self._places, strict=True):
-            for at, part in zip(places, split(dictionary, _given(dictionary, cut)).values(), strict=True):
+            given = _given(dictionary, cut, true[place(self.model, dictionary.site)])
+            for at, part in zip(places, split(dictionary, given).values(), strict=True):
                 error[at] = error[at] - part
         return CutLeaves(embedded, cuts, tuple(error[site] for site in self.written))
 
@@ -222,7 +221,7 @@ class Replacement:
         """Logits. At the true leaves and with errors they are the model's own, whatever the effect.
 
         Args:
-            effect: "direct": every dictionary's latents, scale and skip are taken from the leaves, and derivatives stop at
+            effect: "direct": every dictionary's latents and scale are taken from the leaves, and derivatives stop at
                 all of them. "total": they are computed again along this pass, and derivatives go through; the
                 leaves are then the embedded tokens, the errors, and what `sources` are.
             sources: with "total", numbers of the dictionaries whose latents are leaves all the same: those whose total effect is
@@ -325,7 +324,7 @@ class Replacement:
         """Give a dictionary what it reads; what it writes waits for its places."""
         dictionary, cut = self.dictionaries[number], so_far.held.get(number)
         so_far.read[number] = x
-        written = _computed(dictionary, x) if cut is None else _given(dictionary, cut)
+        written = _computed(dictionary, x) if cut is None else _given(dictionary, cut, x)
         for at, part in zip(self._places[number], split(dictionary, written).values(), strict=True):
             so_far.decoded[at] = so_far.decoded[at] + part if at in so_far.decoded else part
 

@@ -170,7 +170,7 @@ def foreign_logits(
     tokens: Tensor,
     *,
     errors: dict[Site, Tensor] | None = None,
-    written: dict[int, Callable[[], Tensor]] | None = None,
+    written: dict[int, Callable[[Tensor], Tensor]] | None = None,
     embedded: Tensor | None = None,
     read: dict[int, Tensor] | None = None,
 ) -> Tensor:
@@ -178,7 +178,7 @@ def foreign_logits(
 
     Args:
         errors: added where something is written.
-        written: what some dictionaries write, in place of what their modules make of what they read.
+        written: what some dictionaries make of what they read, in place of what their modules do.
         read: takes what each reads.
     """
     edits: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
@@ -188,7 +188,7 @@ def foreign_logits(
         def edit(x: Tensor) -> Tensor:
             if read is not None:
                 read[number] = x[0]
-            out = written[number]()[None] if written and number in written else foreign.whole(x)
+            out = written[number](x[0])[None] if written and number in written else foreign.whole(x)
             for site, part in zip(foreign.writes, out.chunk(len(foreign.writes), -1), strict=True):
                 parts.setdefault(site, []).append(part)
             return x
@@ -217,9 +217,22 @@ def errors_of(replaced: Replacement, leaves: CutLeaves) -> dict[Site, Tensor]:
     return dict(zip(replaced.written, leaves.errors, strict=True))
 
 
-def moved(foreign: Foreign, x: Tensor, nodes: SparseLatents, values: Tensor) -> Tensor:
-    """What a dictionary that reads x writes when its active latents have other values."""
-    true = foreign.encode(x[None])
-    beside = foreign.whole(x[None]) - foreign.decode(x[None], true)
-    latents = torch.zeros_like(true[0]).index_put((nodes.position, nodes.latent), values)
-    return (foreign.decode(x[None], latents[None]) + beside)[0]
+Standing = Callable[[Tensor], Tensor]
+"""What a dictionary whose latents stand still writes, by what it reads: only its skip connection follows that."""
+
+
+def standing(foreign: Foreign, true: Tensor, latents: Tensor | None = None) -> Standing:
+    """A dictionary that truly reads `true`, with its true latents or with others [positions, d_sae]."""
+    latents = foreign.encode(true[None])[0] if latents is None else latents
+    decoded = foreign.decode(true[None], latents[None])[0]
+
+    def skip(x: Tensor) -> Tensor:
+        return (foreign.whole(x[None]) - foreign.decode(x[None], foreign.encode(x[None])))[0]
+
+    return lambda x: decoded + skip(x)
+
+
+def moved(foreign: Foreign, true: Tensor, nodes: SparseLatents, values: Tensor) -> Standing:
+    """The same when its active latents have other values."""
+    latents = torch.zeros_like(foreign.encode(true[None])[0]).index_put((nodes.position, nodes.latent), values)
+    return standing(foreign, true, latents)

@@ -230,11 +230,11 @@ def test_a_run_writes_its_figures(tiny_run: Callable[..., tuple[Any, dict[str, A
 
 
 def cut_in_two(effect: Effect) -> Problem:
-    """Between two SAEs, with one transcoder and a third SAE on the way."""
+    """Between two SAEs, with a transcoder on the way and, for total effects, a third SAE."""
     problem = between_latents("gpt2")
     x = attrib.capture(problem.model, problem.tokens, [Site(1, "mlp_in"), Site(2, "resid_pre")])
     transcoder = weights.random_transcoder(Site(1, "mlp_in"), (Site(1, "mlp_out"),), 80, 5, x[Site(1, "mlp_in")], seed=4)
-    # it stands beside the transcoder in one layer: direct effects go on beside its MLP, and end at an SAE of the stream
+    # direct effects go on beside an MLP, and end at an SAE of the stream
     sae = weights.random_dictionary(Site(2, "resid_pre"), 80, 5, x[Site(2, "resid_pre")], seed=5)
     return replace(problem, cuts=(transcoder, sae) if effect == "total" else (transcoder,), effect=effect)
 
@@ -393,6 +393,7 @@ def test_what_another_case_times_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 def test_quick_and_named_cases(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
     assert list(tiny_run("--quick")[1]) == ["latent-latent", "latent-logit"]
     assert list(tiny_run("--case", "token-latent")[1]) == ["token-latent"]
+    assert list(tiny_run("--case", "*-logit", "--case", "latent-*")[1]) == ["latent-logit", "latent-latent"]
     result, _ = tiny_run("--case", "nothing")
     assert result.exit_code == 2
     assert "the cases are" in result.output

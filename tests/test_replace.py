@@ -22,7 +22,7 @@ from attrib.replace import CutLeaves, Replacement, place, walk_with
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site, SparseLatents
 from tests.builders import ALL_FAMILIES, D_MODEL, DTYPES, Family, all_sites, build, normal, prompt, tiny
-from tests.cut_cases import SETS, SOME, TOKENS, Foreign, errors_of, foreign_logits, lens, moved, ours, put_in
+from tests.cut_cases import SETS, SOME, TOKENS, Foreign, errors_of, foreign_logits, lens, moved, ours, put_in, standing
 from tests.exact_transformers import keep_dtype
 from tests.tolerances import FINITE_DIFFERENCE, FOREIGN, ROUNDING, assert_close
 
@@ -72,8 +72,7 @@ def test_without_errors_the_logits_are_those_of_transformers_with_sae_lens(famil
     read: dict[int, Tensor] = {}
     with torch.no_grad():  # the direct way: each writes what it makes of the model's own pass
         foreign_logits(foreign, found, TOKENS, errors=errors_of(replaced, leaves), read=read)
-        true = {number: one.whole(read[number][None])[0] for number, one in enumerate(found)}
-        alone = foreign_logits(foreign, found, TOKENS, written={number: lambda out=out: out for number, out in true.items()})
+        alone = foreign_logits(foreign, found, TOKENS, written={n: standing(one, read[n]) for n, one in enumerate(found)})
     assert_close(replaced.forward(leaves, errors=False), alone)
     if len(found) > 1:
         assert (alone - want).abs().max() > 1e-3
@@ -199,19 +198,18 @@ def test_direct_effects_stop_at_a_cut_of_the_stream(family: Family):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.usefixtures("exact")
 def test_direct_effects_around_cuts_are_transformers_own(family: Family, which: str):
-    """Beside a transcoder the stream goes on. Here all that is written is constant but for one dictionary's part."""
+    """Beside a transcoder the stream goes on, and through its skip connection; its latents stand still but for one dictionary's."""
     replaced = put_in(family, which)
     found, foreign = SETS[which](replaced.model), tiny(family, torch.float64).requires_grad_(False)
     leaves = replaced.leaves(TOKENS)
     errors, read = errors_of(replaced, leaves), dict[int, Tensor]()
     foreign_logits(foreign, found, TOKENS, errors=errors, read=read)
-    constant = {number: one.whole(read[number][None])[0] for number, one in enumerate(found)}
     for number, one in enumerate(found[:-1]):
         nodes = leaves.cuts[number].latents
 
         def of_values(values: Tensor, number: int = number, one: Foreign = one, nodes: SparseLatents = nodes) -> Tensor:
-            written = {other: (lambda out=out: out) for other, out in constant.items()}
-            written[number] = lambda: moved(one, read[number], nodes, values)
+            written = {other: standing(each, read[other]) for other, each in enumerate(found)}
+            written[number] = moved(one, read[number], nodes, values)
             return foreign_logits(foreign, found, TOKENS, errors=errors, written=written)[-1]
 
         want = torch.autograd.functional.jacobian(of_values, nodes.value)
@@ -248,7 +246,7 @@ def test_total_effects_are_autograds_through_transformers_with_sae_lens(family: 
     nodes, one = leaves.cuts[0].latents, found[0]
 
     def of_values(values: Tensor) -> Tensor:
-        return foreign_logits(foreign, found, TOKENS, errors=errors, written={0: lambda: moved(one, read[0], nodes, values)})[-1, :SOME]
+        return foreign_logits(foreign, found, TOKENS, errors=errors, written={0: moved(one, read[0], nodes, values)})[-1, :SOME]
 
     want = torch.autograd.functional.jacobian(of_values, nodes.value)
     total = by_activations(replaced, leaves, 0, lambda at: replaced.forward(at, effect="total", sources=[0])[-1, :SOME])
