@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import attrib
-from attrib.types import BudgetError, Policy, Site
+from attrib.types import BudgetError, InputError, Policy, Site
 from tests.builders import dictionary, prompt, tiny
 from tests.tolerances import FOREIGN, assert_close
 
@@ -63,11 +64,41 @@ def calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             return name, (model, source, tokens), options | {"logits": attrib.TopLogits(3), "error": draw(st.booleans())}
 
 
-def test_the_adjoint_is_the_reference() -> None:
+@st.composite
+def cut_calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """The same with up to three dictionaries on the way."""
+    name, arguments, options = draw(calls())
+    width, cuts = arguments[0].config.d_model, []
+    for seed, (layer, kind) in enumerate(draw(st.lists(sites, min_size=1, max_size=3))):
+        rules = ["topk", "standard"] + (["jumprelu_skip_transcoder", "transcoder"] if kind == "mlp_in" else [])
+        rule, scale = draw(st.sampled_from(rules)), draw(st.sampled_from(["none", "layer_norm", "constant_norm_rescale"]))
+        more: dict[str, Any] = ({"k": 4} if rule == "topk" else {}) | ({} if "transcoder" in rule else {"normalize_activations": scale})
+        site = f"blocks.{layer}.{KINDS[kind].replace('ln2.hook_normalized', 'hook_mlp_in')}"
+        cuts.append(dictionary(rule, site=site, d_in=width, d_sae=30, dtype=torch.float64, seed=seed, **more))
+    options |= {"cuts": cuts, "effect": draw(st.sampled_from(["direct", "total"]))}
+    try:
+        attrib.attribute.check(name, arguments[0], *_ends(name, arguments, options), arguments[-1], cuts=cuts, effect=options["effect"])
+    except InputError as refused:
+        assume("both replace" not in str(refused))
+        raise
+    return name, arguments, options
+
+
+def _ends(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+    match name:
+        case "token_to_latent":
+            return None, arguments[1]
+        case "latent_to_latent":
+            return arguments[1], arguments[2]
+    return arguments[1], options["logits"]
+
+
+@pytest.mark.parametrize(("drawn", "examples"), [(calls(), 40), (cut_calls(), 40)], ids=["alone", "through cuts"])
+def test_the_adjoint_is_the_reference(drawn: st.SearchStrategy[Any], examples: int) -> None:
     largest: dict[str, list[float]] = {}
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(call=calls(), budget=st.sampled_from([None, 1_500_000]))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(call=drawn, budget=st.sampled_from([None, 1_500_000]))
     def compare(call: tuple[str, tuple[Any, ...], dict[str, Any]], budget: int | None) -> None:
         name, arguments, options = call
         attribute, size = getattr(attrib, name), {} if budget is None else {"budget": budget}
