@@ -312,7 +312,10 @@ Prompted = tuple[Tensor, Path]
 def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
     for number, (ids, found) in enumerate(paths):
-        rows = chunk_size(working[number], budget, number)
+        needed = working[number]
+        if found.is_cut:  # each row holds what every source writes, once more
+            needed = needed._replace(row=needed.row + found.x.dtype.itemsize * found.sources.direction.numel())
+        rows = chunk_size(needed, budget, number)
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
 

@@ -7,6 +7,7 @@ pointwise work between them is bounded by the same bytes. A test holds the count
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -211,9 +212,19 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False) -> None
     if not is_from_z:
         cost.mm("attention", cells, d, task.d_q)
     cost.mm("attention", cells, d, task.d_heads)
+    maps = attention_maps(task, up)
+    cost.flops.update(maps.flops)
+    cost.bytes.update(maps.bytes)
+    attention_point(task, cost)
+
+
+@lru_cache(maxsize=256)
+def attention_maps(task: Task, up: bool) -> Cost:
+    """A cone through the maps of all heads of one layer: the same in every layer, and in every way of the plan."""
+    cost = Cost(task.itemsize)
     for block in blocks(task.bands(up), task.block):
         _maps(task, cost, "attention", block, up)
-    attention_point(task, cost)
+    return cost
 
 
 def _maps(task: Task, cost: Cost, part: Part, block: Block, up: bool) -> None:
@@ -279,9 +290,13 @@ def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
 
 def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     """A cone against what is seeded on the other side."""
+    others = task.targets if up else task.sources
+    seeded = [list(accumulate(rows, initial=0)) for rows in others]
+    places = [list(accumulate((count > 0 for count in rows), initial=0)) for rows in others]
     for block in blocks(task.bands(up), task.block):
-        for count in (task.targets if up else task.sources)[block.prompt][block.begin : block.end]:
-            cost.mm("readout", block.rows, width, count)
+        met, at = (of_prompt[block.prompt][block.end] - of_prompt[block.prompt][block.begin] for of_prompt in (seeded, places))
+        cost.flops["readout"] += 2 * block.rows * width * met
+        cost.bytes["readout"] += cost.itemsize * (at * block.rows * width + (block.rows + width) * met)
 
 
 def walk(task: Task, cost: Cost) -> None:

@@ -71,7 +71,11 @@ class Descent(ABC, Generic[Rows]):
                 case "resid_mid":
                     if part is not None and is_moved:
                         beside = self.through_norm(layer, part)
-                    part, beside = (stream, beside) if is_parallel else (self.sum(stream, beside), None)
+                    part = None  # let go of before the next is made
+                    if is_parallel:
+                        part = stream
+                    else:
+                        part, beside = self.sum(stream, beside), None
                 case "attn_out":
                     part = stream
                 case "z" if part is not None and self.is_spread and self._is_plain(site):
@@ -130,12 +134,12 @@ class Descent(ABC, Generic[Rows]):
         return rows
 
     def sum(self, a: Rows | None, b: Rows | None) -> Rows | None:
-        """Both."""
+        """Both; `b` is of no use afterwards."""
         return b if a is None else a if b is None else self.add(a, b)
 
     @abstractmethod
     def add(self, a: Rows, b: Rows) -> Rows:
-        """The sum of both, apart from either."""
+        """The sum of both, in the place of `b` if that helps; `a` stays as it is."""
 
     @abstractmethod
     def through_mlp(self, layer: int, rows: Rows) -> Rows:

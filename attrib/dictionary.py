@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from attrib.model import fingerprint
-from attrib.sparse import canonical, holds
+from attrib.sparse import canonical, columns_of, holds
 from attrib.types import InputError, Site, SparseLatents
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "abstopk"]
@@ -238,7 +238,7 @@ def encode_at(
     """
     p, rule = dictionary.params, dictionary.config.rule
     x = _encoder_input(dictionary, x)
-    columns = _columns(p.W_enc, latent)
+    columns = columns_of(p.W_enc, latent)
     pre = (x.index_select(0, position) * columns).sum(-1) + p.b_enc.index_select(0, latent)
     above = _passes(rule, pre, p.threshold.index_select(0, latent))
     if rule in ("topk", "abstopk") and gate is not None:
@@ -249,13 +249,6 @@ def encode_at(
 def selected(dictionary: Dictionary) -> Dictionary:
     """The same dictionary where latents have been selected already: `encode_at` gives the value of whichever it is asked for."""
     return replace(dictionary, config=replace(dictionary.config, rule="abstopk"))
-
-
-def _columns(W: Float[Tensor, "d_in d_sae"], latent: Int[Tensor, " targets"]) -> Float[Tensor, "targets d_in"]:
-    """Chosen columns, as rows. A matrix whose columns lie together, as other libraries store encoders, is read along them."""
-    if W.stride(0) == 1:
-        return W.T.index_select(0, latent)
-    return W.index_select(1, latent).T.contiguous()  # four times as fast as taking rows of the transpose
 
 
 # ------------------------------------------------------------------------------- sparse from the start

@@ -8,9 +8,9 @@ what its own products are made in. Sizes are counts of numbers; the letters are 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from attrib.cone import Band, Block, Cone, blocks, even
@@ -32,13 +32,15 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     Args:
         layer: where the sides meet, for `both`.
     """
-    sizes = _Sizes(task)
+    sizes = _sizes(task)
     return task.itemsize * (sizes.held + max(sizes.stages(way, layer)))
 
 
 @dataclass(frozen=True)
 class _Sizes:
     task: Task
+    known: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Sizes that take a pass over all blocks, and are asked for once for each way of the plan."""
 
     def stages(self, way: Way, layer: int | None) -> Iterator[int]:
         """Numbers beyond those held throughout, stage by stage."""
@@ -137,6 +139,9 @@ class _Sizes:
 
     def spread(self, seeds: Rows, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""
+        return self.once("spread", is_down, lambda: self._spread(seeds, is_down))
+
+    def _spread(self, seeds: Rows, is_down: bool) -> int:
         task, c = self.task, self.task.config
         longest, most = max(map(len, seeds)), max(map(max, seeds))
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
@@ -168,9 +173,16 @@ class _Sizes:
         """The bands of tangents that do."""
         return [bands for _, bands in Cone(self.task.bands(up=True)).chunks(self.task.pieces.chunk)]
 
+    def once(self, name: str, is_down: bool, size: Callable[[], int]) -> int:
+        """A size that is counted once."""
+        if (name, is_down) not in self.known:
+            self.known[name, is_down] = size()
+        return self.known[name, is_down]
+
     def chunk(self, is_down: bool) -> int:
         """Cells of the largest run of bands."""
-        return max((sum(band.cells for band in run) for run in (self.runs_down if is_down else self.runs_up)), default=0)
+        runs = self.runs_down if is_down else self.runs_up
+        return self.once("chunk", is_down, lambda: max((sum(band.cells for band in run) for run in runs), default=0))
 
     def blocks(self, is_down: bool) -> Iterator[Block]:
         """In which rows pass the maps of an attention."""
@@ -184,7 +196,7 @@ class _Sizes:
 
     def maps(self, is_down: bool) -> int:
         """What one block's attention map is made in."""
-        return max((self.map(block, is_down) for block in self.blocks(is_down)), default=0)
+        return self.once("maps", is_down, lambda: max((self.map(block, is_down) for block in self.blocks(is_down)), default=0))
 
     def map(self, block: Block, is_down: bool) -> int:
         """The same for this block."""
@@ -216,6 +228,9 @@ class _Sizes:
 
     def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
         """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
+        return self.once("mlp", is_down, lambda: self._mlp(alive, seeds, is_down))
+
+    def _mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
         task, c = self.task, self.task.config
         d, f, pays = c.d_model, c.d_mlp, fold_rows(c)
         most, gates, piece = max(map(max, alive)), 2 if c.gated else 1, task.pieces.mlp
@@ -252,3 +267,8 @@ class _Sizes:
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
         rows = max(map(max, down)) + max(map(max, up)) + fewer
         return c.d_model * task.d_hidden + self.slopes + max(4 * task.tokens * c.d_mlp, rows * c.d_model + through)
+
+
+@lru_cache(maxsize=16)
+def _sizes(task: Task) -> _Sizes:
+    return _Sizes(task)

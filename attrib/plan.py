@@ -180,13 +180,29 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
         return None, smallest, smallest
     sweeps, first, peak = [], 0, 0
     while first < count:
-        low, high = 1, count - first
-        while low < high:  # the most targets from `first` on that fit
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if peak_memory(_part(task, first, first + middle), option.way, option.layer) <= budget else (low, middle - 1)
-            )
-        sweeps.append((first, first + low))
-        peak = max(peak, peak_memory(_part(task, first, first + low), option.way, option.layer))
-        first += low
+        rows, used = _most(partial(_peak, task, option, first), count - first, budget)
+        sweeps.append((first, first + rows))
+        peak = max(peak, used)
+        first += rows
     return tuple(sweeps), peak, smallest
+
+
+def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
+    """The peak of a sweep over some targets."""
+    return peak_memory(_part(task, first, first + rows), option.way, option.layer)
+
+
+def _most(peak: Callable[[int], int], count: int, budget: int) -> tuple[int, int]:
+    """About the most of `count` rows that fit, at most a fiftieth fewer, and their peak; one row is known to fit."""
+    low, high, used, over = 1, count, peak(1), peak(count)
+    if over <= budget:
+        return count, over
+    while high - low > max(1, low // 50):
+        # memory grows about as rows do, so the place is guessed; a tenth from both ends, so that either moves
+        guess = low + round((high - low) * min(max((budget - used) / (over - used), 0.1), 0.9))
+        guess = min(max(guess, low + 1), high - 1)
+        if (needed := peak(guess)) <= budget:
+            low, used = guess, needed
+        else:
+            high, over = guess, needed
+    return low, used

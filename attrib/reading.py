@@ -10,7 +10,7 @@ from torch import Tensor
 from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
 from attrib.fit import check_fit
 from attrib.model import Model, Tokenizer, cap, check_end, normalise, unembed, width
-from attrib.sparse import select
+from attrib.sparse import columns_of, select
 from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
 
 Positions = int | Sequence[int] | None
@@ -63,7 +63,7 @@ def read_logits(
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
         position, latent = at.repeat_interleave(counts), torch.cat(ids)
-        columns, offsets = model.params.W_U.index_select(1, latent).T.contiguous(), model.params.b_U.index_select(0, latent)
+        columns, offsets = columns_of(model.params.W_U, latent), model.params.b_U.index_select(0, latent)
         labels = token_strings(model, latent)
         probability = torch.cat([row.index_select(0, chosen).exp() for row, chosen in zip(log_probability, ids, strict=True)])
 
@@ -79,7 +79,7 @@ def _read_difference(model: Model, what: Difference, at: Int[Tensor, " targets"]
     sides = [token_ids(model, side, "logits") for side in (what.a, what.b)]
     label = " - ".join(" + ".join(token_strings(model, side)) for side in sides)
     both = torch.cat(sides)
-    W_U, b_U = model.params.W_U.index_select(1, both), model.params.b_U.index_select(0, both)
+    W_U, b_U = columns_of(model.params.W_U, both).T, model.params.b_U.index_select(0, both)
 
     def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
         raw = normalise(model.config, model.params.norm_final, rows, policy) @ W_U + b_U

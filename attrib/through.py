@@ -77,7 +77,7 @@ class _Down(Descent[Tensor]):
                     yield first + t, here, terms
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
+        return b.add_(a)
 
     def through_mlp(self, layer: int, rows: Tensor) -> Tensor:
         through_mlp(self.primal, layer, self.cone, rows, up=False)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
-from attrib.model import Model
 from attrib.precision import precision_of, products
 from attrib.types import AttribError
 from bench import ours, recipes
@@ -33,6 +32,12 @@ Result = dict[str, Any]
 
 SHARED_ROWS = 8
 """Rows of the random sample that lie at the sampled positions, so that every two ways can be compared."""
+
+WHOLE = 4096
+"""Rows times layers up to which torch.func computes all rows through cuts."""
+
+NOTEBOOKS = ("notebook_as_written", "notebook_chunked", "autograd_batched")
+"""The ways that differentiate the notebook's function."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,11 @@ def other_ways(problem: Problem, targets: Int[Tensor, "targets 2"], options: Opt
     generator = torch.Generator().manual_seed(options.seed)
     between_latents = problem.source is not None and isinstance(problem.target, Dictionary)
     # the ends with few sources or few targets are cheap enough to compute whole
-    positions = middle_positions(len(problem.tokens), 4) if between_latents else None
+    is_sampled = of * problem.layers > WHOLE if problem.is_cut else between_latents
+    positions = middle_positions(len(problem.tokens), 4) if is_sampled else None
     plain = recipes.through_attrib(problem, "torch.func", "float32", targets, positions)
+    if problem.is_cut:
+        return {"torch_func": plain}, dict.fromkeys(NOTEBOOKS, "the notebook's function has nothing put in on the way")
     chunk = recipes.chunk_of(problem, GIB)
     rows = sample_rows(of, chunk, plain.place, generator)
     ways = {
@@ -107,9 +115,8 @@ def other_ways(problem: Problem, targets: Int[Tensor, "targets 2"], options: Opt
 def run_case(case: Case, options: Options) -> Result:
     """Build, compare, and time a case whose values agree. One whose values do not has no figures."""
     problem = case.build().to(options.device)
-    for part in (problem.model, problem.source, problem.target):
-        if isinstance(part, Model | Dictionary):
-            assert part.fingerprint  # hashed once per object and call: not part of what is measured
+    for hashed in (problem.model.fingerprint, *(d.fingerprint for d in problem.dictionaries)):
+        assert hashed  # hashed once per object and call: not part of what is measured
     about: Result = {
         "what": case.what,
         "axis": case.axis,
@@ -181,7 +188,7 @@ def time_of(way: Way, device: torch.device) -> Time:
     _, rows = timed(lambda: way.run(opened), device)
     if way.repeats:
         rows = rows.plus(once.scaled(-1.0))
-    return once.plus(rows.scaled(way.of / len(way.place)))
+    return once.plus(rows.scaled((way.of - way.opened) / (len(way.place) - way.opened)))
 
 
 # ------------------------------------------------------------------------------------- what is written
@@ -213,15 +220,18 @@ def alternatives(ways: dict[str, Way], times: dict[str, Time], peaks: dict[str, 
 
 def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | None, result_bytes: int) -> Result:
     """The figures of a case, attrib's at the top and everyone's under `alternatives`."""
-    mine, notebook = figures["attrib"], figures["notebook_chunked"]
+    mine, notebook = figures["attrib"], figures.get("notebook_chunked")
     ideal = counted / rate
 
-    def cpu_of(name: str) -> float | None:
-        return figures[name]["cpu_s"] if name in figures else None
+    def of(name: str, figure: str) -> Any:
+        return figures[name][figure] if name in figures else None
+
+    sampled = figures["torch_func"] if notebook is None else notebook
 
     spent = mine["wall_s"] if mine["gpu_s"] is None else mine["gpu_s"]
     found: Result = {
-        "ratio_vs_notebook": notebook["over_attrib"],
+        "ratio_vs_notebook": of("notebook_chunked", "over_attrib"),
+        "ratio_vs_torch_func": of("torch_func", "over_attrib"),
         "flops_over_floor": None if plan is None else counted / plan.floor,
         "cpu_s": mine["cpu_s"],
         "wall_s": mine["wall_s"],
@@ -231,20 +241,21 @@ def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | 
         "flops": counted,
         "rate_gflops": rate / 1e9,
         "wall_over_ideal": spent / ideal,
-        "notebook_cpu_s": notebook["cpu_s"],
-        "notebook_peak_mb": notebook["peak_mb"],
-        "peak_ratio": notebook["peak_mb"] / mine["peak_mb"],
-        "torch_func_cpu_s": cpu_of("torch_func"),
-        "autograd_batched_cpu_s": cpu_of("autograd_batched"),
-        "rows": notebook["rows"],
-        "of": notebook["of"],
-        "extrapolated": notebook["extrapolated"],
+        "notebook_cpu_s": of("notebook_chunked", "cpu_s"),
+        "notebook_peak_mb": of("notebook_chunked", "peak_mb"),
+        "peak_ratio": None if notebook is None else notebook["peak_mb"] / mine["peak_mb"],
+        "torch_func_cpu_s": of("torch_func", "cpu_s"),
+        "autograd_batched_cpu_s": of("autograd_batched", "cpu_s"),
+        "rows": sampled["rows"],
+        "of": sampled["of"],
+        "extrapolated": sampled["extrapolated"],
         "alternatives": figures,
     }
     if plan is not None:
         found |= {
             "direction": plan.direction,
             "floor": plan.floor,
+            "plan_flops": plan.flops,
             "flops_over_plan": counted / plan.flops,
             "plan_peak_mb": plan.peak / 1e6,
             "peak_over_plan": mine["peak_mb"] * 1e6 / plan.peak,

@@ -40,12 +40,18 @@ def attribute(problem: Problem, method: Method, dtype: Dtype, positions: Sequenc
     p = problem
     options: dict[str, Any] = {"policy": p.policy, "positions": positions, "budget": p.budget, "method": method, "dtype": dtype}
     options["precision_rows"] = 0  # the bench compares values by itself, and does not time that
+    options |= put_in(p)
     if not isinstance(p.target, Dictionary):
         assert p.source is not None  # no case goes from tokens to logits
         return attrib.latent_to_logit(p.model, p.source, p.tokens, logits=p.target, **options)
     if p.source is None:
         return attrib.token_to_latent(p.model, p.target, p.tokens, **options)
     return attrib.latent_to_latent(p.model, p.source, p.target, p.tokens, **options)
+
+
+def put_in(problem: Problem) -> dict[str, Any]:
+    """The options that say what is put in on the way; none where nothing is."""
+    return {"cuts": problem.cuts, "effect": problem.effect} if problem.is_cut else {}
 
 
 class Plan(NamedTuple):
@@ -65,5 +71,5 @@ def read_plan(problem: Problem, dtype: Dtype) -> Plan | None:
     if not callable(plan):  # absent, or only the module of that name
         return None
     p = problem
-    found = plan(p.model, p.source, p.target, p.tokens, policy=p.policy, budget=p.budget, dtype=dtype)
+    found = plan(p.model, p.source, p.target, p.tokens, policy=p.policy, budget=p.budget, dtype=dtype, **put_in(p))
     return Plan(float(found.flops), float(found.floor), int(found.peak), str(found.direction))

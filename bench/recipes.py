@@ -154,6 +154,8 @@ class Way:
     read: Callable[[Any, Any], Rows]
     repeats: bool = False
     """Whether `run` does again what `open` does: it is then taken off."""
+    opened: int = 0
+    """Rows that `open` computes, where `run` computes them again."""
 
     @property
     def is_sample(self) -> bool:
@@ -250,4 +252,8 @@ def through_attrib(
     if positions is None:
         return Way(place, len(targets), lambda: None, run, read)
     # the first position sees nothing but itself: next to no rows' work, and all that is done once for a prompt
-    return Way(place, len(targets), lambda: attribute(problem, method, dtype, [0]), run, read, repeats=True)
+    first, opened = [0], 0
+    if problem.is_cut:  # where every row goes through the whole pass
+        first = list(positions[:1])
+        opened = int((targets[:, 0] == first[0]).sum())
+    return Way(place, len(targets), lambda: attribute(problem, method, dtype, first), run, read, repeats=True, opened=opened)

@@ -1,5 +1,6 @@
 """`python -m bench.run`: check values, time, print tables, write JSON. See bench/README.md."""
 
+import fnmatch
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,11 +26,12 @@ app = typer.Typer(add_completion=False)
 
 
 def chosen(names: list[str], quick: bool) -> list[Case]:
-    """The cases of a run: those named, or the quick ones, or all."""
+    """The cases of a run: those named, by patterns too, or the quick ones, or all."""
     known = all_cases()
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names if not fnmatch.filter(known, name)]:
         raise typer.BadParameter(f"{unknown[0]!r} is not a case; the cases are {', '.join(known)}.", param_hint="--case")
-    return [known[name] for name in names] or [case for case in known.values() if case.quick or not quick]
+    named = dict.fromkeys(one for name in names for one in fnmatch.filter(known, name))
+    return [known[name] for name in named] or [case for case in known.values() if case.quick or not quick]
 
 
 def one_of(known: tuple[Name, ...], given: str, option: str) -> Name:
@@ -69,7 +71,7 @@ def case_table(results: Mapping[str, Result], options: Options) -> Table:
     table = Table(title=f"attrib ({measured_as(options)}) and its alternatives on a {where}; * scaled from a sample of rows")
     for column in ("case", "values", f"attrib {seconds}", "notebook", "as written", "autograd", "torch.func"):
         table.add_column(column, justify="left" if column in ("case", "values") else "right")
-    for column in ("ratio", "peak MB", "notebook", "FLOPs/floor", "wall/ideal"):
+    for column in ("ratio", "to torch.func", "peak MB", "notebook", "FLOPs/floor", "wall/ideal"):
         table.add_column(column, justify="right")
     for name, result in results.items():
         table.add_row(name, *cells(result))
@@ -79,7 +81,7 @@ def case_table(results: Mapping[str, Result], options: Options) -> Table:
 def cells(result: Result) -> list[str]:
     """A line of the table after the case's name."""
     if not result["checked"]:
-        return ["DIFFER"] + ["-"] * 10
+        return ["DIFFER"] + ["-"] * 11
     ways: dict[str, dict[str, Any]] = result["alternatives"]
 
     def seconds(name: str) -> str:
@@ -92,6 +94,7 @@ def cells(result: Result) -> list[str]:
         f"{max(result['errors'].values()):.0e} apart",
         *(seconds(name) for name in ("attrib", "notebook_chunked", "notebook_as_written", "autograd_batched", "torch_func")),
         number(result["ratio_vs_notebook"], ".1f"),
+        number(result["ratio_vs_torch_func"], ".1f"),
         number(result["peak_mb"], ".0f"),
         number(result["notebook_peak_mb"], ".0f"),
         number(result["flops_over_floor"]),
@@ -119,7 +122,9 @@ def goal_table(results: Mapping[str, Result], options: Options) -> Table:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Only the cases of the table of ratios; under 5 minutes on 2 cores.")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here, after every case.")] = None,
-    case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be given again.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Only this case, or those of a pattern such as 'cuts-*'; may be given again.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     method: Annotated[str, typer.Option("--method", help=f"{' or '.join(get_args(Engine))}.")] = METHOD,
     dtype: Annotated[str, typer.Option("--dtype", help="What attrib multiplies in: float32, tf32 (CUDA) or bfloat16.")] = "float32",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attrib.dictionary import Dictionary, DictionaryConfig, DictionaryParams
 from attrib.model import MLP, Activation, Attention, Block, Model, ModelConfig, Norm, Params
+from attrib.sources.tensors import from_tensors
 from attrib.types import Site
 
 
@@ -123,6 +124,18 @@ def random_dictionary(site: Site, d_sae: int, active: int, x: Float[Tensor, "pos
     params = DictionaryParams(W_enc, b_enc, W_dec, x.new_zeros(x.shape[1]), x.new_zeros(d_sae))
     config = DictionaryConfig(site, "relu", None, apply_b_dec_to_input=False, normalisation="none", model_name=None)
     return Dictionary(params, config, f"random {d_sae} at {site}")
+
+
+def random_transcoder(
+    site: Site, writes: tuple[Site, ...], d_sae: int, active: int, x: Float[Tensor, "positions d_in"], seed: int
+) -> Dictionary:
+    """The same with an encoder of its own, unit too, which writes unit rows at each of `writes`, as wide as what it reads."""
+    generator = torch.Generator().manual_seed(seed)
+    W_enc = torch.randn(d_sae, x.shape[1], generator=generator)
+    W_enc = (W_enc / W_enc.norm(dim=-1, keepdim=True)).T.contiguous().to(x)
+    W_dec = torch.randn(d_sae, len(writes) * x.shape[1], generator=generator).mul_(x.shape[1] ** -0.5).to(x)
+    b_enc = x.new_full((d_sae,), -threshold(x @ W_enc, active))
+    return from_tensors(site=site, writes=writes, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, name=f"random {d_sae} at {site}")
 
 
 def threshold(pre: Float[Tensor, "positions d_sae"], active: int) -> float:
