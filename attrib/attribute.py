@@ -277,13 +277,14 @@ def _run(
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
     model = _constant(model.to(dtype=dtype))
-    ends = {"source": source, "target": target}
-    source, target = (
-        _constant(fitted(model, end.to(dtype=dtype, device=model.device), name)) if isinstance(end, Dictionary) else end
-        for name, end in ends.items()
-    )
+
+    def there(dictionary: Dictionary, argument: str) -> Any:
+        return _constant(fitted(model, dictionary.to(dtype=dtype, device=model.device), argument))
+
+    source = None if source is None else there(source, "source")
+    target = there(target, "target") if isinstance(target, Dictionary) else target
     put_in: dict[str, Any] = {
-        "cuts": [_constant(cut.to(dtype=dtype, device=model.device)) for cut in options.cuts],
+        "cuts": [there(cut, f"cuts[{number}]") for number, cut in enumerate(options.cuts)],
         "effect": options.effect,
     }
     done = _track(prompts, options.progress)

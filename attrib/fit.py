@@ -1,5 +1,7 @@
 """Whether a dictionary belongs to a model, and the dictionary as it reads and writes that model."""
 
+from dataclasses import replace
+
 import torch
 
 from attrib.dictionary import Dictionary, after_gain
@@ -39,5 +41,5 @@ def fitted(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
             "and not before it. Train one on what the MLP reads."
         )
     if torch.equal(norm.weight, torch.ones_like(norm.weight)) and not norm.bias.any():
-        return dictionary
+        return replace(dictionary, config=replace(dictionary.config, hook_name=None))  # and need not be asked again
     return after_gain(dictionary, norm.weight, norm.bias)
