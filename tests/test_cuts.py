@@ -330,6 +330,18 @@ def test_a_reduced_precision_is_measured_through_cuts(which: str):
         assert_close(found.dense(0), exact.dense(0), 0.1)
 
 
+@pytest.mark.parametrize("which", ["transcoders", "z"])
+def test_on_triton_kernels(which: str):
+    pytest.importorskip("triton")
+    model, tokens = build("llama", torch.float32), prompt(8)
+    source, target, cuts = SOURCES["resid_pre"](model), TARGETS["mlp_in"](model), put_in("llama", which, torch.float32)
+    ours, kernels = (
+        attribute(model, source, target, tokens, cuts=cuts, effect="total", method=method) for method in ("adjoint", "adjoint-triton")
+    )
+    assert ours.gradient.abs().max() > 0.05
+    assert_close(kernels.dense(0), ours.dense(0), ROUNDING)
+
+
 def test_what_was_put_in_is_recorded_and_stored(tmp_path: Path):
     model, cuts = build("gpt2", torch.float32), put_in("gpt2", "every layer", torch.float32)
     edges = attrib.latent_to_logit(model, cuts[0], TOKENS, cuts=cuts[1:], effect="total")
