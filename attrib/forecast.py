@@ -11,7 +11,7 @@ from torch import Tensor
 from attrib.attribute import TokensLike, check, to_prompts
 from attrib.between import Effect, station
 from attrib.cone import pieces_of
-from attrib.cost import Cost, Part, Task
+from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
 from attrib.edges import EdgeKind
 from attrib.jacobian import DEFAULT_BUDGET, task_of
@@ -20,6 +20,7 @@ from attrib.path import path, start_site, stop_site
 from attrib.plan import PackPlan, packs
 from attrib.precision import precision_of
 from attrib.reading import Positions, chosen_positions
+from attrib.task import Task
 from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Tokens, TopLogits
 
 

@@ -17,7 +17,6 @@ from torch.func import jvp, vjp, vmap
 
 from attrib.between import Between, in_float64, passed_of, station, together
 from attrib.cone import Cone, cone, pieces_of
-from attrib.cost import Task
 from attrib.meet import both, empty, forward, lift, reverse
 from attrib.memory import Way
 from attrib.model import ModelConfig, width
@@ -27,6 +26,7 @@ from attrib.plan import PackPlan, plan_pack
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.seeded import push_seeded
+from attrib.task import Task
 from attrib.through import through
 from attrib.types import BudgetError, Site
 

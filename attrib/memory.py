@@ -14,9 +14,10 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from attrib.cone import Band, Block, Cone, blocks, even
-from attrib.cost import Task, in_head_space
+from attrib.cost import in_head_space
 from attrib.seeded import fold_rows
 from attrib.sweep import spread_blocks
+from attrib.task import Task
 
 Way = Literal["local", "reverse", "forward", "both", "through"]
 """`local`: no attention between, targets meet sources at their own positions. `through`: that of through.py.

@@ -11,8 +11,9 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
-from attrib.cost import Cost, Task, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
+from attrib.cost import Cost, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
 from attrib.memory import Way, peak_memory
+from attrib.task import Task
 from attrib.through_cost import through_cost
 from attrib.types import BudgetError
 

@@ -5,7 +5,6 @@ from itertools import chain
 
 from attrib.cost import (
     Cost,
-    Task,
     attention,
     attention_point,
     meet_seeded,
@@ -18,6 +17,7 @@ from attrib.cost import (
 )
 from attrib.descent import Descent
 from attrib.model import width
+from attrib.task import Task
 from attrib.types import Site
 
 Alive = Sequence[Sequence[int]]

@@ -15,7 +15,7 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segment", "capture", "fit", "replace", "cuts", "reading", "path",
-    "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal",
+    "task", "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal",
     "jobs", "sources", "view", "run", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
