@@ -156,7 +156,7 @@ def normalise_input(
     match dictionary.config.normalisation:
         case "layer_norm":
             shift = x.mean(-1, keepdim=True)
-            scale = (x - shift).std(-1, keepdim=True)
+            scale = (x - shift).std(-1, keepdim=True) if x.numel() else shift  # of no rows it would warn
             x, taken = (x - shift) / (scale + 1e-5), InputScale(shift, scale)
         case "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / dictionary.d_in**0.5

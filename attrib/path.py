@@ -219,7 +219,7 @@ def _open_cut(
         sources = start_at_tokens(seen[start], tokens).sources
     else:
         x = seen[source.site]
-        writes = tuple(at for at in source.writes if at.depth <= stop.depth)
+        writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
         sources = latent_sources(source, x, writes, encode_sparse(source, x))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
     if not error:

@@ -330,6 +330,49 @@ def test_a_reduced_precision_is_measured_through_cuts(which: str):
         assert_close(found.dense(0), exact.dense(0), 0.1)
 
 
+def silent(dictionary: Dictionary) -> Dictionary:
+    """The same with no latent ever active."""
+    return replace(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 1e3))
+
+
+@pytest.mark.parametrize("effect", ["direct", "total"])
+@pytest.mark.parametrize("which", ["transcoders", "cross", "z", "residual"])
+def test_where_no_latent_is_active(which: str, effect: str):
+    """Of the source, the target, or the cuts: nothing is passed then but skip connections and scales."""
+    model = build("gpt2", torch.float64)
+    source, target, cuts = SOURCES["z"](model), TARGETS["mlp_in"](model), put_in("gpt2", which)
+    assert source is not None
+    assert target is not None
+    normalised = lens(model, "standard", "blocks.3.hook_attn_out", normalize_activations="layer_norm").ours
+    for a, b, between in (
+        (silent(source), target, cuts),
+        (source, silent(target), cuts),
+        (source, silent(normalised), cuts),
+        (source, target, [silent(cut) for cut in cuts]),
+    ):
+        got = attrib.latent_to_latent(model, a, b, PROMPTS, cuts=between, effect=effect)
+        want = attrib.latent_to_latent(model, a, b, PROMPTS, cuts=between, effect=effect, method="torch.func")
+        for row in range(len(PROMPTS)):
+            assert_close(got.dense(row), want.dense(row))
+
+
+def test_sites_in_any_order():
+    """A dictionary that lists a later site first."""
+    model = build("gpt2", torch.float64)
+    forward = cross(model, range(1, 4))[0].ours
+    parts = forward.params.W_dec.split(D_MODEL, dim=1), forward.params.b_dec.split(D_MODEL)
+    turned = replace(
+        forward,
+        params=forward.params._replace(W_dec=torch.cat(parts[0][::-1], dim=1), b_dec=torch.cat(parts[1][::-1])),
+        config=replace(forward.config, writes=forward.writes[::-1]),
+    )
+    target = TARGETS["resid_post"](model)
+    assert target is not None
+    want, got = (attrib.latent_to_latent(model, source, target, TOKENS).dense(0) for source in (forward, turned))
+    assert want.abs().max() > 0.1
+    assert_close(got, want)
+
+
 @pytest.mark.parametrize("which", ["transcoders", "z"])
 def test_on_triton_kernels(which: str):
     pytest.importorskip("triton")
