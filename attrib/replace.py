@@ -407,8 +407,9 @@ def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
 
 def _check_apart(model: Model, dictionaries: Mapping[str, Dictionary]) -> None:
     """Raises InputError where two dictionaries write one place and no sum of them is meant."""
+    places = {name: [place(model, site) for site in dictionary.writes] for name, dictionary in dictionaries.items()}
     for (first, a), (second, b) in combinations(dictionaries.items(), 2):
-        shared = [at for at in (place(model, site) for site in b.writes) if at in {place(model, site) for site in a.writes}]
+        shared = [at for at in places[second] if at in places[first]]
         if shared and not _are_layers(*sorted((a, b), key=lambda d: d.site.depth)):
             raise InputError(
                 f"{first} ({a.name}, at {_list(a.writes)}) and {second} ({b.name}, at {_list(b.writes)}) both replace {shared[0]}; "

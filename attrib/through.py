@@ -141,7 +141,7 @@ class _Down(Descent[Tensor]):
         for token, here, terms in self._positions(waiting):
             if (reached := waiting.terms.get(token)) is not None:
                 out.index_add_(0, here[: len(reached)], reached @ reading[terms])
-        self.waits[number] = _Waiting(waiting.passing, sum(self.primal.lengths))
+        waiting.terms, waiting.skip = {}, None  # let go of: nothing comes to it below the place that it reads
         return out
 
     def read(self, site: Site, rows: Tensor) -> None:

@@ -101,7 +101,7 @@ def test_every_set_against_the_plain_function(family: Family, which: str):
             want = attribute(model, *ends, PROMPTS, method="torch.func", **options)
             effects.add(effect)
             for row in range(len(PROMPTS)):
-                assert_close(got.dense(row), want.dense(row), what=(source, target, options, row))
+                assert_close(got.dense(row), want.dense(row), what=(source, target, effect, policy, options["error"], row))
                 largest = max(largest, want.dense(row).abs().max().item())
             assert_close(got.total, want.total, what="totals")
     assert effects
