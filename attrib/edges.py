@@ -31,9 +31,27 @@ class Prompts:
     ptr: Int[Tensor, " prompts_plus_1"]
     ids: Int[Tensor, " tokens"]
     strings: tuple[str, ...]
+    number: Int[Tensor, " prompts"] | None = None
+    """The number of each prompt in the data set that it was taken from; None where that is its place here."""
 
     def __len__(self) -> int:
         return self.ptr.shape[0] - 1
+
+    def equals(self, other: "Prompts") -> bool:
+        """Whether both are the same prompts of the same numbers."""
+        numbered = torch.equal(self.numbers, other.numbers)
+        return numbered and torch.equal(self.ptr, other.ptr) and torch.equal(self.ids, other.ids) and self.strings == other.strings
+
+    @property
+    def numbers(self) -> Int[Tensor, " prompts"]:
+        """The number of each prompt in its data set."""
+        return torch.arange(len(self)) if self.number is None else self.number
+
+    def slice(self, prompts: slice) -> "Prompts":
+        """A run of successive prompts, with the numbers that they have here."""
+        ptr = self.ptr[prompts.start : prompts.stop + 1]
+        tokens = slice(int(ptr[0]), int(ptr[-1]))
+        return Prompts(ptr - ptr[0], self.ids[tokens], self.strings[tokens], None if self.number is None else self.number[prompts])
 
     def text(self, prompt: int) -> tuple[str, ...]:
         """The token strings of one prompt."""
@@ -122,7 +140,6 @@ class Edges:
         number %= count
         rows, columns = self.targets.rows(number), self.sources.rows(number)
         entries = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
-        tokens = slice(int(self.prompts.ptr[number]), int(self.prompts.ptr[number + 1]))
         return Edges(
             kind=self.kind,
             sources=_slice_nodes(self.sources, columns),
@@ -133,7 +150,7 @@ class Edges:
             attribution=self.attribution[entries],
             total=self.total[rows],
             l1=self.l1[rows],
-            prompts=Prompts(torch.tensor([0, tokens.stop - tokens.start]), self.prompts.ids[tokens], self.prompts.strings[tokens]),
+            prompts=self.prompts.slice(slice(number, number + 1)),
             call=self.call,
         )
 
@@ -207,6 +224,16 @@ def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
     )
 
 
+def _join_prompts(parts: Sequence[Prompts]) -> Prompts:
+    numbered = [part.number for part in parts if part.number is not None]
+    return Prompts(
+        _join_ptr([part.ptr for part in parts]),
+        torch.cat([part.ids for part in parts]),
+        tuple(string for part in parts for string in part.strings),
+        torch.cat(numbered) if len(numbered) == len(parts) else None,
+    )
+
+
 def join(parts: Sequence[Edges]) -> Edges:
     """Results of the same call on successive prompts, as one."""
     offsets = torch.tensor([0, *(len(p.sources) for p in parts)]).cumsum(0)
@@ -220,9 +247,5 @@ def join(parts: Sequence[Edges]) -> Edges:
         attribution=torch.cat([p.attribution for p in parts]),
         total=torch.cat([p.total for p in parts]),
         l1=torch.cat([p.l1 for p in parts]),
-        prompts=Prompts(
-            _join_ptr([p.prompts.ptr for p in parts]),
-            torch.cat([p.prompts.ids for p in parts]),
-            tuple(s for p in parts for s in p.prompts.strings),
-        ),
+        prompts=_join_prompts([p.prompts for p in parts]),
     )

@@ -18,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attrib import store
 from attrib.edges import Edges, Nodes, Prompts, join
-from attrib.store import open_store, save
+from attrib.store import checked, open_store, save, write
+from attrib.store.wellformed import fault
 from attrib.types import FormatError, InputError, Site
 
 ARCHIVE = Path(__file__).parent / "data" / "v1.h5"
@@ -173,6 +173,29 @@ def test_what_is_saved_comes_back(tmp_path_factory: pytest.TempPathFactory, shar
         for block, edges in zip(opened.blocks, shard, strict=True):
             for number in range(len(edges.prompts)):
                 assert same(opened.edges(*block, prompts=number), edges.prompt(number))
+
+
+def test_the_numbers_of_prompts_come_back_where_they_were_given(tmp_path: Path) -> None:
+    edges = archive_edges()[0]
+    count = len(edges.prompts)
+    numbered = replace(edges, prompts=replace(edges.prompts, number=torch.arange(count).flip(0) * 5_000_000_000))
+    with open_store(save(tmp_path / "numbered.h5", numbered)) as shard:
+        assert shard.prompts.equals(numbered.prompts)
+        assert not shard.prompts.equals(edges.prompts)
+        assert shard.edges(prompts=count - 1).prompts.numbers.tolist() == [0]
+        assert join([shard.edges(prompts=n) for n in range(count)]).prompts.equals(numbered.prompts)
+        assert numbered.prompt(0).prompts.numbers.tolist() == [(count - 1) * 5_000_000_000]
+    with open_store(save(tmp_path / "plain.h5", edges)) as shard:
+        assert shard.prompts.number is None
+        assert shard.prompts.numbers.tolist() == [*range(count)]
+
+
+@pytest.mark.parametrize("number", [[-1, 0, 1], [0, 1]])
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, number: list[int]) -> None:
+    edges = archive_edges()[0]
+    wrong = replace(edges, prompts=replace(edges.prompts, number=torch.tensor(number)))
+    with pytest.raises(InputError, match="numbers are not one for each, or fall below 0"):
+        save(tmp_path / "shard.h5", wrong)
 
 
 def test_a_single_result_is_a_block(tmp_path: Path) -> None:
@@ -451,8 +474,8 @@ def interrupted(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("where", "name", "failure"),
     [
-        (store, "_write_strings", full_disk),
-        (store, "_write_nodes", interrupted),
+        (write, "write_strings", full_disk),
+        (write, "_write_nodes", interrupted),
         (h5py.Group, "create_dataset", full_disk),
         (os, "fsync", full_disk),
         (os, "replace", full_disk),
@@ -678,7 +701,7 @@ def test_parts_that_disagree_are_named(shard: Path, change: Callable[[h5py.File]
 @pytest.mark.parametrize("code", [32001, 32015])
 def test_a_file_that_needs_the_missing_plugin_says_so(shard: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     edit(shard, set_data(f"{BLOCK}/total", np.zeros(3, np.float32), chunks=(3,), compression="gzip"))
-    monkeypatch.setattr(store, "_PLUGIN_FILTERS", {1})
+    monkeypatch.setattr(checked, "PLUGIN_FILTERS", {1})
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     with pytest.raises(InputError, match=r"shard\.h5: compressed, and reading it needs the package hdf5plugin"):
         read_all(shard)
@@ -697,4 +720,4 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPath
     except FormatError as error:
         assert str(path) in str(error)  # noqa: PT017
     else:
-        assert all(store._fault(edges) is None for edges in read)
+        assert all(fault(edges) is None for edges in read)

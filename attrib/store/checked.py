@@ -1,0 +1,120 @@
+"""How a file that may be hostile is read: types, lengths and links are checked before anything is allocated."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, PLUGIN_FILTERS, REMEDY, VERSION, import_plugin
+from attrib.types import AttribError, FormatError
+
+POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Whatever h5py raises at a file that is cut short or damaged, as a FormatError."""
+    try:
+        yield
+    except AttribError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise FormatError(f"{path}: truncated or damaged ({error}); {REMEDY}") from error
+
+
+def damaged(where: h5py.HLObject, fault: str) -> FormatError:
+    """The error for what is wrong with a group or dataset."""
+    return FormatError(f"{where.file.filename}: damaged: {where.name}: {fault}; {REMEDY}")
+
+
+def attribute(where: h5py.HLObject, name: str, kind: str) -> Any:
+    """An attribute whose numpy type is of this kind, or None; of another kind, it is not even read: see `_text`."""
+    return where.attrs[name] if name in where.attrs and where.attrs.get_id(name).dtype.kind == kind else None
+
+
+def check_version(file: h5py.File) -> None:
+    """Raises FormatError where a file is not attrib's, or of a version that this attrib does not know."""
+    if attribute(file, "format", "S") != FORMAT.encode():
+        raise FormatError(
+            f"{file.filename}: an HDF5 file, but not attrib's: it holds {sorted(file)[:8]}; expected the root attribute "
+            f"format={FORMAT!r}. Open it with the program that made it."
+        )
+    version = attribute(file, "format_version", "i")
+    if version != VERSION:
+        raise FormatError(
+            f"{file.filename}: format version {version}; this attrib reads version {VERSION}. Install the attrib that wrote it."
+        )
+
+
+def child(group: h5py.Group, name: str, kind: type) -> Any:
+    """A group or dataset that lies in the file itself: a link elsewhere could have us read any file of the user's."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
+        raise damaged(group, f"{name!r} is missing or not a {kind.__name__.lower()}")
+    return group[name]
+
+
+def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int | None = None) -> h5py.Dataset:
+    """A column whose type, length, filters and storage are as they should be. Nothing is read yet."""
+    data, size = child(group, name, h5py.Dataset), group.file.id.get_filesize()
+    wanted = (data.size if length is None else length,)
+    if data.dtype not in dtypes or data.shape != wanted:
+        raise damaged(data, f"{data.dtype} {data.shape}, and not {' or '.join(dtypes)} {wanted}")
+    if data.is_virtual or data.external:
+        raise damaged(data, "its values lie in another file")
+    created = data.id.get_create_plist()
+    filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
+    if not filters <= BUILT_IN_FILTERS | PLUGIN_FILTERS:
+        raise damaged(data, f"the filters {sorted(filters)} are not all of format version {VERSION}")
+    if filters & PLUGIN_FILTERS:
+        import_plugin(f"{group.file.filename}: compressed, and reading it")
+    chunk = data.chunks[0] * data.dtype.itemsize if data.chunks else 0
+    # a compressed column is backed by chunks that are there, any other by bytes that are there
+    if chunk > 16 * CHUNK or data.nbytes > (data.id.get_num_chunks() * chunk if filters else size):
+        raise damaged(data, f"{data.nbytes} bytes in chunks of {chunk} are more than the file of {size} bytes holds")
+    return data
+
+
+def read_text(where: h5py.HLObject, name: str, among: Sequence[str] | None = None) -> str:
+    """A text attribute, one of `among` where that is given."""
+    value = attribute(where, name, "S")
+    if value is None or (among is not None and value.decode() not in among):
+        raise damaged(where, f"the attribute {name} is {value}, and not {'text of fixed length' if among is None else ' or '.join(among)}")
+    return value.decode()
+
+
+def read_json(where: h5py.HLObject, name: str) -> dict[str, Any]:
+    """An attribute that holds a JSON object."""
+    value = json.loads(read_text(where, name))
+    if not isinstance(value, dict):
+        raise damaged(where, f"attribute {name} is not a JSON object")
+    return value
+
+
+def read_column(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int, rows: slice) -> Tensor:
+    """`rows` of a column; integers as int64."""
+    values = dataset(group, name, dtypes, length)[rows]
+    return torch.from_numpy(values if dtypes is FLOAT else values.astype(np.int64))
+
+
+def read_ptr(group: h5py.Group, name: str, count: int, entries: int, rows: slice) -> tuple[Tensor, slice]:
+    """The pointers of `rows`, starting from 0, and the slice of the entries that they point to."""
+    whole = dataset(group, name, POINTER, count + 1)
+    ptr = torch.from_numpy(whole[rows.start : rows.stop + 1])
+    if (whole[0], whole[-1]) != (0, entries) or ptr[0] < 0 or ptr[-1] > entries or (ptr.diff() < 0).any():
+        raise damaged(whole, f"does not rise from 0 to {entries}")
+    return ptr - ptr[0], slice(int(ptr[0]), int(ptr[-1]))
+
+
+def read_strings(group: h5py.Group, count: int, rows: slice) -> tuple[str, ...]:
+    """`rows` of a table of `count` strings."""
+    data = dataset(group, "bytes", BYTE)
+    ptr, span = read_ptr(group, "ptr", count, len(data), rows)
+    raw, ends = data[span].tobytes(), ptr.tolist()
+    return tuple(raw[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends))

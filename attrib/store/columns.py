@@ -1,0 +1,93 @@
+"""How columns, strings and texts are put into HDF5."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import h5py
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from attrib.store.layout import CHUNK, import_plugin
+from attrib.types import InputError
+
+
+def filters_of(compression: str | None) -> dict[str, Any]:
+    """The options of h5py's create_dataset for a compression."""
+    match compression:
+        case None:
+            return {}
+        case "gzip" | "lzf":
+            return {"compression": compression, "shuffle": True}
+        case "blosc-lz4":
+            return dict(import_plugin("compression: 'blosc-lz4'").Blosc(cname="lz4"))
+        case "zstd":
+            return dict(import_plugin("compression: 'zstd'").Zstd())
+    raise InputError(f"compression: {compression!r}; expected None, 'gzip', 'lzf', 'blosc-lz4' or 'zstd'.")
+
+
+def write_columns(group: h5py.Group, columns: dict[str, np.ndarray], filters: dict[str, Any]) -> None:
+    """Each column in the fewest chunks of at most CHUNK bytes, of even length so that the last is not mostly padding."""
+    for name, column in columns.items():
+        if len(column):
+            length = -(-len(column) // -(-column.nbytes // CHUNK))
+            group.create_dataset(name, data=column, chunks=(length,), **filters)
+        else:  # an empty dataset has no chunks to filter
+            group.create_dataset(name, data=column)
+
+
+def write_strings(group: h5py.Group, strings: Sequence[str]) -> None:
+    """Write strings as the bytes of their UTF-8 and where each begins.
+
+    HDF5's own variable-length strings end at a NUL, which a token may hold. Lone surrogates pass too. The
+    bytes are never compressed, so that no string can be longer than its file.
+    """
+    encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+    ptr = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    write_columns(group, {"ptr": ptr, "bytes": np.frombuffer(b"".join(encoded), np.uint8)}, {})
+
+
+def name_as_csr(csr: h5py.Group, shape: tuple[int, int]) -> None:
+    """Make data, indices and indptr a matrix in two conventions at once: AnnData's on-disk CSR and binsparse 0.1."""
+    csr.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(shape, np.int64)})
+    names = {"pointers_to_1": "indptr", "indices_1": "indices", "values": "data"}
+    for name, anndata_name in names.items():
+        csr[name] = csr[anndata_name]  # a hard link: the same dataset by a second name
+    types = {name: csr[name].dtype.name for name in names}
+    header = {"version": "0.1", "format": "CSR", "shape": shape, "number_of_stored_values": len(csr["data"]), "data_types": types}
+    csr.attrs["binsparse"] = json.dumps({"binsparse": header})
+
+
+def array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
+    """A tensor as numpy has it."""
+    return np.asarray(column.detach().cpu().numpy(), dtype)
+
+
+def integers(column: Int[Tensor, " n"]) -> np.ndarray:
+    """As int32 where every value fits, else as int64."""
+    values, limits = array(column, np.int64), np.iinfo(np.int32)
+    fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
+    return values.astype(np.int32) if fits else values
+
+
+def json_text(value: dict[str, Any]) -> np.ndarray:
+    """An attribute that holds a JSON object. Raises InputError where JSON cannot."""
+    try:
+        return text(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"edges: `call` cannot be written as JSON ({error}); expected dicts, lists, strings and numbers alone.") from error
+
+
+def text(value: str) -> np.ndarray:
+    """An attribute of fixed length. HDF5 keeps the others in a heap without checksums, and in a damaged one can loop for ever."""
+    encoded = value.encode()
+    return np.array(encoded, h5py.string_dtype("utf-8", max(len(encoded), 1)))
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Versions of what makes the numbers and the file. attrib is absent where it runs from a checkout that is not installed."""
+    return {found.name: found.version for found in metadata.distributions() if found.name in ("attrib", "torch", "numpy", "h5py")}

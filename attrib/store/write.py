@@ -1,0 +1,93 @@
+"""Edges to one shard file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from attrib.edges import Edges, Nodes
+from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
+from attrib.store.layout import FORMAT, VERSION, Block, block_of
+from attrib.store.wellformed import fault
+from attrib.store.whole import whole
+from attrib.types import InputError
+
+
+def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compression: str | None = None, overwrite: bool = False) -> Path:
+    """Write one shard: a block for each Edges, all of the same prompts. Returns its path.
+
+    `compression` is None, "gzip", "lzf", or with hdf5plugin "blosc-lz4" or "zstd". The shard appears
+    under its name only when it is complete and on the disk; a write that fails leaves nothing behind.
+
+    Raises:
+        InputError: the path exists and `overwrite` is false, or its folder does not exist; two Edges are
+            one block, or have different prompts, or are malformed; the compression is not to be had.
+    """
+    path, filters = Path(path), filters_of(compression)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace a file with overwrite=True.")
+    if not path.parent.is_dir():
+        raise InputError(f"path: the folder {path.parent} does not exist; make it first.")
+    blocks = _check_blocks([edges] if isinstance(edges, Edges) else edges)
+    # HDF5 keeps checksums of its own structures from 1.10 on, and the file's length: damage is seen and not read
+    with whole(path) as partial, h5py.File(partial, "x", libver=("v110", "v110")) as file:
+        _write(file, blocks, filters)
+    return path
+
+
+def _check_blocks(edges: Sequence[Edges]) -> dict[Block, Edges]:
+    if not edges:
+        raise InputError("edges: got an empty sequence; expected at least one Edges.")
+    blocks: dict[Block, Edges] = {}
+    for part in edges:
+        block, first = block_of(part), edges[0].prompts
+        if block in blocks:
+            raise InputError(f"edges: two of them are the block '{block}'; expected one. Join them first with attrib.edges.join.")
+        if wrong := fault(part):
+            raise InputError(f"edges: in '{block}', {wrong}; expected a result as attrib's functions return it.")
+        if not part.prompts.equals(first):
+            raise InputError(f"edges: '{block}' has other prompts than '{block_of(edges[0])}'; expected the same. Save them to two files.")
+        blocks[block] = part
+    return blocks
+
+
+def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any]) -> None:
+    calls, absent = [edges.call for edges in blocks.values()], object()
+    shared = {key: value for key, value in calls[0].items() if all(call.get(key, absent) == value for call in calls)}
+    file.attrs.update({"format": text(FORMAT), "format_version": VERSION, "call": json_text(shared), "packages": json_text(packages())})
+    prompts = next(iter(blocks.values())).prompts
+    group = file.create_group("prompts")
+    write_columns(group, {"ptr": array(prompts.ptr, np.int64), "ids": integers(prompts.ids)}, filters)
+    if prompts.number is not None:
+        write_columns(group, {"number": integers(prompts.number)}, filters)
+    write_strings(group.create_group("strings"), prompts.strings)
+    listing = file.create_group("blocks", track_order=True)  # blocks are listed in the order they were given in
+    for block, edges in blocks.items():
+        group = listing.create_group(block.group)
+        group.attrs.update({name: text(part) for name, part in block._asdict().items()} | {"call": json_text(edges.call)})
+        _write_edges(group, edges, filters)
+
+
+def _write_edges(group: h5py.Group, edges: Edges, filters: dict[str, Any]) -> None:
+    write_columns(group, {name: array(getattr(edges, name)) for name in ("total", "l1", "remainder")}, filters)
+    _write_nodes(group.create_group("sources"), edges.sources, filters)
+    _write_nodes(group.create_group("targets"), edges.targets, filters)
+    gradient, attribution = group.create_group("gradient"), group.create_group("attribution")
+    write_columns(gradient, {"indptr": array(edges.indptr, np.int64), "indices": integers(edges.indices)}, filters)
+    attribution["indptr"], attribution["indices"] = gradient["indptr"], gradient["indices"]
+    for csr, values in ((gradient, edges.gradient), (attribution, edges.attribution)):
+        write_columns(csr, {"data": array(values)}, filters)
+        name_as_csr(csr, edges.shape)
+
+
+def _write_nodes(group: h5py.Group, nodes: Nodes, filters: dict[str, Any]) -> None:
+    group.attrs["kind"] = text(nodes.kind)
+    whole_numbers = {"ptr": array(nodes.ptr, np.int64), "position": integers(nodes.position), "latent": integers(nodes.latent)}
+    write_columns(group, whole_numbers | {"activation": array(nodes.activation)}, filters)
+    if nodes.probability is not None:
+        write_columns(group, {"probability": array(nodes.probability)}, filters)
+    if nodes.labels:
+        write_strings(group.create_group("labels"), nodes.labels)
