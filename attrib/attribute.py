@@ -346,20 +346,32 @@ def to_prompts(model: Model, tokens: TokensLike) -> list[Int[Tensor, " _"]]:
     given: list[str | Tensor] = [tokens] if isinstance(tokens, str | Tensor) else list(tokens)
     if not given:
         raise InputError("tokens: no prompts given; expected at least one.")
-    return [_prompt(model, number, item) for number, item in enumerate(given)]
+    prompts = [to_ids(model, number, item) for number, item in enumerate(given)]
+    for number, ids in enumerate(prompts):
+        check_ids(model, number, ids)
+    return [ids.to(device=model.device) for ids in prompts]
 
 
-def _prompt(model: Model, number: int, item: str | Tensor) -> Int[Tensor, " positions"]:
+def to_ids(model: Model, number: int, item: str | Tensor) -> Int[Tensor, " positions"]:
+    """A prompt as token ids, however many: text behind the tokenizer's first token, ids as they are.
+
+    Raises:
+        InputError: for what is not 1-D and whole numbers; names the prompt by `number`.
+    """
     if isinstance(item, str):
         tokenizer = tokenizer_of(model, "tokens")
-        ids = torch.tensor(([] if tokenizer.bos is None or not item else [tokenizer.bos]) + tokenizer.encode(item), dtype=torch.int64)
-    else:
-        ids = torch.as_tensor(item)
+        return torch.tensor(([] if tokenizer.bos is None or not item else [tokenizer.bos]) + tokenizer.encode(item), dtype=torch.int64)
+    ids = torch.as_tensor(item)
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(
             f"tokens: prompt {number} has shape {list(ids.shape)} and dtype {ids.dtype}; expected a 1-D tensor of ints. "
             "Give a batch as a list."
         )
+    return ids.to(dtype=torch.int64)
+
+
+def check_ids(model: Model, number: int, ids: Int[Tensor, " positions"]) -> None:
+    """Raises InputError where a prompt is empty, longer than the context, or outside the vocabulary; names it by `number`."""
     if not 0 < len(ids) <= model.config.n_ctx:
         raise InputError(f"tokens: prompt {number} has {len(ids)} tokens; expected 1 to {model.config.n_ctx}, the context of {model.name}.")
     if int(ids.min()) < 0 or int(ids.max()) >= model.config.d_vocab:
@@ -367,7 +379,6 @@ def _prompt(model: Model, number: int, item: str | Tensor) -> Int[Tensor, " posi
             f"tokens: prompt {number} has ids from {int(ids.min())} to {int(ids.max())}; "
             f"the vocabulary of {model.name} is 0 to {model.config.d_vocab - 1}."
         )
-    return ids.to(device=model.device, dtype=torch.int64)
 
 
 def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:

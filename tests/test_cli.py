@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import attrib
-from attrib import cli, run
+from attrib import cli, run, work
 from attrib.sources.families import FAMILIES
 from attrib.sources.kinds import KINDS
 from attrib.types import Dense, InputError, Mass, Threshold, TopK
@@ -208,7 +208,7 @@ def test_options_put_in_cuts_for_every_kind(effect: str, files: Path, tmp_path: 
 
 def test_a_dictionary_is_loaded_once(files: Path, tmp_path: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    monkeypatch.setattr(run, "load_dictionary", lambda name: names.append(name) or attrib.load_dictionary(name))
+    monkeypatch.setattr(work, "load_dictionary", lambda name: names.append(name) or attrib.load_dictionary(name))
     source, cut = files / "blocks.1.hook_resid_pre", files / CUTS[0]
     given = options(files, tmp_path / "out.h5", cut=source)
     ran = attrib_command("run", *given, "--cut", cut, "--kind", "latent_to_logit")
@@ -308,7 +308,7 @@ def test_bad_prompts_are_named(name: str, text: str, words: list[str], files: Pa
 
 def test_prompts_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(InputError, match=r"p\.txt, line 1 is not UTF-8: invalid start byte at byte 0"):
         run.read_prompts(tmp_path / "p.txt")
 
 
@@ -349,7 +349,7 @@ def test_debug_gives_the_traceback(tmp_path: Path, attrib_command: Command) -> N
 
 
 def test_keep_rules_as_text() -> None:
-    assert [run.parse_keep(text) for text in ("dense", "topk:3", "threshold:0.5", "mass:0.9")] == [
+    assert [work.parse_keep(text) for text in ("dense", "topk:3", "threshold:0.5", "mass:0.9")] == [
         Dense(),
         TopK(3),
         Threshold(0.5),

@@ -20,17 +20,18 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield partial
-        _sync(partial, os.O_RDWR)
+        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    if os.name == "posix":  # Windows cannot open a folder
-        _sync(path.parent, os.O_RDONLY)
+    sync(path.parent)
 
 
-def _sync(path: Path, flags: int) -> None:
+def sync(path: Path) -> None:
     """Put a file, or a folder's list of names, on the disk."""
-    descriptor = os.open(path, flags)
+    if path.is_dir() and os.name != "posix":
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,0 +1,79 @@
+"""What a job is told: the work, the prompts, how they are cut into shards. Paths in it stay beneath its own folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from attrib.prompts import Form
+from attrib.types import InputError
+from attrib.work import Work, checked
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class PromptsOf(BaseModel):
+    """Where a job's prompts come from, and which of them it takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    """Files, folders, "hf:NAME" or "-", one after another, as `attrib.prompts.read` takes them."""
+    form: Form | None = None
+    field: str | None = None
+    split: str = "train"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Prompts to read, at most."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a prompt, at most. None is the model's context."""
+    long: Literal["refuse", "truncate"] = "refuse"
+    """What becomes of a prompt of more tokens: it is recorded and left out, or its first tokens are taken."""
+
+
+class ShardsOf(BaseModel):
+    """How large a shard may become. One shard is in memory at a time, and another while it is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: Annotated[int, Field(ge=1)] = 64
+    tokens: Annotated[int, Field(ge=1)] = 2048
+
+
+class JobFile(Work):
+    """Everything that a job's numbers and files follow from; its TOML file has these keys."""
+
+    prompts: Annotated[PromptsOf, BeforeValidator(lambda value: {"source": value} if isinstance(value, str | list) else value)]
+    shards: ShardsOf = ShardsOf()
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
+
+
+def job_file(table: dict[str, Any]) -> JobFile:
+    """A checked job from its keys. Raises InputError naming every key that is wrong."""
+    return checked(JobFile, table, "job")
+
+
+def confined(argument: str, name: str, folder: Path, allowed: Sequence[Path]) -> Path | None:
+    """Where a name in a config points, if it is a path: beneath the config's folder, or one that the user allowed.
+
+    A config may come from elsewhere, and what it names is read: it must not reach the user's other files.
+
+    Returns:
+        The path, or None for a name that is none.
+
+    Raises:
+        InputError: where the path, links followed, lies outside.
+    """
+    path = folder / Path(name).expanduser()
+    if not (path.exists() or name.startswith((".", "/", "~")) or ".." in Path(name).parts):
+        return None
+    resolved = path.resolve()
+    if not any(resolved.is_relative_to(root.resolve()) for root in (folder, *allowed)):
+        raise InputError(
+            f"{argument}: {name} lies outside {folder}, the folder of the config, which reads nothing else unless you say so. "
+            f"Move it there, or give --allow {resolved.parent if resolved.suffix else resolved}."
+        )
+    return resolved

@@ -1,0 +1,145 @@
+"""Processes of this machine, one for each device, or as many as asked for on a CPU.
+
+Each holds the model once and does shard after shard. One that dies, by a signal or the kernel's want of memory,
+is replaced, and what it had is tried again.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from attrib.jobs.engines import JobError, Tries
+from attrib.jobs.folder import Job, Shard
+from attrib.jobs.records import Failure, Record, record_of
+from attrib.jobs.shard import prepare
+from attrib.jobs.worker import Began, Event, Outcome, Stop, Waits, died, work
+
+
+@dataclass
+class _Worker:
+    """A process and the shards that it has: one that it computes, and before it one that it writes."""
+
+    device: str
+    process: BaseProcess
+    pipe: Connection
+    has: list[Shard] = field(default_factory=list)
+    computes: int | None = None
+    is_ready: bool = False
+    is_idle: bool = False
+
+
+def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Iterator[Outcome]:
+    """Do shards in processes of this machine, one for each of `devices`; a device may be named more than once.
+
+    Yields:
+        Each record, and each failure that is not tried again.
+
+    Raises:
+        JobError: where the job cannot go on.
+    """
+    waiting, tries, by_number = deque(shards), Tries(attempts), {shard.number: shard for shard in shards}
+    workers = [_start(job.folder, device) for device in devices[: len(shards)]]
+    left = len(shards)
+    try:
+        while left:
+            for pipe in wait([worker.pipe for worker in workers]):
+                worker = next(each for each in workers if each.pipe is pipe)
+                for outcome in _heard(job, worker):
+                    shard = by_number[outcome.shard]
+                    worker.has.remove(shard)
+                    if isinstance(outcome, Failure) and tries.again(outcome):
+                        waiting.append(shard)  # behind the others: memory may be free by then
+                        continue
+                    left -= 1
+                    yield outcome
+                if worker.process.exitcode is not None:
+                    waiting.extendleft(worker.has)
+                    workers[workers.index(worker)] = _start(job.folder, worker.device)
+            for worker in workers:
+                if worker.is_idle and waiting:
+                    shard = waiting.popleft()
+                    worker.has.append(shard)
+                    worker.is_idle = False
+                    worker.pipe.send(shard)
+        for worker in workers:
+            worker.pipe.send(None)
+            worker.process.join()
+    finally:
+        for worker in workers:
+            worker.process.kill()  # what it was writing has no name yet
+            worker.process.join()
+
+
+def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
+    """The outcome, if any, in what a worker says next; or in its death."""
+    try:
+        event: Event = worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        if not worker.is_ready:
+            raise JobError(f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin.") from None
+        for shard in tuple(worker.has):
+            if record := record_of(job, shard):  # it was done, and there was no time to say so
+                yield record
+            elif shard.number == worker.computes:
+                yield died(shard, _ending(worker))
+        return
+    match event:
+        case Stop(reason):
+            raise JobError(reason)
+        case Began(number):
+            worker.computes = number
+        case Waits():
+            worker.computes, worker.is_ready, worker.is_idle = None, True, True
+        case Record() | Failure():
+            yield event
+
+
+def _ending(worker: _Worker) -> str:
+    code = worker.process.exitcode or 0
+    if code >= 0:
+        return f"exit status {code}"
+    memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"{signal.Signals(-code).name}{memory}"
+
+
+def _start(folder: Path, device: str) -> _Worker:
+    spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA and the threads of BLAS
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(folder, device, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(device, process, ours)
+
+
+def _serve(folder: Path, device: str, pipe: Connection) -> None:
+    """A worker's life: shards that come through the pipe, until None does, or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    turn = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with turn:
+            pipe.send(event)
+
+    try:
+        ready = prepare(folder, device)
+    except Exception as error:
+        tell(Stop(f"{folder}: {str(error) or type(error).__name__}"))
+        return
+    tell(Waits())
+    work(ready, iter(pipe.recv, None), tell)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,189 @@
+"""A job's folder: what lies where, and what was fixed when it was made.
+
+    JOB/
+    ├── job.json            what to compute, of what: fixed
+    ├── prompts/            the prompts as token ids, in the order of the shards: fixed
+    │   ├── ids.npy         int32 [tokens]
+    │   ├── ptr.npy         int64 [prompts + 1]    the tokens of each prompt
+    │   ├── number.npy      int64 [prompts]        its number in the data set
+    │   ├── shards.jsonl    id, prompts and tokens of each shard
+    │   └── refused.jsonl   prompts that are none, with the reason
+    ├── shards/             NNNNNN-<id>.h5, as docs/format.md has it
+    ├── records/            NNNNNN-<id>.json       written after its shard is on the disk: what is done
+    ├── failures/           NNNNNN-<id>.json       what failed the last time that it was tried
+    └── lock                held by the run that is going on
+
+Nothing says twice what is done: a shard is done when its record is there and its file as long as the record
+says. Both appear whole, by renaming, the record last; so a listing of the folder is always true.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from attrib.jobs.config import JobFile
+from attrib.types import FormatError, InputError
+from attrib.work import checked
+
+JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
+LARGEST_TEXT = 1 << 28
+"""Bytes of the listing of shards, at most: two million shards."""
+
+
+class Fixed(BaseModel):
+    """What job.json holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["attrib-job"] = "attrib-job"
+    version: Literal[1] = 1
+    config: dict[str, Any]
+    """The job file, every key of it."""
+    places: dict[str, str]
+    """Where the model and dictionaries lie whose names are paths."""
+    model: str
+    """sha256 of its weights, as in the shards."""
+    tokenizer: str | None
+    dictionaries: dict[str, str]
+    """sha256 of each."""
+    packages: dict[str, str]
+    """Versions that the job was made with: others may give other last digits."""
+    given: int
+    """Prompts that were read, refused ones among them."""
+    refused: int
+    prompts: int
+    tokens: int
+
+
+class Shard(NamedTuple):
+    """A run of the job's prompts, one file."""
+
+    number: int
+    id: str
+    first: int
+    stop: int
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called, but for their suffix."""
+        return f"{self.number:06d}-{self.id[:16]}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's folder and what was fixed when it was made. `open_job` makes one."""
+
+    folder: Path
+    fixed: Fixed
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def config(self) -> JobFile:
+        """What was asked for."""
+        return checked(JobFile, self.fixed.config, str(self.folder / JOB))
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Hash of all that a shard follows from beside its prompts."""
+        return identity(self.fixed.config, self.fixed.model, self.fixed.tokenizer, self.fixed.dictionaries)
+
+    def file(self, shard: Shard) -> Path:
+        """Where a shard lies, or will."""
+        return self.folder / SHARDS / f"{shard.name}.h5"
+
+    def record(self, shard: Shard) -> Path:
+        """Where it is written that a shard is done."""
+        return self.folder / RECORDS / f"{shard.name}.json"
+
+    def failure(self, shard: Shard) -> Path:
+        """Where it is written why a shard failed."""
+        return self.folder / FAILURES / f"{shard.name}.json"
+
+    def prompts(self, shard: Shard) -> tuple[list[Int[Tensor, " _"]], Int64[np.ndarray, " prompts"]]:
+        """A shard's prompts, and their numbers in the data set.
+
+        Raises:
+            FormatError: where they are not those that the shard's id was made of.
+        """
+        arrays = {name: _array(self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
+        ptr = np.asarray(arrays["ptr"][shard.first : shard.stop + 1])
+        number = np.asarray(arrays["number"][shard.first : shard.stop])
+        ids = np.asarray(arrays["ids"][ptr[0] : ptr[-1]]) if len(ptr) else np.zeros(0, np.int32)
+        if len(ptr) != shard.stop - shard.first + 1 or shard_id(self.identity, number, ptr, ids) != shard.id:
+            raise FormatError(f"{self.folder / PROMPTS}: the prompts of shard {shard.name} were damaged. Make the job again.")
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        return list(tokens.split(np.diff(ptr).tolist())), number
+
+
+def identity(config: Mapping[str, Any], model: str, tokenizer: str | None, dictionaries: Mapping[str, str]) -> bytes:
+    """Hash of a job's config, but for how it was cut into shards, and of what it is computed of."""
+    facts = {name: value for name, value in config.items() if name not in ("prompts", "shards")}
+    text = json.dumps([facts, model, tokenizer, dict(dictionaries)], sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def shard_id(
+    identity: bytes, number: Int64[np.ndarray, " prompts"], ptr: Int64[np.ndarray, " prompts_plus_1"], ids: Int[np.ndarray, " tokens"]
+) -> str:
+    """Hash of a job's identity and of a shard's prompts, in hexadecimal digits."""
+    found = hashlib.sha256(identity)
+    for column in (number, np.diff(ptr), ids):
+        found.update(np.ascontiguousarray(column, "<i8").tobytes())
+    return found.hexdigest()
+
+
+def open_job(folder: Path) -> Job:
+    """A job from its folder.
+
+    Raises:
+        InputError: where there is none.
+        FormatError: where what was fixed is damaged, or of another version.
+    """
+    path = folder / JOB
+    if not path.is_file():
+        raise InputError(f"job: {folder} holds no {JOB}; make a job there with `attrib job init {folder} --config job.toml`.")
+    try:
+        fixed = Fixed.model_validate_json(read_text(path))
+        lines = read_text(folder / PROMPTS / "shards.jsonl").splitlines()
+        shards, first = [], 0
+        for number, line in enumerate(lines):
+            entry = json.loads(line)
+            count, tokens, name = int(entry["prompts"]), int(entry["tokens"]), str(entry["id"])
+            if count < 1 or tokens < 1 or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+                raise ValueError(f"shard {number} has the id {name!r}, {count} prompts and {tokens} tokens")
+            shards.append(Shard(number, name, first, first + count, tokens))
+            first += count
+        if (first, sum(shard.tokens for shard in shards)) != (fixed.prompts, fixed.tokens):
+            raise ValueError(f"its shards hold {first} prompts, and not {fixed.prompts}, or other tokens")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise FormatError(f"{folder}: not a job of this version, or damaged: {str(error).splitlines()[0]}. Make it again.") from error
+    return Job(folder, fixed, tuple(shards))
+
+
+def read_text(path: Path) -> str:
+    """A text file of a job. Raises ValueError where it is too large to be one."""
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(f"{path} has {size:,} bytes, more than {LARGEST_TEXT:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def _array(path: Path) -> np.ndarray:
+    """A column of integers on the disk, mapped and not read."""
+    try:
+        column = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: missing or damaged: {error}. Make the job again.") from error
+    if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind != "i":
+        raise FormatError(f"{path}: not one column of integers. Make the job again.")
+    return column

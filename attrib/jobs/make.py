@@ -1,0 +1,218 @@
+"""Making a job: every prompt read once, tokenised, put with others of its length, and cut into shards.
+
+Prompts stream through: what is held is one prompt, and an open file for each bucket of lengths. A prompt that
+is none is written down with the reason, and the next is read.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil, log2
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from attrib.attribute import check_ids, to_ids
+from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
+from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
+from attrib.model import Model
+from attrib.prompts import Given, read
+from attrib.store.columns import packages
+from attrib.store.whole import PARTIAL, sync
+from attrib.types import InputError, Progress
+from attrib.work import Loaded, load
+
+STEPS = 4
+"""Buckets of lengths in each doubling: the shortest prompt of a shard is at least 0.84 of its longest."""
+
+
+def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path] = (), progress: Progress | None = None) -> Job:
+    """Make a job's folder: all of it, or nothing.
+
+    Args:
+        folder: of the job; must not exist, or be empty.
+        beside: the folder of the config, where the paths that it names begin.
+        allowed: further folders that the config may read from.
+        progress: called with (prompts read, prompts in all or -1 where that is not known).
+
+    Raises:
+        InputError: where the folder is taken, the config cannot be computed, or it reads outside its folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"job: {folder} is there already. Run it with `attrib job run {folder}`, or choose another folder.")
+    if not folder.parent.is_dir():
+        raise InputError(f"job: the folder {folder.parent} does not exist; make it first.")
+    named = {"model": config.model} | {f"dictionary {name}": name for name in config.dictionaries}
+    places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
+    sources = [_source(name, beside, allowed) for name in config.prompts.source]
+    loaded = load(config, torch.device("cpu"), places)
+    loaded.check([torch.zeros(max(1, *_reach(config)), dtype=torch.int64)])
+    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
+            (building / inner).mkdir(parents=True)
+        fixed = _write_prompts(building / PROMPTS, config, sources, loaded, places, progress)
+        (building / JOB).write_text(fixed.model_dump_json(indent=1), encoding="utf-8")
+        for path in (*building.rglob("*"), building):
+            sync(path)
+        building.rename(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return open_job(folder)
+
+
+def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
+    if name == "-" or name.startswith("hf:"):
+        return name
+    found = confined("prompts.source", name, beside, allowed)
+    if found is None:
+        raise InputError(f"prompts.source: {beside / name} does not exist.")
+    return found
+
+
+def _reach(config: JobFile) -> Iterator[int]:
+    """How many tokens the positions asked for need."""
+    return (position + 1 if position >= 0 else -position for position in config.positions or [0])
+
+
+# ---------------------------------------------------------------------------------------------- prompts
+
+
+@dataclass
+class _Bucket:
+    """Prompts of about one length, on the disk: their ids, and of each its number and length."""
+
+    ids: BinaryIO
+    index: BinaryIO
+
+    def add(self, number: int, ids: Tensor) -> None:
+        self.ids.write(ids.numpy().astype("<i4").tobytes())
+        self.index.write(np.array([number, len(ids)], "<i8").tobytes())
+
+
+def bucket_of(length: int) -> int:
+    """The bucket of a length: one for each up to STEPS, then STEPS in each doubling."""
+    return length if length <= STEPS else ceil(STEPS * log2(length / STEPS)) + STEPS
+
+
+def _write_prompts(
+    folder: Path, config: JobFile, sources: Sequence[str | Path], loaded: Loaded, places: dict[str, str], progress: Progress | None
+) -> Fixed:
+    given = refused = 0
+    with ExitStack() as opened:
+        buckets: dict[int, _Bucket] = {}
+        log = opened.enter_context((folder / "refused.jsonl").open("w", encoding="utf-8"))
+        for given, found in enumerate(_limited(config.prompts, sources), 1):
+            ids = _ids(loaded.model, given - 1, found, config.prompts)
+            if isinstance(ids, str):
+                refused += 1
+                log.write(json.dumps({"number": given - 1, "where": found.where, "reason": ids}) + "\n")
+            else:
+                key = bucket_of(len(ids))
+                if key not in buckets:
+                    pair = [opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b")) for what in ("ids", "index")]
+                    buckets[key] = _Bucket(*pair)
+                buckets[key].add(given - 1, ids)
+            if progress:
+                progress(given, -1)
+        if given == refused:
+            raise InputError(
+                "prompts: there are none; expected at least one."
+                if not given
+                else f"prompts: none of {given} can be one. The last: {found.where} {ids}."
+            )
+        facts = Fixed(
+            config=config.model_dump(mode="json"), places=places, model=loaded.model.fingerprint,
+            tokenizer=loaded.model.tokenizer.sha256 if loaded.model.tokenizer else None,
+            dictionaries={name: one.fingerprint for name, one in loaded.dictionaries.items()},
+            packages=packages(), given=given, refused=refused, prompts=0, tokens=0,
+        )  # fmt: skip
+        who = identity(facts.config, facts.model, facts.tokenizer, facts.dictionaries)
+        ordered = [buckets[key] for key in sorted(buckets)]
+        prompts, tokens = _lay_out(folder, ordered, config.shards, who)
+    for left in folder.glob("bucket-*"):
+        left.unlink()
+    return facts.model_copy(update={"prompts": prompts, "tokens": tokens})
+
+
+def _limited(of: PromptsOf, sources: Sequence[str | Path]) -> Iterator[Given]:
+    every = (found for source in sources for found in read(source, form=of.form, field=of.field, split=of.split))
+    return islice(every, of.limit)
+
+
+def _ids(model: Model, number: int, found: Given, of: PromptsOf) -> Tensor | str:
+    """A prompt's token ids, or why there are none."""
+    if found.prompt is None:
+        return found.fault
+    try:
+        ids = to_ids(model, number, found.prompt)
+        longest = min(of.max_tokens or model.config.n_ctx, model.config.n_ctx)
+        if len(ids) > longest and of.long == "truncate":
+            ids = ids[:longest]
+        elif len(ids) > longest:
+            return f"has {len(ids)} tokens, more than {longest}"
+        check_ids(model, number, ids)
+    except InputError as error:
+        return str(error).removeprefix(f"tokens: prompt {number} ")
+    return ids
+
+
+# ----------------------------------------------------------------------------------------------- shards
+
+
+def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: bytes) -> tuple[int, int]:
+    """Write ids, ptr and number in the order of the shards, and the shards' listing. Returns (prompts, tokens)."""
+    counts = [(bucket.ids.tell() // 4, bucket.index.tell() // 16) for bucket in buckets]
+    tokens, prompts = (sum(column) for column in zip(*counts, strict=True))
+    with ExitStack() as opened:
+        ids, ptr, number = (
+            opened.enter_context(_column(folder / f"{name}.npy", dtype, length))
+            for name, dtype, length in (("ids", "<i4", tokens), ("ptr", "<i8", prompts + 1), ("number", "<i8", prompts))
+        )
+        listing = opened.enter_context((folder / "shards.jsonl").open("w", encoding="utf-8"))
+        ptr.write(np.zeros(1, "<i8").tobytes())
+        before = 0
+        for bucket in buckets:
+            bucket.ids.seek(0)
+            bucket.index.seek(0)
+            for index in _cut(bucket.index, limits):
+                length = int(index[:, 1].sum())
+                raw = bucket.ids.read(4 * length)
+                ends = before + index[:, 1].cumsum()
+                ids.write(raw)
+                ptr.write(ends.astype("<i8").tobytes())
+                number.write(index[:, 0].astype("<i8").tobytes())
+                name = shard_id(who, index[:, 0], np.concatenate([[before], ends]), np.frombuffer(raw, "<i4"))
+                listing.write(json.dumps({"id": name, "prompts": len(index), "tokens": length}) + "\n")
+                before += length
+    return prompts, tokens
+
+
+def _cut(index: BinaryIO, limits: ShardsOf) -> Iterator[Int64[np.ndarray, "prompts two"]]:
+    """A bucket's numbers and lengths, as many at a time as a shard may hold; at least one."""
+    waiting = np.zeros((0, 2), np.int64)
+    while True:
+        more = np.frombuffer(index.read(16 * limits.prompts), "<i8").reshape(-1, 2)
+        waiting = np.concatenate([waiting, more])
+        if not len(waiting):
+            return
+        fits = int((waiting[: limits.prompts, 1].cumsum() <= limits.tokens).sum())
+        yield waiting[: max(1, fits)]
+        waiting = waiting[max(1, fits) :]
+
+
+def _column(path: Path, dtype: str, length: int) -> BinaryIO:
+    """A .npy file of one column whose values are still to be written."""
+    file = path.open("wb")
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+    return file

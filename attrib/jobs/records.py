@@ -1,0 +1,118 @@
+"""What is known of shards that were tried: a record of each that is done, a failure of each that was not."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attrib.jobs.folder import FAILURES, RECORDS, Job, Shard, read_text
+from attrib.store.whole import whole
+from attrib.types import FormatError
+
+Count = Annotated[int, Field(ge=0)]
+FailureKind = Literal["memory", "died", "error"]
+
+
+class Refused(BaseModel):
+    """A prompt of a shard that could not be attributed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: Count
+    reason: str
+
+
+class Record(BaseModel):
+    """A shard that is done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shard: Count
+    id: str
+    sha256: str | None
+    """Of its file; None where there is none, since all its prompts were refused."""
+    bytes: Count
+    prompts: Count
+    tokens: Count
+    edges: Count
+    refused: list[Refused] = []
+    seconds: float
+    """Of computing, and choosing what is kept."""
+    seconds_writing: float
+    device: str
+    finished: float
+    """Seconds since 1970."""
+
+
+class Failure(BaseModel):
+    """A shard that was tried and is not done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shard: Count
+    id: str
+    kind: FailureKind
+    reason: str
+    details: str = ""
+    """A traceback, where there is one."""
+    attempts: Count
+    finished: float
+
+
+def write(path: Path, entry: Record | Failure) -> None:
+    """Write an entry, whole."""
+    with whole(path) as partial:
+        partial.write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def record_of(job: Job, shard: Shard) -> Record | None:
+    """A shard's record, where it has one and its file is as long as that says."""
+    try:
+        record = Record.model_validate_json(read_text(job.record(shard)))
+    except (OSError, ValueError, ValidationError):
+        return None  # missing, or cut short by a disk that failed: the shard is made again
+    if (record.shard, record.id) != (shard.number, shard.id):
+        return None
+    if record.sha256 is None:
+        return record
+    try:
+        return record if job.file(shard).stat().st_size == record.bytes else None
+    except OSError:
+        return None
+
+
+def records(job: Job) -> dict[int, Record]:
+    """The record of every shard that is done, by its number."""
+    listed = {path.stem for path in (job.folder / RECORDS).glob("*.json")}
+    found = ((shard.number, record_of(job, shard)) for shard in job.shards if shard.name in listed)
+    return {number: record for number, record in found if record is not None}
+
+
+def failures(job: Job) -> Iterator[Failure]:
+    """Shards that failed when they were last tried, in order."""
+    listed = {path.stem for path in (job.folder / FAILURES).glob("*.json")}
+    for shard in job.shards:
+        if shard.name in listed:
+            try:
+                yield Failure.model_validate_json(read_text(job.failure(shard)))
+            except (OSError, ValueError, ValidationError) as error:
+                raise FormatError(f"{job.failure(shard)}: damaged: {str(error).splitlines()[0]}. Delete it.") from error
+
+
+def refused(job: Job) -> Iterator[tuple[Refused, str]]:
+    """Prompts that the job leaves out, with where each stood: those that are none, and those whose shard says so."""
+    with (job.folder / "prompts" / "refused.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            yield Refused(number=entry["number"], reason=entry["reason"]), entry["where"]
+    for record in records(job).values():
+        yield from ((one, f"shard {record.shard}") for one in record.refused)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

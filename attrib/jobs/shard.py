@@ -1,0 +1,126 @@
+"""One shard: from its prompts to its file. Every engine does a shard here, and nowhere else."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attrib.edges import Edges, Prompts
+from attrib.jobs.folder import Job, Shard, open_job
+from attrib.jobs.records import Record, Refused, digest, write
+from attrib.store import save
+from attrib.types import InputError
+from attrib.work import Loaded, check_device, load
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job with its model and dictionaries on a device."""
+
+    job: Job
+    loaded: Loaded
+    device: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A shard's edges, not written yet."""
+
+    shard: Shard
+    edges: list[Edges]
+    """One for each attribution; none where every prompt was refused."""
+    refused: list[Refused]
+    seconds: float
+
+
+def prepare(folder: Path, device: str) -> Ready:
+    """Load what a job computes with, and see that it is what the job was made with.
+
+    Raises:
+        InputError: where the model, its tokenizer or a dictionary is another now, or is gone.
+    """
+    job = open_job(folder)
+    torch.set_num_threads(job.config.threads)
+    loaded = load(job.config, check_device(device), job.fixed.places)
+    fixed, tokenizer = job.fixed, loaded.model.tokenizer
+    there = {job.config.model: loaded.model.fingerprint, "tokenizer": tokenizer.sha256 if tokenizer else None}
+    there |= {name: one.fingerprint for name, one in loaded.dictionaries.items()}
+    for name, was in {job.config.model: fixed.model, "tokenizer": fixed.tokenizer, **fixed.dictionaries}.items():
+        if there.get(name) != was:
+            raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
+    return Ready(job, loaded, device)
+
+
+def compute(ready: Ready, shard: Shard) -> Computed:
+    """A shard's edges. A prompt that cannot be attributed is named and left out."""
+    begun = time.perf_counter()
+    prompts, numbers = ready.job.prompts(shard)
+    left, refused = list(range(len(prompts))), []
+    while True:  # what is left is computed as if the others had never been there
+        edges, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
+        refused += [Refused(number=int(numbers[left[at]]), reason=reason) for at, reason in wrong.items()]
+        left = [index for at, index in enumerate(left) if at not in wrong]
+        if not wrong:
+            break
+    edges = [_numbered(one, numbers[left]) for one in edges]
+    refused.sort(key=lambda one: one.number)
+    return Computed(shard, edges, refused, time.perf_counter() - begun)
+
+
+def commit(ready: Ready, computed: Computed) -> Record:
+    """Put a shard on the disk, and then its record: from then on it is done."""
+    begun = time.perf_counter()
+    job, shard, edges = ready.job, computed.shard, computed.edges
+    path = job.file(shard)
+    if edges:
+        save(path, edges, compression=job.config.compression, overwrite=True)
+    record = Record(
+        shard=shard.number, id=shard.id, sha256=digest(path) if edges else None, bytes=path.stat().st_size if edges else 0,
+        prompts=len(edges[0].prompts) if edges else 0, tokens=len(edges[0].prompts.ids) if edges else 0, edges=sum(map(len, edges)),
+        refused=computed.refused, seconds=computed.seconds, seconds_writing=time.perf_counter() - begun, device=ready.device,
+        finished=time.time(),
+    )  # fmt: skip
+    write(job.record(shard), record)
+    job.failure(shard).unlink(missing_ok=True)
+    return record
+
+
+def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], dict[int, str]]:
+    """The edges of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
+    try:
+        loaded.check(prompts)
+        edges = loaded.attribute(prompts)
+    except InputError:
+        if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
+            return [], wrong
+        raise  # each is well alone: it is not the prompts
+    return edges, dict.fromkeys(_not_finite(edges), "its edges are not finite numbers")
+
+
+def _fault(loaded: Loaded, ids: Tensor) -> str:
+    """What is raised at one prompt alone."""
+    try:
+        loaded.check([ids])
+        loaded.attribute([ids])
+    except InputError as error:
+        return str(error).replace("prompt 0", "it")
+    return ""
+
+
+def _not_finite(edges: Sequence[Edges]) -> list[int]:
+    """The prompts with an edge or total that is not finite, by their place."""
+    found: set[int] = set()
+    for one in edges:
+        bad = ~one.total.isfinite()
+        bad[one.row[~one.gradient.isfinite()]] = True
+        found |= set(one.targets.prompt[bad].tolist())
+    return sorted(found)
+
+
+def _numbered(edges: Edges, numbers: np.ndarray) -> Edges:
+    old = edges.prompts
+    return replace(edges, prompts=Prompts(old.ptr, old.ids, old.strings, torch.from_numpy(numbers.astype(np.int64))))
