@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from attrib.commands import job
 from attrib.types import AttribError, InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
 )  # fmt: skip
+app.add_typer(job.app, name="job")
 
 
 @app.command()

@@ -4,7 +4,6 @@ A run is described by `RunFile`, whose fields are the options of `attrib run` an
 file. Everything that can be refused is refused before anything is computed.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from attrib import store
 from attrib.edges import Edges
 from attrib.prompts import read
 from attrib.types import InputError, Progress
-from attrib.work import Work, check_device, checked, load
+from attrib.work import Work, check_device, checked, load, toml_table
 
 
 class RunFile(Work):
@@ -28,12 +27,7 @@ class RunFile(Work):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys of a TOML run file; a relative path of prompts is taken from its folder."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"config: {path} does not exist.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"config: {path} is not TOML: {error}.") from None
+    table = toml_table(path)
     if isinstance(table.get("prompts"), str):
         table["prompts"] = path.parent / table["prompts"]
     return table

@@ -3,6 +3,7 @@
 `Work` is the part that a run file and a job have in common; `Loaded` is a work with its model and dictionaries in memory.
 """
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
 from attrib.types import POLICIES, Dense, Difference, InputError, Keep, Logits, Mass, Progress, Threshold, Tokens, TopK, TopLogits
+
+LONGEST_CONFIG = 1 << 20
+"""Bytes of a TOML file, at most."""
 
 Kind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit"]
 
@@ -98,6 +102,18 @@ class Work(BaseModel):
         """The names of all dictionaries that take part, each once."""
         named = (name for a in self.attribution for name in (a.source, a.target, *a.cuts) if name is not None)
         return list(dict.fromkeys(named))
+
+
+def toml_table(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file. Raises InputError where it is missing, too long, or no TOML."""
+    try:
+        if (size := path.stat().st_size) > LONGEST_CONFIG:
+            raise InputError(f"config: {path} has {size:,} bytes; expected at most {LONGEST_CONFIG:,}.")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config: {path} does not exist.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"config: {path} is not TOML: {error}.") from None
 
 
 Checked = TypeVar("Checked", bound=BaseModel)

@@ -15,8 +15,8 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segment", "capture", "fit", "replace", "cuts", "reading", "path",
-    "task", "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "graph", "causal",
-    "jobs", "sources", "view", "run", "cli",
+    "task", "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal",
+    "sources", "work", "prompts", "run", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 

@@ -1,0 +1,257 @@
+"""`attrib job`: make a job, run it, see how it stands, and see to its folder."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from attrib.jobs.folder import Job, Shard, open_job
+from attrib.jobs.records import Failure, Record
+from attrib.jobs.records import refused as refused_of
+from attrib.jobs.run import Watch
+from attrib.jobs.run import run as run_job
+from attrib.jobs.worker import Outcome
+from attrib.types import InputError
+
+app = typer.Typer(no_args_is_help=True, help="Attribute a corpus of prompts, shard by shard, on one machine or many.")
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the job")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the job, to be made")],
+    config: Annotated[Path, typer.Option(help="TOML file: what `attrib run` takes, [prompts] and [shards]")],
+    model: Annotated[str | None, typer.Option(help="In place of the config's")] = None,
+    prompts: Annotated[list[str] | None, typer.Option(help="In place of the config's; a file, hf:NAME, or - for standard input")] = None,
+    form: Annotated[str | None, typer.Option(help="text, jsonl, parquet or dataset, where the source's name does not say")] = None,
+    allow: Annotated[list[Path] | None, typer.Option(help="A further folder that the config may read from; may be repeated")] = None,
+) -> None:
+    """Read and tokenise the prompts, cut them into shards, and fix what is to be computed."""
+    from attrib.jobs.config import job_file
+    from attrib.jobs.make import make
+    from attrib.work import toml_table
+
+    table = toml_table(config)
+    allowed = [path.resolve() for path in allow or []]
+    if model is not None:
+        table["model"] = _own(model, allowed)
+    given = {"source": [_own(name, allowed) for name in prompts] if prompts else None, "form": form}
+    of = table.get("prompts", {})
+    table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | {key: value for key, value in given.items() if value is not None}
+    with _bar() as bar:
+        task = bar.add_task("reading prompts", total=None)
+        job = make(folder, job_file(table), config.parent, allowed=allowed, progress=lambda read, _: bar.update(task, completed=read))
+    fixed = job.fixed
+    print(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards")
+    if fixed.refused:
+        print(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why")
+
+
+def _own(name: str, allowed: list[Path]) -> str:
+    """A path that the user gave by hand, which may lie anywhere; a name stays as it is."""
+    path = Path(name).expanduser()
+    if name == "-" or name.startswith("hf:") or not path.exists():
+        return name
+    allowed.append(path.resolve())
+    return str(path.resolve())
+
+
+@app.command()
+def run(
+    folder: Folder,
+    engine: Annotated[str, typer.Option(help="local, ray, rank (torchrun, SLURM), or auto: rank where such a launch is seen")] = "auto",
+    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:N; may be repeated. Usually all of CUDA, else cpu")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on each device. Usually 1; on a CPU, as its threads allow")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a ray cluster; none starts one here")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="How often a shard is tried")] = 3,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare shards that are there with their checksums")] = True,
+    other_packages: Annotated[bool, typer.Option("--other-packages", help="Go on with other versions than the job was made with")] = False,
+) -> None:
+    """Do what is missing. Stop it whenever you like: what is done stays, and the next run goes on."""
+    _run(folder, engine, device, workers, address, attempts=attempts, check=check, other_packages=other_packages)
+
+
+@app.command()
+def retry(
+    folder: Folder,
+    engine: Annotated[str, typer.Option(help="As of run")] = "auto",
+    device: Annotated[list[str] | None, typer.Option(help="As of run")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="As of run")] = None,
+    address: Annotated[str | None, typer.Option(help="As of run")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="How often a shard is tried")] = 3,
+) -> None:
+    """Do only the shards that failed."""
+    _run(folder, engine, device, workers, address, attempts=attempts, only_failed=True)
+
+
+def _run(folder: Path, engine: str, device: list[str] | None, workers: int | None, address: str | None, **options: Any) -> None:
+    from attrib.jobs.engines.choose import choose
+
+    chosen, launch = choose(folder, engine, device, workers, address)
+    with _bar() as bar, _ended_by_signal():
+        ran = run_job(folder, chosen, launch=launch, watch=_Bar(bar), **options)
+    done, fixed = ran.done.values(), ran.job.fixed
+    edges, size = sum(record.edges for record in done), sum(record.bytes for record in done)
+    refused = fixed.refused + sum(len(record.refused) for record in done)
+    if ran.damaged:
+        print(f"{len(ran.damaged)} shards were damaged, and were made again")
+    print(
+        f"{folder}: {len(done):,} of {len(ran.job.shards):,} shards, {sum(record.prompts for record in done):,} prompts, {edges:,} edges, "
+        f"{size / 1e6:,.1f} MB" + (f"; {refused:,} prompts left out" if refused else "")
+    )
+    if ran.failed:
+        first = ran.failed[0]
+        raise InputError(
+            f"{len(ran.failed)} shards failed after {first.attempts} attempts; shard {first.shard}: {first.reason}. "
+            f"`attrib job status {folder}` lists them, `attrib job retry {folder}` tries them again."
+        )
+
+
+@app.command()
+def status(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run ends")] = False,
+    refused: Annotated[bool, typer.Option("--refused", help="List the prompts that are left out, and why")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
+) -> None:
+    """How the job stands: what is done, how fast, what is left, what failed."""
+    from attrib.jobs.status import status as status_of
+
+    if refused:
+        for one, where in refused_of(open_job(folder)):
+            print(f"prompt {one.number} ({where}): {one.reason}")
+        return
+    now = status_of(folder)
+    if as_json:
+        print(now.model_dump_json(indent=1))
+        return
+    console = Console()
+    with Live(_table(now), console=console, auto_refresh=False) as live:
+        while watch and now.run_by is not None:
+            time.sleep(1)
+            now = status_of(folder)
+            live.update(_table(now), refresh=True)
+    for failure in now.failures:
+        console.print(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}", highlight=False)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    recompute: Annotated[int, typer.Option(min=0, help="Shards, chosen at random, that are computed again")] = 1,
+    seed: Annotated[int, typer.Option(help="Of that choice")] = 0,
+    device: Annotated[str, typer.Option(help="That computes them")] = "cpu",
+) -> None:
+    """Compare every shard with its checksum and its prompts, read all of it, and compute some again."""
+    from attrib.jobs.verify import verify as verify_job
+
+    with _bar() as bar:
+        task = bar.add_task("reading shards", total=None)
+        faults = verify_job(
+            folder,
+            recompute=recompute,
+            seed=seed,
+            device=device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for fault in faults:
+        print(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}")
+    if faults:
+        raise InputError(f"{len(faults)} faults. `attrib job run {folder}` makes damaged shards again.")
+    print(f"{folder}: no fault")
+
+
+@app.command()
+def gc(folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed")] = False) -> None:
+    """Remove what killed runs left half-written, and what is not the job's."""
+    from attrib.jobs.tidy import tidy
+
+    removed = tidy(folder, dry_run=dry_run)
+    for path in removed:
+        print(path)
+    print(f"{len(removed)} files {'would be' if dry_run else 'were'} removed")
+
+
+# ----------------------------------------------------------------------------------------------- output
+
+
+def _table(now: Any) -> Table:
+    table = Table(show_header=False)
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, value)
+
+    row("prompts", f"{now.prompts_done:,} of {now.prompts:,}" + (f"; {now.refused:,} left out" if now.refused else ""))
+    row("shards", f"{now.shards_done:,} of {now.shards:,}" + (f"; {len(now.failures):,} failed" if now.failures else ""))
+    row("tokens", f"{now.tokens_done:,} of {now.tokens:,}")
+    row("edges", f"{now.edges:,}")
+    to_come = "" if now.bytes_to_come is None else f", {now.bytes_to_come / 1e6:,.1f} MB to come"
+    row("size", f"{now.bytes / 1e6:,.1f} MB{to_come}; {now.bytes_free / 1e9:,.1f} GB free")
+    if now.run_by is None:
+        row("run", "done" if now.is_done else "by nobody")
+    else:
+        row("run", f"by process {now.run_by.pid} on {now.run_by.host}, for {_time(now.elapsed)}")
+        row("speed", f"{now.prompts_per_second:,.2f} prompts/s, {now.edges_per_second:,.0f} edges/s")
+        row("left", "?" if now.seconds_left is None else _time(now.seconds_left))
+    return table
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _bar() -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, transient=True,
+    )  # fmt: skip
+
+
+class _Bar(Watch):
+    """A run on a bar, in tokens: shards of long prompts take longer than others."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._checking = bar.add_task("checking shards", total=None, visible=False)
+        self._running = bar.add_task("attributing", total=None, visible=False)
+
+    def checked(self, done: int, total: int) -> None:
+        self._bar.update(self._checking, completed=done, total=total, visible=done < total)
+
+    def began(self, job: Job, done: dict[int, Record], pending: list[Shard], killed: bool) -> None:
+        self._tokens = {shard.number: shard.tokens for shard in pending}
+        self._bar.update(self._running, total=sum(self._tokens.values()), visible=True)
+        if killed:
+            self._bar.console.print("the last run was killed; what it had not finished is done now")
+
+    def became(self, outcome: Outcome) -> None:
+        self._bar.update(self._running, advance=self._tokens[outcome.shard])
+        if isinstance(outcome, Failure):
+            self._bar.console.print(f"shard {outcome.shard} failed {outcome.attempts} times: {outcome.reason}", highlight=False)
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """SIGTERM, as SLURM sends it before it takes a machine away, ends a run as Ctrl-C does: workers first."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
