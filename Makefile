@@ -1,9 +1,10 @@
-# make demo: first light.  make test: the tests.  make check: lint and types.  Each sets up .venv by itself.
+# make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
+# Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check soak format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -18,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(READY)
+	$(BIN)/attrib fetch smollm2-135m
+	$(BIN)/python -m bench.soak --minutes 10 --prompts 200
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from attrib.commands import job
+from attrib.commands.export import export
 from attrib.types import AttribError, InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
 )  # fmt: skip
 app.add_typer(job.app, name="job")
+app.command()(export)
 
 
 @app.command()
@@ -121,6 +123,28 @@ def show(
         for block in blocks:
             for table in tables(result.edges(*block), chosen, top, first_position):
                 console.print(table)
+
+
+@app.command()
+def rerun(
+    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, or a folder of them")],
+    prompt: Annotated[int, typer.Option(help="Its number in the data set; in a file without numbers, its place from 0")],
+    at: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, where a model or dictionary lies; may be repeated")] = None,
+) -> None:
+    """Make a prompt's edges again, as the file says that they were made, and compare."""
+    from attrib.jobs.folder import places_of
+    from attrib.rerun import rerun as rerun_prompt
+
+    given = dict(each.partition("=")[::2] for each in at or [])
+    if wrong := [name for name, folder in given.items() if not folder]:
+        raise InputError(f"at: {wrong[0]!r}; expected NAME=FOLDER.")
+    compared = rerun_prompt(file, prompt, places=places_of(file.resolve()) | given)
+    for one in compared:
+        also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
+        verdict = "the same" if one.is_same else "NOT THE SAME"
+        print(f"{one.kind} {one.source} -> {one.target}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
+    if not all(one.is_same for one in compared):
+        raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")
 
 
 @app.command()

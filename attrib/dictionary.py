@@ -137,8 +137,10 @@ class Dictionary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all parameters that it has."""
-        return fingerprint([p for p in self.params if p.numel()])
+        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out."""
+        c = self.config
+        facts = (c.site, self.writes, c.rule, c.k, c.apply_b_dec_to_input, c.normalisation, c.puts_scale_back)
+        return fingerprint([p for p in self.params if p.numel()], *facts)
 
 
 # ---------------------------------------------------------------------------------------- the encoder

@@ -184,13 +184,13 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all parameters, to tell which weights a result came from."""
-        return fingerprint(self.params)
+        """SHA-256 of all parameters and of the config, to tell which model a result came from."""
+        return fingerprint(self.params, self.config)
 
 
-def fingerprint(params: Any) -> str:
-    """SHA-256 over the dtype, shape and bytes of every tensor of a pytree, in order."""
-    digest = hashlib.sha256()
+def fingerprint(params: Any, *facts: object) -> str:
+    """SHA-256 over static facts, as Python writes them, and the dtype, shape and bytes of every tensor of a pytree, in order."""
+    digest = hashlib.sha256("".join(map(repr, facts)).encode())
     for leaf in pytree.tree_leaves(params):
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
         digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

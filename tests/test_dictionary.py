@@ -276,7 +276,9 @@ def test_facts_of_a_dictionary():
     assert attrib.from_sae_lens(sae("standard"), name="mine").name == "mine"
     wide = ours.to(dtype=torch.float64)
     assert {leaf.dtype for leaf in pytree.tree_leaves(wide.params)} == {torch.float64}
-    assert wide.fingerprint != ours.fingerprint == dictionary("topk", seed=3).fingerprint
+    same, plain = (replace(ours, config=config) for config in (replace(facts, model_name="other"), dictionary("topk").config))
+    assert wide.fingerprint != ours.fingerprint == same.fingerprint
+    assert plain.fingerprint != ours.fingerprint, "the same weights, used otherwise"
 
 
 @each_instance

@@ -16,7 +16,7 @@ ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segment", "capture", "fit", "replace", "cuts", "reading", "path",
     "task", "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal",
-    "sources", "work", "prompts", "run", "jobs", "view", "commands", "cli",
+    "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
@@ -33,6 +33,9 @@ FOREIGN = {
     "sae_lens": {"sources"},
     "transformers": {"sources"},
     "attrib_kernels": {"ops"},
+    "zarr": {"export"},
+    "anndata": {"export"},
+    "ray": {"jobs"},
 }
 """Packages that only these modules import, at the top of a file or inside a function."""
 

@@ -429,12 +429,13 @@ def test_dtype_device_and_fingerprint(family: Family):
     wide = single.to(dtype=torch.float64)
     assert {leaf.dtype for leaf in pytree.tree_leaves(wide.params)} == {torch.float64}
     assert_close(logits(wide, prompt(7)).float(), logits(single, prompt(7)))
-    assert fingerprint(build(family).params) == single.fingerprint
+    assert fingerprint(single.params, single.config) == single.fingerprint
+    assert replace(single, config=replace(single.config, eps=0.1)).fingerprint != single.fingerprint, "the same weights in another model"
     assert len({single.fingerprint, double.fingerprint, build(family, seed=9).fingerprint}) == 3
     assert fingerprint([torch.zeros(2, 3)]) != fingerprint([torch.zeros(3, 2)])
     W_U = single.params.W_U.clone()
     W_U[3, 5] = torch.nextafter(W_U[3, 5], torch.tensor(9.0))
-    assert fingerprint(single.params._replace(W_U=W_U)) != single.fingerprint
+    assert fingerprint(single.params._replace(W_U=W_U), single.config) != single.fingerprint
 
 
 def test_the_config_says_what_the_model_is():

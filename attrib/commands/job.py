@@ -1,6 +1,7 @@
 """`attrib job`: make a job, run it, see how it stands, and see to its folder."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
     from attrib.jobs.engines.choose import choose
 
     chosen, launch = choose(folder, engine, device, workers, address)
-    with _bar() as bar, _ended_by_signal():
+    with _bar() as bar, _ended_by_signal(folder):
         ran = run_job(folder, chosen, launch=launch, watch=_Bar(bar), **options)
     done, fixed = ran.done.values(), ran.job.fixed
     edges, size = sum(record.edges for record in done), sum(record.bytes for record in done)
@@ -169,6 +170,22 @@ def verify(
     if faults:
         raise InputError(f"{len(faults)} faults. `attrib job run {folder}` makes damaged shards again.")
     print(f"{folder}: no fault")
+
+
+@app.command()
+def merge(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="HDF5 file to write, above the shards. Usually merged.h5 in the job's folder")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace it")] = False,
+) -> None:
+    """Write one HDF5 file of links to the shards that are done; they stay where they are."""
+    from attrib.jobs.records import records
+    from attrib.store import merge as merge_shards
+
+    job_of = open_job(folder)
+    shards = [job_of.file(job_of.shards[number]) for number, record in sorted(records(job_of).items()) if record.sha256]
+    path = merge_shards(out or folder / "merged.h5", shards, overwrite=overwrite)
+    print(f"{path}: {len(shards):,} of {len(job_of.shards):,} shards")
 
 
 @app.command()
@@ -244,14 +261,18 @@ class _Bar(Watch):
 
 
 @contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """SIGTERM, as SLURM sends it before it takes a machine away, ends a run as Ctrl-C does: workers first."""
+def _ended_by_signal(folder: Path) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, as SLURM sends it before it takes a machine away, end a run in order: workers first."""
 
     def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except SystemExit:
+        print(f"{folder}: stopped; `attrib job run {folder}` goes on", file=sys.stderr)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from attrib.jobs.config import JobFile
@@ -38,6 +38,7 @@ from attrib.work import checked
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
 LARGEST_TEXT = 1 << 28
 """Bytes of the listing of shards, at most: two million shards."""
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Fixed(BaseModel):
@@ -58,11 +59,21 @@ class Fixed(BaseModel):
     """sha256 of each."""
     packages: dict[str, str]
     """Versions that the job was made with: others may give other last digits."""
-    given: int
+    given: Count
     """Prompts that were read, refused ones among them."""
-    refused: int
-    prompts: int
-    tokens: int
+    refused: Count
+    prompts: Count
+    tokens: Count
+
+
+class _Listed(BaseModel):
+    """A line of shards.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    prompts: Annotated[Count, Field(ge=1)]
+    tokens: Annotated[Count, Field(ge=1)]
 
 
 class Shard(NamedTuple):
@@ -119,11 +130,24 @@ class Job:
         arrays = {name: _array(self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
         ptr = np.asarray(arrays["ptr"][shard.first : shard.stop + 1])
         number = np.asarray(arrays["number"][shard.first : shard.stop])
-        ids = np.asarray(arrays["ids"][ptr[0] : ptr[-1]]) if len(ptr) else np.zeros(0, np.int32)
-        if len(ptr) != shard.stop - shard.first + 1 or shard_id(self.identity, number, ptr, ids) != shard.id:
+        # held against what the shard should have before any of it is read
+        rises = len(ptr) == len(number) + 1 == shard.stop - shard.first + 1 and bool((ptr[1:] > ptr[:-1]).all())
+        fits = rises and ptr[0] >= 0 and int(ptr[-1]) - int(ptr[0]) == shard.tokens
+        ids = arrays["ids"][int(ptr[0]) : int(ptr[-1])] if fits else arrays["ids"][:0]
+        if not fits or len(ids) != shard.tokens or shard_id(self.identity, number, ptr, ids) != shard.id:
             raise FormatError(f"{self.folder / PROMPTS}: the prompts of shard {shard.name} were damaged. Make the job again.")
-        tokens = torch.from_numpy(ids.astype(np.int64))
+        tokens = torch.from_numpy(np.asarray(ids, np.int64))
         return list(tokens.split(np.diff(ptr).tolist())), number
+
+
+def places_of(path: Path) -> dict[str, str]:
+    """Where what a job's shards were made of lies, by sha256; nothing for a path that is no job, nor a shard of one."""
+    folder = next((each for each in (path, path.parent, path.parent.parent) if (each / JOB).is_file()), None)
+    if folder is None:
+        return {}
+    job = open_job(folder)
+    hashes = {job.config.model: job.fixed.model} | job.fixed.dictionaries
+    return {sha256: job.fixed.places.get(name, name) for name, sha256 in hashes.items()}
 
 
 def identity(config: Mapping[str, Any], model: str, tokenizer: str | None, dictionaries: Mapping[str, str]) -> bytes:
@@ -158,17 +182,22 @@ def open_job(folder: Path) -> Job:
         lines = read_text(folder / PROMPTS / "shards.jsonl").splitlines()
         shards, first = [], 0
         for number, line in enumerate(lines):
-            entry = json.loads(line)
-            count, tokens, name = int(entry["prompts"]), int(entry["tokens"]), str(entry["id"])
-            if count < 1 or tokens < 1 or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-                raise ValueError(f"shard {number} has the id {name!r}, {count} prompts and {tokens} tokens")
-            shards.append(Shard(number, name, first, first + count, tokens))
-            first += count
+            entry = _Listed.model_validate_json(line)
+            shards.append(Shard(number, entry.id, first, first + entry.prompts, entry.tokens))
+            first += entry.prompts
         if (first, sum(shard.tokens for shard in shards)) != (fixed.prompts, fixed.tokens):
             raise ValueError(f"its shards hold {first} prompts, and not {fixed.prompts}, or other tokens")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-        raise FormatError(f"{folder}: not a job of this version, or damaged: {str(error).splitlines()[0]}. Make it again.") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder}: not a job of this version, or damaged: {fault_of(error)}. Make it again.") from error
     return Job(folder, fixed, tuple(shards))
+
+
+def fault_of(error: Exception) -> str:
+    """What is wrong with an entry, in one line."""
+    if not isinstance(error, ValidationError):
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join([*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
 
 
 def read_text(path: Path) -> str:
@@ -181,9 +210,9 @@ def read_text(path: Path) -> str:
 def _array(path: Path) -> np.ndarray:
     """A column of integers on the disk, mapped and not read."""
     try:
-        column = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: missing or damaged: {error}. Make the job again.") from error
+        column = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy hands on whatever Python's tokenizer and parser raise
+        raise FormatError(f"{path}: missing or damaged: {fault_of(error)}. Make the job again.") from error
     if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind != "i":
         raise FormatError(f"{path}: not one column of integers. Make the job again.")
     return column

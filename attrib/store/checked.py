@@ -36,7 +36,8 @@ def damaged(where: h5py.HLObject, fault: str) -> FormatError:
 
 def attribute(where: h5py.HLObject, name: str, kind: str) -> Any:
     """An attribute whose numpy type is of this kind, or None; of another kind, it is not even read: see `_text`."""
-    return where.attrs[name] if name in where.attrs and where.attrs.get_id(name).dtype.kind == kind else None
+    attributes = where.attrs  # of a file, looked up anew each time
+    return attributes[name] if name in attributes and attributes.get_id(name).dtype.kind == kind else None
 
 
 def check_version(file: h5py.File) -> None:
@@ -53,16 +54,37 @@ def check_version(file: h5py.File) -> None:
         )
 
 
+class Checked(h5py.Group):  # type: ignore[misc]
+    """A group that remembers which of its parts were checked: files do not change under their readers, and checks take time."""
+
+    def __init__(self, bind: h5py.h5g.GroupID) -> None:
+        super().__init__(bind)
+        self.groups: dict[str, Checked] = {}
+        self.columns: dict[tuple[str, tuple[str, ...], int | None], h5py.Dataset] = {}
+
+
 def child(group: h5py.Group, name: str, kind: type) -> Any:
     """A group or dataset that lies in the file itself: a link elsewhere could have us read any file of the user's."""
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], kind):
+    known = group.groups if isinstance(group, Checked) else {}
+    if kind is h5py.Group and name in known:
+        return known[name]
+    # HDF5's own calls: h5py's group[name] and group.get take four times as long, and a read of one prompt asks for forty parts
+    at, link = group.id, name.encode()
+    found = h5py.h5o.open(at, link) if link in at and at.links.get_info(link).type == h5py.h5l.TYPE_HARD else None
+    if not isinstance(found, h5py.h5d.DatasetID if kind is h5py.Dataset else h5py.h5g.GroupID):
         raise damaged(group, f"{name!r} is missing or not a {kind.__name__.lower()}")
-    return group[name]
+    if kind is h5py.Dataset:
+        return h5py.Dataset(found)
+    return known.setdefault(name, Checked(found))
 
 
 def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int | None = None) -> h5py.Dataset:
     """A column whose type, length, filters and storage are as they should be. Nothing is read yet."""
-    data, size = child(group, name, h5py.Dataset), group.file.id.get_filesize()
+    known, key = group.columns if isinstance(group, Checked) else {}, (name, dtypes, length)
+    if key in known:
+        return known[key]
+    data = child(group, name, h5py.Dataset)
+    size = h5py.h5i.get_file_id(data.id).get_filesize()
     wanted = (data.size if length is None else length,)
     if data.dtype not in dtypes or data.shape != wanted:
         raise damaged(data, f"{data.dtype} {data.shape}, and not {' or '.join(dtypes)} {wanted}")
@@ -78,7 +100,7 @@ def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int |
     # a compressed column is backed by chunks that are there, any other by bytes that are there
     if chunk > 16 * CHUNK or data.nbytes > (data.id.get_num_chunks() * chunk if filters else size):
         raise damaged(data, f"{data.nbytes} bytes in chunks of {chunk} are more than the file of {size} bytes holds")
-    return data
+    return known.setdefault(key, data)
 
 
 def read_text(where: h5py.HLObject, name: str, among: Sequence[str] | None = None) -> str:

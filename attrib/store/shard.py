@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import h5py
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
 from attrib.store.checked import (
     FLOAT,
     INTEGER,
     POINTER,
+    Checked,
     check_version,
     child,
     damaged,
@@ -27,15 +31,16 @@ from attrib.store.checked import (
     translated,
 )
 from attrib.store.layout import REMEDY, Block
+from attrib.store.select import Latents, is_among, keep_nodes, ptr_of, ranges, select_latents
 from attrib.store.wellformed import fault
 from attrib.types import FormatError, InputError, Site
 
 
 class Store:
-    """An open shard, read on demand; use it in a `with` statement. `open_store` makes one."""
+    """An open shard, read on demand; use it in a `with` statement. `attrib.open` makes one."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path, self._file = path, file
+        self.path, self._file, self._root = path, file, Checked(file["/"].id)
         check_version(file)
         self.call: dict[str, Any] = read_json(file, "call")
         """What the blocks' calls have in common."""
@@ -54,6 +59,11 @@ class Store:
         state = f"{self._count} prompts" if self._file else "closed"
         return f"Store({str(self.path)!r}, {state}, blocks: {'; '.join(map(str, self.blocks))})"
 
+    @property
+    def descriptor(self) -> int:
+        """The system's number of the open file, which stays the same file whatever takes over its name."""
+        return self._file.id.get_vfd_handle()
+
     def close(self) -> None:
         """Close the file. What was read from it stays."""
         self._file.close()
@@ -70,61 +80,99 @@ class Store:
         source: str | Site | None = None,
         target: str | Site | None = None,
         prompts: slice | int | Sequence[int] | None = None,
+        *,
+        source_latents: Latents = None,
+        target_latents: Latents = None,
     ) -> Edges:
         """The one block with this kind and these sites (None: any), and of it only these prompts, in the order asked for.
 
         Only the rows of those prompts are read. Integers come back as int64, values in the dtype they had.
+        `source_latents` and `target_latents` slice as `attrib.store.select.select_latents` does; of rows of
+        other targets no edges are read.
 
         Raises:
             InputError: no block or several fit, a prompt is out of range, or the store is closed.
             FormatError: what is read is damaged.
         """
-        asked = [name if name is None else str(name) for name in (kind, source, target)]
-        found = [block for block in self.blocks if all(name in (None, part) for name, part in zip(asked, block, strict=True))]
-        if len(found) != 1:
-            raise InputError(
-                f"edges(kind={asked[0]!r}, source={asked[1]!r}, target={asked[2]!r}): {len(found) or 'no'} blocks of {self.path} fit; "
-                f"expected one. Its blocks: {'; '.join(map(str, self.blocks))}."
-            )
+        block = the_block(self.path, self.blocks, kind, source, target)
         runs = _runs(prompts, self._count)
         with self._reading() as file:
-            parts = [_read_edges(file, found[0], run, self._count) for run in runs]
+            parts = [_read_edges(file, block, run, self._count, target_latents) for run in runs]
+        if source_latents is not None:
+            parts = [select_latents(part, source_latents) for part in parts]
         return parts[0] if len(parts) == 1 else join(parts)
+
+    def sizes(self, block: Block, prompts: Sequence[int]) -> Int[Tensor, " prompts"]:
+        """How many edges each of these prompts has in a block. Raises as `edges` does."""
+        runs = _runs(prompts, self._count)
+        with self._reading() as file:
+            return torch.cat([_read_sizes(file, block, run, self._count) for run in runs])
 
     def values(self) -> Iterator[Edges]:
         """All prompts of every block, one block after another."""
         return (self.edges(*block) for block in self.blocks)
 
     @contextmanager
-    def _reading(self) -> Iterator[h5py.File]:
+    def _reading(self) -> Iterator[Checked]:
         if not self._file:
             raise InputError(f"store: {self.path} is closed; read inside its `with` statement, or open it again.")
         with translated(self.path):
-            yield self._file
+            yield self._root
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a shard for reading (public as `attrib.open`). Nothing but its header is read yet.
+def open_shard(path: str | os.PathLike[str]) -> Store:
+    """Open one shard for reading. Nothing but its header is read yet.
 
     Raises:
         InputError: there is no such file.
         FormatError: it is not HDF5, not attrib's, of another version, truncated or damaged.
     """
     path = Path(path)
-    if not path.is_file():
+    file = open_file(path)
+    try:
+        with translated(path):
+            return Store(path, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open what should be a shard, for sharing; raises as `open_shard` does where it is no HDF5 file.
+
+    Shards appear whole, by a rename, and never change, so that a reader's lock stops no writer of attrib's. It is HDF5's
+    usual one, since a file must be opened in one way within a process, and h5py may have it open too. Where the
+    file system has no locks, it is opened without.
+    """
+    if not path.is_file():  # a pipe would keep its reader waiting
         raise InputError(f"path: there is no file {path}; expected a shard that attrib.save wrote.")
+    why: Exception
+    for locking in ("best-effort", False, True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except BlockingIOError as error:
+            raise InputError(f"{path}: another process has it open for writing; expected a shard that is done. Close it there.") from error
+        except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:  # as `translated` has them
+            why = error
+        if "lock" not in str(why):
+            break
     with path.open("rb") as raw:
         head = raw.read(8)
-    with translated(path):
-        if not h5py.is_hdf5(path):
-            found = f"{path.stat().st_size} bytes, beginning with {head!r}"
-            raise FormatError(f"{path}: not an HDF5 file ({found}); {REMEDY}")
-        file = h5py.File(path, "r")
-        try:
-            return Store(path, file)
-        except BaseException:
-            file.close()
-            raise
+    if not h5py.is_hdf5(path):
+        raise FormatError(f"{path}: not an HDF5 file ({path.stat().st_size} bytes, beginning with {head!r}); {REMEDY}")
+    raise FormatError(f"{path}: truncated or damaged ({why}); {REMEDY}") from why
+
+
+def the_block(path: Path, blocks: Sequence[Block], kind: str | None, source: str | Site | None, target: str | Site | None) -> Block:
+    """The one block with this kind and these sites; None fits any. Raises InputError where none or several fit."""
+    asked = [name if name is None else str(name) for name in (kind, source, target)]
+    found = [block for block in blocks if all(name in (None, part) for name, part in zip(asked, block, strict=True))]
+    if len(found) != 1:
+        raise InputError(
+            f"edges(kind={asked[0]!r}, source={asked[1]!r}, target={asked[2]!r}): {len(found) or 'no'} blocks of {path} fit; "
+            f"expected one. Its blocks: {'; '.join(map(str, blocks))}."
+        )
+    return found[0]
 
 
 def _read_blocks(listing: h5py.Group) -> list[Block]:
@@ -154,7 +202,7 @@ def _runs(prompts: slice | int | Sequence[int] | None, count: int) -> list[slice
     return runs or [slice(0, 0)]
 
 
-def _read_prompts(file: h5py.File, run: slice, count: int) -> Prompts:
+def _read_prompts(file: h5py.Group, run: slice, count: int) -> Prompts:
     group = child(file, "prompts", h5py.Group)
     tokens = len(dataset(group, "ids", INTEGER))
     ptr, rows = read_ptr(group, "ptr", count, tokens, run)
@@ -180,27 +228,69 @@ def _read_nodes(group: h5py.Group, site: str, run: slice, count: int) -> tuple[N
     return nodes, rows, length
 
 
-def _read_edges(file: h5py.File, block: Block, run: slice, count: int) -> Edges:
-    """A run of successive prompts of a block, as a result of its own."""
+def _read_sizes(file: h5py.Group, block: Block, run: slice, count: int) -> Int[Tensor, " prompts"]:
+    group = child(child(file, "blocks", h5py.Group), block.group, h5py.Group)
+    targets, gradient = child(group, "targets", h5py.Group), child(group, "gradient", h5py.Group)
+    n_targets, n_entries = len(dataset(targets, "position", INTEGER)), len(dataset(gradient, "indices", INTEGER))
+    ptr, rows = read_ptr(targets, "ptr", count, n_targets, run)
+    indptr, _ = read_ptr(gradient, "indptr", n_targets, n_entries, rows)
+    return indptr[ptr].diff()
+
+
+NEAR = 1 << 15
+"""Entries: rows of latents that were asked for are read together with what lies between them, where that is no more."""
+
+
+def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_latents: Latents = None) -> Edges:
+    """A run of successive prompts of a block, as a result of its own; of the targets, those of some latents."""
     group = child(child(file, "blocks", h5py.Group), block.group, h5py.Group)
     sources, columns, _ = _read_nodes(child(group, "sources", h5py.Group), block.source, run, count)
     targets, rows, n_targets = _read_nodes(child(group, "targets", h5py.Group), block.target, run, count)
     gradient, attribution = child(group, "gradient", h5py.Group), child(group, "attribution", h5py.Group)
     n_entries = len(dataset(gradient, "indices", INTEGER))
     indptr, entries = read_ptr(gradient, "indptr", n_targets, n_entries, rows)
+    total, l1 = (read_column(group, name, FLOAT, n_targets, rows) for name in ("total", "l1"))
+    spans: list[slice] = [entries]
+    within: slice | Tensor = slice(None)
+    if target_latents is not None:
+        kept = is_among(targets, target_latents)
+        starts, counts = indptr[:-1][kept], indptr.diff()[kept]
+        spans, within = _spans(starts, counts, entries.start)
+        targets, indptr, total, l1 = keep_nodes(targets, kept), ptr_of(counts), total[kept], l1[kept]
     edges = Edges(
         kind=block.kind,  # type: ignore[arg-type]
         sources=sources,
         targets=targets,
         indptr=indptr,
-        indices=read_column(gradient, "indices", INTEGER, n_entries, entries) - columns.start,
-        gradient=read_column(gradient, "data", FLOAT, n_entries, entries),
-        attribution=read_column(attribution, "data", FLOAT, n_entries, entries),
-        total=read_column(group, "total", FLOAT, n_targets, rows),
-        l1=read_column(group, "l1", FLOAT, n_targets, rows),
+        indices=_read_spans(gradient, "indices", INTEGER, n_entries, spans)[within] - columns.start,
+        gradient=_read_spans(gradient, "data", FLOAT, n_entries, spans)[within],
+        attribution=_read_spans(attribution, "data", FLOAT, n_entries, spans)[within],
+        total=total,
+        l1=l1,
         prompts=_read_prompts(file, run, count),
         call=read_json(group, "call"),
     )
     if wrong := fault(edges):
         raise damaged(group, f"in prompts {run.start} to {run.stop}, {wrong}")
     return edges
+
+
+def _spans(starts: Int[Tensor, " rows"], counts: Int[Tensor, " rows"], offset: int) -> tuple[list[slice], Int[Tensor, " entries"]]:
+    """What to read for rows that are not all of their prompts': slices of the file's entries, and which of those read are the rows'."""
+    spans: list[slice] = []
+    before: list[int] = []  # entries of the spans so far that lie before the row's first
+    read = 0
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        if spans and start + offset - spans[-1].stop <= NEAR:
+            first = spans.pop().start
+        else:
+            first = start + offset
+            read += spans[-1].stop - spans[-1].start if spans else 0
+        spans.append(slice(first, start + offset + count))
+        before.append(read + start + offset - first)
+    return spans or [slice(offset, offset)], ranges(torch.tensor(before, dtype=torch.int64), counts)
+
+
+def _read_spans(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int, spans: list[slice]) -> Tensor:
+    parts = [read_column(group, name, dtypes, length, span) for span in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

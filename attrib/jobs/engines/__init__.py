@@ -5,14 +5,14 @@ each, and raises `JobError` where the job cannot go on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure
 from attrib.jobs.worker import Outcome
 from attrib.types import AttribError
 
-Engine = Callable[[Job, Sequence[Shard], int], Iterator[Outcome]]
+Engine = Callable[[Job, Sequence[Shard], int], Generator[Outcome, None, None]]
 
 
 class JobError(AttribError):

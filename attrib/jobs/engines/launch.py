@@ -1,7 +1,7 @@
 """Many processes that something else starts: torchrun, SLURM's srun, SLURM's job arrays. Each does its own shards."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 from attrib.jobs.engines import local as of_this_machine
@@ -51,7 +51,7 @@ def launch_of(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return _checked(Launch(outer * of_inner + inner, count * of_inner, name, near))
 
 
-def ranked(job: Job, shards: Sequence[Shard], attempts: int, *, launch: Launch, device: str) -> Iterator[Outcome]:
+def ranked(job: Job, shards: Sequence[Shard], attempts: int, *, launch: Launch, device: str) -> Generator[Outcome, None, None]:
     """Do the shards of this rank, every `world`-th of the job: which those are does not follow from what is done."""
     own = [shard for shard in shards if shard.number % launch.world == launch.rank]
     yield from of_this_machine.local(job, own, attempts, devices=[device])

@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -33,9 +34,10 @@ class _Worker:
     computes: int | None = None
     is_ready: bool = False
     is_idle: bool = False
+    has_died: bool = False
 
 
-def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Iterator[Outcome]:
+def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Generator[Outcome, None, None]:
     """Do shards in processes of this machine, one for each of `devices`; a device may be named more than once.
 
     Yields:
@@ -59,7 +61,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
                         continue
                     left -= 1
                     yield outcome
-                if worker.process.exitcode is not None:
+                if worker.has_died:
                     waiting.extendleft(worker.has)
                     workers[workers.index(worker)] = _start(job.folder, worker.device)
             for worker in workers:
@@ -67,9 +69,9 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
                     shard = waiting.popleft()
                     worker.has.append(shard)
                     worker.is_idle = False
-                    worker.pipe.send(shard)
+                    _send(worker, shard)
         for worker in workers:
-            worker.pipe.send(None)
+            _send(worker, None)
             worker.process.join()
     finally:
         for worker in workers:
@@ -81,8 +83,9 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
     """The outcome, if any, in what a worker says next; or in its death."""
     try:
         event: Event = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, ConnectionResetError):  # after all that it said
         worker.process.join()
+        worker.has_died = True
         if not worker.is_ready:
             raise JobError(f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin.") from None
         for shard in tuple(worker.has):
@@ -100,6 +103,11 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
             worker.computes, worker.is_ready, worker.is_idle = None, True, True
         case Record() | Failure():
             yield event
+
+
+def _send(worker: _Worker, shard: Shard | None) -> None:
+    with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as its pipe will say
+        worker.pipe.send(shard)
 
 
 def _ending(worker: _Worker) -> str:
@@ -122,7 +130,7 @@ def _start(folder: Path, device: str) -> _Worker:
 def _serve(folder: Path, device: str, pipe: Connection) -> None:
     """A worker's life: shards that come through the pipe, until None does, or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     turn = threading.Lock()
 
     def tell(event: Event) -> None:
@@ -138,7 +146,8 @@ def _serve(folder: Path, device: str, pipe: Connection) -> None:
     work(ready, iter(pipe.recv, None), tell)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, and end."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

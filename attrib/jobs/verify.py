@@ -1,0 +1,118 @@
+"""Whether a job's shards are what they should be: bytes, rows, and a sample computed again."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from attrib.edges import Edges
+from attrib.jobs.folder import Job, Shard, open_job
+from attrib.jobs.records import Record, digest, records
+from attrib.jobs.shard import compute, prepare
+from attrib.store import Store, save
+from attrib.store.shard import open_shard
+from attrib.types import FormatError
+
+
+class Fault(NamedTuple):
+    """A shard that is not what it should be."""
+
+    shard: Shard
+    what: str
+
+
+def verify(
+    folder: Path,
+    *,
+    recompute: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Fault]:
+    """What is wrong with the shards that are done.
+
+    Of every shard: that its bytes have the checksum on record, that all of it can be read, that its prompts are
+    those of the job with their numbers, and its blocks those that were asked for.
+
+    Args:
+        recompute: how many shards, chosen at random, are computed again and compared byte for byte.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        InputError: where there is no such job, or the model is another now.
+    """
+    job = open_job(folder)
+    done = records(job)
+    found = []
+    for count, (number, record) in enumerate(sorted(done.items()), 1):
+        found += [Fault(job.shards[number], what) for what in _faults(job, job.shards[number], record)]
+        if progress:
+            progress(count, len(done))
+    whole = [number for number, record in sorted(done.items()) if record.sha256 and number not in {fault.shard.number for fault in found}]
+    sample = random.Random(seed).sample(whole, min(recompute, len(whole)))
+    return found + list(_recomputed(folder, [job.shards[number] for number in sample], done, device))
+
+
+def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
+    prompts, numbers = job.prompts(shard)
+    left_out = {one.number for one in record.refused}
+    if record.sha256 is None:
+        if left_out != set(numbers.tolist()):
+            yield "it has no file, and not all its prompts were refused"
+        return
+    path = job.file(shard)
+    if (now := digest(path)) != record.sha256:
+        yield f"its sha256 is {now}, and not {record.sha256}"
+        return
+    try:
+        with open_shard(path) as store:
+            yield from _rows(store, job)
+            kept = [index for index, number in enumerate(numbers.tolist()) if number not in left_out]
+            if store.prompts.numbers.tolist() != numbers[kept].tolist():
+                yield "its prompts have other numbers than the job's"
+            elif not torch.equal(store.prompts.ids, torch.cat([prompts[index] for index in kept])):
+                yield "its prompts have other tokens than the job's"
+    except FormatError as error:
+        yield str(error)
+
+
+def _rows(store: Store, job: Job) -> Iterator[str]:
+    kinds, wanted = [block.kind for block in store.blocks], [item.kind for item in job.config.attribution]
+    if kinds != wanted:
+        yield f"it has the blocks {', '.join(kinds)}, and not {', '.join(wanted)}"
+    for edges in store.values():  # reading all of it checks every row, column and position
+        hashes = [edges.call["model"]["sha256"], *(part["sha256"] for part in _dictionaries(edges))]
+        if not set(hashes) <= {job.fixed.model, *job.fixed.dictionaries.values()}:
+            yield f"its {edges.kind} is of another model or dictionary than the job's"
+
+
+def _dictionaries(edges: Edges) -> list[dict[str, str]]:
+    ends = (edges.call["source"], edges.call["target"], *edges.call["cuts"])
+    return [end for end in ends if isinstance(end, dict)]
+
+
+def _recomputed(folder: Path, shards: list[Shard], done: dict[int, Record], device: str) -> Iterator[Fault]:
+    if not shards:
+        return
+    ready = prepare(folder, device)
+    for shard in shards:
+        computed = compute(ready, shard)
+        with tempfile.TemporaryDirectory() as scratch:
+            again = save(Path(scratch) / "again.h5", computed.edges, compression=ready.job.config.compression)
+            if digest(again) != done[shard.number].sha256:
+                yield Fault(shard, _difference(ready.job.file(shard), computed.edges))
+
+
+def _difference(path: Path, again: list[Edges]) -> str:
+    """How far a shard is from what comes out now."""
+    with open_shard(path) as store:
+        for was, now in zip(store.values(), again, strict=True):
+            if not torch.equal(was.indptr, now.indptr) or not torch.equal(was.indices, now.indices):
+                return f"computed again, its {was.kind} keeps other edges"
+            largest = was.attribution.abs().max().clamp(min=1e-30)
+            if apart := float(((was.attribution - now.attribution).abs().max() / largest) if len(was) else 0):
+                return f"computed again, its {was.kind} differs by {apart:.1e} of the largest attribution"
+    return "computed again, its values are the same, but not its bytes"

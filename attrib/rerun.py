@@ -1,0 +1,153 @@
+"""Making a stored prompt's edges again, from what its file says of how they were made, and comparing."""
+
+import ast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from attrib import attribute
+from attrib.dictionary import Dictionary
+from attrib.edges import Edges
+from attrib.model import Model
+from attrib.sources import load_dictionary, load_model
+from attrib.store import Store, open_store
+from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, Tokens, TopK, TopLogits, UnsupportedError
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
+"""Of the prompt's largest attribution. Products of another number of rows end in other digits: a prompt alone, and in its shard."""
+REDUCED = 5e-2
+"""The same for tf32 and bfloat16."""
+
+Kind = TypeVar("Kind", Model, Dictionary)
+Places = Mapping[str, str | Path]
+_RULES: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Dense, TopK, Threshold, Mass, TopLogits, Tokens, Difference)}
+
+
+class Compared(NamedTuple):
+    """One block of a prompt, as stored and as it comes out now."""
+
+    kind: str
+    source: str
+    target: str
+    edges: int
+    """Stored ones."""
+    apart: float
+    """The largest difference of an attribution or of a row's sums, as a fraction of the largest attribution or sum."""
+    only_one_keeps: int
+    """Edges that only the stored or only the new result keeps: those at the very edge of what is kept."""
+    is_same: bool
+    """Whether all that is rounding."""
+
+
+def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> list[Compared]:
+    """Make one prompt's edges again, block by block, and compare them with those of a file.
+
+    Args:
+        path: a shard, or a folder of shards.
+        prompt: its number in the data set; in a file that has none, its place.
+        places: where the model and the dictionaries lie that the file only names, by name or by sha256.
+
+    Raises:
+        InputError: where a model or dictionary is not found, or is not the one that the file was made with.
+        UnsupportedError: where the file does not say enough: a direction's vector, or a metric, is not stored.
+        FormatError: where what the file says of its making cannot be read.
+    """
+    with open_store(path) as store:
+        stored = [_of_prompt(store, block, prompt) for block in store.blocks]
+    loaded = _Loaded(dict(places or {}))
+    return [_compare(edges, _again(edges, loaded)) for edges in stored]
+
+
+def _of_prompt(store: Any, block: Any, prompt: int) -> Edges:
+    numbers = store.prompts.numbers.tolist() if isinstance(store, Store) else store.numbers.tolist()
+    if prompt not in numbers:
+        span = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
+        raise InputError(f"prompt: {prompt} is not in {store.path}, which has {len(numbers)} prompts, {span}.")
+    return store.edges(*block, prompts=numbers.index(prompt) if isinstance(store, Store) else prompt)  # type: ignore[no-any-return]
+
+
+class _Loaded:
+    """Models and dictionaries that were loaded already, and where others lie."""
+
+    def __init__(self, places: dict[str, str | Path]) -> None:
+        self._places, self._models, self._dictionaries = places, dict[str, Model](), dict[str, Dictionary]()
+
+    def model(self, named: Mapping[str, Any]) -> Model:
+        return self._found(self._models, load_model, str(named["name"]), str(named["sha256"]))
+
+    def dictionary(self, named: Mapping[str, Any]) -> Dictionary:
+        return self._found(self._dictionaries, load_dictionary, str(named["name"]), str(named["sha256"]))
+
+    def _found(self, seen: dict[str, Kind], load: Callable[[str | Path], Kind], name: str, sha256: str) -> Kind:
+        if sha256 not in seen:
+            seen[sha256] = load(self._places.get(name) or self._places.get(sha256) or name)
+        found = seen[sha256]
+        if found.fingerprint != sha256:
+            raise InputError(
+                f"{name}: what is here under this name is not what the file was made with (sha256 {found.fingerprint[:12]}, and "
+                f"not {sha256[:12]}). Say where the other lies with --at {name}=FOLDER."
+            )
+        return found
+
+
+def _again(stored: Edges, loaded: _Loaded) -> Edges:
+    """The same prompt, attributed anew as the call says."""
+    call = stored.call
+    try:
+        source = None if call["source"] is None else loaded.dictionary(call["source"])
+        target = loaded.dictionary(call["target"]) if isinstance(call["target"], dict) else _rule(call["target"])
+        options: dict[str, Any] = {
+            "policy": Policy(**call["policy"]), "keep": _rule(call["keep"]), "positions": call["positions"], "dtype": call["dtype"],
+            "budget": int(call["budget"]), "method": call["method"], "precision_rows": 0 if call["method"] != "torch.func" else None,
+            "cuts": [loaded.dictionary(cut) for cut in call["cuts"]], "effect": call["effect"],
+        }  # fmt: skip
+        model, error = loaded.model(call["model"]), bool(call["error"])
+    except (KeyError, TypeError, ValueError) as fault:
+        if isinstance(fault, InputError):
+            raise
+        raise FormatError(f"call: it does not say how these edges were made ({type(fault).__name__}: {fault}).") from fault
+    tokens = [stored.prompts.ids]
+    if source is None:
+        return attribute.token_to_latent(model, target, tokens, **options)
+    if isinstance(target, Dictionary):
+        return attribute.latent_to_latent(model, source, target, tokens, error=error, **options)
+    return attribute.latent_to_logit(model, source, tokens, logits=target, error=error, **options)
+
+
+def _rule(text: Any) -> Any:
+    """A rule of what is kept, or a choice of logits, from what Python writes for it. Nothing is evaluated but literals."""
+    try:
+        tree = ast.parse(str(text), mode="eval").body
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in _RULES and not tree.args:
+            return _RULES[tree.func.id](**{str(word.arg): ast.literal_eval(word.value) for word in tree.keywords})
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass
+    raise UnsupportedError(f"rerun: {str(text)[:60]!r} does not say enough: vectors of directions, and metrics, are not stored.")
+
+
+def _compare(stored: Edges, now: Edges) -> Compared:
+    named = stored.kind, stored.sources.site, stored.targets.site, len(stored)
+    nodes = [(one.position.tolist(), one.latent.tolist()) for edges in (stored, now) for one in (edges.sources, edges.targets)]
+    if nodes[:2] != nodes[2:]:
+        return Compared(*named, float("inf"), len(stored) + len(now), False)
+    columns = len(stored.sources)
+    was, new = (dict(zip((each.row * columns + each.indices).tolist(), each.attribution.tolist(), strict=True)) for each in (stored, now))
+    both = was.keys() & new.keys()
+    largest = max((abs(value) for value in was.values()), default=0.0) or 1.0
+    sums = max(float(stored.l1.max()) if len(stored.l1) else 0.0, largest)
+    apart = max((abs(was[at] - new[at]) for at in both), default=0.0) / largest
+    for old, again in ((stored.total, now.total), (stored.l1, now.l1)):
+        apart = max(apart, float((old - again).abs().max()) / sums if len(old) else 0.0)
+    tolerance = TOLERANCES.get(str(stored.call["dtype"]), REDUCED)
+    one_sided = (was | new).keys() - both
+    is_same = apart <= tolerance and _is_marginal(one_sided, was | new, both, columns, tolerance * largest)
+    return Compared(*named, apart, len(one_sided), is_same)
+
+
+def _is_marginal(one_sided: set[int], values: Mapping[int, float], both: set[int], columns: int, slack: float) -> bool:
+    """Whether edges that only one result keeps are no larger than the least that both keep in their row."""
+    least: dict[int, float] = {}
+    for at in both:
+        row = at // columns
+        least[row] = min(abs(values[at]), least.get(row, float("inf")))
+    return all(abs(values[at]) <= least.get(at // columns, float("inf")) + slack for at in one_sided)

@@ -1,0 +1,350 @@
+"""A folder of shards as one object: sliced by prompt, latent or kind, and read only where it is sliced."""
+
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attrib.edges import Edges, Prompts, Value, join
+from attrib.store.handles import Handles
+from attrib.store.index import Identity, Index, Shard, differences, index_of, shared
+from attrib.store.layout import Block
+from attrib.store.merged import merged_names
+from attrib.store.select import Latents, pick_prompts, take_prompts
+from attrib.store.shard import Store, open_shard, the_block
+from attrib.types import FormatError, InputError, Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse
+
+    from attrib.store.dataset import EdgeDataset
+
+Selection = slice | int | Sequence[int] | None
+"""Prompts by their numbers in the data set; None for all."""
+
+SHARDS = "shards"
+"""The folder of a job that its shards lie in."""
+
+
+class Collection:
+    """The shards of a folder as they were when it was opened; use it in a `with` statement. `attrib.open` makes one.
+
+    Prompts go by their numbers in the data set. Shards that carry none count theirs one after another, in the order of
+    the files' names. It can be pickled and forked: every process opens its own files, and reads the same snapshot.
+    """
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path = path
+        self._index, self._handles, self._closed = index, Handles(index), False
+        self._calls: dict[Block, tuple[dict[str, Any], Path]] = {}
+
+    def __enter__(self) -> "Collection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._index.order)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self)} prompts in {len(self._index.shards)} shards"
+        return f"Collection({str(self.path)!r}, {state}, blocks: {'; '.join(map(str, self.blocks))})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # of what was read, nothing: a worker that needs all prompts reads them
+        return {name: value for name, value in self.__dict__.items() if name not in ("_handles", "prompts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handles = Handles(self._index)
+
+    def close(self) -> None:
+        """Close the files. What was read from them stays."""
+        self._closed = True
+        self._handles.close()
+
+    def refreshed(self) -> "Collection":
+        """The folder as it is now. Shards that are known already are not read again."""
+        return Collection(self.path, index_of(self._index.folder, _listed(self.path), self._index))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, of every shard the same."""
+        return list(self._index.blocks)
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What the blocks' calls have in common, in every shard; of each shard's own, such as the prompts' hash, nothing."""
+        return self._index.call
+
+    @property
+    def numbers(self) -> Int[Tensor, " prompts"]:
+        """The numbers of the prompts in their data set, ascending."""
+        return self._index.number[self._index.order]
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """All prompts, in the order of their numbers, read from every shard and kept. Raises FormatError where they are damaged."""
+        parts = []
+        for shard in range(len(self._index.shards)):
+            with self._reading(shard) as store:
+                parts.append(store.prompts)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        joined = Prompts(
+            torch.cat([torch.zeros(1, dtype=torch.int64), *(part.ptr.diff() for part in parts)]).cumsum(0),
+            torch.cat([nothing, *(part.ids for part in parts)]),
+            tuple(string for part in parts for string in part.strings),
+            self._index.number,
+        )
+        return pick_prompts(joined, self._index.order)
+
+    def edges(
+        self,
+        kind: str | None = None,
+        source: str | Site | None = None,
+        target: str | Site | None = None,
+        prompts: Selection = None,
+        *,
+        source_latents: Latents = None,
+        target_latents: Latents = None,
+    ) -> Edges:
+        """The one block with this kind and these sites (None: any), and of it only these prompts, in the order asked for.
+
+        `prompts` are numbers in the data set; a slice takes those of its numbers that are there. With latents, only
+        targets and sources of these latents, and the edges between them: see `attrib.store.select.select_latents`.
+
+        Raises:
+            InputError: no block or several fit, a prompt is not there, a shard is gone or was replaced, or the
+                collection is closed.
+            FormatError: what is read is damaged, or was made in another way than what the other shards hold.
+        """
+        block, places = the_block(self.path, self.blocks, kind, source, target), self._places(prompts)
+        needed, order = places.unique(return_inverse=True)
+        latents = {"source_latents": source_latents, "target_latents": target_latents}
+        parts = list(self._pieces(block, needed, PIECE, latents)) or [self._piece(block, 0, [], latents)]
+        joined = parts[0] if len(parts) == 1 else join(parts)
+        return joined if torch.equal(order, torch.arange(len(needed))) else take_prompts(joined, order)
+
+    def values(self) -> Iterator[Edges]:
+        """All prompts of every block, one block after another; each is held as a whole."""
+        return (self.edges(*block) for block in self.blocks)
+
+    def iterate(
+        self,
+        kind: str | None = None,
+        source: str | Site | None = None,
+        target: str | Site | None = None,
+        prompts: Selection = None,
+        *,
+        by: Literal["prompt", "shard"] = "prompt",
+        most: int | None = None,
+        source_latents: Latents = None,
+        target_latents: Latents = None,
+    ) -> Iterator[Edges]:
+        """What `edges` gives, in parts that are read one after another and not kept.
+
+        By prompt, they come in the order asked for. By shard, each file is opened once and its prompts come as they lie in
+        it: where a shard's prompts are scattered over the data set, that is many times faster. `most` edges or one prompt
+        are the largest part, where it is given. Raises as `edges` does.
+        """
+        if by not in ("prompt", "shard") or (most is not None and (by == "prompt" or most < 1)):
+            raise InputError(
+                f"iterate(by={by!r}, most={most!r}): expected by='prompt' alone, or by='shard' and most of at least 1, or None."
+            )
+        block, places = the_block(self.path, self.blocks, kind, source, target), self._places(prompts)
+        latents = {"source_latents": source_latents, "target_latents": target_latents}
+        if by == "shard":
+            return self._pieces(block, places.sort().values, most, latents)
+        pieces = self._pieces(block, places, PIECE, latents)
+        return (piece.prompt(i) for piece in pieces for i in range(len(piece.prompts)))
+
+    def dataset(
+        self,
+        kind: str | None = None,
+        source: str | Site | None = None,
+        target: str | Site | None = None,
+        value: Value | None = None,
+        *,
+        source_latents: Latents = None,
+        target_latents: Latents = None,
+    ) -> "EdgeDataset":
+        """A torch Dataset: item i is the prompt of the i-th number, as a dict of tensors; see `attrib.store.dataset.EdgeDataset`."""
+        from attrib.store.dataset import EdgeDataset
+
+        block = the_block(self.path, self.blocks, kind, source, target)
+        return EdgeDataset(self, block, value, source_latents, target_latents)
+
+    def to_scipy(
+        self,
+        kind: str | None = None,
+        source: str | Site | None = None,
+        target: str | Site | None = None,
+        value: Value = "attribution",
+    ) -> "Iterator[tuple[Int[Tensor, ' prompts'], scipy.sparse.csr_array]]":
+        """For every shard, the numbers of its prompts and their CSR array [targets, sources]. Only one is held at a time."""
+        return ((part.prompts.numbers, part.to_scipy(value)) for part in self.iterate(kind, source, target, by="shard"))
+
+    def to_pandas(
+        self,
+        kind: str | None = None,
+        source: str | Site | None = None,
+        target: str | Site | None = None,
+        prompts: Selection = None,
+        *,
+        source_latents: Latents = None,
+        target_latents: Latents = None,
+    ) -> "pd.DataFrame":
+        """One row per edge, as `Edges.to_pandas`, where `prompt` is the number in the data set."""
+        edges = self.edges(kind, source, target, prompts, source_latents=source_latents, target_latents=target_latents)
+        table = edges.to_pandas()
+        table["prompt"] = edges.prompts.numbers.numpy()[table["prompt"].to_numpy()]
+        return table
+
+    def _places(self, prompts: Selection) -> Int[Tensor, " asked"]:
+        """Where the prompts asked for lie."""
+        index = self._index
+        if prompts is None:
+            return index.order
+        if isinstance(prompts, slice):
+            return index.order[_in_slice(self.numbers, prompts)]
+        asked = [operator.index(n) for n in (prompts if isinstance(prompts, Sequence) else [prompts])]
+        if outside := [n for n in asked if not 0 <= n < 2**63]:
+            raise InputError(f"prompts: {outside[0]}; expected numbers of the data set, from 0.")
+        return index.places(torch.tensor(asked, dtype=torch.int64))
+
+    def _pieces(self, block: Block, places: Int[Tensor, " asked"], most: int | None, latents: dict[str, Latents]) -> Iterator[Edges]:
+        """Successive places of one shard at a time, of at most so many edges or one prompt."""
+        shards, counts = self._index.shard_of(places).unique_consecutive(return_counts=True)
+        for shard, group in zip(shards.tolist(), places.split(counts.tolist()), strict=True):
+            own = (group - self._index.ptr[shard]).tolist()
+            lengths = [len(own)]
+            if most is not None and len(own) > 1:
+                with self._reading(shard) as store:
+                    lengths = _lengths(store.sizes(block, own).tolist(), most)
+            start = 0
+            for length in lengths:
+                yield self._piece(block, shard, own[start : start + length], latents)
+                start += length
+
+    def _piece(self, block: Block, shard: int, own: list[int], latents: dict[str, Latents]) -> Edges:
+        """Prompts of one shard, by their places in it, with their numbers in the data set and the call that all shards share."""
+        with self._reading(shard) as store:
+            edges = store.edges(block.kind, block.source, block.target, own, **latents)
+        call, path = shared(edges.call), self._index.path(shard)
+        first, reference = self._calls.setdefault(block, (call, path))
+        if call != first:
+            raise FormatError(
+                f"{path}: the call of its block '{block}' differs from that of {reference}: {differences(call, first)}; expected "
+                "the shards of one data set, made in one way. Move the file elsewhere, or open it by itself."
+            )
+        number = self._index.number[self._index.ptr[shard] + torch.tensor(own, dtype=torch.int64)]
+        return replace(edges, prompts=replace(edges.prompts, number=number), call=first)
+
+    def _reading(self, shard: int) -> AbstractContextManager[Store]:
+        if self._closed:
+            raise InputError(f"collection: {self.path} is closed; read inside its `with` statement, or open it again.")
+        return self._handles.shard(shard)
+
+
+PIECE = 1 << 20
+"""Edges that are read at a time where a caller did not say: some 16 MB."""
+
+
+def open_store(path: str | os.PathLike[str]) -> Store | Collection:
+    """Open a shard, or all of a folder or of a merged file (public as `attrib.open`). Only headers and numbers are read yet.
+
+    A folder's shards are its files `*.h5`, or those of its subfolder `shards` where it has one, as a job's folder does.
+    Names that begin with a dot are files that are being written, and not read.
+
+    Raises:
+        InputError: there is no such file or folder; a folder without shards; one of its shards is a link that leads out of it.
+        FormatError: a file is not HDF5, not attrib's, of another version, truncated or damaged; the shards of a folder do not
+            belong together, or hold a prompt twice.
+    """
+    if Path(path).is_dir() or (Path(path).is_file() and merged_names(Path(path)) is not None):
+        return open_collection(path)
+    return open_shard(path)
+
+
+def open_collection(path: str | os.PathLike[str]) -> Collection:
+    """Open a folder's shards, or a single shard in the same way: its prompts then go by their numbers. Raises as `open_store` does."""
+    path = Path(path)
+    shards = _listed(path)
+    if not shards and not (path / SHARDS).is_dir():
+        raise InputError(f"path: the folder {path} has no shards, files that end in .h5; expected some, or a job's folder.")
+    return Collection(path, index_of(_folder(path), shards))
+
+
+def _folder(path: Path) -> Path:
+    """Where a path's shards lie, from wherever the process is later."""
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        return path / SHARDS if (path / SHARDS).is_dir() else path
+    return path.parent
+
+
+def _listed(path: Path) -> list[Shard]:
+    """The shards that are there now."""
+    folder, found = _folder(path), []
+    if not path.is_dir():
+        if path.is_file() and (names := merged_names(path)) is not None:
+            return [_named(folder, name) for name in names]
+        open_shard(path).close()  # says what is wrong with the path, where something is
+        return [Shard(path.name, Identity.of(path.stat()))]
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.name.endswith(".h5"):
+                continue
+            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(folder.resolve()):
+                raise InputError(
+                    f"{entry.path}: a link to {os.readlink(entry.path)}, outside the folder; expected shards that lie in it. "
+                    "Copy the file into the folder, or open it by itself."
+                )
+            if not entry.is_file():
+                raise InputError(f"{entry.path}: neither a file nor a link to one in the folder; expected a shard. Move it elsewhere.")
+            with suppress(FileNotFoundError):  # removed in this very moment
+                found.append(Shard(entry.name, Identity.of(entry.stat())))
+    return found
+
+
+def _named(folder: Path, name: str) -> Shard:
+    """A shard that a merged file names."""
+    if not (folder / name).is_file():
+        raise InputError(f"{folder / name}: it is gone since the merged file was made. Put it back, or merge again.")
+    return Shard(name, Identity.of((folder / name).stat()))
+
+
+def _in_slice(numbers: Int[Tensor, " prompts"], asked: slice) -> Int[Tensor, " chosen"]:
+    """Where in the ascending numbers those of a slice are, in its order. Numbers that are not there are passed over."""
+    start, stop, step = asked.start, asked.stop, 1 if asked.step is None else operator.index(asked.step)
+    if step == 0 or any(bound is not None and operator.index(bound) < 0 for bound in (start, stop)):
+        raise InputError(f"prompts: {asked}; expected a step other than 0, and bounds that are numbers of the data set, from 0.")
+    last = int(numbers[-1]) if len(numbers) else 0
+    chosen = range(*slice(start, stop, step).indices(last + 1))
+    if not chosen:
+        return torch.zeros(0, dtype=torch.int64)
+    low, high = sorted((chosen[0], chosen[-1]))
+    kept = ((numbers >= low) & (numbers <= high) & ((numbers - low) % abs(step) == 0)).nonzero()[:, 0]
+    return kept if step > 0 else kept.flip(0)
+
+
+def _lengths(sizes: list[int], most: int) -> list[int]:
+    """How many successive prompts make up each piece of at most so many edges, or one prompt."""
+    lengths, edges = [0], 0
+    for size in sizes:
+        if lengths[-1] and edges + size > most:
+            lengths.append(0)
+            edges = 0
+        lengths[-1] += 1
+        edges += size
+    return lengths

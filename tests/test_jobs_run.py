@@ -1,0 +1,373 @@
+"""A job as a user meets it, in one process: what it writes, and that whatever goes wrong, running it again gives the same bytes."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+
+import attrib
+from attrib.jobs import run as running
+from attrib.jobs.engines import JobError
+from attrib.jobs.folder import FAILURES, RECORDS, SHARDS, Job, open_job
+from attrib.jobs.records import failures, records, refused
+from attrib.jobs.run import Watch, run
+from attrib.jobs.status import status
+from attrib.jobs.tidy import tidy
+from attrib.jobs.verify import verify
+from attrib.prompts import read
+from attrib.store.shard import open_shard
+from attrib.types import InputError
+from attrib.work import Loaded
+from tests.builders import sae, tiny
+from tests.job_cases import LENGTHS, SITES, bytes_of, corpus, here, make_job, undisturbed
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, beside: Path) -> Path:
+    """A job that has not been run."""
+    return make_job(tmp_path / "job", beside).folder
+
+
+def assert_undisturbed(folder: Path, beside: Path) -> None:
+    """All is done, with the bytes of a run that nothing disturbed, and nothing else is there."""
+    now = status(folder)
+    assert now.is_done
+    assert not now.failures
+    assert bytes_of(folder) == undisturbed(beside)
+    assert len(list((folder / RECORDS).iterdir())) == now.shards
+    assert list((folder / FAILURES).iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------- what it writes
+
+
+def test_shards_hold_what_the_functions_give(folder: Path, beside: Path) -> None:
+    ran = run(folder, here)
+    model = attrib.load_model(beside / "model")
+    source, target = (attrib.load_dictionary(beside / site) for site in SITES)
+    given = [found.prompt for found in read(beside / "prompts.jsonl")]
+    seen = []
+    for shard in ran.job.shards:
+        with open_shard(ran.job.file(shard)) as store:
+            numbers = store.prompts.numbers.tolist()
+            tokens = [given[number] for number in numbers]
+            for want in (
+                attrib.latent_to_latent(model, source, target, tokens, keep=attrib.Mass(0.9)),
+                attrib.token_to_latent(model, source, tokens, keep=attrib.Mass(0.9)),
+            ):
+                got = store.edges(want.kind)
+                assert torch.equal(got.indices, want.indices)
+                torch.testing.assert_close(got.attribution, want.attribution)
+            seen += numbers
+    assert sorted(seen) == [number for number in range(len(LENGTHS) + 1) if number != 3], "each prompt once, but for the one that is none"
+    assert ran.done.keys() == set(range(len(ran.job.shards)))
+    assert verify(folder, recompute=3) == []
+
+
+def test_a_second_run_has_nothing_to_do(folder: Path, beside: Path) -> None:
+    run(folder, here)
+    made = {path.name: path.stat().st_mtime_ns for path in (folder / SHARDS).iterdir()}
+    ran = run(folder, lambda job, shards, attempts: pytest.fail("asked for") if shards else iter(()))
+    assert ran.done.keys() == set(range(len(ran.job.shards)))
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / SHARDS).iterdir()} == made
+    assert_undisturbed(folder, beside)
+
+
+def test_the_status_counts(folder: Path) -> None:
+    before = status(folder)
+    assert (before.prompts_done, before.shards_done, before.edges, before.run_by) == (0, 0, 0, None)
+    ran = run(folder, here)
+    now = status(folder)
+    assert (now.prompts_done, now.refused, now.tokens_done) == (len(LENGTHS), 1, sum(LENGTHS))
+    assert now.bytes == sum(len(content) for content in bytes_of(folder).values())
+    assert now.edges == sum(record.edges for record in ran.done.values())
+    [(one, where)] = refused(open_job(folder))
+    assert (one.number, where.endswith("line 4")) == (3, True)
+    assert one.reason.startswith("is not JSON")
+
+
+# ---------------------------------------------------------------------------------- what goes wrong
+
+
+class Breaks:
+    """A function that does its work, but raises at its nth call."""
+
+    def __init__(self, function: Callable[..., Any], at: int, error: BaseException) -> None:
+        self.function, self.left, self.error = function, at, error
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.function(*arguments, **options)
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("at", [1, 8])
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (os, "replace"), (h5py.Group, "create_dataset"), (Path, "write_text")])
+def test_a_full_disk_stops_the_job_and_the_next_run_finishes(
+    folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, at: int
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(where, name, Breaks(getattr(where, name), at + 1, NO_SPACE))  # the first is the lock's
+        with pytest.raises((JobError, OSError), match=r"No space left on device"):
+            run(folder, here)
+    for shard, record in records(open_job(folder)).items():
+        assert record.sha256 is not None, shard
+    assert verify(folder, recompute=0) == [], "what is on record is there"
+    run(folder, here)
+    assert_undisturbed(folder, beside)
+
+
+def test_the_words_of_a_full_disk_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Can't write data (file write failed: errno = 28, error message = 'No space left on device', buf = 0x1)"
+    monkeypatch.setattr(h5py.Group, "create_dataset", Breaks(h5py.Group.create_dataset, 1, RuntimeError(text)))
+    with pytest.raises(JobError) as caught:
+        run(folder, here)
+    assert str(caught.value) == (
+        f"{folder}: No space left on device. What is done stays; mend that, and `attrib job run {folder}` goes on."
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
+        (MemoryError(), "memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "memory"),
+        (ZeroDivisionError("division by zero"), "error"),
+    ],
+)
+def test_a_shard_that_fails_once_is_tried_again(
+    folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    calls = Breaks(Loaded.attribute, 3, error)
+    monkeypatch.setattr(Loaded, "attribute", lambda *given: calls(*given))  # noqa: PLW0108 - a method, and no object
+    ran = run(folder, here)
+    assert ran.failed == []
+    assert_undisturbed(folder, beside)
+
+
+def test_a_shard_that_always_fails_is_recorded_and_the_others_are_done(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute = Loaded.attribute
+
+    def short_of_memory(self: Loaded, prompts: list[torch.Tensor], *rest: Any) -> Any:
+        if max(map(len, prompts)) == 12:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTry less")
+        return attribute(self, prompts, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Loaded, "attribute", short_of_memory)
+        ran = run(folder, here, attempts=2)
+    [failure] = ran.failed
+    assert (failure.kind, failure.attempts, failure.reason) == ("memory", 2, "OutOfMemoryError: CUDA out of memory.")
+    assert "short_of_memory" in failure.details
+    assert list(failures(ran.job)) == [failure] == status(folder).failures
+    assert status(folder).shards_done == len(ran.job.shards) - 1
+    again = run(folder, here, only_failed=True)
+    assert again.failed == []
+    assert_undisturbed(folder, beside)
+
+
+def test_a_job_of_which_nothing_can_be_done_gives_up(tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", beside, shards={"prompts": 1})
+    monkeypatch.setattr(running, "TOO_MANY", 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(Loaded, "attribute", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+        with pytest.raises(JobError, match=r"3 shards failed one after another, so it is not the shards. The last: MemoryError: no more"):
+            run(job.folder, here, attempts=1)
+    assert len(list(failures(job))) == 3
+    assert run(job.folder, here).failed == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
+@pytest.mark.parametrize("inner", [SHARDS, RECORDS])
+def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, damage: Callable[[Path], None]) -> None:
+    run(folder, here)
+    victim = sorted((folder / inner).iterdir())[2]
+    damage(victim)
+    told = verify(folder, recompute=0)
+    assert [fault.shard.number for fault in told] == ([2] if (inner, damage) == (SHARDS, flip) else []), "the rest is plainly not done"
+    ran = run(folder, here)
+    assert [shard.number for shard in ran.damaged] == [fault.shard.number for fault in told]
+    assert_undisturbed(folder, beside)
+
+
+def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
+    """A shard whose checksum is right and whose numbers are wrong, as a broken machine would write it."""
+    ran = run(folder, here)
+    shard = ran.job.shards[1]
+    with open_shard(ran.job.file(shard)) as store:
+        wrong = [replace(edges, attribution=edges.attribution * 1.5) for edges in store.values()]
+    attrib.save(ran.job.file(shard), wrong, overwrite=True)
+    content, path = ran.job.file(shard).read_bytes(), ran.job.record(shard)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(shard)), "bytes": len(content)}))
+    assert verify(folder, recompute=0) == []
+    [fault] = verify(folder, recompute=len(ran.job.shards))
+    assert (fault.shard, "differs by 3.3e-01 of the largest attribution" in fault.what) == (shard, True)
+
+
+def test_verify_sees_a_shard_of_other_prompts(folder: Path) -> None:
+    ran = run(folder, here)
+    mine, other = ran.job.shards[:2]
+    ran.job.file(mine).write_bytes(content := ran.job.file(other).read_bytes())
+    path = ran.job.record(mine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(mine)), "bytes": len(content)}))
+    assert [fault.what for fault in verify(folder, recompute=0)] == ["its prompts have other numbers than the job's"]
+
+
+# ---------------------------------------------------------------------------------- poisoned prompts
+
+
+def test_a_prompt_too_large_for_the_budget_is_left_out_and_named(tmp_path: Path, beside: Path) -> None:
+    sizes = {}
+    for budget in (1 << 30, 40_000):
+        job = make_job(tmp_path / str(budget), beside, budget=budget, shards={"prompts": 3})
+        ran = run(job.folder, here)
+        assert ran.failed == []
+        sizes[budget] = {one.number: one.reason for one, _ in refused(job) if one.number != 3}
+        kept = [number for record in ran.done.values() for number in numbers_of(job, record.shard)]
+        assert sorted([*kept, *sizes[budget]]) == [number for number in range(len(LENGTHS) + 1) if number != 3]
+        assert verify(job.folder, recompute=2) == []
+    assert sizes[1 << 30] == {}
+    assert sizes[40_000], "some prompt is too long for it"
+    assert all("40,000 bytes are too few for it" in reason for reason in sizes[40_000].values())
+
+
+def numbers_of(job: Job, shard: int) -> list[int]:
+    path = job.file(job.shards[shard])
+    if not path.exists():
+        return []
+    with open_shard(path) as store:
+        return store.prompts.numbers.tolist()
+
+
+def test_edges_that_are_not_finite_are_left_out(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute = Loaded.attribute
+    victim = open_job(folder).shards[3]
+    prompts, numbers = open_job(folder).prompts(victim)
+
+    def overflowing(self: Loaded, given: list[torch.Tensor], *rest: Any) -> Any:
+        found = attribute(self, given, *rest)
+        for at, ids in enumerate(given):
+            if torch.equal(ids, prompts[0]):
+                found[1].gradient[found[1].targets.prompt[found[1].row] == at] = torch.nan
+        return found
+
+    monkeypatch.setattr(Loaded, "attribute", overflowing)
+    ran = run(folder, here)
+    record = ran.done[victim.number]
+    assert [(one.number, one.reason) for one in record.refused] == [(numbers[0], "its edges are not finite numbers")]
+    assert numbers_of(ran.job, victim.number) == numbers[1:].tolist()
+    assert record.prompts == len(prompts) - 1
+
+
+def test_a_shard_of_refused_prompts_alone_has_no_file(tmp_path: Path, beside: Path) -> None:
+    job = make_job(tmp_path / "job", beside, positions=[6], shards={"prompts": 1})
+    ran = run(job.folder, here)
+    short = {number for number, record in ran.done.items() if record.sha256 is None}
+    assert {job.shards[number].tokens for number in short} == {length for length in LENGTHS if length < 7}
+    assert all("positions: [6] for a prompt of" in record.refused[0].reason for number, record in ran.done.items() if number in short)
+    assert len(bytes_of(job.folder)) == len(job.shards) - len(short)
+    assert verify(job.folder, recompute=2) == []
+    assert run(job.folder, here).damaged == []
+    assert status(job.folder).is_done
+
+
+# --------------------------------------------------------------------------------- what has changed
+
+
+def test_another_model_or_dictionary_is_refused(tmp_path: Path) -> None:
+    beside = corpus(tmp_path, LENGTHS[:3])
+    job = make_job(tmp_path / "job", beside)
+    sae("topk", site=SITES[0], seed=5).save_model(beside / SITES[0])
+    with pytest.raises(InputError, match=rf"job: {SITES[0]} is not what it was"):
+        run(job.folder, here)
+    sae("topk", site=SITES[0]).save_model(beside / SITES[0])
+    run(job.folder, here)
+    tiny("llama", hidden_act="gelu").save_pretrained(beside / "model")
+    Path(job.record(job.shards[0])).unlink()
+    with pytest.raises(InputError, match="job: model is not what it was"):
+        run(job.folder, here)
+
+
+def test_other_packages_are_refused_unless_told(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "packages", lambda: {"torch": "9.9"})
+    with pytest.raises(InputError, match=r"here are torch 9\.9, which may compute other last digits"):
+        run(folder, here)
+    run(folder, here, other_packages=True)
+    assert_undisturbed(folder, beside)
+
+
+def test_gc_removes_what_is_not_the_jobs(folder: Path, beside: Path) -> None:
+    ran = run(folder, here)
+    useless = [
+        folder / SHARDS / ".000000-abc.h5.1234.partial",
+        folder / SHARDS / "000099-0123456789abcdef.h5",
+        folder / RECORDS / "old.json",
+    ]
+    for path in useless:
+        path.write_text("left over")
+    unvouched = ran.job.file(ran.job.shards[0])
+    ran.job.record(ran.job.shards[0]).unlink()
+    assert tidy(folder, dry_run=True) == sorted([*useless, unvouched])
+    assert all(path.exists() for path in useless)
+    assert tidy(folder) == sorted([*useless, unvouched])
+    assert not any(path.exists() for path in (*useless, unvouched))
+    run(folder, here)
+    assert_undisturbed(folder, beside)
+
+
+def test_a_run_tells_what_it_does(folder: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Told(Watch):
+        def checked(self, done: int, total: int) -> None:
+            told.append(("checked", total))
+
+        def began(self, job: Job, done: Any, pending: Any, killed: bool) -> None:
+            told.append(("began", len(pending)))
+
+        def became(self, outcome: Any) -> None:
+            told.append(("became", outcome.shard))
+
+    count = len(open_job(folder).shards)
+    run(folder, here, watch=Told())
+    assert told == [("began", count), *(("became", number) for number in reversed(range(count)))], "longest prompts first"
+    told.clear()
+    run(folder, here, watch=Told())
+    assert told == [("checked", count)] * count + [("began", 0)]
+
+
+def test_a_folder_that_is_no_job(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no job\.json; make a job there with `attrib job init"):
+        run(tmp_path, here)
+    assert list(tmp_path.iterdir()) == []
