@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from attrib.commands import job
+from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.types import AttribError, InputError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
 )  # fmt: skip
 app.add_typer(job.app, name="job")
+app.add_typer(stats.app, name="stats")
 app.command()(export)
 
 

@@ -10,7 +10,7 @@ from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
-from attrib.store import Store, open_store
+from attrib.store import Store, open_shard, open_store
 from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, Tokens, TopK, TopLogits, UnsupportedError
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
@@ -52,18 +52,20 @@ def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> lis
         UnsupportedError: where the file does not say enough: a direction's vector, or a metric, is not stored.
         FormatError: where what the file says of its making cannot be read.
     """
-    with open_store(path) as store:
-        stored = [_of_prompt(store, block, prompt) for block in store.blocks]
+    with open_store(path) as opened:
+        shard = opened.path if isinstance(opened, Store) else opened.shard_of(prompt)
+    with open_shard(shard) as store:
+        stored = _of_prompt(store, prompt)
     loaded = _Loaded(dict(places or {}))
     return [_compare(edges, _again(edges, loaded)) for edges in stored]
 
 
-def _of_prompt(store: Any, block: Any, prompt: int) -> Edges:
-    numbers = store.prompts.numbers.tolist() if isinstance(store, Store) else store.numbers.tolist()
+def _of_prompt(store: Store, prompt: int) -> list[Edges]:
+    numbers = store.prompts.numbers.tolist()
     if prompt not in numbers:
         span = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
         raise InputError(f"prompt: {prompt} is not in {store.path}, which has {len(numbers)} prompts, {span}.")
-    return store.edges(*block, prompts=numbers.index(prompt) if isinstance(store, Store) else prompt)  # type: ignore[no-any-return]
+    return [store.edges(*block, prompts=numbers.index(prompt)) for block in store.blocks]
 
 
 class _Loaded:
@@ -139,15 +141,20 @@ def _compare(stored: Edges, now: Edges) -> Compared:
     for old, again in ((stored.total, now.total), (stored.l1, now.l1)):
         apart = max(apart, float((old - again).abs().max()) / sums if len(old) else 0.0)
     tolerance = TOLERANCES.get(str(stored.call["dtype"]), REDUCED)
-    one_sided = (was | new).keys() - both
-    is_same = apart <= tolerance and _is_marginal(one_sided, was | new, both, columns, tolerance * largest)
-    return Compared(*named, apart, len(one_sided), is_same)
+    slack = tolerance * largest
+    limits = [_least(kept, columns, stored.call["keep"]) for kept in (was, new)]
+    sides = (was, new.keys(), limits[1]), (new, was.keys(), limits[0])
+    is_marginal = all(abs(kept[at]) <= limit(at) + slack for kept, other, limit in sides for at in kept.keys() - other)
+    return Compared(*named, apart, len(was.keys() ^ new.keys()), apart <= tolerance and is_marginal)
 
 
-def _is_marginal(one_sided: set[int], values: Mapping[int, float], both: set[int], columns: int, slack: float) -> bool:
-    """Whether edges that only one result keeps are no larger than the least that both keep in their row."""
+def _least(kept: Mapping[int, float], columns: int, rule: str) -> Callable[[int], float]:
+    """The least that a result keeps in the row of an edge: what only the other one keeps should not be larger.
+
+    Where it keeps nothing in a row there is nothing to compare with, if what is kept does not follow from the others of its row.
+    """
     least: dict[int, float] = {}
-    for at in both:
-        row = at // columns
-        least[row] = min(abs(values[at]), least.get(row, float("inf")))
-    return all(abs(values[at]) <= least.get(at // columns, float("inf")) + slack for at in one_sided)
+    for at, value in kept.items():
+        least[at // columns] = min(abs(value), least.get(at // columns, float("inf")))
+    usual = float("inf") if rule.startswith("Threshold") else 0.0
+    return lambda at: least.get(at // columns, usual)

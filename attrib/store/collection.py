@@ -92,6 +92,11 @@ class Collection:
         """The numbers of the prompts in their data set, ascending."""
         return self._index.number[self._index.order]
 
+    def shard_of(self, prompt: int) -> Path:
+        """The file that holds the prompt of this number. Raises InputError for a number that none has."""
+        place = self._index.places(torch.tensor([prompt]))
+        return self._index.path(int(self._index.shard_of(place)))
+
     @cached_property
     def prompts(self) -> Prompts:
         """All prompts, in the order of their numbers, read from every shard and kept. Raises FormatError where they are damaged."""

@@ -1,0 +1,163 @@
+"""`attrib stats`: build statistics of a corpus, merge them, and ask for the strongest parents and children of a latent."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from attrib.types import InputError
+
+if TYPE_CHECKING:
+    from attrib.stats import BlockStatistics, Statistics
+
+app = typer.Typer(no_args_is_help=True, help="Aggregates per pair of latents over a corpus, within a memory bound.")
+
+File = Annotated[Path, typer.Argument(help="Statistics file")]
+Latent = Annotated[int, typer.Argument(help="Number of the latent; vocabulary id of a token or logit; -1 for a difference or metric")]
+BlockName = Annotated[str | None, typer.Option(help="A part of the block's name that no other block has")]
+Top = Annotated[int, typer.Option(help="Pairs in the table", min=1)]
+By = Annotated[str, typer.Option(help="l1, sum, mean, max or count")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
+# so that the latent -1 is no option
+_LATENTS = {"ignore_unknown_options": True}
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Argument(help="Statistics file to write")],
+    shards: Annotated[list[Path], typer.Argument(help="Shards, or folders of them")],
+    memory: Annotated[str, typer.Option(help="Bound for each block, as 512MiB or 4GiB; about 2.7 million pairs a GiB are exact")] = "1GiB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Go through shards and write the statistics of all their blocks."""
+    from attrib import stats
+
+    _check_free(out, overwrite)
+    _write(out, stats.of_files(shards, memory=_bytes(memory)), overwrite)
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Statistics file to write")],
+    files: Annotated[list[Path], typer.Argument(help="Statistics files")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge statistics files; the order makes no difference."""
+    from attrib import stats
+
+    _check_free(out, overwrite)
+    _write(out, stats.merge(*files), overwrite)
+
+
+@app.command("top-parents", context_settings=_LATENTS)
+def top_parents(file: File, latent: Latent, block: BlockName = None, top: Top = 20, by: By = "l1") -> None:
+    """The source latents that move a target latent most."""
+    from attrib import stats
+
+    part = _chosen(stats.open(file), block)
+    _print_pairs(part, part.top(part.parents(latent), top, by), f"sources of target {latent}", "source")
+
+
+@app.command("top-children", context_settings=_LATENTS)
+def top_children(file: File, latent: Latent, block: BlockName = None, top: Top = 20, by: By = "l1") -> None:
+    """The target latents that a source latent moves most."""
+    from attrib import stats
+
+    part = _chosen(stats.open(file), block)
+    _print_pairs(part, part.top(part.children(latent), top, by), f"targets of source {latent}", "target")
+
+
+@app.command()
+def show(file: File) -> None:
+    """The blocks of a statistics file: their pairs, or the bounds of their sketches."""
+    from attrib import stats
+
+    opened = stats.open(file)
+    title = f"{file}: {len(opened.parts)} blocks, made within {opened.memory:,} bytes each"
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("block", "form", "pairs", "are found", "error of l1 and sum"):
+        table.add_column(name, justify="left" if name in ("block", "form") else "right", overflow="fold")
+    for part in opened.parts:
+        table.add_row(escape(str(part.block)), *_bounds(part, opened.max_pairs))
+    _console().print(table)
+
+
+def _bounds(part: "BlockStatistics", max_pairs: int) -> list[str]:
+    """What `show` says of a block."""
+    if part.pairs is not None:
+        return ["table", f"{part.pairs:,}", "all", "exact"]
+    return ["sketch", f"over {max_pairs:,}", f"l1 ≥ {part.found_from:.3g}", f"< {part.error:.3g} (p = {part.confidence:.3f})"]
+
+
+def _print_pairs(part: "BlockStatistics", columns: dict[str, Any], what: str, end: str) -> None:
+    console, count = _console(), len(columns["l1"])
+    if not count and part.is_exact:
+        console.print(escape(f"{part.block}: no edges stored for the {what}"))
+        return
+    table = Table(title=escape(f"{part.block}\n{count} {what}" + ("" if part.is_exact else ", of a sketch")), title_justify="left")
+    for name in (end, "count", "prompts", "l1", "sum", "mean", "std", "one sign", "maximum", "at prompt", "target at", "source at"):
+        table.add_column(name, justify="right")
+    for row in range(count):
+        table.add_row(*_cells({name: column[row] for name, column in columns.items()}, end))
+    console.print(table)
+    if not part.is_exact:
+        console.print(
+            f"Of a sketch. Every pair with l1 ≥ {part.found_from:.3g} is here. l1 is too large, and sum off, by less than {part.error:.3g} "
+            f"(p = {part.confidence:.3f}); ± is this or less. ≤ marks an upper bound; a sketch has no mean, std or sign agreement."
+        )
+
+
+def _cells(pair: dict[str, Any], end: str) -> list[str]:
+    most = "" if pair["exact"] else "≤ "
+    place = ["-"] * 3 if pair["maximum_is_bound"] else [str(pair[f"maximum_{n}"]) for n in ("prompt", "target_position", "source_position")]
+    plus_minus = "" if pair["exact"] else f" ± {pair['error']:.2g}"
+    ratios = [f"{pair['mean']:+.4g}", f"{pair['std']:.3g}", f"{pair['sign_agreement']:.1%}"] if pair["exact"] else ["-"] * 3
+    maximum = f"≤ {pair['maximum']:.4g}" if pair["maximum_is_bound"] else f"{pair['maximum']:+.4g}"
+    counts = [f"{most}{pair[name]:,}" for name in ("count", "prompts")]
+    return [str(pair[end]), *counts, f"{most}{pair['l1']:.4g}", f"{pair['sum']:+.4g}{plus_minus}", *ratios, maximum, *place]
+
+
+def _chosen(statistics: "Statistics", name: str | None) -> "BlockStatistics":
+    found = [part for part in statistics.parts if name is None or name in str(part.block)]
+    if len(found) != 1:
+        raise InputError(
+            f"block: {name!r} is in the names of {len(found) or 'no'} blocks; give --block with a part of one name. "
+            f"There are: {'; '.join(map(str, statistics.blocks))}."
+        )
+    return found[0]
+
+
+def _bytes(size: str) -> int:
+    """'512MiB' or a number of bytes."""
+    units = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]iB|)", size.strip())
+    if match is None:
+        raise InputError(f"memory: {size!r}; expected a number and KiB, MiB or GiB, as 512MiB.")
+    return int(float(match[1]) * units[match[2]])
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Before hours of work, not after."""
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"out: {out} exists already; choose another name, or replace a file with --overwrite.")
+    if not out.parent.is_dir():
+        raise InputError(f"out: the folder {out.parent} does not exist; make it first.")
+
+
+def _write(out: Path, statistics: "Statistics", overwrite: bool) -> None:
+    from attrib import stats
+
+    stats.save(out, statistics, overwrite=overwrite)
+    print(f"{out}: {len(statistics.parts)} blocks, {out.stat().st_size / 1e6:.1f} MB")
+    for part in statistics.parts:
+        form, pairs, *_ = _bounds(part, statistics.max_pairs)
+        print(f"{part.block}: a {form} of {pairs} pairs")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=160)  # piped into a file, tables keep their columns

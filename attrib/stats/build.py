@@ -1,0 +1,110 @@
+"""Edges to statistics, and statistics to one."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from attrib.edges import Edges
+from attrib.stats.accumulate import Accumulator
+from attrib.stats.bounds import DEFAULT_MEMORY, check_memory
+from attrib.stats.calls import check_same, common, plain
+from attrib.stats.files import open
+from attrib.stats.gather import EDGES_AT_ONCE, pairs_of_edges
+from attrib.stats.sketch import Sketch, check
+from attrib.stats.statistics import BlockStatistics, Statistics
+from attrib.store import Block, open_collection
+from attrib.store.wellformed import fault
+from attrib.types import InputError
+
+
+def of(edges: Edges | Iterable[Edges], *, memory: int = DEFAULT_MEMORY) -> Statistics:
+    """The statistics of results, which may be of several blocks and are gone through once.
+
+    `memory` bounds, for each block, the bytes of its table or sketch and of what merging takes; beside them there is the
+    Edges at hand, and about 300 bytes for each edge of a run of prompts (262,144 edges, or one prompt that has more).
+
+    Raises:
+        InputError: `memory` is too small, a result is malformed, an attribution is not finite, sums pass what
+            fixed-point numbers hold, or two results of one block are of other models, dictionaries or policies.
+    """
+    building = Building(memory)
+    for part in [edges] if isinstance(edges, Edges) else edges:
+        building.add_edges(part)
+    return building.result()
+
+
+def merge(*parts: Statistics | str | os.PathLike[str]) -> Statistics:
+    """Statistics of all that these are of; paths are opened and read in slices. The order makes no difference.
+
+    The least of the memory bounds holds for the result. A prompt whose edges are in two parts counts twice.
+
+    Raises:
+        InputError: nothing is given, or as `of`.
+        FormatError: a file is damaged.
+    """
+    if not parts:
+        raise InputError("parts: got none; expected at least one Statistics or path.")
+    opened = [part if isinstance(part, Statistics) else open(part) for part in parts]
+    building = Building(min(part.memory for part in opened))
+    for statistics in opened:
+        building.add(statistics)
+    return building.result()
+
+
+class Building:
+    """Statistics in the making, block by block."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = check_memory(memory)
+        self._blocks: dict[Block, tuple[Accumulator, dict[str, Any]]] = {}
+
+    def add_edges(self, edges: Edges) -> None:
+        """Add a result; raises as `of` does."""
+        block = Block(edges.kind, edges.sources.site, edges.targets.site)
+        if wrong := fault(edges):
+            raise InputError(f"edges: in '{block}', {wrong}; expected a result as attrib's functions return it.")
+        into = self._into(block, plain(edges.call))
+        for rows in pairs_of_edges(edges):
+            into.add_rows(rows)
+
+    def add(self, statistics: Statistics) -> None:
+        """Add statistics; raises as `merge` does."""
+        for part in statistics.parts:
+            if isinstance(part.held, Sketch):
+                check(part.held)
+            self._into(part.block, part.call).add(part.held)
+
+    def _into(self, block: Block, call: dict[str, Any]) -> Accumulator:
+        """The accumulator of a block, whose call becomes what it has in common with this one."""
+        if block not in self._blocks:
+            self._blocks[block] = Accumulator(self.memory), call
+        accumulator, shared = self._blocks[block]
+        check_same(block, shared, call)
+        self._blocks[block] = accumulator, common(shared, call)
+        return accumulator
+
+    def result(self) -> Statistics:
+        """The statistics of all that was added. Nothing can be added after."""
+        blocks = sorted(self._blocks, key=lambda block: block.group)
+        return Statistics(self.memory, tuple(BlockStatistics(b, self._blocks[b][0].result(), self._blocks[b][1]) for b in blocks))
+
+
+def of_files(paths: Iterable[str | os.PathLike[str]], *, memory: int = DEFAULT_MEMORY) -> Statistics:
+    """The statistics of shards, files or folders of them, all blocks that are in them.
+
+    Files are read one after another, a run of prompts of at most 262,144 edges at a time: what is held beside
+    `memory` for each block (see `of`) does not grow with the number of shards, but for 16 bytes a prompt of a folder.
+
+    Raises:
+        InputError: no path is given, a path is not there, or as `of`.
+        FormatError: a file is damaged.
+    """
+    building, paths = Building(memory), list(paths)
+    if not paths:
+        raise InputError("paths: got none; expected shards, or folders of them.")
+    for path in paths:
+        with open_collection(path) as shards:
+            for block in shards.blocks:
+                for edges in shards.iterate(*block, by="shard", most=EDGES_AT_ONCE):
+                    building.add_edges(edges)
+    return building.result()

@@ -1,0 +1,231 @@
+"""Jobs as processes: killed at any moment, run twice at once, as ranks of a launch; the bytes are always the same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from attrib.jobs.engines.launch import Launch, launch_of
+from attrib.jobs.folder import LOCK, SHARDS, open_job
+from attrib.jobs.records import failures, records
+from attrib.jobs.status import status
+from attrib.types import InputError
+from tests.job_cases import bytes_of, corpus, make_job, undisturbed
+from tests.test_layering import ROOT
+
+LENGTHS = (5, 7, 9, 7, 12, 5, 7, 11, 5, 8, 30, 31, 32, 30, 29, 28)
+"""Prompts enough for a run to be met in the middle."""
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("corpus"), LENGTHS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, beside: Path) -> Path:
+    return make_job(tmp_path / "job", beside).folder
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """`attrib job ARGUMENTS`, in a process of its own."""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"} | environment
+    command = [sys.executable, "-m", "attrib.cli", "job", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - begun < 100
+        time.sleep(0.01)
+
+
+@contextmanager
+def asleep(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A run and its workers in the middle of what they do, for as long as is wanted."""
+    every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in every:
+        one.suspend()
+    yield
+    for one in every:
+        one.resume()
+
+
+def done(folder: Path) -> int:
+    return len(records(open_job(folder)))
+
+
+def assert_finishes(folder: Path, beside: Path, says: str = "") -> None:
+    returned, out, err = finish(start("run", folder))
+    assert (returned, err) == (0, says)
+    assert f"{len(open_job(folder).shards)} of {len(open_job(folder).shards)} shards" in out
+    assert bytes_of(folder) == undisturbed(beside)
+    assert status(folder).is_done
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path) -> None:
+    draw = random.Random(0)
+    for wanted in (1, 4, 7):
+        process = start("run", folder, "--workers", 2)
+        wait_for(lambda wanted=wanted: done(folder) >= wanted, process)
+        time.sleep(draw.random() / 20)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert not alive, "workers end with their parent"
+        assert json.loads((folder / LOCK).read_text())["pid"] == process.pid, "it could not say that it ended"
+        assert status(folder).run_by is None
+    assert_finishes(folder, beside, "the last run was killed; what it had not finished is done now\n")
+
+
+def test_a_worker_that_is_killed_is_replaced(folder: Path, beside: Path) -> None:
+    process = start("run", folder, "--workers", 1)
+    for wanted in (1, 4):
+        wait_for(lambda wanted=wanted: done(folder) >= wanted, process)
+        for worker in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(worker.cmdline()):
+                worker.kill()
+    returned, _, err = finish(process)
+    assert (returned, err) == (0, "")
+    assert bytes_of(folder) == undisturbed(beside)
+
+
+def test_a_shard_that_kills_its_worker_fails_alone(folder: Path, beside: Path, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: a worker dies by SIGKILL each time that it computes one shard."""
+    victim = open_job(folder).shards[3]
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Poison(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "attrib.jobs.worker":
+            sys.meta_path.remove(self)
+            from attrib.jobs import shard
+            compute = shard.compute
+            def deadly(ready, one):
+                if one.number == {victim.number}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return compute(ready, one)
+            shard.compute = deadly
+
+sys.meta_path.insert(0, Poison())
+"""
+    )
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
+    returned, _, err = finish(start("run", folder, "--workers", 1, "--attempts", 2, PYTHONPATH=paths))
+    assert returned == 1
+    assert err.splitlines()[-1] == (
+        f"error: 1 shards failed after 2 attempts; shard 3: its process ended: SIGKILL, as the kernel does when memory runs out. "
+        f"`attrib job status {folder}` lists them, `attrib job retry {folder}` tries them again."
+    )
+    [failure] = failures(open_job(folder))
+    assert (failure.shard, failure.kind, failure.attempts) == (3, "died", 2)
+    assert set(undisturbed(beside)) - set(bytes_of(folder)) == {f"{victim.name}.h5"}
+    returned, _, err = finish(start("retry", folder))
+    assert (returned, err) == (0, "")
+    assert bytes_of(folder) == undisturbed(beside)
+
+
+def test_a_run_is_stopped_by_a_signal(folder: Path, beside: Path) -> None:
+    process = start("run", folder, "--workers", 1)
+    wait_for(lambda: done(folder) >= 2, process)
+    with asleep(process):
+        assert status(folder).run_by is not None
+        second = finish(start("run", folder))
+        process.send_signal(signal.SIGTERM)  # it cannot end before
+    assert second[0] == 1
+    assert second[2].startswith(f"error: job: {folder} is being run by a run on ")
+    assert f"process {process.pid}" in second[2]
+    assert second[2].count("\n") == 1
+    returned, _, err = finish(process)
+    assert returned == 128 + signal.SIGTERM
+    assert err == f"{folder}: stopped; `attrib job run {folder}` goes on\n"
+    assert (folder / LOCK).read_text() == "", "it said that it ended"
+    assert_finishes(folder, beside)
+
+
+def test_ranks_share_a_job(folder: Path, beside: Path) -> None:
+    """Three ranks at once, as torchrun starts them; one is killed, and started again."""
+    world = {"WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "here", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    ranks = [start("run", folder, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(3)]
+    wait_for(lambda: (folder / f"{LOCK}.1").exists(), ranks[1])
+    ranks[1].kill()
+    ranks[1].communicate()
+    wait_for(lambda: status(folder).run_by is not None, ranks[0])
+    with asleep(ranks[0]):
+        other = finish(start("run", folder, "--engine", "local"))
+        assert (other[0], "is being run by" in other[2]) == (1, True), other
+    again = start("run", folder, RANK="1", LOCAL_RANK="1", **world)
+    for process in (ranks[0], ranks[2], again):
+        assert finish(process)[::2] == (0, "")
+    assert bytes_of(folder) == undisturbed(beside)
+    assert status(folder).is_done
+    assert status(folder).run_by is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "launch"),
+    [
+        ({}, None),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launch(3, 8, "torchrun   ", 1)),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Launch(2, 4, "slurm 7", 0)),
+        (
+            {
+                "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_MAX": "18", "SLURM_ARRAY_TASK_COUNT": "5", "SLURM_ARRAY_TASK_STEP": "2",
+                "SLURM_PROCID": "1", "SLURM_NTASKS": "2",
+            },
+            Launch(5, 10, "slurm array 7", 0),
+        ),
+    ],
+)  # fmt: skip
+def test_the_environment_tells_of_a_launch(environment: dict[str, str], launch: Launch | None) -> None:
+    assert launch_of(environment) == launch
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "8", "WORLD_SIZE": "8"}, "rank 8 of 8; expected 0 to 7"),
+        ({"RANK": "one", "WORLD_SIZE": "8"}, "RANK='one'; expected a whole number"),
+        (
+            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "7",
+             "SLURM_ARRAY_TASK_COUNT": "3"},
+            "has 3 tasks from 1 to 7; expected one without gaps",
+        ),
+    ],
+)  # fmt: skip
+def test_an_environment_that_makes_no_sense_is_refused(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        launch_of(environment)
+
+
+def test_words_that_choose_no_engine(folder: Path) -> None:
+    for arguments, words in (
+        (("--engine", "magic"), "engine: 'magic'; expected one of auto, local, ray, rank"),
+        (("--engine", "rank"), "neither torchrun nor SLURM started this process"),
+        (("--address", "auto"), "is of a ray cluster, and the engine is auto"),
+        (("--device", "cuda:99"), "'cuda:99' is not on this machine"),
+    ):
+        returned, _, err = finish(start("run", folder, *arguments))
+        assert (returned, words in err, err.count("\n")) == (1, True, 1), err
+    assert list((folder / SHARDS).iterdir()) == []
