@@ -13,7 +13,7 @@ demo: $(READY)
 
 # One thread a process: several processes side by side finish sooner than threads within one
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .

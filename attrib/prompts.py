@@ -7,7 +7,9 @@ prompt at hand. What is wrong with a prompt is said of that prompt, and the next
 import gzip
 import importlib
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from attrib.types import FormatError, InputError
+from attrib.types import AttribError, FetchError, FormatError, InputError
 
 FIELDS = ("text", "prompt", "tokens", "input_ids")
 """The keys or columns that hold a prompt, where none is named: the first that is there."""
@@ -55,11 +57,13 @@ def read(source: str | Path, *, form: Form | None = None, field: str | None = No
     if name.startswith("hf:"):
         return _read_rows(_hub(name, split), name, field)
     path = Path(name)
+    if name == "-" and form in ("parquet", "dataset"):
+        raise InputError(f"prompts: standard input is read line by line; expected the form text or jsonl, got {form}.")
     if name != "-" and not path.exists():
         raise InputError(f"prompts: {name} does not exist.")
     form = form or ("dataset" if path.is_dir() else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix, "text"))
     if form == "dataset":
-        return _read_rows(_saved(path, split), name, field)
+        return _read_saved(_saved(path, split), name, field)
     if path.is_dir():
         raise InputError(f"prompts: {name} is a folder; expected a file, or a folder that datasets' save_to_disk wrote.")
     if form == "parquet":
@@ -86,12 +90,13 @@ def _read_lines(name: str, form: Form, field: str | None) -> Iterator[Given]:
 
 def _lines(name: str) -> Iterator[bytes | None]:
     """Lines without their ends; None for one that is too long to hold."""
+    most = LONGEST_LINE + 1  # with its end
     with _opened(name) as file:
-        while line := file.readline(LONGEST_LINE):
-            if line.endswith(b"\n") or len(line) < LONGEST_LINE:
+        while line := file.readline(most):
+            if line.endswith(b"\n") or len(line) < most:
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
                 continue
-            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+            while (rest := file.readline(most)) and not rest.endswith(b"\n"):
                 pass
             yield None
 
@@ -104,7 +109,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
     try:
         with gzip.open(name) if name.endswith(".gz") else Path(name).open("rb") as file:
             yield cast(BinaryIO, file)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise FormatError(f"prompts: {name} is not gzip, or damaged: {error}.") from error
 
 
@@ -114,7 +119,10 @@ def _of_json(line: str, where: str, field: str | None) -> Given:
     except (ValueError, RecursionError) as error:
         return Given(where, None, f"is not JSON: {error}" if line.strip() else "is an empty prompt")
     if isinstance(value, dict):
-        value = next((value[key] for key in ([field] if field else FIELDS) if key in value), None)
+        keys = [field] if field else FIELDS
+        if not any(key in value for key in keys):
+            return Given(where, None, f"has no key {' or '.join(map(repr, keys))}")
+        value = next(value[key] for key in keys if key in value)
     return _of_value(value, where)
 
 
@@ -122,35 +130,48 @@ def _of_json(line: str, where: str, field: str | None) -> Given:
 
 
 def _read_parquet(path: Path, field: str | None) -> Iterator[Given]:
-    parquet, arrow = _library("pyarrow.parquet"), _library("pyarrow")
+    parquet = _library("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
             column = _column(file.schema_arrow.names, field, str(path))
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                values = batch.column(0)
-                if arrow.types.is_string(values.type) or arrow.types.is_large_string(values.type):
-                    values = values.cast(arrow.large_binary())  # bytes that are not UTF-8 are one prompt's fault, not the file's
-                for value in values:
-                    number += 1
-                    yield _of_value(_text(value.as_py()), f"{path}, row {number}")
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError, OSError) as error:
-        raise FormatError(f"prompts: {path} is not Parquet, or damaged: {str(error).splitlines()[0]}.") from error
+            values = (value for batch in file.iter_batches(batch_size=256, columns=[column]) for value in batch.column(0))
+            yield from _of_arrow(values, str(path))
+    except AttribError:
+        raise
+    except Exception as error:  # of a damaged file, Arrow hands on whatever its parts raise
+        raise FormatError(f"prompts: {path} is not Parquet, or damaged: {_first_line(error)}.") from error
 
 
-def _text(value: Any) -> Any:
-    """Bytes as text where they are UTF-8."""
-    if isinstance(value, bytes):
+def _read_saved(table: Any, name: str, field: str | None) -> Iterator[Given]:
+    """The rows of a data set on the disk, of which one column is read."""
+    column = _column(table.column_names, field, name)
+    try:
+        batches = table.select_columns([column]).with_format("arrow").iter(batch_size=256)
+        yield from _of_arrow((value for batch in batches for value in batch.column(0)), name)
+    except Exception as error:  # as above
+        raise FormatError(f"prompts: {name} is damaged: {_first_line(error)}.") from error
+
+
+def _of_arrow(values: Iterable[Any], name: str) -> Iterator[Given]:
+    """Prompts from Arrow's scalars; bytes are text where they are UTF-8, in columns of strings too."""
+    for number, value in enumerate(values, 1):
+        where = f"{name}, row {number}"
         try:
-            return value.decode()
+            found = value.as_py()
+            yield _of_value(found.decode() if isinstance(found, bytes) else found, where)
         except UnicodeDecodeError:
-            return value
-    return value
+            yield Given(where, None, "is not UTF-8")
 
 
 def _read_rows(rows: Iterable[dict[str, Any]], name: str, field: str | None) -> Iterator[Given]:
-    for number, row in enumerate(rows, 1):
-        yield _of_value(row[_column(list(row), field, name)], f"{name}, row {number}")
+    """The rows of a data set that comes over the network, as it comes."""
+    try:
+        for number, row in enumerate(rows, 1):
+            yield _of_value(row[_column(list(row), field, name)], f"{name}, row {number}")
+    except AttribError:
+        raise
+    except Exception as error:  # of the network, of the hub, of whatever reads the data set's files
+        raise FetchError(f"prompts: {name} could not be read on: {_first_line(error)}.") from error
 
 
 def _column(names: Sequence[str], field: str | None, source: str) -> str:
@@ -164,23 +185,31 @@ def _column(names: Sequence[str], field: str | None, source: str) -> str:
 def _hub(name: str, split: str) -> Iterable[dict[str, Any]]:
     datasets = _library("datasets")
     dataset, _, config = name.removeprefix("hf:").partition(":")
+    reads_files = getattr(importlib.import_module("datasets.packaged_modules"), "_PACKAGED_DATASETS_MODULES", {})
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]*\w[\w.-]*)?", dataset, re.ASCII) or dataset in reads_files or Path(dataset).exists():
+        # `datasets` would read such a folder, and for "text" the one we are in; a job's config must not reach the user's files this way
+        raise InputError(f"prompts: {name} names no data set of the hub but files; expected hf:NAME or hf:OWNER/NAME, or the path itself.")
     try:
         return datasets.load_dataset(dataset, config or None, split=split, streaming=True)  # type: ignore[no-any-return]
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"prompts: the data set {name} could not be opened: {str(error).splitlines()[0]}.") from error
+    except Exception as error:  # the hub's own errors are of many kinds
+        raise InputError(f"prompts: the data set {name} could not be opened: {_first_line(error)}.") from error
 
 
-def _saved(path: Path, split: str) -> Iterable[dict[str, Any]]:
+def _saved(path: Path, split: str) -> Any:
     datasets = _library("datasets")
     try:
         saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"prompts: {path} is not a folder that datasets' save_to_disk wrote: {str(error).splitlines()[0]}.") from error
+    except Exception as error:  # of a damaged folder, `datasets` hands on whatever its parts raise
+        raise InputError(f"prompts: {path} is not a folder that datasets' save_to_disk wrote: {_first_line(error)}.") from error
     if isinstance(saved, dict):
         if split not in saved:
             raise InputError(f"prompts: {path} has no split {split!r}; it has {', '.join(map(repr, saved))}.")
         saved = saved[split]
-    return saved  # type: ignore[no-any-return]
+    return saved
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _library(name: str) -> Any:

@@ -95,7 +95,7 @@ class Site:
         """Read a TransformerLens hook name. Raises InputError for anything else."""
         if isinstance(name, Site):
             return name
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+        match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name)
         if match is None or match[2] not in _KIND_OF_HOOK:
             raise InputError(
                 f"Site.parse({name!r}): expected a TransformerLens hook name such as 'blocks.7.hook_resid_pre', "

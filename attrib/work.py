@@ -3,6 +3,7 @@
 `Work` is the part that a run file and a job have in common; `Loaded` is a work with its model and dictionaries in memory.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ LONGEST_CONFIG = 1 << 20
 """Bytes of a TOML file, at most."""
 
 Kind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit"]
+Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+"""TOML has whole numbers of any length, and nothing behind it has."""
 
 
 def keep_text(keep: Keep) -> str:
@@ -59,10 +62,10 @@ class Attribution(BaseModel):
     target: str | None = None
     cuts: list[str] = Field(default_factory=list)
     effect: Effect = "direct"
-    top_logits: int = 10
+    top_logits: Whole = 10
     mass: float | None = None
-    logit_tokens: list[int | str] = Field(default_factory=list)
-    logit_difference: tuple[int | str, int | str] | None = None
+    logit_tokens: list[Whole | str] = Field(default_factory=list)
+    logit_difference: tuple[Whole | str, Whole | str] | None = None
 
     @model_validator(mode="after")
     def _has_its_dictionaries(self) -> "Attribution":
@@ -90,10 +93,10 @@ class Work(BaseModel):
     keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = Dense()
     policy: Literal["exact", "linear"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
-    precision_rows: Annotated[int, Field(ge=0)] | None = None
+    precision_rows: Annotated[Whole, Field(ge=0)] | None = None
     method: attribute.Method = "adjoint"
-    budget: ByteSize = ByteSize(DEFAULT_BUDGET)
-    positions: list[int] | None = None
+    budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
+    positions: list[Whole] | None = None
     error: bool = True
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
 
@@ -104,15 +107,28 @@ class Work(BaseModel):
         return list(dict.fromkeys(named))
 
 
+# Python's reader takes time in the square of a key's parts: minutes for `a.a.a…` of 100 kB. A run that \w+ or quotes begin is met once.
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![\w\\-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}")
+
+
 def toml_table(path: Path) -> dict[str, Any]:
-    """The keys of a TOML file. Raises InputError where it is missing, too long, or no TOML."""
+    """The keys of a TOML file. Raises InputError where it cannot be read, is too long, or no TOML."""
     try:
-        if (size := path.stat().st_size) > LONGEST_CONFIG:
-            raise InputError(f"config: {path} has {size:,} bytes; expected at most {LONGEST_CONFIG:,}.")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            read = file.read(LONGEST_CONFIG + 1)
+        if len(read) > LONGEST_CONFIG:
+            raise InputError(f"config: {path} has more than {LONGEST_CONFIG:,} bytes, which no config needs.")
+        if found := _LONG_KEY.search(text := read.decode()):
+            raise InputError(f"config: {path} has a key of more than 64 parts: {found[0][:40]}...")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"config: {path} does not exist.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"config: {path} cannot be read: {error.strerror}.") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML or UTF-8, or a number of too many digits
         raise InputError(f"config: {path} is not TOML: {error}.") from None
 
 

@@ -12,6 +12,8 @@ import torch
 
 import attrib
 
+pytestmark = pytest.mark.xdist_group("readme")  # what its commands wrote is read by its Python
+
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -10,6 +10,8 @@ from attrib.prompts import Form
 from attrib.types import InputError
 from attrib.work import Work, checked
 
+Count = Annotated[int, Field(ge=1, lt=1 << 63)]
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -25,9 +27,9 @@ class PromptsOf(BaseModel):
     form: Form | None = None
     field: str | None = None
     split: str = "train"
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Count | None = None
     """Prompts to read, at most."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     """Tokens of a prompt, at most. None is the model's context."""
     long: Literal["refuse", "truncate"] = "refuse"
     """What becomes of a prompt of more tokens: it is recorded and left out, or its first tokens are taken."""
@@ -38,8 +40,8 @@ class ShardsOf(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompts: Annotated[int, Field(ge=1)] = 64
-    tokens: Annotated[int, Field(ge=1)] = 2048
+    prompts: Count = 64
+    tokens: Count = 2048
 
 
 class JobFile(Work):
@@ -47,7 +49,7 @@ class JobFile(Work):
 
     prompts: Annotated[PromptsOf, BeforeValidator(lambda value: {"source": value} if isinstance(value, str | list) else value)]
     shards: ShardsOf = ShardsOf()
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
     """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
 
 
@@ -59,18 +61,25 @@ def job_file(table: dict[str, Any]) -> JobFile:
 def confined(argument: str, name: str, folder: Path, allowed: Sequence[Path]) -> Path | None:
     """Where a name in a config points, if it is a path: beneath the config's folder, or one that the user allowed.
 
-    A config may come from elsewhere, and what it names is read: it must not reach the user's other files.
+    A config may come from elsewhere, and what it names is read: it must not reach the user's other files. A name that is
+    no path there may still be one from the folder that the user is in, where whoever loads it would find it.
 
     Returns:
         The path, or None for a name that is none.
 
     Raises:
-        InputError: where the path, links followed, lies outside.
+        InputError: where the path, links followed, lies outside, or is none that a file could have.
     """
-    path = folder / Path(name).expanduser()
-    if not (path.exists() or name.startswith((".", "/", "~")) or ".." in Path(name).parts):
-        return None
-    resolved = path.resolve()
+    try:
+        path = folder / Path(name).expanduser()
+        if not path.exists() and Path(name).exists():
+            path = Path(name)
+        if not (path.exists() or name.startswith((".", "/", "~")) or ".." in Path(name).parts):
+            return None
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a user that is not there, a NUL
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{argument}: {name[:80]!r} is no path: {why}.") from None
     if not any(resolved.is_relative_to(root.resolve()) for root in (folder, *allowed)):
         raise InputError(
             f"{argument}: {name} lies outside {folder}, the folder of the config, which reads nothing else unless you say so. "

@@ -1,32 +1,44 @@
 """The lock of a job's folder: one run at a time, and none that a crash leaves behind.
 
 The kernel holds it (flock) and lets go when the process ends, however it ends. The file says whose it is, and
-its holder touches it every few seconds: where a network file system keeps flock to one machine, another machine
-still sees that it is held. An untouched lock that nobody holds is stale, and is taken.
+its holder touches it every few seconds: where a network file system keeps flock to one machine, or has none,
+another run still sees that it is held. An untouched lock that nobody holds is stale, and is taken.
 
 The ranks of one launch share the lock: it is theirs together, and each has one of its own.
 """
 
 import errno
 import fcntl
-import json
 import os
+import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 
+from attrib.store.whole import PARTIAL
 from attrib.types import InputError
 
 TOUCHED_EVERY = 5.0
 """Seconds."""
 STALE_AFTER = 60.0
 """Seconds after which a lock of another machine that is not touched is nobody's."""
+JOINED_WITHIN = 5.0
+"""Seconds in which the first rank of a launch has written whose the lock is."""
+SETTLED_AFTER = 0.5
+"""Seconds after which, without flock, of several that take a lock at once all see who was the last."""
+
+LENGTH = 512
+"""Bytes of a lock's file, at least."""
+
+_WAITS = (0.02, 0.1)
+"""Seconds before a lock is tried again: someone may only be looking who holds it."""
 
 
 class Holder(BaseModel):
@@ -36,8 +48,16 @@ class Holder(BaseModel):
     pid: int
     launch: str
     """The same for the ranks of one launch; else of this process alone."""
-    began: float
+    began: Annotated[float, Field(ge=0, lt=1e11)]
     """Seconds since 1970."""
+
+
+class _Flock(Enum):
+    """What became of an attempt to take a lock."""
+
+    HAD = "it is ours"
+    HELD = "another process has it"
+    NONE = "the file system has no such locks, and touching must do"
 
 
 @contextmanager
@@ -55,96 +75,160 @@ def held(path: Path, *, launch: str | None = None, rank: int = 0) -> Iterator[Ho
         InputError: where another run holds it; names it.
     """
     own = Holder(host=socket.gethostname(), pid=os.getpid(), launch=launch or f"{socket.gethostname()}:{os.getpid()}", began=time.time())
+    of_rank = path.with_name(f"{path.name}.{rank}")
     with ExitStack() as opened:
-        if launch is not None:
-            of_rank = opened.enter_context(path.with_name(f"{path.name}.{rank}").open("a+"))
-            if not _flock(of_rank, fcntl.LOCK_EX):
-                raise _taken(path.with_name(of_rank.name), _read(of_rank))
-        file = opened.enter_context(path.open("a+"))
-        alone = _flock(file, fcntl.LOCK_EX)
-        if not alone and (launch is None or not _flock(file, fcntl.LOCK_SH)):
-            raise _taken(path, _read(file))
-        last = _read(file)
-        shares = launch is not None and last is not None and last.launch == launch
-        if last is not None and not shares and (not alone or _is_touched_elsewhere(path, last, own)):
-            raise _taken(path, last)
-        if alone:
+        paths = [path] if launch is None else [path, of_rank]
+        files = [opened.enter_context(_open(each)) for each in paths]
+        for file in files[1:]:
+            if _flock(file, fcntl.LOCK_EX) is _Flock.HELD:
+                raise _taken(of_rank, _read(file))
             _write(file, own)
-            if launch is not None:
-                _flock(file, fcntl.LOCK_SH)
+            opened.callback(file.truncate, 0)
+        last = _take(path, files[0], own) if launch is None else _join(path, files[0], own)
         ended = threading.Event()
-        toucher = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+        toucher = threading.Thread(target=_touch, args=(paths, ended), daemon=True)
         toucher.start()
         try:
-            yield None if shares else last
+            yield last
         finally:
             ended.set()
             toucher.join()
-            if launch is None or _flock(file, fcntl.LOCK_EX):  # of a launch's ranks, the last one out
-                file.truncate(0)
+            for file in files[1:]:
+                file.truncate(0)  # before the others are looked at: of two that end at once, one sees that it is the last
+            if launch is None or (_flock(files[0], fcntl.LOCK_EX) is not _Flock.HELD and not _others(path, own)):  # the last one out
+                files[0].truncate(0)
+
+
+def _take(path: Path, file: IO[str], own: Holder) -> Holder | None:
+    """Take a lock for one process alone."""
+    flock = _flock(file, fcntl.LOCK_EX)
+    last = _read(file)
+    if flock is _Flock.HELD or (last is not None and _is_touched(path, last, own, flock)):
+        raise _taken(path, last)
+    _write_first(path, file, own, flock)
+    return last
+
+
+def _join(path: Path, file: IO[str], own: Holder) -> Holder | None:
+    """Take a lock with the other ranks of a launch: the first takes it for all, and writes whose it is."""
+    until = time.monotonic() + JOINED_WITHIN
+    while True:
+        flock = _flock(file, fcntl.LOCK_EX)
+        if flock is not _Flock.HELD:
+            last = _read(file)
+            is_ours = last is not None and last.launch == own.launch  # of ranks on other machines, or of one that was killed
+            is_alive = last is not None and _is_touched(path, last, own, flock)
+            if is_alive and not is_ours:
+                raise _taken(path, last)
+            if not is_alive:
+                _write_first(path, file, own, flock)
+            if _flock(file, fcntl.LOCK_SH) is not _Flock.HELD:
+                return None if is_ours else last
+        elif _flock(file, fcntl.LOCK_SH) is not _Flock.HELD:
+            last = _read(file)
+            if last is not None and last.launch == own.launch:
+                return None
+            if last is not None:
+                raise _taken(path, last)
+            fcntl.flock(file, fcntl.LOCK_UN)  # whose it is was not written yet
+        if time.monotonic() > until:
+            raise _taken(path, _read(file))
 
 
 def holder(path: Path) -> Holder | None:
     """Who holds a job's lock now; None where nobody does."""
-    try:
-        with path.open() as file:
-            last = _read(file)
-            if last is None or (_flock(file, fcntl.LOCK_EX) and not _is_touched_elsewhere(path, last, None)):
-                return None
-            return last
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    mode: Literal["r+", "r"] = "r+" if os.access(path, os.W_OK) else "r"  # some network file systems lock only what may be written
+    with path.open(mode, errors="replace") as file:
+        last = _read(file)
+        if last is None:
+            return None
+        flock = _flock(file, fcntl.LOCK_EX)
+        return last if flock is _Flock.HELD or _is_touched(path, last, None, flock) else None
 
 
-def _flock(file: IO[str], kind: int) -> bool:
-    """Take a lock. Returns whether it could be had; true where the file system has none, and touching must do."""
-    for wait in (0.02, 0.1, 0.0):  # someone may only be looking who holds it
+def _open(path: Path) -> IO[str]:
+    """A lock's file, made where there is none, to be read and written over."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # Path.touch would make a lock look alive that was there
+    return path.open("r+", errors="replace")
+
+
+def _flock(file: IO[str], kind: int) -> _Flock:
+    for wait in (*_WAITS, None):
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return True
-            time.sleep(wait)
+                return _Flock.NONE
+            if wait is not None:
+                time.sleep(wait)
         else:
-            return True
-    return False
+            return _Flock.HAD
+    return _Flock.HELD
 
 
 def _read(file: IO[str]) -> Holder | None:
     file.seek(0)
     try:
         return Holder.model_validate_json(file.read(4096))
-    except ValidationError:
-        return None  # empty: the last run ended well
+    except ValueError:
+        return None  # empty: the last run ended well. Or damaged: then flock alone must do
 
 
 def _write(file: IO[str], own: Holder) -> None:
-    file.truncate(0)
-    file.write(json.dumps(own.model_dump()))
-    file.flush()
+    """Write whose a lock is in one piece over what was there: whoever reads it meets the one or the other, and never nothing."""
+    file.seek(0)
+    file.write(own.model_dump_json().ljust(LENGTH))
+    file.truncate()
     os.fsync(file.fileno())
 
 
-def _is_touched_elsewhere(path: Path, last: Holder, own: Holder | None) -> bool:
-    """Whether a holder on another machine is alive: flock may not reach there, but its touch does."""
-    if last.host == (own.host if own else socket.gethostname()):
+def _write_first(path: Path, file: IO[str], own: Holder, flock: _Flock) -> None:
+    """Write whose a lock is that was found free. Raises InputError where another did so at the same time."""
+    _write(file, own)
+    if flock is _Flock.NONE:
+        time.sleep(SETTLED_AFTER)
+        now = _read(file)
+        if now is None or now.launch != own.launch:
+            raise _taken(path, now)
+
+
+def _is_touched(path: Path, last: Holder, own: Holder | None, flock: _Flock) -> bool:
+    """Whether a holder is alive to whom flock does not reach: on another machine, or where there is no flock. Its touch does."""
+    if flock is _Flock.HAD and last.host == (own.host if own else socket.gethostname()):
         return False
     return _now(path) - path.stat().st_mtime < STALE_AFTER
 
 
+def _others(path: Path, own: Holder) -> bool:
+    """Whether other ranks of a launch are alive, on machines to which flock does not reach too: each touches its own lock."""
+    for other in path.parent.glob(f"{path.name}.*"):
+        with suppress(OSError), other.open(errors="replace") as file:
+            last = _read(file)
+            if last is not None and last.launch == own.launch and _now(path) - other.stat().st_mtime < STALE_AFTER:
+                return True
+    return False
+
+
 def _now(path: Path) -> float:
     """The time of the machine that holds the folder, whose clock may be another."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         probe.touch()
         return probe.stat().st_mtime
+    except OSError:
+        return time.time()  # a folder that may only be read
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
 
 
-def _touch(path: Path, ended: threading.Event) -> None:
+def _touch(paths: Sequence[Path], ended: threading.Event) -> None:
     while not ended.wait(TOUCHED_EVERY):
-        os.utime(path)
+        for path in paths:
+            with suppress(OSError):  # of a server that is away: it may come back
+                os.utime(path)
 
 
 def _taken(path: Path, by: Holder | None) -> InputError:

@@ -46,7 +46,7 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     Raises:
         InputError: where the folder is taken, the config cannot be computed, or it reads outside its folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())):
         raise InputError(f"job: {folder} is there already. Run it with `attrib job run {folder}`, or choose another folder.")
     if not folder.parent.is_dir():
         raise InputError(f"job: the folder {folder.parent} does not exist; make it first.")
@@ -54,8 +54,9 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
     sources = [_source(name, beside, allowed) for name in config.prompts.source]
     loaded = load(config, torch.device("cpu"), places)
-    loaded.check([torch.zeros(max(1, *_reach(config)), dtype=torch.int64)])
-    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")
+    loaded.check([torch.zeros(min(max(_reach(config)), loaded.model.config.n_ctx), dtype=torch.int64)])
+    target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
+    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
             (building / inner).mkdir(parents=True)
@@ -63,8 +64,8 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
         (building / JOB).write_text(fixed.model_dump_json(indent=1), encoding="utf-8")
         for path in (*building.rglob("*"), building):
             sync(path)
-        building.rename(folder)
-        sync(folder.parent)
+        building.rename(target)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -81,7 +82,7 @@ def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
 
 
 def _reach(config: JobFile) -> Iterator[int]:
-    """How many tokens the positions asked for need."""
+    """How many tokens each position asked for needs."""
     return (position + 1 if position >= 0 else -position for position in config.positions or [0])
 
 
@@ -182,10 +183,10 @@ def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: by
         listing = opened.enter_context((folder / "shards.jsonl").open("w", encoding="utf-8"))
         ptr.write(np.zeros(1, "<i8").tobytes())
         before = 0
-        for bucket in buckets:
+        for bucket, (_, rows) in zip(buckets, counts, strict=True):
             bucket.ids.seek(0)
             bucket.index.seek(0)
-            for index in _cut(bucket.index, limits):
+            for index in _cut(bucket.index, rows, limits):
                 length = int(index[:, 1].sum())
                 raw = bucket.ids.read(4 * length)
                 ends = before + index[:, 1].cumsum()
@@ -198,17 +199,17 @@ def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: by
     return prompts, tokens
 
 
-def _cut(index: BinaryIO, limits: ShardsOf) -> Iterator[Int64[np.ndarray, "prompts two"]]:
+def _cut(index: BinaryIO, rows: int, limits: ShardsOf) -> Iterator[Int64[np.ndarray, "prompts two"]]:
     """A bucket's numbers and lengths, as many at a time as a shard may hold; at least one."""
-    waiting = np.zeros((0, 2), np.int64)
+    waiting, most = np.zeros((0, 2), np.int64), min(rows, limits.prompts)
     while True:
-        more = np.frombuffer(index.read(16 * limits.prompts), "<i8").reshape(-1, 2)
+        more = np.frombuffer(index.read(16 * (most - len(waiting))), "<i8").reshape(-1, 2)
         waiting = np.concatenate([waiting, more])
         if not len(waiting):
             return
-        fits = int((waiting[: limits.prompts, 1].cumsum() <= limits.tokens).sum())
-        yield waiting[: max(1, fits)]
-        waiting = waiting[max(1, fits) :]
+        fits = max(1, int((waiting[:, 1].cumsum() <= limits.tokens).sum()))
+        yield waiting[:fits]
+        waiting = waiting[fits:]
 
 
 def _column(path: Path, dtype: str, length: int) -> BinaryIO:

@@ -4,15 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from attrib.jobs.folder import FAILURES, RECORDS, Job, Shard, read_text
+from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of, read_text
 from attrib.store.whole import whole
 from attrib.types import FormatError
 
-Count = Annotated[int, Field(ge=0)]
 FailureKind = Literal["memory", "died", "error"]
 
 
@@ -72,7 +71,7 @@ def record_of(job: Job, shard: Shard) -> Record | None:
     """A shard's record, where it has one and its file is as long as that says."""
     try:
         record = Record.model_validate_json(read_text(job.record(shard)))
-    except (OSError, ValueError, ValidationError):
+    except (OSError, ValueError):
         return None  # missing, or cut short by a disk that failed: the shard is made again
     if (record.shard, record.id) != (shard.number, shard.id):
         return None
@@ -98,16 +97,22 @@ def failures(job: Job) -> Iterator[Failure]:
         if shard.name in listed:
             try:
                 yield Failure.model_validate_json(read_text(job.failure(shard)))
-            except (OSError, ValueError, ValidationError) as error:
-                raise FormatError(f"{job.failure(shard)}: damaged: {str(error).splitlines()[0]}. Delete it.") from error
+            except FileNotFoundError:
+                continue  # a run that is going on has done the shard
+            except (OSError, ValueError) as error:
+                raise FormatError(f"{job.failure(shard)}: damaged: {fault_of(error)}. Delete it.") from error
 
 
 def refused(job: Job) -> Iterator[tuple[Refused, str]]:
     """Prompts that the job leaves out, with where each stood: those that are none, and those whose shard says so."""
-    with (job.folder / "prompts" / "refused.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            yield Refused(number=entry["number"], reason=entry["reason"]), entry["where"]
+    path = job.folder / PROMPTS / "refused.jsonl"
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                yield Refused(number=entry["number"], reason=entry["reason"]), str(entry["where"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path}: damaged: {fault_of(error)}.") from error
     for record in records(job).values():
         yield from ((one, f"shard {record.shard}") for one in record.refused)
 

@@ -139,7 +139,7 @@ def load_dictionaries(folder: str | Path, *, lazy: bool = False) -> list[Diction
 
 def _layer_of(path: Path) -> tuple[Path, int | None]:
     """A circuit-tracer folder and a layer of it, where a path ends in one."""
-    match = re.fullmatch(r"layer_(\d+)(\.safetensors)?", path.name)
+    match = re.fullmatch(r"layer_(\d{1,9})(\.safetensors)?", path.name)
     return (path.parent, int(match[1])) if match and not path.is_dir() else (path, None)
 
 

@@ -26,6 +26,9 @@ from attrib.types import FormatError, InputError, Site, UnsupportedError
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
+LONGEST_CONFIG = 1 << 16
+"""Bytes of config.yaml, at most."""
+MOST_BRACKETS = 500
 
 # circuit-tracer has this name only for models without a norm after the MLP, where it is what the MLP writes
 _ALIASES = {"mlp.hook_out": "hook_mlp_out"}
@@ -63,9 +66,18 @@ def load_layer(folder: Path, layer: int, *, lazy: bool = False) -> Dictionary:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
+    if (size := path.stat().st_size) > LONGEST_CONFIG:
+        raise FormatError(f"dictionary: {path} has {size:,} bytes; expected at most {LONGEST_CONFIG:,}.")
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if sum(map(text.count, "[{")) > MOST_BRACKETS:  # yaml looks back at all that are open, at every token
+            raise FormatError(f"dictionary: {path} has more than {MOST_BRACKETS} brackets, which no config of circuit-tracer needs.")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # of which a few lines make gigabytes
+            raise FormatError(f"dictionary: {path} has aliases, which no config of circuit-tracer needs; write out what they stand for.")
+        config = yaml.safe_load(text)
+    except FormatError:
+        raise
+    except Exception as error:  # yaml hands on whatever its parts raise at a number or date that is none
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise FormatError(f"dictionary: {path} is no mapping; expected model_kind, feature_input_hook and feature_output_hook.")

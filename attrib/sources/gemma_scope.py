@@ -100,12 +100,12 @@ def load_folder_2(folder: Path, *, site: Site | str | None = None, writes: Site 
         check_shapes(file.shapes, expected, name, f" beside w_enc {[d_in, d_sae]}")
         check_no_others(file.shapes, ["w_enc", *expected], name)
         read = file.stored if lazy else file.read
-        model_name = config.get("model_name")
+        model_name, hook_name = config.get("model_name"), config.get("hf_hook_point_in")
         return from_tensors(
             site=reads, writes=() if written is None else written, rule="jumprelu", name=name, kind=WEIGHTS_2,
             W_enc=read("w_enc"), W_dec=read("w_dec"), b_enc=file.read("b_enc"), b_dec=file.read("b_dec"), threshold=file.read("threshold"),
             W_skip=file.read("affine_skip_connection") if "affine_skip_connection" in expected else None,
-            hook_name=config.get("hf_hook_point_in") or str(reads), lazy=lazy,
+            hook_name=hook_name if hook_name and isinstance(hook_name, str) else str(reads), lazy=lazy,
             model_name=model_name if isinstance(model_name, str) else None,
         )  # fmt: skip
 
@@ -114,7 +114,7 @@ def _module(name: str, config: Mapping[str, Any], key: str) -> Site | None:
     """The site of a module of transformers, or None where the config names none."""
     if not (module := config.get(key)):
         return None
-    match = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.(.+)", str(module))
+    match = re.fullmatch(r"(?:.+\.)?layers\.(\d{1,9})\.(.+)", module) if isinstance(module, str) else None
     if match is None or match[2] not in _MODULES:
         raise UnsupportedError(f"dictionary {name}: {key}={module!r} is no site of attrib; known are {', '.join(_MODULES)} of a layer.")
     return Site(int(match[1]), _MODULES[match[2]])

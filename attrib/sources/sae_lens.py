@@ -7,7 +7,7 @@ each other before tensors are read. Only releases by name go through sae-lens it
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ def build(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str, sit
     return _assemble(state, _read(config, {key: list(value.shape) for key, value in state.items()}, name, site))
 
 
+_TYPES: tuple[tuple[str, str, type], ...] = (
+    *(("metadata.", key, str) for key in ("hook_name", "hook_name_out", "model_name")),
+    ("", "hook_name", str),
+    *(("", key, bool) for key in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor")),
+)
+"""What a config's values must be, where they are there: a null is as if it were not."""
+
+
 class _Facts(NamedTuple):
     """What a config and the shapes beside it say, checked."""
 
@@ -64,9 +72,13 @@ def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str
         raise UnsupportedError(
             f"dictionary {name}: architecture {architecture!r}{why}; attrib computes {', '.join(supported('sae-lens'))}."
         )
-    if (normalisation := config.get("normalize_activations", "none")) not in NORMALISATIONS:
+    normalisation = config.get("normalize_activations", "none")
+    if not isinstance(normalisation, str) or normalisation not in NORMALISATIONS:
         raise UnsupportedError(f"dictionary {name}: normalize_activations={normalisation!r}; attrib computes {', '.join(NORMALISATIONS)}.")
     metadata = config.get("metadata") or {}
+    for where, key, wanted in _TYPES:
+        if (value := (metadata if where else config).get(key)) is not None and not isinstance(value, wanted):
+            raise FormatError(f"dictionary {name}: {where}{key}={value!r}; expected a {'text' if wanted is str else 'true or false'}.")
     for key in ("hook_head_index", "hook_head_index_out"):
         if metadata.get(key) is not None:
             raise UnsupportedError(f"dictionary {name}: {key}={metadata[key]}; attrib does not read single heads yet.")
@@ -106,11 +118,11 @@ def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str
     k = config.get("k") if kind.rule in ("topk", "abstopk") else None
     if kind.rule in ("topk", "abstopk") and not (isinstance(k, int) and 1 <= k <= d_sae):
         raise FormatError(f"dictionary {name}: k={k!r}, expected an integer from 1 to d_sae={d_sae}.")
-    computed: Normalisation = normalisation if normalisation in ("layer_norm", "constant_norm_rescale") else "none"
+    computed = cast(Normalisation, normalisation if normalisation in ("layer_norm", "constant_norm_rescale") else "none")
     options = {
         "site": reads, "writes": writes, "rule": "gated" if architecture == "gated" else kind.rule, "k": k, "normalisation": computed,
-        "apply_b_dec_to_input": not is_transcoder and config.get("apply_b_dec_to_input", True), "puts_scale_back": not is_transcoder,
-        "rescale_acts_by_decoder_norm": k is not None and config.get("rescale_acts_by_decoder_norm", False),
+        "apply_b_dec_to_input": not is_transcoder and config.get("apply_b_dec_to_input") is not False, "puts_scale_back": not is_transcoder,
+        "rescale_acts_by_decoder_norm": k is not None and config.get("rescale_acts_by_decoder_norm") is True,
         "kind": architecture, "hook_name": hook_name or str(site), "model_name": metadata.get("model_name"), "name": name,
     }  # fmt: skip
     return _Facts(
@@ -166,8 +178,8 @@ def load_folder(folder: Path, *, name: str | None = None, site: Site | str | Non
 def read_json(path: Path) -> Any:
     """A JSON file. Raises FormatError where it is none."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
 
 

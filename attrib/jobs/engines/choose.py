@@ -26,8 +26,8 @@ def choose(
     Args:
         name: one of `NAMES`; auto is rank where the environment tells of a launch of several processes, else local.
         devices: None is every CUDA device, or the CPU where there is none.
-        workers: processes on each device. None is 1; on a CPU as many as its cores have threads for.
-        address: of a ray cluster; None starts one on this machine.
+        workers: processes on each device, but for ray. None is 1; on a CPU as many as its cores have threads for.
+        address: of a ray cluster; None is RAY_ADDRESS of the environment, or else one that is started on this machine.
 
     Raises:
         InputError: for a name or device that there is not, or options that do not belong together.
@@ -43,6 +43,8 @@ def choose(
     if name == "ray":
         if devices is not None and len(devices) > 1:
             raise InputError(f"device: {', '.join(devices)}; ray chooses among its own. Give cpu or cuda, or leave it out.")
+        if workers is not None:
+            raise InputError(f"workers: {workers}; ray has as many as its nodes have room for. Leave it out.")
         return partial(cluster, address=address, device=devices[0] if devices else None), None
     if launch is not None and (name == "rank" or launch.world > 1):
         device = devices[0] if devices else f"cuda:{launch.on_machine % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
