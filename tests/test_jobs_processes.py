@@ -167,7 +167,7 @@ def test_ranks_share_a_job(folder: Path, beside: Path) -> None:
     """Three ranks at once, as torchrun starts them; one is killed, and started again."""
     world = {"WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "here", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     ranks = [start("run", folder, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(3)]
-    wait_for(lambda: (folder / f"{LOCK}.1").exists(), ranks[1])
+    wait_for((folder / f"{LOCK}.1").exists, ranks[1])
     ranks[1].kill()
     ranks[1].communicate()
     wait_for(lambda: status(folder).run_by is not None, ranks[0])

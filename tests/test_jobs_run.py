@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 import attrib
 from attrib.jobs import run as running
 from attrib.jobs.engines import JobError
-from attrib.jobs.folder import FAILURES, RECORDS, SHARDS, Job, open_job
+from attrib.jobs.folder import FAILURES, RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.records import failures, records, refused
 from attrib.jobs.run import Watch, run
 from attrib.jobs.status import status
 from attrib.jobs.tidy import tidy
 from attrib.jobs.verify import verify
+from attrib.jobs.worker import Outcome
 from attrib.prompts import read
 from attrib.store.shard import open_shard
 from attrib.types import InputError
@@ -79,7 +80,12 @@ def test_shards_hold_what_the_functions_give(folder: Path, beside: Path) -> None
 def test_a_second_run_has_nothing_to_do(folder: Path, beside: Path) -> None:
     run(folder, here)
     made = {path.name: path.stat().st_mtime_ns for path in (folder / SHARDS).iterdir()}
-    ran = run(folder, lambda job, shards, attempts: pytest.fail("asked for") if shards else iter(()))
+
+    def idle(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
+        assert shards == []
+        yield from ()
+
+    ran = run(folder, idle)
     assert ran.done.keys() == set(range(len(ran.job.shards)))
     assert {path.name: path.stat().st_mtime_ns for path in (folder / SHARDS).iterdir()} == made
     assert_undisturbed(folder, beside)

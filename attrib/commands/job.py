@@ -60,8 +60,11 @@ def init(
 
 def _own(name: str, allowed: list[Path]) -> str:
     """A path that the user gave by hand, which may lie anywhere; a name stays as it is."""
-    path = Path(name).expanduser()
-    if name == "-" or name.startswith("hf:") or not path.exists():
+    try:
+        path = Path(name).expanduser()
+        if name == "-" or name.startswith("hf:") or not path.exists():
+            return name
+    except (OSError, RuntimeError, ValueError):  # too long for a path, a user that is not there
         return name
     allowed.append(path.resolve())
     return str(path.resolve())
