@@ -19,6 +19,9 @@ from attrib.types import AttribError, InputError
 if TYPE_CHECKING:
     from attrib.sources.kinds import DictionaryKind
 
+LISTED = 64
+"""Prompts that `attrib show` sums up, where not all are asked for: a folder may hold a million."""
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
@@ -97,33 +100,36 @@ def _progress(console: Console) -> Progress:
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote")],
-    prompt: Annotated[list[int] | None, typer.Option(help="Prompt to show in full, from 0; may be repeated. Usually the first")] = None,
+    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, or a folder of them")],
+    prompt: Annotated[list[int] | None, typer.Option(help="Number of a prompt to show in full; may be repeated. Usually the first")] = None,
     every: Annotated[bool, typer.Option("--all", help="Show every prompt in full")] = False,
     kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
     top: Annotated[int, typer.Option(help="Edges in a table", min=1)] = 8,
     first_position: Annotated[int, typer.Option(help="Leave out edges at earlier positions, such as an attention sink at 0", min=0)] = 0,
 ) -> None:
     """Print a result: a summary of all prompts, and the strongest edges of some."""
-    from attrib.store import open_store
+    from attrib.store import open_collection
     from attrib.view.tables import tables
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=132)  # piped into a file, tables keep their columns
-    with open_store(file) as result:
-        count = len(result.prompts)
-        chosen = list(range(count)) if every else prompt or [0]
-        if outside := [number for number in chosen if not 0 <= number < count]:
-            raise InputError(f"prompt: {outside[0]} is outside this file, which has prompts 0 to {count - 1}.")
+    with open_collection(file) as result:
+        numbers = result.numbers.tolist()
+        chosen = numbers if every else prompt or numbers[:1]
+        if outside := [number for number in chosen if number not in numbers]:
+            raise InputError(f"prompt: {outside[0]} is not in {file}, which has {len(numbers)} prompts, {numbers[0]} to {numbers[-1]}.")
+        listed = numbers if every else sorted({*numbers[:LISTED], *chosen})
         blocks = [block for block in result.blocks if not kind or block[0] in kind]
         if not blocks:
             raise InputError(
                 f"kind: no block of {', '.join(kind or [])} in this file, which has {', '.join(sorted({b[0] for b in result.blocks}))}."
             )
         for block in blocks:
-            for table in tables(result.edges(*block), chosen, top, first_position):
+            for table in tables(result.edges(*block, prompts=listed), chosen, top, first_position):
                 console.print(table)
+        if len(listed) < len(numbers):
+            console.print(f"{len(numbers) - len(listed):,} more prompts; --all shows them too")
 
 
 @app.command()

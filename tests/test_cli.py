@@ -402,7 +402,7 @@ def test_show_chooses_kinds_and_prompts(shown_file: Path, attrib_command: Comman
     ran = attrib_command("show", shown_file, "--kind", "latent_to_logit", "--all")
     assert "latent_to_latent" not in ran.out
     assert all(f"prompt {number}:" in ran.out for number in range(3))
-    assert "prompt: 3 is outside" in attrib_command("show", shown_file, "--prompt", 3).err
+    assert "prompt: 3 is not in" in attrib_command("show", shown_file, "--prompt", 3).err
     assert "no block of token_to_latent" in attrib_command("show", shown_file, "--kind", "token_to_latent").err
 
 

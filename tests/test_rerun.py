@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import attrib
+from attrib import cli
 from attrib.jobs.folder import places_of
 from attrib.jobs.run import run
 from attrib.rerun import Compared, _least, rerun
@@ -107,6 +108,24 @@ def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, attrib_comm
     ran = attrib_command("rerun", job.folder, "--prompt", 3)
     assert ran.status == 1
     assert "prompts: 3 is not among the 10 prompts of" in ran.err, "the one that is none"
+
+
+def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path / "job", beside)
+    run(job.folder, here)
+    kept = sorted({0, 1, 2, *range(4, 11)})
+
+    def listed(out: str) -> list[int]:
+        return [int(line.split("│")[1]) for line in out.splitlines() if line.startswith("│") and line.split("│")[1].strip().isdecimal()]
+
+    ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
+    assert (ran.status, listed(ran.out)) == (0, kept), ran.err
+    assert "prompt 7: " in ran.out
+    monkeypatch.setattr(cli, "LISTED", 2)
+    ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
+    assert listed(ran.out) == [0, 1, 7]
+    assert "7 more prompts; --all shows them too" in ran.out
+    assert f"prompt: 3 is not in {job.folder}, which has 10 prompts, 0 to 10." in attrib_command("show", job.folder, "--prompt", 3).err
 
 
 def test_what_is_not_here_any_more_is_named(tmp_path: Path, beside: Path, parts: Any, attrib_command: Command) -> None:

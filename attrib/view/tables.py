@@ -11,10 +11,14 @@ from attrib.edges import Edges, Nodes
 
 
 def tables(edges: Edges, prompts: list[int], top: int, first_position: int = 0) -> Iterator[Table]:
-    """The summary of all prompts, then the strongest edges of the chosen ones, between positions from `first_position` on."""
+    """The summary of all prompts, then the strongest edges of the chosen ones, between positions from `first_position` on.
+
+    Prompts go by their numbers in the data set.
+    """
     yield summary(edges)
+    numbers = edges.prompts.numbers.tolist()
     for number in prompts:
-        one = edges.prompt(number)
+        one = edges.prompt(numbers.index(number))
         text = escape("".join(one.prompts.strings))
         order = one.attribution.abs().argsort(descending=True, stable=True)
         source, target = one.sources.position[one.indices[order]], one.targets.position[one.row[order]]
@@ -42,8 +46,8 @@ def summary(edges: Edges) -> Table:
         "kept",
     ):
         table.add_column(name, justify="right")
-    for number in range(len(edges.prompts)):
-        one = edges.prompt(number)
+    for place, number in enumerate(edges.prompts.numbers.tolist()):
+        one = edges.prompt(place)
         sources, targets = len(one.sources), len(one.targets)
         l1 = float(one.l1.sum())
         table.add_row(
