@@ -106,6 +106,8 @@ def run(
                         f"{folder}: {TOO_MANY} shards failed one after another, so it is not the shards. The last: {outcome.reason}. "
                         f"Mend that, and `attrib job run {folder}` goes on."
                     )
+        if launch is None:
+            remove_partial(folder)  # of workers that were lost on the way
         return Ran(job, done, failed, damaged)
 
 
@@ -113,7 +115,7 @@ def remove_partial(folder: Path) -> list[Path]:
     """Remove what a killed run was writing. The lock must be held. Returns what it was."""
     left = [path for inner in (SHARDS, RECORDS, FAILURES) for path in (folder / inner).glob(f".*{PARTIAL}")]
     for path in left:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return left
 
 
