@@ -117,7 +117,7 @@ def show(
     with open_collection(file) as result:
         numbers = result.numbers.tolist()
         chosen = numbers if every else prompt or numbers[:1]
-        if outside := [number for number in chosen if number not in numbers]:
+        if outside := sorted({*chosen} - {*numbers}):
             raise InputError(f"prompt: {outside[0]} is not in {file}, which has {len(numbers)} prompts, {numbers[0]} to {numbers[-1]}.")
         listed = numbers if every else sorted({*numbers[:LISTED], *chosen})
         blocks = [block for block in result.blocks if not kind or block[0] in kind]

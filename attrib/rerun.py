@@ -10,7 +10,7 @@ from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
-from attrib.store import Store, open_shard, open_store
+from attrib.store import open_collection, open_shard
 from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, Tokens, TopK, TopLogits, UnsupportedError
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
@@ -52,20 +52,12 @@ def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> lis
         UnsupportedError: where the file does not say enough: a direction's vector, or a metric, is not stored.
         FormatError: where what the file says of its making cannot be read.
     """
-    with open_store(path) as opened:
-        shard = opened.path if isinstance(opened, Store) else opened.shard_of(prompt)
+    with open_collection(path) as collection:
+        shard, place = collection.place_of(prompt)
     with open_shard(shard) as store:
-        stored = _of_prompt(store, prompt)
+        stored = [store.edges(*block, prompts=place) for block in store.blocks]
     loaded = _Loaded(dict(places or {}))
     return [_compare(edges, _again(edges, loaded)) for edges in stored]
-
-
-def _of_prompt(store: Store, prompt: int) -> list[Edges]:
-    numbers = store.prompts.numbers.tolist()
-    if prompt not in numbers:
-        span = f"{min(numbers)} to {max(numbers)}" if numbers else "none"
-        raise InputError(f"prompt: {prompt} is not in {store.path}, which has {len(numbers)} prompts, {span}.")
-    return [store.edges(*block, prompts=numbers.index(prompt)) for block in store.blocks]
 
 
 class _Loaded:

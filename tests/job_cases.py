@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / SHARDS).iterdir())}
 
 
-@lru_cache(maxsize=1)
-def _undisturbed(beside: Path) -> dict[str, bytes]:
+@cache
+def undisturbed(beside: Path) -> dict[str, bytes]:
+    """The shards of a run over a corpus that nothing disturbed."""
     folder = beside / "undisturbed"
     make_job(folder, beside)
     run(folder, here)
     return bytes_of(folder)
-
-
-def undisturbed(beside: Path) -> dict[str, bytes]:
-    """The shards of a run over a corpus that nothing disturbed."""
-    return _undisturbed(beside)

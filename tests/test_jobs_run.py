@@ -32,7 +32,9 @@ from tests.job_cases import LENGTHS, SITES, bytes_of, corpus, here, make_job, un
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus"))
+    folder = corpus(tmp_path_factory.mktemp("corpus"))
+    undisturbed(folder)  # now, before a test breaks anything
+    return folder
 
 
 @pytest.fixture

@@ -70,6 +70,17 @@ def test_a_prompt_comes_out_again(tmp_path: Path, beside: Path, parts: Any, opti
             assert all(one.is_same for one in found), found
 
 
+def test_shards_without_numbers_are_counted_on(tmp_path: Path, beside: Path, parts: Any) -> None:
+    model, (source, target, _) = parts
+    for name, tokens in (("a.h5", TOKENS[:1]), ("b.h5", TOKENS[1:])):
+        attrib.save(tmp_path / name, attrib.latent_to_latent(model, source, target, tokens))
+    for number in range(len(TOKENS)):
+        [found] = rerun(tmp_path, number, places=places(beside))
+        assert found.is_same
+    with pytest.raises(InputError, match="prompts: 3 is not among the 3 prompts of"):
+        rerun(tmp_path, 3, places=places(beside))
+
+
 def test_a_changed_value_is_seen(tmp_path: Path, beside: Path, parts: Any) -> None:
     model, (source, target, _) = parts
     edges = attrib.latent_to_latent(model, source, target, TOKENS, keep=attrib.TopK(4))

@@ -67,10 +67,9 @@ def run(
         JobError: where the job cannot go on. What is done stays done.
     """
     watch = watch or Watch()
-    open_job(folder)  # an error of the folder before one of its lock
+    job = open_job(folder)  # which is fixed, so that it need not be read again behind the lock
     name, rank, world = launch or (None, 0, 1)
     with held(folder / LOCK, launch=name, rank=rank) as killed:
-        job = open_job(folder)
         if not other_packages and (now := packages()) != job.fixed.packages:
             raise InputError(
                 f"packages: {folder} was made with {_listed(job.fixed.packages)}; here are {_listed(now)}, which may compute other last "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attrib.edges import Edges, Prompts
+from attrib.edges import Edges
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.store import save
@@ -92,7 +92,6 @@ def commit(ready: Ready, computed: Computed) -> Record:
 def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], dict[int, str]]:
     """The edges of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
     try:
-        loaded.check(prompts)
         edges = loaded.attribute(prompts)
     except InputError:
         if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
@@ -104,7 +103,6 @@ def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], 
 def _fault(loaded: Loaded, ids: Tensor) -> str:
     """What is raised at one prompt alone."""
     try:
-        loaded.check([ids])
         loaded.attribute([ids])
     except InputError as error:
         return str(error).replace("prompt 0", "it")
@@ -122,5 +120,4 @@ def _not_finite(edges: Sequence[Edges]) -> list[int]:
 
 
 def _numbered(edges: Edges, numbers: np.ndarray) -> Edges:
-    old = edges.prompts
-    return replace(edges, prompts=Prompts(old.ptr, old.ids, old.strings, torch.from_numpy(numbers.astype(np.int64))))
+    return replace(edges, prompts=replace(edges.prompts, number=torch.from_numpy(numbers.astype(np.int64))))

@@ -21,9 +21,8 @@ def tidy(folder: Path, *, dry_run: bool = False) -> list[Path]:
     Raises:
         InputError: where there is no job, or it is being run.
     """
-    open_job(folder)
+    job = open_job(folder)
     with held(folder / LOCK):
-        job = open_job(folder)
         found = sorted(_useless(job))
         if not dry_run:
             for path in found:

@@ -92,10 +92,11 @@ class Collection:
         """The numbers of the prompts in their data set, ascending."""
         return self._index.number[self._index.order]
 
-    def shard_of(self, prompt: int) -> Path:
-        """The file that holds the prompt of this number. Raises InputError for a number that none has."""
+    def place_of(self, prompt: int) -> tuple[Path, int]:
+        """The file that holds the prompt of this number, and its place there. Raises InputError for a number that none has."""
         place = self._index.places(torch.tensor([prompt]))
-        return self._index.path(int(self._index.shard_of(place)))
+        shard = int(self._index.shard_of(place))
+        return self._index.path(shard), int(place - self._index.ptr[shard])
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -276,7 +277,7 @@ def open_store(path: str | os.PathLike[str]) -> Store | Collection:
         FormatError: a file is not HDF5, not attrib's, of another version, truncated or damaged; the shards of a folder do not
             belong together, or hold a prompt twice.
     """
-    if Path(path).is_dir() or (Path(path).is_file() and merged_names(Path(path)) is not None):
+    if Path(path).is_dir() or merged_names(Path(path)) is not None:
         return open_collection(path)
     return open_shard(path)
 
@@ -302,9 +303,8 @@ def _listed(path: Path) -> list[Shard]:
     """The shards that are there now."""
     folder, found = _folder(path), []
     if not path.is_dir():
-        if path.is_file() and (names := merged_names(path)) is not None:
+        if (names := merged_names(path)) is not None:
             return [_named(folder, name) for name in names]
-        open_shard(path).close()  # says what is wrong with the path, where something is
         return [Shard(path.name, Identity.of(path.stat()))]
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -16,9 +16,9 @@ def tables(edges: Edges, prompts: list[int], top: int, first_position: int = 0) 
     Prompts go by their numbers in the data set.
     """
     yield summary(edges)
-    numbers = edges.prompts.numbers.tolist()
+    places = {number: place for place, number in enumerate(edges.prompts.numbers.tolist())}
     for number in prompts:
-        one = edges.prompt(numbers.index(number))
+        one = edges.prompt(places[number])
         text = escape("".join(one.prompts.strings))
         order = one.attribution.abs().argsort(descending=True, stable=True)
         source, target = one.sources.position[one.indices[order]], one.targets.position[one.row[order]]
