@@ -20,7 +20,7 @@ from attrib.between import Effect
 from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
-from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
+from attrib.edges import Edges, Nodes, Prompts, join
 from attrib.fit import fitted
 from attrib.jacobian import (
     DEFAULT_BUDGET,
@@ -37,12 +37,12 @@ from attrib.jacobian import (
 )
 from attrib.model import Model, fingerprint
 from attrib.ops import Compacted, Impl, check_impl, compact
-from attrib.path import Path, Sources, check_source, metric_path, path, start_site, stop_site
-from attrib.plan import packs
+from attrib.packing import packs
+from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
 from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, BudgetError, Dense, InputError, Keep, Logits, Policy, Progress, Site, TopLogits
+from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]

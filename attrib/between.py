@@ -1,6 +1,6 @@
 """What stands between a source and a target: places that dictionaries write, and how derivatives pass them.
 
-At a written place the model's own value is not looked at (see replace.py), so what comes down to it goes no further by
+At a written place the model's own value is not looked at (see replacement.py), so what comes down to it goes no further by
 itself. It goes on through the dictionaries that write there, to what each of them reads: direct effects through
 skip connections alone, total effects through active latents too, and the scale of the input where decoding puts that back.
 At position t a dictionary's Jacobian is a sum of few terms, one for each latent active there,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from attrib.commands import job, stats
+from attrib.commands.bars import bar
 from attrib.commands.export import export
 from attrib.types import AttribError, InputError
 
@@ -81,21 +81,12 @@ def run(
     if missing:
         raise InputError(f"missing: {', '.join('--' + name for name in missing)}; give them as options or in a TOML file.")
     checked = run_file(table)
-    errors = Console(stderr=True)
-    with _progress(errors) as bar:
-        task = bar.add_task("attributing", total=None)
-        results = execute(checked, lambda done, total: bar.update(task, completed=done, total=total))
+    with bar() as shown:
+        task = shown.add_task("attributing", total=None)
+        results = execute(checked, lambda done, total: shown.update(task, completed=done, total=total))
     edges = sum(len(result) for result in results)
     size = checked.out.stat().st_size / 1e6
     print(f"{checked.out}: {len(results)} blocks, {len(results[0].prompts)} prompts, {edges:,} edges, {size:.1f} MB")
-
-
-def _progress(console: Console) -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
 
 
 @app.command()

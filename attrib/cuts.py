@@ -16,7 +16,7 @@ from torch import Tensor
 from attrib.between import Between, Effect, Passing, station
 from attrib.dictionary import Dictionary, encode_sparse
 from attrib.model import Model
-from attrib.replace import CutLeaves, Replacement, place, put_together
+from attrib.replacement import CutLeaves, Replacement, place, put_together
 from attrib.types import InputError, Logits, Policy, Site, SparseLatents, UnsupportedError
 
 

@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.types import InputError
+from attrib.types import EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse
 
-NodeKind = Literal["token", "latent", "logit", "metric"]
-EdgeKind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"]
 Value = Literal["gradient", "attribution"]
 
 

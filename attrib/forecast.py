@@ -13,15 +13,14 @@ from attrib.between import Effect, station
 from attrib.cone import pieces_of
 from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
-from attrib.edges import EdgeKind
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
-from attrib.path import path, start_site, stop_site
-from attrib.plan import PackPlan, packs
+from attrib.packing import PackPlan, packs
+from attrib.paths import path, start_site, stop_site
 from attrib.precision import precision_of
 from attrib.reading import Positions, chosen_positions
 from attrib.task import Task
-from attrib.types import EXACT, Difference, Direction, InputError, Logits, Policy, Tokens, TopLogits
+from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
 
 
 @dataclass(frozen=True)

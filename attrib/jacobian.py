@@ -21,8 +21,8 @@ from attrib.meet import both, empty, forward, lift, reverse
 from attrib.memory import Way
 from attrib.model import ModelConfig, width
 from attrib.ops import Impl
-from attrib.path import Path, Sources, Targets
-from attrib.plan import PackPlan, plan_pack
+from attrib.packing import PackPlan, plan_pack
+from attrib.paths import Path, Sources, Targets
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.seeded import push_seeded

@@ -1,6 +1,6 @@
 """Jacobians of a pack of prompts: where cotangents and tangents meet, and the ways down and up to that place.
 
-`reverse`, `forward` and `both` give the same numbers and differ in cost alone; plan.py chooses. Each returns, for
+`reverse`, `forward` and `both` give the same numbers and differ in cost alone; packing.py chooses. Each returns, for
 every prompt of the pack, the rows of its targets by the columns of its sources.
 """
 

@@ -127,7 +127,7 @@ def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]
                 below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
                 below = below if stream is None else stream + below
                 if model.config.parallel:  # what came through the MLP is the stream's before attention
-                    assert stream is not None  # see path.py: nothing between attention and MLP is a target there
+                    assert stream is not None  # see paths.py: nothing between attention and MLP is a target there
                     rows, beside = stream, below
                 else:
                     rows = stream = below

@@ -6,10 +6,12 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
-from torch import Tensor
+
+if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
+    from torch import Tensor
 
 # --------------------------------------------------------------------------------------- errors
 
@@ -136,15 +138,20 @@ EXACT = Policy()
 LINEAR = Policy(attention="frozen", norm="frozen")
 POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR}
 
+# ---------------------------------------------------------------------------------------- edges
+
+NodeKind = Literal["token", "latent", "logit", "metric"]
+EdgeKind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"]
+
 # -------------------------------------------------------------------------------------- latents
 
 
 class SparseLatents(NamedTuple):
     """The active latents of one prompt, sorted by (position, latent)."""
 
-    position: Int[Tensor, " active"]
-    latent: Int[Tensor, " active"]
-    value: Float[Tensor, " active"]
+    position: "Int[Tensor, ' active']"
+    latent: "Int[Tensor, ' active']"
+    value: "Float[Tensor, ' active']"
 
 
 # ----------------------------------------------------------------------------------------- keep
@@ -200,7 +207,7 @@ class Difference(NamedTuple):
 class Direction(NamedTuple):
     """One row: the residual stream at `site` (default: the last resid_post) dotted with `vector` [d_model]."""
 
-    vector: Float[Tensor, " d_model"]
+    vector: "Float[Tensor, ' d_model']"
     site: Site | None = None
 
 

@@ -140,8 +140,13 @@ def checked(kind: type[Checked], table: dict[str, Any], what: str) -> Checked:
     try:
         return kind(**table)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or what}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(faults_of(error, what))) from None
+
+
+def faults_of(error: ValidationError, what: str) -> list[str]:
+    """A line for each key that is wrong; `what` stands for the whole."""
+    found = error.errors(include_url=False, include_input=False)
+    return [f"{'.'.join(map(str, e['loc'])) or what}: {e['msg'].removeprefix('Value error, ')}" for e in found]
 
 
 def check_device(name: str) -> torch.device:

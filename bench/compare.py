@@ -218,7 +218,7 @@ def alternatives(ways: dict[str, Way], times: dict[str, Time], peaks: dict[str, 
     }
 
 
-def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | None, result_bytes: int) -> Result:
+def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan, result_bytes: int) -> Result:
     """The figures of a case, attrib's at the top and everyone's under `alternatives`."""
     mine, notebook = figures["attrib"], figures.get("notebook_chunked")
     ideal = counted / rate
@@ -229,10 +229,10 @@ def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | 
     sampled = figures["torch_func"] if notebook is None else notebook
 
     spent = mine["wall_s"] if mine["gpu_s"] is None else mine["gpu_s"]
-    found: Result = {
+    return {
         "ratio_vs_notebook": of("notebook_chunked", "over_attrib"),
         "ratio_vs_torch_func": of("torch_func", "over_attrib"),
-        "flops_over_floor": None if plan is None else counted / plan.floor,
+        "flops_over_floor": counted / plan.floor,
         "cpu_s": mine["cpu_s"],
         "wall_s": mine["wall_s"],
         "gpu_s": mine["gpu_s"],
@@ -250,14 +250,10 @@ def summary(figures: dict[str, Result], counted: int, rate: float, plan: Plan | 
         "of": sampled["of"],
         "extrapolated": sampled["extrapolated"],
         "alternatives": figures,
+        "direction": plan.direction,
+        "floor": plan.floor,
+        "plan_flops": plan.flops,
+        "flops_over_plan": counted / plan.flops,
+        "plan_peak_mb": plan.peak / 1e6,
+        "peak_over_plan": mine["peak_mb"] * 1e6 / plan.peak,
     }
-    if plan is not None:
-        found |= {
-            "direction": plan.direction,
-            "floor": plan.floor,
-            "plan_flops": plan.flops,
-            "flops_over_plan": counted / plan.flops,
-            "plan_peak_mb": plan.peak / 1e6,
-            "peak_over_plan": mine["peak_mb"] * 1e6 / plan.peak,
-        }
-    return found

@@ -10,8 +10,10 @@ libFuzzer does not come back from a run, so each target runs in a process of its
 """
 
 import gzip
+import importlib
 import io
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -245,18 +247,11 @@ def _inside(name: str, seconds: int) -> None:
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     assert "attrib" not in sys.modules, "what is imported already is not instrumented"
-    with atheris.instrument_imports(include=["attrib"]):
-        import attrib.export
-        import attrib.jobs.config
-        import attrib.prompts
-        import attrib.run
-        import attrib.sources
-        import attrib.sources.circuit_tracer
-        import attrib.sources.gemma_scope
-        import attrib.sources.sae_lens
-        import attrib.sources.sparsify
-        import attrib.stats
-        import attrib.store  # noqa: F401
+    with atheris.instrument_imports(include=["attrib"]):  # of all modules: later, when they are used, is too late
+        import attrib
+
+        for module in pkgutil.walk_packages(attrib.__path__, "attrib."):
+            importlib.import_module(module.name)
 
     target = TARGETS[name]
     with tempfile.TemporaryDirectory() as temporary:

@@ -65,11 +65,8 @@ class Plan(NamedTuple):
     direction: str
 
 
-def read_plan(problem: Problem, dtype: Dtype) -> Plan | None:
-    """attrib's plan of a problem; None where this attrib has none. ADAPT HERE where `attrib.plan` changes."""
-    plan = getattr(attrib, "plan", None)
-    if not callable(plan):  # absent, or only the module of that name
-        return None
+def read_plan(problem: Problem, dtype: Dtype) -> Plan:
+    """attrib's plan of a problem. ADAPT HERE where `attrib.plan` changes."""
     p = problem
-    found = plan(p.model, p.source, p.target, p.tokens, policy=p.policy, budget=p.budget, dtype=dtype, **put_in(p))
+    found = attrib.plan(p.model, p.source, p.target, p.tokens, policy=p.policy, budget=p.budget, dtype=dtype, **put_in(p))
     return Plan(float(found.flops), float(found.floor), int(found.peak), str(found.direction))

@@ -1,4 +1,4 @@
-"""What a first call waits for: `import attrib` beside `import torch`, and loading the fetched SmolLM2.
+"""What a first call waits for: `import attrib`, `import torch`, all names of attrib, and the fetched SmolLM2.
 
     python bench/startup.py [RUNS]
 
@@ -11,9 +11,10 @@ import subprocess
 import sys
 
 CASES = {
+    "import attrib": "import attrib",
     "import torch": "import torch",
-    "import torch, attrib": "import torch, attrib",
-    "import torch, attrib; load smollm2-135m": "import torch, attrib; attrib.load_model('smollm2-135m')",
+    "all of attrib": "import torch; from attrib import *",
+    "all of attrib; load smollm2-135m": "import torch; from attrib import *; load_model('smollm2-135m')",
 }
 
 

@@ -34,7 +34,6 @@ from attrib.store import Block
 LATENTS = 1 << 14
 BATCH = 1 << 18
 BLOCK = Block("latent_to_latent", "blocks.6.hook_resid_pre", "blocks.9.hook_resid_pre")
-ASK = "from attrib.commands.stats import app; app()"
 
 
 def edges(rng: np.random.Generator, count: int) -> Rows:
@@ -77,8 +76,8 @@ def median_of(action: Callable[[], object], runs: int = 5) -> float:
     return statistics.median(found)
 
 
-def process(code: str, *words: str) -> Callable[[], object]:
-    return lambda: subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+def process(*words: str) -> Callable[[], object]:
+    return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
 
 
 def forget(path: Path) -> None:
@@ -104,10 +103,11 @@ def answer(path: Path, name: str, latent: int) -> None:
 
 
 def ask(path: Path, latents: dict[str, int], partners: dict[str, int]) -> None:
-    print(f"import numpy, h5py, jaxtyping, typer, rich: {median_of(process('import numpy, h5py, jaxtyping, typer, rich.table')):.2f} s")
-    print(f"import attrib: {median_of(process('import attrib')):.2f} s")
+    print(
+        f"import numpy, h5py, jaxtyping, typer, rich: {median_of(process('-c', 'import numpy, h5py, jaxtyping, typer, rich.table')):.2f} s"
+    )
     for name, latent in latents.items():
-        command = process(ASK, f"top-{name}", str(path), str(latent))
+        command = process("-m", "attrib.cli", "stats", f"top-{name}", str(path), str(latent))
         forget(path)
         cold = median_of(command, 1)
         warm = median_of(command)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model
 from attrib.types import Site
 

@@ -10,11 +10,11 @@ from activation_store import HELD_OUT_EVERY, RUN, Store, console
 from rich.progress import track
 from torch.nn import functional as F
 
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.dictionary import Dictionary, encode, reconstruct
 from attrib.model import Model, unembed
-from attrib.path import base_site
-from attrib.segment import segment
+from attrib.paths import base_site
+from attrib.segments import segment
 from attrib.types import Site
 
 BINS = np.arange(-6, 0.01, 0.25)  # of log10 density

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import attrib
 from attrib.dictionary import Dictionary
 from attrib.model import Model, width
-from attrib.replace import CutLeaves, Replacement
+from attrib.replacement import CutLeaves, Replacement
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, Policy, Site, SparseLatents
 from tests.builders import D_MODEL, Family, build, normal, prompt, sae

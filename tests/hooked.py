@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, ModelConfig, logits
 from attrib.types import SITE_KINDS, Site
 from tests.builders import ALL_FAMILIES, DTYPES, Family, randomise, tiny

@@ -665,14 +665,10 @@ def test_the_plan_is_set_beside_what_is_counted(monkeypatch: pytest.MonkeyPatch)
     problem = between_latents("gpt2")
     options = Options(CPU, rounds=1, slow_rounds=1, enough_s=0.0)
     monkeypatch.setattr(measure, "PRODUCTS", ((8, 8, 8),))
-    monkeypatch.delattr(attrib, "plan", raising=False)
-    assert ours.read_plan(problem, "float32") is None
-    found = compare.run_case(Case("tiny", "without a plan", lambda: problem), options)
-    assert found["flops_over_floor"] is None
-    flops = found["flops"]
+    flops = compare.run_case(Case("tiny", "with attrib's own plan", lambda: problem), options)["flops"]
     planned = SimpleNamespace(flops=2 * flops, floor=flops / 4, peak=1000, direction="reverse", bands=3)
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(attrib, "plan", lambda *arguments, **options: given.append(options) or planned, raising=False)
+    monkeypatch.setattr(attrib, "plan", lambda *arguments, **options: given.append(options) or planned)
     found = compare.run_case(Case("tiny", "with a plan", lambda: problem), options)
     assert found["flops_over_floor"] == 4
     assert found["flops_over_plan"] == 0.5

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 
 import attrib
 from attrib.edges import Edges, Nodes, Prompts, join
-from attrib.store import Collection, handles, open_collection, open_shard, open_store, save, select_latents
+from attrib.store import Collection, handles, open_collection, open_shard, save, select_latents
+from attrib.store import open as open_store
 from attrib.store.index import Index
 from attrib.store.select import take_prompts
 from attrib.store.wellformed import fault

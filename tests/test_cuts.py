@@ -16,7 +16,7 @@ from attrib.cone import ON_CPU
 from attrib.dictionary import Dictionary
 from attrib.jacobian import adjoint, task_of
 from attrib.model import Model
-from attrib.plan import plan_pack
+from attrib.packing import plan_pack
 from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, Tokens, TopK, UnsupportedError
 from tests.attribution_cases import without_shape_checks
 from tests.builders import D_MODEL, Family, build, normal, prompt, tiny

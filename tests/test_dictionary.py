@@ -14,7 +14,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.capture import cut
+from attrib.capturing import cut
 from attrib.dictionary import Dictionary, active, decode, decode_at, encode, encode_at, normalise_input, pre_activations, reconstruct
 from attrib.sparse import to_dense
 from attrib.types import FormatError, InputError, Site, UnsupportedError

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, jacfwd, jacrev
 
 import attrib
-from attrib.capture import cut
+from attrib.capturing import cut
 from attrib.dictionary import (
     Dictionary,
     active,

@@ -28,7 +28,8 @@ from attrib.export import folder as folder_module
 from attrib.export import stored, to_anndata, to_parquet, to_zarr
 from attrib.export.folder import MANIFEST
 from attrib.export.stored import plain
-from attrib.store import open_collection, open_store, save
+from attrib.store import open as open_store
+from attrib.store import open_collection, save
 from attrib.types import FormatError, InputError
 from tests.test_collection import CALL, large, made, shards_of
 

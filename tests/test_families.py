@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, Norm, logits
 from attrib.sources.families import FAMILIES, model_config
 from attrib.sources.families.family import windows_of

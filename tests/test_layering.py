@@ -1,6 +1,7 @@
 """Who may import whom: a module imports only from those above it, and heavy packages stay where they are used."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
-    "dictionary", "between", "sweep", "meet", "descent", "through", "segment", "capture", "fit", "replace", "cuts", "reading", "path",
-    "task", "cost", "through_cost", "memory", "plan", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal",
-    "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+    "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
+    "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
+    "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
@@ -42,7 +43,7 @@ FOREIGN = {
 
 def unit_of(file: Path) -> str:
     """The module or subpackage of attrib that a file belongs to; "attrib" for the package's own face."""
-    first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    first = file.relative_to(PACKAGE).parts[0].split(".")[0]
     return "attrib" if first == "__init__" else first
 
 
@@ -68,7 +69,7 @@ def package_of(file: Path, root: Path) -> tuple[str, ...]:
     return file.relative_to(root.parent).parts[:-1]
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -77,7 +78,7 @@ def test_a_module_imports_only_those_above_it(file: Path):
     imported = [name.split(".") for name in imports_of(ast.parse(file.read_text()), package_of(file, PACKAGE))]
     ours = {parts[1] for parts in imported if parts[0] == "attrib" and len(parts) > 1} - {unit}
     if unit == "attrib":
-        assert ours <= {*ORDER}, f"attrib/__init__.py imports {ours - {*ORDER}}, which ORDER does not know"
+        assert ours <= {*ORDER}, f"{file.relative_to(ROOT)} imports {ours - {*ORDER}}, which ORDER does not know"
         return
     assert unit in ORDER, f"attrib/{unit} has no place yet: put it into ORDER, after all that it imports"
     allowed = NARROWER.get(unit, {*ORDER[: ORDER.index(unit)]})
@@ -120,8 +121,33 @@ def test_import_attrib_loads_no_adapter():
     program = "import attrib, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert {"attrib", "torch"} <= loaded
-    assert not loaded & {"transformer_lens", "sae_lens", "transformers"}
+    assert "attrib" in loaded
+    assert not loaded & {"torch", "numpy", "transformer_lens", "sae_lens", "transformers"}
+
+
+def test_no_public_function_has_a_module_s_name():
+    """Names are looked up when they are used. `import attrib.x` anywhere sets attrib.x to the module, and a function x would be gone."""
+    for face in PACKAGE.rglob("__init__.pyi"):
+        names = {
+            alias.asname or alias.name
+            for node in ast.parse(face.read_text()).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if node.module
+        }
+        beside = {file.stem for file in face.parent.iterdir()}
+        assert names
+        assert not names & beside, f"{face.relative_to(ROOT)} and its modules share the names {names & beside}"
+
+
+@pytest.mark.parametrize("module", ["attrib", "attrib.store", "attrib.stats"])
+def test_all_public_names_are_there(module: str):
+    face = importlib.import_module(module)
+    assert {*face.__all__} >= {"open", "save"}
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        face.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize(

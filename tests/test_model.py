@@ -15,9 +15,9 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import ModelConfig, Norm, Params, embed, fingerprint, logits, mlp, unembed, walk, width
-from attrib.segment import block, segment
+from attrib.segments import block, segment
 from attrib.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
 from tests.builders import (
     D_MODEL,

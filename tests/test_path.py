@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attrib
 from attrib.jacobian import Tile, adjoint, by_jvp, by_vjp, task_of
-from attrib.path import Path, metric_path
-from attrib.plan import plan_pack
+from attrib.packing import plan_pack
+from attrib.paths import Path, metric_path
 from attrib.types import Difference, Direction, InputError, Policy, Tokens, TopLogits
 from tests import builders
 from tests.attribution_cases import LATE, MIDDLE, Lens, assert_same, lenses, metric, prompts, relative_error

@@ -1,7 +1,6 @@
 """What `attrib.plan` tells before a run is what the run does: operations, memory, way, sweeps; and a budget is kept."""
 
 import re
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,17 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attrib
 import attrib.jacobian
+import attrib.packing
 from attrib.cone import ON_CPU, ON_CUDA, Pieces
 from attrib.jacobian import adjoint, task_of
-from attrib.path import Path
-from attrib.plan import PackPlan, plan_pack
+from attrib.packing import PackPlan, plan_pack
+from attrib.paths import Path
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
 from tests.builders import FAMILIES, Family, attrib_model, build, dictionary, normal, prompt
 from tests.test_budget import peak
 from tests.tolerances import FOREIGN, assert_close
 
-PLANNER = sys.modules["attrib.plan"]  # the name attrib.plan is the function
 WIDTH = 192
 _HEADS = {"hidden_size": WIDTH, "num_attention_heads": 12, "intermediate_size": 512, "max_position_embeddings": 128}
 _GROUPS = _HEADS | {"head_dim": 16, "num_key_value_heads": 4}
@@ -117,9 +116,9 @@ def test_operations_of_several_sweeps_and_of_the_reconstruction_alone(family: Fa
 def forced(task: Any) -> list[PackPlan]:
     """Every way of taking a pack's Jacobian, each as the plan that it would be if it were the only one."""
     found = []
-    for option in list(PLANNER._options(task)):
+    for option in list(attrib.packing._options(task)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PLANNER, "_options", lambda task, option=option: iter([option]))
+            patch.setattr(attrib.packing, "_options", lambda task, option=option: iter([option]))
             found.append(plan_pack(task, 1 << 40))
     return found
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 import attrib
 from attrib.dictionary import Dictionary, after_gain, encode
 from attrib.model import embed, logits, walk
-from attrib.replace import CutLeaves, Replacement, place, walk_with
+from attrib.replacement import CutLeaves, Replacement, place, walk_with
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site, SparseLatents
 from tests.builders import ALL_FAMILIES, D_MODEL, DTYPES, Family, all_sites, build, normal, prompt, tiny

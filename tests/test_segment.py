@@ -11,10 +11,10 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, width
-from attrib.path import base_site
-from attrib.segment import Segment, segment
+from attrib.paths import base_site
+from attrib.segments import Segment, segment
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site
 from tests.builders import FAMILIES, Family, all_sites, build, normal, prompt
 from tests.tolerances import FOREIGN, assert_close

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, logits
 from attrib.sources import smollm2
 from attrib.types import FetchError, FormatError, InputError, Site

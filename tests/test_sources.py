@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, logits
 from attrib.types import FetchError, FormatError, InputError, Site, UnsupportedError
 from tests.builders import DTYPES, FAMILIES, VARIANTS, Family, all_sites, prompt, randomise, sae, tiny, tiny_gpt2, tiny_llama, tiny_variant

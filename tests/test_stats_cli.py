@@ -1,5 +1,7 @@
 """`attrib stats` as it is typed: files made, tables printed, one clear message for every mistake."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +47,22 @@ def test_build_merge_and_show(shards: Path, tmp_path: Path) -> None:
     shown = " ".join(printed("show", tmp_path / "all.h5").replace("│", " ").split())
     assert "all.h5: 2 blocks, made within 1,073,741,824 bytes each" in shown
     assert f"latent_to_latent embed -> {ENDS[1]} table {pairs} all exact" in shown
+
+
+def test_questions_do_not_wait_for_torch(shards: Path, tmp_path: Path) -> None:
+    """Which takes three times as long to import as an answer may take. What it takes is for the bench."""
+    path = str(tmp_path / "all.h5")
+    printed("build", path, shards)
+    program = "import atexit, sys; from attrib.cli import main; atexit.register(lambda: print('torch' in sys.modules)); main()"
+    for words in (
+        ["top-parents", path, "1", "--block", ENDS[0]],
+        ["top-children", path, "1", "--block", ENDS[0]],
+        ["show", path],
+        ["--help"],
+    ):
+        ran = subprocess.run([sys.executable, "-c", program, "stats", *words], capture_output=True, text=True, check=True)
+        assert len(ran.stdout.splitlines()) > 3
+        assert ran.stdout.endswith("False\n")
 
 
 def test_tables_say_what_the_frames_do(shards: Path, tmp_path: Path) -> None:

@@ -216,7 +216,9 @@ def test_changed_bytes_are_an_error_or_other_numbers_and_never_more(form: str, r
 
 def test_foreign_files_are_told_apart(tmp_path: Path, table: Path) -> None:
     shard = save(tmp_path / "shard.h5", random_edges(0))
-    with pytest.raises(FormatError, match=r"shard\.h5: an HDF5 file, but not of statistics: a shard of edges; expected statistics as"):
+    with pytest.raises(
+        FormatError, match=r"shard\.h5: an HDF5 file, but not of statistics: a shard of edges. Give a file that `attrib stats build` wrote"
+    ):
         stats.open(shard)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["X"] = [1.0]

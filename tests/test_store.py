@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attrib.edges import Edges, Nodes, Prompts, join
-from attrib.store import checked, open_store, save, write
+from attrib.store import checked, save, write
+from attrib.store import open as open_store
 from attrib.store.wellformed import fault
 from attrib.types import FormatError, InputError, Site
 
@@ -573,7 +574,7 @@ def read_all(path: Path) -> list[Edges]:
         (b"", r"not an HDF5 file \(0 bytes, beginning with b''\)"),
         (
             b"PK\x03\x04 a zip of things",
-            r"not an HDF5 file \(20 bytes, beginning with b'PK.*'\); expected a shard as attrib\.save wrote it",
+            r"not an HDF5 file \(20 bytes, beginning with b'PK.*'\); expected a file as attrib wrote it",
         ),
         (b"\x89HDF\r\n\x1a\n", r"truncated or damaged"),
     ],

@@ -18,14 +18,14 @@ from torch.func import jacrev
 import attrib.meet
 import attrib.seeded
 import attrib.sweep
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.cone import ON_CPU, Band, Cone, Direction, Pieces, blocks, cells_of, cone, cone_of, even
 from attrib.meet import both, forward, lift, reverse
 from attrib.model import width
-from attrib.path import base_site
+from attrib.paths import base_site
 from attrib.primal import Primal, Seeds, attentions_between, primal, seeds, walked
 from attrib.seeded import layer_mlp, pull_seeded, push_seeded
-from attrib.segment import segment
+from attrib.segments import segment
 from attrib.sweep import descend, head_width, pull_attention, push_attention, spread_down, spread_up
 from attrib.types import EXACT, LINEAR, Policy, Site
 from tests.builders import ALL_FAMILIES, FAMILIES, Family, all_sites, build, normal, prompt

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.model import Model, logits
 from attrib.sources.hooked_config import HARMLESS, READ, REFUSED, hooked_config
 from attrib.types import Site, UnsupportedError

@@ -7,21 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from attrib.jobs.folder import Job, Shard, open_job
-from attrib.jobs.records import Failure, Record
-from attrib.jobs.records import refused as refused_of
-from attrib.jobs.run import Watch
-from attrib.jobs.run import run as run_job
-from attrib.jobs.worker import Outcome
+from attrib.commands.bars import bar
 from attrib.types import InputError
+
+if TYPE_CHECKING:
+    from attrib.jobs.status import Status
 
 app = typer.Typer(no_args_is_help=True, help="Attribute a corpus of prompts, shard by shard, on one machine or many.")
 
@@ -49,9 +46,9 @@ def init(
     given = {"source": [_own(name, allowed) for name in prompts] if prompts else None, "form": form}
     of = table.get("prompts", {})
     table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | {key: value for key, value in given.items() if value is not None}
-    with _bar() as bar:
-        task = bar.add_task("reading prompts", total=None)
-        job = make(folder, job_file(table), config.parent, allowed=allowed, progress=lambda read, _: bar.update(task, completed=read))
+    with bar() as shown:
+        task = shown.add_task("reading prompts", total=None)
+        job = make(folder, job_file(table), config.parent, allowed=allowed, progress=lambda read, _: shown.update(task, completed=read))
     fixed = job.fixed
     print(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards")
     if fixed.refused:
@@ -99,19 +96,20 @@ def retry(
 
 
 def _run(folder: Path, engine: str, device: list[str] | None, workers: int | None, address: str | None, **options: Any) -> None:
+    from attrib.commands.run_bar import RunBar
     from attrib.jobs.engines.choose import choose
+    from attrib.jobs.run import run as run_job
+    from attrib.jobs.status import status as status_of
 
     chosen, launch = choose(folder, engine, device, workers, address)
-    with _bar() as bar, _ended_by_signal(folder):
-        ran = run_job(folder, chosen, launch=launch, watch=_Bar(bar), **options)
-    done, fixed = ran.done.values(), ran.job.fixed
-    edges, size = sum(record.edges for record in done), sum(record.bytes for record in done)
-    refused = fixed.refused + sum(len(record.refused) for record in done)
+    with bar() as shown, _ended_by_signal(folder):
+        ran = run_job(folder, chosen, launch=launch, watch=RunBar(shown), **options)
+    now = status_of(folder)
     if ran.damaged:
         print(f"{len(ran.damaged)} shards were damaged, and were made again")
     print(
-        f"{folder}: {len(done):,} of {len(ran.job.shards):,} shards, {sum(record.prompts for record in done):,} prompts, {edges:,} edges, "
-        f"{size / 1e6:,.1f} MB" + (f"; {refused:,} prompts left out" if refused else "")
+        f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} prompts, {now.edges:,} edges, "
+        f"{now.bytes / 1e6:,.1f} MB" + (f"; {now.refused:,} prompts left out" if now.refused else "")
     )
     if ran.failed:
         first = ran.failed[0]
@@ -129,6 +127,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
 ) -> None:
     """How the job stands: what is done, how fast, what is left, what failed."""
+    from attrib.jobs.folder import open_job
+    from attrib.jobs.records import refused as refused_of
     from attrib.jobs.status import status as status_of
 
     if refused:
@@ -146,7 +146,7 @@ def status(
             now = status_of(folder)
             live.update(_table(now), refresh=True)
     for failure in now.failures:
-        console.print(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}", highlight=False)
+        console.out(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}", highlight=False)
 
 
 @app.command()
@@ -159,14 +159,14 @@ def verify(
     """Compare every shard with its checksum and its prompts, read all of it, and compute some again."""
     from attrib.jobs.verify import verify as verify_job
 
-    with _bar() as bar:
-        task = bar.add_task("reading shards", total=None)
+    with bar() as shown:
+        task = shown.add_task("reading shards", total=None)
         faults = verify_job(
             folder,
             recompute=recompute,
             seed=seed,
             device=device,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
     for fault in faults:
         print(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}")
@@ -182,6 +182,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace it")] = False,
 ) -> None:
     """Write one HDF5 file of links to the shards that are done; they stay where they are."""
+    from attrib.jobs.folder import open_job
     from attrib.jobs.records import records
     from attrib.store import merge as merge_shards
 
@@ -205,7 +206,7 @@ def gc(folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="
 # ----------------------------------------------------------------------------------------------- output
 
 
-def _table(now: Any) -> Table:
+def _table(now: "Status") -> Table:
     table = Table(show_header=False)
 
     def row(name: str, value: str) -> None:
@@ -217,7 +218,7 @@ def _table(now: Any) -> Table:
     row("edges", f"{now.edges:,}")
     to_come = "" if now.bytes_to_come is None else f", {now.bytes_to_come / 1e6:,.1f} MB to come"
     row("size", f"{now.bytes / 1e6:,.1f} MB{to_come}; {now.bytes_free / 1e9:,.1f} GB free")
-    if now.run_by is None:
+    if now.run_by is None or now.elapsed is None:
         row("run", "done" if now.is_done else "by nobody")
     else:
         row("run", f"by process {now.run_by.pid} on {now.run_by.host}, for {_time(now.elapsed)}")
@@ -229,38 +230,6 @@ def _table(now: Any) -> Table:
 def _time(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-
-
-def _bar() -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}"), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-
-
-class _Bar(Watch):
-    """A run on a bar, in tokens: shards of long prompts take longer than others."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._checking = bar.add_task("checking shards", total=None, visible=False)
-        self._running = bar.add_task("attributing", total=None, visible=False)
-
-    def checked(self, done: int, total: int) -> None:
-        self._bar.update(self._checking, completed=done, total=total, visible=done < total)
-
-    def began(self, job: Job, done: dict[int, Record], pending: list[Shard], killed: bool) -> None:
-        self._tokens = {shard.number: shard.tokens for shard in pending}
-        self._bar.update(self._running, total=sum(self._tokens.values()), visible=True)
-        if killed:
-            self._bar.console.print("the last run was killed; what it had not finished is done now")
-
-    def became(self, outcome: Outcome) -> None:
-        self._bar.update(self._running, advance=self._tokens[outcome.shard])
-        if isinstance(outcome, Failure):
-            self._bar.console.print(f"shard {outcome.shard} failed {outcome.attempts} times: {outcome.reason}", highlight=False)
 
 
 @contextmanager

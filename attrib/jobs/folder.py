@@ -33,7 +33,7 @@ from torch import Tensor
 
 from attrib.jobs.config import JobFile
 from attrib.types import FormatError, InputError
-from attrib.work import checked
+from attrib.work import checked, faults_of
 
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
 LARGEST_TEXT = 1 << 28
@@ -194,10 +194,8 @@ def open_job(folder: Path) -> Job:
 
 def fault_of(error: Exception) -> str:
     """What is wrong with an entry, in one line."""
-    if not isinstance(error, ValidationError):
-        return next(iter(str(error).splitlines()), type(error).__name__)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return ": ".join([*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
+    lines = faults_of(error, "its JSON") if isinstance(error, ValidationError) else str(error).splitlines()
+    return next(iter(lines), type(error).__name__)
 
 
 def read_text(path: Path) -> str:

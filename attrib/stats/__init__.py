@@ -3,8 +3,6 @@
 docs/statistics.md defines every number and the guarantees, and specifies the file.
 """
 
-from attrib.stats.build import merge, of, of_files
-from attrib.stats.files import open, save
-from attrib.stats.statistics import BlockStatistics, Statistics
+import lazy_loader
 
-__all__ = ["BlockStatistics", "Statistics", "merge", "of", "of_files", "open", "save"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

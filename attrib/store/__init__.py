@@ -4,12 +4,6 @@ docs/format.md is the specification. A shard is written whole or not at all, and
 trusts nothing.
 """
 
-from attrib.store.collection import Collection, open_collection, open_store
-from attrib.store.dataset import EdgeDataset
-from attrib.store.layout import Block
-from attrib.store.merged import merge
-from attrib.store.select import select_latents
-from attrib.store.shard import Store, open_shard
-from attrib.store.write import save
+import lazy_loader
 
-__all__ = ["Block", "Collection", "EdgeDataset", "Store", "merge", "open_collection", "open_shard", "open_store", "save", "select_latents"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

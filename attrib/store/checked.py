@@ -3,17 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
-import torch
-from torch import Tensor
 
 from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, PLUGIN_FILTERS, REMEDY, VERSION, import_plugin
-from attrib.types import AttribError, FormatError
+from attrib.types import AttribError, FormatError, InputError
 
 POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)
 
@@ -27,6 +23,34 @@ def translated(path: Path) -> Iterator[None]:
         raise
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise FormatError(f"{path}: truncated or damaged ({error}); {REMEDY}") from error
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open what should be attrib's, for sharing.
+
+    Raises InputError where it is no file, or open for writing elsewhere, and FormatError where it is no HDF5.
+
+    Shards appear whole, by a rename, and never change, so that a reader's lock stops no writer of attrib's. It is HDF5's
+    usual one, since a file must be opened in one way within a process, and h5py may have it open too. Where the
+    file system has no locks, it is opened without.
+    """
+    if not path.is_file():  # a pipe would keep its reader waiting
+        raise InputError(f"path: there is no file {path}; expected a file that attrib wrote.")
+    why: Exception
+    for locking in ("best-effort", False, True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except BlockingIOError as error:
+            raise InputError(f"{path}: another process has it open for writing; expected a shard that is done. Close it there.") from error
+        except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:  # as `translated` has them
+            why = error
+        if "lock" not in str(why):
+            break
+    with path.open("rb") as raw:
+        head = raw.read(8)
+    if not h5py.is_hdf5(path):
+        raise FormatError(f"{path}: not an HDF5 file ({path.stat().st_size} bytes, beginning with {head!r}); {REMEDY}")
+    raise FormatError(f"{path}: truncated or damaged ({why}); {REMEDY}") from why
 
 
 def damaged(where: h5py.HLObject, fault: str) -> FormatError:
@@ -117,26 +141,3 @@ def read_json(where: h5py.HLObject, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise damaged(where, f"attribute {name} is not a JSON object")
     return value
-
-
-def read_column(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int, rows: slice) -> Tensor:
-    """`rows` of a column; integers as int64."""
-    values = dataset(group, name, dtypes, length)[rows]
-    return torch.from_numpy(values if dtypes is FLOAT else values.astype(np.int64))
-
-
-def read_ptr(group: h5py.Group, name: str, count: int, entries: int, rows: slice) -> tuple[Tensor, slice]:
-    """The pointers of `rows`, starting from 0, and the slice of the entries that they point to."""
-    whole = dataset(group, name, POINTER, count + 1)
-    ptr = torch.from_numpy(whole[rows.start : rows.stop + 1])
-    if (whole[0], whole[-1]) != (0, entries) or ptr[0] < 0 or ptr[-1] > entries or (ptr.diff() < 0).any():
-        raise damaged(whole, f"does not rise from 0 to {entries}")
-    return ptr - ptr[0], slice(int(ptr[0]), int(ptr[-1]))
-
-
-def read_strings(group: h5py.Group, count: int, rows: slice) -> tuple[str, ...]:
-    """`rows` of a table of `count` strings."""
-    data = dataset(group, "bytes", BYTE)
-    ptr, span = read_ptr(group, "ptr", count, len(data), rows)
-    raw, ends = data[span].tobytes(), ptr.tolist()
-    return tuple(raw[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends))

@@ -266,7 +266,7 @@ PIECE = 1 << 20
 """Edges that are read at a time where a caller did not say: some 16 MB."""
 
 
-def open_store(path: str | os.PathLike[str]) -> Store | Collection:
+def open(path: str | os.PathLike[str]) -> Store | Collection:
     """Open a shard, or all of a folder or of a merged file (public as `attrib.open`). Only headers and numbers are read yet.
 
     A folder's shards are its files `*.h5`, or those of its subfolder `shards` where it has one, as a job's folder does.
@@ -283,7 +283,7 @@ def open_store(path: str | os.PathLike[str]) -> Store | Collection:
 
 
 def open_collection(path: str | os.PathLike[str]) -> Collection:
-    """Open a folder's shards, or a single shard in the same way: its prompts then go by their numbers. Raises as `open_store` does."""
+    """Open a folder's shards, or a single shard in the same way: its prompts then go by their numbers. Raises as `open` does."""
     path = Path(path)
     shards = _listed(path)
     if not shards and not (path / SHARDS).is_dir():

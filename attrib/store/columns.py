@@ -8,8 +8,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Int
-from torch import Tensor
 
 from attrib.store.layout import CHUNK, import_plugin
 from attrib.types import InputError
@@ -59,18 +57,6 @@ def name_as_csr(csr: h5py.Group, shape: tuple[int, int]) -> None:
     types = {name: csr[name].dtype.name for name in names}
     header = {"version": "0.1", "format": "CSR", "shape": shape, "number_of_stored_values": len(csr["data"]), "data_types": types}
     csr.attrs["binsparse"] = json.dumps({"binsparse": header})
-
-
-def array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
-    """A tensor as numpy has it."""
-    return np.asarray(column.detach().cpu().numpy(), dtype)
-
-
-def integers(column: Int[Tensor, " n"]) -> np.ndarray:
-    """As int32 where every value fits, else as int64."""
-    values, limits = array(column, np.int64), np.iinfo(np.int32)
-    fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
-    return values.astype(np.int32) if fits else values
 
 
 def json_text(value: dict[str, Any]) -> np.ndarray:

@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import EdgeKind
-from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, read_column, read_json, translated
+from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_json, translated
 from attrib.store.layout import Block
+from attrib.store.rows import read_column
 from attrib.store.select import ptr_of
-from attrib.store.shard import open_file
-from attrib.types import FormatError, InputError
+from attrib.types import EdgeKind, FormatError, InputError
 
 OWN = frozenset({"prompts", "method", "budget", "seed", "precision_error"})
 """What shards of one data set may differ in: their prompts, and how each was computed."""

@@ -4,13 +4,12 @@ import importlib
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from attrib.edges import Edges
 from attrib.types import InputError
 
 FORMAT, VERSION = "attrib", 1
 CHUNK = 1 << 20
 """Bytes of a chunk, at most. The reader accepts sixteen times as much, from files that were repacked."""
-REMEDY = "expected a shard as attrib.save wrote it. Copy it again, or make it again."
+REMEDY = "expected a file as attrib wrote it. Copy it again, or make it again."
 # HDF5's numbers of the filters that version 1 allows: deflate, shuffle, lzf; and, through hdf5plugin, blosc and zstd
 BUILT_IN_FILTERS, PLUGIN_FILTERS = {1, 2, 32000}, {32001, 32015}
 
@@ -29,11 +28,6 @@ class Block(NamedTuple):
     def group(self) -> str:
         """The name of the block's group: its parts percent-encoded and joined by ':', so that no two blocks share one."""
         return ":".join(quote(part, safe="") for part in self)
-
-
-def block_of(edges: Edges) -> Block:
-    """The block that a result is written as."""
-    return Block(edges.kind, edges.sources.site, edges.targets.site)
 
 
 def import_plugin(wanted_by: str) -> Any:

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import h5py
 
-from attrib.store.checked import POINTER, attribute, child, dataset, read_strings, translated
+from attrib.store.checked import POINTER, attribute, child, dataset, open_file, translated
 from attrib.store.columns import text, write_strings
 from attrib.store.layout import FORMAT
-from attrib.store.shard import open_file
+from attrib.store.rows import read_strings
 from attrib.store.whole import whole
 from attrib.types import FormatError, InputError
 

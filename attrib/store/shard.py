@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import EdgeKind, Edges, NodeKind, Nodes, Prompts, join
+from attrib.edges import Edges, Nodes, Prompts, join
 from attrib.store.checked import (
     FLOAT,
     INTEGER,
@@ -23,17 +23,16 @@ from attrib.store.checked import (
     child,
     damaged,
     dataset,
-    read_column,
+    open_file,
     read_json,
-    read_ptr,
-    read_strings,
     read_text,
     translated,
 )
-from attrib.store.layout import REMEDY, Block
+from attrib.store.layout import Block
+from attrib.store.rows import read_column, read_ptr, read_strings
 from attrib.store.select import Latents, is_among, keep_nodes, ptr_of, ranges, select_latents
 from attrib.store.wellformed import fault
-from attrib.types import FormatError, InputError, Site
+from attrib.types import EdgeKind, InputError, NodeKind, Site
 
 
 class Store:
@@ -135,32 +134,6 @@ def open_shard(path: str | os.PathLike[str]) -> Store:
     except BaseException:
         file.close()
         raise
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open what should be a shard, for sharing; raises as `open_shard` does where it is no HDF5 file.
-
-    Shards appear whole, by a rename, and never change, so that a reader's lock stops no writer of attrib's. It is HDF5's
-    usual one, since a file must be opened in one way within a process, and h5py may have it open too. Where the
-    file system has no locks, it is opened without.
-    """
-    if not path.is_file():  # a pipe would keep its reader waiting
-        raise InputError(f"path: there is no file {path}; expected a shard that attrib.save wrote.")
-    why: Exception
-    for locking in ("best-effort", False, True):
-        try:
-            return h5py.File(path, "r", locking=locking)
-        except BlockingIOError as error:
-            raise InputError(f"{path}: another process has it open for writing; expected a shard that is done. Close it there.") from error
-        except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:  # as `translated` has them
-            why = error
-        if "lock" not in str(why):
-            break
-    with path.open("rb") as raw:
-        head = raw.read(8)
-    if not h5py.is_hdf5(path):
-        raise FormatError(f"{path}: not an HDF5 file ({path.stat().st_size} bytes, beginning with {head!r}); {REMEDY}")
-    raise FormatError(f"{path}: truncated or damaged ({why}); {REMEDY}") from why
 
 
 def the_block(path: Path, blocks: Sequence[Block], kind: str | None, source: str | Site | None, target: str | Site | None) -> Block:

@@ -15,16 +15,13 @@ import h5py
 import numpy as np
 from jaxtyping import Shaped
 
-from attrib.edges import EdgeKind
-from attrib.store.checked import attribute, child, damaged, dataset, read_json, read_text, translated
+from attrib.store.checked import attribute, child, damaged, dataset, open_file, read_json, read_text, translated
 from attrib.store.columns import json_text, packages, text
-from attrib.store.layout import Block
-from attrib.store.shard import open_file
+from attrib.store.layout import REMEDY, Block
 from attrib.store.whole import whole
-from attrib.types import FormatError, InputError
+from attrib.types import EdgeKind, FormatError, InputError
 
 FORMAT, VERSION = "attrib-statistics", 1
-_REMEDY = "expected statistics as attrib.stats.save wrote them. Copy the file again, or build it again."
 
 Column = Shaped[np.ndarray, " length"]
 Groups = Mapping[str, Iterable[tuple[str, Column]]]
@@ -96,14 +93,14 @@ def read_statistics(path: str | os.PathLike[str], table: Schema, sketch: Schema)
 
 def damaged_statistics(path: Path, block: Block, fault: str) -> FormatError:
     """The error for what is wrong with a block that was read."""
-    return FormatError(f"{path}: damaged: {block}: {fault}; {_REMEDY}")
+    return FormatError(f"{path}: damaged: {block}: {fault}; {REMEDY}")
 
 
 def _read_header(file: h5py.File) -> int:
     found = attribute(file, "format", "S")
     if found != FORMAT.encode():
         other = "a shard of edges" if found == b"attrib" else f"it holds {sorted(file)[:8]}"
-        raise FormatError(f"{file.filename}: an HDF5 file, but not of statistics: {other}; {_REMEDY}")
+        raise FormatError(f"{file.filename}: an HDF5 file, but not of statistics: {other}. Give a file that `attrib stats build` wrote.")
     version = attribute(file, "format_version", "i")
     if version != VERSION:
         raise FormatError(

@@ -7,10 +7,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Int
+from torch import Tensor
 
 from attrib.edges import Edges, Nodes
-from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
-from attrib.store.layout import FORMAT, VERSION, Block, block_of
+from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
+from attrib.store.layout import FORMAT, VERSION, Block
 from attrib.store.wellformed import fault
 from attrib.store.whole import whole
 from attrib.types import InputError
@@ -43,15 +45,20 @@ def _check_blocks(edges: Sequence[Edges]) -> dict[Block, Edges]:
         raise InputError("edges: got an empty sequence; expected at least one Edges.")
     blocks: dict[Block, Edges] = {}
     for part in edges:
-        block, first = block_of(part), edges[0].prompts
+        block, first = _block_of(part), edges[0].prompts
         if block in blocks:
             raise InputError(f"edges: two of them are the block '{block}'; expected one. Join them first with attrib.edges.join.")
         if wrong := fault(part):
             raise InputError(f"edges: in '{block}', {wrong}; expected a result as attrib's functions return it.")
         if not part.prompts.equals(first):
-            raise InputError(f"edges: '{block}' has other prompts than '{block_of(edges[0])}'; expected the same. Save them to two files.")
+            raise InputError(f"edges: '{block}' has other prompts than '{_block_of(edges[0])}'; expected the same. Save them to two files.")
         blocks[block] = part
     return blocks
+
+
+def _block_of(edges: Edges) -> Block:
+    """The block that a result is written as."""
+    return Block(edges.kind, edges.sources.site, edges.targets.site)
 
 
 def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any]) -> None:
@@ -60,9 +67,9 @@ def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any])
     file.attrs.update({"format": text(FORMAT), "format_version": VERSION, "call": json_text(shared), "packages": json_text(packages())})
     prompts = next(iter(blocks.values())).prompts
     group = file.create_group("prompts")
-    write_columns(group, {"ptr": array(prompts.ptr, np.int64), "ids": integers(prompts.ids)}, filters)
+    write_columns(group, {"ptr": _array(prompts.ptr, np.int64), "ids": _integers(prompts.ids)}, filters)
     if prompts.number is not None:
-        write_columns(group, {"number": integers(prompts.number)}, filters)
+        write_columns(group, {"number": _integers(prompts.number)}, filters)
     write_strings(group.create_group("strings"), prompts.strings)
     listing = file.create_group("blocks", track_order=True)  # blocks are listed in the order they were given in
     for block, edges in blocks.items():
@@ -72,22 +79,34 @@ def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any])
 
 
 def _write_edges(group: h5py.Group, edges: Edges, filters: dict[str, Any]) -> None:
-    write_columns(group, {name: array(getattr(edges, name)) for name in ("total", "l1", "remainder")}, filters)
+    write_columns(group, {name: _array(getattr(edges, name)) for name in ("total", "l1", "remainder")}, filters)
     _write_nodes(group.create_group("sources"), edges.sources, filters)
     _write_nodes(group.create_group("targets"), edges.targets, filters)
     gradient, attribution = group.create_group("gradient"), group.create_group("attribution")
-    write_columns(gradient, {"indptr": array(edges.indptr, np.int64), "indices": integers(edges.indices)}, filters)
+    write_columns(gradient, {"indptr": _array(edges.indptr, np.int64), "indices": _integers(edges.indices)}, filters)
     attribution["indptr"], attribution["indices"] = gradient["indptr"], gradient["indices"]
     for csr, values in ((gradient, edges.gradient), (attribution, edges.attribution)):
-        write_columns(csr, {"data": array(values)}, filters)
+        write_columns(csr, {"data": _array(values)}, filters)
         name_as_csr(csr, edges.shape)
 
 
 def _write_nodes(group: h5py.Group, nodes: Nodes, filters: dict[str, Any]) -> None:
     group.attrs["kind"] = text(nodes.kind)
-    whole_numbers = {"ptr": array(nodes.ptr, np.int64), "position": integers(nodes.position), "latent": integers(nodes.latent)}
-    write_columns(group, whole_numbers | {"activation": array(nodes.activation)}, filters)
+    whole_numbers = {"ptr": _array(nodes.ptr, np.int64), "position": _integers(nodes.position), "latent": _integers(nodes.latent)}
+    write_columns(group, whole_numbers | {"activation": _array(nodes.activation)}, filters)
     if nodes.probability is not None:
-        write_columns(group, {"probability": array(nodes.probability)}, filters)
+        write_columns(group, {"probability": _array(nodes.probability)}, filters)
     if nodes.labels:
         write_strings(group.create_group("labels"), nodes.labels)
+
+
+def _array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
+    """A tensor as numpy has it."""
+    return np.asarray(column.detach().cpu().numpy(), dtype)
+
+
+def _integers(column: Int[Tensor, " n"]) -> np.ndarray:
+    """As int32 where every value fits, else as int64."""
+    values, limits = _array(column, np.int64), np.iinfo(np.int32)
+    fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
+    return values.astype(np.int32) if fits else values

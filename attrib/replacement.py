@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from attrib.between import Effect
-from attrib.capture import capture
+from attrib.capturing import capture
 from attrib.dictionary import (
     Dictionary,
     InputScale,

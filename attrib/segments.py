@@ -41,7 +41,7 @@ class Segment:
         """
         constants = [base, *pytree.tree_leaves(self.model.params.blocks[self.start.layer : self.stop.layer + 1])]
         is_plain = self.start.depth == self.stop.depth or x.ndim != 2
-        is_plain |= self.model.config.parallel and self.stop.kind in ("mlp_in", "mlp_out")  # no sweep ends there: see path.py
+        is_plain |= self.model.config.parallel and self.stop.kind in ("mlp_in", "mlp_out")  # no sweep ends there: see paths.py
         if is_plain or any(c is not None and (c.requires_grad or is_functorch_wrapped_tensor(c)) for c in constants):
             return self.plain(x, base)
         return _Run.apply(x, base, self)  # type: ignore[no-untyped-call]

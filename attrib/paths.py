@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.func import vjp
 
 from attrib.between import NOTHING, Between, Effect, part_of, station
-from attrib.capture import capture, cut
+from attrib.capturing import capture, cut
 from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
 from attrib.fit import check_fit, fitted
 from attrib.model import Model, enter, mlp, unembed
 from attrib.primal import Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
-from attrib.segment import Segment, segment
+from attrib.segments import Segment, segment
 from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
 
 

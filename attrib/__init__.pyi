@@ -1,0 +1,84 @@
+from . import export as export
+from . import jobs as jobs
+from . import stats as stats
+from . import store as store
+from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
+from .capturing import capture
+from .dictionary import Dictionary, decode, encode
+from .edges import Edges
+from .forecast import Plan, plan
+from .model import Model, embed, logits, unembed
+from .paths import path
+from .replacement import replace
+from .segments import block, segment
+from .sources import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from .store import open, save
+from .types import (
+    EXACT,
+    LINEAR,
+    AttribError,
+    BudgetError,
+    Dense,
+    Difference,
+    Direction,
+    FetchError,
+    FormatError,
+    InputError,
+    Mass,
+    Policy,
+    Site,
+    Threshold,
+    Tokens,
+    TopK,
+    TopLogits,
+    UnsupportedError,
+)
+
+__all__ = [
+    "EXACT",
+    "LINEAR",
+    "SMOLLM2",
+    "AttribError",
+    "BudgetError",
+    "Dense",
+    "Dictionary",
+    "Difference",
+    "Direction",
+    "Edges",
+    "FetchError",
+    "FormatError",
+    "InputError",
+    "Mass",
+    "Model",
+    "Plan",
+    "Policy",
+    "Site",
+    "Threshold",
+    "Tokens",
+    "TopK",
+    "TopLogits",
+    "UnsupportedError",
+    "block",
+    "capture",
+    "check_model",
+    "decode",
+    "embed",
+    "encode",
+    "from_hugging_face",
+    "from_sae_lens",
+    "from_transformer_lens",
+    "latent_to_latent",
+    "latent_to_logit",
+    "latent_to_metric",
+    "load_dictionary",
+    "load_model",
+    "logits",
+    "open",
+    "path",
+    "plan",
+    "replace",
+    "save",
+    "segment",
+    "token_to_latent",
+    "unembed",
+]

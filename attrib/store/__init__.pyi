@@ -1,0 +1,9 @@
+from .collection import Collection, open, open_collection
+from .dataset import EdgeDataset
+from .layout import Block
+from .merged import merge
+from .select import select_latents
+from .shard import Store, open_shard
+from .write import save
+
+__all__ = ["Block", "Collection", "EdgeDataset", "Store", "merge", "open", "open_collection", "open_shard", "save", "select_latents"]
