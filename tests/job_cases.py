@@ -1,17 +1,15 @@
 """A tiny corpus and jobs over it, for every test of jobs. `undisturbed` is what each of them must come to."""
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attrib.jobs.config import job_file
-from attrib.jobs.engines import JobError, Tries
+from attrib.jobs.engines import JobError, Queue
 from attrib.jobs.folder import SHARDS, Job, Shard
 from attrib.jobs.make import make
-from attrib.jobs.records import Failure
 from attrib.jobs.run import run
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Event, Outcome, Stop, work
@@ -53,18 +51,16 @@ def make_job(folder: Path, beside: Path, **changed: Any) -> Job:
 
 
 def here(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
-    """An engine: this very process."""
-    ready, waiting, tries = prepare(job.folder, "cpu"), deque(shards), Tries(attempts)
-    while waiting:
+    """An engine: this very process, which takes two shards at a time, so that one is written while the other is computed."""
+    ready, queue = prepare(job.folder, "cpu"), Queue(job.folder, shards, attempts)
+    while queue:
         told: list[Event] = []
-        work(ready, [waiting.popleft() for _ in range(len(waiting))], told.append)
+        work(ready, [queue.take() for _ in range(min(2, len(queue)))], told.append)
         for event in told:
             if isinstance(event, Stop):
                 raise JobError(event.reason)
-            if isinstance(event, Failure) and tries.again(event):
-                waiting.append(job.shards[event.shard])
-            elif isinstance(event, Outcome):
-                yield event
+            if isinstance(event, Outcome):
+                yield from queue.heard(job.shards[event.shard], event)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -422,7 +422,7 @@ class ScriptedRay:
         (["OutOfMemoryError"] * 3, 3, 3, ("memory", 3, "its process ended: ray killed it, since its node had little memory left")),
         (["ActorDiedError", "OutOfMemoryError"], 3, 3, None),
         (["node lost"] * (LOSSES - 1), 1, LOSSES, None),
-        (["node lost"] * LOSSES, 1, LOSSES, ("died", LOSSES, "its process ended: its node has died")),
+        (["node lost"] * LOSSES, 1, LOSSES, ("died", 1, "its process ended: its node has died")),
         (["ActorUnavailableError"], 1, 2, None),
         (["answer lost"], 1, 1, None),
     ],

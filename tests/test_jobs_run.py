@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 import torch
 
 import attrib
+from attrib.commands.bars import bar
+from attrib.commands.job import status as command_status
+from attrib.commands.run_bar import RunBar
 from attrib.jobs import run as running
-from attrib.jobs.engines import JobError
+from attrib.jobs.engines import JobError, queue
 from attrib.jobs.folder import FAILURES, RECORDS, SHARDS, Job, Shard, open_job
-from attrib.jobs.records import failures, records, refused
+from attrib.jobs.records import Failure, failures, records, refused, write
 from attrib.jobs.run import Watch, run
 from attrib.jobs.status import status
 from attrib.jobs.tidy import tidy
@@ -121,11 +125,15 @@ class Breaks:
             raise self.error
         return self.function(*arguments, **options)
 
+    def __get__(self, instance: object, owner: type) -> "Callable[..., Any]":
+        """In the place of a method, it is bound as one."""
+        return partial(self, instance)
+
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("at", [1, 8])
+@pytest.mark.parametrize("at", [1, 5])
 @pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (os, "replace"), (h5py.Group, "create_dataset"), (Path, "write_text")])
 def test_a_full_disk_stops_the_job_and_the_next_run_finishes(
     folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, at: int
@@ -157,14 +165,14 @@ def test_the_words_of_a_full_disk_are_one_line(folder: Path, monkeypatch: pytest
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
         (MemoryError(), "memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "memory"),
+        (RuntimeError("can't start new thread"), "memory"),
         (ZeroDivisionError("division by zero"), "error"),
     ],
 )
 def test_a_shard_that_fails_once_is_tried_again(
     folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
-    calls = Breaks(Loaded.attribute, 3, error)
-    monkeypatch.setattr(Loaded, "attribute", lambda *given: calls(*given))  # noqa: PLW0108 - a method, and no object
+    monkeypatch.setattr(Loaded, "attribute", Breaks(Loaded.attribute, 3, error))
     ran = run(folder, here)
     assert ran.failed == []
     assert_undisturbed(folder, beside)
@@ -193,12 +201,12 @@ def test_a_shard_that_always_fails_is_recorded_and_the_others_are_done(folder: P
 
 def test_a_job_of_which_nothing_can_be_done_gives_up(tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path / "job", beside, shards={"prompts": 1})
-    monkeypatch.setattr(running, "TOO_MANY", 3)
+    monkeypatch.setattr(queue, "TOO_MANY", 2)
     with monkeypatch.context() as broken:
         broken.setattr(Loaded, "attribute", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
-        with pytest.raises(JobError, match=r"3 shards failed one after another, so it is not the shards. The last: MemoryError: no more"):
+        with pytest.raises(JobError, match=r"4 shards.* it is not the shards. The last: MemoryError: no more"):
             run(job.folder, here, attempts=1)
-    assert len(list(failures(job))) == 3
+    assert len(list(failures(job))) == 4
     assert run(job.folder, here).failed == []
 
 
@@ -379,3 +387,16 @@ def test_a_folder_that_is_no_job(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no job\.json; make a job there with `attrib job init"):
         run(tmp_path, here)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reasons_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, and a line stays a line."""
+    job, reason = open_job(folder), "[enforce fail at alloc_cpu.cpp:127] :smile: " + "a long reason " * 20
+    failure = Failure(shard=3, id=job.shards[3].id, kind="memory", reason=reason, attempts=2, finished=1.0)
+    watch = RunBar(bar())
+    watch.began(job, {}, list(job.shards), False)
+    watch.became(failure)
+    assert capsys.readouterr().err == f"shard 3 failed 2 times: {reason}\n"
+    write(job.failure(job.shards[3]), failure)
+    command_status(folder)
+    assert f"shard 3 failed 2 times: {reason}\n" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from attrib.jobs.engines import Engine, JobError
+from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.lock import held
 from attrib.jobs.records import Failure, Record, digest, failures, records, write
@@ -12,9 +12,6 @@ from attrib.jobs.worker import Outcome
 from attrib.store.columns import packages
 from attrib.store.whole import PARTIAL
 from attrib.types import InputError
-
-TOO_MANY = 8
-"""Shards that fail one after another, none done between them, before a run gives up."""
 
 
 class Ran(NamedTuple):
@@ -88,23 +85,15 @@ def run(
         pending = [shard for shard in reversed(own) if shard.number not in done and shard.number in wanted]
         watch.began(job, done, pending, killed is not None)
         failed: list[Failure] = []
-        in_a_row = 0
         outcomes = engine(job, pending, attempts)
         with closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     write(job.failure(job.shards[outcome.shard]), outcome)
                     failed.append(outcome)
-                    in_a_row += 1
                 else:
                     done[outcome.shard] = outcome
-                    in_a_row = 0
                 watch.became(outcome)
-                if isinstance(outcome, Failure) and in_a_row == TOO_MANY:
-                    raise JobError(
-                        f"{folder}: {TOO_MANY} shards failed one after another, so it is not the shards. The last: {outcome.reason}. "
-                        f"Mend that, and `attrib job run {folder}` goes on."
-                    )
         if launch is None:
             remove_partial(folder)  # of workers that were lost on the way
         return Ran(job, done, failed, damaged)

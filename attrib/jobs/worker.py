@@ -45,23 +45,21 @@ def work(ready: Ready, shards: Iterable[Shard], tell: Tell) -> None:
     One shard is computed while the one before is written: no more than two are in memory.
     """
     with ThreadPoolExecutor(1, "writer") as writer:
-        writing: Future[bool] | None = None
+        before: Future[bool] | None = None
         for shard in shards:
             tell(Began(shard.number))
-            computed = attempt(lambda shard=shard: compute(ready, shard), ready.job, shard)  # type: ignore[misc]
-            if writing is not None and not writing.result():
+            # the first time, the writer's thread is started, for which memory may not suffice
+            writing = attempt(lambda shard=shard: writer.submit(_put, ready, compute(ready, shard), tell), ready.job, shard)  # type: ignore[misc]
+            if before is not None and not before.result():
                 return
-            writing = None
-            if isinstance(computed, Computed):
-                writing = writer.submit(_put, ready, computed, tell)
-            else:
-                tell(computed)
-                if isinstance(computed, Stop):
-                    return
-            del computed  # the writer has it: it is not to be held while the next is computed
+            if isinstance(writing, Failure | Stop):
+                tell(writing)
+            if isinstance(writing, Stop):
+                return
+            before = writing if isinstance(writing, Future) else None
             tell(Waits())
-        if writing is not None:
-            writing.result()
+        if before is not None:
+            before.result()
 
 
 def do(ready: Ready, shard: Shard) -> Outcome | Stop:
@@ -125,5 +123,5 @@ def _disk_fault(error: BaseException) -> str | None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory of the device or of the machine did not suffice: some say it in the words of a RuntimeError alone."""
-    words = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+    words = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "can't start new thread")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in words)

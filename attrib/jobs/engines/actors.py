@@ -10,22 +10,23 @@ one that takes all memory not at all. Here the second and third are the shard's 
 import importlib
 import socket
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attrib.jobs.engines import JobError, Tries
+from attrib.jobs.engines.engine import JobError
+from attrib.jobs.engines.queue import Queue
 from attrib.jobs.folder import Job, Shard
-from attrib.jobs.records import Failure, FailureKind, record_of
+from attrib.jobs.records import FailureKind, record_of
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, died, do
 from attrib.store.columns import packages
 from attrib.types import InputError
 
 LOSSES = 10
-"""How often a shard's node may be lost before that is taken for the shard's fault."""
+"""How often a shard's node is lost until that, too, is a failure of the shard."""
 STARTS = 3
 """How many actors may end, one after another, before they have loaded the model."""
 STARVED = 600.0
@@ -84,10 +85,10 @@ def place(ray: Any, job: Job, shards: Sequence[Shard], attempts: int, *, device:
     if not any(room(node, needs) for node in nodes.values()):
         raise InputError(f"device: {device} takes a node with {_listed(needs)}, and the ray cluster has none. Add one, or give another.")
     kind = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))(Actor)
-    waiting, tries, losses = deque(shards), Tries(attempts), Tries(LOSSES)
+    queue, losses = Queue(job.folder, shards, attempts), Counter[int]()
     asked, idle = dict[Any, _Worker](), list[_Worker]()
-    left, unready, fed = len(shards), 0, time.monotonic()
-    while left:
+    unready, fed = 0, time.monotonic()
+    while queue.left:
         nodes = _nodes(ray)
         if slots := sum(room(node, needs) for node in nodes.values()):
             fed = time.monotonic()
@@ -96,12 +97,12 @@ def place(ray: Any, job: Job, shards: Sequence[Shard], attempts: int, *, device:
                 f"{job.folder}: for {STARVED:.0f} seconds the ray cluster had no node with {_listed(needs)}. Add one, and run again."
             )
         # one more than there is room for: it is what an autoscaler looks at, and it takes the place of one that ends
-        while len(asked) + len(idle) < min(slots + 1, left):
+        while len(asked) + len(idle) < min(slots + 1, queue.left):
             worker = _Worker(kind.remote())
             asked[worker.actor.prepare.remote(job.folder, device, packages())] = worker
-        while waiting and idle:
+        while queue and idle:
             worker = idle.pop()
-            worker.has = waiting.popleft()
+            worker.has = queue.take()
             asked[worker.actor.do.remote(worker.has)] = worker
         for reference in ray.wait(list(asked), timeout=POLL)[0]:
             worker = asked.pop(reference)
@@ -125,17 +126,14 @@ def place(ray: Any, job: Job, shards: Sequence[Shard], attempts: int, *, device:
             worker.has = None
             if isinstance(said, str | _Ended):  # it may have been done, and its answer lost
                 said = record_of(job, shard) or said
-            if isinstance(said, str):
-                waiting.append(shard)
-                continue
             is_lost = isinstance(said, _Ended) and worker.node not in _nodes(ray)
+            losses[shard.number] += is_lost
+            if isinstance(said, str) or (is_lost and losses[shard.number] < LOSSES):
+                queue.put_back(shard)
+                continue
             if isinstance(said, _Ended):
                 said = died(shard, said.reason).model_copy(update={"kind": said.kind, "details": said.details})
-            if isinstance(said, Failure) and (losses if is_lost else tries).again(said):
-                waiting.append(shard)  # behind the others: memory may be free by then
-                continue
-            left -= 1
-            yield said
+            yield from queue.heard(shard, said)
 
 
 def needs_of(device: str, threads: int) -> dict[str, int]:

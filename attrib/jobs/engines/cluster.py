@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attrib.jobs.engines import JobError
 from attrib.jobs.engines.actors import place
+from attrib.jobs.engines.engine import JobError
 from attrib.jobs.engines.local import end_with_parent
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.worker import Outcome

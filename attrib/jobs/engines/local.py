@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from attrib.jobs.engines import JobError, Tries
+from attrib.jobs.engines.engine import JobError
+from attrib.jobs.engines.queue import Queue
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure, Record, record_of
 from attrib.jobs.shard import prepare
@@ -46,27 +46,23 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
     Raises:
         JobError: where the job cannot go on.
     """
-    waiting, tries, by_number = deque(shards), Tries(attempts), {shard.number: shard for shard in shards}
+    queue, by_number = Queue(job.folder, shards, attempts), {shard.number: shard for shard in shards}
     workers = [_start(job.folder, device) for device in devices[: len(shards)]]
-    left = len(shards)
     try:
-        while left:
+        while queue.left:
             for pipe in wait([worker.pipe for worker in workers]):
                 worker = next(each for each in workers if each.pipe is pipe)
                 for outcome in _heard(job, worker):
                     shard = by_number[outcome.shard]
                     worker.has.remove(shard)
-                    if isinstance(outcome, Failure) and tries.again(outcome):
-                        waiting.append(shard)  # behind the others: memory may be free by then
-                        continue
-                    left -= 1
-                    yield outcome
+                    yield from queue.heard(shard, outcome)
                 if worker.has_died:
-                    waiting.extendleft(worker.has)
+                    for shard in worker.has:
+                        queue.put_back(shard)
                     workers[workers.index(worker)] = _start(job.folder, worker.device)
             for worker in workers:
-                if worker.is_idle and waiting:
-                    shard = waiting.popleft()
+                if worker.is_idle and queue:
+                    shard = queue.take()
                     worker.has.append(shard)
                     worker.is_idle = False
                     _send(worker, shard)
@@ -130,7 +126,6 @@ def _start(folder: Path, device: str) -> _Worker:
 def _serve(folder: Path, device: str, pipe: Connection) -> None:
     """A worker's life: shards that come through the pipe, until None does, or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
-    threading.Thread(target=end_with_parent, daemon=True).start()
     turn = threading.Lock()
 
     def tell(event: Event) -> None:
@@ -138,12 +133,13 @@ def _serve(folder: Path, device: str, pipe: Connection) -> None:
             pipe.send(event)
 
     try:
+        threading.Thread(target=end_with_parent, daemon=True).start()
         ready = prepare(folder, device)
+        tell(Waits())
+        work(ready, iter(pipe.recv, None), tell)
     except Exception as error:
-        tell(Stop(f"{folder}: {str(error) or type(error).__name__}"))
-        return
-    tell(Waits())
-    work(ready, iter(pipe.recv, None), tell)
+        with suppress(BrokenPipeError):  # the parent is gone, and this process with it
+            tell(Stop(f"{folder}: {str(error) or type(error).__name__}"))
 
 
 def end_with_parent() -> None:
