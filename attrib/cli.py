@@ -139,7 +139,7 @@ def rerun(
     compared = rerun_prompt(file, prompt, places=places_of(file.resolve()) | given)
     for one in compared:
         also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
-        verdict = "the same" if one.is_same else "NOT THE SAME"
+        verdict = "NOT THE SAME" if not one.is_same else "the same to rounding" if one.apart else "the same"
         print(f"{one.kind} {one.source} -> {one.target}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
     if not all(one.is_same for one in compared):
         raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")

@@ -61,7 +61,7 @@ def read(source: str | Path, *, form: Form | None = None, field: str | None = No
         raise InputError(f"prompts: standard input is read line by line; expected the form text or jsonl, got {form}.")
     if name != "-" and not path.exists():
         raise InputError(f"prompts: {name} does not exist.")
-    form = form or ("dataset" if path.is_dir() else _SUFFIXES.get(Path(name.removesuffix(".gz")).suffix, "text"))
+    form = form or ("dataset" if path.is_dir() else _SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix, "text"))
     if form == "dataset":
         return _read_saved(_saved(path, split), name, field)
     if path.is_dir():
@@ -85,6 +85,7 @@ def _read_lines(name: str, form: Form, field: str | None) -> Iterator[Given]:
         except UnicodeDecodeError as error:
             yield Given(where, None, f"is not UTF-8: {error.reason} at byte {error.start}")
             continue
+        text = text.removeprefix("\ufeff") if number == 1 else text  # a mark of its encoding, and none of the prompt's
         yield _of_json(text, where, field) if form == "jsonl" else _of_value(text, where)
 
 
@@ -107,7 +108,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        with gzip.open(name) if name.endswith(".gz") else Path(name).open("rb") as file:
+        with gzip.open(name) if name.lower().endswith(".gz") else Path(name).open("rb") as file:
             yield cast(BinaryIO, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise FormatError(f"prompts: {name} is not gzip, or damaged: {error}.") from error

@@ -119,7 +119,7 @@ def toml_table(path: Path) -> dict[str, Any]:
             read = file.read(LONGEST_CONFIG + 1)
         if len(read) > LONGEST_CONFIG:
             raise InputError(f"config: {path} has more than {LONGEST_CONFIG:,} bytes, which no config needs.")
-        if found := _LONG_KEY.search(text := read.decode()):
+        if found := _LONG_KEY.search(text := read.decode("utf-8-sig")):
             raise InputError(f"config: {path} has a key of more than 64 parts: {found[0][:40]}...")
         return tomllib.loads(text)
     except FileNotFoundError:

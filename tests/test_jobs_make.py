@@ -422,7 +422,7 @@ def test_columns_that_agree_and_make_no_sense(whole: Path, tmp_path: Path) -> No
         made[shard.first : shard.stop + 1] = bad
         taken = ids[bad[0] : bad[2]]
         forged = shard._replace(id=folders.shard_id(job.identity, number[at], np.array(bad), taken), tokens=len(taken))
-        with pytest.raises(FormatError, match=rf"prompts: the prompts of shard {forged.name} were damaged\. Make the job again"):
+        with pytest.raises(FormatError, match=rf"prompts: the prompts of shard {forged.name}, or job\.json, are not what they were"):
             rewritten(whole, tmp_path, ptr=made).prompts(forged)
 
 
@@ -573,6 +573,13 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "no attribution": (TOML[: TOML.index("[[")], ["attribution", "required"]),
     "no target": (TOML.replace("target", "source"), ["token_to_latent needs a target dictionary"]),
     "a wrong limit": (TOML + "[shards]\nprompts = 0\n", ["shards.prompts", "greater than or equal to 1"]),
+    "a limit that is none": (TOML + "[shards]\nprompts = true\n", ["shards.prompts", "valid integer"]),
+    "a limit in quotes": (TOML + '[shards]\nprompts = "2"\n', ["shards.prompts", "valid integer"]),
+    "prompts longer than the model reads": (
+        TOML.replace('"prompts.jsonl"', '{source = "prompts.jsonl", max_tokens = 999}'), ["prompts.max_tokens: 999, more than"]
+    ),
+    "prompts without a name": (TOML.replace("prompts.jsonl", ""), ["prompts.source.0", "at least 1 character"]),
+    "standard input twice": (TOML.replace('"prompts.jsonl"', '["-", "-"]'), ["prompts.source: '-' is there more than once"]),
     "a huge limit": (TOML + f"[shards]\nprompts = 0x{'f' * 5000}\n", ["shards.prompts", "less than"]),
     "a huge position": (f"positions = [0x{'f' * 5000}]" + TOML, ["positions", "less than"]),
     "an endless budget": ("budget = inf" + TOML, ["budget"]),
@@ -606,6 +613,19 @@ def test_a_config_that_is_wrong_is_one_line(name: str, init: Callable[..., Ran],
     for word in words:
         assert word in ran.err, ran.err
     assert list(tmp_path.iterdir()) == [], "nothing left behind"
+
+
+def test_a_config_with_a_byte_order_mark(init: Callable[..., Ran], config: Path, tmp_path: Path) -> None:
+    config.write_bytes(b"\xef\xbb\xbf" + TOML.encode())
+    assert init("--config", config).status == 0
+
+
+@pytest.mark.parametrize("option", ["prompts", "allow"])
+def test_what_is_given_by_hand_must_be_there(option: str, init: Callable[..., Ran], config: Path, tmp_path: Path) -> None:
+    for name in ("no/where.txt", "x" * 5000):
+        ran = init("--config", config, f"--{option}", name)
+        assert (ran.status, ran.err) == (1, f"error: {option}: {name} does not exist.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_standard_input(init: Callable[..., Ran], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

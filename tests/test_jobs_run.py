@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,18 @@ from typing import Any
 import h5py
 import pytest
 import torch
+import typer.testing
 
 import attrib
+from attrib import cli
 from attrib.commands.bars import bar
 from attrib.commands.job import status as command_status
 from attrib.commands.run_bar import RunBar
 from attrib.jobs import run as running
 from attrib.jobs.engines import JobError, queue
+from attrib.jobs.engines import choose as choosing
 from attrib.jobs.folder import FAILURES, RECORDS, SHARDS, Job, Shard, open_job
-from attrib.jobs.records import Failure, failures, records, refused, write
+from attrib.jobs.records import NOT_DONE, Failure, failures, records, refused, write
 from attrib.jobs.run import Watch, run
 from attrib.jobs.status import status
 from attrib.jobs.tidy import tidy
@@ -144,7 +148,7 @@ def test_a_full_disk_stops_the_job_and_the_next_run_finishes(
             run(folder, here)
     for shard, record in records(open_job(folder)).items():
         assert record.sha256 is not None, shard
-    assert verify(folder, recompute=0) == [], "what is on record is there"
+    assert {fault.what for fault in verify(folder, recompute=0)} <= {NOT_DONE}, "what is on record is there"
     run(folder, here)
     assert_undisturbed(folder, beside)
 
@@ -224,16 +228,29 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
-@pytest.mark.parametrize("inner", [SHARDS, RECORDS])
-def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("inner", "damage", "fault"),
+    [
+        (SHARDS, truncate, r"its file has [\d,]+ bytes, and its record says [\d,]+"),
+        (SHARDS, flip, "its sha256 is .*, and not"),
+        (SHARDS, empty, "its file has 0 bytes"),
+        (SHARDS, Path.unlink, "its file is gone"),
+        (RECORDS, truncate, "its record is damaged: .*JSON"),
+        (RECORDS, flip, "its record is damaged: "),
+        (RECORDS, empty, "its record is damaged: .*JSON"),
+        (RECORDS, Path.unlink, NOT_DONE),
+    ],
+)
+def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, damage: Callable[[Path], None], fault: str) -> None:
     run(folder, here)
     victim = sorted((folder / inner).iterdir())[2]
     damage(victim)
-    told = verify(folder, recompute=0)
-    assert [fault.shard.number for fault in told] == ([2] if (inner, damage) == (SHARDS, flip) else []), "the rest is plainly not done"
+    [told] = verify(folder, recompute=0)
+    assert told.shard.number == 2
+    assert re.match(fault, told.what)
     ran = run(folder, here)
-    assert [shard.number for shard in ran.damaged] == [fault.shard.number for fault in told]
+    assert [shard.number for shard in ran.damaged] == ([2] if (inner, damage) == (SHARDS, flip) else []), "the rest is plainly not done"
+    assert verify(folder, recompute=0) == []
     assert_undisturbed(folder, beside)
 
 
@@ -257,7 +274,62 @@ def test_verify_sees_a_shard_of_other_prompts(folder: Path) -> None:
     ran.job.file(mine).write_bytes(content := ran.job.file(other).read_bytes())
     path = ran.job.record(mine)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(mine)), "bytes": len(content)}))
-    assert [fault.what for fault in verify(folder, recompute=0)] == ["its prompts have other numbers than the job's"]
+    assert "its prompts have other numbers than the job's" in [fault.what for fault in verify(folder, recompute=0)]
+
+
+@pytest.mark.parametrize("count", ["edges", "prompts", "tokens"])
+def test_verify_sees_a_record_that_counts_otherwise(folder: Path, count: str) -> None:
+    ran = run(folder, here)
+    path = ran.job.record(ran.job.shards[1])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {count: 77}))
+    assert [fault.what for fault in verify(folder, recompute=0)] == [
+        f"it has {getattr(ran.done[1], count):,} {count}, and its record says 77"
+    ]
+
+
+def test_verify_names_all_that_is_missing(folder: Path) -> None:
+    shards = open_job(folder).shards
+    assert verify(folder) == [(shard, NOT_DONE) for shard in shards]
+    app = typer.testing.CliRunner()
+    asked = app.invoke(cli.app, ["job", "verify", str(folder)])
+    assert isinstance(asked.exception, InputError)
+    assert str(asked.exception).startswith(f"{folder}: 0 faults, and {len(shards)} shards that are not done.")
+    run(folder, here)
+    asked = app.invoke(cli.app, ["job", "verify", str(folder)])
+    assert (asked.exit_code, asked.output) == (0, f"{folder}: all shards are there, and no fault in them\n")
+
+
+def test_folders_that_were_removed_are_made_again(folder: Path, beside: Path) -> None:
+    for inner in (SHARDS, RECORDS, FAILURES):
+        (folder / inner).rmdir()
+    run(folder, here)
+    assert_undisturbed(folder, beside)
+
+
+def test_what_goes_while_a_job_runs_is_told(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = []
+
+    def loses(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
+        for outcome in here(job, shards, attempts):
+            yield outcome
+            if not lost:
+                lost.append(job.file(job.shards[outcome.shard]))
+                lost[0].unlink()
+
+    monkeypatch.setattr(choosing, "choose", lambda *_: (loses, None))
+    asked = typer.testing.CliRunner().invoke(cli.app, ["job", "run", str(folder)])
+    assert str(asked.exception).startswith("1 shards were done and are gone")
+    run(folder, here)
+    assert_undisturbed(folder, beside)
+
+
+def test_a_rank_says_that_it_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "choose", lambda *_: (here, ("slurm 5", 1, 4)))
+    asked = typer.testing.CliRunner().invoke(cli.app, ["job", "run", str(folder)])
+    assert asked.exit_code == 0
+    first, last = asked.output.splitlines()
+    assert first == f"{folder}: this was rank 1 of 4 (slurm 5), which does every 4th shard; of all ranks:"
+    assert last.startswith(f"{folder}: 2 of {len(open_job(folder).shards)} shards")
 
 
 # ---------------------------------------------------------------------------------- poisoned prompts

@@ -30,6 +30,9 @@ def values(found: Iterator[Given]) -> list[Any]:
     return [(one.fault,) if one.prompt is None else one.prompt if isinstance(one.prompt, str) else one.prompt.tolist() for one in found]
 
 
+BOM = b"\xef\xbb\xbf"
+
+
 def written(path: Path, data: bytes | str) -> Path:
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
@@ -177,15 +180,31 @@ PIECES = st.sampled_from(
 )
 @example(data=b"\n", suffix="txt")
 @example(data=b"a", suffix="txt")
+@example(data=BOM, suffix="txt")
+@example(data=BOM + b"a\n" + BOM + b"b", suffix="txt")
 @ANY
 def test_any_bytes_are_one_prompt_or_fault_a_line(data: bytes, suffix: str, tmp_path: Path) -> None:
     path = written(tmp_path / f"a.{suffix}", gzip.compress(data) if suffix.endswith("gz") else data)
     found, lines = list(read(path)), lines_of(data)
     assert [one.where for one in found] == [f"{path}, line {number}" for number in range(1, len(lines) + 1)]
-    for one, line in zip(found, lines, strict=True):
+    for number, (one, line) in enumerate(zip(found, lines, strict=True)):
         assert (one.prompt is None) == bool(one.fault)
         if suffix != "jsonl" and one.prompt is not None:
-            assert str(one.prompt).encode() == line.removesuffix(b"\r")
+            assert str(one.prompt).encode() == (line if number else line.removeprefix(BOM)).removesuffix(b"\r")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "A.TXT.GZ"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
+    data = BOM + '"one"\n"\ufefftwo"\n'.encode()
+    found = values(read(written(tmp_path / name, gzip.compress(data) if name.endswith("GZ") else data)))
+    assert found == (["one", "\ufefftwo"] if name.endswith("jsonl") else ['"one"', '"\ufefftwo"'])
+    assert values(read(written(tmp_path / name, gzip.compress(BOM) if name.endswith("GZ") else BOM))) == [("is an empty prompt",)]
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.NdJson", "a.Jsonl.Gz"])
+def test_suffixes_in_capitals(name: str, tmp_path: Path) -> None:
+    data = b"[1, 2]\n"
+    assert values(read(written(tmp_path / name, gzip.compress(data) if name.endswith("Gz") else data))) == [[1, 2]]
 
 
 # --------------------------------------------------------------------------------------------------- rows

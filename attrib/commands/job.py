@@ -1,5 +1,6 @@
 """`attrib job`: make a job, run it, see how it stands, and see to its folder."""
 
+import os
 import signal
 import sys
 import time
@@ -40,29 +41,38 @@ def init(
     from attrib.work import toml_table
 
     table = toml_table(config)
+    if absent := [path for path in allow or [] if not os.path.exists(path)]:  # Path.exists raises for names that are too long
+        raise InputError(f"allow: {absent[0]} does not exist.")
     allowed = [path.resolve() for path in allow or []]
     if model is not None:
-        table["model"] = _own(model, allowed)
-    given = {"source": [_own(name, allowed) for name in prompts] if prompts else None, "form": form}
+        table["model"] = _own(model, allowed) or model
+    sources = [name if name == "-" or name.startswith("hf:") else _own(name, allowed) for name in prompts or []]
+    if None in sources:
+        raise InputError(f"prompts: {(prompts or [])[sources.index(None)]} does not exist.")
+    given = {"source": sources or None, "form": form}
     of = table.get("prompts", {})
     table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | {key: value for key, value in given.items() if value is not None}
+    try:
+        wanted = job_file(table)
+    except InputError as error:
+        raise InputError("\n".join(f"{config}: {line}" for line in str(error).splitlines())) from None
     with bar() as shown:
         task = shown.add_task("reading prompts", total=None)
-        job = make(folder, job_file(table), config.parent, allowed=allowed, progress=lambda read, _: shown.update(task, completed=read))
+        job = make(folder, wanted, config.parent, allowed=allowed, progress=lambda read, _: shown.update(task, completed=read))
     fixed = job.fixed
     print(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards")
     if fixed.refused:
         print(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why")
 
 
-def _own(name: str, allowed: list[Path]) -> str:
-    """A path that the user gave by hand, which may lie anywhere; a name stays as it is."""
+def _own(name: str, allowed: list[Path]) -> str | None:
+    """A path that the user gave by hand, which may lie anywhere; None for what is no path."""
     try:
         path = Path(name).expanduser()
-        if name == "-" or name.startswith("hf:") or not path.exists():
-            return name
+        if not path.exists():
+            return None
     except (OSError, RuntimeError, ValueError):  # too long for a path, a user that is not there
-        return name
+        return None
     allowed.append(path.resolve())
     return str(path.resolve())
 
@@ -107,6 +117,8 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
     now = status_of(folder)
     if ran.damaged:
         print(f"{len(ran.damaged)} shards were damaged, and were made again")
+    if launch:
+        print(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
     print(
         f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} prompts, {now.edges:,} edges, "
         f"{now.bytes / 1e6:,.1f} MB" + (f"; {now.refused:,} prompts left out" if now.refused else "")
@@ -116,6 +128,11 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
         raise InputError(
             f"{len(ran.failed)} shards failed after {first.attempts} attempts; shard {first.shard}: {first.reason}. "
             f"`attrib job status {folder}` lists them, `attrib job retry {folder}` tries them again."
+        )
+    if now.shards_done < now.shards and launch is None and not options.get("only_failed"):
+        raise InputError(
+            f"{now.shards - now.shards_done} shards were done and are gone: something removed or changed them while the job ran. "
+            f"`attrib job run {folder}` makes them again."
         )
 
 
@@ -140,11 +157,13 @@ def status(
         print(now.model_dump_json(indent=1))
         return
     console = Console()
-    with Live(_table(now), console=console, auto_refresh=False) as live:
-        while watch and now.run_by is not None:
-            time.sleep(1)
-            now = status_of(folder)
-            live.update(_table(now), refresh=True)
+    if watch:
+        with Live(_table(now), console=console, auto_refresh=False, transient=True) as live:
+            while now.run_by is not None:
+                time.sleep(1)
+                now = status_of(folder)
+                live.update(_table(now), refresh=True)
+    console.print(_table(now))
     for failure in now.failures:
         console.out(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}", highlight=False)
 
@@ -156,7 +175,8 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of that choice")] = 0,
     device: Annotated[str, typer.Option(help="That computes them")] = "cpu",
 ) -> None:
-    """Compare every shard with its checksum and its prompts, read all of it, and compute some again."""
+    """See whether all shards are there and right: checksums, rows, prompts; some are computed again. Exit status 1 where they are not."""
+    from attrib.jobs.records import NOT_DONE
     from attrib.jobs.verify import verify as verify_job
 
     with bar() as shown:
@@ -168,11 +188,16 @@ def verify(
             device=device,
             progress=lambda done, total: shown.update(task, completed=done, total=total),
         )
+    left = sum(fault.what == NOT_DONE for fault in faults)
     for fault in faults:
-        print(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}")
+        if fault.what != NOT_DONE:
+            print(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}")
     if faults:
-        raise InputError(f"{len(faults)} faults. `attrib job run {folder}` makes damaged shards again.")
-    print(f"{folder}: no fault")
+        raise InputError(
+            f"{folder}: {len(faults) - left} faults, and {left} shards that are not done. `attrib job run {folder}` makes what is missing "
+            "or damaged."
+        )
+    print(f"{folder}: all shards are there, and no fault in them")
 
 
 @app.command()

@@ -4,17 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from attrib.prompts import Form
 from attrib.types import InputError
 from attrib.work import Work, checked
 
-Count = Annotated[int, Field(ge=1, lt=1 << 63)]
+Count = Annotated[int, Field(ge=1, lt=1 << 63, strict=True)]
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _once(sources: list[str]) -> list[str]:
+    if sources.count("-") > 1:
+        raise ValueError("'-' is there more than once; standard input can be read once")
+    return sources
 
 
 class PromptsOf(BaseModel):
@@ -22,7 +28,7 @@ class PromptsOf(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    source: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)]
     """Files, folders, "hf:NAME" or "-", one after another, as `attrib.prompts.read` takes them."""
     form: Form | None = None
     field: str | None = None
@@ -49,7 +55,7 @@ class JobFile(Work):
 
     prompts: Annotated[PromptsOf, BeforeValidator(lambda value: {"source": value} if isinstance(value, str | list) else value)]
     shards: ShardsOf = ShardsOf()
-    threads: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
+    threads: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] = 1
     """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
 
 

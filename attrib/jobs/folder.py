@@ -135,7 +135,9 @@ class Job:
         fits = rises and ptr[0] >= 0 and int(ptr[-1]) - int(ptr[0]) == shard.tokens
         ids = arrays["ids"][int(ptr[0]) : int(ptr[-1])] if fits else arrays["ids"][:0]
         if not fits or len(ids) != shard.tokens or shard_id(self.identity, number, ptr, ids) != shard.id:
-            raise FormatError(f"{self.folder / PROMPTS}: the prompts of shard {shard.name} were damaged. Make the job again.")
+            raise FormatError(
+                f"{self.folder / PROMPTS}: the prompts of shard {shard.name}, or {JOB}, are not what they were. Make the job again."
+            )
         tokens = torch.from_numpy(np.asarray(ids, np.int64))
         return list(tokens.split(np.diff(ptr).tolist())), number
 

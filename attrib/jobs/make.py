@@ -54,7 +54,10 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
     sources = [_source(name, beside, allowed) for name in config.prompts.source]
     loaded = load(config, torch.device("cpu"), places)
-    loaded.check([torch.zeros(min(max(_reach(config)), loaded.model.config.n_ctx), dtype=torch.int64)])
+    context = loaded.model.config.n_ctx
+    if (most := config.prompts.max_tokens or context) > context:
+        raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
+    loaded.check([torch.zeros(min(max(_reach(config)), context), dtype=torch.int64)])
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
     building = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -157,7 +160,7 @@ def _ids(model: Model, number: int, found: Given, of: PromptsOf) -> Tensor | str
         return found.fault
     try:
         ids = to_ids(model, number, found.prompt)
-        longest = min(of.max_tokens or model.config.n_ctx, model.config.n_ctx)
+        longest = of.max_tokens or model.config.n_ctx
         if len(ids) > longest and of.long == "truncate":
             ids = ids[:longest]
         elif len(ids) > longest:

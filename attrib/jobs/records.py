@@ -67,20 +67,35 @@ def write(path: Path, entry: Record | Failure) -> None:
         partial.write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def record_of(job: Job, shard: Shard) -> Record | None:
-    """A shard's record, where it has one and its file is as long as that says."""
+NOT_DONE = "it is not done"
+
+
+def record_or_fault(job: Job, shard: Shard) -> Record | str:
+    """A shard's record, where it has one and its file is as long as that says; else why it counts as not done."""
     try:
         record = Record.model_validate_json(read_text(job.record(shard)))
-    except (OSError, ValueError):
-        return None  # missing, or cut short by a disk that failed: the shard is made again
+    except FileNotFoundError:
+        return NOT_DONE
+    except (OSError, ValueError) as error:  # cut short by a disk that failed, say
+        return f"its record is damaged: {fault_of(error)}"
     if (record.shard, record.id) != (shard.number, shard.id):
-        return None
+        return f"its record is of shard {record.shard}, {record.id}"
     if record.sha256 is None:
         return record
+    path = job.file(shard)
     try:
-        return record if job.file(shard).stat().st_size == record.bytes else None
-    except OSError:
-        return None
+        size = path.stat().st_size if path.is_file() else None
+    except OSError:  # removed in this very moment
+        size = None
+    if size is None:
+        return "its file is gone"
+    return record if size == record.bytes else f"its file has {size:,} bytes, and its record says {record.bytes:,}"
+
+
+def record_of(job: Job, shard: Shard) -> Record | None:
+    """A shard's record, where it is done."""
+    found = record_or_fault(job, shard)
+    return found if isinstance(found, Record) else None
 
 
 def records(job: Job) -> dict[int, Record]:

@@ -72,6 +72,8 @@ def run(
                 f"packages: {folder} was made with {_listed(job.fixed.packages)}; here are {_listed(now)}, which may compute other last "
                 "digits. Install the former, or give --other-packages."
             )
+        for inner in (SHARDS, RECORDS, FAILURES):
+            (folder / inner).mkdir(exist_ok=True)  # whoever removed one wants it made again
         if launch is None:
             remove_partial(folder)
         own = [shard for shard in job.shards if shard.number % world == rank]

@@ -10,7 +10,7 @@ import torch
 
 from attrib.edges import Edges
 from attrib.jobs.folder import Job, Shard, open_job
-from attrib.jobs.records import Record, digest, records
+from attrib.jobs.records import Record, digest, record_or_fault
 from attrib.jobs.shard import compute, prepare
 from attrib.store import Store, save
 from attrib.store.shard import open_shard
@@ -32,10 +32,10 @@ def verify(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Fault]:
-    """What is wrong with the shards that are done.
+    """What is wrong with a job's shards; those that are not done yet are among it, as `NOT_DONE`.
 
-    Of every shard: that its bytes have the checksum on record, that all of it can be read, that its prompts are
-    those of the job with their numbers, and its blocks those that were asked for.
+    Of every other: that its bytes have the checksum on record, that all of it can be read, that its prompts are
+    those of the job with their numbers, its blocks those that were asked for, and its counts those on record.
 
     Args:
         recompute: how many shards, chosen at random, are computed again and compared byte for byte.
@@ -45,15 +45,17 @@ def verify(
         InputError: where there is no such job, or the model is another now.
     """
     job = open_job(folder)
-    done = records(job)
-    found = []
-    for count, (number, record) in enumerate(sorted(done.items()), 1):
-        found += [Fault(job.shards[number], what) for what in _faults(job, job.shards[number], record)]
+    found: list[Fault] = []
+    right: list[tuple[Shard, str]] = []
+    for count, shard in enumerate(job.shards, 1):
+        record = record_or_fault(job, shard)
+        faults = [record] if isinstance(record, str) else list(_faults(job, shard, record))
+        found += [Fault(shard, what) for what in faults]
+        if isinstance(record, Record) and record.sha256 and not faults:
+            right.append((shard, record.sha256))
         if progress:
-            progress(count, len(done))
-    whole = [number for number, record in sorted(done.items()) if record.sha256 and number not in {fault.shard.number for fault in found}]
-    sample = random.Random(seed).sample(whole, min(recompute, len(whole)))
-    return found + list(_recomputed(folder, [job.shards[number] for number in sample], done, device))
+            progress(count, len(job.shards))
+    return found + list(_recomputed(folder, random.Random(seed).sample(right, min(recompute, len(right))), device))
 
 
 def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
@@ -69,7 +71,7 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
         return
     try:
         with open_shard(path) as store:
-            yield from _rows(store, job)
+            yield from _rows(store, job, record)
             kept = [index for index, number in enumerate(numbers.tolist()) if number not in left_out]
             if store.prompts.numbers.tolist() != numbers[kept].tolist():
                 yield "its prompts have other numbers than the job's"
@@ -79,14 +81,21 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
         yield str(error)
 
 
-def _rows(store: Store, job: Job) -> Iterator[str]:
+def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
     kinds, wanted = [block.kind for block in store.blocks], [item.kind for item in job.config.attribution]
     if kinds != wanted:
         yield f"it has the blocks {', '.join(kinds)}, and not {', '.join(wanted)}"
+    count = 0
     for edges in store.values():  # reading all of it checks every row, column and position
+        count += len(edges)
         hashes = [edges.call["model"]["sha256"], *(part["sha256"] for part in _dictionaries(edges))]
         if not set(hashes) <= {job.fixed.model, *job.fixed.dictionaries.values()}:
             yield f"its {edges.kind} is of another model or dictionary than the job's"
+    prompts = store.prompts
+    counts = {"prompts": len(prompts), "tokens": len(prompts.ids), "edges": count}
+    for name, counted in counts.items():
+        if (said := getattr(record, name)) != counted:
+            yield f"it has {counted:,} {name}, and its record says {said:,}"
 
 
 def _dictionaries(edges: Edges) -> list[dict[str, str]]:
@@ -94,15 +103,16 @@ def _dictionaries(edges: Edges) -> list[dict[str, str]]:
     return [end for end in ends if isinstance(end, dict)]
 
 
-def _recomputed(folder: Path, shards: list[Shard], done: dict[int, Record], device: str) -> Iterator[Fault]:
-    if not shards:
+def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> Iterator[Fault]:
+    """Of shards with these checksums, those that come out otherwise."""
+    if not sample:
         return
     ready = prepare(folder, device)
-    for shard in shards:
+    for shard, sha256 in sample:
         computed = compute(ready, shard)
         with tempfile.TemporaryDirectory() as scratch:
             again = save(Path(scratch) / "again.h5", computed.edges, compression=ready.job.config.compression)
-            if digest(again) != done[shard.number].sha256:
+            if digest(again) != sha256:
                 yield Fault(shard, _difference(ready.job.file(shard), computed.edges))
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from attrib.dictionary import Dictionary
@@ -47,7 +48,7 @@ def load_model(name: str | Path, **options: Any) -> Model:
     except (ValueError, OSError) as error:
         raise InputError(
             f"model: {name!r} is neither {SMOLLM2!r}, nor a local folder, nor a model that TransformerLens could load: "
-            f"{str(error).splitlines()[0]}"
+            f"{shorten(str(error).splitlines()[0], 200, placeholder=' ...')}"  # it goes on to name every model that there is
         ) from error
     loaded = from_transformer_lens(model, name=name)
     check_model(loaded, model).require()

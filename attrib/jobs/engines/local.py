@@ -83,7 +83,10 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
         worker.process.join()
         worker.has_died = True
         if not worker.is_ready:
-            raise JobError(f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin.") from None
+            raise JobError(
+                f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin. A script that runs a job must "
+                'do so beneath `if __name__ == "__main__":`, since workers import it.'
+            ) from None
         for shard in tuple(worker.has):
             if record := record_of(job, shard):  # it was done, and there was no time to say so
                 yield record
