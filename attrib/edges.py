@@ -187,7 +187,9 @@ class Edges:
         return pd.DataFrame(table | {"gradient": self.gradient.numpy(), "attribution": self.attribution.numpy()})
 
     def top(self, k: int, value: Value = "attribution") -> "pd.DataFrame":
-        """The k edges of largest absolute value over all prompts, strongest first."""
+        """The k edges of largest absolute value over all prompts, strongest first. Raises InputError where k is below 1."""
+        if k < 1:
+            raise InputError(f"k: {k}; expected at least 1.")
         order = self.values(value).abs().argsort(descending=True, stable=True)[:k]
         return self.to_pandas().iloc[order.numpy()].reset_index(drop=True)
 

@@ -11,6 +11,7 @@ from attrib.edges import Edges
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
 from attrib.store import open_collection, open_shard
+from attrib.store.collection import SHARDS, folder_of
 from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, Tokens, TopK, TopLogits, UnsupportedError
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
@@ -48,12 +49,18 @@ def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> lis
         places: where the model and the dictionaries lie that the file only names, by name or by sha256.
 
     Raises:
-        InputError: where a model or dictionary is not found, or is not the one that the file was made with.
+        InputError: where there is no such prompt, a model or dictionary is not found, or is not the one that the file was made with.
         UnsupportedError: where the file does not say enough: a direction's vector, or a metric, is not stored.
         FormatError: where what the file says of its making cannot be read.
     """
     with open_collection(path) as collection:
-        shard, place = collection.place_of(prompt)
+        try:
+            shard, place = collection.place_of(prompt)
+        except InputError as missing:
+            if (folder := folder_of(Path(path))).name != SHARDS:
+                raise
+            listing = f"`attrib job status {folder.parent} --refused` lists the prompts that the job left out, and why."
+            raise InputError(f"{missing} {listing}") from missing
     with open_shard(shard) as store:
         stored = [store.edges(*block, prompts=place) for block in store.blocks]
     loaded = _Loaded(dict(places or {}))

@@ -24,14 +24,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import attrib
+from attrib import stats
 from attrib.edges import Edges, Nodes, Prompts, join
-from attrib.store import Collection, handles, open_collection, open_shard, save, select_latents
+from attrib.store import Collection, handles, merge, open_collection, open_shard, save, select_latents
 from attrib.store import open as open_store
 from attrib.store.index import Index
 from attrib.store.select import take_prompts
 from attrib.store.wellformed import fault
 from attrib.types import FormatError, InputError
 from bench import reading
+from tests.attribution_cases import without_shape_checks
 from tests.test_store import edges_of, prompts_of, ptr, same
 
 # beartype picks the items of a tuple that it looks at by the random module, which hypothesis warns of
@@ -483,16 +485,104 @@ def test_an_index_takes_16_bytes_a_prompt(collection: Collection) -> None:
     ("asked", "message"),
     [
         (8, r"prompts: 8 is not among the 10 prompts of .*set \(numbers 0 to 30\); expected numbers of the data set"),
-        ([0, 31], r"prompts: 31 is not among"),
-        (-1, r"prompts: -1; expected numbers of the data set, from 0"),
-        ([2**63], r"prompts: 9223372036854775808; expected numbers"),
-        (slice(-3, None), r"prompts: slice\(-3, None, None\); expected a step other than 0, and bounds that are numbers"),
-        (slice(None, None, 0), r"expected a step other than 0"),
+        ([0, 31], r"prompts: 31 is not among .*What was written since it was opened is seen when it is opened again"),
+        (-1, r"prompts: -1 is not among .*expected numbers of the data set that are there, from 0"),
+        ([2**63], r"prompts: 9223372036854775808 is not among"),
+        (slice(-3, None), r"prompts: slice\(-3, None, None\); expected bounds that are numbers of the data set, from 0"),
+        (slice(None, None, 0), r"prompts: 0; expected a step other than 0"),
     ],
 )
 def test_prompts_that_are_not_there(collection: Collection, asked: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         collection.edges(prompts=asked)
+
+
+@pytest.mark.parametrize("number", [8, -1, 10**23])
+def test_a_place_that_is_not_there(collection: Collection, number: int) -> None:
+    with pytest.raises(InputError, match=rf"prompt: {number} is not among the 10 prompts of .*set \(numbers 0 to 30\)"):
+        collection.place_of(number)
+
+
+def test_a_single_shard_is_named_as_such(tmp_path: Path) -> None:
+    message = r"prompt: 3 is not among the 2 prompts of .*one\.h5 \(numbers 2 to 5\)"
+    with open_collection(save(tmp_path / "one.h5", made([5, 2]))) as opened, pytest.raises(InputError, match=message):
+        opened.place_of(3)
+
+
+Slicer = Callable[..., Any]
+SLICERS: dict[str, Slicer] = {
+    "Collection.edges": lambda folder, **asked: open_store(folder).edges(**asked),
+    "Collection.iterate": lambda folder, **asked: open_store(folder).iterate(**asked),
+    "Collection.dataset": lambda folder, **asked: open_store(folder).dataset(**asked),
+    "Collection.to_pandas": lambda folder, **asked: open_store(folder).to_pandas(**asked),
+    "Store.edges": lambda folder, **asked: open_shard(folder / "00000.h5").edges(**asked),
+    "select_latents": lambda folder, **asked: select_latents(made([0, 1]), **asked),
+}
+TAKES_LATENTS = [*SLICERS]
+TAKES_PROMPTS = [name for name in SLICERS if name not in ("Collection.dataset", "select_latents")]
+NO_NUMBERS: list[tuple[Any, str]] = [
+    ("a", r"'a'"),
+    ("1599", r"'1599'"),
+    (["a"], r"'a'"),
+    (1599.7, r"1599\.7"),
+    ([1, 2.0], r"2\.0"),
+    (True, r"True"),
+    (torch.tensor([0.0, 1.0]), r"0\.0"),
+    (torch.tensor([True, False]), r"True"),
+    (torch.tensor([[1], [2]]), r"\[1\]"),
+    (np.array([1.5]), r"1\.5"),
+    (b"a", r"b'a'"),
+]
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("end", ["source_latents", "target_latents"])
+@pytest.mark.parametrize(
+    ("asked", "came"), [*NO_NUMBERS, ([10**30], "1" + 30 * "0"), ([3, -2], "-2"), (slice(0, 10), r"slice\(0, 10, None\)")]
+)
+@pytest.mark.parametrize("slicer", TAKES_LATENTS)
+def test_latents_that_are_no_numbers_are_named(tmp_path: Path, slicer: str, end: str, asked: Any, came: str) -> None:
+    """And no damage of the file, of which nothing is read."""
+    with without_shape_checks(), pytest.raises(InputError, match=rf"^{end}: {came}; expected a latent's number, a vocabulary id, or -1"):
+        SLICERS[slicer](tmp_path / "set", **{end: asked})
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(("asked", "came"), [*NO_NUMBERS, (slice("a", None), "'a'"), (slice(0, 1.5), r"1\.5"), (slice(0, 9, 0), "0")])
+@pytest.mark.parametrize("slicer", TAKES_PROMPTS)
+def test_prompts_that_are_no_numbers_are_named(tmp_path: Path, slicer: str, asked: Any, came: str) -> None:
+    with without_shape_checks(), pytest.raises(InputError, match=rf"^prompts: {came}; expected "):
+        SLICERS[slicer](tmp_path / "set", prompts=asked)
+
+
+FORMS: list[Callable[[list[int]], Any]] = [
+    torch.tensor,
+    lambda numbers: torch.tensor(numbers, dtype=torch.uint8),
+    np.array,
+    lambda numbers: np.array(numbers, np.uint16),
+    lambda numbers: [np.int64(number) for number in numbers],
+    lambda numbers: list(torch.tensor(numbers)),
+    pd.Series,
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_and_arrays_are_numbers_too(collection: Collection, form: Callable[[list[int]], Any]) -> None:
+    latents = {"source_latents": [0, 3, 5], "target_latents": [4, 1]}
+    expected = collection.edges(prompts=[12, 0, 7], **latents)
+    with without_shape_checks():  # a pandas column is none of the annotation's
+        asked = {name: form(numbers) for name, numbers in latents.items()}
+        assert same(collection.edges(prompts=form([12, 0, 7]), **asked), expected)
+        assert same(join(list(collection.iterate(prompts=form([12, 0, 7]), **asked))), expected)
+        assert same(select_latents(collection.edges(prompts=[12, 0, 7]), **asked), expected)
+        assert torch.equal(collection.dataset(**asked)[5]["indices"], collection.dataset(**latents)[5]["indices"])
+        with open_shard(collection.place_of(form([7])[0])[0]) as shard:
+            assert same(shard.edges(prompts=form([2, 0]), **asked), shard.edges(prompts=[2, 0], **latents))
+
+
+def test_the_numbers_of_a_collection_are_prompts_to_ask_for(collection: Collection) -> None:
+    for numbers in (collection.numbers[:3], collection.numbers[3], collection.numbers[:0], collection.numbers[:3].numpy()):
+        assert collection.edges(prompts=numbers).prompts.numbers.tolist() == np.atleast_1d(numbers).tolist()
 
 
 def test_parts_that_there_are_not(collection: Collection) -> None:
@@ -511,6 +601,14 @@ def add_text(folder: Path) -> None:
 def add_foreign(folder: Path) -> None:
     with h5py.File(folder / "foreign.h5", "w") as file:
         file["X"] = [1.0]
+
+
+def add_statistics(folder: Path) -> None:
+    stats.save(folder / "foreign.h5", stats.of(made([90])))
+
+
+def add_merged(folder: Path) -> None:
+    (merge(folder.parent / "foreign.h5", [folder / "00000.h5"])).rename(folder / "foreign.h5")
 
 
 def add_edited(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
@@ -548,6 +646,12 @@ def rename_block(file: h5py.File) -> None:
     [
         (add_text, FormatError, r"foreign\.h5: not an HDF5 file"),
         (add_foreign, FormatError, r"foreign\.h5: an HDF5 file, but not attrib's"),
+        (add_statistics, FormatError, r"foreign\.h5: statistics, which attrib\.stats\.open and `attrib stats show` read; expected a shard"),
+        (
+            add_merged,
+            FormatError,
+            r"foreign\.h5: a merged file, .* attrib\.open and `attrib show` read it by itself, .*move it out of the f",
+        ),
         (truncate, FormatError, r"foreign\.h5: truncated or damaged"),
         (lambda f: save(f / "foreign.h5", made([90, 12, 91])), FormatError, r"foreign\.h5: its prompt of number 12 is in .*00000\.h5 too"),
         (lambda f: save(f / "foreign.h5", made([90, 90])), FormatError, r"foreign\.h5: its prompt of number 90 is in it twice"),
@@ -580,6 +684,32 @@ def test_a_file_that_does_not_belong_is_named(tmp_path: Path, add: Callable[[Pat
         open_store(tmp_path / "set")
     with pytest.raises(error, match=message):
         known.refreshed()
+
+
+def test_a_merged_file_replaces_nothing_but_one(tmp_path: Path, parts: list[Edges]) -> None:
+    shards = sorted((tmp_path / "set").iterdir())
+    statistics = stats.save(tmp_path / "statistics.h5", stats.of(parts[0]))
+    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / "empty.h5").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in (shards[0], statistics, tmp_path / "job.json", tmp_path / "empty.h5"):
+        with pytest.raises(
+            InputError, match=rf"path: {path} is not a merged file, and --overwrite \(in Python, overwrite=True\) replaces noth"
+        ):
+            merge(path, shards, overwrite=True)
+    for path in (tmp_path / "set" / "merged.h5", tmp_path / "set" / "other"):
+        with pytest.raises(InputError, match=rf"path: {path} lies in the folder of its shards, .*Choose a folder above it"):
+            merge(path, shards)
+    with pytest.raises(InputError, match=r"path: the folder .*absent does not exist; make it first"):
+        merge(tmp_path / "absent" / "merged.h5", shards)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    merge(tmp_path / "merged.h5", shards[:2])
+    with pytest.raises(
+        InputError, match=r"merged\.h5 exists already; .*or replace a merged file with --overwrite \(in Python, overwrite=True"
+    ):
+        merge(tmp_path / "merged.h5", shards)
+    with open_store(merge(tmp_path / "merged.h5", shards, overwrite=True)) as opened:
+        assert len(opened) == 10
 
 
 def test_a_folder_without_shards(tmp_path: Path) -> None:
@@ -635,7 +765,7 @@ def test_a_collection_is_a_snapshot_and_a_refreshed_one_has_what_came_since(
     later = made([6, 99], seed=9)
     save(tmp_path / "set" / "00001b.h5", later)
     assert len(collection) == 10
-    with pytest.raises(InputError, match=r"prompts: 99 is not among .* what came later is in `refreshed\(\)`"):
+    with pytest.raises(InputError, match=r"prompts: 99 is not among .* What was written since it was opened"):
         collection.edges(prompts=99)
     read: list[Path] = []
     original = attrib.store.index.read_header
@@ -653,9 +783,11 @@ def test_a_shard_that_is_gone_or_replaced_is_named(tmp_path: Path, parts: list[E
     opened = open_collection(folder)
     (folder / "00001.h5").unlink()
     save(folder / "00004.h5", made([20, 5], seed=77), overwrite=True)
-    with pytest.raises(InputError, match=r"00001\.h5: it is gone since the folder was opened; take `refreshed\(\)`"):
+    with pytest.raises(
+        InputError, match=r"00001\.h5: it is gone since the folder was opened; open the folder again \(in Python, `refreshed"
+    ):
         opened.edges(prompts=3)
-    with pytest.raises(InputError, match=r"00004\.h5: it was replaced since the folder was opened; take `refreshed\(\)`"):
+    with pytest.raises(InputError, match=r"00004\.h5: it was replaced since the folder was opened; open the folder again \(in"):
         opened.edges(prompts=5)
     assert same(opened.edges(prompts=[12, 30]), reference(parts, [12, 30]))
     fresh = opened.refreshed()

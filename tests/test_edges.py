@@ -200,7 +200,7 @@ def test_the_table_has_a_row_for_each_edge(drawn: list[Drawn]):
 
 
 @few
-@given(PARTS, st.integers(0, 30), st.sampled_from(["gradient", "attribution"]))
+@given(PARTS, st.integers(1, 30), st.sampled_from(["gradient", "attribution"]))
 def test_top_edges_are_the_largest(drawn: list[Drawn], k: int, value: str):
     whole = result(*drawn)
     top = whole.top(k, value)
@@ -227,6 +227,12 @@ def test_a_value_that_is_not_there():
     for look in (edges.to_scipy, edges.values, lambda value: edges.top(1, value)):
         with without_shape_checks(), pytest.raises(InputError, match="value: 'weight'; expected 'gradient' or 'attribution'"):
             look("weight")
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_fewer_than_one_edge_are_none(k: int):
+    with pytest.raises(InputError, match=rf"k: {k}; expected at least 1"):
+        made(ONE).top(k)
 
 
 def test_one_result_by_hand():

@@ -31,6 +31,7 @@ from attrib.export.stored import plain
 from attrib.store import open as open_store
 from attrib.store import open_collection, save
 from attrib.types import FormatError, InputError
+from tests.attribution_cases import without_shape_checks
 from tests.test_collection import CALL, large, made, shards_of
 
 GROUPS = [[7, 0, 12], [3], [], [4, 30, 1, 2], [20, 5]]
@@ -200,7 +201,8 @@ def test_what_is_given_may_be_a_path_or_open(tmp_path: Path, form: Callable[[Pat
 def test_only_some_prompts(tmp_path: Path, shards: tuple[Path, list[list[Edges]]], to: Callable[..., Path], ending: str) -> None:
     folder, blocks = shards
     with open_store(folder) as opened:
-        out = to(opened, tmp_path / "out", kind="latent_to_latent", source="blocks.0.hook_resid_pre", prompts=[30, 12, 1])
+        asked = torch.tensor([30, 12, 1]) if ending == "parquet" else [30, 12, 1]
+        out = to(opened, tmp_path / "out", kind="latent_to_latent", source="blocks.0.hook_resid_pre", prompts=asked)
         assert len(opened.edges("latent_to_latent")) > 0  # still open
     edges = join(
         [part.prompt(part.prompts.numbers.tolist().index(n)) for n in (12, 30, 1) for part in blocks[0] if n in part.prompts.numbers]
@@ -248,7 +250,10 @@ def test_names_of_files_tell_blocks_apart(tmp_path: Path) -> None:
 def test_an_export_is_not_written_over_unless_it_is_asked_for(tmp_path: Path, shards: tuple[Path, list[list[Edges]]]) -> None:
     folder, out = shards[0], tmp_path / "out"
     to_parquet(folder, out)
-    with pytest.raises(InputError, match=r"path: .*out exists already; expected a new name. Choose another, or replace an export"):
+    with pytest.raises(
+        InputError,
+        match=r"path: .*out exists already; expected a new name. Choose another, or replace an export with --overwrite \(in Python, o",
+    ):
         to_parquet(folder, out)
     to_anndata(folder, out, kind="latent_to_logit", overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == [MANIFEST, f"{LOGITS}.h5ad"]
@@ -267,7 +272,8 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path, shards: tuple[Path, l
         to_parquet(shards[0], tmp_path / "kept")
         out.symlink_to("kept")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"is not an earlier export, which has a file _attrib\.json; overwrite=True replaces nothing else"):
+    message = r"is not an earlier export, which has a file _attrib\.json; --overwrite \(in Python, overwrite=True\) replaces nothing else"
+    with pytest.raises(InputError, match=message):
         to_parquet(shards[0], out, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -330,8 +336,13 @@ def test_arguments_that_cannot_be_used_are_named(tmp_path: Path, shards: tuple[P
         to_parquet(shards[0], tmp_path / "out", kind="token_to_latent")
     with pytest.raises(InputError, match=r"path: the folder .*absent does not exist; make it first"):
         to_parquet(shards[0], tmp_path / "absent" / "out")
-    with pytest.raises(InputError, match=r"prompts: 8 is not among"):
-        to_parquet(shards[0], tmp_path / "out", prompts=[8])
+    for asked, message in (
+        ([8], r"prompts: 8 is not among"),
+        ("a", r"prompts: 'a'; expected a prompt's number"),
+        ([1.5], r"prompts: 1\.5; "),
+    ):
+        with without_shape_checks(), pytest.raises(InputError, match=message):
+            to_parquet(shards[0], tmp_path / "out", prompts=asked)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

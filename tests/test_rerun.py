@@ -1,6 +1,7 @@
 """What a file says of how it was made is enough to make it again."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_shards_without_numbers_are_counted_on(tmp_path: Path, beside: Path, par
     for number in range(len(TOKENS)):
         [found] = rerun(tmp_path, number, places=places(beside))
         assert found.is_same
-    with pytest.raises(InputError, match="prompts: 3 is not among the 3 prompts of"):
+    with pytest.raises(InputError, match="prompt: 3 is not among the 3 prompts of"):
         rerun(tmp_path, 3, places=places(beside))
 
 
@@ -116,9 +117,25 @@ def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, attrib_comm
         ran = attrib_command("rerun", path, "--prompt", number)
         assert ran.status == 0, ran.err
         assert ran.out.count(": the same: ") == 2
-    ran = attrib_command("rerun", job.folder, "--prompt", 3)
-    assert ran.status == 1
-    assert "prompts: 3 is not among the 10 prompts of" in ran.err, "the one that is none"
+    for path in (job.folder, job.folder / "shards", job.file(shard)):
+        ran = attrib_command("rerun", path, "--prompt", 3)
+        assert ran.status == 1
+        assert re.search(rf"prompt: 3 is not among the \d+ prompts of {path} ", ran.err), ran.err
+        assert f"`attrib job status {job.folder} --refused` lists the prompts that the job left out, and why." in ran.err
+    assert "prompt 3 (" in attrib_command("job", "status", job.folder, "--refused").out
+
+
+@pytest.mark.parametrize("number", [5, -1, 10**23])
+def test_a_prompt_that_is_not_there_names_the_file(tmp_path: Path, beside: Path, parts: Any, attrib_command: Command, number: int) -> None:
+    model, (source, target, _) = parts
+    path = attrib.save(tmp_path / "run.h5", attrib.latent_to_latent(model, source, target, TOKENS))
+    message = f"prompt: {number} is not among the 3 prompts of {path} (numbers 0 to 2); expected numbers of the data set that are there"
+    ran = attrib_command("rerun", path, f"--prompt={number}")
+    assert (ran.status, ran.err.startswith(f"error: {message}")) == (1, True), ran.err
+    assert "slice" not in ran.err
+    assert "job status" not in ran.err
+    with pytest.raises(InputError, match=re.escape(message)):
+        rerun(path, number)
 
 
 def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from attrib.stats.bounds import LEAST_MEMORY, max_pairs
 from attrib.stats.rows import Rows, collapse, pairs_of
 from attrib.stats.sketch import Sketch
 from attrib.types import InputError
+from tests.attribution_cases import without_shape_checks
 
 # beartype picks the items of a tuple that it looks at by the random module, which hypothesis warns of
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
@@ -332,10 +333,36 @@ def test_arguments_that_cannot_be_used_are_named() -> None:
         (lambda: stats.of(random_edges(0), memory=1000), r"memory: 1,000 bytes; expected at least 65,536"),
         (lambda: statistics.top_parents(0, 0), r"k: 0; expected at least 1"),
         (lambda: statistics.top_parents(0, source="blocks.7.hook_z"), r"source='blocks\.7\.hook_z', target=None fit no blocks"),
+        (lambda: statistics.top_parents(0, 1.5), r"k: 1\.5; expected a whole number of pairs, from 1"),
+        (lambda: statistics.top_children(0, -1), r"k: -1; expected at least 1"),
+        (lambda: statistics.top_parents(1.5), r"latent: 1\.5; expected a latent's number"),
+        (lambda: statistics.top_children("a"), r"latent: 'a'; expected a latent's number"),
+        (lambda: statistics.top_parents(True), r"latent: True; expected a latent's number"),
+        (lambda: statistics.top_parents([1]), r"latent: \[1\]; expected a latent's number"),
+        (lambda: statistics.top_parents(10**30), r"latent: 10{30}; expected a latent's number"),
         (lambda: stats.open("absent.h5"), r"path: there is no file absent\.h5"),
     ):
-        with pytest.raises(InputError, match=message):
+        with without_shape_checks(), pytest.raises(InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize("form", [np.int32, np.uint64, np.array, torch.tensor])
+def test_latents_of_arrays_and_tensors_are_numbers(form: Any, tmp_path: Path) -> None:
+    statistics = stats.of(random_edges(0))
+    for one in (statistics, stats.open(stats.save(tmp_path / "s.h5", statistics))):
+        assert len(one.top_parents(2)) > 0
+        assert one.top_parents(form(2), form(3)).equals(one.top_parents(2, 3))
+        assert one.top_children(form(2)).equals(one.top_children(2))
+
+
+def test_what_is_printed_is_short() -> None:
+    edges = random_edges(0)
+    statistics = stats.of([edges, replace(edges, sources=replace(edges.sources, site="embed"))])
+    first = repr(statistics.parts[0])
+    assert first == f"BlockStatistics(latent_to_latent {ENDS[0]} -> {ENDS[1]}: a table of {statistics.parts[0].pairs} pairs)"
+    assert repr(statistics) == f"Statistics(within 1,073,741,824 bytes a block, 2 blocks: {first}; {statistics.parts[1]!r})"
+    sketch = stats.of(wide_edges(0, 2000), memory=LEAST_MEMORY).parts[0]
+    assert repr(sketch) == f"BlockStatistics({sketch.block}: a sketch, l1 ≥ {sketch.found_from:.3g} are found)"
 
 
 def test_the_calls_keep_what_they_share() -> None:

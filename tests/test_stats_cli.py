@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from attrib import save, stats
 from attrib.commands.stats import app
 from attrib.types import FormatError, InputError
-from tests.test_stats import ENDS, random_edges, saved, wide_edges
+from tests.test_stats import ENDS, random_edges, wide_edges
 
 
 def run(*words: object) -> Result:
@@ -112,12 +112,26 @@ def test_the_latent_of_a_metric_can_be_typed(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["build", "FOLDER/new.h5", "FOLDER/absent.h5"], r"absent\.h5"),
-        (["build", "FOLDER/s.h5", "FOLDER/s.h5"], r"out: .*s\.h5 exists already; choose another name"),
+        (["build", "FOLDER/s.h5", "FOLDER/s.h5"], r"out: .*s\.h5 exists already; .*or replace a statistics file with --overwrite \(in"),
         (["build", "FOLDER/a/b.h5", "FOLDER/s.h5"], r"out: the folder .*a does not exist"),
         (["build", "FOLDER/new.h5", "FOLDER/s.h5", "--memory", "many"], r"memory: 'many'; expected a number and KiB, MiB or GiB"),
         (["build", "FOLDER/new.h5", "FOLDER/s.h5", "--memory", "1KiB"], r"memory: 1,024 bytes; expected at least 65,536"),
+        (["build", "FOLDER/new.h5", "FOLDER/s.h5"], r"s\.h5: statistics, which attrib\.stats\.open and `attrib stats show` read"),
+        (["build", "FOLDER/new.h5", "FOLDER/job"], r"paths: the folder .*job has no shards; expected some\. Run its job first"),
+        (
+            ["build", "FOLDER/d/0.h5", "FOLDER/d", "--overwrite"],
+            r"out: .*0\.h5 is not a statistics file, and --overwrite .*replaces nothing el",
+        ),
+        (["build", "FOLDER/d/0.h5", "FOLDER/d/0.h5", "--overwrite"], r"out: .*0\.h5 is not a statistics file"),
+        (["build", "FOLDER/job/job.json", "FOLDER/d", "--overwrite"], r"out: .*job\.json is not a statistics file"),
+        (["build", "FOLDER/d/new.h5", "FOLDER/d"], r"out: .*new\.h5 would lie among the shards and be taken for one"),
+        (["merge", "FOLDER/s.h5", "FOLDER/d/../s.h5", "--overwrite"], r"out: .*s\.h5 is one of the files to read too; expected another"),
+        (["merge", "FOLDER/d/0.h5", "FOLDER/s.h5", "--overwrite"], r"out: .*0\.h5 is not a statistics file"),
         (["merge", "FOLDER/new.h5", "FOLDER/absent.h5"], r"path: there is no file .*absent\.h5"),
-        (["top-parents", "FOLDER/s.h5", "0"], r"block: None is in the names of 2 blocks; give --block .*There are: latent_to_latent bl"),
+        (
+            ["top-parents", "FOLDER/s.h5", "0"],
+            r"block: the file has 2 blocks; give --block with a part of one name\. There are: latent_to_latent bl",
+        ),
         (["top-parents", "FOLDER/s.h5", "0", "--block", "moon"], r"block: 'moon' is in the names of no blocks"),
         (["top-parents", "FOLDER/s.h5", "0", "--block", "embed", "--by", "size"], r"by: 'size'; expected 'l1', 'sum', 'mean', 'max', 'c"),
         (["top-parents", "FOLDER/s.h5", "-7", "--block", "embed"], r"latent: -7; expected a latent's number"),
@@ -126,10 +140,22 @@ def test_the_latent_of_a_metric_can_be_typed(tmp_path: Path) -> None:
 def test_mistakes_are_one_clear_message(tmp_path: Path, words: list[str], message: str) -> None:
     edges = random_edges(0)
     stats.save(tmp_path / "s.h5", stats.of([edges, replace(edges, sources=replace(edges.sources, site="embed"))]))
-    before = saved(stats.open(tmp_path / "s.h5"), tmp_path)
+    (tmp_path / "job" / "shards").mkdir(parents=True)
+    (tmp_path / "job" / "job.json").write_text("{}")
+    (tmp_path / "d").mkdir()
+    save(tmp_path / "d" / "0.h5", edges)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     ran = run(*(word.replace("FOLDER", str(tmp_path)) for word in words))
     assert isinstance(ran.exception, InputError | FormatError), ran.output
     with pytest.raises(type(ran.exception), match=message):
         raise ran.exception
-    assert (tmp_path / "s.h5").read_bytes() == before
-    assert not (tmp_path / "new.h5").exists()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_statistics_replace_statistics(shards: Path, tmp_path: Path) -> None:
+    printed("build", tmp_path / "s.h5", shards / "0.h5")
+    printed("build", tmp_path / "s.h5", shards, "--overwrite")
+    printed("build", tmp_path / "all.h5", shards)
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "all.h5").read_bytes()
+    printed("merge", tmp_path / "s.h5", tmp_path / "all.h5", "--overwrite")
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "all.h5").read_bytes()

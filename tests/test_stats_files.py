@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from attrib import save, stats
+from attrib.rerun import rerun
 from attrib.stats import files
 from attrib.stats.bounds import DEPTH, bits_of
 from attrib.stats.rows import Rows
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
+from attrib.store import merge
+from attrib.store import open as open_store
 from attrib.store.statistics import FORMAT
 from attrib.types import FormatError, InputError
 from tests.test_stats import random_edges, saved, table_of, wide_edges
@@ -139,6 +142,21 @@ def test_names_that_are_taken_are_refused(table: Path, tmp_path: Path) -> None:
     assert table.read_bytes() == before
 
 
+def test_nothing_but_statistics_is_replaced(table: Path, tmp_path: Path) -> None:
+    statistics = stats.open(table)
+    (tmp_path / "shards").mkdir()
+    shard = save(tmp_path / "shards" / "0.h5", random_edges(0))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["X"] = [1.0]
+    (tmp_path / "job.json").write_text("{}")
+    (tmp_path / "cut.h5").write_bytes(table.read_bytes()[:1000])
+    for path in (shard, merge(tmp_path / "merged.h5", [shard]), *(tmp_path / name for name in ("other.h5", "job.json", "cut.h5"))):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=rf"path: {path} is not a statistics file, and --overwrite \(in Python, overwrite=True\) repl"):
+            stats.save(path, statistics, overwrite=True)
+        assert path.read_bytes() == before
+
+
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -160,6 +178,16 @@ def test_shards_and_folders_of_them(tmp_path: Path) -> None:
     wanted = saved(stats.of(edges), tmp_path)
     for given in ([folder], paths, [*reversed(paths)], [tmp_path]):
         assert saved(stats.of_files(given), tmp_path) == wanted
+
+
+def test_a_folder_without_shards_is_no_corpus(tmp_path: Path) -> None:
+    save(tmp_path / "0.h5", random_edges(0))
+    (tmp_path / "job" / "shards").mkdir(parents=True)
+    for empty in (tmp_path / "job", tmp_path / "job" / "shards"):
+        with pytest.raises(
+            InputError, match=rf"paths: the folder {empty} has no shards; expected some\. Run its job first, or leave it out"
+        ):
+            stats.of_files([tmp_path / "0.h5", empty])
 
 
 GROWTH = """
@@ -215,9 +243,11 @@ def test_changed_bytes_are_an_error_or_other_numbers_and_never_more(form: str, r
 
 
 def test_foreign_files_are_told_apart(tmp_path: Path, table: Path) -> None:
+    (sub := tmp_path / "shards").mkdir()
     shard = save(tmp_path / "shard.h5", random_edges(0))
     with pytest.raises(
-        FormatError, match=r"shard\.h5: an HDF5 file, but not of statistics: a shard of edges. Give a file that `attrib stats build` wrote"
+        FormatError,
+        match=r"shard\.h5: an HDF5 file, but not of statistics: a shard of edges, .* Give a file that `attrib stats build` wrote",
     ):
         stats.open(shard)
     with h5py.File(tmp_path / "other.h5", "w") as file:
@@ -227,8 +257,12 @@ def test_foreign_files_are_told_apart(tmp_path: Path, table: Path) -> None:
     (tmp_path / "text.h5").write_text("no")
     with pytest.raises(FormatError, match=r"text\.h5: not an HDF5 file"):
         stats.open(tmp_path / "text.h5")
-    with pytest.raises(FormatError, match=r"not attrib's"):
-        stats.of_files([table])
+    merged = merge(tmp_path / "merged.h5", [save(sub / "shard.h5", random_edges(0))])
+    with pytest.raises(FormatError, match=r"merged\.h5: an HDF5 file, but not of statistics: a merged file, which stands for shards"):
+        stats.open(merged)
+    for read in (open_store, lambda path: stats.of_files([path]), lambda path: rerun(path, 0)):
+        with pytest.raises(FormatError, match=r"table\.h5: statistics, which attrib\.stats\.open and `attrib stats show` read; expected a"):
+            read(table)
     assert FORMAT == "attrib-statistics"
 
 

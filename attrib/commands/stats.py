@@ -36,7 +36,7 @@ def build(
     """Go through shards and write the statistics of all their blocks."""
     from attrib import stats
 
-    _check_free(out, overwrite)
+    _check_out(out, shards, overwrite)
     _write(out, stats.of_files(shards, memory=_bytes(memory)), overwrite)
 
 
@@ -49,7 +49,7 @@ def merge(
     """Merge statistics files; the order makes no difference."""
     from attrib import stats
 
-    _check_free(out, overwrite)
+    _check_out(out, files, overwrite)
     _write(out, stats.merge(*files), overwrite)
 
 
@@ -124,9 +124,10 @@ def _cells(pair: dict[str, Any], end: str) -> list[str]:
 def _chosen(statistics: "Statistics", name: str | None) -> "BlockStatistics":
     found = [part for part in statistics.parts if name is None or name in str(part.block)]
     if len(found) != 1:
+        count = len(found) or "no"
+        fault = f"the file has {count} blocks" if name is None else f"{name!r} is in the names of {count} blocks"
         raise InputError(
-            f"block: {name!r} is in the names of {len(found) or 'no'} blocks; give --block with a part of one name. "
-            f"There are: {'; '.join(map(str, statistics.blocks))}."
+            f"block: {fault}; give --block with a part of one name. There are: {'; '.join(map(str, statistics.blocks)) or 'none'}."
         )
     return found[0]
 
@@ -140,12 +141,19 @@ def _bytes(size: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, given: list[Path], overwrite: bool) -> None:
     """Before hours of work, not after."""
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise InputError(f"out: {out} exists already; choose another name, or replace a file with --overwrite.")
-    if not out.parent.is_dir():
-        raise InputError(f"out: the folder {out.parent} does not exist; make it first.")
+    from attrib.store.layout import STATISTICS
+    from attrib.store.output import check_output
+
+    check_output("out", out, STATISTICS, overwrite=overwrite)
+    if out.exists() and any(path.exists() and path.samefile(out) for path in given):
+        raise InputError(f"out: {out} is one of the files to read too; expected another. Choose a new name.")
+    if folders := [path for path in given if path.is_dir()]:
+        from attrib.store.collection import folder_of  # which waits for torch
+
+        if out.suffix == ".h5" and any(folder_of(folder).resolve() == out.parent.resolve() for folder in folders):
+            raise InputError(f"out: {out} would lie among the shards and be taken for one; expected a place elsewhere. Choose another.")
 
 
 def _write(out: Path, statistics: "Statistics", overwrite: bool) -> None:

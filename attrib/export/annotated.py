@@ -16,7 +16,7 @@ from attrib.edges import Edges, Nodes, Prompts
 from attrib.export.folder import whole_folder
 from attrib.export.stored import Stored, collected, file_name, fitting, import_needed, manifest, pieces, plain
 from attrib.store import Block
-from attrib.store.collection import Selection
+from attrib.store.select import Selection
 from attrib.types import Site
 
 CHUNK = {"anndata": 1 << 15, "zarr": 1 << 18}

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from attrib.store.output import OVERWRITE
 from attrib.store.whole import PARTIAL, sync
 from attrib.types import InputError
 
@@ -31,9 +32,9 @@ def whole_folder(path: str | os.PathLike[str], manifest: dict[str, Any], overwri
         raise InputError(f"path: the folder {path.parent} does not exist; make it first.")
     if path.exists() or path.is_symlink():
         if not overwrite:
-            raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace an export with overwrite=True.")
+            raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace an export with {OVERWRITE}.")
         if path.is_symlink() or not (path / MANIFEST).is_file():  # whatever it is, it may be someone's only copy
-            raise InputError(f"path: {path} is not an earlier export, which has a file {MANIFEST}; overwrite=True replaces nothing else.")
+            raise InputError(f"path: {path} is not an earlier export, which has a file {MANIFEST}; {OVERWRITE} replaces nothing else.")
     partial, replaced = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}") for _ in range(2))
     partial.mkdir()
     try:

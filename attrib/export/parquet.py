@@ -15,7 +15,7 @@ from torch import Tensor
 from attrib.edges import Edges, Nodes
 from attrib.export.folder import whole_folder
 from attrib.export.stored import Stored, collected, file_name, fitting, import_needed, manifest, pieces, plain, types_of
-from attrib.store.collection import Selection
+from attrib.store.select import Selection
 from attrib.types import Site
 
 ROWS = 1 << 18

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrib.edges import Edges, join
 from attrib.store import Block, Collection, Store, open_collection
-from attrib.store.collection import Selection
+from attrib.store.select import Selection
 from attrib.types import FormatError, InputError, Site
 
 Stored = str | os.PathLike[str] | Store | Collection

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from attrib.edges import Edges
@@ -13,6 +14,7 @@ from attrib.stats.gather import EDGES_AT_ONCE, pairs_of_edges
 from attrib.stats.sketch import Sketch, check
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block, open_collection
+from attrib.store.collection import listed
 from attrib.store.wellformed import fault
 from attrib.types import InputError
 
@@ -96,12 +98,14 @@ def of_files(paths: Iterable[str | os.PathLike[str]], *, memory: int = DEFAULT_M
     `memory` for each block (see `of`) does not grow with the number of shards, but for 16 bytes a prompt of a folder.
 
     Raises:
-        InputError: no path is given, a path is not there, or as `of`.
+        InputError: no path is given, a path is not there, a folder has no shards, or as `of`.
         FormatError: a file is damaged.
     """
     building, paths = Building(memory), list(paths)
     if not paths:
         raise InputError("paths: got none; expected shards, or folders of them.")
+    if empty := [path for path in paths if not listed(Path(path))]:  # before hours of work, not after
+        raise InputError(f"paths: the folder {empty[0]} has no shards; expected some. Run its job first, or leave it out.")
     for path in paths:
         with open_collection(path) as shards:
             for block in shards.blocks:

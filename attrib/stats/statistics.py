@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from attrib.stats.accumulate import Held
 from attrib.stats.bounds import DEPTH, max_pairs
@@ -12,6 +12,7 @@ from attrib.stats.ranking import BY, ranked
 from attrib.stats.rows import LARGEST_LATENT
 from attrib.stats.sketch import Sketch
 from attrib.store import Block
+from attrib.store.numbers import checked_number
 from attrib.types import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class BlockStatistics:
     block: Block
     held: Held
     call: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        form = f"a sketch, l1 ≥ {self.found_from:.3g} are found" if self.pairs is None else f"a table of {self.pairs:,} pairs"
+        return f"BlockStatistics({self.block}: {form})"
 
     @property
     def is_exact(self) -> bool:
@@ -53,29 +58,32 @@ class BlockStatistics:
         """1 for a table, 1 - e**-4 = 0.982 for a sketch."""
         return 1 - exp(-DEPTH) if isinstance(self.held, Sketch) else 1.0
 
-    def parents(self, latent: int) -> Estimates:
+    def parents(self, latent: SupportsIndex) -> Estimates:
         """The pairs of a target latent. Raises InputError for a number that no latent has."""
-        _check_latent(latent)
-        return heavy_sources(self.held, latent) if isinstance(self.held, Sketch) else certain(self.held.of_target(latent))
+        target = _checked_latent(latent)
+        return heavy_sources(self.held, target) if isinstance(self.held, Sketch) else certain(self.held.of_target(target))
 
-    def children(self, latent: int) -> Estimates:
+    def children(self, latent: SupportsIndex) -> Estimates:
         """The pairs of a source latent. Raises InputError for a number that no latent has."""
-        _check_latent(latent)
-        return heavy_targets(self.held, latent) if isinstance(self.held, Sketch) else certain(self.held.of_source(latent))
+        source = _checked_latent(latent)
+        return heavy_targets(self.held, source) if isinstance(self.held, Sketch) else certain(self.held.of_source(source))
 
-    def top(self, estimates: Estimates, k: int, by: str) -> dict[str, Any]:
-        """The k strongest as columns. Raises InputError where a sketch cannot rank them so."""
+    def top(self, estimates: Estimates, k: SupportsIndex, by: str) -> dict[str, Any]:
+        """The k strongest as columns. Raises InputError where a sketch cannot rank them so, or k is below 1."""
         if not self.is_exact and by in BY and by not in ("l1", "sum"):
             raise InputError(
                 f"by: {by!r}; '{self.block}' is a sketch, which ranks by 'l1' or 'sum' alone: it finds pairs by their mass. "
                 f"Build the statistics again with more memory, for a table of all pairs."
             )
-        return ranked(estimates, k, by)
+        return ranked(estimates, checked_number("k", k, "a whole number of pairs, from 1"), by)
 
 
-def _check_latent(latent: int) -> None:
-    if not -1 <= latent <= LARGEST_LATENT:
-        raise InputError(f"latent: {latent}; expected a latent's number, a vocabulary id, or -1.")
+def _checked_latent(latent: SupportsIndex) -> int:
+    expected = "a latent's number, a vocabulary id, or -1"
+    found = checked_number("latent", latent, expected)
+    if not -1 <= found <= LARGEST_LATENT:
+        raise InputError(f"latent: {found}; expected {expected}.")
+    return found
 
 
 def _value(number: int) -> float:
@@ -92,6 +100,9 @@ class Statistics:
     memory: int
     parts: tuple[BlockStatistics, ...]
     """In the order of their blocks' names."""
+
+    def __repr__(self) -> str:
+        return f"Statistics(within {self.memory:,} bytes a block, {len(self.parts)} blocks: {'; '.join(map(repr, self.parts))})"
 
     @property
     def blocks(self) -> list[Block]:
@@ -116,8 +127,8 @@ class Statistics:
 
     def top_parents(
         self,
-        latent: int,
-        k: int = 20,
+        latent: SupportsIndex,
+        k: SupportsIndex = 20,
         by: str = "l1",
         *,
         kind: str | None = None,
@@ -131,7 +142,7 @@ class Statistics:
         `phi` of its mass, with their bounds, and ranks by l1 or sum alone.
 
         Raises:
-            InputError: no block or several fit, or `by` or `latent` cannot be used.
+            InputError: no block or several fit, or `latent`, `k` or `by` cannot be used.
             FormatError: what is read is damaged.
         """
         import pandas as pd
@@ -141,8 +152,8 @@ class Statistics:
 
     def top_children(
         self,
-        latent: int,
-        k: int = 20,
+        latent: SupportsIndex,
+        k: SupportsIndex = 20,
         by: str = "l1",
         *,
         kind: str | None = None,

@@ -8,9 +8,15 @@ from typing import Any
 
 import h5py
 
-from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, PLUGIN_FILTERS, REMEDY, VERSION, import_plugin
+from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, MERGED, PLUGIN_FILTERS, REMEDY, STATISTICS, VERSION, import_plugin
 from attrib.types import AttribError, FormatError, InputError
 
+KINDS = {
+    FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
+    MERGED: "a merged file, which stands for shards: attrib.open and `attrib show` read it by itself, and not as a shard in a folder",
+    STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
+}
+"""What attrib's files are, by their root attribute `format`, and what reads them."""
 POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)
 
 
@@ -64,9 +70,18 @@ def attribute(where: h5py.HLObject, name: str, kind: str) -> Any:
     return attributes[name] if name in attributes and attributes.get_id(name).dtype.kind == kind else None
 
 
+def format_of(file: h5py.File) -> str | None:
+    """What a file says that it is, among `KINDS`; None for a file of another program."""
+    found = attribute(file, "format", "S")
+    return next((kind for kind in KINDS if found == kind.encode()), None)
+
+
 def check_version(file: h5py.File) -> None:
-    """Raises FormatError where a file is not attrib's, or of a version that this attrib does not know."""
-    if attribute(file, "format", "S") != FORMAT.encode():
+    """Raises FormatError where a file is no shard, or of a version that this attrib does not know."""
+    found = format_of(file)
+    if found not in (FORMAT, None):
+        raise FormatError(f"{file.filename}: {KINDS[str(found)]}; expected a shard of edges. Give a shard, or move it out of the folder.")
+    if found is None:
         raise FormatError(
             f"{file.filename}: an HDF5 file, but not attrib's: it holds {sorted(file)[:8]}; expected the root attribute "
             f"format={FORMAT!r}. Open it with the program that made it."

@@ -1,13 +1,12 @@
 """A folder of shards as one object: sliced by prompt, latent or kind, and read only where it is sliced."""
 
-import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Int
@@ -18,7 +17,8 @@ from attrib.store.handles import Handles
 from attrib.store.index import Identity, Index, Shard, differences, index_of, shared
 from attrib.store.layout import Block
 from attrib.store.merged import merged_names
-from attrib.store.select import Latents, pick_prompts, take_prompts
+from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
+from attrib.store.select import Latents, Selection, pick_prompts, take_prompts
 from attrib.store.shard import Store, open_shard, the_block
 from attrib.types import FormatError, InputError, Site
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import scipy.sparse
 
     from attrib.store.dataset import EdgeDataset
-
-Selection = slice | int | Sequence[int] | None
-"""Prompts by their numbers in the data set; None for all."""
 
 SHARDS = "shards"
 """The folder of a job that its shards lie in."""
@@ -75,7 +72,7 @@ class Collection:
 
     def refreshed(self) -> "Collection":
         """The folder as it is now. Shards that are known already are not read again."""
-        return Collection(self.path, index_of(self._index.folder, _listed(self.path), self._index))
+        return Collection(self.path, index_of(self._index.folder, listed(self.path), self._index))
 
     @property
     def blocks(self) -> list[Block]:
@@ -92,9 +89,9 @@ class Collection:
         """The numbers of the prompts in their data set, ascending."""
         return self._index.number[self._index.order]
 
-    def place_of(self, prompt: int) -> tuple[Path, int]:
+    def place_of(self, prompt: SupportsIndex) -> tuple[Path, int]:
         """The file that holds the prompt of this number, and its place there. Raises InputError for a number that none has."""
-        place = self._index.places(torch.tensor([prompt]))
+        place = self._found("prompt", [checked_number("prompt", prompt, "a prompt's number in the data set")])
         shard = int(self._index.shard_of(place))
         return self._index.path(shard), int(place - self._index.ptr[shard])
 
@@ -130,13 +127,13 @@ class Collection:
         targets and sources of these latents, and the edges between them: see `attrib.store.select.select_latents`.
 
         Raises:
-            InputError: no block or several fit, a prompt is not there, a shard is gone or was replaced, or the
-                collection is closed.
+            InputError: no block or several fit, a prompt is not there, prompts or latents are not whole numbers, a shard is
+                gone or was replaced, or the collection is closed.
             FormatError: what is read is damaged, or was made in another way than what the other shards hold.
         """
         block, places = the_block(self.path, self.blocks, kind, source, target), self._places(prompts)
         needed, order = places.unique(return_inverse=True)
-        latents = {"source_latents": source_latents, "target_latents": target_latents}
+        latents = _ends(source_latents, target_latents)
         parts = list(self._pieces(block, needed, PIECE, latents)) or [self._piece(block, 0, [], latents)]
         joined = parts[0] if len(parts) == 1 else join(parts)
         return joined if torch.equal(order, torch.arange(len(needed))) else take_prompts(joined, order)
@@ -168,7 +165,7 @@ class Collection:
                 f"iterate(by={by!r}, most={most!r}): expected by='prompt' alone, or by='shard' and most of at least 1, or None."
             )
         block, places = the_block(self.path, self.blocks, kind, source, target), self._places(prompts)
-        latents = {"source_latents": source_latents, "target_latents": target_latents}
+        latents = _ends(source_latents, target_latents)
         if by == "shard":
             return self._pieces(block, places.sort().values, most, latents)
         pieces = self._pieces(block, places, PIECE, latents)
@@ -223,12 +220,23 @@ class Collection:
             return index.order
         if isinstance(prompts, slice):
             return index.order[_in_slice(self.numbers, prompts)]
-        asked = [operator.index(n) for n in (prompts if isinstance(prompts, Sequence) else [prompts])]
-        if outside := [n for n in asked if not 0 <= n < 2**63]:
-            raise InputError(f"prompts: {outside[0]}; expected numbers of the data set, from 0.")
-        return index.places(torch.tensor(asked, dtype=torch.int64))
+        return self._found("prompts", checked_numbers("prompts", prompts, PROMPTS))
 
-    def _pieces(self, block: Block, places: Int[Tensor, " asked"], most: int | None, latents: dict[str, Latents]) -> Iterator[Edges]:
+    def _found(self, argument: str, asked: list[int]) -> Int[Tensor, " asked"]:
+        """Where the prompts of these numbers lie. Raises InputError for one that no shard has."""
+        places = self._index.places(torch.tensor([prompt if 0 <= prompt < LIMIT else -1 for prompt in asked], dtype=torch.int64))
+        if (missing := (places < 0).nonzero()[:, 0]).numel():
+            numbers = self.numbers
+            has = f"numbers {numbers[0]} to {numbers[-1]}" if len(numbers) else "none"
+            raise InputError(
+                f"{argument}: {asked[int(missing[0])]} is not among the {len(self)} prompts of {self.path} ({has}); expected numbers of "
+                "the data set that are there, from 0. What was written since it was opened is seen when it is opened again."
+            )
+        return places
+
+    def _pieces(
+        self, block: Block, places: Int[Tensor, " asked"], most: int | None, latents: dict[str, list[int] | None]
+    ) -> Iterator[Edges]:
         """Successive places of one shard at a time, of at most so many edges or one prompt."""
         shards, counts = self._index.shard_of(places).unique_consecutive(return_counts=True)
         for shard, group in zip(shards.tolist(), places.split(counts.tolist()), strict=True):
@@ -242,7 +250,7 @@ class Collection:
                 yield self._piece(block, shard, own[start : start + length], latents)
                 start += length
 
-    def _piece(self, block: Block, shard: int, own: list[int], latents: dict[str, Latents]) -> Edges:
+    def _piece(self, block: Block, shard: int, own: list[int], latents: dict[str, list[int] | None]) -> Edges:
         """Prompts of one shard, by their places in it, with their numbers in the data set and the call that all shards share."""
         with self._reading(shard) as store:
             edges = store.edges(block.kind, block.source, block.target, own, **latents)
@@ -285,13 +293,13 @@ def open(path: str | os.PathLike[str]) -> Store | Collection:
 def open_collection(path: str | os.PathLike[str]) -> Collection:
     """Open a folder's shards, or a single shard in the same way: its prompts then go by their numbers. Raises as `open` does."""
     path = Path(path)
-    shards = _listed(path)
+    shards = listed(path)
     if not shards and not (path / SHARDS).is_dir():
         raise InputError(f"path: the folder {path} has no shards, files that end in .h5; expected some, or a job's folder.")
-    return Collection(path, index_of(_folder(path), shards))
+    return Collection(path, index_of(folder_of(path), shards))
 
 
-def _folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
     """Where a path's shards lie, from wherever the process is later."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
@@ -299,9 +307,9 @@ def _folder(path: Path) -> Path:
     return path.parent
 
 
-def _listed(path: Path) -> list[Shard]:
+def listed(path: Path) -> list[Shard]:
     """The shards that are there now."""
-    folder, found = _folder(path), []
+    folder, found = folder_of(path), []
     if not path.is_dir():
         if (names := merged_names(path)) is not None:
             return [_named(folder, name) for name in names]
@@ -329,13 +337,19 @@ def _named(folder: Path, name: str) -> Shard:
     return Shard(name, Identity.of((folder / name).stat()))
 
 
+def _ends(source_latents: Latents, target_latents: Latents) -> dict[str, list[int] | None]:
+    """The latents that both ends are sliced by, by the name of their argument. Raises InputError where they cannot be used."""
+    given = {"source_latents": source_latents, "target_latents": target_latents}
+    return {name: checked_latents(name, latents) for name, latents in given.items()}
+
+
 def _in_slice(numbers: Int[Tensor, " prompts"], asked: slice) -> Int[Tensor, " chosen"]:
     """Where in the ascending numbers those of a slice are, in its order. Numbers that are not there are passed over."""
-    start, stop, step = asked.start, asked.stop, 1 if asked.step is None else operator.index(asked.step)
-    if step == 0 or any(bound is not None and operator.index(bound) < 0 for bound in (start, stop)):
-        raise InputError(f"prompts: {asked}; expected a step other than 0, and bounds that are numbers of the data set, from 0.")
-    last = int(numbers[-1]) if len(numbers) else 0
-    chosen = range(*slice(start, stop, step).indices(last + 1))
+    asked = checked_slice("prompts", asked)
+    if any(bound is not None and bound < 0 for bound in (asked.start, asked.stop)):
+        raise InputError(f"prompts: {asked}; expected bounds that are numbers of the data set, from 0.")
+    last, step = int(numbers[-1]) if len(numbers) else 0, asked.step or 1
+    chosen = range(*asked.indices(last + 1))
     if not chosen:
         return torch.zeros(0, dtype=torch.int64)
     low, high = sorted((chosen[0], chosen[-1]))

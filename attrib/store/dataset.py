@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 from attrib.edges import Value
 from attrib.store.collection import Collection
 from attrib.store.layout import Block
+from attrib.store.numbers import checked_latents
 from attrib.store.select import Latents
 from attrib.types import InputError
 
@@ -30,7 +31,8 @@ class EdgeDataset(Dataset[dict[str, Tensor]]):
         if value not in (None, "gradient", "attribution"):
             raise InputError(f"value: {value!r}; expected 'gradient', 'attribution', or None for both.")
         self.collection, self.block, self.value = collection, block, value
-        self.source_latents, self.target_latents = source_latents, target_latents
+        self.source_latents = checked_latents("source_latents", source_latents)
+        self.target_latents = checked_latents("target_latents", target_latents)
         self.numbers = collection.numbers
 
     def __len__(self) -> int:

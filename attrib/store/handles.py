@@ -47,7 +47,7 @@ class Handles:
     def _opened(self, number: int) -> Store:
         path = self._index.path(number)
         if not path.is_file():
-            raise InputError(f"{path}: it is gone since the folder was opened; take `refreshed()`, or open the folder again.")
+            raise InputError(f"{path}: it is gone since the folder was opened; open the folder again (in Python, `refreshed()`).")
         store = open_shard(path)
         try:
             check_identity(path, store.descriptor, self._index.shards[number].identity)

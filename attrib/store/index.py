@@ -80,17 +80,12 @@ class Index:
         return torch.searchsorted(self.ptr, places, right=True) - 1
 
     def places(self, prompts: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Where the prompts of these numbers lie. Raises InputError for a number that no shard has."""
-        at = torch.searchsorted(self.number, prompts, sorter=self.order).clamp(max=max(len(self.order) - 1, 0))
-        places = self.order[at] if len(self.order) else at
-        missing = self.number[places] != prompts if len(self.order) else torch.ones_like(prompts, dtype=torch.bool)
-        if missing.any():
-            has = f"numbers {self.number[self.order[0]]} to {self.number[self.order[-1]]}" if len(self.order) else "none"
-            raise InputError(
-                f"prompts: {int(prompts[missing][0])} is not among the {len(self.order)} prompts of {self.folder} ({has}); expected "
-                "numbers of the data set, from 0. A slice passes over those that are not there; what came later is in `refreshed()`."
-            )
-        return places
+        """Where the prompts of these numbers lie; -1 for a number that no shard has."""
+        if not len(self.order):
+            return torch.full_like(prompts, -1)
+        at = torch.searchsorted(self.number, prompts, sorter=self.order).clamp(max=len(self.order) - 1)
+        places = self.order[at]
+        return torch.where(self.number[places] == prompts, places, -1)
 
 
 def index_of(folder: Path, shards: Iterable[Shard], known: Index | None = None) -> Index:
@@ -146,7 +141,7 @@ def read_header(path: Path, identity: Identity) -> Header:
 def check_identity(path: Path, descriptor: int, identity: Identity) -> None:
     """Raises InputError where the open file is not the one that was found under this name."""
     if Identity.of(os.fstat(descriptor)) != identity:
-        raise InputError(f"{path}: it was replaced since the folder was opened; take `refreshed()`, or open the folder again.")
+        raise InputError(f"{path}: it was replaced since the folder was opened; open the folder again (in Python, `refreshed()`).")
 
 
 def shared(call: dict[str, Any]) -> dict[str, Any]:

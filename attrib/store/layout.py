@@ -7,6 +7,8 @@ from urllib.parse import quote
 from attrib.types import InputError
 
 FORMAT, VERSION = "attrib", 1
+MERGED, STATISTICS = "attrib-merged", "attrib-statistics"
+"""The root attribute `format` of attrib's other files."""
 CHUNK = 1 << 20
 """Bytes of a chunk, at most. The reader accepts sixteen times as much, from files that were repacked."""
 REMEDY = "expected a file as attrib wrote it. Copy it again, or make it again."

@@ -13,28 +13,33 @@ import h5py
 
 from attrib.store.checked import POINTER, attribute, child, dataset, open_file, translated
 from attrib.store.columns import text, write_strings
-from attrib.store.layout import FORMAT
+from attrib.store.created import created
+from attrib.store.layout import MERGED
+from attrib.store.output import check_output
 from attrib.store.rows import read_strings
-from attrib.store.whole import whole
 from attrib.types import FormatError, InputError
 
-MERGED, VERSION = f"{FORMAT}-merged", 1
+VERSION = 1
 
 
 def merge(path: Path, shards: Iterable[Path], *, overwrite: bool = False) -> Path:
-    """Write a file that stands for shards, which stay where they are: beneath its folder. Returns its path.
+    """Write a file that stands for shards, which stay where they are: in folders beneath its own. Returns its path.
+
+    `overwrite` replaces a merged file and nothing else.
 
     Raises:
-        InputError: where the path is taken and `overwrite` false, a shard lies elsewhere, or two have one name.
+        InputError: where the path is taken and `overwrite` false, or by another file; a shard lies elsewhere, or beside it; or
+            two have one name.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"path: {path} exists already. Choose another name, or replace it with overwrite=True.")
+    check_output("path", path, MERGED, overwrite=overwrite)
     folder = path.parent.resolve()
     names = [_beneath(folder, shard) for shard in shards]
+    if any(len(name.parts) == 1 for name in names):
+        raise InputError(f"path: {path} lies in the folder of its shards, which then holds a file that is none. Choose a folder above it.")
     stems = [name.stem for name in names]
     if not names or len(set(stems)) < len(stems):
         raise InputError(f"shards: {len(names)} files, {len(set(stems))} names; expected at least one, each of another name.")
-    with whole(path) as partial, h5py.File(partial, "x", libver=("v110", "v110")) as file:
+    with created(path) as file:
         file.attrs.update({"format": text(MERGED), "format_version": VERSION})
         write_strings(file.create_group("files"), [str(name) for name in names])
         links = file.create_group("shards")

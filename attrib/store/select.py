@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import SupportsIndex
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from attrib.edges import Edges, Nodes, Prompts
+from attrib.store.numbers import checked_latents
 
-Latents = int | Sequence[int] | None
+Several = SupportsIndex | Sequence[SupportsIndex] | Integer[Tensor, " _"] | Integer[np.ndarray, " _"]
+"""A whole number, or several."""
+Selection = slice | Several | None
+"""Prompts by their numbers; None for all."""
+Latents = Several | None
 """Numbers of latents; None for all of them."""
 
 
@@ -40,8 +47,11 @@ def select_latents(edges: Edges, source_latents: Latents = None, target_latents:
 
     A latent is what the column `latent` of a node says: of a token or logit, its vocabulary id. `total` and `l1` of the
     targets stay what they were, sums over all sources; so `remainder` is what `keep` dropped and what is sliced away here.
+
+    Raises InputError where `source_latents` or `target_latents` are not whole numbers from -1.
     """
-    rows, columns = is_among(edges.targets, target_latents), is_among(edges.sources, source_latents)
+    wanted = checked_latents("target_latents", target_latents), checked_latents("source_latents", source_latents)
+    rows, columns = is_among(edges.targets, wanted[0]), is_among(edges.sources, wanted[1])
     row = edges.row
     entries = (rows[row] & columns[edges.indices]).nonzero()[:, 0]
     return replace(
@@ -57,11 +67,11 @@ def select_latents(edges: Edges, source_latents: Latents = None, target_latents:
     )
 
 
-def is_among(nodes: Nodes, latents: Latents) -> Bool[Tensor, " nodes"]:
-    """Which nodes are of these latents."""
+def is_among(nodes: Nodes, latents: list[int] | None) -> Bool[Tensor, " nodes"]:
+    """Which nodes are of these latents; None for all of them."""
     if latents is None:
         return torch.ones(len(nodes), dtype=torch.bool)
-    return torch.isin(nodes.latent, torch.tensor([latents] if isinstance(latents, int) else [*latents], dtype=torch.int64))
+    return torch.isin(nodes.latent, torch.tensor(latents, dtype=torch.int64))
 
 
 def keep_nodes(nodes: Nodes, kept: Bool[Tensor, " nodes"]) -> Nodes:

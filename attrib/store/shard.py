@@ -1,6 +1,5 @@
 """One shard, read in slices: asking for one prompt reads that prompt's rows."""
 
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +28,9 @@ from attrib.store.checked import (
     translated,
 )
 from attrib.store.layout import Block
+from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, checked_slice
 from attrib.store.rows import read_column, read_ptr, read_strings
-from attrib.store.select import Latents, is_among, keep_nodes, ptr_of, ranges, select_latents
+from attrib.store.select import Latents, Selection, is_among, keep_nodes, ptr_of, ranges, select_latents
 from attrib.store.wellformed import fault
 from attrib.types import EdgeKind, InputError, NodeKind, Site
 
@@ -78,27 +78,31 @@ class Store:
         kind: str | None = None,
         source: str | Site | None = None,
         target: str | Site | None = None,
-        prompts: slice | int | Sequence[int] | None = None,
+        prompts: Selection = None,
         *,
         source_latents: Latents = None,
         target_latents: Latents = None,
     ) -> Edges:
         """The one block with this kind and these sites (None: any), and of it only these prompts, in the order asked for.
 
-        Only the rows of those prompts are read. Integers come back as int64, values in the dtype they had.
+        `prompts` are their places in the shard; negative ones count from the end. Only the rows of those prompts are read.
+        Integers come back as int64, values in the dtype they had.
         `source_latents` and `target_latents` slice as `attrib.store.select.select_latents` does; of rows of
         other targets no edges are read.
 
         Raises:
-            InputError: no block or several fit, a prompt is out of range, or the store is closed.
+            InputError: no block or several fit, a prompt is out of range, prompts or latents are not whole numbers, or the
+                store is closed.
             FormatError: what is read is damaged.
         """
         block = the_block(self.path, self.blocks, kind, source, target)
         runs = _runs(prompts, self._count)
+        # an argument that cannot be used is no damage of the file: it is met before the reading
+        sources, targets = checked_latents("source_latents", source_latents), checked_latents("target_latents", target_latents)
         with self._reading() as file:
-            parts = [_read_edges(file, block, run, self._count, target_latents) for run in runs]
-        if source_latents is not None:
-            parts = [select_latents(part, source_latents) for part in parts]
+            parts = [_read_edges(file, block, run, self._count, targets) for run in runs]
+        if sources is not None:
+            parts = [select_latents(part, sources) for part in parts]
         return parts[0] if len(parts) == 1 else join(parts)
 
     def sizes(self, block: Block, prompts: Sequence[int]) -> Int[Tensor, " prompts"]:
@@ -158,21 +162,25 @@ def _read_blocks(listing: h5py.Group) -> list[Block]:
     return blocks
 
 
-def _runs(prompts: slice | int | Sequence[int] | None, count: int) -> list[slice]:
+def _runs(prompts: Selection, count: int) -> list[slice]:
     """The prompts asked for as runs of successive ones; a single empty run for none."""
-    if prompts is None or isinstance(prompts, slice):
-        numbers = list(range(count)[prompts or slice(None)])
-    else:
-        numbers = [operator.index(n) for n in (prompts if isinstance(prompts, Sequence) else [prompts])]
     runs: list[slice] = []
-    for number in numbers:
-        if not -count <= number < count:
-            raise InputError(f"prompts: {number} is outside the {count} prompts of this shard.")
-        at = number % count
+    for prompt in _asked(prompts, count):
+        if not -count <= prompt < count:
+            raise InputError(f"prompts: {prompt} is outside the {count} prompts of this shard.")
+        at = prompt % count
         if runs and runs[-1].stop == at:
             at = runs.pop().start
-        runs.append(slice(at, number % count + 1))
+        runs.append(slice(at, prompt % count + 1))
     return runs or [slice(0, 0)]
+
+
+def _asked(prompts: Selection, count: int) -> Sequence[int]:
+    if prompts is None:
+        return range(count)
+    if isinstance(prompts, slice):
+        return range(count)[checked_slice("prompts", prompts)]
+    return checked_numbers("prompts", prompts, PROMPTS)
 
 
 def _read_prompts(file: h5py.Group, run: slice, count: int) -> Prompts:
@@ -214,7 +222,7 @@ NEAR = 1 << 15
 """Entries: rows of latents that were asked for are read together with what lies between them, where that is no more."""
 
 
-def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_latents: Latents = None) -> Edges:
+def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_latents: list[int] | None = None) -> Edges:
     """A run of successive prompts of a block, as a result of its own; of the targets, those of some latents."""
     group = child(child(file, "blocks", h5py.Group), block.group, h5py.Group)
     sources, columns, _ = _read_nodes(child(group, "sources", h5py.Group), block.source, run, count)

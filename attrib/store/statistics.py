@@ -15,13 +15,14 @@ import h5py
 import numpy as np
 from jaxtyping import Shaped
 
-from attrib.store.checked import attribute, child, damaged, dataset, open_file, read_json, read_text, translated
+from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_json, read_text, translated
 from attrib.store.columns import json_text, packages, text
-from attrib.store.layout import REMEDY, Block
-from attrib.store.whole import whole
+from attrib.store.created import created
+from attrib.store.layout import REMEDY, STATISTICS, Block
+from attrib.store.output import check_output
 from attrib.types import EdgeKind, FormatError, InputError
 
-FORMAT, VERSION = "attrib-statistics", 1
+FORMAT, VERSION = STATISTICS, 1
 
 Column = Shaped[np.ndarray, " length"]
 Groups = Mapping[str, Iterable[tuple[str, Column]]]
@@ -50,14 +51,8 @@ class Stored(NamedTuple):
 
 def write_statistics(path: Path, memory: int, blocks: Iterable[Written], *, overwrite: bool) -> None:
     """Write a statistics file, whole or not at all. Raises InputError where the path cannot be used."""
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace a file with overwrite=True.")
-    if not path.parent.is_dir():
-        raise InputError(f"path: the folder {path.parent} does not exist; make it first.")
-    with (
-        whole(path) as partial,
-        h5py.File(partial, "x", libver=("v110", "v110"), alignment_threshold=4096, alignment_interval=4096) as file,
-    ):
+    check_output("path", path, STATISTICS, overwrite=overwrite)
+    with created(path, alignment_threshold=4096, alignment_interval=4096) as file:
         file.attrs.update({"format": text(FORMAT), "format_version": VERSION, "memory": memory, "packages": json_text(packages())})
         listing = file.create_group("blocks")
         for written in blocks:
@@ -97,9 +92,9 @@ def damaged_statistics(path: Path, block: Block, fault: str) -> FormatError:
 
 
 def _read_header(file: h5py.File) -> int:
-    found = attribute(file, "format", "S")
-    if found != FORMAT.encode():
-        other = "a shard of edges" if found == b"attrib" else f"it holds {sorted(file)[:8]}"
+    found = format_of(file)
+    if found != FORMAT:
+        other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
         raise FormatError(f"{file.filename}: an HDF5 file, but not of statistics: {other}. Give a file that `attrib stats build` wrote.")
     version = attribute(file, "format_version", "i")
     if version != VERSION:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from attrib.edges import Edges, Nodes
 from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
+from attrib.store.created import created
 from attrib.store.layout import FORMAT, VERSION, Block
+from attrib.store.output import OVERWRITE
 from attrib.store.wellformed import fault
-from attrib.store.whole import whole
 from attrib.types import InputError
 
 
@@ -30,12 +31,11 @@ def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compre
     """
     path, filters = Path(path), filters_of(compression)
     if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace a file with overwrite=True.")
+        raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace the file with {OVERWRITE}.")
     if not path.parent.is_dir():
         raise InputError(f"path: the folder {path.parent} does not exist; make it first.")
     blocks = _check_blocks([edges] if isinstance(edges, Edges) else edges)
-    # HDF5 keeps checksums of its own structures from 1.10 on, and the file's length: damage is seen and not read
-    with whole(path) as partial, h5py.File(partial, "x", libver=("v110", "v110")) as file:
+    with created(path) as file:
         _write(file, blocks, filters)
     return path
 
