@@ -5,7 +5,8 @@
     OMP_NUM_THREADS=1 python -m bench.jobs memory                       # a small random model, 100 and 10,000 prompts
 
 *writing*: the same shards are computed and thrown away, and computed and written by a worker, one after the other,
-several times; the share is the difference of the medians of CPU time over that of the latter. *memory*: the
+several times; the share is the difference of the medians over that of the latter. Where that drowns in noise, the seconds that
+the writer's thread was at work, beside the computation, over those of the whole bound it from above. *memory*: the
 highest sum of private memory over the processes of `attrib job run`.
 """
 
@@ -94,12 +95,12 @@ def writing(keep: str) -> dict[str, Any]:
     (cpu, wall), (cpu_written, wall_written) = (
         tuple(median(column) for column in zip(*side, strict=True)) for side in zip(*pairs, strict=True)
     )
-    size = sum(record.bytes for record in done)
+    size, writer = sum(record.bytes for record in done), sum(record.seconds_writing for record in done)
     return {
         "keep": keep, "edges": sum(record.edges for record in done), "bytes": size,
         "cpu_seconds": cpu_written, "cpu_share_of_writing": max(0.0, 1 - cpu / cpu_written),
         "wall_seconds": wall_written, "wall_share_of_writing": max(0.0, 1 - wall / wall_written),
-        "seconds_in_writer": sum(record.seconds_writing for record in done), "megabytes_per_cpu_second": size / 1e6 / cpu_written,
+        "seconds_in_writer": writer, "share_in_writer": writer / wall_written, "megabytes_per_cpu_second": size / 1e6 / cpu_written,
     }  # fmt: skip
 
 
@@ -146,10 +147,10 @@ def main() -> None:
     console, found = Console(width=140), dict[str, Any](machine=platform.processor() or platform.machine(), torch=torch.__version__)
     if "writing" in options.what:
         found["writing"] = [writing(keep) for keep in ("topk:16", "mass:0.95", "dense")]
-        table = Table("keep", "edges", "MB", "CPU s", "of it writing", "wall s", "of it writing")
+        table = Table("keep", "edges", "MB", "CPU s", "of it writing", "wall s", "of it writing", "writer at work")
         for row in found["writing"]:
             times_of = [f"{row[f'{kind}_{what}']:{form}}" for kind in ("cpu", "wall") for what, form in FORMS.items()]
-            table.add_row(row["keep"], f"{row['edges']:,}", f"{row['bytes'] / 1e6:.1f}", *times_of)
+            table.add_row(row["keep"], f"{row['edges']:,}", f"{row['bytes'] / 1e6:.1f}", *times_of, f"{row['share_in_writer']:.1%}")
         console.print(table)
     if "memory" in options.what:
         found["memory"] = [memory(count) for count in (100, 10_000)]
