@@ -25,7 +25,7 @@ class Queue:
         self._fresh, self._again = deque(shards), deque[Shard]()
         self._tried = Counter[int]()
         self._failed = dict[int, Failure]()  # since a shard was done
-        self._probes = set[int]()
+        self._probes = set[int]()  # taken from the end since then
         self.left = len(shards)
         """Shards of which nobody knows yet what becomes of them."""
 
@@ -51,6 +51,7 @@ class Queue:
         """Of what became of a shard, what is final. Raises JobError where the job is given up."""
         if not isinstance(outcome, Failure):
             self._failed.clear()
+            self._probes.clear()
             self.left -= 1
             yield outcome
             return
