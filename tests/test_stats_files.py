@@ -20,7 +20,7 @@ from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
 from attrib.store import merge
 from attrib.store import open as open_store
-from attrib.store.statistics import FORMAT
+from attrib.store.layout import STATISTICS
 from attrib.types import FormatError, InputError
 from tests.test_stats import random_edges, saved, table_of, wide_edges
 
@@ -263,7 +263,7 @@ def test_foreign_files_are_told_apart(tmp_path: Path, table: Path) -> None:
     for read in (open_store, lambda path: stats.of_files([path]), lambda path: rerun(path, 0)):
         with pytest.raises(FormatError, match=r"table\.h5: statistics, which attrib\.stats\.open and `attrib stats show` read; expected a"):
             read(table)
-    assert FORMAT == "attrib-statistics"
+    assert STATISTICS == "attrib-statistics"
 
 
 def data(where: str, values: Any, **options: Any) -> Callable[[h5py.File], None]:

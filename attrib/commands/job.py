@@ -46,10 +46,7 @@ def init(
     allowed = [path.resolve() for path in allow or []]
     if model is not None:
         table["model"] = _own(model, allowed) or model
-    sources = [name if name == "-" or name.startswith("hf:") else _own(name, allowed) for name in prompts or []]
-    if None in sources:
-        raise InputError(f"prompts: {(prompts or [])[sources.index(None)]} does not exist.")
-    given = {"source": sources or None, "form": form}
+    given = {"source": [_source(name, allowed) for name in prompts or []] or None, "form": form}
     of = table.get("prompts", {})
     table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | {key: value for key, value in given.items() if value is not None}
     try:
@@ -63,6 +60,14 @@ def init(
     print(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards")
     if fixed.refused:
         print(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why")
+
+
+def _source(name: str, allowed: list[Path]) -> str:
+    """Where prompts that the user named come from."""
+    found = name if name == "-" or name.startswith("hf:") else _own(name, allowed)
+    if found is None:
+        raise InputError(f"prompts: {name} does not exist.")
+    return found
 
 
 def _own(name: str, allowed: list[Path]) -> str | None:

@@ -82,12 +82,9 @@ def record_or_fault(job: Job, shard: Shard) -> Record | str:
         return f"its record is of shard {record.shard}, {record.id}"
     if record.sha256 is None:
         return record
-    path = job.file(shard)
     try:
-        size = path.stat().st_size if path.is_file() else None
-    except OSError:  # removed in this very moment
-        size = None
-    if size is None:
+        size = job.file(shard).stat().st_size
+    except OSError:
         return "its file is gone"
     return record if size == record.bytes else f"its file has {size:,} bytes, and its record says {record.bytes:,}"
 

@@ -11,21 +11,22 @@ OVERWRITE = "--overwrite (in Python, overwrite=True)"
 _NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file"}
 
 
-def check_output(argument: str, path: Path, kind: str, *, overwrite: bool) -> None:
+def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool) -> None:
     """Raises InputError where a file of this kind (its root attribute `format`) cannot be written.
 
-    The path exists and `overwrite` is false, or what is there is of another kind: it may be someone's only copy. Or
-    its folder does not exist.
+    The path exists and `overwrite` is false, or what is there is of another kind: it may be someone's only copy; None replaces
+    any file. Or its folder does not exist.
     """
+    named = "the file" if kind is None else _NAMES[kind]
     if not path.parent.is_dir():
         raise InputError(f"{argument}: the folder {path.parent} does not exist; make it first.")
     if not path.exists():
         return
     if path.is_dir() or not overwrite:
-        what = "" if path.is_dir() else f", or replace {_NAMES[kind]} with {OVERWRITE}"
+        what = "" if path.is_dir() else f", or replace {named} with {OVERWRITE}"
         raise InputError(f"{argument}: {path} exists already; expected a new name. Choose another{what}.")
-    if _format(path) != kind:
-        raise InputError(f"{argument}: {path} is not {_NAMES[kind]}, and {OVERWRITE} replaces nothing else here. Choose another name.")
+    if kind is not None and _format(path) != kind:
+        raise InputError(f"{argument}: {path} is not {named}, and {OVERWRITE} replaces nothing else here. Choose another name.")
 
 
 def _format(path: Path) -> str | None:

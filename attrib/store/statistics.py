@@ -22,7 +22,7 @@ from attrib.store.layout import REMEDY, STATISTICS, Block
 from attrib.store.output import check_output
 from attrib.types import EdgeKind, FormatError, InputError
 
-FORMAT, VERSION = STATISTICS, 1
+VERSION = 1
 
 Column = Shaped[np.ndarray, " length"]
 Groups = Mapping[str, Iterable[tuple[str, Column]]]
@@ -53,7 +53,7 @@ def write_statistics(path: Path, memory: int, blocks: Iterable[Written], *, over
     """Write a statistics file, whole or not at all. Raises InputError where the path cannot be used."""
     check_output("path", path, STATISTICS, overwrite=overwrite)
     with created(path, alignment_threshold=4096, alignment_interval=4096) as file:
-        file.attrs.update({"format": text(FORMAT), "format_version": VERSION, "memory": memory, "packages": json_text(packages())})
+        file.attrs.update({"format": text(STATISTICS), "format_version": VERSION, "memory": memory, "packages": json_text(packages())})
         listing = file.create_group("blocks")
         for written in blocks:
             group = listing.create_group(written.block.group)
@@ -93,7 +93,7 @@ def damaged_statistics(path: Path, block: Block, fault: str) -> FormatError:
 
 def _read_header(file: h5py.File) -> int:
     found = format_of(file)
-    if found != FORMAT:
+    if found != STATISTICS:
         other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
         raise FormatError(f"{file.filename}: an HDF5 file, but not of statistics: {other}. Give a file that `attrib stats build` wrote.")
     version = attribute(file, "format_version", "i")

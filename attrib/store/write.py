@@ -14,7 +14,7 @@ from attrib.edges import Edges, Nodes
 from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
 from attrib.store.created import created
 from attrib.store.layout import FORMAT, VERSION, Block
-from attrib.store.output import OVERWRITE
+from attrib.store.output import check_output
 from attrib.store.wellformed import fault
 from attrib.types import InputError
 
@@ -30,10 +30,7 @@ def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compre
             one block, or have different prompts, or are malformed; the compression is not to be had.
     """
     path, filters = Path(path), filters_of(compression)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(f"path: {path} exists already; expected a new name. Choose another, or replace the file with {OVERWRITE}.")
-    if not path.parent.is_dir():
-        raise InputError(f"path: the folder {path.parent} does not exist; make it first.")
+    check_output("path", path, None, overwrite=overwrite)
     blocks = _check_blocks([edges] if isinstance(edges, Edges) else edges)
     with created(path) as file:
         _write(file, blocks, filters)
