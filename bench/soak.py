@@ -29,7 +29,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from attrib.jobs.folder import RECORDS, SHARDS, open_job
+from attrib.jobs.folder import LOCK, RECORDS, SHARDS, open_job
+from attrib.jobs.lock import holder
 from attrib.jobs.records import records, refused
 from attrib.jobs.status import status
 from attrib.jobs.verify import verify
@@ -70,22 +71,35 @@ def terminate(at: Round) -> None:
     at.process.terminate()
 
 
-def freeze(at: Round) -> None:
-    """A machine that sleeps: all processes stop for a while."""
+@contextmanager
+def suspended(at: Round) -> Iterator[None]:
+    """The run and its workers stop for a while."""
     every = [psutil.Process(at.process.pid), *psutil.Process(at.process.pid).children(recursive=True)]
     for process in every:
         process.suspend()
-    time.sleep(3)
-    for process in every:
-        process.resume()
+    try:
+        yield
+    finally:
+        for process in every:
+            process.resume()
+
+
+def freeze(at: Round) -> None:
+    """A machine that sleeps."""
+    with suspended(at):
+        time.sleep(3)
 
 
 def run_twice(at: Round) -> None:
     """A second run on the same folder: it is refused, and the first goes on."""
-    second = start(at.folder, 1)
-    _, err = second.communicate()
-    assert second.returncode == 1, "a second run was let in"
-    assert "is being run by" in err, err
+    while holder(at.folder / LOCK) is None and at.process.poll() is None:
+        time.sleep(0.1)  # it has not come to its lock yet
+    with suspended(at):  # so that it does not end before the second asks for the lock
+        if holder(at.folder / LOCK) is not None:
+            second = start(at.folder, 1)
+            _, err = second.communicate()
+            assert second.returncode == 1, "a second run was let in"
+            assert "is being run by" in err, err
 
 
 def flip_bits(at: Round) -> None:
@@ -138,7 +152,7 @@ FAULTS = {
     "kill -9 of everything": Fault(kill_all, "SIGKILL of the run and its workers, as when a machine loses power"),
     "preemption": Fault(terminate, "SIGTERM at a random moment"),
     "a machine that sleeps": Fault(freeze, "SIGSTOP of all processes, SIGCONT after 3 s", ends=False),
-    "two runs at once": Fault(run_twice, "a second `attrib job run` on the folder", ends=False),
+    "two runs at once": Fault(run_twice, "a second `attrib job run` on the folder, while the first is suspended", ends=False),
     "full disk": Fault(nothing, "the folder's file system, a tmpfs, is filled up before the run", fills=True),
     "file size limit": Fault(nothing, "RLIMIT_FSIZE below a shard's size", lambda _: (resource.RLIMIT_FSIZE, 40_000)),
     "out of memory": Fault(
