@@ -112,7 +112,7 @@ def test_each_prompt_is_in_one_shard_once(limits: dict[str, int], tmp_path: Path
         if bucket_of(one[0]) == bucket_of(after[0]):  # no shard ends before it must
             assert len(one) == prompts or sum(one) + after[0] > tokens
     assert (job.fixed.prompts, job.fixed.tokens, job.fixed.given, job.fixed.refused) == (90, sum(lengths), 90, 0)
-    assert sorted(files_of(job.folder)) == ["ids.npy", "number.npy", "ptr.npy", "refused.jsonl", "shards.jsonl"]
+    assert sorted(files_of(job.folder)) == ["ids.npy", "number.npy", "ptr.npy", "refused.jsonl", "shards.jsonl", "split.jsonl"]
 
 
 def test_buckets_are_narrow() -> None:
@@ -270,6 +270,46 @@ def test_long_prompts_may_be_truncated(tmp_path: Path, beside: Path) -> None:
     assert read_back(job) == {0: LONG[:N_CTX], 1: [1, 2, 3]}
     job = job_of(tmp_path / "other", beside, [LONG, [1, 2, 3]], prompts={"long": "truncate", "max_tokens": 2})
     assert read_back(job) == {0: LONG[:2], 1: [1, 2]}
+
+
+def test_long_documents_may_be_split(tmp_path: Path, beside: Path) -> None:
+    document = prompt(2 * N_CTX + 3, seed=1).tolist()
+    job = job_of(tmp_path / "job", beside, [[1, 2], document, [99], document[:N_CTX]], prompts={"long": "split", "limit": 4})
+    assert read_back(job) == {
+        0: [1, 2], 1: document[:N_CTX], 2: document[N_CTX : 2 * N_CTX], 3: document[2 * N_CTX :], 5: document[:N_CTX],
+    }  # fmt: skip
+    assert [one.number for one, _ in refused(job)] == [4]
+    split = [json.loads(line) for line in (job.folder / PROMPTS / "split.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["prompts"]) for line in split] == [(1, 3)]
+    assert split[0]["where"].endswith(".jsonl, line 2")
+    assert (job.fixed.given, job.fixed.refused, job.fixed.prompts) == (6, 1, 5)
+    job = job_of(tmp_path / "other", beside, [[1, 2, 3, 4, 5]], prompts={"long": "split", "max_tokens": 2})
+    assert read_back(job) == {0: [1, 2], 1: [3, 4], 2: [5]}
+
+
+def test_a_document_with_one_token_that_is_none_is_left_out_whole(tmp_path: Path, beside: Path) -> None:
+    job = job_of(tmp_path / "job", beside, [[1] * N_CTX + [2, 99], [3]], prompts={"long": "split"})
+    assert read_back(job) == {1: [3]}
+    assert [one.reason for one, _ in refused(job)] == [f"has ids from 2 to 99; the vocabulary of model is 0 to {D_VOCAB - 1}."]
+
+
+@pytest.mark.parametrize(
+    ("ids", "bos", "parts"),
+    [
+        ([9, 1, 2, 3, 4, 5], 9, [[9, 1, 2], [9, 3, 4], [9, 5]]),
+        ([9, 1, 2, 3, 4], 9, [[9, 1, 2], [9, 3, 4]]),
+        ([9, 1, 2], 9, [[9, 1, 2]]),
+        ([1, 9, 2, 3], 9, [[1, 9, 2], [3]]),
+        ([9, 1, 2, 3], None, [[9, 1, 2], [3]]),
+    ],
+)
+def test_each_part_of_a_document_begins_as_it_does(ids: list[int], bos: int | None, parts: list[list[int]]) -> None:
+    assert [part.tolist() for part in making._split(torch.tensor(ids), 3, bos)] == parts
+
+
+def test_a_split_of_one_token_is_refused() -> None:
+    with pytest.raises(InputError, match=r"prompts: max_tokens must be 2 or more where long is 'split'"):
+        job_file(table(prompts={"source": "prompts.jsonl", "long": "split", "max_tokens": 1}))
 
 
 def test_fewer_tokens_and_fewer_prompts(tmp_path: Path, beside: Path) -> None:

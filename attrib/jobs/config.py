@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from attrib.prompts import Form
 from attrib.types import InputError
@@ -37,8 +37,14 @@ class PromptsOf(BaseModel):
     """Prompts to read, at most."""
     max_tokens: Count | None = None
     """Tokens of a prompt, at most. None is the model's context."""
-    long: Literal["refuse", "truncate"] = "refuse"
-    """What becomes of a prompt of more tokens: it is recorded and left out, or its first tokens are taken."""
+    long: Literal["refuse", "truncate", "split"] = "refuse"
+    """What becomes of a prompt of more tokens: it is recorded and left out, its first tokens are taken, or it becomes several."""
+
+    @model_validator(mode="after")
+    def _split_moves_on(self) -> "PromptsOf":
+        if self.long == "split" and self.max_tokens == 1:
+            raise ValueError("max_tokens must be 2 or more where long is 'split': the first may be the tokenizer's own")
+        return self
 
 
 class ShardsOf(BaseModel):

@@ -5,8 +5,9 @@
     ├── prompts/            the prompts as token ids, in the order of the shards: fixed
     │   ├── ids.npy         int32 [tokens]
     │   ├── ptr.npy         int64 [prompts + 1]    the tokens of each prompt
-    │   ├── number.npy      int64 [prompts]        its number in the data set
+    │   ├── number.npy      int64 [prompts]        its number among all that were read
     │   ├── shards.jsonl    id, prompts and tokens of each shard
+    │   ├── split.jsonl     documents that became several prompts: the first one's number, how many
     │   └── refused.jsonl   prompts that are none, with the reason
     ├── shards/             NNNNNN-<id>.h5, as docs/format.md has it
     ├── records/            NNNNNN-<id>.json       written after its shard is on the disk: what is done
@@ -60,7 +61,7 @@ class Fixed(BaseModel):
     packages: dict[str, str]
     """Versions that the job was made with: others may give other last digits."""
     given: Count
-    """Prompts that were read, refused ones among them."""
+    """Prompts that were read, refused ones among them, and each part of a document that was split."""
     refused: Count
     prompts: Count
     tokens: Count
@@ -122,7 +123,7 @@ class Job:
         return self.folder / FAILURES / f"{shard.name}.json"
 
     def prompts(self, shard: Shard) -> tuple[list[Int[Tensor, " _"]], Int64[np.ndarray, " prompts"]]:
-        """A shard's prompts, and their numbers in the data set.
+        """A shard's prompts, and their numbers among all that were read.
 
         Raises:
             FormatError: where they are not those that the shard's id was made of.

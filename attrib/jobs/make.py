@@ -115,25 +115,28 @@ def _write_prompts(
     given = refused = 0
     with ExitStack() as opened:
         buckets: dict[int, _Bucket] = {}
-        log = opened.enter_context((folder / "refused.jsonl").open("w", encoding="utf-8"))
-        for given, found in enumerate(_limited(config.prompts, sources), 1):
-            ids = _ids(loaded.model, given - 1, found, config.prompts)
-            if isinstance(ids, str):
+        log, split = (opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in ("refused", "split"))
+        for found in _limited(config.prompts, sources):
+            parts, fault = _parts(loaded.model, given, found, config.prompts)
+            if not parts:
                 refused += 1
-                log.write(json.dumps({"number": given - 1, "where": found.where, "reason": ids}) + "\n")
-            else:
+                log.write(json.dumps({"number": given, "where": found.where, "reason": fault}) + "\n")
+            if len(parts) > 1:
+                split.write(json.dumps({"number": given, "prompts": len(parts), "where": found.where}) + "\n")
+            for number, ids in enumerate(parts, given):
                 key = bucket_of(len(ids))
                 if key not in buckets:
                     pair = [opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b")) for what in ("ids", "index")]
                     buckets[key] = _Bucket(*pair)
-                buckets[key].add(given - 1, ids)
+                buckets[key].add(number, ids)
+            given += max(1, len(parts))
             if progress:
                 progress(given, -1)
         if given == refused:
             raise InputError(
                 "prompts: there are none; expected at least one."
                 if not given
-                else f"prompts: none of {given} can be one. The last: {found.where} {ids}."
+                else f"prompts: none of {given} can be one. The last: {found.where} {fault}."
             )
         facts = Fixed(
             config=config.model_dump(mode="json"), places=places, model=loaded.model.fingerprint,
@@ -154,21 +157,28 @@ def _limited(of: PromptsOf, sources: Sequence[str | Path]) -> Iterator[Given]:
     return islice(every, of.limit)
 
 
-def _ids(model: Model, number: int, found: Given, of: PromptsOf) -> Tensor | str:
-    """A prompt's token ids, or why there are none."""
+def _parts(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[list[Tensor], str]:
+    """A prompt's token ids, in several parts where it is split; or none, and why."""
     if found.prompt is None:
-        return found.fault
+        return [], found.fault
     try:
         ids = to_ids(model, number, found.prompt)
         longest = of.max_tokens or model.config.n_ctx
-        if len(ids) > longest and of.long == "truncate":
-            ids = ids[:longest]
-        elif len(ids) > longest:
-            return f"has {len(ids)} tokens, more than {longest}"
-        check_ids(model, number, ids)
+        if len(ids) > longest and of.long == "refuse":
+            return [], f"has {len(ids)} tokens, more than {longest}"
+        parts = [ids[:longest]] if of.long == "truncate" else _split(ids, longest, model.tokenizer.bos if model.tokenizer else None)
+        for part in parts:
+            check_ids(model, number, part)
     except InputError as error:
-        return str(error).removeprefix(f"tokens: prompt {number} ")
-    return ids
+        return [], str(error).removeprefix(f"tokens: prompt {number} ")
+    return parts, ""
+
+
+def _split(ids: Tensor, longest: int, bos: int | None) -> list[Tensor]:
+    """A document's tokens, so many at a time; each part begins with the tokenizer's first token where the document does."""
+    if len(ids) <= longest or int(ids[0]) != bos:
+        return list(ids.split(longest))
+    return [torch.cat([ids[:1], part]) for part in ids[1:].split(longest - 1)]
 
 
 # ----------------------------------------------------------------------------------------------- shards
