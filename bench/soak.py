@@ -183,9 +183,9 @@ def disturb(folder: Path, name: str, draw: random.Random) -> str:
     fault = FAULTS[name]
     with filled(folder) if fault.fills else unlimited():
         process = start(folder, draw.choice([1, 2]), fault.limits(draw) if fault.limits else None)
-        before = len(list((folder / RECORDS).iterdir()))
-        until, wanted = time.monotonic() + draw.uniform(0, 90), before + draw.randrange(20)
-        while process.poll() is None and time.monotonic() < until and len(list((folder / RECORDS).iterdir())) <= wanted:
+        before, shards = len(list((folder / RECORDS).iterdir())), len(open_job(folder).shards)
+        until, wanted = time.monotonic() + draw.uniform(0, 90), before + draw.randrange(max(1, min(20, shards - before)))
+        while process.poll() is None and time.monotonic() < until and len(list((folder / RECORDS).iterdir())) < wanted:
             time.sleep(draw.random() / 5)
         if process.poll() is None:
             with suppress(psutil.NoSuchProcess, FileNotFoundError):  # it ended in this very moment
