@@ -203,6 +203,37 @@ def _beside(file: str, made: Callable[[], list[bytes]]) -> Callable[[Path], obje
 
 SCOPED = "gemma-scope-2b-pt-res/layer_3"
 
+
+# ----------------------------------------------------------------------------------------------- models
+
+
+def _model(path: Path) -> None:
+    import attrib
+
+    attrib.load_model(path.parent).fingerprint.encode()
+
+
+def _saved_model(folder: Path) -> None:
+    """config.json, model.safetensors and tokenizer.json of a small Llama."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=10, max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    words = Tokenizer(WordLevel({"<s>": 0} | {f"word{i}": i for i in range(1, 10)}, unk_token="<s>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+
+
+def _of_model(file: str) -> Callable[[], list[bytes]]:
+    def made() -> list[bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            _saved_model(Path(folder))
+            return [(Path(folder) / file).read_bytes()]
+
+    return made
+
+
 TARGETS: dict[str, Target] = {
     "store": Target(_store, "a.h5", lambda: [V1.read_bytes()]),
     "statistics": Target(_statistics, "a.h5", _statistics_seeds),
@@ -215,6 +246,10 @@ TARGETS: dict[str, Target] = {
     "sparsify": Target(_dictionary, "layers.5/cfg.json", _json("sparsify"), _beside("layers.5/sae.safetensors", _weights(SPARSIFY))),
     "safetensors": Target(_dictionary, "d/sae_weights.safetensors", _weights(SAE_LENS), _beside("d/cfg.json", _json("sae-lens"))),
     "yaml": Target(_dictionary, "d/config.yaml", lambda: [YAML], _beside("d/layer_0.safetensors", _weights(TRACED))),
+    **{
+        name: Target(_model, f"model/{file}", _of_model(file), lambda folder: _saved_model(folder / "model"))
+        for name, file in (("model", "config.json"), ("weights", "model.safetensors"), ("tokenizer", "tokenizer.json"))
+    },
     "npz": Target(_dictionary, f"{SCOPED}/params.npz", lambda: [_npz(False), _npz(True)]),
 }  # fmt: skip
 

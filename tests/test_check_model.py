@@ -10,7 +10,7 @@ from torch import nn
 
 import attrib
 from attrib.model import Model
-from attrib.sources import hugging_face, smollm2
+from attrib.sources import model_folder, smollm2
 from attrib.sources.check import TOLERANCE, default_tokens
 from attrib.types import InputError, Site
 from tests.builders import ALL_FAMILIES, Family, all_sites, attrib_model, build, prompt, tiny
@@ -252,8 +252,8 @@ def test_bridges(family: Family, options: str, tmp_path: Path):
 
 def test_a_folder_is_checked_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny("qwen3").save_pretrained(tmp_path)
-    honest = hugging_face.from_hugging_face
-    monkeypatch.setattr(hugging_face, "from_hugging_face", lambda *args, **named: spoilt(honest(*args, **named)))
+    honest = model_folder.from_hugging_face
+    monkeypatch.setattr(model_folder, "from_hugging_face", lambda *args, **named: spoilt(honest(*args, **named)))
     with pytest.raises(InputError, match=r"differs from Qwen3ForCausalLM, first at blocks\.2\.hook_attn_out"):
         attrib.load_model(tmp_path)
 

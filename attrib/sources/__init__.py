@@ -36,9 +36,9 @@ def load_model(name: str | Path, **options: Any) -> Model:
 
         return smollm2.load()
     if Path(name).is_dir():
-        from attrib.sources import hugging_face
+        from attrib.sources import model_folder
 
-        return hugging_face.load_folder(Path(name))
+        return model_folder.load_folder(Path(name))
     if isinstance(name, Path) or name.startswith((".", "/", "~")):
         raise InputError(f"model: the folder {name} does not exist.")
     from transformer_lens import HookedTransformer

@@ -1,4 +1,4 @@
-"""Hugging Face models, as objects or as local folders, into attrib's pytree (see families/ for the architectures).
+"""Hugging Face models and tokenizers, as objects, into attrib's own (see families/ for the architectures, model_folder.py for files).
 
 Reads parameters and never writes them; tied or unchanged tensors are shared, not copied.
 """
@@ -6,21 +6,17 @@ Reads parameters and never writes them; tied or unchanged tensors are shared, no
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from attrib.model import Model, Tokenizer
-from attrib.sources.check import TOLERANCE, check_model
-from attrib.sources.families import activation, check_architecture, family_of, model_config, params, rotary_of
-from attrib.sources.families.weights import is_buffer
-from attrib.types import FormatError, InputError, UnsupportedError
+from attrib.sources.check import TOLERANCE
+from attrib.sources.families import activation, family_of, model_config, params, rotary_of
+from attrib.types import InputError, UnsupportedError
 
-__all__ = ["activation", "from_hugging_face", "from_hugging_face_tokenizer", "load_folder", "model_config", "rotary_tables"]
+__all__ = ["activation", "from_hugging_face", "from_hugging_face_tokenizer", "model_config", "rotary_tables"]
 
 
 def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
@@ -82,52 +78,3 @@ def rotary_tables(base: float, d_head: int, n_ctx: int) -> tuple[Tensor, Tensor]
     angles = torch.arange(n_ctx, dtype=torch.float32)[:, None] * inverse_frequency
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos()[None], angles.sin()[None]
-
-
-def load_folder(folder: Path, *, name: str | None = None) -> Model:
-    """A model from a local folder that `save_pretrained` wrote (config.json, safetensors, tokenizer.json).
-
-    Imports transformers. The model is compared with the original on a few tokens.
-
-    Raises:
-        InputError: where the folder holds no model, or attrib's values are not the original's.
-        FormatError: where its files are damaged.
-        UnsupportedError: for an architecture, a feature or a tensor that attrib does not know.
-    """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model: {folder} holds no config.json; expected a folder written by transformers' save_pretrained.")
-    try:
-        facts = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise FormatError(f"model: {folder / 'config.json'} is damaged: {error}") from error
-    if not isinstance(facts, dict):
-        raise FormatError(f"model: {folder / 'config.json'} holds a {type(facts).__name__}, expected an object with a model_type.")
-    check_architecture(facts.get("model_type"), SimpleNamespace(**facts))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a field of the wrong type has errors of its own
-        raise FormatError(f"model: transformers cannot read {folder / 'config.json'}: {error}") from error
-    model_config(config)  # refuses before any weight is read, for they can be large
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    except SafetensorError as error:
-        raise FormatError(f"model: the weights in {folder} are damaged: {error}") from error
-    except OSError as error:  # transformers' word for a file that is not there
-        raise InputError(
-            f"model: {folder} holds no safetensors weights; expected a folder written by transformers' save_pretrained."
-        ) from error
-    if loaded["missing_keys"]:  # transformers fills these with random numbers
-        raise FormatError(f"model: the weights in {folder} lack {', '.join(sorted(loaded['missing_keys']))}.")
-    family = family_of(config)
-    if left := sorted(name for name in loaded["unexpected_keys"] if not is_buffer(name, family.buffers)):
-        raise UnsupportedError(
-            f"model: the weights in {folder} have {left[0]}, which {type(model).__name__} does not use: a part that attrib does not know."
-        )
-    tokenizer = None
-    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    made = from_hugging_face(model, tokenizer, name=name or folder.name)
-    check_model(made, model).require()
-    return made

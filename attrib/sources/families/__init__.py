@@ -29,7 +29,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 def check_architecture(model_type: object, config: Any = None) -> None:
     """Raise UnsupportedError for an architecture that is not in the table; says why where that can be told."""
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return
     why = ""
     if any(getattr(config, field, None) for field in _EXPERTS):

@@ -83,8 +83,8 @@ def _gpt_neo_params(weights: Weights, config: Any, facts: ModelConfig, rotary: R
 
 
 def _gptj(config: Any) -> ModelConfig:
-    if not config.rotary_dim:
-        raise UnsupportedError(f"gptj with rotary_dim={config.rotary_dim!r}: attrib computes heads of which a stated part is rotary.")
+    if not config.rotary_dim or config.rotary_dim not in range(2, config.n_embd // config.n_head + 1, 2):
+        raise UnsupportedError(f"gptj with rotary_dim={config.rotary_dim!r}: attrib computes heads of which a stated, even part is rotary.")
     return ModelConfig(
         n_layers=config.n_layer, d_model=config.n_embd, n_heads=config.n_head, n_kv_heads=config.n_head,
         d_head=config.n_embd // config.n_head, d_mlp=config.n_inner or 4 * config.n_embd,

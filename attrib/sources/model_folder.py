@@ -1,0 +1,157 @@
+"""A model's folder, which may come from anywhere: its config is held against its weights before memory is taken for either."""
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from attrib.model import Model
+from attrib.sources.check import check_model
+from attrib.sources.families import check_architecture, family_of, model_config
+from attrib.sources.families.weights import is_buffer
+from attrib.sources.hugging_face import from_hugging_face
+from attrib.types import AttribError, FormatError, InputError, UnsupportedError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+LARGEST_TEXT = 1 << 26
+"""Bytes of a config or an index, at most."""
+MOST_LAYERS = 10_000
+"""transformers lists them, before there is a weight that bears them out."""
+TABLES, TABLES_PER_WEIGHT = 1 << 28, 4
+"""Bytes that masks and tables of positions may have, and as many more for each weight: no weight's shape bears them out."""
+
+
+def load_folder(folder: Path, *, name: str | None = None) -> Model:
+    """A model from a local folder that `save_pretrained` wrote (config.json, safetensors, tokenizer.json).
+
+    Imports transformers, which runs no code of the folder. The model is compared with the original on a few tokens.
+
+    Raises:
+        InputError: where the folder holds no model, or attrib's values are not the original's.
+        FormatError: where its files are damaged, or contradict each other.
+        UnsupportedError: for an architecture, a feature or a tensor that attrib does not know.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"model: {folder} holds no {CONFIG}; expected a folder written by transformers' save_pretrained.")
+    facts = _json(folder / CONFIG)
+    check_architecture(facts.get("model_type"), SimpleNamespace(**facts))
+    for key, value in facts.items():
+        if ("layer" in key or key == "attention_types") and (most := max(_integers(value), default=0)) > MOST_LAYERS:
+            raise FormatError(f"model: {folder / CONFIG} says {most:,} in {key}; expected at most {MOST_LAYERS:,}.")
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **here)
+    except Exception as error:  # a field of the wrong type has errors of its own
+        raise FormatError(f"model: transformers cannot read {folder / CONFIG}: {error}") from error
+    _check_shapes(folder, config)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **here)
+        files = [file for file in TOKENIZER if (folder / file).is_file()]
+        tokenizer = AutoTokenizer.from_pretrained(folder, **here) if files else None
+    except Exception as error:  # each of its libraries has its own for a damaged file
+        raise FormatError(f"model: transformers cannot load {folder}: {_first_line(error)}") from error
+    if loaded["missing_keys"]:  # transformers fills these with random numbers
+        raise FormatError(f"model: the weights in {folder} lack {', '.join(sorted(loaded['missing_keys']))}.")
+    family = family_of(config)
+    if left := sorted(key for key in loaded["unexpected_keys"] if not is_buffer(key, family.buffers)):
+        raise UnsupportedError(
+            f"model: the weights in {folder} have {left[0]}, which {type(model).__name__} does not use: a part that attrib does not know."
+        )
+    try:
+        made = from_hugging_face(model, tokenizer, name=name or folder.name)
+        check = check_model(made, model)
+    except AttribError:
+        raise
+    except Exception as error:  # of settings that no weight's shape contradicts, such as what part of a head is rotated
+        raise FormatError(f"model: what {folder / CONFIG} says cannot be computed: {_first_line(error)}") from error
+    check.require()
+    return made
+
+
+def _check_shapes(folder: Path, config: Any) -> None:
+    """Raise FormatError where a config asks for other shapes than the weights have, and for tables that none bears out."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        facts = model_config(config)  # refuses before any weight is looked for
+    except AttribError:
+        raise
+    except Exception as error:  # of sizes that go into each other no more
+        raise FormatError(f"model: {folder / CONFIG} cannot be: {_first_line(error)}.") from error
+    stored = dict(_shapes(folder))
+    if not 0 < facts.n_layers <= len(stored):
+        raise FormatError(f"model: {folder / CONFIG} says {facts.n_layers:,} layers, and the weights are {len(stored)} tensors.")
+    if facts.n_ctx < 1:
+        raise FormatError(f"model: {folder / CONFIG} says a context of {facts.n_ctx:,} tokens; expected at least 1.")
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of sizes that no tensor has, of settings that are none
+        raise FormatError(f"model: transformers cannot make what {folder / CONFIG} says: {_first_line(error)}") from error
+    buffers = {key: buffer.nbytes for key, buffer in empty.named_buffers() if "original" not in key}
+    # of each frequency: cos and sin, for both numbers of a pair, at every position
+    tables = sum(size * (4 * facts.n_ctx if key.endswith("inv_freq") else 1) for key, size in buffers.items())
+    most = TABLES + TABLES_PER_WEIGHT * sum(prod(shape) for shape in stored.values())
+    if tables > most:
+        raise FormatError(
+            f"model: {folder / CONFIG} says a context of {facts.n_ctx:,} tokens, whose tables have {tables:,} bytes; beside these weights "
+            f"attrib takes up to {most:,}. Give it a shorter context."
+        )
+    for key, tensor in empty.state_dict().items():
+        found = stored.get(key, stored.get(key.removeprefix(f"{empty.base_model_prefix}.")))  # of the model without its unembedding
+        if found is not None and found != list(tensor.shape):
+            raise FormatError(f"model: {key} is {found} in the weights of {folder}, and {list(tensor.shape)} by its {CONFIG}.")
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of the stored tensors, from the headers of their files."""
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        if not (folder / INDEX).is_file():
+            raise InputError(f"model: {folder} holds no safetensors weights; expected a folder written by transformers' save_pretrained.")
+        parts = _json(folder / INDEX).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(part, str) and Path(part).name == part for part in parts.values()):
+            raise FormatError(f"model: {folder / INDEX} has no weight_map of names of files beside it.")
+        files = sorted(set(parts.values()))
+    for file in files:
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                yield from [(key, list(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"model: {folder / file} is missing or damaged: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's JSON object."""
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise FormatError(f"model: {path} has {size:,} bytes, more than {LARGEST_TEXT:,}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"model: {path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"model: {path} holds a {type(found).__name__}, expected an object.")
+    return found
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """All that are in a JSON value, however deep."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, int):
+            yield one
+        elif isinstance(one, list | dict):
+            left += one if isinstance(one, list) else one.values()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
