@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from attrib.types import AttribError, FetchError, FormatError, InputError
+from attrib.types import AttribError, FetchError, FormatError, InputError, first_line
 
 FIELDS = ("text", "prompt", "tokens", "input_ids")
 """The keys or columns that hold a prompt, where none is named: the first that is there."""
@@ -140,7 +140,7 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Given]:
     except AttribError:
         raise
     except Exception as error:  # of a damaged file, Arrow hands on whatever its parts raise
-        raise FormatError(f"prompts: {path} is not Parquet, or damaged: {_first_line(error)}.") from error
+        raise FormatError(f"prompts: {path} is not Parquet, or damaged: {first_line(error)}.") from error
 
 
 def _read_saved(table: Any, name: str, field: str | None) -> Iterator[Given]:
@@ -150,7 +150,7 @@ def _read_saved(table: Any, name: str, field: str | None) -> Iterator[Given]:
         batches = table.select_columns([column]).with_format("arrow").iter(batch_size=256)
         yield from _of_arrow((value for batch in batches for value in batch.column(0)), name)
     except Exception as error:  # as above
-        raise FormatError(f"prompts: {name} is damaged: {_first_line(error)}.") from error
+        raise FormatError(f"prompts: {name} is damaged: {first_line(error)}.") from error
 
 
 def _of_arrow(values: Iterable[Any], name: str) -> Iterator[Given]:
@@ -172,7 +172,7 @@ def _read_rows(rows: Iterable[dict[str, Any]], name: str, field: str | None) -> 
     except AttribError:
         raise
     except Exception as error:  # of the network, of the hub, of whatever reads the data set's files
-        raise FetchError(f"prompts: {name} could not be read on: {_first_line(error)}.") from error
+        raise FetchError(f"prompts: {name} could not be read on: {first_line(error)}.") from error
 
 
 def _column(names: Sequence[str], field: str | None, source: str) -> str:
@@ -193,7 +193,7 @@ def _hub(name: str, split: str) -> Iterable[dict[str, Any]]:
     try:
         return datasets.load_dataset(dataset, config or None, split=split, streaming=True)  # type: ignore[no-any-return]
     except Exception as error:  # the hub's own errors are of many kinds
-        raise InputError(f"prompts: the data set {name} could not be opened: {_first_line(error)}.") from error
+        raise InputError(f"prompts: the data set {name} could not be opened: {first_line(error)}.") from error
 
 
 def _saved(path: Path, split: str) -> Any:
@@ -201,16 +201,12 @@ def _saved(path: Path, split: str) -> Any:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # of a damaged folder, `datasets` hands on whatever its parts raise
-        raise InputError(f"prompts: {path} is not a folder that datasets' save_to_disk wrote: {_first_line(error)}.") from error
+        raise InputError(f"prompts: {path} is not a folder that datasets' save_to_disk wrote: {first_line(error)}.") from error
     if isinstance(saved, dict):
         if split not in saved:
             raise InputError(f"prompts: {path} has no split {split!r}; it has {', '.join(map(repr, saved))}.")
         saved = saved[split]
     return saved
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _library(name: str) -> Any:

@@ -48,6 +48,11 @@ class FetchError(AttribError):
     """A download that failed or did not match its pinned hash."""
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 # ---------------------------------------------------------------------------------------- sites
 
 SiteKind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]

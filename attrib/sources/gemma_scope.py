@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attrib.dictionary import Dictionary
-from attrib.sources.sae_lens import read_json
-from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, npz_file, safetensors_file
+from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, npz_file, read_json, safetensors_file
 from attrib.types import SITE_KINDS, InputError, Site, SiteKind, UnsupportedError
 
 WEIGHTS, WEIGHTS_2 = "params.npz", "params.safetensors"

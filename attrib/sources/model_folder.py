@@ -1,6 +1,5 @@
 """A model's folder, which may come from anywhere: its config is held against its weights before memory is taken for either."""
 
-import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from attrib.model import Model
+from attrib.model import Model, ModelConfig
 from attrib.sources.check import check_model
 from attrib.sources.families import check_architecture, family_of, model_config
 from attrib.sources.families.weights import is_buffer
 from attrib.sources.hugging_face import from_hugging_face
-from attrib.types import AttribError, FormatError, InputError, UnsupportedError
+from attrib.sources.tensors import Shapes, read_json
+from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -53,10 +53,10 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
     _check_shapes(folder, config)
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **here)
-        files = [file for file in TOKENIZER if (folder / file).is_file()]
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here) if files else None
+        has_tokenizer = any((folder / file).is_file() for file in TOKENIZER)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **here) if has_tokenizer else None
     except Exception as error:  # each of its libraries has its own for a damaged file
-        raise FormatError(f"model: transformers cannot load {folder}: {_first_line(error)}") from error
+        raise FormatError(f"model: transformers cannot load {folder}: {first_line(error)}") from error
     if loaded["missing_keys"]:  # transformers fills these with random numbers
         raise FormatError(f"model: the weights in {folder} lack {', '.join(sorted(loaded['missing_keys']))}.")
     family = family_of(config)
@@ -70,13 +70,13 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
     except AttribError:
         raise
     except Exception as error:  # of settings that no weight's shape contradicts, such as what part of a head is rotated
-        raise FormatError(f"model: what {folder / CONFIG} says cannot be computed: {_first_line(error)}") from error
+        raise FormatError(f"model: what {folder / CONFIG} says cannot be computed: {first_line(error)}") from error
     check.require()
     return made
 
 
 def _check_shapes(folder: Path, config: Any) -> None:
-    """Raise FormatError where a config asks for other shapes than the weights have, and for tables that none bears out."""
+    """Raise FormatError where a config asks for what the weights have not."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -85,7 +85,7 @@ def _check_shapes(folder: Path, config: Any) -> None:
     except AttribError:
         raise
     except Exception as error:  # of sizes that go into each other no more
-        raise FormatError(f"model: {folder / CONFIG} cannot be: {_first_line(error)}.") from error
+        raise FormatError(f"model: {folder / CONFIG} cannot be: {first_line(error)}.") from error
     stored = dict(_shapes(folder))
     if not 0 < facts.n_layers <= len(stored):
         raise FormatError(f"model: {folder / CONFIG} says {facts.n_layers:,} layers, and the weights are {len(stored)} tensors.")
@@ -95,7 +95,16 @@ def _check_shapes(folder: Path, config: Any) -> None:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # of sizes that no tensor has, of settings that are none
-        raise FormatError(f"model: transformers cannot make what {folder / CONFIG} says: {_first_line(error)}") from error
+        raise FormatError(f"model: transformers cannot make what {folder / CONFIG} says: {first_line(error)}") from error
+    _check_tables(folder, facts, empty, stored)
+    for key, tensor in empty.state_dict().items():
+        found = stored.get(key, stored.get(key.removeprefix(f"{empty.base_model_prefix}.")))  # of the model without its unembedding
+        if found is not None and found != list(tensor.shape):
+            raise FormatError(f"model: {key} is {found} in the weights of {folder}, and {list(tensor.shape)} by its {CONFIG}.")
+
+
+def _check_tables(folder: Path, facts: ModelConfig, empty: Any, stored: Shapes) -> None:
+    """Raise FormatError where masks and tables of positions are out of proportion to the weights."""
     buffers = {key: buffer.nbytes for key, buffer in empty.named_buffers() if "original" not in key}
     # of each frequency: cos and sin, for both numbers of a pair, at every position
     tables = sum(size * (4 * facts.n_ctx if key.endswith("inv_freq") else 1) for key, size in buffers.items())
@@ -105,10 +114,6 @@ def _check_shapes(folder: Path, config: Any) -> None:
             f"model: {folder / CONFIG} says a context of {facts.n_ctx:,} tokens, whose tables have {tables:,} bytes; beside these weights "
             f"attrib takes up to {most:,}. Give it a shorter context."
         )
-    for key, tensor in empty.state_dict().items():
-        found = stored.get(key, stored.get(key.removeprefix(f"{empty.base_model_prefix}.")))  # of the model without its unembedding
-        if found is not None and found != list(tensor.shape):
-            raise FormatError(f"model: {key} is {found} in the weights of {folder}, and {list(tensor.shape)} by its {CONFIG}.")
 
 
 def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
@@ -133,10 +138,7 @@ def _json(path: Path) -> dict[str, Any]:
     """A file's JSON object."""
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise FormatError(f"model: {path} has {size:,} bytes, more than {LARGEST_TEXT:,}.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"model: {path} is damaged: {error}") from error
+    found = read_json(path, "model")
     if not isinstance(found, dict):
         raise FormatError(f"model: {path} holds a {type(found).__name__}, expected an object.")
     return found
@@ -151,7 +153,3 @@ def _integers(value: Any) -> Iterator[int]:
             yield one
         elif isinstance(one, list | dict):
             left += one if isinstance(one, list) else one.values()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

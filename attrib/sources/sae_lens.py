@@ -4,7 +4,6 @@ A folder is read without importing sae-lens: two files, JSON and safetensors, si
 each other before tensors are read. Only releases by name go through sae-lens itself.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from attrib.dictionary import Dictionary, Normalisation
 from attrib.sources.kinds import NORMALISATIONS, kind_of, supported
-from attrib.sources.tensors import Shapes, check_no_others, check_shapes, from_tensors, matrix, safetensors_file
+from attrib.sources.tensors import Shapes, check_no_others, check_shapes, from_tensors, matrix, read_json, safetensors_file
 from attrib.types import FetchError, FormatError, InputError, Site, UnsupportedError
 
 WEIGHTS = "sae_weights.safetensors"
@@ -173,14 +172,6 @@ def load_folder(folder: Path, *, name: str | None = None, site: Site | str | Non
         stored = ("W_enc", "W_dec") if lazy else ()
         state = {key: weights.stored(key) if key in stored else weights.read(key) for key in weights.shapes}
         return _assemble(state, facts._replace(options=facts.options | {"lazy": lazy}))
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises FormatError where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"dictionary: {path} is damaged: {error}") from error
 
 
 _METADATA = ("hook_name", "hook_name_out", "hook_head_index", "hook_head_index_out", "model_name")

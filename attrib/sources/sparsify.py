@@ -13,8 +13,7 @@ from typing import Any
 
 from attrib.dictionary import Dictionary
 from attrib.sources.kinds import kind_of
-from attrib.sources.sae_lens import read_json
-from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, safetensors_file
+from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, read_json, safetensors_file
 from attrib.types import FormatError, InputError, Site, SiteKind, UnsupportedError
 
 WEIGHTS = "sae.safetensors"

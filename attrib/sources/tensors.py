@@ -6,6 +6,7 @@
 The first line is a gated dictionary as a JumpReLU one; the second ranks latents by what they write.
 """
 
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,6 +152,15 @@ def _check(tensors: Mapping[str, Tensor], parts: int, name: str, lazy: bool) -> 
 
 
 # ---------------------------------------------------------------------------------------------- files
+
+
+def read_json(path: Path, argument: str = "dictionary") -> Any:
+    """A JSON file of what an argument names. Raises FormatError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{argument}: {path} is damaged: {error}") from error
+
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
