@@ -48,6 +48,10 @@ class FetchError(AttribError):
     """A download that failed or did not match its pinned hash."""
 
 
+class AttribWarning(UserWarning):
+    """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
