@@ -296,7 +296,8 @@ def _run(
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
-    rows = (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
+    is_measured = precision.is_measured and not by_transforms
+    rows = (SAMPLED_ROWS if is_measured else 0) if options.precision_rows is None else options.precision_rows
     for ids, found, tiles in jacobians:
         if rows and not parts:
             sampled = sampled_error(found, rows, precision, options.impl, options.budget)
@@ -411,8 +412,8 @@ def _path_edges(
     node_kind: NodeKind = "logit" if kind == "latent_to_logit" else "latent"
     site = "logits" if node_kind == "logit" and found.labels[:1] != ("direction",) else str(target_site)
     table = Nodes(
-        node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), targets.value.cpu(),
-        found.labels, None if found.probability is None else found.probability.cpu(),
+        node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), _wide(targets.value).cpu(),
+        found.labels, None if found.probability is None else _wide(found.probability).cpu(),
     )  # fmt: skip
     return _edges(kind, _source_nodes(model, kind, source_site, found.sources), table, tiles, found.sources, ids, model, options, call)
 
@@ -431,7 +432,7 @@ def _metric_edges(
     found = metric_path(model, source, ids, metric, policy=options.policy, error=error, **put_in)
     name = getattr(metric, "__name__", "metric")
     last = torch.tensor([len(ids) - 1])
-    table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), found.value.reshape(1).cpu(), (name,))
+    table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), _wide(found.value).reshape(1).cpu(), (name,))
     tile = Tile(0, found.gradient[None])
     return _edges(
         kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options, call
@@ -451,13 +452,14 @@ def _edges(
 ) -> Edges:
     """Select from each tile where it lies, and move only what is kept."""
     select = partial(compact, impl="triton") if options.impl == "triton" else _select
+    value = _wide(sources.value)
     number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
     parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
-            parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
+            parts.append(Compacted(*(column.cpu() for column in select(_wide(rows), value[:width], options.keep))))
         del tile, rows  # before the next is computed
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
     indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
@@ -475,8 +477,14 @@ def _select(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, "
     return Compacted(indptr, indices, chosen, share, attribution.sum(-1), attribution.abs().sum(-1))
 
 
+def _wide(column: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Halves as float32, which holds them exactly: results are float32 or float64, since numpy, scipy and HDF5 know no bfloat16."""
+    return column.float() if column.dtype in (torch.bfloat16, torch.float16) else column
+
+
 def _source_nodes(model: Model, kind: EdgeKind, start: Site, sources: Sources) -> Nodes:
     position, latent, value = (column.cpu() for column in sources[:3])
+    value = _wide(value)
     if kind == "token_to_latent":
         return Nodes("token", "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent))
     return Nodes("latent", str(start), _ptr(len(position)), position, latent, value)

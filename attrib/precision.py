@@ -31,6 +31,11 @@ class Precision(NamedTuple):
         """Whether the sweep computes in fewer digits than the result is given in."""
         return self.tf32 or self.sweep != self.path
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its error is measured unasked: wherever the products have fewer digits than float32, which every result has at least."""
+        return self.is_reduced or self.path.itemsize < torch.float32.itemsize
+
 
 _NAMED = {
     "float32": Precision("float32", torch.float32, torch.float32),
@@ -43,7 +48,9 @@ _NAMED = {
 def precision_of(model: Model, dtype: torch.dtype | str | None) -> Precision:
     """The precision asked for; None is the model's own dtype. Raises InputError for one that is not known."""
     if dtype is None:
-        return Precision(str(model.dtype).removeprefix("torch."), model.dtype, model.dtype)
+        name = str(model.dtype).removeprefix("torch.")
+        # a model in halves is computed in them from its first layer on, which is not what dtype="bfloat16" asks for
+        return Precision(name if name in _NAMED and name != "bfloat16" else f"{name} throughout", model.dtype, model.dtype)
     found = _NAMED.get(str(dtype).removeprefix("torch."))
     if found is None:
         raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(_NAMED)}.")
