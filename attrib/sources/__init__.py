@@ -9,6 +9,8 @@ from attrib.dictionary import Dictionary
 from attrib.model import Model
 from attrib.sources.check import Check as Check
 from attrib.sources.check import check_model as check_model
+from attrib.sources.given import as_dictionary as as_dictionary
+from attrib.sources.given import as_model as as_model
 from attrib.types import InputError, Site
 
 SMOLLM2 = "smollm2-135m"
