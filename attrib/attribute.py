@@ -41,6 +41,7 @@ from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
+from attrib.sources.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
 
@@ -51,6 +52,7 @@ SAMPLED_ROWS = 16
 """Rows that are computed again in float64, to tell the error of a reduced precision."""
 
 
+@takes(model=as_model, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def token_to_latent(
     model: Model,
     target: Dictionary,
@@ -75,6 +77,7 @@ def token_to_latent(
     return _run("token_to_latent", model, None, target, tokens, options, error=True)
 
 
+@takes(model=as_model, source=as_dictionary, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_latent(
     model: Model,
     source: Dictionary,
@@ -122,6 +125,7 @@ def latent_to_latent(
     return _run("latent_to_latent", model, source, target, tokens, options, error)
 
 
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_logit(
     model: Model,
     source: Dictionary,
@@ -152,6 +156,7 @@ def latent_to_logit(
     return _run("latent_to_logit", model, source, logits, tokens, options, error)
 
 
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_metric(
     model: Model,
     source: Dictionary,

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, check_site, embed, walk
+from attrib.sources.given import as_model, takes
 from attrib.types import InputError, Site, SparseLatents
 
 
+@takes(model=as_model)
 def capture(
     model: Model, tokens: Int[Tensor, "*batch positions"], sites: Iterable[Site | str]
 ) -> dict[Site, Float[Tensor, "*batch positions _"]]:

@@ -28,6 +28,7 @@ from attrib.model import Model, enter, mlp, unembed
 from attrib.primal import Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
+from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
 from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
 
 
@@ -235,6 +236,7 @@ def _open_cut(
     )  # fmt: skip
 
 
+@takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
 @torch.no_grad()
 def path(
     model: Model,

@@ -48,6 +48,7 @@ from attrib.dictionary import (
 )
 from attrib.fit import fitted
 from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
+from attrib.sources.given import as_dictionaries, as_model, takes
 from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
 
 Errors = Sequence[Float[Tensor, "positions _"]]
@@ -367,11 +368,12 @@ class Replacement:
 # ------------------------------------------------------------------------------------ which ones go together
 
 
-def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, policy: Policy = EXACT) -> Replacement:
+@takes(model=as_model, dictionaries=as_dictionaries)
+def replace(model: Model, dictionaries: Sequence[Dictionary], *, policy: Policy = EXACT) -> Replacement:
     """The pure forward of a model in which dictionaries replace what they write.
 
     Args:
-        dictionaries: any number of any kinds, put in together. Several may read a place; one alone may write it, but for the layers
+        dictionaries: one, or any number of any kinds, put in together. Several may read a place; one alone may write it, but for the layers
             of a cross-layer transcoder: dictionaries that read the same kind of site in different layers and write
             the same kind of site elsewhere, each from its own first site on where the earlier ones write too. Their sum is meant.
         policy: which of the model's nonlinearities are differentiated. Dictionaries' own are, always.
@@ -379,8 +381,7 @@ def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, po
     Raises:
         InputError: where a dictionary does not fit the model, writes before it reads, or writes where another one does.
     """
-    given = (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
-    return put_together(model, {f"dictionaries[{number}]": dictionary for number, dictionary in enumerate(given)}, policy)
+    return put_together(model, {f"dictionaries[{number}]": dictionary for number, dictionary in enumerate(dictionaries)}, policy)
 
 
 def put_together(model: Model, named: Mapping[str, Dictionary], policy: Policy) -> Replacement:
