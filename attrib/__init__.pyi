@@ -34,6 +34,7 @@ from .types import (
     TopLogits,
     UnsupportedError,
 )
+from .version import __version__
 
 __all__ = [
     "EXACT",
@@ -60,6 +61,7 @@ __all__ = [
     "TopK",
     "TopLogits",
     "UnsupportedError",
+    "__version__",
     "block",
     "capture",
     "check_model",
