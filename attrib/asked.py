@@ -48,7 +48,8 @@ def faults_of(error: ValidationError, what: str) -> list[str]:
             expected.setdefault(key, {})[_EXPECTED[fault["type"]](fault.get("ctx", {}))] = None
             lines[key] = f"{key}: {_shown(fault['input'])}; expected {' or '.join(expected[key])}"
         else:
-            lines.setdefault(key, f"{key}: {_other(fault)}")
+            of_all = not fault["loc"] and fault["type"] == "value_error"  # which names its keys itself
+            lines.setdefault(key, _other(fault) if of_all else f"{key}: {_other(fault)}")
     return list(lines.values())
 
 

@@ -101,11 +101,18 @@ def _run_file(config: Path | None, given: dict[str, Any], kinds: list[str], shar
         if not kinds:
             raise
         # the blocks of several kinds share their options, and a fault of one is the same in each
-        lines = [
-            re.sub(r"^attribution\[\d+\](\.(\w+)|)", lambda key: _named(key[2]) if key[2] else "--kind", line)
-            for line in str(error).split("\n")
-        ]
-        raise InputError("\n".join(dict.fromkeys(lines))) from None
+        raise InputError("\n".join(dict.fromkeys(map(_as_typed, str(error).split("\n"))))) from None
+
+
+def _as_typed(line: str) -> str:
+    """A fault of an attribution with the options that were typed in place of its keys."""
+    found = re.fullmatch(r"attribution\[\d+\](?:\.(\w+)\S*)?: (.*)", line, re.DOTALL)
+    if found is None:
+        return line
+    if found[1]:
+        return f"{_named(found[1])}: {found[2]}"
+    keys, colon, fault = found[2].partition(": ")
+    return re.sub(r"\w+_\w+|effect|mass", lambda key: _named(key[0]), keys) + colon + fault if colon else found[2]
 
 
 def _attributions(kinds: list[str], shared: dict[str, Any]) -> list[dict[str, Any]]:

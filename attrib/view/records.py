@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from attrib.edges import Edges, Nodes
 from attrib.view.chosen import Chosen
@@ -45,14 +45,14 @@ def _number(value: Any) -> float | None:
     return found if math.isfinite(found := float(value)) else None
 
 
-def write_json(edges: Edges, chosen: Chosen, out: TextIO, *, header: bool) -> None:
-    """A line for each record. ASCII alone, so that no terminal obeys it."""
+def write_json(edges: Edges, chosen: Chosen, out: Any, *, header: bool) -> None:
+    """A line for each record into an open text file. ASCII alone, so that no terminal obeys it."""
     for record in records(edges, chosen):
         print(json.dumps({name: record.get(name) for name in FIELDS}), file=out)
 
 
-def write_csv(edges: Edges, chosen: Chosen, out: TextIO, *, header: bool) -> None:
-    """A line for each record. Text is as it is, except on a terminal, which would obey what is in it."""
+def write_csv(edges: Edges, chosen: Chosen, out: Any, *, header: bool) -> None:
+    """A line for each record into an open text file. Text is as it is, except on a terminal, which would obey what is in it."""
     writer = csv.writer(out, lineterminator="\n")
     if header:
         writer.writerow(FIELDS)
