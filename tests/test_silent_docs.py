@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ import typer
 
 import attrib
 from attrib import cli
+from attrib.jobs.engines import choose as choosing
+from tests.job_cases import here
 
 pytestmark = pytest.mark.xdist_group("docs")  # what the README's commands wrote is read by all Python
 
@@ -74,22 +77,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path) -> It
 
 
 def typed(words: list[str]) -> str:
-    """What a command prints: in this process, but for a run of a job, which starts others."""
-    if words[1:3] == ["job", "run"]:
-        program = "from attrib.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", program, *words[1:]], env=ENVIRONMENT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-    out, before = io.StringIO(), sys.argv
-    sys.argv = [*words]
-    try:
-        with contextlib.redirect_stdout(out):
+    """What a command prints, in this process, which also does a job's shards."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out):
+        patched.setattr(sys, "argv", [*words])
+        patched.setattr(choosing, "local", lambda job, shards, attempts, devices: here(job, shards, attempts))
+        try:
             cli.main()
-    except SystemExit as stop:
-        if stop.code:
-            raise AssertionError(f"{words} ended with {stop.code}") from stop
-    finally:
-        sys.argv = before
+        except SystemExit as stop:
+            if stop.code:
+                raise AssertionError(f"{words} ended with {stop.code}") from stop
     return out.getvalue()
 
 
@@ -105,13 +102,17 @@ def test_the_commands_of_a_corpus_do_what_the_readme_says(corpus: Callable[[str]
 @pytest.mark.parametrize("page", PYTHON)
 def test_the_python_of_a_page_runs(page: str, corpus: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     """From top to bottom, in one namespace; and it prints what stands beneath it as text."""
-    names: dict[str, object] = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for code in PYTHON[page]:
         exec(compile(code, page, "exec"), names)
     printed = capsys.readouterr().out
     for kind, body in FENCED.findall(PAGES[page]):
         if kind == "text":
             assert body in printed
+    if page == "reading.md":
+        with attrib.open("job") as job:
+            assert names["in_memory"].X.nnz == names["on_disk"].X[:].nnz == len(job.edges()) > 0
+        names["on_disk"].file.close()
     if page == "README.md":
         with attrib.open("edges.h5") as result:
             edges = names["edges"]
