@@ -1,5 +1,8 @@
+from . import dictionary as dictionary
 from . import export as export
 from . import jobs as jobs
+from . import paths as paths
+from . import sources as sources
 from . import stats as stats
 from . import store as store
 from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
@@ -34,6 +37,7 @@ from .types import (
     TopLogits,
     UnsupportedError,
 )
+from .version import __version__
 
 __all__ = [
     "EXACT",
@@ -60,6 +64,7 @@ __all__ = [
     "TopK",
     "TopLogits",
     "UnsupportedError",
+    "__version__",
     "block",
     "capture",
     "check_model",

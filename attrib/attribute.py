@@ -257,8 +257,12 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     return _Checked(start, stop, precision, prompts, working)
 
 
-def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
-    """Raise what the attribution of this kind would raise for these arguments, without computing anything."""
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> None:
+    """Raise what the attribution of this kind would raise for these arguments, without computing anything.
+
+    Args:
+        target: a dictionary, a choice of logits, or a metric.
+    """
     usual: dict[str, Any] = {
         "policy": EXACT,
         "keep": Dense(),

@@ -57,6 +57,12 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def natural(name: object) -> list[tuple[int, str]]:
+    """A sort key by which numbers within a name count as numbers: blocks.6 stands before blocks.18."""
+    parts = enumerate(re.split(r"([0-9]+)", str(name)))  # text and digits in turn; of two numbers the longer is the larger
+    return [(len(part.lstrip("0")), part.lstrip("0")) if place % 2 else (-1, part) for place, part in parts]
+
+
 # ---------------------------------------------------------------------------------------- sites
 
 SiteKind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]

@@ -3,10 +3,8 @@
 The oracle is transformers' own model with hooks that put in what sae-lens' own modules compute, differentiated by autograd.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace as changed
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -533,17 +531,3 @@ def test_what_cannot_be_asked(call: Callable[[Replacement, Any], Any], message: 
     replaced = put_in("gpt2", "residual")
     with pytest.raises(InputError, match=message):
         call(replaced, replaced.leaves(TOKENS))
-
-
-# ------------------------------------------------------------------------------------------------ the docs
-
-DOCS = Path(__file__).parent.parent / "docs" / "cuts.md"
-
-
-@pytest.mark.usefixtures("smollm2_folder")
-def test_the_example_of_the_docs_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]):
-    text = DOCS.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    exec(compile(code, str(DOCS), "exec"), {})
-    assert capsys.readouterr().out == said

@@ -11,7 +11,7 @@ from attrib.sources.check import Check as Check
 from attrib.sources.check import check_model as check_model
 from attrib.sources.given import as_dictionary as as_dictionary
 from attrib.sources.given import as_model as as_model
-from attrib.types import InputError, Site
+from attrib.types import InputError, Site, natural
 
 SMOLLM2 = "smollm2-135m"
 SHIPPED = Path(__file__).parent.parent / "dictionaries"
@@ -159,8 +159,8 @@ def _refuse_options(name: str | Path, **options: object) -> None:
 
 
 def shipped() -> list[str]:
-    """Names of the dictionaries that come with attrib."""
-    return sorted(f"{cfg.parent.parent.name}/{cfg.parent.name}" for cfg in SHIPPED.glob("*/*/cfg.json"))
+    """Names of the dictionaries that come with attrib, layer by layer."""
+    return sorted((f"{cfg.parent.parent.name}/{cfg.parent.name}" for cfg in SHIPPED.glob("*/*/cfg.json")), key=natural)
 
 
 def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:

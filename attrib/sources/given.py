@@ -14,7 +14,8 @@ from attrib.dictionary import Dictionary
 from attrib.model import Model
 from attrib.types import InputError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 Take = Callable[[Any, str], Any]
 """From what was given, and the argument's name, to what is meant. Raises InputError."""
 
