@@ -17,9 +17,8 @@ A dictionary reads one site and writes one or more: an SAE where it reads, a tra
 a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -27,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from attrib.model import fingerprint
+from attrib.fingerprints import Fingerprinted, moved
 from attrib.sparse import canonical, columns_of, holds
 from attrib.types import InputError, Site, SparseLatents
 
@@ -86,7 +85,7 @@ class InputScale(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class Dictionary(Fingerprinted):
     """Parameters and config of one dictionary: an SAE, a transcoder, or one layer of a cross-layer transcoder."""
 
     params: DictionaryParams
@@ -128,19 +127,24 @@ class Dictionary:
         if self.config.lazy and device is not None and torch.device(device) != self.params.b_enc.device:
             raise InputError(f"device: {device}, but {self.name} is read from its file as it is used; load it without lazy=True.")
         params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params._replace(**self._maps(empty=True)))
-        return replace(self, params=params._replace(**self._maps()))
+        params = params._replace(**self._maps())
+        moved(self.params, params)
+        return replace(self, params=params)
 
     def _maps(self, *, empty: bool = False) -> dict[str, Tensor]:
         """The parameters that are maps of a file."""
         maps = {"W_enc": self.params.W_enc, "W_dec": self.params.W_dec} if self.config.lazy else {}
         return dict.fromkeys(maps, NO_SKIP) if empty else maps
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out."""
+    @property
+    def _is_fixed(self) -> bool:
+        # maps of a file cannot be written, and reading all of it at every call is what they are there to avoid
+        return self.config.lazy
+
+    def _hashed(self, how: Callable[..., str]) -> str:
         c = self.config
         facts = (c.site, self.writes, c.rule, c.k, c.apply_b_dec_to_input, c.normalisation, c.puts_scale_back)
-        return fingerprint([p for p in self.params if p.numel()], *facts)
+        return how([p for p in self.params if p.numel()], *facts)
 
 
 # ---------------------------------------------------------------------------------------- the encoder

@@ -14,12 +14,10 @@ Nothing here knows where the parameters came from (see sources/), and nothing is
 any leading batch dimensions; positions start at 0, so a prefix of a prompt is a prompt.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from attrib.fingerprints import Fingerprinted, moved
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
@@ -158,7 +157,7 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Fingerprinted):
     """Parameters, config and (where known) tokenizer of one transformer."""
 
     params: Params
@@ -180,21 +179,12 @@ class Model:
         """The same model in another dtype or on another device; itself where nothing changes."""
         if dtype in (None, self.dtype) and device in (None, self.device, str(self.device)):
             return self
-        return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
+        params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params)
+        moved(self.params, params)
+        return replace(self, params=params)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all parameters and of the config, to tell which model a result came from."""
-        return fingerprint(self.params, self.config)
-
-
-def fingerprint(params: Any, *facts: object) -> str:
-    """SHA-256 over static facts, as Python writes them, and the dtype, shape and bytes of every tensor of a pytree, in order."""
-    digest = hashlib.sha256("".join(map(repr, facts)).encode())
-    for leaf in pytree.tree_leaves(params):
-        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    def _hashed(self, how: Callable[..., str]) -> str:
+        return how(self.params, self.config)
 
 
 # ----------------------------------------------------------------------------- pieces of a block

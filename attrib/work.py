@@ -17,6 +17,7 @@ from attrib import attribute
 from attrib.between import Effect
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
+from attrib.fingerprints import seal
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
@@ -207,7 +208,8 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
     dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
-    return Loaded(work, model, dictionaries)
+    # nobody else holds them: one hash does for every prompt that they are used on
+    return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
 
 
 def _check_apart(blocks: Sequence[Attribution], dictionaries: dict[str, Dictionary]) -> None:
