@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
 from attrib.sparse import canonical, columns_of, holds
 from attrib.types import InputError, Site, SparseLatents
@@ -122,9 +123,15 @@ class Dictionary(Fingerprinted):
         """Whether a linear map of its input is added to what its latents write."""
         return self.params.W_skip.numel() > 0
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Dictionary":
-        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device."""
-        if self.config.lazy and device is not None and torch.device(device) != self.params.b_enc.device:
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Dictionary":
+        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there or cannot read the file.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if self.config.lazy and device not in (None, self.params.b_enc.device):
             raise InputError(f"device: {device}, but {self.name} is read from its file as it is used; load it without lazy=True.")
         params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params._replace(**self._maps(empty=True)))
         params = params._replace(**self._maps())

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
@@ -175,9 +176,15 @@ class Model(Fingerprinted):
         """The device of every parameter."""
         return self.params.W_E.device
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Model":
-        """The same model in another dtype or on another device; itself where nothing changes."""
-        if dtype in (None, self.dtype) and device in (None, self.device, str(self.device)):
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Model":
+        """The same model in another dtype or on another device; itself where nothing changes.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if dtype in (None, self.dtype) and device in (None, self.device):
             return self
         params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params)
         moved(self.params, params)

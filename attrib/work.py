@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Pl
 
 from attrib import attribute
 from attrib.between import Effect
+from attrib.devices import check_device as check_device
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.fingerprints import seal
@@ -148,17 +149,6 @@ def faults_of(error: ValidationError, what: str) -> list[str]:
     """A line for each key that is wrong; `what` stands for the whole."""
     found = error.errors(include_url=False, include_input=False)
     return [f"{'.'.join(map(str, e['loc'])) or what}: {e['msg'].removeprefix('Value error, ')}" for e in found]
-
-
-def check_device(name: str) -> torch.device:
-    """A device that this machine has."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: {name!r} is not a device; expected cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise InputError(f"device: {name!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices.")
-    return device
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from attrib.model import Model, Tokenizer
 from attrib.sources.attachments import check_attachments, check_made_of, check_wrapper
 from attrib.sources.check import TOLERANCE
 from attrib.sources.families import activation, family_of, model_config, params, rotary_of
+from attrib.sources.finite import check_finite
 from attrib.types import InputError, UnsupportedError
 
 __all__ = ["activation", "from_hugging_face", "from_hugging_face_tokenizer", "model_config", "rotary_tables"]
@@ -28,7 +29,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
         tokenizer: its tokenizer, to give prompts as text.
 
     Raises:
-        InputError: for what is no causal language model, or lacks a tensor.
+        InputError: for what is no causal language model, lacks a tensor, or holds a number that is not finite.
         UnsupportedError: for an architecture or a feature that attrib does not compute, for parameters it does not know, and
             for what is attached to the model (hooks, adapters, replaced modules; see attachments.py).
     """
@@ -49,7 +50,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     rotary = rotary_of(model, family_of(model.config), config, like)
     made = params(model.config, config, state, rotary)
     name = name or model.config.name_or_path or model.config.model_type
-    return Model(made, config, name, None if tokenizer is None else from_hugging_face_tokenizer(tokenizer))
+    return check_finite(Model(made, config, name, None if tokenizer is None else from_hugging_face_tokenizer(tokenizer)))
 
 
 def _check_dtypes(model: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from attrib.model import MLP, Attention, Block, Model, ModelConfig, Norm, Params, Tokenizer
 from attrib.sources.attachments import check_attachments, check_parts_of_bridge, check_parts_of_hooked, check_wrapper
 from attrib.sources.bridge import bridge_config, bridge_rotary, bridge_state
+from attrib.sources.finite import check_finite
 from attrib.sources.hooked_config import hooked_config
 from attrib.sources.hugging_face import from_hugging_face_tokenizer
 from attrib.types import InputError, UnsupportedError
@@ -31,6 +32,7 @@ def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:
     model's own; docs/models.md says what each way of processing weights does to them.
 
     Raises:
+        InputError: where a parameter is not finite.
         UnsupportedError: for a feature that attrib does not compute, and for what is attached to the model (hooks, SAEs,
             replaced modules; see attachments.py), by name.
     """
@@ -49,7 +51,7 @@ def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:
         state = {key: value.detach() for key, value in model.state_dict().items()}
         state, config, cos, sin = _plain(model, state, config)
     tokenizer = None if getattr(model, "tokenizer", None) is None else _tokenizer(model)
-    return Model(_params(state, config, cos, sin), config, name or model.cfg.model_name, tokenizer)
+    return check_finite(Model(_params(state, config, cos, sin), config, name or model.cfg.model_name, tokenizer))
 
 
 def _check_kind(model: Any) -> None:
