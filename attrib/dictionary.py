@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
+from attrib.shown import record
 from attrib.sparse import canonical, columns_of, holds
 from attrib.types import InputError, Site, SparseLatents
 
@@ -52,6 +53,9 @@ class DictionaryParams(NamedTuple):
     b_dec: Float[Tensor, " d_out"]
     threshold: Float[Tensor, " d_sae"]  # zero but for jumprelu and jump
     W_skip: Float[Tensor, "d_in_or_0 d_out_or_0"] = NO_SKIP  # empty where there is no skip connection
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class InputScale(NamedTuple):
 
     shift: Float[Tensor, "*batch positions 1"]
     scale: Float[Tensor, "*batch positions 1"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
+from attrib.shown import record
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
@@ -38,6 +39,9 @@ class Norm(NamedTuple):
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 ABSENT = Norm(torch.empty(0), torch.empty(0))
@@ -58,6 +62,9 @@ class Attention(NamedTuple):
     q_norm: Float[Tensor, " d_q_norm"] = ABSENT.weight  # [d_head], or [d_q] where all heads are normed together
     k_norm: Float[Tensor, " d_k_norm"] = ABSENT.weight
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class MLP(NamedTuple):
     """`act(x W_in + b_in) W_out + b_out`; when gated, `act(x W_gate + b_gate) * (x W_in + b_in)` in the middle."""
@@ -69,6 +76,9 @@ class MLP(NamedTuple):
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Block(NamedTuple):
     """One layer: attention and MLP, each behind its norm, and the norms of what they write where there are such."""
@@ -79,6 +89,9 @@ class Block(NamedTuple):
     mlp: MLP
     post_1: Norm = ABSENT
     post_2: Norm = ABSENT
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 class Params(NamedTuple):
@@ -92,6 +105,9 @@ class Params(NamedTuple):
     norm_final: Norm
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, " d_vocab"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -156,6 +172,9 @@ class Tokenizer:
     sha256: str | None = None
     """Hash of the tokenizer's definition, to tell which one a result came from."""
 
+    def __repr__(self) -> str:
+        return f"Tokenizer(bos={self.bos}, sha256={'unknown' if self.sha256 is None else self.sha256[:12]})"
+
 
 @dataclass(frozen=True)
 class Model(Fingerprinted):
@@ -165,6 +184,15 @@ class Model(Fingerprinted):
     config: ModelConfig
     name: str
     tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        c, dtype = self.config, str(self.dtype).removeprefix("torch.")
+        p = self.params._replace(rotary_cos=self.params.W_E, rotary_sin=self.params.W_E)
+        held = {(leaf.data_ptr(), leaf.numel()) for leaf in pytree.tree_leaves(p)}  # tied tables once
+        return (
+            f"Model({self.name!r}, {c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads of {c.d_head}, vocabulary {c.d_vocab:,}, "
+            f"{sum(numbers for _, numbers in held):,} parameters, {dtype}, {self.device})"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -269,6 +297,9 @@ class Heads(NamedTuple):
     k: Float[Tensor, "*batch kv_heads positions d_head"]
     v: Float[Tensor, "*batch kv_heads positions d_head"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Projected(NamedTuple):
     """Queries, keys and values side by side, before norms and rotation."""
@@ -276,6 +307,9 @@ class Projected(NamedTuple):
     q: Float[Tensor, "*batch positions d_q"]
     k: Float[Tensor, "*batch positions d_kv"]
     v: Float[Tensor, "*batch positions d_kv"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def project(model: Model, layer: int, x: Stream) -> Projected:

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "devices", "sparse", "edges", "ops", "fingerprints", "model", "precision", "adjoint", "attention", "cone", "primal",
-    "seeded", "dictionary", "sources", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit",
+    "shown", "types", "devices", "sparse", "edges", "ops", "fingerprints", "model", "precision", "adjoint", "attention", "cone",
+    "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit",
     "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute",
     "forecast", "store", "stats", "export", "graph", "causal", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
@@ -24,6 +24,7 @@ ORDER = [
 NARROWER = {
     "edges": {"types", "sparse"},
     "sources": {"model", "dictionary", "types", "devices"},
+    "shown": set(),
     "fingerprints": set(),
 }
 """Modules that may import less than all those before them."""
