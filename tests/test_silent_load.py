@@ -101,6 +101,43 @@ def test_numbers_too_large_for_their_sum_are_numbers():
     attrib.from_hugging_face(wide)
 
 
+# ------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_file_that_is_overwritten_later_changes_nothing(dtype: torch.dtype, tied: bool, tmp_path: Path):
+    builders.tiny("llama", dtype, tie_word_embeddings=tied).save_pretrained(tmp_path)
+    model = attrib.load_model(tmp_path)
+    before, logits = model.fingerprint, attrib.logits(model, builders.prompt(5))
+    overwrite(tmp_path / "model.safetensors")
+    assert model.fingerprint == before
+    assert torch.equal(attrib.logits(model, builders.prompt(5)), logits)
+    assert (model.params.W_U.data_ptr() == model.params.W_E.data_ptr()) == tied
+    with pytest.raises(attrib.AttribError):
+        attrib.load_model(tmp_path)
+
+
+def test_the_fetched_models_file_that_is_overwritten_later(tmp_path: Path):
+    from tokenizers import Tokenizer, models
+
+    original = builders.tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    original.save_pretrained(tmp_path)
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    model = smollm2.read(tmp_path)
+    before = model.fingerprint
+    overwrite(tmp_path / "model.safetensors")
+    assert model.fingerprint == before
+
+
+def overwrite(path: Path) -> None:
+    """Other numbers in the same file, as `cp` writes them: no new one."""
+    with path.open("r+b") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(begin)
+        file.write(b"\xff" * (path.stat().st_size - begin))
+
+
 # ------------------------------------------------------------------------------------------ bars
 
 

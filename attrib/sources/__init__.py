@@ -14,6 +14,7 @@ from attrib.sources.check import Check as Check
 from attrib.sources.check import check_model as check_model
 from attrib.sources.given import as_dictionary as as_dictionary
 from attrib.sources.given import as_model as as_model
+from attrib.sources.private import make_private
 from attrib.sources.quiet import no_bars
 from attrib.types import InputError, Site
 
@@ -85,6 +86,7 @@ def _load_lens(name: str, options: dict[str, Any]) -> Model:
             f"model: {name!r} is neither {SMOLLM2!r}, nor a local folder, nor a model that TransformerLens could load: "
             f"{shorten(str(error).splitlines()[0], 200, placeholder=' ...')}"  # it goes on to name every model that there is
         ) from error
+    make_private(model)
     loaded = from_transformer_lens(model, name=name)
     check_model(loaded, model).require()
     return loaded

@@ -14,6 +14,7 @@ from attrib.sources.check import check_model
 from attrib.sources.families import check_architecture, family_of, model_config
 from attrib.sources.families.weights import is_buffer
 from attrib.sources.hugging_face import from_hugging_face
+from attrib.sources.private import make_private
 from attrib.sources.quiet import no_bars
 from attrib.sources.tensors import Shapes, read_json
 from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
@@ -72,6 +73,7 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
             f"model: the weights in {folder} have {left[0]}, which {type(model).__name__} does not use: a part that attrib does not know."
         )
     try:
+        make_private(model)
         made = from_hugging_face(model, tokenizer, name=name or folder.name)
         check = check_model(made, model)
     except AttribError:

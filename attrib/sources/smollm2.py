@@ -25,6 +25,7 @@ from attrib.sources.check import check_model
 from attrib.sources.families import Rotary, model_config, params
 from attrib.sources.finite import check_finite
 from attrib.sources.hugging_face import rotary_tables
+from attrib.sources.private import copied
 from attrib.sources.quiet import no_bars
 from attrib.types import FetchError, FormatError, InputError
 
@@ -59,7 +60,7 @@ def read(folder: Path) -> Model:
 
     try:
         facts = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
+        state = copied(load_file(folder / "model.safetensors"))
         tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
         config = model_config(_Facts(facts))
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
