@@ -234,7 +234,7 @@ def _foreign_part(model: Any) -> None:
 
 
 LENS_ATTACHED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "permanent hook": (_perma, r"blocks\.1\S* has a forward hook.*reset_hooks\(including_permanent=True\)"),
+    "permanent hook": (_perma, r"blocks\.1\S* has a forward hook, _twice,.*reset_hooks\(including_permanent=True\)"),
     "hook left behind": (_temporary, r"blocks\.1\S* has a forward hook.*reset_hooks\(including_permanent=True\)"),
     "torch's hook": (_plain_hook, r"blocks\.1\.\S*mlp has a forward hook.*handle"),
     "foreign part": (_foreign_part, r"blocks\.1\.\S*mlp is a .*Scaled"),

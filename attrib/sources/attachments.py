@@ -28,10 +28,11 @@ HOOKS = {
 PACKAGES = ("torch", "transformers", "transformer_lens")
 """Those whose modules are what their class says. A part from anywhere else is one that attrib does not know."""
 
-PUT_BY = {"hook": ("transformers", "transformer_lens"), "method": (*PACKAGES, "sae_lens")}
-"""Packages that put hooks on modules, and methods on objects, to look at values and not to change them: transformers to give
-hidden states, a bridge to show the stream before an MLP, sae-lens to have a hook point there. What a user gives to a hook
-point of TransformerLens is a hook of TransformerLens too, so those are all refused."""
+HOOKS_OF = ("transformers.", "transformer_lens.model_bridge.")
+"""Modules that hang hooks on a model to look at values and not to change them: for hidden states, for the stream before an MLP."""
+
+METHODS_OF = (*PACKAGES, "sae_lens")
+"""Packages that put methods on objects for the same: a hook point before an MLP."""
 
 _OFF = {
     "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
@@ -102,14 +103,13 @@ def _attached(at: str, module: nn.Module) -> Iterator[str]:
             f"Fix it first: parametrize.remove_parametrizations(module, '{which.split(', ')[0]}')."
         )
     for where, what in HOOKS.items():
-        for hook in (getattr(module, where, None) or {}).values():
-            if _package(hook) in PUT_BY["hook"] and not _is_hook_point(module):
-                continue
-            yield f"{at} has a {what}, {_name(hook)}, which attrib would leave out. Take it off first: {_remedy(module, hook)}."
+        for number, hook in (getattr(module, where, None) or {}).items():
+            if not (given := _given(module, number, hook)).__module__.startswith(HOOKS_OF):
+                yield f"{at} has a {what}, {_name(given)}, which attrib would leave out. Take it off first: {_remedy(module, hook)}."
     if module._compiled_call_impl is not None:
         yield f"{at} was compiled in place. Convert the model before module.compile(), or set module._compiled_call_impl = None."
     for name, value in vars(module).items():
-        if callable(value) and callable(getattr(kind, name, None)) and _package(value) not in PUT_BY["method"]:
+        if callable(value) and callable(getattr(kind, name, None)) and _package(value) not in METHODS_OF:
             yield (
                 f"{at} had its {name} replaced on the object, by {_name(value)}, and attrib computes what {kind.__name__} does. "
                 f"Take it off: del module.{name}."
@@ -144,7 +144,14 @@ def _remedy(module: nn.Module, hook: Any) -> str:
 
 
 def _is_hook_point(module: nn.Module) -> bool:
+    """Of TransformerLens."""
     return hasattr(module, "fwd_hooks")
+
+
+def _given(module: nn.Module, number: int, hook: Any) -> Any:
+    """The hook that a user gave: a hook point has torch call one of its own around it."""
+    handles = [*module.fwd_hooks, *module.bwd_hooks] if _is_hook_point(module) else []  # type: ignore[misc, operator]
+    return next((handle.user_hook for handle in handles if handle.hook.id == number and handle.user_hook is not None), hook)
 
 
 def _package(what: Any) -> str:
