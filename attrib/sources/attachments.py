@@ -245,7 +245,10 @@ def _named_class(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}".replace(".<locals>", "").removeprefix("torch.nn.modules.")
 
 
-_HARMLESS = ("__init__", "__new__", "__repr__", "__str__", "extra_repr")
+_HARMLESS = (
+    "__init__", "__new__", "__repr__", "__str__", "extra_repr", "_init_weights", "generate", "prepare_inputs_for_generation", *_FILES
+)  # fmt: skip
+"""What a subclass may do in its own way: none of it is a part of the pass that attrib computes."""
 
 
 def _overrides(kind: type, expected: type) -> str:
