@@ -1,5 +1,6 @@
 """Options of loading do what they say or are refused, numbers that are none are found, and no other library's bar is drawn."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,20 @@ def test_no_other_librarys_bar_is_drawn(shown: bool, tmp_path: Path, capfd: pyte
         assert logging.is_progress_bar_enabled() == shown
     finally:
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_command_line_says_so_in_one_line(device: str, tmp_path: Path):
+    from typer.testing import CliRunner
+
+    from attrib import cli
+
+    (tmp_path / "prompts.txt").write_text("a prompt\n")
+    given = {"--model": "nowhere", "--target": "nowhere", "--kind": "token_to_latent", "--prompts": "prompts.txt", "--out": "out.h5"}
+    paths = {key: str(tmp_path / value) if "." in value else value for key, value in given.items()}
+    asked = CliRunner().invoke(cli.app, ["run", "--device", device, *(word for pair in paths.items() for word in pair)])
+    assert asked.exit_code != 0
+    assert isinstance(asked.exception, SystemExit | InputError)
+    said = " ".join((asked.output + str(asked.exception)).split())
+    assert re.search(DEVICES[device], said), said
+    assert "Traceback" not in said
