@@ -21,6 +21,7 @@ from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges, Nodes, Prompts, join
+from attrib.fingerprints import sha256_of
 from attrib.fit import fitted
 from attrib.jacobian import (
     DEFAULT_BUDGET,
@@ -35,7 +36,7 @@ from attrib.jacobian import (
     task_of,
     working_memory,
 )
-from attrib.model import Model, fingerprint
+from attrib.model import Model
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
@@ -528,7 +529,7 @@ def _call(
     return {
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
+        "prompts": {"count": len(prompts), "sha256": sha256_of(prompts)}, "source": named(source), "target": what,
         "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),

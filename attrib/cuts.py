@@ -33,6 +33,9 @@ class Cuts:
     passed: tuple[int, ...]
     """Numbers of the dictionaries that derivatives pass: for direct effects those with a skip connection, and that alone of them."""
 
+    def __repr__(self) -> str:
+        return f"Cuts({self.replaced}, {self.effect}, held at {', '.join(sorted(map(str, self.held))) or 'no place'})"
+
     @property
     def passed_dictionaries(self) -> list[Dictionary]:
         """Those dictionaries."""

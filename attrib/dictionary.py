@@ -17,9 +17,8 @@ A dictionary reads one site and writes one or more: an SAE where it reads, a tra
 a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -27,7 +26,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from attrib.model import fingerprint
+from attrib.devices import check_device, check_dtype
+from attrib.fingerprints import Fingerprinted, moved
+from attrib.shown import record
 from attrib.sparse import canonical, columns_of, holds
 from attrib.types import InputError, Site, SparseLatents
 
@@ -52,6 +53,9 @@ class DictionaryParams(NamedTuple):
     b_dec: Float[Tensor, " d_out"]
     threshold: Float[Tensor, " d_sae"]  # zero but for jumprelu and jump
     W_skip: Float[Tensor, "d_in_or_0 d_out_or_0"] = NO_SKIP  # empty where there is no skip connection
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,12 @@ class InputScale(NamedTuple):
     shift: Float[Tensor, "*batch positions 1"]
     scale: Float[Tensor, "*batch positions 1"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 @dataclass(frozen=True)
-class Dictionary:
+class Dictionary(Fingerprinted):
     """Parameters and config of one dictionary: an SAE, a transcoder, or one layer of a cross-layer transcoder."""
 
     params: DictionaryParams
@@ -123,24 +130,35 @@ class Dictionary:
         """Whether a linear map of its input is added to what its latents write."""
         return self.params.W_skip.numel() > 0
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Dictionary":
-        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device."""
-        if self.config.lazy and device is not None and torch.device(device) != self.params.b_enc.device:
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Dictionary":
+        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there or cannot read the file.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if self.config.lazy and device not in (None, self.params.b_enc.device):
             raise InputError(f"device: {device}, but {self.name} is read from its file as it is used; load it without lazy=True.")
         params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params._replace(**self._maps(empty=True)))
-        return replace(self, params=params._replace(**self._maps()))
+        params = params._replace(**self._maps())
+        moved(self.params, params)
+        return replace(self, params=params)
 
     def _maps(self, *, empty: bool = False) -> dict[str, Tensor]:
         """The parameters that are maps of a file."""
         maps = {"W_enc": self.params.W_enc, "W_dec": self.params.W_dec} if self.config.lazy else {}
         return dict.fromkeys(maps, NO_SKIP) if empty else maps
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out."""
+    @property
+    def _is_fixed(self) -> bool:
+        # maps of a file cannot be written, and reading all of it at every call is what they are there to avoid
+        return self.config.lazy
+
+    def _hashed(self, how: Callable[..., str]) -> str:
         c = self.config
         facts = (c.site, self.writes, c.rule, c.k, c.apply_b_dec_to_input, c.normalisation, c.puts_scale_back)
-        return fingerprint([p for p in self.params if p.numel()], *facts)
+        return how([p for p in self.params if p.numel()], *facts)
 
 
 # ---------------------------------------------------------------------------------------- the encoder

@@ -28,6 +28,7 @@ from attrib.model import Model, enter, mlp, unembed
 from attrib.primal import Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
+from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
 from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
 
@@ -40,6 +41,9 @@ class Sources(NamedTuple):
     value: Float[Tensor, " sources"]
     direction: Float[Tensor, "sources width_a"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Targets(NamedTuple):
     """Targets of one prompt, and the cotangent of each at its position."""
@@ -48,6 +52,9 @@ class Targets(NamedTuple):
     latent: Int[Tensor, " targets"]
     value: Float[Tensor, " targets"]
     cotangent: Float[Tensor, "targets width_b"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,13 @@ class Path:
     """Where the sources write, the first of it where `x` is, in the order in which their directions lie side by side."""
     between: Between = NOTHING
     """What dictionaries write on the way."""
+
+    def __repr__(self) -> str:
+        what = "tokens" if self.from_tokens else "latents"
+        return (
+            f"Path({len(self.sources.value):,} source {what} at {', '.join(map(str, self.writes)) or self.through.start} to "
+            f"{len(self.targets.value):,} targets at {self.through.stop}, {len(self.x)} positions of {self.through.model.name!r})"
+        )
 
     @property
     def is_cut(self) -> bool:
@@ -310,6 +324,9 @@ class MetricPath:
     value: Float[Tensor, ""]
     gradient: Float[Tensor, " sources"]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
+
+    def __repr__(self) -> str:
+        return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
 
 
 @torch.no_grad()

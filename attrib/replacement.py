@@ -48,6 +48,7 @@ from attrib.dictionary import (
 )
 from attrib.fit import fitted
 from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
+from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, takes
 from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
 
@@ -62,6 +63,9 @@ class Cut(NamedTuple):
 
     latents: SparseLatents
     scale: InputScale
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 class CutLeaves(NamedTuple):
@@ -83,6 +87,9 @@ class CutLeaves(NamedTuple):
         """The same leaves with other values of the same latents."""
         cuts = (cut._replace(latents=cut.latents._replace(value=value)) for cut, value in zip(self.cuts, activations, strict=True))
         return self._replace(cuts=tuple(cuts))
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:
@@ -180,6 +187,10 @@ class Replacement:
     model: Model
     dictionaries: tuple[Dictionary, ...]
     policy: Policy = EXACT
+
+    def __repr__(self) -> str:
+        put_in = ", ".join(f"{dictionary.name!r}" for dictionary in self.dictionaries)
+        return f"Replacement({self.model.name!r} with {put_in or 'no dictionaries'}, {self.policy})"
 
     @cached_property
     def written(self) -> tuple[Site, ...]:

@@ -34,6 +34,9 @@ class Segment:
     stop: Site
     policy: Policy
 
+    def __repr__(self) -> str:
+        return f"Segment({self.start} to {self.stop} of {self.model.name!r}, {self.policy})"
+
     def __call__(self, x: Float[Tensor, "*batch positions width"], base: Stream | None = None) -> Float[Tensor, "*batch positions _"]:
         """The value at `stop`.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
 
+from attrib.shown import record
+
 if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
     from torch import Tensor
 
@@ -167,6 +169,9 @@ class SparseLatents(NamedTuple):
     position: "Int[Tensor, ' active']"
     latent: "Int[Tensor, ' active']"
     value: "Float[Tensor, ' active']"
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 # ----------------------------------------------------------------------------------------- keep

@@ -19,8 +19,10 @@ from torch import Tensor
 from attrib import attribute
 from attrib.asked import faults_of
 from attrib.between import Effect
+from attrib.devices import check_device as check_device
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
+from attrib.fingerprints import seal
 from attrib.forecast import Plan, plan
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
@@ -224,17 +226,6 @@ def checked(kind: type[Checked], table: dict[str, Any], what: str, *, context: d
         raise InputError("\n".join(faults_of(error, what))) from None
 
 
-def check_device(name: str) -> torch.device:
-    """A device that this machine has."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: {name!r} is not a device; expected cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise InputError(f"device: {name!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices.")
-    return device
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A work whose model and dictionaries are in memory: a function from prompts to edges. `load` makes one."""
@@ -318,7 +309,8 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
     dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
-    return Loaded(work, model, dictionaries)
+    # nobody else holds them: one hash does for every prompt that they are used on
+    return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
 
 
 def metric_of(name: str) -> Callable[[Tensor], Tensor]:

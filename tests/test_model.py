@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import ModelConfig, Norm, Params, embed, fingerprint, logits, mlp, unembed, walk, width
+from attrib.fingerprints import fingerprint
+from attrib.model import ModelConfig, Norm, Params, embed, logits, mlp, unembed, walk, width
 from attrib.segments import block, segment
 from attrib.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
 from tests.builders import (

@@ -34,6 +34,12 @@ def test_other_libraries_objects_are_converted():
     assert torch.equal(as_dictionary(sae).params.W_enc, sae.W_enc)
 
 
+def test_what_is_around_a_model_is_named():
+    for wrapped in (torch.compile(builders.tiny("llama"), backend="eager"), torch.nn.DataParallel(builders.tiny("llama"))):
+        with pytest.raises(attrib.UnsupportedError, match=r"Give that: model\.(_orig_mod|module)\."):
+            as_model(wrapped)
+
+
 @pytest.mark.parametrize("given", [None, 3, torch.nn.Linear(2, 2), attrib.Model, [1]], ids=lambda given: type(given).__name__)
 @pytest.mark.parametrize("take", [as_model, as_dictionary])
 def test_anything_else_is_one_error_that_names_the_argument(take: Any, given: Any):

@@ -120,7 +120,7 @@ def test_a_bridge_that_gives_zeros_for_weights_is_refused(tmp_path: Path, monkey
     foreign = tiny_bridge("gpt2", tmp_path)
     given = foreign.tl_parameters()
     given["blocks.1.mlp.W_out"] = torch.zeros_like(given["blocks.1.mlp.W_out"])
-    monkeypatch.setattr(foreign, "tl_parameters", lambda: given)
+    monkeypatch.setattr(type(foreign), "tl_parameters", property(lambda bridge: lambda: given))
     with pytest.raises(UnsupportedError, match=r"gives no blocks\.1\.mlp\.W_out"):
         attrib.from_transformer_lens(foreign)
 

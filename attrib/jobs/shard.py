@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attrib.edges import Edges
+from attrib.fingerprints import seal
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.store import save
@@ -47,12 +48,12 @@ def prepare(folder: Path, device: str) -> Ready:
     torch.set_num_threads(job.config.threads)
     loaded = load(job.config, check_device(device), job.fixed.places)
     fixed, tokenizer = job.fixed, loaded.model.tokenizer
-    there = {job.config.model: loaded.model.fingerprint, "tokenizer": tokenizer.sha256 if tokenizer else None}
-    there |= {name: one.fingerprint for name, one in loaded.dictionaries.items()}
-    for name, was in {job.config.model: fixed.model, "tokenizer": fixed.tokenizer, **fixed.dictionaries}.items():
-        if there.get(name) != was:
-            raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
-    return Ready(job, loaded, device)
+    same = {"tokenizer": (tokenizer.sha256 if tokenizer else None) == fixed.tokenizer, job.config.model: loaded.model.matches(fixed.model)}
+    same |= {name: name in fixed.dictionaries and one.matches(fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}
+    for name in (name for name, is_same in same.items() if not is_same):
+        raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
+    dictionaries = {name: seal(one, fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}
+    return Ready(job, replace(loaded, model=seal(loaded.model, fixed.model), dictionaries=dictionaries), device)
 
 
 def compute(ready: Ready, shard: Shard) -> Computed:

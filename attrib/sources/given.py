@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from attrib.dictionary import Dictionary
 from attrib.model import Model
+from attrib.sources.attachments import check_wrapper
 from attrib.types import InputError
 
 P = ParamSpec("P")
@@ -46,7 +47,8 @@ def as_model(given: Any, argument: str = "model") -> Model:
     (`from_hugging_face`, `from_transformer_lens`). Of a transformers model it has no tokenizer, so prompts are token ids.
 
     Raises:
-        InputError: for what is no model, naming the argument; else what `load_model` and the conversions raise.
+        InputError: for what is no model, naming the argument.
+        UnsupportedError: for what is around a model or hangs on it (see attachments.py); else what `load_model` and the conversions raise.
     """
     from attrib import sources
 
@@ -59,6 +61,7 @@ def as_model(given: Any, argument: str = "model") -> Model:
             return sources.from_transformer_lens(given)
         if hasattr(given, "config") and hasattr(given, "state_dict"):
             return sources.from_hugging_face(given)
+        check_wrapper(given)
     raise InputError(
         f"{argument}: got {_named(given)}; expected an attrib.Model, the name or folder of one (see attrib.load_model), a "
         "HookedTransformer or TransformerBridge, or a transformers causal language model."
