@@ -7,7 +7,8 @@ import torch
 
 from attrib.dictionary import Dictionary, after_gain
 from attrib.model import Model, check_end, width
-from attrib.types import BEFORE_NORM, InputError, Site
+from attrib.names import are_other_models
+from attrib.types import BEFORE_NORM, InputError, Site, warn
 
 
 def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
@@ -44,6 +45,21 @@ def _check_before_post_norm(model: Model, dictionary: Dictionary, argument: str)
         )
 
 
+def known_to(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
+    """The dictionary, whose user has been warned where it was made for another model: its latents mean nothing there.
+
+    Which model that is, names alone say. What comes back has no name to be asked about again.
+    """
+    made_for = dictionary.config.model_name
+    if made_for is None or not are_other_models(made_for, model.name):
+        return dictionary
+    warn(
+        f"{argument}: {dictionary.name} was made for {made_for}, and the model is {model.name}: its latents mean nothing in another model. "
+        "Where the two are one, give the model that name when it is loaded."
+    )
+    return replace(dictionary, config=replace(dictionary.config, model_name=None))
+
+
 def fitted(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
     """The dictionary as it reads and writes this model; itself but where its hook stands before a norm's weights.
 
@@ -54,6 +70,7 @@ def fitted(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
         InputError: where it does not fit the model, or the norm's weights cannot be brought into it.
     """
     check_fit(model, dictionary, argument)
+    dictionary = known_to(model, dictionary, argument)
     if not (dictionary.config.hook_name or "").endswith("ln2.hook_normalized"):
         return dictionary
     norm = model.params.blocks[dictionary.site.layer].norm_2

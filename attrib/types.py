@@ -4,6 +4,8 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 """
 
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -50,6 +52,17 @@ class FetchError(AttribError):
 
 class AttribWarning(UserWarning):
     """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
+
+
+_WRAPPERS = ("attrib", "torch", "jaxtyping", "beartype", "contextlib", "functools")
+
+
+def warn(message: str) -> None:
+    """Warn with AttribWarning at the line of the user's program that called attrib, however deep inside this is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _WRAPPERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, AttribWarning, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from attrib import attribute
 from attrib.between import Effect
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
+from attrib.fit import known_to
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
@@ -201,12 +202,14 @@ class Loaded:
 def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
     """The model and dictionaries of a work. Raises what `load_model` and `load_dictionary` raise.
 
+    Warns once of each dictionary that was made for another model, and not again for every prompt.
+
     Args:
         places: where those lie whose names are not enough to find them.
     """
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
-    dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
+    dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
     return Loaded(work, model, dictionaries)
 
 

@@ -1,6 +1,7 @@
 """One shard: from its prompts to its file. Every engine does a shard here, and nowhere else."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from attrib.edges import Edges
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.store import save
-from attrib.types import InputError
+from attrib.types import AttribWarning, InputError
 from attrib.work import Loaded, check_device, load
 
 
@@ -45,7 +46,9 @@ def prepare(folder: Path, device: str) -> Ready:
     """
     job = open_job(folder)
     torch.set_num_threads(job.config.threads)
-    loaded = load(job.config, check_device(device), job.fixed.places)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttribWarning)  # whoever made the job was told, and need not be by every worker
+        loaded = load(job.config, check_device(device), job.fixed.places)
     fixed, tokenizer = job.fixed, loaded.model.tokenizer
     there = {job.config.model: loaded.model.fingerprint, "tokenizer": tokenizer.sha256 if tokenizer else None}
     there |= {name: one.fingerprint for name, one in loaded.dictionaries.items()}
