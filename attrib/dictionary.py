@@ -190,9 +190,23 @@ class Dictionary:
         maps = {"W_enc": self.params.W_enc, "W_dec": self.params.W_dec} if self.config.lazy else {}
         return dict.fromkeys(maps, NO_SKIP) if empty else maps
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out."""
+        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out.
+
+        It is taken once, and again where torch has counted a change of a parameter in place since.
+        """
+        changes = tuple(None if p.is_inference() else p._version for p in self.params)
+        if self._hashed.get(changes) is None:
+            self._hashed[changes] = self._hash()
+        return self._hashed[changes]
+
+    @cached_property
+    def _hashed(self) -> dict[tuple[int | None, ...], str]:
+        """Fingerprints, by how often each parameter was changed in place."""
+        return {}
+
+    def _hash(self) -> str:
         c = self.config
         facts = (c.site, self.writes, c.rule, c.k, c.apply_b_dec_to_input, c.normalisation, c.puts_scale_back)
         found = fingerprint([p for p in self.params if p.numel()], *facts)

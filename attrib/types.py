@@ -95,6 +95,11 @@ BEFORE_NORM = "hook_mlp_in"
 and `resid_pre` in parallel blocks. attrib itself once wrote `mlp_in` so: a name that meant two places is not taken for either."""
 
 
+def as_now(stored: str) -> str:
+    """The name that a place has today, of one that attrib wrote into a file: what it once called `hook_mlp_in` was always `mlp_in`."""
+    return re.sub(rf"^(blocks\.\d+)\.{BEFORE_NORM}$", rf"\1.{_HOOKS['mlp_in'][0]}", stored)
+
+
 @dataclass(frozen=True)
 class Site:
     """A place in the transformer: a layer and a kind.

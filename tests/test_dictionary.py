@@ -259,13 +259,7 @@ def test_facts_of_a_dictionary():
     ours = dictionary("topk", "blocks.2.hook_mlp_out", k=5, apply_b_dec_to_input=False, normalize_activations="layer_norm")
     assert (ours.d_in, ours.d_sae, ours.site, ours.name) == (D_MODEL, 80, Site(2, "mlp_out"), "blocks.2.hook_mlp_out")
     facts = ours.config
-    assert (facts.rule, facts.k, facts.apply_b_dec_to_input, facts.normalisation, facts.model_name) == (
-        "topk",
-        5,
-        False,
-        "layer_norm",
-        "tiny",
-    )
+    assert (facts.rule, facts.k, facts.apply_b_dec_to_input, facts.normalisation) == ("topk", 5, False, "layer_norm")
     assert dictionary("standard").config.k is None
     assert attrib.from_sae_lens(sae("standard"), name="mine").name == "mine"
     wide = ours.to(dtype=torch.float64)

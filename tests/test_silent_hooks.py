@@ -1,6 +1,7 @@
 """A dictionary reads where its trainer read, and the name that is printed is the name of the place that is read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,20 @@ def test_what_a_module_gives_is_refused_where_a_norm_follows(tmp_path: Path):
                 check_fit(build(family), ours, "source")
     behind = attrib.load_dictionary(circuit_tracer(tmp_path / "set", feature_output_hook="hook_mlp_out"), layer=1)
     check_fit(build("gemma2"), behind, "source")
+
+
+# --------------------------------------------------------------------------------------------------- files of before
+
+
+def test_what_attrib_once_called_hook_mlp_in_is_mlp_in(tmp_path: Path):
+    """The very name that old files have; their groups are named by it too."""
+    ours = attrib.from_sae_lens(sae("transcoder", D_MODEL, site="blocks.1.mlp.hook_in"))
+    edges = attrib.token_to_latent(build("gpt2"), ours, TOKENS, keep=attrib.TopK(2))
+    old = replace(edges, targets=replace(edges.targets, site=HOOK))
+    attrib.save(tmp_path / "old.h5", [old])
+    with attrib.open(tmp_path / "old.h5") as store:
+        assert [block.target for block in store.blocks] == [HOOK]
+        for asked in (None, HOOK, "blocks.1.mlp.hook_in", Site(1, "mlp_in")):
+            read = store.edges(target=asked)
+            assert read.targets.site == "blocks.1.mlp.hook_in"
+            assert torch.equal(read.attribution, edges.attribution)

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import attrib
 from attrib.dictionary import Dictionary, after_gain, decode, decode_at, encode, encode_at, encode_sparse, normalise_input
+from attrib.jobs.shard import compute, prepare
 from attrib.sources.tensors import from_tensors
 from attrib.types import FormatError, InputError
 from tests.builders import D_MODEL, build, dictionary, normal, prompt, sae
+from tests.job_cases import SITES, corpus, make_job
 from tests.test_dictionary_folders import PATH, clt, gemma_scope, gemma_scope_2, rewrite, sparsify, transcoder_set
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -178,6 +180,21 @@ def test_an_attribution_sees_it_too(tmp_path: Path):
         attrib.latent_to_logit(model, source, prompt(6), keep=attrib.TopK(3))
 
 
+def test_a_dictionary_written_into_while_a_job_runs(tmp_path: Path):
+    """What is left of the run is computed with what was hashed when it began, and the next run is refused."""
+    beside = corpus(tmp_path)
+    job = make_job(tmp_path / "job", beside)
+    shard = job.shards[0]
+    want, ready = compute(prepare(job.folder, "cpu"), shard), prepare(job.folder, "cpu")
+    other(beside / SITES[0], "sae_weights")
+    got = compute(ready, shard)
+    for ours, theirs in zip(got.edges, want.edges, strict=True):
+        assert torch.equal(ours.attribution, theirs.attribution)
+        assert ours.call == theirs.call
+    with pytest.raises(InputError, match=rf"job: {SITES[0]} is not what it was when .* was made"):
+        prepare(job.folder, "cpu")
+
+
 def test_a_file_that_is_put_in_its_place_leaves_the_old_one_mapped(tmp_path: Path):
     """`mv` does not change what is mapped, and neither does taking it away."""
     folder, x = saved(tmp_path), normal(7, D_MODEL)
@@ -189,6 +206,27 @@ def test_a_file_that_is_put_in_its_place_leaves_the_old_one_mapped(tmp_path: Pat
     assert torch.equal(encode(ours, x), want)
     path.unlink()
     assert torch.equal(encode(ours, x), want)
+
+
+@pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu_skip_transcoder"])
+def test_an_object_that_is_trained_on_does_not_reach_the_dictionary(kind: str):
+    """sae-lens writes through `.data`, which torch counts no change of."""
+    foreign, x = sae(kind, D_MODEL), normal(7, D_MODEL)
+    ours = attrib.from_sae_lens(foreign)
+    before, want = ours.fingerprint, encode(ours, x)
+    foreign.fold_W_dec_norm() if kind != "topk" else foreign.fold_activation_norm_scaling_factor(3.0)
+    assert torch.equal(encode(ours, x), want)
+    assert ours.fingerprint == replace(ours).fingerprint == before
+
+
+def test_tensors_that_are_changed_in_place_are_hashed_again():
+    """`from_tensors` shares them, as it says."""
+    given = tensors()
+    ours = from_tensors(**given)
+    before = ours.fingerprint
+    given["W_enc"].mul_(2)
+    assert ours.fingerprint != before
+    assert ours.fingerprint == from_tensors(**given).fingerprint
 
 
 # ------------------------------------------------------------------------- memory beyond what a file accounts for
@@ -238,6 +276,16 @@ def test_memory_is_bounded_by_what_files_hold(tmp_path: Path):
     assert "would take 206,400,384 in memory: weights do not lie that close" in inflates
     assert "cfg.json has 30,000,003 bytes; expected at most 1,048,576" in is_long
     assert max(first, second) < 30
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+@pytest.mark.parametrize("file", ["layer_1.safetensors", "sae.safetensors"])
+def test_a_pipe_is_not_waited_for(file: str, tmp_path: Path):
+    folder = transcoder_set(tmp_path / "set") if file.startswith("layer") else sparsify(tmp_path / "layers.5.mlp")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises((FormatError, InputError), match=rf"{file} is no file|holds no sae_weights"):
+        attrib.load_dictionary(folder, layer=1 if file.startswith("layer") else None)
 
 
 def test_archives_of_honest_weights_are_read(tmp_path: Path):

@@ -39,7 +39,7 @@ _UNDERSTOOD = (
 
 
 def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
-    """attrib's dictionary from a sae-lens SAE or transcoder, which is left as it is.
+    """attrib's dictionary from a sae-lens SAE or transcoder, which is left as it is. Its weights are copied: it may be trained on.
 
     Raises:
         UnsupportedError: for an architecture or normalisation that attrib does not compute, by name.
@@ -47,7 +47,7 @@ def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
     if not hasattr(sae, "cfg") or not hasattr(sae, "state_dict"):
         raise InputError(f"sae: expected a sae-lens SAE, got {type(sae).__name__}.")
     config = sae.cfg.to_dict()
-    state = {key: value.detach() for key, value in sae.state_dict().items()}
+    state = {key: value.detach().clone() for key, value in sae.state_dict().items()}
     return build(state, config, name or str(config["metadata"].get("hook_name")))
 
 

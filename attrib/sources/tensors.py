@@ -180,14 +180,24 @@ LONGEST_JSON = 1 << 20
 
 def read_json(path: Path, argument: str = "dictionary", *, most: int = LONGEST_JSON) -> Any:
     """A JSON file of what an argument names. Raises FormatError where it is none, or has more bytes than such a file needs."""
-    with path.open("rb") as file:
-        read = file.read(most + 1)
+    check_file(path, argument)
+    try:
+        with path.open("rb") as file:
+            read = file.read(most + 1)
+    except OSError as error:
+        raise FormatError(f"{argument}: {path} cannot be read: {error.strerror}.") from error
     if len(read) > most:
         raise FormatError(f"{argument}: {path} has {path.stat().st_size:,} bytes; expected at most {most:,}.")
     try:
         return json.loads(read.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{argument}: {path} is damaged: {error}") from error
+
+
+def check_file(path: Path, argument: str = "dictionary") -> None:
+    """Raises FormatError for what is no file, such as a pipe, which would be waited for."""
+    if not path.is_file():
+        raise FormatError(f"{argument}: {path} is {'no file' if path.exists() else 'missing'}.")
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -223,6 +233,7 @@ def safetensors_file(path: Path, *, integers: Sequence[str] = ()) -> Iterator[Te
     Raises:
         FormatError: where it is damaged, or holds anything but floating numbers.
     """
+    check_file(path)
     try:
         opened = Opened.of(path)
         with safe_open(path, framework="pt") as file:
@@ -237,6 +248,8 @@ def safetensors_file(path: Path, *, integers: Sequence[str] = ()) -> Iterator[Te
             opened.check()  # nobody wrote into it while it was read
     except SafetensorError as error:
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
+    except OSError as error:
+        raise FormatError(f"dictionary: {path} cannot be read: {error.strerror or error}.") from error
 
 
 MOST_INFLATED, SMALL = 8, 1 << 24
