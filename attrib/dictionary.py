@@ -17,11 +17,9 @@ A dictionary reads one site and writes one or more: an SAE where it reads, a tra
 a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite, isnan
-from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -31,7 +29,8 @@ from torch.utils import _pytree as pytree
 
 from attrib.model import fingerprint
 from attrib.sparse import canonical, columns_of, holds
-from attrib.types import AttribError, FormatError, InputError, Site, SparseLatents
+from attrib.types import FormatError, InputError, Site, SparseLatents
+from attrib.weights import Opened, check_finite
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
 """Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
@@ -92,33 +91,6 @@ class DictionaryConfig:
     hook_name: str | None = None
     hook_name_out: str | None = None
     lazy: bool = False
-
-
-class Opened(NamedTuple):
-    """A file as it was when it was opened. What is mapped of it is what was hashed only as long as nobody writes into it."""
-
-    path: Path
-    inode: int
-    size: int
-    written: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Opened":
-        """The file now."""
-        now = path.stat()
-        return cls(path, now.st_ino, now.st_size, now.st_mtime_ns)
-
-    def check(self) -> None:
-        """Raises FormatError where the file was written into. One that was put in its place leaves the old one mapped, and whole."""
-        try:
-            now = Opened.of(self.path)
-        except FileNotFoundError:
-            return
-        if now.inode == self.inode and now != self:
-            raise FormatError(
-                f"dictionary: {self.path} was written into while it was in use, so what is read of it is not what was opened. "
-                "Load it again; to change such a file, write another one and move it into its place."
-            )
 
 
 class InputScale(NamedTuple):
@@ -240,30 +212,6 @@ class Dictionary:
             self.check_files()
             check_finite({key: values}, f"{self.name}, among what was read of it just now", FormatError)
         return values
-
-
-def check_finite(tensors: Mapping[str, Tensor], what: str, error: type[AttribError] = InputError) -> None:
-    """Raises an error that names the first number that is none, or has no end: no latent could be trusted beside it.
-
-    A threshold may be infinite: its latent never passes, or always.
-    """
-    for key, tensor in tensors.items():
-        if not tensor.numel() or not (wrong := _not_finite(key, tensor)):
-            continue
-        bad = tensor.isnan() if key == "threshold" else ~tensor.isfinite()
-        at = bad.nonzero()[0].tolist()
-        raise error(
-            f"{key}: {wrong} at {at} in dictionary {what}; expected finite numbers, which {int(bad.sum())} of {tensor.numel()} are "
-            "not: the file or the training that it comes from is broken, or its numbers are too large for their dtype."
-        )
-
-
-def _not_finite(key: str, tensor: Tensor) -> float | None:
-    """Some number that may not be there. One pass, and no memory: what lies transposed is read as it lies."""
-    lying = tensor.T if tensor.ndim == 2 and tensor.stride(0) == 1 else tensor
-    least, most = (float(bound) for bound in torch.aminmax(lying.detach()))
-    wrong = [bound for bound in (least, most) if not isfinite(bound) and (key != "threshold" or isnan(bound))]
-    return wrong[0] if wrong else None
 
 
 # ---------------------------------------------------------------------------------------- the encoder

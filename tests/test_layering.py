@@ -14,7 +14,7 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "names", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
+    "types", "names", "weights", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
     "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
     "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
@@ -23,7 +23,7 @@ ORDER = [
 
 NARROWER = {
     "edges": {"types", "sparse"},
-    "sources": {"model", "dictionary", "types"},
+    "sources": {"model", "dictionary", "types", "weights"},
 }
 """Modules that may import less than all those before them."""
 

@@ -173,7 +173,9 @@ def test_a_lazy_dictionary_sees_that_its_file_was_written_into(library: str, tmp
 
 def test_an_attribution_sees_it_too(tmp_path: Path):
     model = build("gpt2")
-    source = attrib.load_dictionary(transcoder_set(tmp_path / "set", feature_input_hook="hook_resid_mid"), layer=1, lazy=True)
+    source = attrib.load_dictionary(
+        transcoder_set(tmp_path / "set", feature_input_hook="hook_resid_mid", model_name=None), layer=1, lazy=True
+    )
     attrib.latent_to_logit(model, source, prompt(6), keep=attrib.TopK(3))
     other(tmp_path / "set", "layer_1")
     with pytest.raises(FormatError, match=r"layer_1\.safetensors was written into"):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from attrib.dictionary import COMPETING, Dictionary, Normalisation, Opened
+from attrib.dictionary import COMPETING, Dictionary, Normalisation
 from attrib.sources.gemma_scope import site_of_module
 from attrib.sources.keys import SAE_LENS, check_keys, check_sizes
 from attrib.sources.kinds import NORMALISATIONS, kind_of, supported
@@ -28,6 +28,7 @@ from attrib.sources.tensors import (
     trained_at,
 )
 from attrib.types import BEFORE_NORM, FetchError, FormatError, InputError, Site, UnsupportedError
+from attrib.weights import Opened
 
 WEIGHTS = "sae_weights.safetensors"
 

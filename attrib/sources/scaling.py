@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.dictionary import Dictionary, check_finite
+from attrib.dictionary import Dictionary
 from attrib.sources.tensors import check_no_others, check_shapes, read_json, safetensors_file
 from attrib.types import FormatError, UnsupportedError
+from attrib.weights import check_finite
 
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 

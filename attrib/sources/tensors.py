@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from attrib.dictionary import COMPETING, Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Opened, Rule, check_finite
+from attrib.dictionary import COMPETING, Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
 from attrib.types import BEFORE_NORM, AttribError, FormatError, InputError, Site
+from attrib.weights import Opened, check_finite
 
 Shapes = Mapping[str, Sequence[int]]
 
