@@ -408,7 +408,7 @@ def test_parameters_that_require_gradients_are_constants():
 
 def test_cross_layer_transcoders_that_stay_in_their_files(tmp_path: Path):
     """Every layer a source, a target and a cut, in the layout of circuit-tracer."""
-    model, folder = build("gpt2", torch.float32), clt(tmp_path / "clt")
+    model, folder = build("gpt2", torch.float32), clt(tmp_path / "clt", model_name="tiny-gpt2")
     whole, maps = ([attrib.load_dictionary(folder, layer=layer, lazy=lazy) for layer in range(3)] for lazy in (False, True))
     for effect in ("direct", "total"):
         want = attrib.latent_to_latent(model, whole[0], whole[2], PROMPTS, cuts=whole, effect=effect)
