@@ -1,10 +1,13 @@
 from . import dictionary as dictionary
 from . import export as export
+from . import fit as fit
 from . import jobs as jobs
+from . import model as model
 from . import paths as paths
 from . import sources as sources
 from . import stats as stats
 from . import store as store
+from . import types as types
 from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .capturing import capture
 from .dictionary import Dictionary, decode, encode

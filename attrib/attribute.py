@@ -22,7 +22,7 @@ from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges, Nodes, Prompts, join
 from attrib.fingerprints import sha256_of
-from attrib.fit import fitted
+from attrib.fit import fitted, known_to
 from attrib.jacobian import (
     DEFAULT_BUDGET,
     Tile,
@@ -282,7 +282,10 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
-    options = replace(options, cuts=apart_from(options.cuts, source, target))
+    cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
+    options = replace(options, cuts=cuts)
+    source = None if source is None else known_to(model, source, "source")
+    target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
     start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path

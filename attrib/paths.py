@@ -134,7 +134,7 @@ def start_at_latents(
 
 def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
     """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
-    directions = [source.params.W_dec[:, part_of(source, station(site))].index_select(0, latents.latent) for site in writes]
+    directions = [source.decoder_rows(latents.latent, part_of(source, station(site))) for site in writes]
     direction = directions[0] if len(directions) == 1 else torch.cat(directions, dim=1)
     scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
     return Sources(*latents, direction.to(x.dtype) * scale)

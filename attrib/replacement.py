@@ -32,6 +32,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 from attrib.between import Effect
 from attrib.capturing import capture
 from attrib.dictionary import (
+    COMPETING,
     Dictionary,
     InputScale,
     active,
@@ -118,7 +119,7 @@ def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Flo
 def _latents_at(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], nodes: SparseLatents) -> Float[Tensor, " active"]:
     """The values that x gives to latents that were active at the true point; 0 where one is not any more."""
     gate = None
-    if dictionary.config.rule in ("topk", "abstopk"):
+    if dictionary.config.rule in COMPETING:
         if _is_batched(x):
             gate = active(dictionary, pre_activations(dictionary, x))[nodes.position, nodes.latent]
         else:

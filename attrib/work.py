@@ -23,6 +23,7 @@ from attrib.devices import check_device as check_device
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
 from attrib.fingerprints import seal
+from attrib.fit import known_to
 from attrib.forecast import Plan, plan
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
@@ -300,6 +301,8 @@ class Loaded:
 def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
     """The model and dictionaries of a work. Raises what `load_model` and `load_dictionary` raise.
 
+    Warns once of each dictionary that was made for another model, and not again for every prompt.
+
     Args:
         places: where those lie whose names are not enough to find them.
     """
@@ -308,7 +311,7 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
             metric_of(item.metric)
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
-    dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
+    dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
     # nobody else holds them: one hash does for every prompt that they are used on
     return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
 

@@ -17,7 +17,7 @@ from attrib.sources.kinds import KINDS
 from attrib.types import Dense, InputError, Mass, Threshold, TopK
 from tests.builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
 
-CUTS = ("blocks.1.hook_mlp_in", "blocks.2.hook_mlp_in")
+CUTS = ("blocks.1.mlp.hook_in", "blocks.2.mlp.hook_in")
 """Transcoders between the source and the target."""
 
 

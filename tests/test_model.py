@@ -202,8 +202,8 @@ def test_capture_goes_no_further_than_asked(family: Family):
 
 SEGMENTS = [
     ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_mid"),
-    ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_in"),
-    ("blocks.2.hook_mlp_in", "blocks.3.attn.hook_z"),
+    ("blocks.1.attn.hook_z", "blocks.2.mlp.hook_in"),
+    ("blocks.2.mlp.hook_in", "blocks.3.attn.hook_z"),
 ]
 
 
@@ -339,7 +339,7 @@ def test_frozen_attention_norm_and_mlp_are_affine(family: Family):
     f = segment(model, "blocks.2.hook_resid_mid", "blocks.2.hook_resid_post", policy=policy)
     identity = torch.eye(4 * D_MODEL, dtype=torch.float64).reshape(4, D_MODEL, 4, D_MODEL)
     assert_close(jacrev(f)(x), identity, what="past a frozen MLP")
-    through = segment(model, "blocks.2.hook_mlp_in", "blocks.2.hook_mlp_out", policy=policy)
+    through = segment(model, "blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", policy=policy)
     assert (jacrev(lambda x: through(x, x))(x) == 0).all()
     assert not (mlp(model, 2, x, policy) == 0).all()
 
@@ -392,8 +392,8 @@ def test_nothing_is_written(family: Family):
             "blocks.1.hook_resid_mid",
             r"b: blocks\.1\.hook_resid_mid comes before a: blocks\.2\.hook_resid_pre.*Swap",
         ),
-        ("blocks.1.hook_mlp_out", "blocks.1.hook_mlp_in", "comes before"),
-        ("blocks.1.hook_q", "blocks.1.hook_mlp_in", r"blocks\.1\.hook_q.*expected a TransformerLens hook name"),
+        ("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_in", "comes before"),
+        ("blocks.1.hook_q", "blocks.1.mlp.hook_in", r"blocks\.1\.hook_q.*expected a TransformerLens hook name"),
     ],
 )
 def test_segments_that_cannot_be(a: str, b: str, message: str):

@@ -155,7 +155,7 @@ def by_activations(replaced: Replacement, leaves: CutLeaves, number: int, functi
 
 PAIRS = {
     "residual": ("topk", "blocks.1.hook_resid_pre", "jumprelu", "blocks.3.hook_resid_pre"),
-    "transcoders": ("jumprelu_skip_transcoder", "blocks.1.hook_mlp_in", "transcoder", "blocks.3.hook_mlp_in"),
+    "transcoders": ("jumprelu_skip_transcoder", "blocks.1.mlp.hook_in", "transcoder", "blocks.3.mlp.hook_in"),
     "heads": ("standard", "blocks.0.attn.hook_z", "gated", "blocks.2.hook_attn_out"),
 }
 
@@ -437,7 +437,7 @@ def test_dictionaries_take_the_models_precision():
 
 def test_what_was_trained_before_a_norms_weights_reads_there():
     model = build("gpt2", torch.float64)
-    dictionary = lens(model, "skip_transcoder", "blocks.1.hook_mlp_in").ours
+    dictionary = lens(model, "skip_transcoder", "blocks.1.mlp.hook_in").ours
     before = changed(dictionary, config=changed(dictionary.config, hook_name="blocks.1.ln2.hook_normalized"))
     norm = model.params.blocks[1].norm_2
     got = attrib.replace(model, before)
@@ -454,7 +454,7 @@ def raw(reads: str, *writes: str, d: int = D_MODEL, seed: int = 0) -> Dictionary
 
 
 def layer(reads: int, *writes: int) -> Dictionary:
-    return raw(f"{reads}.hook_mlp_in", *(f"{site}.hook_mlp_out" for site in writes))
+    return raw(f"{reads}.mlp.hook_in", *(f"{site}.hook_mlp_out" for site in writes))
 
 
 REFUSED: dict[str, tuple[Family, list[Callable[[], Dictionary]], str]] = {
@@ -479,9 +479,9 @@ REFUSED: dict[str, tuple[Family, list[Callable[[], Dictionary]], str]] = {
         "gpt2", [lambda: raw("0.hook_mlp_out", "0.hook_mlp_out", "1.hook_mlp_out"), lambda: raw("1.hook_mlp_out")],
         r"both replace blocks\.1\.hook_mlp_out",
     ),
-    "backwards": ("gpt2", [lambda: layer(1, 0)], r"dictionaries\[0\].*: it reads blocks\.1\.hook_mlp_in and writes blocks\.0"),
+    "backwards": ("gpt2", [lambda: layer(1, 0)], r"dictionaries\[0\].*: it reads blocks\.1\.mlp\.hook_in and writes blocks\.0"),
     "one place twice by itself": (
-        "gpt2", [lambda: raw("0.hook_mlp_in", "0.hook_resid_post", "1.hook_resid_pre")], r"of which two are the same place"
+        "gpt2", [lambda: raw("0.mlp.hook_in", "0.hook_resid_post", "1.hook_resid_pre")], r"of which two are the same place"
     ),
     "a layer too many": ("gpt2", [lambda: raw("4.hook_resid_pre")], r"dictionaries\[0\].*blocks\.4\.hook_resid_pre is outside"),
     "another width": ("gpt2", [lambda: layer(1, 1), lambda: raw("2.hook_resid_pre", d=24)], r"dictionaries\[[01]\]: .* of 24, but"),

@@ -21,7 +21,7 @@ from tests.test_cli import Command, attrib_command
 
 __all__ = ["attrib_command"]
 
-TRANSCODER = "blocks.2.hook_mlp_in"
+TRANSCODER = "blocks.2.mlp.hook_in"
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,7 @@ LAYER_NORM = [family for family in PRE_NORM if FAMILIES[family]["normalization_t
 @pytest.mark.parametrize("family", PRE_NORM)
 def test_fold_ln_divides_mlp_in_by_the_gain(family: str):
     raw, before, _, after = pair(family, fold_ln=True)
-    kept(before, after, but=("hook_mlp_in",))
+    kept(before, after, but=("mlp.hook_in",))
     for layer in range(raw.config.n_layers):
         norm, at = raw.params.blocks[layer].norm_2, str(Site(layer, "mlp_in"))
         assert_close(after[at] * norm.weight + norm.bias, before[at], PROCESSED, what=at)

@@ -1,6 +1,7 @@
 """One shard: from its prompts to its file. Every engine does a shard here, and nowhere else."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from attrib.fingerprints import seal
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.store import save
-from attrib.types import InputError
+from attrib.types import AttribWarning, InputError
 from attrib.work import Loaded, check_device, load
 
 
@@ -46,7 +47,9 @@ def prepare(folder: Path, device: str) -> Ready:
     """
     job = open_job(folder)
     torch.set_num_threads(job.config.threads)
-    loaded = load(job.config, check_device(device), job.fixed.places)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttribWarning)  # whoever made the job was told, and need not be by every worker
+        loaded = load(job.config, check_device(device), job.fixed.places)
     fixed, tokenizer = job.fixed, loaded.model.tokenizer
     same = {"tokenizer": (tokenizer.sha256 if tokenizer else None) == fixed.tokenizer, job.config.model: loaded.model.matches(fixed.model)}
     same |= {name: name in fixed.dictionaries and one.matches(fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}

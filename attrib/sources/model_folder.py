@@ -146,7 +146,7 @@ def _json(path: Path) -> dict[str, Any]:
     """A file's JSON object."""
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise FormatError(f"model: {path} has {size:,} bytes, more than {LARGEST_TEXT:,}.")
-    found = read_json(path, "model")
+    found = read_json(path, "model", most=LARGEST_TEXT)
     if not isinstance(found, dict):
         raise FormatError(f"model: {path} holds a {type(found).__name__}, expected an object.")
     return found
