@@ -232,7 +232,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = start_site(source)
-    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
+    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)

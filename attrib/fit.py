@@ -10,15 +10,20 @@ from attrib.types import InputError
 
 
 def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
-    """Raises InputError where a dictionary's sites or widths are not the model's."""
+    """Raises InputError where a dictionary's sites or widths are not the model's, or it writes before it reads."""
     site = check_end(model, dictionary.site, f"{argument} ({dictionary.name})")
     writes = [check_end(model, written, f"{argument} ({dictionary.name})") for written in dictionary.writes]
-    reading, writing = width(model.config, site), sum(width(model.config, written) for written in writes)
-    for verb, got, has, at in (("reads", dictionary.d_in, reading, (site,)), ("writes", dictionary.d_out, writing, writes)):
-        if got != has:
+    if early := [written for written in writes if written.depth < site.depth]:
+        raise InputError(
+            f"{argument} ({dictionary.name}): it reads {site} and writes {early[0]}, which {model.name} computes earlier; expected writes "
+            "at or after what is read. Check its sites."
+        )
+    share = dictionary.d_out // len(writes)
+    for verb, got, at in (("reads", dictionary.d_in, site), *(("writes", share, written) for written in writes)):
+        if got != (has := width(model.config, at)):
             raise InputError(
-                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has "
-                f"{has} at {', '.join(map(str, at))}. It was trained for another model."
+                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has {has} at {at}. "
+                "It was trained for another model."
             )
 
 

@@ -10,9 +10,9 @@ so only the segment S needs a transform: `Sources` holds D_i (a decoder row, or 
 as one plain function, for torch.func and for people who compose.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
 from attrib.fit import check_fit, fitted
 from attrib.model import Model, enter, mlp, unembed
-from attrib.primal import Streams, stream_sites
+from attrib.primal import BESIDE, Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
 from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
@@ -128,15 +128,23 @@ def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"],
 # --------------------------------------------------------------------------------- the path itself
 
 
-def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
+def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
     """Raises InputError where the source does not fit the model, or the target is not after it.
 
     Logits, directions and metrics may be read at the source's own site: nothing then lies between.
+
+    Args:
+        stop: where the path ends; see `stop_site`.
     """
     check_fit(model, source, "source")
     start = start_site(source)
-    if stop.depth < start.depth or (stop.depth == start.depth and isinstance(target, Dictionary)):
-        raise InputError(f"target: {stop} is not after the source's {start}; attributions run forward. Choose a later target.")
+    if stop.depth > start.depth or (stop.depth == start.depth and not isinstance(target, Dictionary)):
+        return
+    read = read_site(model, target)
+    why = (
+        "attributions run forward" if read.depth <= start.depth else f"the MLP of {model.name} stands beside attention and does not read it"
+    )
+    raise InputError(f"target: {read} is not after the source's {start}; {why}. Choose a later target.")
 
 
 def start_site(source: Dictionary | None) -> Site:
@@ -263,8 +271,8 @@ def path(
     Raises:
         InputError: where the dictionaries do not fit the model or each other.
     """
-    site, stop = read_site(model, target), stop_site(model, target)
     cuts = apart_from(cuts, source, target)
+    site, stop = read_site(model, target), stop_site(model, target, (source, *cuts))
     if source is not None:
         check_source(model, source, stop, target)
         source = fitted(model, source, "source")
@@ -347,13 +355,22 @@ def metric_path(
     return MetricPath(at.sources, value, gradient, function)
 
 
-def stop_site(model: Model, target: Dictionary | Logits) -> Site:
+def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:
     """Where the path to a target ends.
 
-    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off resid_pre.
+    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off
+    resid_pre. But where a dictionary writes between the two, what it writes is on the way, and the path ends where the target reads.
+
+    Args:
+        written_by: the source and the cuts.
     """
     site = read_site(model, target)
-    return Site(site.layer, "resid_pre") if model.config.parallel and site.kind in ("mlp_in", "mlp_out") else site
+    if not (model.config.parallel and site.kind in BESIDE):
+        return site
+    before = Site(site.layer, "resid_pre")
+    places = (at for d in written_by if d is not None for at in d.writes)
+    is_written = any(at.kind in BESIDE and before.depth < at.depth <= site.depth for at in places)
+    return site if is_written else before
 
 
 def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:
