@@ -23,12 +23,13 @@ from attrib.between import NOTHING, Between, Effect, part_of, station
 from attrib.capturing import capture, cut
 from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.finite import require_finite
 from attrib.fit import check_fit, fitted
-from attrib.model import Model, enter, mlp, unembed
+from attrib.model import Model, embed, enter, mlp, unembed, walk
 from attrib.primal import BESIDE, Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
-from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
+from attrib.types import EXACT, Direction, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
 
 
 class Sources(NamedTuple):
@@ -194,6 +195,7 @@ def _open(
     base, sites = base_site(start), stream_sites(start, stop)
     read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
     seen = capture(model, tokens, {start, stop, site, *sites, *read, *([base] if base else [])})
+    _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
     if cuts is not None:
@@ -208,6 +210,19 @@ def _open(
         return run(head.enter(values), stream)
 
     return _Opening(head.sources, run, x, stream, true_b, reached, streams, seen[site], (start,), NOTHING, function)
+
+
+def _require_finite(
+    model: Model, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Float[Tensor, "positions _"]], ends: Iterable[Site]
+) -> None:
+    """Raises NotFiniteError where the ends of a path do not hold finite numbers, for the first place of the model that does not."""
+    try:
+        require_finite({str(at): seen[at] for at in ends})
+    except NotFiniteError:
+        # attention takes NaN to positions before it as well, as 0 · NaN: so the prompt is followed from its embeddings
+        for at, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
+            require_finite({str(at): value})
+        raise
 
 
 def _open_cut(
@@ -270,6 +285,7 @@ def path(
 
     Raises:
         InputError: where the dictionaries do not fit the model or each other.
+        NotFiniteError: where an end of the path, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
     """
     cuts = apart_from(cuts, source, target)
     site, stop = read_site(model, target), stop_site(model, target, (source, *cuts))
@@ -292,6 +308,7 @@ def path(
         return read.function(_beside(model, site, stop, rows, policy))
 
     value, pull, *_ = vjp(end, at.reached.index_select(0, read.position))
+    require_finite({f"the targets at {site}": value}, from_below=True, position=read.position)
     (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
     begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
 
@@ -333,7 +350,8 @@ def metric_path(
     """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
 
     Raises:
-        InputError: where the metric does not give one number, or the dictionary does not fit the model.
+        InputError: where the metric does not give one number that depends on the logits, or the dictionary does not fit the model.
+        NotFiniteError: where an end of the path, or the metric, is NaN or infinite.
     """
     last, cuts = model.config.last, apart_from(cuts, source)
     check_source(model, source, last, metric)
@@ -344,13 +362,20 @@ def metric_path(
     begin = at.function
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
-        value = metric(unembed(model, begin(values), policy=policy))
+        logits = unembed(model, begin(values), policy=policy)
+        value = metric(logits)
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"metric: gave {got}; expected a scalar tensor made from the logits [positions, d_vocab].")
+        if logits.requires_grad and not value.requires_grad:
+            raise InputError(
+                "metric: gave a number that does not depend on the logits, so nothing moves it; expected a scalar tensor made from "
+                "the logits [positions, d_vocab] by torch alone, without item(), detach() or argmax()."
+            )
         return value
 
     value, pull, *_ = vjp(function, at.sources.value)
+    require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
     (gradient,) = pull(torch.ones_like(value))
     return MetricPath(at.sources, value, gradient, function)
 

@@ -59,7 +59,7 @@ def products(precision: Precision) -> Iterator[None]:
     """
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction_split_k
-    with _rounding(matmul, "tf32" if precision.tf32 else "ieee"), _rounding(torch.backends.mkldnn.matmul, "ieee"):
+    with _rounding(matmul, "tf32" if precision.tf32 else "ieee"), _rounding(torch.backends.mkldnn.matmul, "ieee"):  # type: ignore[attr-defined]
         matmul.allow_bf16_reduced_precision_reduction = False, before[1]
         try:
             yield
