@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges, Nodes, Prompts, join
 from attrib.fingerprints import sha256_of
+from attrib.finite import of_prompt, require_finite
 from attrib.fit import fitted, known_to
 from attrib.jacobian import (
     DEFAULT_BUDGET,
@@ -48,6 +49,8 @@ from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, 
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
+
+Result = TypeVar("Result")
 
 SAMPLED_ROWS = 16
 """Rows that are computed again in float64, to tell the error of a reduced precision."""
@@ -121,6 +124,7 @@ def latent_to_latent(
     Raises:
         InputError: for a bad argument, before anything is computed.
         BudgetError: where the budget is too small for one row of some prompt.
+        NotFiniteError: for a prompt at which a value is NaN or infinite.
     """
     options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
     return _run("latent_to_latent", model, source, target, tokens, options, error)
@@ -238,7 +242,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = start_site(source)
-    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
+    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
@@ -303,21 +307,29 @@ def _run(
     done = _track(prompts, options.progress)
     if kind == "latent_to_metric":
         assert source is not None
-        return join([_metric_edges(kind, model, source, target, ids, options, error, put_in, call) for ids in done])
+        metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
+        return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)])
     others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
-    paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
+    path_of = partial(path, model, source, target, **put_in, **others)
+    paths = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
     is_measured = precision.is_measured and not by_transforms
     rows = (SAMPLED_ROWS if is_measured else 0) if options.precision_rows is None else options.precision_rows
-    for ids, found, tiles in jacobians:
+    for number, (ids, found, tiles) in enumerate(jacobians):
         if rows and not parts:
             sampled = sampled_error(found, rows, precision, options.impl, options.budget)
             call |= {"precision_error": sampled._asdict(), "seed": 0}
         named = start if source is None else source.site, read_site(model, target)
-        parts.append(_path_edges(kind, model, *named, found, tiles, ids, options, call))
+        parts.append(_of_prompt(number, partial(_path_edges, kind, model, *named, found, tiles), ids, options, call))
     return join(parts)
+
+
+def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function makes of a prompt; what it raises names the prompt."""
+    with of_prompt(number):
+        return function(*arguments)
 
 
 Prompted = tuple[Tensor, Path]
@@ -342,8 +354,8 @@ def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Preci
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
             continue
-        for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
-            yield *pack[number], (tile for _, tile in of_prompt)
+        for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
+            yield *pack[number], (tile for _, tile in its_tiles)
 
 
 def _constant(part: Any) -> Any:
@@ -437,6 +449,7 @@ def _metric_edges(
     source: Dictionary,
     metric: Callable[..., Tensor],
     ids: Tensor,
+    *,
     options: _Options,
     error: bool,
     put_in: dict[str, Any],
@@ -477,6 +490,8 @@ def _edges(
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
     indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
     indptr = torch.cat([ends.new_zeros(1), ends])
+    # every gradient is a term of these, whatever is kept
+    require_finite({f"the gradients of {target_table.site}": l1}, position=target_table.position)
     return Edges(
         kind, source_table, target_table, indptr, indices, gradient, attribution, total, l1, _prompts(model, ids), call
     )  # fmt: skip

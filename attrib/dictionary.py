@@ -17,17 +17,19 @@ A dictionary reads one site and writes one or more: an SAE where it reads, a tra
 a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
+from attrib.finite import require_finite, total
 from attrib.shown import record
 from attrib.sparse import canonical, columns_of, holds
 from attrib.types import FormatError, InputError, Site, SparseLatents
@@ -287,8 +289,14 @@ def _places(dictionary: Dictionary) -> int:
 
 
 def encode(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
-    """All latents, dense. `encode_sparse` finds the active ones, and `encode_at` differentiates, without a tensor of this size."""
+    """All latents, dense. `encode_sparse` finds the active ones, and `encode_at` differentiates, without a tensor of this size.
+
+    Raises:
+        NotFiniteError: where a pre-activation is NaN or infinite, but for transforms of torch.func.
+    """
     pre = pre_activations(dictionary, x)
+    if not is_functorch_wrapped_tensor(pre):  # transforms ask nothing that depends on values
+        _require_numbers(dictionary, x, [total(pre)])
     return pre.where(active(dictionary, pre), torch.zeros_like(pre))
 
 
@@ -337,20 +345,37 @@ def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *,
 
     Raises:
         InputError: for a tile without columns.
+        NotFiniteError: where a pre-activation is NaN or infinite.
     """
     if tile < 1:
         raise InputError(f"tile: {tile} encoder columns; expected at least 1. Leave it out for {TILE}.")
-    tiles = _tiles(dictionary, _encoder_input(dictionary, x), tile)
-    return _first_of_k(dictionary, tiles) if _competes(dictionary.config.rule, x) is not None else _above(dictionary, tiles)
+    sums: list[Tensor] = []
+    tiles = _tiles(dictionary, _encoder_input(dictionary, x), tile, sums)
+    found = _first_of_k(dictionary, tiles) if _competes(dictionary.config.rule, x) is not None else _above(dictionary, tiles)
+    _require_numbers(dictionary, x, sums)
+    return found
 
 
 def _tiles(
-    dictionary: Dictionary, x: Float[Tensor, "positions d_in"], tile: int
+    dictionary: Dictionary, x: Float[Tensor, "positions d_in"], tile: int, sums: list[Tensor]
 ) -> Iterator[tuple[int, Float[Tensor, "positions columns"]]]:
-    """Pre-activations of some columns at a time, with the first column's number."""
+    """Pre-activations of some columns at a time, with the first column's number; the sum of each is added to `sums`."""
     p = dictionary.params
     for first in range(0, dictionary.d_sae, tile):
-        yield first, x @ dictionary.encoder(first, first + tile).to(x.dtype) + p.b_enc[first : first + tile]
+        pre = x @ dictionary.encoder(first, first + tile).to(x.dtype) + p.b_enc[first : first + tile]
+        sums.append(total(pre))
+        yield first, pre
+
+
+def _require_numbers(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], sums: Sequence[Tensor]) -> None:
+    """Raises NotFiniteError where a pre-activation is NaN or infinite, by the sums of all of them; which is looked up only then."""
+    if bool(torch.stack(list(sums)).isfinite().all()):
+        return
+    rows = x.flatten(0, -2)
+    require_finite({f"{dictionary.site}, which {dictionary.name} reads": rows})
+    for first, pre in _tiles(dictionary, _encoder_input(dictionary, rows), TILE, []):
+        latents = f"the pre-activations of {dictionary.name} (latents {first} to {first + pre.shape[1] - 1})"
+        require_finite({latents: pre}, from_below=True)
 
 
 def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "positions _"]]]) -> SparseLatents:

@@ -12,7 +12,7 @@ from attrib.types import BEFORE_NORM, InputError, Site, warn
 
 
 def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
-    """Raises InputError where a dictionary's sites or widths are not the model's."""
+    """Raises InputError where a dictionary's sites or widths are not the model's, or it writes before it reads."""
     if model.config.parallel and dictionary.site.kind == "resid_mid" and (dictionary.config.hook_name or "").endswith(f".{BEFORE_NORM}"):
         pre = Site(dictionary.site.layer, "resid_pre")
         raise InputError(
@@ -21,13 +21,18 @@ def check_fit(model: Model, dictionary: Dictionary, argument: str) -> None:
         )
     site = check_end(model, dictionary.site, f"{argument} ({dictionary.name})")
     writes = [check_end(model, written, f"{argument} ({dictionary.name})") for written in dictionary.writes]
-    reading, writing = width(model.config, site), sum(width(model.config, written) for written in writes)
+    if early := [written for written in writes if written.depth < site.depth]:
+        raise InputError(
+            f"{argument} ({dictionary.name}): it reads {site} and writes {early[0]}, which {model.name} computes earlier; expected writes "
+            "at or after what is read. Check its sites."
+        )
     _check_before_post_norm(model, dictionary, argument)
-    for verb, got, has, at in (("reads", dictionary.d_in, reading, (site,)), ("writes", dictionary.d_out, writing, writes)):
-        if got != has:
+    share = dictionary.d_out // len(writes)
+    for verb, got, at in (("reads", dictionary.d_in, site), *(("writes", share, written) for written in writes)):
+        if got != (has := width(model.config, at)):
             raise InputError(
-                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has "
-                f"{has} at {', '.join(map(str, at))}. It was trained for another model."
+                f"{argument}: {dictionary.name} {verb} vectors of {got}, but {model.name} has {has} at {at}. "
+                "It was trained for another model."
             )
 
 

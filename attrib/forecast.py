@@ -142,7 +142,7 @@ def _task(
     times = Counter(chosen_positions(at, length, ids.device).tolist())
     targets = tuple(rows * times[position] for position in range(length))
     sources = (1 if source is None else count(source),) * length
-    ends = start_site(source), stop_site(model, target)
+    ends = start_site(source), stop_site(model, target, (source,))
     return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
 
 

@@ -401,18 +401,12 @@ def put_together(model: Model, named: Mapping[str, Dictionary], policy: Policy) 
     # as everywhere, dictionaries are computed in the model's precision, where the model is
     put_in = {name: fitted(model, d.to(dtype=model.dtype, device=model.device), name) for name, d in named.items()}
     for name, dictionary in put_in.items():
-        _check_order(model, dictionary, f"{name} ({dictionary.name})")
+        _check_places(model, dictionary, f"{name} ({dictionary.name})")
     _check_apart(model, put_in)
     return Replacement(model, tuple(put_in.values()), policy)
 
 
-def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
-    early = [site for site in dictionary.writes if site.depth < dictionary.site.depth]
-    if early:
-        raise InputError(
-            f"{argument}: it reads {dictionary.site} and writes {early[0]}, which {model.name} computes earlier; expected writes at "
-            "or after what is read. Check its sites."
-        )
+def _check_places(model: Model, dictionary: Dictionary, argument: str) -> None:
     places = [place(model, site) for site in dictionary.writes]
     if len({*places}) < len(places):
         raise InputError(f"{argument}: it writes {_list(dictionary.writes)}, of which two are the same place; expected each once.")

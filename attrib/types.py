@@ -40,6 +40,21 @@ class BudgetError(InputError):
         )
 
 
+class NotFiniteError(InputError):
+    """A prompt at which a value is NaN or infinite; names what it is of, the first position, and the prompt where that is known."""
+
+    def __init__(self, what: str, position: int, value: float, prompt: int | None = None) -> None:
+        self.what, self.position, self.value, self.prompt = what, position, value, prompt
+        whose = "the prompt" if prompt is None else f"prompt {prompt}"
+        super().__init__(
+            f"tokens: {whose} gives {value} at {what}, first at position {position}; expected finite numbers. Leave the prompt out, "
+            "or compute in another dtype, unless a weight of the model or the dictionary is no number itself."
+        )
+
+    def __reduce__(self) -> tuple[type["NotFiniteError"], tuple[str, int, float, int | None]]:
+        return type(self), (self.what, self.position, self.value, self.prompt)
+
+
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""
 

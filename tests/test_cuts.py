@@ -17,7 +17,7 @@ from attrib.dictionary import Dictionary
 from attrib.jacobian import adjoint, task_of
 from attrib.model import Model
 from attrib.packing import plan_pack
-from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, Tokens, TopK, UnsupportedError
+from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, Tokens, TopK
 from tests.attribution_cases import without_shape_checks
 from tests.builders import D_MODEL, Family, build, normal, prompt, tiny
 from tests.cut_cases import SETS, SOME, TOKENS, Foreign, cross, foreign_logits, lens, moved, ours, standing
@@ -95,8 +95,8 @@ def test_every_set_against_the_plain_function(family: Family, which: str):
             options = {"cuts": cuts, "effect": effect, "policy": policy, "error": (number // 2 + other) % 3 != 0}
             try:
                 got = attribute(model, *ends, PROMPTS, **options)
-            except (InputError, UnsupportedError) as refused:
-                assert re.search("both replace|not after the source's|beside attention", str(refused))  # noqa: PT017
+            except InputError as refused:
+                assert re.search("both replace|not after the source's", str(refused))  # noqa: PT017
                 continue
             want = attribute(model, *ends, PROMPTS, method="torch.func", **options)
             effects.add(effect)
@@ -422,14 +422,12 @@ def test_cross_layer_transcoders_that_stay_in_their_files(tmp_path: Path):
 
 
 def test_what_cannot_be_asked():
-    model, parallel = build("gpt2", torch.float64), build("gptj", torch.float64)
+    model = build("gpt2", torch.float64)
     a, b, c = (lens(model, "topk", f"blocks.{layer}.hook_resid_pre", seed=layer).ours for layer in (0, 1, 3))
     twin, wide = (
         lens(model, "standard", "blocks.1.hook_resid_pre", seed=9).ours,
         replace(b, config=replace(b.config, site=Site(9, "resid_pre"))),
     )
-    cut_mlp = lens(parallel, "topk", "blocks.2.mlp.hook_in").ours
-    transcoder = lens(parallel, "transcoder", "blocks.2.mlp.hook_in").ours
     call = partial(attrib.latent_to_latent, model, a, c, TOKENS)
     for attempt, error, words in (
         (partial(call, cuts=[b], effect="both"), InputError, "effect: 'both'; expected 'direct' or 'total'"),
@@ -437,7 +435,6 @@ def test_what_cannot_be_asked():
         (partial(call, cuts=[b, twin]), InputError, r"cuts\[0\] \(.*\) and cuts\[1\] \(.*\) both replace blocks.1.hook_resid_pre"),
         (partial(call, cuts=[wide]), InputError, r"cuts\[0\].*blocks.9.hook_resid_pre is outside"),
         (partial(attrib.latent_to_latent, model, a, twin, TOKENS, cuts=[b]), InputError, r"cuts\[0\] .* and target .* both replace"),
-        (partial(attrib.latent_to_latent, parallel, a, transcoder, TOKENS, cuts=[cut_mlp]), UnsupportedError, "beside attention"),
         (partial(attrib.plan, model, a, c, TOKENS, cuts=[b, twin]), InputError, "both replace"),
     ):
         with without_shape_checks(), pytest.raises(error, match=words):
