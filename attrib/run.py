@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> list[str | Tensor]:
     Raises:
         InputError: where the file is missing, or holds something else than a prompt; names the line.
     """
-    given = []
+    given: list[Any] = []  # chats too, which `attrib.prompts.Messages` are
     for found in read(path):
         if found.prompt is None:
             raise InputError(f"prompts: {found.where} {found.fault}. Remove it, or write a prompt there.")
