@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str | Tensor]:
             f"prompts: {name} does not exist; expected a file, one prompt a line, or .jsonl. Text itself is given with --prompt "
             "(in a run file, prompt = [...])."
         )
-    given = []
+    given: list[Any] = []  # chats too, which `attrib.prompts.Messages` are
     for found in read(name):
         if found.prompt is None:
             raise InputError(f"prompts: {found.where} {found.fault}. Remove it, or write a prompt there.")

@@ -26,6 +26,7 @@ from attrib.jobs import folder as folders
 from attrib.jobs import make as making
 from attrib.jobs.config import JobFile, ShardsOf, confined, job_file
 from attrib.jobs.folder import JOB, PROMPTS, Job, Shard, open_job
+from attrib.jobs.ids import split
 from attrib.jobs.make import STEPS, bucket_of, make
 from attrib.jobs.records import refused
 from attrib.types import FormatError, InputError
@@ -304,7 +305,7 @@ def test_a_document_with_one_token_that_is_none_is_left_out_whole(tmp_path: Path
     ],
 )
 def test_each_part_of_a_document_begins_as_it_does(ids: list[int], bos: int | None, parts: list[list[int]]) -> None:
-    assert [part.tolist() for part in making._split(torch.tensor(ids), 3, bos)] == parts
+    assert [part.tolist() for part in split(torch.tensor(ids), 3, bos)] == parts
 
 
 def test_a_split_of_one_token_is_refused() -> None:

@@ -328,7 +328,8 @@ def test_a_dictionary_is_one_line(ours: Callable[[], Dictionary], text: str):
 def test_a_lazy_one_says_so(tmp_path: Path):
     ours = attrib.load_dictionary(clt(tmp_path / "clt"), layer=1, lazy=True)
     assert repr(ours) == (
-        "Dictionary('clt/layer_1', cross_layer_transcoder as jumprelu, 32 -> 48 -> 64 from blocks.1.hook_resid_mid to blocks.1.hook_mlp_out "
+        "Dictionary('clt/layer_1', cross_layer_transcoder as jumprelu, 32 -> 48 -> 64 from blocks.1.hook_resid_mid "
+        "to blocks.1.hook_mlp_out "
         "and later, float32, lazy)"
     )
 
