@@ -431,7 +431,7 @@ def test_what_cannot_be_asked():
     call = partial(attrib.latent_to_latent, model, a, c, TOKENS)
     for attempt, error, words in (
         (partial(call, cuts=[b], effect="both"), InputError, "effect: 'both'; expected 'direct' or 'total'"),
-        (partial(call, cuts=["blocks.1"]), InputError, r"cuts\[0\]: str; expected dictionaries"),
+        (partial(call, cuts=["blocks.1"]), InputError, r"cuts\[0\]: blocks.1 is no folder"),
         (partial(call, cuts=[b, twin]), InputError, r"cuts\[0\] \(.*\) and cuts\[1\] \(.*\) both replace blocks.1.hook_resid_pre"),
         (partial(call, cuts=[wide]), InputError, r"cuts\[0\].*blocks.9.hook_resid_pre is outside"),
         (partial(attrib.latent_to_latent, model, a, twin, TOKENS, cuts=[b]), InputError, r"cuts\[0\] .* and target .* both replace"),

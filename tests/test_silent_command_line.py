@@ -25,7 +25,7 @@ from attrib.view.records import write_csv
 from tests.builders import dictionary, prompt, sae, tiny
 
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
-CUT = "blocks.2.hook_mlp_in"
+CUT = "blocks.2.mlp.hook_in"
 
 
 class Ran(NamedTuple):

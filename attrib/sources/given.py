@@ -55,7 +55,7 @@ def as_model(given: Any, argument: str = "model") -> Model:
     if isinstance(given, Model):
         return given
     if isinstance(given, str | Path):
-        return sources.load_model(given)
+        return _loaded(sources.load_model, given, "model", argument)
     if not isinstance(given, type):
         if hasattr(given, "run_with_cache"):
             return sources.from_transformer_lens(given)
@@ -79,7 +79,7 @@ def as_dictionary(given: Any, argument: str = "dictionary") -> Dictionary:
     if isinstance(given, Dictionary):
         return given
     if isinstance(given, str | Path):
-        return sources.load_dictionary(given)
+        return _loaded(sources.load_dictionary, given, "dictionary", argument)
     if not isinstance(given, type) and all(hasattr(given, part) for part in ("cfg", "state_dict", "encode")):
         return sources.from_sae_lens(given)
     raise InputError(
@@ -117,6 +117,14 @@ def as_bytes(given: Any, argument: str) -> int:
     except ValidationError:
         pass  # said below, in our own words
     raise InputError(f"{argument}: {given!r:.60}; expected a number of bytes, or a size as text, such as '512MiB' or '2GiB'.")
+
+
+def _loaded(load: Callable[[Any], R], name: str | Path, what: str, argument: str) -> R:
+    """What a name stands for; an error names the argument that it came as."""
+    try:
+        return load(name)
+    except InputError as error:
+        raise InputError(f"{argument}: {str(error).removeprefix(f'{what}: ')}") from error
 
 
 def _named(given: Any) -> str:
