@@ -136,14 +136,24 @@ def _masked(found: Given, key: str, others: Mapping[str, Any]) -> Given:
     columns = {}
     for name in ("attention_mask", "token_type_ids", "position_ids"):
         if (value := others.get(start + name)) is not None:
-            if fault := _column_fault(start + name, value, len(ids)):
-                return Given(found.where, None, fault)
-            columns[name] = torch.tensor(value, dtype=torch.int64)
+            column = _column(value)
+            if column is None:
+                expected = "expected a list of whole numbers, one for each token"
+                return Given(found.where, None, f"has {_brief.repr(value)} as {start + name!r}; {expected}")
+            if len(column) != len(ids):
+                return Given(
+                    found.where, None, f"has {len(ids)} token ids, and {len(column)} numbers in {start + name!r}; expected as many"
+                )
+            columns[name] = column
+    if not columns:
+        return found
     mask = columns.get("attention_mask", torch.ones_like(ids))
     try:
-        kept = unpadded(ids, mask, f"{start}attention_mask")
+        kept = unpadded(ids, mask, "it")
     except InputError as error:
-        return Given(found.where, None, f"has a mask that cannot be: {error}")
+        return Given(
+            found.where, None, f"has a mask, {start}attention_mask, which {str(error).removeprefix('attention_mask: that of it ')}"
+        )
     if columns.get("token_type_ids", mask * 0)[mask != 0].any():
         return Given(found.where, None, f"has {start}token_type_ids that are not 0, which attrib's models do not read")
     positions = columns.get("position_ids")
@@ -152,10 +162,9 @@ def _masked(found: Given, key: str, others: Mapping[str, Any]) -> Given:
     return Given(found.where, kept)
 
 
-def _column_fault(name: str, value: Any, length: int) -> str:
-    """What is wrong with a column that should have a small number for each token."""
-    is_list = isinstance(value, list | np.ndarray)
-    whole = is_list and all(isinstance(number, int | np.integer | np.bool_) and abs(int(number)) < 1 << 31 for number in value)
-    if not whole:
-        return f"has {_brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token"
-    return "" if len(value) == length else f"has {length} token ids and {len(value)} numbers in {name!r}; expected as many"
+def _column(value: Any) -> Tensor | None:
+    """A column of whole numbers, one for each token; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return torch.tensor(value, dtype=torch.int64) if value.dtype.kind in "iub" else None
+    is_small = isinstance(value, list) and all(isinstance(number, int) and abs(number) < 1 << 31 for number in value)
+    return torch.tensor(value, dtype=torch.int64) if is_small else None
