@@ -14,7 +14,7 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
+    "types", "positions", "sparse", "edges", "ops", "model", "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
     "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
     "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
