@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrib import store
 from attrib.edges import Edges
-from attrib.prompts import read
+from attrib.prompts import Messages, read
 from attrib.types import InputError, Progress
 from attrib.work import Work, check_device, checked, load, toml_table
 
@@ -38,13 +38,13 @@ def run_file(table: dict[str, Any]) -> RunFile:
     return checked(RunFile, table, "run")
 
 
-def read_prompts(path: Path) -> list[str | Tensor]:
+def read_prompts(path: Path) -> list[str | Tensor | Messages]:
     """All prompts of a file, as `attrib.prompts.read` finds them.
 
     Raises:
         InputError: where the file is missing, or holds something else than a prompt; names the line.
     """
-    given: list[Any] = []  # chats too, which `attrib.prompts.Messages` are
+    given = []
     for found in read(path):
         if found.prompt is None:
             raise InputError(f"prompts: {found.where} {found.fault}. Remove it, or write a prompt there.")

@@ -97,7 +97,7 @@ def _rows_at_once(raw: BinaryIO, group: Any, names: list[str], where: str) -> in
             raise ValueError(f"{where} has {values:,} values in its pages, and {leaf.num_values:,} by its footer")
         if values > most_values:
             raise FormatError(
-                f"prompts: {where} has {values:,} values of {leaf.path_in_schema}, more than its {leaf.total_compressed_size:,} bytes account "
-                f"for; up to {most_values:,} are read. Write the file with smaller row groups."
+                f"prompts: {where} has {values:,} values of {leaf.path_in_schema}, more than {leaf.total_compressed_size:,} bytes have; "
+                f"up to {most_values:,} are read. Write the file with smaller row groups."
             )
     return max(1, min(ROWS_AT_ONCE, ROOM // largest))
