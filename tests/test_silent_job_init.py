@@ -4,12 +4,16 @@ import json
 import os
 import re
 import shutil
+import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attrib import cli
 from attrib.jobs import ids as of_ids
 from attrib.jobs import make as making
 from attrib.jobs import refusals
@@ -63,8 +67,8 @@ def test_a_long_reason_is_cut_and_kinds_are_few(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ text
 
 
-def tokenised(encode: Any, bos: int | None = None) -> Model:
-    return replace(from_hugging_face(tiny("llama"), name="m"), tokenizer=Tokenizer(encode=encode, decode=str, bos=bos))
+def tokenised(encode: Any) -> Model:
+    return replace(from_hugging_face(tiny("llama"), name="m"), tokenizer=Tokenizer(encode=encode, decode=str))
 
 
 def words(seen: list[int]) -> Any:
@@ -198,3 +202,30 @@ def test_what_only_looks_like_it_is_left_alone(what: str, tmp_path: Path) -> Non
         if what == "pipe":
             os.mkfifo(left / MAKING)
     assert left_behind(tmp_path / "job") == []
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "descriptor"])
+def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (beside / "pipes.toml").write_text(
+        'model = "model"\nprompts = "prompts.jsonl"\n[[attribution]]\nkind = "token_to_latent"\ntarget = "blocks.1.hook_resid_pre"\n'
+    )
+    if name == "descriptor":  # as a shell gives it for <(...)
+        reader, writer = os.pipe()
+        source = Path(f"/dev/fd/{reader}")
+        os.write(writer, b"[1, 2]\n[3]\n")
+        os.close(writer)
+        thread = None
+    else:
+        source = tmp_path / name
+        os.mkfifo(source)
+        thread = threading.Thread(target=source.write_text, args=("[1, 2]\n[3]\n",))
+        thread.start()
+    command = ["attrib", "job", "init", str(tmp_path / "job"), "--config", str(beside / "pipes.toml")]
+    monkeypatch.setattr(sys, "argv", [*command, "--prompts", str(source), "--form", "jsonl"])
+    with suppress(SystemExit):
+        cli.main()
+    if thread is not None:
+        thread.join()
+    else:
+        os.close(reader)
+    assert open_job(tmp_path / "job").fixed.prompts == 2

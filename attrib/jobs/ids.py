@@ -15,7 +15,7 @@ from attrib.model import Model
 from attrib.prompts import Given, Messages
 from attrib.types import InputError
 
-LONGEST_TEXT = 1 << 22
+LONGEST_TEXT = 1 << 21
 """Characters that are tokenised at once, at most."""
 CHARACTERS = 16
 """Of a text's beginning, for each token that is wanted of it, at first."""
