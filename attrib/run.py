@@ -13,7 +13,7 @@ from torch import Tensor
 from attrib import store
 from attrib.edges import Edges
 from attrib.forecast import Plan
-from attrib.prompts import read
+from attrib.prompts import Messages, read
 from attrib.types import InputError, Progress
 from attrib.work import Loaded, Work, check_device, checked, load, toml_table
 
@@ -51,7 +51,7 @@ def run_file(table: dict[str, Any]) -> RunFile:
     return checked(RunFile, table, "run")
 
 
-def read_prompts(path: Path) -> list[str | Tensor]:
+def read_prompts(path: Path) -> list[str | Tensor | Messages]:
     """All prompts of a file, as `attrib.prompts.read` finds them.
 
     Raises:
@@ -63,7 +63,7 @@ def read_prompts(path: Path) -> list[str | Tensor]:
             f"prompts: {name} does not exist; expected a file, one prompt a line, or .jsonl. Text itself is given with --prompt "
             "(in a run file, prompt = [...])."
         )
-    given: list[Any] = []  # chats too, which `attrib.prompts.Messages` are
+    given = []
     for found in read(name):
         if found.prompt is None:
             raise InputError(f"prompts: {found.where} {found.fault}. Remove it, or write a prompt there.")
@@ -80,7 +80,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def prompts_of(run: RunFile) -> list[str | Tensor]:
+def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     """A run's prompts. Raises what `read_prompts` raises, and InputError for a text that is none."""
     if run.prompt is None:
         assert run.prompts is not None
@@ -121,7 +121,7 @@ def forecast(run: RunFile) -> list[Plan | None]:
     return loaded.plan(prompts)
 
 
-def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor]]:
+def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages]]:
     if run.out is not None:
         check_output(run.out, run.overwrite)
     prompts = prompts_of(run)

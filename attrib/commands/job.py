@@ -78,10 +78,11 @@ def _own(name: str, allowed: list[Path]) -> str | None:
         path = Path(name).expanduser()
         if not path.exists():
             return None
+        found = path.resolve() if path.resolve().exists() else path.absolute()  # behind the links of a shell's pipe is no path
     except (OSError, RuntimeError, ValueError):  # too long for a path, a user that is not there
         return None
-    allowed.append(path.resolve())
-    return str(path.resolve())
+    allowed.append(found)
+    return str(found)
 
 
 @app.command()

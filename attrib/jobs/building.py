@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def _is_left(folder: Path) -> bool:
     except OSError:
         return False  # a link, a pipe, somebody else's: none of ours
     try:
-        return _held(descriptor)
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and _held(descriptor)
     finally:
         os.close(descriptor)
 

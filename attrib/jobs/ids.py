@@ -12,10 +12,10 @@ from torch import Tensor
 from attrib.attribute import check_ids, to_ids
 from attrib.jobs.config import PromptsOf
 from attrib.model import Model
-from attrib.prompts import Given
+from attrib.prompts import Given, Messages
 from attrib.types import InputError
 
-LONGEST_TEXT = 1 << 22
+LONGEST_TEXT = 1 << 21
 """Characters that are tokenised at once, at most."""
 CHARACTERS = 16
 """Of a text's beginning, for each token that is wanted of it, at first."""
@@ -53,7 +53,7 @@ def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) 
         return to_ids(model, number, prompt), True
     if not isinstance(prompt, str):
         _check_length(sum(len(message["content"]) for message in prompt))
-        return to_ids(model, number, prompt), True
+        return _of_chat(model, prompt), True
     enough = 2 * longest + BEYOND
     taken = CHARACTERS * enough
     while taken < len(prompt) and not needs_all:
@@ -64,6 +64,13 @@ def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) 
         taken *= 4  # of tokens that are long, or hang on what stands far behind them
     _check_length(len(prompt))
     return to_ids(model, number, prompt), True
+
+
+def _of_chat(model: Model, messages: Messages) -> Tensor:
+    chat = getattr(model.tokenizer, "chat", None)
+    if chat is None:
+        raise InputError(f"is a chat, and {model.name} has no chat template; give text, or token ids.")
+    return torch.as_tensor(chat(messages), dtype=torch.int64)
 
 
 def _check_length(length: int, which: str = "") -> None:

@@ -27,6 +27,7 @@ TWICE = object()
 Messages = list[dict[str, Any]]
 """A chat: of each message its role and content, and what else its model's template asks for."""
 
+_OF_IDS = ("attention_mask", "token_type_ids", "position_ids")
 _OF_CHATS = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 _EXPECTED = 'a string, {"text": "..."}, {"tokens": [ids]} or {"messages": [{"role": "...", "content": "..."}]}'
 
@@ -53,7 +54,7 @@ def beside(key: str) -> tuple[str, ...]:
     if key == "text":
         return ()
     start = key.removesuffix("input_ids") if key.endswith("input_ids") else ""
-    of_ids = tuple(start + name for name in ("attention_mask", "token_type_ids", "position_ids"))
+    of_ids = tuple(start + name for name in _OF_IDS)
     return _OF_CHATS if key in ("prompt", "messages") else of_ids if _holds_ids(key) else of_ids + _OF_CHATS
 
 
@@ -133,29 +134,28 @@ def _masked(found: Given, key: str, others: Mapping[str, Any]) -> Given:
     """Token ids without their padding; refused where what stands beside them says more than that."""
     ids, start = found.prompt, key.removesuffix("input_ids") if key.endswith("input_ids") else ""
     assert isinstance(ids, Tensor)
-    columns = {}
-    for name in ("attention_mask", "token_type_ids", "position_ids"):
-        if (value := others.get(start + name)) is not None:
-            if fault := _column_fault(start + name, value, len(ids)):
-                return Given(found.where, None, fault)
-            columns[name] = torch.tensor(value, dtype=torch.int64)
-    mask = columns.get("attention_mask", torch.ones_like(ids))
+    columns = {name: others[start + name] for name in _OF_IDS if start + name in others}
+    if not columns:
+        return found
     try:
-        kept = unpadded(ids, mask, f"{start}attention_mask")
+        made = {name: _column(value, start + name, len(ids)) for name, value in columns.items()}
+        mask = made.get("attention_mask", torch.ones_like(ids))
+        kept = unpadded(ids, mask, "it")
     except InputError as error:
-        return Given(found.where, None, f"has a mask that cannot be: {error}")
-    if columns.get("token_type_ids", mask * 0)[mask != 0].any():
+        return Given(found.where, None, str(error).replace("attention_mask: that of it", f"has a mask, {start}attention_mask, which"))
+    if made.get("token_type_ids", mask * 0)[mask != 0].any():
         return Given(found.where, None, f"has {start}token_type_ids that are not 0, which attrib's models do not read")
-    positions = columns.get("position_ids")
+    positions = made.get("position_ids")
     if positions is not None and not positions[mask != 0].equal(torch.arange(len(kept))):
         return Given(found.where, None, f"has {start}position_ids other than 0, 1, 2, ..., which is how attrib counts")
     return Given(found.where, kept)
 
 
-def _column_fault(name: str, value: Any, length: int) -> str:
-    """What is wrong with a column that should have a small number for each token."""
-    is_list = isinstance(value, list | np.ndarray)
-    whole = is_list and all(isinstance(number, int | np.integer | np.bool_) and abs(int(number)) < 1 << 31 for number in value)
-    if not whole:
-        return f"has {_brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token"
-    return "" if len(value) == length else f"has {length} token ids and {len(value)} numbers in {name!r}; expected as many"
+def _column(value: Any, name: str, length: int) -> Tensor:
+    """A column of whole numbers. Raises InputError where it is none, or has not one for each of `length` tokens."""
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "iub"
+    if not is_array and not (isinstance(value, list) and all(isinstance(each, int) and abs(each) < 1 << 31 for each in value)):
+        raise InputError(f"has {_brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token")
+    if len(value) != length:
+        raise InputError(f"has {length} token ids, and {len(value)} numbers in {name!r}; expected as many")
+    return torch.tensor(value, dtype=torch.int64)

@@ -1,0 +1,154 @@
+"""Prompts that would be taken for others without a word: masks, chats, ids in the wrong place, keys that are there twice."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+
+from attrib.jobs.config import PromptsOf
+from attrib.jobs.ids import parts_of
+from attrib.model import Tokenizer
+from attrib.prompts import Given, read
+from attrib.run import read_prompts
+from attrib.sources import from_hugging_face
+from attrib.types import InputError
+from tests.builders import tiny
+from tests.test_prompts import values, written
+
+PADDED = [
+    ({"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}, [5, 6]),
+    ({"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}, [5, 6]),
+    ({"tokens": [5, 6, 0], "attention_mask": [1, 1, 0]}, [5, 6]),
+    ({"input_ids": [5, 6], "attention_mask": [True, True]}, [5, 6]),
+    ({"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1], "position_ids": [1, 0, 1], "token_type_ids": [0, 0, 0]}, [5, 6]),
+    ({"input_ids": [5, 6], "labels": [-100, 6], "loss_mask": [0, 1], "special_tokens_mask": [1, 0]}, [5, 6]),
+    ({"text": "a", "input_ids": [5], "attention_mask": [0]}, "a"),
+]
+REFUSED = [
+    ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, "attention_mask, which hides position 1 between tokens"),
+    ({"input_ids": [5, 6], "attention_mask": [0, 0]}, "attention_mask, which is 0 everywhere"),
+    ({"input_ids": [5, 6], "attention_mask": [1, 2]}, "holds other values than 0 and 1"),
+    ({"input_ids": [5, 6], "attention_mask": [1]}, "has 2 token ids, and 1 numbers in 'attention_mask'"),
+    ({"input_ids": [5, 6], "attention_mask": "11"}, "has '11' as 'attention_mask'; expected a list of whole numbers"),
+    ({"input_ids": [5, 6], "token_type_ids": [0, 1]}, "has token_type_ids that are not 0"),
+    ({"input_ids": [5, 6], "position_ids": [3, 4]}, "has position_ids other than 0, 1, 2"),
+    ({"tokens": "abc"}, "has text under 'tokens', 'abc'; expected token ids there. Text goes under 'text'"),
+    ({"input_ids": "abc"}, "has text under 'input_ids'"),
+    ({"tokens": ["a", "b"]}, "is ['a', 'b']; expected a string"),
+    ({"tokens": [5.0, 6.0]}, "is [5.0, 6.0]; expected a string"),
+    ({"tokens": [True, False]}, "is [True, False]; expected a string"),
+    ({"tokens": ["5"]}, "is ['5']; expected"),
+    ({"input_ids": [[5, 6], [7, 8]], "attention_mask": [[1, 1], [1, 1]]}, "holds 2 lists, as of a batch; expected one prompt"),
+    ({"messages": []}, "is an empty prompt"),
+    ({"messages": [{"role": "user"}]}, "has no text as the content of message 0"),
+    ({"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}, "has no text as the role of message 1"),
+    ({"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]}, "has 'tools' beside its messages"),
+]
+
+
+@pytest.mark.parametrize(("row", "prompt"), PADDED)
+def test_masks_are_heeded(row: dict[str, Any], prompt: Any, tmp_path: Path) -> None:
+    assert values(read(written(tmp_path / "a.jsonl", json.dumps(row)))) == [prompt]
+    parquet.write_table(pyarrow.table({name: [value] for name, value in row.items()}), tmp_path / "a.parquet")
+    assert values(read(tmp_path / "a.parquet")) == [prompt]
+
+
+@pytest.mark.parametrize(("row", "fault"), REFUSED)
+def test_what_would_be_another_prompt_is_refused(row: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    (found,) = read(written(tmp_path / "a.jsonl", json.dumps(row)))
+    assert (found.prompt, fault in found.fault) == (None, True), found.fault
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1 .*Remove it, or write a prompt there"):
+        read_prompts(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("number", [0, 3, 5, 6, 7, 13, 16, 17])
+def test_rows_of_columns_are_refused_for_the_same_reasons(number: int, tmp_path: Path) -> None:
+    row, fault = REFUSED[number]
+    parquet.write_table(pyarrow.table({name: [value] for name, value in row.items()}), tmp_path / "a.parquet")
+    (found,) = read(tmp_path / "a.parquet")
+    assert (found.prompt, fault in found.fault) == (None, True), found.fault
+
+
+def test_a_named_column_goes_with_its_own_mask(tmp_path: Path) -> None:
+    row = {"chosen_input_ids": [5, 6, 0], "chosen_attention_mask": [1, 1, 0], "attention_mask": [1, 0, 1]}
+    path = written(tmp_path / "a.jsonl", json.dumps(row))
+    assert values(read(path, field="chosen_input_ids")) == [[5, 6]]
+
+
+def test_a_saved_data_set_has_its_mask_heeded(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"input_ids": [[0, 5, 6], [5, 6, 7]], "attention_mask": [[0, 1, 1], [1, 0, 1]]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    first, other = read(tmp_path / "saved")
+    assert first.prompt is not None
+    assert isinstance(first.prompt, torch.Tensor)
+    assert first.prompt.tolist() == [5, 6]
+    assert "hides position 1" in other.fault
+
+
+# ------------------------------------------------------------------------------------------------- chats
+
+CHAT = [{"role": "user", "content": "Hi\n"}, {"role": "assistant", "content": "Yo"}]
+
+
+@pytest.mark.parametrize("row", [{"messages": CHAT}, {"prompt": CHAT}, CHAT, {"messages": CHAT, "tools": None, "id": 3}])
+def test_messages_are_a_chat(row: Any, tmp_path: Path) -> None:
+    (found,) = read(written(tmp_path / "a.jsonl", json.dumps(row)))
+    assert (found.prompt, found.fault) == (CHAT, "")
+    assert read_prompts(tmp_path / "a.jsonl") == [CHAT]
+
+
+def test_messages_of_columns(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    other = [{"role": "user", "content": "a", "name": "b"}]  # the first chat's messages have no name, and columns give them one
+    table = {"messages": [CHAT, other]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    datasets.Dataset.from_list([{"messages": one} for one in (CHAT, other)]).save_to_disk(tmp_path / "saved")
+    assert [one.prompt for path in ("a.parquet", "saved") for one in read(tmp_path / path)] == [CHAT, other] * 2
+
+
+class Chatty(Tokenizer):
+    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        return [len(message["content"]) for message in messages]
+
+
+def test_a_job_gives_chats_to_the_template() -> None:
+    model = from_hugging_face(tiny("llama"), name="m")
+    given, of = Given("", CHAT), PromptsOf(source=["-"])
+    (ids,), fault = parts_of(replace(model, tokenizer=Chatty(encode=list, decode=str)), 0, given, of)  # type: ignore[arg-type]
+    assert (ids.tolist(), fault) == ([3, 2], "")
+    assert parts_of(model, 0, given, of) == ([], "is a chat, and m has no chat template; give text, or token ids.")
+
+
+# -------------------------------------------------------------------------------------------------- JSON
+
+
+def test_a_key_that_is_there_twice_means_nothing(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "text": "b"}',
+        '{"text": "a", "id": 1, "id": 2}',
+        '{"tokens": [1], "attention_mask": [1], "attention_mask": [0]}',
+    ]
+    first, second, third = read(written(tmp_path / "a.jsonl", "\n".join(lines)))
+    assert (first.prompt, first.fault) == (None, "has the key 'text' twice")
+    assert second.prompt == "a", "what nobody reads may be there twice"
+    assert third.fault == "has the key 'attention_mask' twice"
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    lines = ["NaN", '{"tokens": [1, NaN]}', '{"tokens": [-Infinity]}', '{"text": "a", "score": NaN}', '{"tokens": null}']
+    faults = [one.fault for one in read(written(tmp_path / "a.jsonl", "\n".join(lines)))]
+    for fault, words in zip(faults, ["is nan;", "is [1, nan];", "is [-inf];", "", "is None;"], strict=True):
+        assert fault.startswith(words)
+    assert not faults[3]
+
+
+def test_newlines_and_escapes_within_a_prompt(tmp_path: Path) -> None:
+    text = 'one\ntwo\t"three"\u2028\U0001f600\r\n'
+    path = written(tmp_path / "a.jsonl", "\ufeff" + json.dumps({"text": text}) + "\r\n" + json.dumps(text, ensure_ascii=False) + "\r\n")
+    assert read_prompts(path) == [text, text]
