@@ -1,10 +1,11 @@
 # make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
+# make torture: thousands of random calls against torch.func.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check soak format clean
+.PHONY: demo test check soak torture format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -23,6 +24,9 @@ check: $(READY)
 soak: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
 	$(BIN)/python -m bench.soak --minutes 10 --prompts 200
+
+torture: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --seed 0 --count 3000
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,13 @@
+from . import dictionary as dictionary
 from . import export as export
+from . import fit as fit
 from . import jobs as jobs
+from . import model as model
+from . import paths as paths
+from . import sources as sources
 from . import stats as stats
 from . import store as store
+from . import types as types
 from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .capturing import capture
 from .dictionary import Dictionary, decode, encode
@@ -26,6 +32,7 @@ from .types import (
     FormatError,
     InputError,
     Mass,
+    NotFiniteError,
     Policy,
     Site,
     Threshold,
@@ -34,6 +41,7 @@ from .types import (
     TopLogits,
     UnsupportedError,
 )
+from .version import __version__
 
 __all__ = [
     "EXACT",
@@ -52,6 +60,7 @@ __all__ = [
     "InputError",
     "Mass",
     "Model",
+    "NotFiniteError",
     "Plan",
     "Policy",
     "Site",
@@ -60,6 +69,7 @@ __all__ = [
     "TopK",
     "TopLogits",
     "UnsupportedError",
+    "__version__",
     "block",
     "capture",
     "check_model",

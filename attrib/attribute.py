@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,9 @@ from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges, Nodes, Prompts, join
-from attrib.fit import fitted
+from attrib.fingerprints import sha256_of
+from attrib.finite import of_prompt, require_finite
+from attrib.fit import fitted, known_to
 from attrib.jacobian import (
     DEFAULT_BUDGET,
     Tile,
@@ -35,22 +37,26 @@ from attrib.jacobian import (
     task_of,
     working_memory,
 )
-from attrib.model import Model, fingerprint
+from attrib.model import Model
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
+from attrib.sources.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
 
+Result = TypeVar("Result")
+
 SAMPLED_ROWS = 16
 """Rows that are computed again in float64, to tell the error of a reduced precision."""
 
 
+@takes(model=as_model, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def token_to_latent(
     model: Model,
     target: Dictionary,
@@ -75,6 +81,7 @@ def token_to_latent(
     return _run("token_to_latent", model, None, target, tokens, options, error=True)
 
 
+@takes(model=as_model, source=as_dictionary, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_latent(
     model: Model,
     source: Dictionary,
@@ -117,11 +124,13 @@ def latent_to_latent(
     Raises:
         InputError: for a bad argument, before anything is computed.
         BudgetError: where the budget is too small for one row of some prompt.
+        NotFiniteError: for a prompt at which a value is NaN or infinite.
     """
     options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
     return _run("latent_to_latent", model, source, target, tokens, options, error)
 
 
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_logit(
     model: Model,
     source: Dictionary,
@@ -152,6 +161,7 @@ def latent_to_logit(
     return _run("latent_to_logit", model, source, logits, tokens, options, error)
 
 
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
 def latent_to_metric(
     model: Model,
     source: Dictionary,
@@ -232,7 +242,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = start_site(source)
-    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
+    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
@@ -252,8 +262,12 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     return _Checked(start, stop, precision, prompts, working)
 
 
-def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
-    """Raise what the attribution of this kind would raise for these arguments, without computing anything."""
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> None:
+    """Raise what the attribution of this kind would raise for these arguments, without computing anything.
+
+    Args:
+        target: a dictionary, a choice of logits, or a metric.
+    """
     usual: dict[str, Any] = {
         "policy": EXACT,
         "keep": Dense(),
@@ -272,7 +286,10 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
-    options = replace(options, cuts=apart_from(options.cuts, source, target))
+    cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
+    options = replace(options, cuts=cuts)
+    source = None if source is None else known_to(model, source, "source")
+    target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
     start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
@@ -290,20 +307,29 @@ def _run(
     done = _track(prompts, options.progress)
     if kind == "latent_to_metric":
         assert source is not None
-        return join([_metric_edges(kind, model, source, target, ids, options, error, put_in, call) for ids in done])
+        metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
+        return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)])
     others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
-    paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
+    path_of = partial(path, model, source, target, **put_in, **others)
+    paths = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
-    rows = (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
-    for ids, found, tiles in jacobians:
+    is_measured = precision.is_measured and not by_transforms
+    rows = (SAMPLED_ROWS if is_measured else 0) if options.precision_rows is None else options.precision_rows
+    for number, (ids, found, tiles) in enumerate(jacobians):
         if rows and not parts:
             sampled = sampled_error(found, rows, precision, options.impl, options.budget)
             call |= {"precision_error": sampled._asdict(), "seed": 0}
         named = start if source is None else source.site, read_site(model, target)
-        parts.append(_path_edges(kind, model, *named, found, tiles, ids, options, call))
+        parts.append(_of_prompt(number, partial(_path_edges, kind, model, *named, found, tiles), ids, options, call))
     return join(parts)
+
+
+def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function makes of a prompt; what it raises names the prompt."""
+    with of_prompt(number):
+        return function(*arguments)
 
 
 Prompted = tuple[Tensor, Path]
@@ -328,8 +354,8 @@ def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Preci
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
             continue
-        for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
-            yield *pack[number], (tile for _, tile in of_prompt)
+        for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
+            yield *pack[number], (tile for _, tile in its_tiles)
 
 
 def _constant(part: Any) -> Any:
@@ -411,8 +437,8 @@ def _path_edges(
     node_kind: NodeKind = "logit" if kind == "latent_to_logit" else "latent"
     site = "logits" if node_kind == "logit" and found.labels[:1] != ("direction",) else str(target_site)
     table = Nodes(
-        node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), targets.value.cpu(),
-        found.labels, None if found.probability is None else found.probability.cpu(),
+        node_kind, site, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(), _wide(targets.value).cpu(),
+        found.labels, None if found.probability is None else _wide(found.probability).cpu(),
     )  # fmt: skip
     return _edges(kind, _source_nodes(model, kind, source_site, found.sources), table, tiles, found.sources, ids, model, options, call)
 
@@ -423,6 +449,7 @@ def _metric_edges(
     source: Dictionary,
     metric: Callable[..., Tensor],
     ids: Tensor,
+    *,
     options: _Options,
     error: bool,
     put_in: dict[str, Any],
@@ -431,7 +458,7 @@ def _metric_edges(
     found = metric_path(model, source, ids, metric, policy=options.policy, error=error, **put_in)
     name = getattr(metric, "__name__", "metric")
     last = torch.tensor([len(ids) - 1])
-    table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), found.value.reshape(1).cpu(), (name,))
+    table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), _wide(found.value).reshape(1).cpu(), (name,))
     tile = Tile(0, found.gradient[None])
     return _edges(
         kind, _source_nodes(model, kind, source.site, found.sources), table, iter([tile]), found.sources, ids, model, options, call
@@ -451,17 +478,20 @@ def _edges(
 ) -> Edges:
     """Select from each tile where it lies, and move only what is kept."""
     select = partial(compact, impl="triton") if options.impl == "triton" else _select
+    value = _wide(sources.value)
     number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
     parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
-            parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
+            parts.append(Compacted(*(column.cpu() for column in select(_wide(rows), value[:width], options.keep))))
         del tile, rows  # before the next is computed
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
     indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
     indptr = torch.cat([ends.new_zeros(1), ends])
+    # every gradient is a term of these, whatever is kept
+    require_finite({f"the gradients of {target_table.site}": l1}, position=target_table.position)
     return Edges(
         kind, source_table, target_table, indptr, indices, gradient, attribution, total, l1, _prompts(model, ids), call
     )  # fmt: skip
@@ -475,8 +505,14 @@ def _select(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, "
     return Compacted(indptr, indices, chosen, share, attribution.sum(-1), attribution.abs().sum(-1))
 
 
+def _wide(column: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Halves as float32, which holds them exactly: results are float32 or float64, since numpy, scipy and HDF5 know no bfloat16."""
+    return column.float() if column.dtype in (torch.bfloat16, torch.float16) else column
+
+
 def _source_nodes(model: Model, kind: EdgeKind, start: Site, sources: Sources) -> Nodes:
     position, latent, value = (column.cpu() for column in sources[:3])
+    value = _wide(value)
     if kind == "token_to_latent":
         return Nodes("token", "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent))
     return Nodes("latent", str(start), _ptr(len(position)), position, latent, value)
@@ -511,7 +547,7 @@ def _call(
     return {
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "prompts": {"count": len(prompts), "sha256": fingerprint(prompts)}, "source": named(source), "target": what,
+        "prompts": {"count": len(prompts), "sha256": sha256_of(prompts)}, "source": named(source), "target": what,
         "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),

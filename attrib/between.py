@@ -101,7 +101,7 @@ class Passing:
         """Of each term, how what is written at a place moves with it."""
         p, columns = self.dictionary.params, part_of(self.dictionary, site)
         position, latent, value = self.latents
-        rows = p.W_dec[:, columns].index_select(0, latent).to(self.x.dtype)
+        rows = self.dictionary.decoder_rows(latent, columns).to(self.x.dtype)
         if not self.scale_terms:
             return rows  # sorted as the latents are; transcoders put no scale back
         scale = normalise_input(self.dictionary, self.x)[1].scale

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, check_site, embed, walk
+from attrib.shown import record
+from attrib.sources.given import as_model, takes
 from attrib.types import InputError, Site, SparseLatents
 
 
+@takes(model=as_model)
 def capture(
     model: Model, tokens: Int[Tensor, "*batch positions"], sites: Iterable[Site | str]
 ) -> dict[Site, Float[Tensor, "*batch positions _"]]:
@@ -36,6 +39,9 @@ class Leaves(NamedTuple):
     latents: SparseLatents
     error: Float[Tensor, "positions d_out"]
     scale: InputScale
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], written: Float[Tensor, "positions d_out"] | None = None) -> Leaves:

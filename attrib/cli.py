@@ -1,126 +1,53 @@
-"""The command line: run, show, fetch, info. Errors are one clear message; `--debug` adds the traceback."""
+"""The command line. Errors are one clear message, warnings one line; `--debug` adds the traceback, and other libraries' warnings."""
 
 import importlib.metadata
+import io
+import os
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+import attrib
 from attrib.commands import job, stats
-from attrib.commands.bars import bar
 from attrib.commands.export import export
-from attrib.types import AttribError, InputError
+from attrib.commands.run import plan, run
+from attrib.commands.show import show
+from attrib.types import AttribError, AttribWarning, InputError
+from attrib.view.terminal import facts, message, plain
+from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
     from attrib.sources.kinds import DictionaryKind
 
-LISTED = 64
-"""Prompts that `attrib show` sums up, where not all are asked for: a folder may hold a million."""
-
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Exact attributions between tokens, sparse latents and logits.", epilog="Give --debug for the traceback of an error.",
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog="Give --debug for the traceback of an error.",
 )  # fmt: skip
+app.command("run")(run)
+app.command("plan")(plan)
+app.command()(show)
+app.command()(export)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
-app.command()(export)
 
 
-@app.command()
-def run(
-    config: Annotated[Path | None, typer.Argument(help="TOML file with the same options; those given here win")] = None,
-    model: Annotated[str | None, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")] = None,
-    source: Annotated[str | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id")] = None,
-    target: Annotated[str | None, typer.Option(help="Dictionary whose latents are the targets")] = None,
-    cut: Annotated[list[str] | None, typer.Option(help="Dictionary that is put in on the way; may be repeated")] = None,
-    effect: Annotated[str | None, typer.Option(help="direct, which stops at the cuts, or total, through their active latents")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="token_to_latent, latent_to_latent or latent_to_logit; may be repeated")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, or .jsonl")] = None,
-    out: Annotated[Path | None, typer.Option(help="HDF5 file to write")] = None,
-    keep: Annotated[str | None, typer.Option(help="dense, topk:K, threshold:T or mass:FRACTION")] = None,
-    policy: Annotated[str | None, typer.Option(help="exact or linear")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
-    precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
-    method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N")] = None,
-    budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB or 2GiB")] = None,
-    position: Annotated[list[int] | None, typer.Option(help="Target position, negative from the end; may be repeated")] = None,
-    top_logits: Annotated[int | None, typer.Option(help="Logits of the most probable tokens")] = None,
-    mass: Annotated[float | None, typer.Option(help="Of those, the fewest that reach this probability")] = None,
-    logit_token: Annotated[list[str] | None, typer.Option(help="Logit of this token; may be repeated")] = None,
-    logit_difference: Annotated[tuple[str, str] | None, typer.Option(help="Logit of the first token minus that of the second")] = None,
-    error: Annotated[bool | None, typer.Option("--error/--no-error", help="Keep the source's error as a constant")] = None,
-    compression: Annotated[str | None, typer.Option(help="gzip, lzf, blosc-lz4 or zstd")] = None,
-    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output")] = None,
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"attrib {attrib.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")] = False,
 ) -> None:
-    """Attribute every prompt of a file and write sparse HDF5."""
-    from attrib.run import execute, read_toml, run_file
-
-    table = {} if config is None else read_toml(config)
-    given = {
-        "model": model, "prompts": prompts, "out": out, "keep": keep, "policy": policy, "dtype": dtype, "device": device, "method": method,
-        "precision_rows": precision_rows, "budget": budget, "positions": position or None,
-        "error": error, "compression": compression, "overwrite": overwrite or None,
-    }  # fmt: skip
-    table |= {name: value for name, value in given.items() if value is not None}
-    of_kinds = {
-        "source": source, "target": target, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
-        "logit_tokens": logit_token or None, "logit_difference": logit_difference,
-    }  # fmt: skip
-    of_kinds = {name: value for name, value in of_kinds.items() if value is not None}
-    if kind:
-        table["attribution"] = [{"kind": one, **of_kinds} for one in kind]
-    elif of_kinds:
-        raise InputError(f"kind: missing beside {', '.join(of_kinds)}; give --kind, once for each kind.")
-    missing = [name for name in ("model", "prompts", "out") if name not in table] + ([] if "attribution" in table else ["kind"])
-    if missing:
-        raise InputError(f"missing: {', '.join('--' + name for name in missing)}; give them as options or in a TOML file.")
-    checked = run_file(table)
-    with bar() as shown:
-        task = shown.add_task("attributing", total=None)
-        results = execute(checked, lambda done, total: shown.update(task, completed=done, total=total))
-    edges = sum(len(result) for result in results)
-    size = checked.out.stat().st_size / 1e6
-    print(f"{checked.out}: {len(results)} blocks, {len(results[0].prompts)} prompts, {edges:,} edges, {size:.1f} MB")
-
-
-@app.command()
-def show(
-    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, or a folder of them")],
-    prompt: Annotated[list[int] | None, typer.Option(help="Number of a prompt to show in full; may be repeated. Usually the first")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Show every prompt in full")] = False,
-    kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
-    top: Annotated[int, typer.Option(help="Edges in a table", min=1)] = 8,
-    first_position: Annotated[int, typer.Option(help="Leave out edges at earlier positions, such as an attention sink at 0", min=0)] = 0,
-) -> None:
-    """Print a result: a summary of all prompts, and the strongest edges of some."""
-    from attrib.store import open_collection
-    from attrib.view.tables import tables
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=132)  # piped into a file, tables keep their columns
-    with open_collection(file) as result:
-        numbers = result.numbers.tolist()
-        chosen = numbers if every else prompt or numbers[:1]
-        if outside := sorted({*chosen} - {*numbers}):
-            raise InputError(f"prompt: {outside[0]} is not in {file}, which has {len(numbers)} prompts, {numbers[0]} to {numbers[-1]}.")
-        listed = numbers if every else sorted({*numbers[:LISTED], *chosen})
-        blocks = [block for block in result.blocks if not kind or block[0] in kind]
-        if not blocks:
-            raise InputError(
-                f"kind: no block of {', '.join(kind or [])} in this file, which has {', '.join(sorted({b[0] for b in result.blocks}))}."
-            )
-        for block in blocks:
-            for table in tables(result.edges(*block, prompts=listed), chosen, top, first_position):
-                console.print(table)
-        if len(listed) < len(numbers):
-            console.print(f"{len(numbers) - len(listed):,} more prompts; --all shows them too")
+    """Exact attributions between tokens, sparse latents and logits."""
 
 
 @app.command()
@@ -140,7 +67,8 @@ def rerun(
     for one in compared:
         also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
         verdict = "NOT THE SAME" if not one.is_same else "the same to rounding" if one.apart else "the same"
-        print(f"{one.kind} {one.source} -> {one.target}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
+        named = plain(f"{one.kind} {one.source} -> {one.target}")
+        print(f"{named}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
     if not all(one.is_same for one in compared):
         raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")
 
@@ -182,10 +110,7 @@ def info() -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("attrib", "torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
     }
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    Console().print(table)
+    print_table(facts(rows))
 
 
 def _kinds(known: "Sequence[DictionaryKind]") -> dict[str, list[str]]:
@@ -196,19 +121,44 @@ def _kinds(known: "Sequence[DictionaryKind]") -> dict[str, list[str]]:
     return found
 
 
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What other libraries are told: what they would write into the output of our commands is theirs, and of no use there."""
+
+
 def main() -> None:
     """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    for name, value in QUIET.items() if not debug else ():
+        os.environ.setdefault(name, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding, no text ends a command
     try:
-        app()
+        with warnings.catch_warnings():
+            _one_line_each(debug)
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
     except (AttribError, OSError, MemoryError) as error:
         if debug:
             raise
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"error: {message(error) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line_each(debug: bool) -> None:
+    """Our own warnings as one line; those of other libraries, which say nothing to who types a command, with --debug or -W alone."""
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", AttribWarning)
+
+    def show_warning(text: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        is_ours = issubclass(category, AttribWarning)
+        print(
+            f"warning: {message(text)}" if is_ours else message(warnings.formatwarning(text, category, filename, lineno)), file=sys.stderr
+        )
+
+    warnings.showwarning = show_warning  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from attrib.between import Between, Effect, Passing, station
 from attrib.dictionary import Dictionary, encode_sparse
 from attrib.model import Model
 from attrib.replacement import CutLeaves, Replacement, place, put_together
-from attrib.types import InputError, Logits, Policy, Site, SparseLatents, UnsupportedError
+from attrib.types import InputError, Logits, Policy, Site, SparseLatents
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Cuts:
     """The places written between the ends, as `station` names them."""
     passed: tuple[int, ...]
     """Numbers of the dictionaries that derivatives pass: for direct effects those with a skip connection, and that alone of them."""
+
+    def __repr__(self) -> str:
+        return f"Cuts({self.replaced}, {self.effect}, held at {', '.join(sorted(map(str, self.held))) or 'no place'})"
 
     @property
     def passed_dictionaries(self) -> list[Dictionary]:
@@ -99,7 +102,6 @@ def cuts_between(
 
     Raises:
         InputError: for what is not a dictionary, an unknown effect, or dictionaries that do not go together.
-        UnsupportedError: where a cut lies in what a target beside attention reads off its block.
     """
     if effect not in get_args(Effect):
         raise InputError(f"effect: {effect!r}; expected 'direct' or 'total'.")
@@ -110,7 +112,6 @@ def cuts_between(
     own_place = station(target.site) if isinstance(target, Dictionary) and target.site in target.writes else None
     together = put_together(model, named | ({"target": target} if isinstance(target, Dictionary) and own_place else {}), policy)
     replaced = replace(together, dictionaries=together.dictionaries[: len(named)])
-    _check_beside(model, target, stop, replaced.dictionaries[-len(cuts) :] if cuts else ())
 
     def is_between(site: Site) -> bool:
         is_after = source is None or site.depth > station(start).depth
@@ -142,18 +143,3 @@ def apart_from(cuts: Sequence[Dictionary], *ends: object) -> tuple[Dictionary, .
 
 def _is_same(a: Dictionary, b: Dictionary) -> bool:
     return a is b or (a.site == b.site and a.writes == b.writes and a.fingerprint == b.fingerprint)
-
-
-def _check_beside(model: Model, target: object, stop: Site, cuts: Sequence[Dictionary]) -> None:
-    """Raises UnsupportedError where a parallel block's MLP, off which a target is read at its own position, is cut below it."""
-    site = getattr(target, "site", None)
-    if not model.config.parallel or site is None or site.kind not in ("mlp_in", "mlp_out"):
-        return
-    is_own = isinstance(target, Dictionary) and site in target.writes
-    for cut in cuts:
-        for written in cut.writes:
-            if stop.depth < written.depth <= site.depth and written.kind in ("mlp_in", "mlp_out") and not (is_own and written == site):
-                raise UnsupportedError(
-                    f"cuts: {cut.name} writes {written}, on the way to a target at {site} of {model.name}, whose MLP stands beside "
-                    "attention. Leave it out, or differentiate attrib.replace(...).values by torch.func."
-                )

@@ -17,23 +17,31 @@ A dictionary reads one site and writes one or more: an SAE where it reads, a tra
 a layer of a cross-layer transcoder to mlp_out of its own and all later layers, side by side in W_dec and b_dec.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
-from attrib.model import fingerprint
+from attrib.devices import check_device, check_dtype
+from attrib.fingerprints import Fingerprinted, moved
+from attrib.finite import require_finite, total
+from attrib.shown import record
 from attrib.sparse import canonical, columns_of, holds
-from attrib.types import InputError, Site, SparseLatents
+from attrib.types import FormatError, InputError, Site, SparseLatents
+from attrib.weights import Opened, check_finite
 
-Rule = Literal["relu", "jumprelu", "jump", "topk", "abstopk"]
+Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
 """Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
-which may be negative; `topk` above 0 and among the k largest; `abstopk` among the k largest of either sign."""
+which may be negative; `topk` above 0 and among the k largest; `rawtopk` among the k largest, which may be negative;
+`abstopk` among the k of largest size, of either sign."""
+
+COMPETING: tuple[Rule, ...] = ("topk", "rawtopk", "abstopk")
+"""The rules by which latents compete for k places."""
 
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 
@@ -53,16 +61,25 @@ class DictionaryParams(NamedTuple):
     threshold: Float[Tensor, " d_sae"]  # zero but for jumprelu and jump
     W_skip: Float[Tensor, "d_in_or_0 d_out_or_0"] = NO_SKIP  # empty where there is no skip connection
 
+    def __repr__(self) -> str:
+        skip = f", W_skip {list(self.W_skip.shape)}" if self.W_skip.numel() else ""
+        return f"DictionaryParams(W_enc {list(self.W_enc.shape)}, W_dec {list(self.W_dec.shape)}{skip}, {_dtypes(self)})"
+
+
+def _dtypes(params: DictionaryParams) -> str:
+    """The dtype of the weights and, of a lazy dictionary, that of the biases beside them."""
+    return " and ".join(dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in (params.W_enc, params.W_dec, params.b_enc)))
+
 
 @dataclass(frozen=True)
 class DictionaryConfig:
     """The static facts of a dictionary.
 
-    `site` is where it reads; `writes` is empty where it writes there too. `k` is used by topk and abstopk
+    `site` is where it reads; `writes` is empty where it writes there too. `k` is used by the rules of COMPETING
     alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
-    `kind` is its own library's word for it, and `hook_name` that library's word for `site`, which may say more:
-    behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`). `lazy` says that W_enc and
-    W_dec are maps of a file, in its dtype: what is read of them takes the dtype of what it meets.
+    `kind` is its own library's word for it, and `hook_name` and `hook_name_out` that library's words for `site` and
+    `writes`, which may say more: behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
+    `lazy` says that W_enc and W_dec are maps of a file, in its dtype: what is read of them takes the dtype of what it meets.
     """
 
     site: Site
@@ -75,6 +92,7 @@ class DictionaryConfig:
     puts_scale_back: bool = True
     kind: str = ""
     hook_name: str | None = None
+    hook_name_out: str | None = None
     lazy: bool = False
 
 
@@ -84,14 +102,27 @@ class InputScale(NamedTuple):
     shift: Float[Tensor, "*batch positions 1"]
     scale: Float[Tensor, "*batch positions 1"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 @dataclass(frozen=True)
-class Dictionary:
+class Dictionary(Fingerprinted):
     """Parameters and config of one dictionary: an SAE, a transcoder, or one layer of a cross-layer transcoder."""
 
     params: DictionaryParams
     config: DictionaryConfig
     name: str
+    files: tuple[Opened, ...] = ()
+    """Of a lazy dictionary: those that W_enc and W_dec are maps of."""
+
+    def __repr__(self) -> str:
+        c = self.config
+        rule = c.rule if c.k is None else f"{c.rule} k={c.k}"
+        kind = rule if c.kind in ("", c.rule) else f"{c.kind} as {rule}"
+        writes = f" to {c.writes[0]}{' and later' if len(c.writes) > 1 else ''}" if c.writes else ""
+        sizes = f"{self.d_in} -> {self.d_sae} -> {self.d_out}"
+        return f"Dictionary({self.name!r}, {kind}, {sizes} from {c.site}{writes}, {_dtypes(self.params)}{', lazy' if c.lazy else ''})"
 
     @property
     def d_in(self) -> int:
@@ -123,24 +154,67 @@ class Dictionary:
         """Whether a linear map of its input is added to what its latents write."""
         return self.params.W_skip.numel() > 0
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Dictionary":
-        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device."""
-        if self.config.lazy and device is not None and torch.device(device) != self.params.b_enc.device:
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Dictionary":
+        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there or cannot read the file.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if self.config.lazy and device not in (None, self.params.b_enc.device):
             raise InputError(f"device: {device}, but {self.name} is read from its file as it is used; load it without lazy=True.")
         params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params._replace(**self._maps(empty=True)))
-        return replace(self, params=params._replace(**self._maps()))
+        if dtype is not None and torch.finfo(dtype).max < torch.finfo(self.params.b_enc.dtype).max:
+            check_finite(params._asdict(), f"{self.name} in {dtype}")
+        params = params._replace(**self._maps())
+        moved(self.params, params)
+        return replace(self, params=params)
 
     def _maps(self, *, empty: bool = False) -> dict[str, Tensor]:
         """The parameters that are maps of a file."""
         maps = {"W_enc": self.params.W_enc, "W_dec": self.params.W_dec} if self.config.lazy else {}
         return dict.fromkeys(maps, NO_SKIP) if empty else maps
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all parameters that it has, and of what its config says of the numbers that come out."""
+    @property
+    def _is_fixed(self) -> bool:
+        # maps of a file cannot be written, and reading all of it at every call is what they are there to avoid
+        return self.config.lazy
+
+    def _hashed(self, how: Callable[..., str]) -> str:
         c = self.config
         facts = (c.site, self.writes, c.rule, c.k, c.apply_b_dec_to_input, c.normalisation, c.puts_scale_back)
-        return fingerprint([p for p in self.params if p.numel()], *facts)
+        found = how([p for p in self.params if p.numel()], *facts)
+        self.check_files()
+        return found
+
+    def check_files(self) -> None:
+        """Raises FormatError where a file that is read as it is used was written into since it was opened."""
+        for file in self.files:
+            file.check()
+
+    def encoder(self, first: int = 0, last: int | None = None) -> Float[Tensor, "d_in _"]:
+        """W_enc, or some of its columns, in the file's dtype where they lie in one."""
+        return self._read("W_enc", self.params.W_enc[:, first:last])
+
+    def encoder_columns(self, latent: Int[Tensor, " latents"]) -> Float[Tensor, "latents d_in"]:
+        """Columns of W_enc, each a row here."""
+        return self._read("W_enc", columns_of(self.params.W_enc, latent))
+
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
+        """W_dec, in the file's dtype where it lies in one."""
+        return self._read("W_dec", self.params.W_dec)
+
+    def decoder_rows(self, latent: Int[Tensor, " latents"], part: slice = slice(None)) -> Float[Tensor, "latents _"]:
+        """Rows of W_dec, or a part of them."""
+        return self._read("W_dec", self.params.W_dec[:, part].index_select(0, latent))
+
+    def _read(self, key: str, values: Tensor) -> Tensor:
+        """What was just taken of a weight. Where that was from a file, the file is still what was opened and the numbers are finite."""
+        if self.config.lazy:
+            self.check_files()
+            check_finite({key: values}, f"{self.name}, among what was read of it just now", FormatError)
+        return values
 
 
 # ---------------------------------------------------------------------------------------- the encoder
@@ -175,7 +249,7 @@ def _encoder_input(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_
 
 def pre_activations(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
     """Encoder output before the activation rule; the value of every latent that the rule lets through."""
-    return _encoder_input(dictionary, x) @ dictionary.params.W_enc.to(x.dtype) + dictionary.params.b_enc
+    return _encoder_input(dictionary, x) @ dictionary.encoder().to(x.dtype) + dictionary.params.b_enc
 
 
 def _passes(rule: Rule, pre: Float[Tensor, "*any"], threshold: Float[Tensor, "*any_or_last"]) -> Bool[Tensor, "*any"]:
@@ -183,14 +257,14 @@ def _passes(rule: Rule, pre: Float[Tensor, "*any"], threshold: Float[Tensor, "*a
     match rule:
         case "jump":
             return (pre > threshold) & (pre != 0)
-        case "abstopk":
+        case "abstopk" | "rawtopk":
             return pre != 0
     return (pre > 0) & (pre > threshold)
 
 
 def _competes(rule: Rule, pre: Float[Tensor, "*any"]) -> Float[Tensor, "*any"] | None:
     """The size by which latents compete for k places; None for rules without competition."""
-    return pre if rule == "topk" else pre.abs() if rule == "abstopk" else None
+    return None if rule not in COMPETING else pre.abs() if rule == "abstopk" else pre
 
 
 def _largest(size: Float[Tensor, "*batch among"], k: int) -> Bool[Tensor, "*batch among"]:
@@ -215,8 +289,14 @@ def _places(dictionary: Dictionary) -> int:
 
 
 def encode(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_sae"]:
-    """All latents, dense. `encode_sparse` finds the active ones, and `encode_at` differentiates, without a tensor of this size."""
+    """All latents, dense. `encode_sparse` finds the active ones, and `encode_at` differentiates, without a tensor of this size.
+
+    Raises:
+        NotFiniteError: where a pre-activation is NaN or infinite, but for transforms of torch.func.
+    """
     pre = pre_activations(dictionary, x)
+    if not is_functorch_wrapped_tensor(pre):  # transforms ask nothing that depends on values
+        _require_numbers(dictionary, x, [total(pre)])
     return pre.where(active(dictionary, pre), torch.zeros_like(pre))
 
 
@@ -231,19 +311,19 @@ def encode_at(
 
     Its derivative is 1 with respect to `pre` where the latent is active and 0 elsewhere: above the threshold
     (ReLU, JumpReLU), through the magnitude with the gate held (gated, which is JumpReLU here), with the
-    selection held (TopK, AbsTopK); and from there through the normalisation, which is differentiated.
+    selection held (TopK of any kind); and from there through the normalisation, which is differentiated.
 
     Args:
-        gate: for topk and abstopk, which targets are among the k largest at the primal point (`wins_at`): the
+        gate: for rules with competition, which targets are among the k largest at the primal point (`wins_at`): the
             competition with all other latents, which cannot be seen from the chosen ones. It does not change
             in a neighbourhood of the primal, so derivatives are exact. Ignored by the other rules.
     """
     p, rule = dictionary.params, dictionary.config.rule
     x = _encoder_input(dictionary, x)
-    columns = columns_of(p.W_enc, latent)
+    columns = dictionary.encoder_columns(latent)
     pre = (x.index_select(0, position) * columns).sum(-1) + p.b_enc.index_select(0, latent)
     above = _passes(rule, pre, p.threshold.index_select(0, latent))
-    if rule in ("topk", "abstopk") and gate is not None:
+    if rule in COMPETING and gate is not None:
         above = above & gate
     return pre.where(above, torch.zeros_like(pre))
 
@@ -261,24 +341,41 @@ def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *,
 
     Args:
         tile: how many encoder columns are multiplied together. Memory is a few times [positions, tile], and
-            for topk and abstopk [positions, k + tile], beside the active latents themselves.
+            for rules with competition [positions, k + tile], beside the active latents themselves.
 
     Raises:
         InputError: for a tile without columns.
+        NotFiniteError: where a pre-activation is NaN or infinite.
     """
     if tile < 1:
         raise InputError(f"tile: {tile} encoder columns; expected at least 1. Leave it out for {TILE}.")
-    tiles = _tiles(dictionary, _encoder_input(dictionary, x), tile)
-    return _first_of_k(dictionary, tiles) if _competes(dictionary.config.rule, x) is not None else _above(dictionary, tiles)
+    sums: list[Tensor] = []
+    tiles = _tiles(dictionary, _encoder_input(dictionary, x), tile, sums)
+    found = _first_of_k(dictionary, tiles) if _competes(dictionary.config.rule, x) is not None else _above(dictionary, tiles)
+    _require_numbers(dictionary, x, sums)
+    return found
 
 
 def _tiles(
-    dictionary: Dictionary, x: Float[Tensor, "positions d_in"], tile: int
+    dictionary: Dictionary, x: Float[Tensor, "positions d_in"], tile: int, sums: list[Tensor]
 ) -> Iterator[tuple[int, Float[Tensor, "positions columns"]]]:
-    """Pre-activations of some columns at a time, with the first column's number."""
+    """Pre-activations of some columns at a time, with the first column's number; the sum of each is added to `sums`."""
     p = dictionary.params
     for first in range(0, dictionary.d_sae, tile):
-        yield first, x @ p.W_enc[:, first : first + tile].to(x.dtype) + p.b_enc[first : first + tile]
+        pre = x @ dictionary.encoder(first, first + tile).to(x.dtype) + p.b_enc[first : first + tile]
+        sums.append(total(pre))
+        yield first, pre
+
+
+def _require_numbers(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], sums: Sequence[Tensor]) -> None:
+    """Raises NotFiniteError where a pre-activation is NaN or infinite, by the sums of all of them; which is looked up only then."""
+    if bool(torch.stack(list(sums)).isfinite().all()):
+        return
+    rows = x.flatten(0, -2)
+    require_finite({f"{dictionary.site}, which {dictionary.name} reads": rows})
+    for first, pre in _tiles(dictionary, _encoder_input(dictionary, rows), TILE, []):
+        latents = f"the pre-activations of {dictionary.name} (latents {first} to {first + pre.shape[1] - 1})"
+        require_finite({latents: pre}, from_below=True)
 
 
 def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "positions _"]]]) -> SparseLatents:
@@ -340,7 +437,7 @@ def decode(
     Args:
         scale: what `normalise_input` returned for the input; needed by dictionaries that normalise.
     """
-    out = latents @ dictionary.params.W_dec.to(latents.dtype) + dictionary.params.b_dec
+    out = latents @ dictionary.decoder().to(latents.dtype) + dictionary.params.b_dec
     return out if scale is None else out * scale.scale + scale.shift
 
 
@@ -352,7 +449,7 @@ def decode_at(
     scale: InputScale,
 ) -> Float[Tensor, "positions d_out"]:
     """What sparse latents write, by gathering their decoder rows alone; without the skip connection."""
-    rows = value[:, None] * dictionary.params.W_dec.index_select(0, latent)
+    rows = value[:, None] * dictionary.decoder_rows(latent)
     out = dictionary.params.b_dec.expand(scale.shift.shape[0], -1).index_add(0, position, rows)
     return out * scale.scale + scale.shift
 
@@ -406,4 +503,5 @@ def after_gain(dictionary: Dictionary, w: Float[Tensor, " d_in"], b: Float[Tenso
         p = p._replace(W_skip=p.W_skip / w[:, None], b_dec=p.b_dec - offset @ p.W_skip)
     if dictionary.writes == (dictionary.site,):
         p = p._replace(W_skip=p.W_skip * w if dictionary.has_skip else p.W_skip, W_dec=p.W_dec * w, b_dec=p.b_dec * w + b)
+    check_finite(p._asdict(), f"{dictionary.name} behind the norm's weights")
     return replace(dictionary, params=p, config=replace(config, hook_name=None, apply_b_dec_to_input=False))

@@ -7,7 +7,8 @@ the order in which they were asked for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 Value = Literal["gradient", "attribution"]
 
+SHOWN = 8
+"""Edges that a notebook shows of a result."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """The prompts of a result: token ids one after another, where each begins, and their strings."""
 
@@ -34,6 +38,9 @@ class Prompts:
 
     def __len__(self) -> int:
         return self.ptr.shape[0] - 1
+
+    def __repr__(self) -> str:
+        return f"Prompts({len(self):,} of {len(self.ids):,} tokens in all)"
 
     def equals(self, other: "Prompts") -> bool:
         """Whether both are the same prompts of the same numbers."""
@@ -56,7 +63,7 @@ class Prompts:
         return self.strings[int(self.ptr[prompt]) : int(self.ptr[prompt + 1])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Nodes:
     """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
 
@@ -80,6 +87,9 @@ class Nodes:
     def __len__(self) -> int:
         return self.position.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Nodes({len(self):,} {self.kind}s at {self.site}, {len(self.ptr) - 1:,} prompts)"
+
     @property
     def prompt(self) -> Int[Tensor, " nodes"]:
         """The prompt number of every row."""
@@ -90,7 +100,7 @@ class Nodes:
         return slice(int(self.ptr[prompt]), int(self.ptr[prompt + 1]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edges:
     """Gradients and attributions from sources to targets; see the module's docstring for the order.
 
@@ -114,6 +124,18 @@ class Edges:
 
     def __len__(self) -> int:
         return self.indices.shape[0]
+
+    def __repr__(self) -> str:
+        dtype = str(self.gradient.dtype).removeprefix("torch.")
+        return (
+            f"Edges({self.kind} {self.sources.site} -> {self.targets.site}: {len(self.prompts):,} prompts, "
+            f"{len(self.targets):,} targets x {len(self.sources):,} sources, {len(self):,} edges, {dtype})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The strongest edges as a small table, for notebooks."""
+        shown = self.top(SHOWN).to_html(index=False, border=0, float_format="{:.4g}".format)
+        return f"<div><p>{escape(repr(self))}; the strongest:</p>{shown}</div>"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -171,27 +193,44 @@ class Edges:
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row per edge, with both ends' columns spelled out."""
-        import pandas as pd
-
-        ends = {"source": (self.sources, self.indices), "target": (self.targets, self.row)}
-        table: dict[str, Any] = {"prompt": self.targets.prompt[self.row].numpy()}
-        for name, (nodes, at) in ends.items():
-            position = nodes.position[at]
-            token = self.prompts.ptr[nodes.prompt[at]] + position
-            table[f"{name}_position"] = position.numpy()
-            table[f"{name}_token"] = [self.prompts.strings[i] for i in token.tolist()]
-            table[f"{name}_latent"] = nodes.latent[at].numpy()
-            table[f"{name}_activation"] = nodes.activation[at].numpy()
-            if nodes.labels:
-                table[f"{name}_label"] = [nodes.labels[i] for i in at.tolist()]
-        return pd.DataFrame(table | {"gradient": self.gradient.numpy(), "attribution": self.attribution.numpy()})
+        return self._table(torch.arange(len(self)))
 
     def top(self, k: int, value: Value = "attribution") -> "pd.DataFrame":
         """The k edges of largest absolute value over all prompts, strongest first. Raises InputError where k is below 1."""
         if k < 1:
             raise InputError(f"k: {k}; expected at least 1.")
-        order = self.values(value).abs().argsort(descending=True, stable=True)[:k]
-        return self.to_pandas().iloc[order.numpy()].reset_index(drop=True)
+        return self._table(_largest(self.values(value), k))
+
+    def _table(self, entries: Int[Tensor, " chosen"]) -> "pd.DataFrame":
+        """Chosen entries as a table, in the order in which they are given; the cost is theirs alone."""
+        import pandas as pd
+
+        row = _part_of(self.indptr, entries)
+        prompt = _part_of(self.targets.ptr, row)
+        first = self.prompts.ptr[prompt]
+        table: dict[str, Any] = {"prompt": prompt.numpy()}
+        for name, nodes, at in (("source", self.sources, self.indices[entries]), ("target", self.targets, row)):
+            position = nodes.position[at]
+            table[f"{name}_position"] = position.numpy()
+            table[f"{name}_token"] = [self.prompts.strings[i] for i in (first + position).tolist()]
+            table[f"{name}_latent"] = nodes.latent[at].numpy()
+            table[f"{name}_activation"] = nodes.activation[at].numpy()
+            if nodes.labels:
+                table[f"{name}_label"] = [nodes.labels[i] for i in at.tolist()]
+        values: dict[str, Any] = {name: self.values(name)[entries].numpy() for name in get_args(Value)}
+        return pd.DataFrame(table | values)
+
+
+def _part_of(ptr: Int[Tensor, " parts_plus_1"], entries: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+    """Which part each entry lies in, where part i is `ptr[i]:ptr[i+1]`. Empty parts hold nothing."""
+    return torch.searchsorted(ptr, entries, right=True) - 1
+
+
+def _largest(values: Float[Tensor, " entries"], k: int) -> Int[Tensor, " chosen"]:
+    """Where the k largest absolute values are, largest first; of equal ones the first. Only those that may be among them are sorted."""
+    size = values.abs()
+    places = (size >= size.topk(min(k, len(size))).values[-1:]).nonzero()[:, 0]
+    return places[size[places].argsort(descending=True, stable=True)[:k]]
 
 
 def _slice_nodes(nodes: Nodes, rows: slice) -> Nodes:

@@ -19,6 +19,7 @@ from attrib.packing import PackPlan, packs
 from attrib.paths import path, start_site, stop_site
 from attrib.precision import precision_of
 from attrib.reading import Positions, chosen_positions
+from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.task import Task
 from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
 
@@ -64,6 +65,7 @@ class Plan:
         return "\n".join(lines)
 
 
+@takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries, budget=as_bytes)
 def plan(
     model: Model,
     source: Dictionary | None,
@@ -140,7 +142,7 @@ def _task(
     times = Counter(chosen_positions(at, length, ids.device).tolist())
     targets = tuple(rows * times[position] for position in range(length))
     sources = (1 if source is None else count(source),) * length
-    ends = start_site(source), stop_site(model, target)
+    ends = start_site(source), stop_site(model, target, (source,))
     return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
 
 

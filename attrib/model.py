@@ -14,12 +14,10 @@ Nothing here knows where the parameters came from (see sources/), and nothing is
 any leading batch dimensions; positions start at 0, so a prefix of a prompt is a prompt.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -28,6 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from attrib.devices import check_device, check_dtype
+from attrib.fingerprints import Fingerprinted, moved
+from attrib.shown import record
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
@@ -38,6 +39,9 @@ class Norm(NamedTuple):
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 ABSENT = Norm(torch.empty(0), torch.empty(0))
@@ -58,6 +62,9 @@ class Attention(NamedTuple):
     q_norm: Float[Tensor, " d_q_norm"] = ABSENT.weight  # [d_head], or [d_q] where all heads are normed together
     k_norm: Float[Tensor, " d_k_norm"] = ABSENT.weight
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class MLP(NamedTuple):
     """`act(x W_in + b_in) W_out + b_out`; when gated, `act(x W_gate + b_gate) * (x W_in + b_in)` in the middle."""
@@ -69,6 +76,9 @@ class MLP(NamedTuple):
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Block(NamedTuple):
     """One layer: attention and MLP, each behind its norm, and the norms of what they write where there are such."""
@@ -79,6 +89,9 @@ class Block(NamedTuple):
     mlp: MLP
     post_1: Norm = ABSENT
     post_2: Norm = ABSENT
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 class Params(NamedTuple):
@@ -92,6 +105,9 @@ class Params(NamedTuple):
     norm_final: Norm
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, " d_vocab"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -156,15 +172,27 @@ class Tokenizer:
     sha256: str | None = None
     """Hash of the tokenizer's definition, to tell which one a result came from."""
 
+    def __repr__(self) -> str:
+        return f"Tokenizer(bos={self.bos}, sha256={'unknown' if self.sha256 is None else self.sha256[:12]})"
+
 
 @dataclass(frozen=True)
-class Model:
+class Model(Fingerprinted):
     """Parameters, config and (where known) tokenizer of one transformer."""
 
     params: Params
     config: ModelConfig
     name: str
     tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        c, dtype = self.config, str(self.dtype).removeprefix("torch.")
+        p = self.params._replace(rotary_cos=self.params.W_E, rotary_sin=self.params.W_E)
+        held = {(leaf.data_ptr(), leaf.numel()) for leaf in pytree.tree_leaves(p)}  # tied tables once
+        return (
+            f"Model({self.name!r}, {c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads of {c.d_head}, vocabulary {c.d_vocab:,}, "
+            f"{sum(numbers for _, numbers in held):,} parameters, {dtype}, {self.device})"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,25 +204,22 @@ class Model:
         """The device of every parameter."""
         return self.params.W_E.device
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Model":
-        """The same model in another dtype or on another device; itself where nothing changes."""
-        if dtype in (None, self.dtype) and device in (None, self.device, str(self.device)):
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Model":
+        """The same model in another dtype or on another device; itself where nothing changes.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if dtype in (None, self.dtype) and device in (None, self.device):
             return self
-        return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
+        params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params)
+        moved(self.params, params)
+        return replace(self, params=params)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all parameters and of the config, to tell which model a result came from."""
-        return fingerprint(self.params, self.config)
-
-
-def fingerprint(params: Any, *facts: object) -> str:
-    """SHA-256 over static facts, as Python writes them, and the dtype, shape and bytes of every tensor of a pytree, in order."""
-    digest = hashlib.sha256("".join(map(repr, facts)).encode())
-    for leaf in pytree.tree_leaves(params):
-        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-        digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    def _hashed(self, how: Callable[..., str]) -> str:
+        return how(self.params, self.config)
 
 
 # ----------------------------------------------------------------------------- pieces of a block
@@ -272,6 +297,9 @@ class Heads(NamedTuple):
     k: Float[Tensor, "*batch kv_heads positions d_head"]
     v: Float[Tensor, "*batch kv_heads positions d_head"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Projected(NamedTuple):
     """Queries, keys and values side by side, before norms and rotation."""
@@ -279,6 +307,9 @@ class Projected(NamedTuple):
     q: Float[Tensor, "*batch positions d_q"]
     k: Float[Tensor, "*batch positions d_kv"]
     v: Float[Tensor, "*batch positions d_kv"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def project(model: Model, layer: int, x: Stream) -> Projected:

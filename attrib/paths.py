@@ -10,9 +10,9 @@ so only the segment S needs a transform: `Sources` holds D_i (a decoder row, or 
 as one plain function, for torch.func and for people who compose.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,12 +23,15 @@ from attrib.between import NOTHING, Between, Effect, part_of, station
 from attrib.capturing import capture, cut
 from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.finite import require_finite
 from attrib.fit import check_fit, fitted
-from attrib.model import Model, enter, mlp, unembed
-from attrib.primal import Streams, stream_sites
+from attrib.model import Model, embed, enter, mlp, unembed, walk
+from attrib.primal import BESIDE, Streams, stream_sites
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
-from attrib.types import EXACT, Direction, InputError, Logits, Policy, Site, SparseLatents
+from attrib.shown import record
+from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
+from attrib.types import EXACT, Direction, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
 
 
 class Sources(NamedTuple):
@@ -39,6 +42,9 @@ class Sources(NamedTuple):
     value: Float[Tensor, " sources"]
     direction: Float[Tensor, "sources width_a"]
 
+    def __repr__(self) -> str:
+        return record(self)
+
 
 class Targets(NamedTuple):
     """Targets of one prompt, and the cotangent of each at its position."""
@@ -47,6 +53,9 @@ class Targets(NamedTuple):
     latent: Int[Tensor, " targets"]
     value: Float[Tensor, " targets"]
     cotangent: Float[Tensor, "targets width_b"]
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,13 @@ class Path:
     """Where the sources write, the first of it where `x` is, in the order in which their directions lie side by side."""
     between: Between = NOTHING
     """What dictionaries write on the way."""
+
+    def __repr__(self) -> str:
+        what = "tokens" if self.from_tokens else "latents"
+        return (
+            f"Path({len(self.sources.value):,} source {what} at {', '.join(map(str, self.writes)) or self.through.start} to "
+            f"{len(self.targets.value):,} targets at {self.through.stop}, {len(self.x)} positions of {self.through.model.name!r})"
+        )
 
     @property
     def is_cut(self) -> bool:
@@ -119,7 +135,7 @@ def start_at_latents(
 
 def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
     """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
-    directions = [source.params.W_dec[:, part_of(source, station(site))].index_select(0, latents.latent) for site in writes]
+    directions = [source.decoder_rows(latents.latent, part_of(source, station(site))) for site in writes]
     direction = directions[0] if len(directions) == 1 else torch.cat(directions, dim=1)
     scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
     return Sources(*latents, direction.to(x.dtype) * scale)
@@ -128,15 +144,23 @@ def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"],
 # --------------------------------------------------------------------------------- the path itself
 
 
-def check_source(model: Model, source: Dictionary, stop: Site, target: object) -> None:
+def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
     """Raises InputError where the source does not fit the model, or the target is not after it.
 
     Logits, directions and metrics may be read at the source's own site: nothing then lies between.
+
+    Args:
+        stop: where the path ends; see `stop_site`.
     """
     check_fit(model, source, "source")
     start = start_site(source)
-    if stop.depth < start.depth or (stop.depth == start.depth and isinstance(target, Dictionary)):
-        raise InputError(f"target: {stop} is not after the source's {start}; attributions run forward. Choose a later target.")
+    if stop.depth > start.depth or (stop.depth == start.depth and not isinstance(target, Dictionary)):
+        return
+    read = read_site(model, target)
+    why = (
+        "attributions run forward" if read.depth <= start.depth else f"the MLP of {model.name} stands beside attention and does not read it"
+    )
+    raise InputError(f"target: {read} is not after the source's {start}; {why}. Choose a later target.")
 
 
 def start_site(source: Dictionary | None) -> Site:
@@ -186,6 +210,7 @@ def _open(
     base, sites = base_site(start), stream_sites(start, stop)
     read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
     seen = capture(model, tokens, {start, stop, site, *sites, *read, *([base] if base else [])})
+    _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
     if cuts is not None:
@@ -200,6 +225,19 @@ def _open(
         return run(head.enter(values), stream)
 
     return _Opening(head.sources, run, x, stream, true_b, reached, streams, seen[site], (start,), NOTHING, function)
+
+
+def _require_finite(
+    model: Model, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Float[Tensor, "positions _"]], ends: Iterable[Site]
+) -> None:
+    """Raises NotFiniteError where the ends of a path do not hold finite numbers, for the first place of the model that does not."""
+    try:
+        require_finite({str(at): seen[at] for at in ends})
+    except NotFiniteError:
+        # attention takes NaN to positions before it as well, as 0 · NaN: so the prompt is followed from its embeddings
+        for at, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
+            require_finite({str(at): value})
+        raise
 
 
 def _open_cut(
@@ -235,6 +273,7 @@ def _open_cut(
     )  # fmt: skip
 
 
+@takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
 @torch.no_grad()
 def path(
     model: Model,
@@ -262,9 +301,10 @@ def path(
 
     Raises:
         InputError: where the dictionaries do not fit the model or each other.
+        NotFiniteError: where an end of the path, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
     """
-    site, stop = read_site(model, target), stop_site(model, target)
     cuts = apart_from(cuts, source, target)
+    site, stop = read_site(model, target), stop_site(model, target, (source, *cuts))
     if source is not None:
         check_source(model, source, stop, target)
         source = fitted(model, source, "source")
@@ -284,6 +324,7 @@ def path(
         return read.function(_beside(model, site, stop, rows, policy))
 
     value, pull, *_ = vjp(end, at.reached.index_select(0, read.position))
+    require_finite({f"the targets at {site}": value}, from_below=True, position=read.position)
     (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
     begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
 
@@ -309,6 +350,9 @@ class MetricPath:
     gradient: Float[Tensor, " sources"]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
 
+    def __repr__(self) -> str:
+        return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
+
 
 @torch.no_grad()
 def metric_path(
@@ -325,7 +369,8 @@ def metric_path(
     """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
 
     Raises:
-        InputError: where the metric does not give one number, or the dictionary does not fit the model.
+        InputError: where the metric does not give one number that depends on the logits, or the dictionary does not fit the model.
+        NotFiniteError: where an end of the path, or the metric, is NaN or infinite.
     """
     last, cuts = model.config.last, apart_from(cuts, source)
     check_source(model, source, last, metric)
@@ -336,24 +381,40 @@ def metric_path(
     begin = at.function
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
-        value = metric(unembed(model, begin(values), policy=policy))
+        logits = unembed(model, begin(values), policy=policy)
+        value = metric(logits)
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"metric: gave {got}; expected a scalar tensor made from the logits [positions, d_vocab].")
+        if logits.requires_grad and not value.requires_grad:
+            raise InputError(
+                "metric: gave a number that does not depend on the logits, so nothing moves it; expected a scalar tensor made from "
+                "the logits [positions, d_vocab] by torch alone, without item(), detach() or argmax()."
+            )
         return value
 
     value, pull, *_ = vjp(function, at.sources.value)
+    require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
     (gradient,) = pull(torch.ones_like(value))
     return MetricPath(at.sources, value, gradient, function)
 
 
-def stop_site(model: Model, target: Dictionary | Logits) -> Site:
+def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:
     """Where the path to a target ends.
 
-    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off resid_pre.
+    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off
+    resid_pre. But where a dictionary writes between the two, what it writes is on the way, and the path ends where the target reads.
+
+    Args:
+        written_by: the source and the cuts.
     """
     site = read_site(model, target)
-    return Site(site.layer, "resid_pre") if model.config.parallel and site.kind in ("mlp_in", "mlp_out") else site
+    if not (model.config.parallel and site.kind in BESIDE):
+        return site
+    before = Site(site.layer, "resid_pre")
+    places = (at for d in written_by if d is not None for at in d.writes)
+    is_written = any(at.kind in BESIDE and before.depth < at.depth <= site.depth for at in places)
+    return site if is_written else before
 
 
 def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:

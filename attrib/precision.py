@@ -6,7 +6,7 @@ their operands to 11 bits on CUDA, bfloat16 keeps all rows of a sweep in 8 bits;
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,11 @@ class Precision(NamedTuple):
         """Whether the sweep computes in fewer digits than the result is given in."""
         return self.tf32 or self.sweep != self.path
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its error is measured unasked: wherever the products have fewer digits than float32, which every result has at least."""
+        return self.is_reduced or self.path.itemsize < torch.float32.itemsize
+
 
 _NAMED = {
     "float32": Precision("float32", torch.float32, torch.float32),
@@ -43,7 +48,9 @@ _NAMED = {
 def precision_of(model: Model, dtype: torch.dtype | str | None) -> Precision:
     """The precision asked for; None is the model's own dtype. Raises InputError for one that is not known."""
     if dtype is None:
-        return Precision(str(model.dtype).removeprefix("torch."), model.dtype, model.dtype)
+        name = str(model.dtype).removeprefix("torch.")
+        # a model in halves is computed in them from its first layer on, which is not what dtype="bfloat16" asks for
+        return Precision(name if name in _NAMED and name != "bfloat16" else f"{name} throughout", model.dtype, model.dtype)
     found = _NAMED.get(str(dtype).removeprefix("torch."))
     if found is None:
         raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(_NAMED)}.")
@@ -52,14 +59,32 @@ def precision_of(model: Model, dtype: torch.dtype | str | None) -> Precision:
 
 @contextmanager
 def products(precision: Precision) -> Iterator[None]:
-    """CUDA's matrix products as the precision wants them, and as they were afterwards."""
+    """Matrix products as the precision wants them, on CUDA and, where a CPU could round too, there; and as they were afterwards.
+
+    torch has two interfaces to one setting, and raises at what reads the older one while the newer one says otherwise.
+    So the newer one alone is used: it can always be read.
+    """
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = precision.tf32, False
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction_split_k
+    with _rounding(matmul, "tf32" if precision.tf32 else "ieee"), _rounding(torch.backends.mkldnn.matmul, "ieee"):  # type: ignore[attr-defined]
+        matmul.allow_bf16_reduced_precision_reduction = False, before[1]
+        try:
+            yield
+        finally:
+            matmul.allow_bf16_reduced_precision_reduction = before
+
+
+@contextmanager
+def _rounding(products_of: Any, to: str) -> Iterator[None]:
+    """How operands of float32 are rounded. What has followed a wider setting of the user's follows it afterwards too."""
+    before = products_of.fp32_precision
+    products_of.fp32_precision = to
     try:
         yield
     finally:
-        matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+        products_of.fp32_precision = "none"
+        if products_of.fp32_precision != before:
+            products_of.fp32_precision = before
 
 
 class Error(NamedTuple):

@@ -106,6 +106,8 @@ def attentions_between(start: Site, stop: Site) -> range:
 STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "mlp_in")
 """The kinds of sites from which every point is computed; and `z` where a path starts there."""
 
+BESIDE: tuple[SiteKind, ...] = ("mlp_in", "mlp_out")
+"""The kinds of sites that in a parallel block stand beside attention, and see nothing of it."""
 
 Streams = Mapping[Site, Float[Tensor, "_ _"]]
 """One prompt's values at the sites of STREAMS between two sites, both ends included."""
@@ -121,13 +123,13 @@ def stream_sites(start: Site, stop: Site) -> list[Site]:
 def walked(
     model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
 ) -> Streams:
-    """Walk a prompt from its value at `start` to `stop`."""
-    found = {}
+    """Walk a prompt from its value at `start` as far as the sweeps to `stop` need it, and through no block that is not between them."""
+    wanted, found = {start, *stream_sites(start, stop)}, dict[Site, Tensor]()
     for site, value in walk(model, start, x, base):
-        if site.depth > stop.depth:
-            break
-        if site.kind in STREAMS or site == start:
+        if site in wanted:
             found[site] = value
+        if found.keys() == wanted:
+            break
     return found
 
 

@@ -32,6 +32,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 from attrib.between import Effect
 from attrib.capturing import capture
 from attrib.dictionary import (
+    COMPETING,
     Dictionary,
     InputScale,
     active,
@@ -48,6 +49,8 @@ from attrib.dictionary import (
 )
 from attrib.fit import fitted
 from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
+from attrib.shown import record
+from attrib.sources.given import as_dictionaries, as_model, takes
 from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
 
 Errors = Sequence[Float[Tensor, "positions _"]]
@@ -61,6 +64,9 @@ class Cut(NamedTuple):
 
     latents: SparseLatents
     scale: InputScale
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 class CutLeaves(NamedTuple):
@@ -82,6 +88,9 @@ class CutLeaves(NamedTuple):
         """The same leaves with other values of the same latents."""
         cuts = (cut._replace(latents=cut.latents._replace(value=value)) for cut, value in zip(self.cuts, activations, strict=True))
         return self._replace(cuts=tuple(cuts))
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:
@@ -110,7 +119,7 @@ def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Flo
 def _latents_at(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], nodes: SparseLatents) -> Float[Tensor, " active"]:
     """The values that x gives to latents that were active at the true point; 0 where one is not any more."""
     gate = None
-    if dictionary.config.rule in ("topk", "abstopk"):
+    if dictionary.config.rule in COMPETING:
         if _is_batched(x):
             gate = active(dictionary, pre_activations(dictionary, x))[nodes.position, nodes.latent]
         else:
@@ -179,6 +188,10 @@ class Replacement:
     model: Model
     dictionaries: tuple[Dictionary, ...]
     policy: Policy = EXACT
+
+    def __repr__(self) -> str:
+        put_in = ", ".join(f"{dictionary.name!r}" for dictionary in self.dictionaries)
+        return f"Replacement({self.model.name!r} with {put_in or 'no dictionaries'}, {self.policy})"
 
     @cached_property
     def written(self) -> tuple[Site, ...]:
@@ -367,11 +380,12 @@ class Replacement:
 # ------------------------------------------------------------------------------------ which ones go together
 
 
-def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, policy: Policy = EXACT) -> Replacement:
+@takes(model=as_model, dictionaries=as_dictionaries)
+def replace(model: Model, dictionaries: Sequence[Dictionary], *, policy: Policy = EXACT) -> Replacement:
     """The pure forward of a model in which dictionaries replace what they write.
 
     Args:
-        dictionaries: any number of any kinds, put in together. Several may read a place; one alone may write it, but for the layers
+        dictionaries: one, or any number of any kinds, put in together. Several may read a place; one alone may write it, but for the layers
             of a cross-layer transcoder: dictionaries that read the same kind of site in different layers and write
             the same kind of site elsewhere, each from its own first site on where the earlier ones write too. Their sum is meant.
         policy: which of the model's nonlinearities are differentiated. Dictionaries' own are, always.
@@ -379,8 +393,7 @@ def replace(model: Model, dictionaries: Dictionary | Sequence[Dictionary], *, po
     Raises:
         InputError: where a dictionary does not fit the model, writes before it reads, or writes where another one does.
     """
-    given = (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
-    return put_together(model, {f"dictionaries[{number}]": dictionary for number, dictionary in enumerate(given)}, policy)
+    return put_together(model, {f"dictionaries[{number}]": dictionary for number, dictionary in enumerate(dictionaries)}, policy)
 
 
 def put_together(model: Model, named: Mapping[str, Dictionary], policy: Policy) -> Replacement:
@@ -388,18 +401,12 @@ def put_together(model: Model, named: Mapping[str, Dictionary], policy: Policy) 
     # as everywhere, dictionaries are computed in the model's precision, where the model is
     put_in = {name: fitted(model, d.to(dtype=model.dtype, device=model.device), name) for name, d in named.items()}
     for name, dictionary in put_in.items():
-        _check_order(model, dictionary, f"{name} ({dictionary.name})")
+        _check_places(model, dictionary, f"{name} ({dictionary.name})")
     _check_apart(model, put_in)
     return Replacement(model, tuple(put_in.values()), policy)
 
 
-def _check_order(model: Model, dictionary: Dictionary, argument: str) -> None:
-    early = [site for site in dictionary.writes if site.depth < dictionary.site.depth]
-    if early:
-        raise InputError(
-            f"{argument}: it reads {dictionary.site} and writes {early[0]}, which {model.name} computes earlier; expected writes at "
-            "or after what is read. Check its sites."
-        )
+def _check_places(model: Model, dictionary: Dictionary, argument: str) -> None:
     places = [place(model, site) for site in dictionary.writes]
     if len({*places}) < len(places):
         raise InputError(f"{argument}: it writes {_list(dictionary.writes)}, of which two are the same place; expected each once.")

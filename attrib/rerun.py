@@ -83,7 +83,7 @@ class _Loaded:
         if sha256 not in seen:
             seen[sha256] = load(self._places.get(name) or self._places.get(sha256) or name)
         found = seen[sha256]
-        if found.fingerprint != sha256:
+        if not found.matches(sha256):
             raise InputError(
                 f"{name}: what is here under this name is not what the file was made with (sha256 {found.fingerprint[:12]}, and "
                 f"not {sha256[:12]}). Say where the other lies with --at {name}=FOLDER."

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from attrib.cone import Band, Cone
 from attrib.model import Model, Stream, check_end, walk
 from attrib.primal import primal, walked
+from attrib.sources.given import as_model, takes
 from attrib.sweep import descend
 from attrib.types import EXACT, InputError, Policy, Site
 
@@ -32,6 +33,9 @@ class Segment:
     start: Site
     stop: Site
     policy: Policy
+
+    def __repr__(self) -> str:
+        return f"Segment({self.start} to {self.stop} of {self.model.name!r}, {self.policy})"
 
     def __call__(self, x: Float[Tensor, "*batch positions width"], base: Stream | None = None) -> Float[Tensor, "*batch positions _"]:
         """The value at `stop`.
@@ -137,6 +141,7 @@ def _plain_pull(run: Segment, base: Tensor | None) -> Callable[[Tensor, Tensor],
     return pull
 
 
+@takes(model=as_model)
 def segment(model: Model, a: Site | str, b: Site | str, *, policy: Policy = EXACT) -> Segment:
     """The pure function from the value at site `a` to the value at site `b`.
 
@@ -152,6 +157,7 @@ def segment(model: Model, a: Site | str, b: Site | str, *, policy: Policy = EXAC
     return Segment(model, a, b, policy)
 
 
+@takes(model=as_model)
 def block(model: Model, layer: int, x: Stream, *, policy: Policy = EXACT) -> Stream:
     """`resid_post` of a layer from its `resid_pre`."""
     return segment(model, Site(layer, "resid_pre"), Site(layer, "resid_post"), policy=policy)(x)

@@ -7,7 +7,7 @@ from attrib.attention import QUERY_BLOCK
 from attrib.between import Passed
 from attrib.cone import ON_CPU, Band, Pieces, cone_of
 from attrib.model import ModelConfig
-from attrib.primal import attentions_between
+from attrib.primal import BESIDE, attentions_between
 from attrib.types import Policy, Site
 
 
@@ -44,9 +44,13 @@ class Task:
 
     @property
     def is_through(self) -> bool:
-        """Whether more stands between than MLPs that nothing moves through: then there is the way of through.py alone."""
-        is_by_mlps = all(site.kind in ("mlp_in", "mlp_out") and site.depth < self.stop.depth for site in self.held)
-        return bool(self.passed) or not is_by_mlps or any(site.kind != "mlp_out" for site in self.writes[1:])
+        """Whether more stands between than MLPs that nothing moves through, or the path ends within an MLP beside attention.
+
+        Then there is the way of through.py alone.
+        """
+        is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
+        is_beside = self.config.parallel and self.stop.kind in BESIDE and len(self.layers) > 0
+        return bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
 
     @property
     def shut_mlps(self) -> frozenset[int]:

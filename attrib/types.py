@@ -4,11 +4,15 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 """
 
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
+
+from attrib.shown import record
 
 if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
     from torch import Tensor
@@ -36,6 +40,21 @@ class BudgetError(InputError):
         )
 
 
+class NotFiniteError(InputError):
+    """A prompt at which a value is NaN or infinite; names what it is of, the first position, and the prompt where that is known."""
+
+    def __init__(self, what: str, position: int, value: float, prompt: int | None = None) -> None:
+        self.what, self.position, self.value, self.prompt = what, position, value, prompt
+        whose = "the prompt" if prompt is None else f"prompt {prompt}"
+        super().__init__(
+            f"tokens: {whose} gives {value} at {what}, first at position {position}; expected finite numbers. Leave the prompt out, "
+            "or compute in another dtype, unless a weight of the model or the dictionary is no number itself."
+        )
+
+    def __reduce__(self) -> tuple[type["NotFiniteError"], tuple[str, int, float, int | None]]:
+        return type(self), (self.what, self.position, self.value, self.prompt)
+
+
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""
 
@@ -52,9 +71,26 @@ class AttribWarning(UserWarning):
     """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
 
 
+_WRAPPERS = ("attrib", "torch", "jaxtyping", "beartype", "contextlib", "functools")
+
+
+def warn(message: str) -> None:
+    """Warn with AttribWarning at the line of the user's program that called attrib, however deep inside this is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _WRAPPERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, AttribWarning, stacklevel=level)
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def natural(name: object) -> list[tuple[int, str]]:
+    """A sort key by which numbers within a name count as numbers: blocks.6 stands before blocks.18."""
+    parts = enumerate(re.split(r"([0-9]+)", str(name)))  # text and digits in turn; of two numbers the longer is the larger
+    return [(len(part.lstrip("0")), part.lstrip("0")) if place % 2 else (-1, part) for place, part in parts]
 
 
 # ---------------------------------------------------------------------------------------- sites
@@ -64,17 +100,27 @@ SiteKind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out
 SITE_KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 """The kinds in the order in which a block computes them."""
 
-# What stands after "blocks.{layer}." in TransformerLens; the first name of each kind is the one written.
+# What stands after "blocks.{layer}." in TransformerLens; the first name of each kind is the one written. The second of z is
+# short for the first; `mlp.in.hook_in` is a bridge's name for the input of the first matrix, and the only one that OPT's has.
 _HOOKS: dict[SiteKind, tuple[str, ...]] = {
     "resid_pre": ("hook_resid_pre",),
     "z": ("attn.hook_z", "hook_z"),
     "attn_out": ("hook_attn_out",),
     "resid_mid": ("hook_resid_mid",),
-    "mlp_in": ("hook_mlp_in", "mlp.hook_in", "ln2.hook_normalized"),
+    "mlp_in": ("mlp.hook_in", "mlp.in.hook_in", "ln2.hook_normalized"),
     "mlp_out": ("hook_mlp_out",),
     "resid_post": ("hook_resid_post",),
 }
 _KIND_OF_HOOK = {hook: kind for kind, hooks in _HOOKS.items() for hook in hooks}
+
+BEFORE_NORM = "hook_mlp_in"
+"""TransformerLens' optional hook on the copy of the stream that the norm before the MLP reads. In attrib that place is `resid_mid`,
+and `resid_pre` in parallel blocks. attrib itself once wrote `mlp_in` so: a name that meant two places is not taken for either."""
+
+
+def as_now(stored: str) -> str:
+    """The name that a place has today, of one that attrib wrote into a file: what it once called `hook_mlp_in` was always `mlp_in`."""
+    return re.sub(rf"^(blocks\.\d+)\.{BEFORE_NORM}$", rf"\1.{_HOOKS['mlp_in'][0]}", stored)
 
 
 @dataclass(frozen=True)
@@ -82,11 +128,12 @@ class Site:
     """A place in the transformer: a layer and a kind.
 
     `z` is the heads' output before `W_O`, flat: [positions, heads · d_head]. `mlp_in` is what enters
-    the MLP's matrices, after the norm and its weight, as sae-lens's transcoders mean it
-    (TransformerLens' own optional `hook_mlp_in` fires one step earlier, on `resid_mid`).
+    the MLP's matrices, after the norm and its weight: `mlp.hook_in` of TransformerLens' bridges.
 
     >>> str(Site(7, "resid_pre"))
     'blocks.7.hook_resid_pre'
+    >>> str(Site(7, "mlp_in"))
+    'blocks.7.mlp.hook_in'
     >>> Site.parse("blocks.2.attn.hook_z")
     Site(layer=2, kind='z')
     """
@@ -103,9 +150,15 @@ class Site:
 
     @classmethod
     def parse(cls, name: "str | Site") -> "Site":
-        """Read a TransformerLens hook name. Raises InputError for anything else."""
+        """Read a TransformerLens hook name. Raises InputError for anything else, and for `hook_mlp_in`, which is no one place."""
         if isinstance(name, Site):
             return name
+        if isinstance(name, str) and (before := re.fullmatch(rf"(blocks\.\d{{1,9}})\.{BEFORE_NORM}", name)):
+            raise InputError(
+                f"Site.parse({name!r}): TransformerLens fires this hook before the norm. Take '{before[1]}.hook_resid_mid' for that place "
+                f"('{before[1]}.hook_resid_pre' in a model with parallel blocks), or '{before[1]}.mlp.hook_in' for what enters the MLP's "
+                "matrices, behind the norm and its weight."
+            )
         match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name)
         if match is None or match[2] not in _KIND_OF_HOOK:
             raise InputError(
@@ -161,6 +214,9 @@ class SparseLatents(NamedTuple):
     position: "Int[Tensor, ' active']"
     latent: "Int[Tensor, ' active']"
     value: "Float[Tensor, ' active']"
+
+    def __repr__(self) -> str:
+        return record(self)
 
 
 # ----------------------------------------------------------------------------------------- keep

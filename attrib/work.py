@@ -3,31 +3,62 @@
 `Work` is the part that a run file and a job have in common; `Loaded` is a work with its model and dictionaries in memory.
 """
 
+import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from torch import Tensor
 
 from attrib import attribute
+from attrib.asked import faults_of
 from attrib.between import Effect
+from attrib.devices import check_device as check_device
 from attrib.dictionary import Dictionary
 from attrib.edges import Edges
+from attrib.fingerprints import seal
+from attrib.fit import known_to
+from attrib.forecast import Plan, plan
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
-from attrib.types import POLICIES, Dense, Difference, InputError, Keep, Logits, Mass, Progress, Threshold, Tokens, TopK, TopLogits
+from attrib.types import (
+    POLICIES,
+    Dense,
+    Difference,
+    EdgeKind,
+    InputError,
+    Keep,
+    Logits,
+    Mass,
+    Progress,
+    Threshold,
+    Tokens,
+    TopK,
+    TopLogits,
+    first_line,
+)
 
 LONGEST_CONFIG = 1 << 20
 """Bytes of a TOML file, at most."""
 
-Kind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit"]
+Kind = EdgeKind
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 """TOML has whole numbers of any length, and nothing behind it has."""
+
+
+USUAL_KEEP = Mass(0.99)
+"""What files keep, where nobody says: of a dense result most edges are too small to matter, and it may not fit in memory.
+
+The functions of Python, whose result is in memory anyway, keep everything.
+"""
 
 
 def keep_text(keep: Keep) -> str:
@@ -52,6 +83,31 @@ def parse_keep(text: object) -> Keep:
         raise ValueError(f"{text!r} is not a rule; expected dense, topk:K, threshold:T or mass:FRACTION") from None
 
 
+_OF_LOGITS = ("top_logits", "mass", "logit_tokens", "logit_difference")
+_NEEDS: dict[Kind, tuple[str, ...]] = {
+    "token_to_latent": ("target",), "latent_to_latent": ("source", "target"), "latent_to_logit": ("source",),
+    "latent_to_metric": ("source", "metric"),
+}  # fmt: skip
+TAKES: dict[Kind, frozenset[str]] = {
+    kind: frozenset({*needs, "cuts", "effect", *(_OF_LOGITS if kind == "latent_to_logit" else ())}) for kind, needs in _NEEDS.items()
+}
+"""The keys of an attribution that each kind uses."""
+
+_UNUSED: dict[str, tuple[Kind, ...]] = {
+    "error": ("token_to_latent",), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
+    "precision_rows": ("latent_to_metric",),
+}  # fmt: skip
+"""Options of a whole work, and the kinds that have no use for them."""
+
+STORED = {"stored": True}
+"""Validation's context for a description that attrib wrote down itself, with every option's usual value in it."""
+
+
+def _given(described: BaseModel, info: Any) -> set[str]:
+    """The keys that somebody set, whatever to. `info` is pydantic's ValidationInfo, a protocol that beartype cannot check."""
+    return set() if (info.context or {}).get("stored") else described.model_fields_set
+
+
 class Attribution(BaseModel):
     """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones."""
 
@@ -62,17 +118,33 @@ class Attribution(BaseModel):
     target: str | None = None
     cuts: list[str] = Field(default_factory=list)
     effect: Effect = "direct"
-    top_logits: Whole = 10
-    mass: float | None = None
+    top_logits: Annotated[Whole, Field(ge=1)] = 10
+    mass: Annotated[float, Field(gt=0, le=1)] | None = None
     logit_tokens: list[Whole | str] = Field(default_factory=list)
     logit_difference: tuple[Whole | str, Whole | str] | None = None
+    metric: str | None = None
+    """`module:function`, of latent_to_metric."""
 
     @model_validator(mode="after")
-    def _has_its_dictionaries(self) -> "Attribution":
-        needs = {"token_to_latent": ("target",), "latent_to_latent": ("source", "target"), "latent_to_logit": ("source",)}[self.kind]
-        missing = [name for name in needs if getattr(self, name) is None]
+    def _has_what_it_needs(self) -> "Attribution":
+        missing = [name for name in _NEEDS[self.kind] if getattr(self, name) is None]
         if missing:
-            raise ValueError(f"{self.kind} needs a {' and a '.join(missing)} dictionary")
+            raise ValueError(f"{self.kind} needs a {' and a '.join(missing)}{' dictionary' if missing != ['metric'] else ''}.")
+        return self
+
+    @model_validator(mode="after")
+    def _uses_what_it_is_given(self, info: Any) -> "Attribution":
+        """An option that changes nothing was meant to change something."""
+        given = _given(self, info)
+        if unused := sorted(given - TAKES[self.kind] - {"kind"}):
+            raise ValueError(f"{', '.join(unused)}: no effect on {self.kind}, which takes {', '.join(sorted(TAKES[self.kind]))}.")
+        if "effect" in given and not self.cuts:
+            raise ValueError(f"effect: {self.effect!r} has no effect without cuts; leave it out, or name the cuts.")
+        choices = [", ".join(of) for one in (_OF_LOGITS[:2], _OF_LOGITS[2:3], _OF_LOGITS[3:]) if (of := [n for n in one if n in given])]
+        if len(choices) > 1:
+            raise ValueError(f"{' and '.join(choices)}: each says which logits, and one of them would have no effect. Give one.")
+        if "logit_tokens" in given and not self.logit_tokens:
+            raise ValueError("logit_tokens: an empty list; expected at least one token.")
         return self
 
     @property
@@ -90,7 +162,7 @@ class Work(BaseModel):
 
     model: str
     attribution: list[Attribution] = Field(min_length=1)
-    keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = Dense()
+    keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
     policy: Literal["exact", "linear"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     precision_rows: Annotated[Whole, Field(ge=0)] | None = None
@@ -99,6 +171,14 @@ class Work(BaseModel):
     positions: list[Whole] | None = None
     error: bool = True
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
+
+    @model_validator(mode="after")
+    def _uses_what_it_is_given(self, info: Any) -> "Work":
+        kinds = {one.kind for one in self.attribution}
+        for name, useless in _UNUSED.items():
+            if name in _given(self, info) and kinds <= {*useless}:
+                raise ValueError(f"{name}: no effect on {' and '.join(sorted(kinds))}; leave it out.")
+        return self
 
     @property
     def dictionaries(self) -> list[str]:
@@ -135,29 +215,16 @@ def toml_table(path: Path) -> dict[str, Any]:
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def checked(kind: type[Checked], table: dict[str, Any], what: str) -> Checked:
-    """A checked description from its keys. Raises InputError naming every key that is wrong."""
+def checked(kind: type[Checked], table: dict[str, Any], what: str, *, context: dict[str, Any] | None = None) -> Checked:
+    """A checked description from its keys. Raises InputError naming every key that is wrong.
+
+    Args:
+        context: STORED, for what attrib wrote down itself.
+    """
     try:
-        return kind(**table)
+        return kind.model_validate(table, context=context)
     except ValidationError as error:
         raise InputError("\n".join(faults_of(error, what))) from None
-
-
-def faults_of(error: ValidationError, what: str) -> list[str]:
-    """A line for each key that is wrong; `what` stands for the whole."""
-    found = error.errors(include_url=False, include_input=False)
-    return [f"{'.'.join(map(str, e['loc'])) or what}: {e['msg'].removeprefix('Value error, ')}" for e in found]
-
-
-def check_device(name: str) -> torch.device:
-    """A device that this machine has."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: {name!r} is not a device; expected cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise InputError(f"device: {name!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices.")
-    return device
 
 
 @dataclass(frozen=True)
@@ -179,9 +246,8 @@ class Loaded:
     def check(self, prompts: Sequence[Any]) -> None:
         """Raise what attributing these prompts would raise, as far as that is known before anything is computed."""
         for item in self.work.attribution:
-            source, target = (self.dictionaries.get(name or "") for name in _used(item))
-            to = item.logits if target is None else target
-            attribute.check(item.kind, self.model, source, to, prompts, **self._options, **_put_in(item, self.dictionaries))
+            source, to = self._ends(item)
+            attribute.check(item.kind, self.model, source, to, prompts, **self._options, **self._put_in(item))
         _check_apart(self.work.attribution, self.dictionaries)
 
     def attribute(self, prompts: Sequence[Any], progress: Progress | None = None) -> list[Edges]:
@@ -193,56 +259,98 @@ class Loaded:
         results = []
         for number, item in enumerate(self.work.attribution):
             report = _shifted(progress, number * len(prompts), len(self.work.attribution) * len(prompts))
-            options = self._options | _put_in(item, self.dictionaries) | {"progress": report}
-            results.append(_attribute(item, self.model, self.dictionaries, prompts, self.work.error, options))
+            results.append(self._attribute(item, prompts, self._options | self._put_in(item) | {"progress": report}))
         return results
+
+    def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
+        """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
+        self.check(prompts)
+        options = {name: self._options[name] for name in ("policy", "positions", "dtype", "budget")} | {"error": self.work.error}
+
+        def planned(item: Attribution) -> Plan | None:
+            source, to = self._ends(item)
+            return None if item.kind == "latent_to_metric" else plan(self.model, source, to, prompts, **options, **self._put_in(item))
+
+        return [planned(item) for item in self.work.attribution]
+
+    def _ends(self, item: Attribution) -> tuple[Dictionary | None, Any]:
+        """The source, None for tokens; and the target: a dictionary, a choice of logits, or a metric."""
+        source = None if item.source is None else self.dictionaries[item.source]
+        if item.metric is not None:
+            return source, metric_of(item.metric)
+        return source, item.logits if item.target is None else self.dictionaries[item.target]
+
+    def _put_in(self, item: Attribution) -> dict[str, Any]:
+        """What is put in on the way, as the attributions' options."""
+        return {"cuts": [self.dictionaries[name] for name in item.cuts], "effect": item.effect}
+
+    def _attribute(self, item: Attribution, prompts: Sequence[Any], options: dict[str, Any]) -> Edges:
+        source, to = self._ends(item)
+        if source is None:
+            return attribute.token_to_latent(self.model, to, prompts, **options)
+        options["error"] = self.work.error
+        match item.kind:
+            case "latent_to_latent":
+                return attribute.latent_to_latent(self.model, source, to, prompts, **options)
+            case "latent_to_logit":
+                return attribute.latent_to_logit(self.model, source, prompts, logits=to, **options)
+        of_metric = {name: value for name, value in options.items() if name not in ("positions", "precision_rows")}
+        return attribute.latent_to_metric(self.model, source, prompts, to, **of_metric)
 
 
 def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
     """The model and dictionaries of a work. Raises what `load_model` and `load_dictionary` raise.
 
+    Warns once of each dictionary that was made for another model, and not again for every prompt.
+
     Args:
         places: where those lie whose names are not enough to find them.
     """
+    for item in work.attribution:  # before the model, which takes time
+        if item.metric is not None:
+            metric_of(item.metric)
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
-    dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
-    return Loaded(work, model, dictionaries)
+    dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
+    # nobody else holds them: one hash does for every prompt that they are used on
+    return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
+
+
+def metric_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that `module:function` names, from this folder or from what is installed. This runs the module's code.
+
+    Raises:
+        InputError: where there is no such module or function, or importing it fails.
+    """
+    module, colon, function = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise InputError(f"metric: {name!r}; expected module:function, as my_metrics:entropy.")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+        raise InputError(f"metric: {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}.") from error  # type: ignore[arg-type]
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise InputError(f"metric: {name!r} is a {type(found).__name__}; expected a function from logits to a scalar.")
+    return found
 
 
 def _check_apart(blocks: Sequence[Attribution], dictionaries: dict[str, Dictionary]) -> None:
     """Raises InputError where two attributions are between the same places: a file has one block for each such pair."""
     seen: dict[tuple[object, ...], int] = {}
     for number, item in enumerate(blocks):
-        ends = [None if name is None else dictionaries[name].site for name in _used(item)]
+        ends = [None if name is None else dictionaries[name].site for name in (item.source, item.target)]
         if (first := seen.setdefault((item.kind, *ends), number)) != number:
             raise InputError(
-                f"attribution.{number}: {item.kind} between the same places as attribution.{first}; a file holds one of them. "
+                f"attribution[{number}]: {item.kind} between the same places as attribution[{first}]; a file holds one of them. "
                 "Write the other, with its own options, to a file of its own."
             )
 
 
-def _used(item: Attribution) -> tuple[str | None, str | None]:
-    """The dictionaries that a kind uses, of those that are given for several kinds at once."""
-    return None if item.kind == "token_to_latent" else item.source, None if item.kind == "latent_to_logit" else item.target
-
-
-def _put_in(item: Attribution, dictionaries: dict[str, Dictionary]) -> dict[str, Any]:
-    """What is put in on the way, as the attributions' options."""
-    return {"cuts": [dictionaries[name] for name in item.cuts], "effect": item.effect}
-
-
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | Literal[False]:
     return (lambda done, _: progress(before + done, total)) if progress else False
-
-
-def _attribute(
-    item: Attribution, model: Model, dictionaries: dict[str, Dictionary], prompts: Sequence[Any], error: bool, options: dict[str, Any]
-) -> Edges:
-    source, target = (dictionaries.get(name or "") for name in _used(item))
-    if source is None:
-        assert target is not None
-        return attribute.token_to_latent(model, target, prompts, **options)
-    if target is None:
-        return attribute.latent_to_logit(model, source, prompts, logits=item.logits, error=error, **options)
-    return attribute.latent_to_latent(model, source, target, prompts, error=error, **options)

@@ -46,16 +46,7 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         """Its folder, the hook where it reads."""
-        return hook(self.reads)
-
-
-def hook(site: Site) -> str:
-    """The hook name that means `site` exactly, to whoever reads the saved config.
-
-    What enters the MLP's matrices is `mlp.hook_in` in TransformerLens; its `hook_mlp_in` comes before the norm
-    and its `ln2.hook_normalized` before the norm's weight.
-    """
-    return f"blocks.{site.layer}.mlp.hook_in" if site.kind == "mlp_in" else str(site)
+        return str(self.reads)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -74,13 +65,13 @@ def untrained(task: Task, store: Store, options: "Options") -> Any:
     from training_transcoder import TrainingTranscoder, TrainingTranscoderConfig
 
     metadata = SAEMetadata(
-        model_name=attrib.SMOLLM2, hook_name=hook(task.reads), context_size=store.tokens.shape[1], prepend_bos=False
+        model_name=attrib.SMOLLM2, hook_name=str(task.reads), context_size=store.tokens.shape[1], prepend_bos=False
     )  # fmt: skip
     usual = {"d_in": store.arrays[task.reads].shape[1], "d_sae": options.width, "k": task.k, "metadata": metadata}
     torch.manual_seed(options.seed)
     if task.reads == task.writes:
         return TopKTrainingSAE(TopKTrainingSAEConfig(**usual))
-    metadata.hook_name_out = hook(task.writes)
+    metadata.hook_name_out = str(task.writes)
     return TrainingTranscoder(TrainingTranscoderConfig(**usual))
 
 

@@ -330,7 +330,7 @@ def sae(
     from sae_lens.saes.sae import SAEMetadata
 
     reads = Site.parse(site)
-    metadata = SAEMetadata(hook_name=str(reads), model_name="tiny")
+    metadata = SAEMetadata(hook_name=str(reads))  # of no named model: they are put into many
     facts = {"d_in": d_in, "d_sae": d_sae, "dtype": str(dtype).removeprefix("torch."), "device": "cpu", "metadata": metadata} | options
     if kind.endswith("topk"):
         facts["k"] = k

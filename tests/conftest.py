@@ -33,6 +33,7 @@ def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
+    forward.__module__ = LlamaRMSNorm.__module__  # attrib refuses methods that another package put into a class
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 

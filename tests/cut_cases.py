@@ -91,14 +91,14 @@ SETS: dict[str, Callable[[Model], list[Foreign]]] = {
         lens(m, "jumprelu", "blocks.3.hook_resid_pre", seed=4, normalize_activations="layer_norm"),
     ],
     "transcoders": lambda m: [
-        lens(m, "jumprelu_skip_transcoder", "blocks.1.hook_mlp_in"),
-        lens(m, "transcoder", "blocks.2.hook_mlp_in", seed=4),
+        lens(m, "jumprelu_skip_transcoder", "blocks.1.mlp.hook_in"),
+        lens(m, "transcoder", "blocks.2.mlp.hook_in", seed=4),
     ],
     "attn_out": lambda m: [lens(m, "gated", "blocks.1.hook_attn_out")],
     "z": lambda m: [lens(m, "standard", "blocks.2.attn.hook_z", normalize_activations="constant_norm_rescale")],
     "cross": lambda m: cross(m, range(1, 4)),
     "all": lambda m: [
-        lens(m, "skip_transcoder", "blocks.0.hook_mlp_in", seed=5),
+        lens(m, "skip_transcoder", "blocks.0.mlp.hook_in", seed=5),
         lens(m, "gated", "blocks.1.hook_attn_out", seed=6),
         *cross(m, range(1, 4)),
         lens(m, "topk", "blocks.2.hook_resid_pre", seed=7, rescale_acts_by_decoder_norm=True),

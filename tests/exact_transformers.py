@@ -61,6 +61,10 @@ def _gpt_neo_attn(self: Any, query: Tensor, key: Tensor, value: Tensor, attentio
     return pattern @ value, pattern
 
 
+for _method in (_rms_norm, _one_plus_norm, _gptj_attn, _gpt_neo_attn):
+    _method.__module__ = "transformers"  # attrib refuses methods that another package put into a class
+
+
 def keep_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part that transformers computes in float32 keeps its dtype until the test ends."""
 

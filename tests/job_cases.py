@@ -52,6 +52,8 @@ def make_job(folder: Path, beside: Path, **changed: Any) -> Job:
 
 def here(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
     """An engine: this very process, which takes two shards at a time, so that one is written while the other is computed."""
+    if not shards:
+        return  # as engines start no worker then
     ready, queue = prepare(job.folder, "cpu"), Queue(job.folder, shards, attempts)
     while queue:
         told: list[Event] = []

@@ -73,7 +73,7 @@ def cut_calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         rules = ["topk", "standard"] + (["jumprelu_skip_transcoder", "transcoder"] if kind == "mlp_in" else [])
         rule, scale = draw(st.sampled_from(rules)), draw(st.sampled_from(["none", "layer_norm", "constant_norm_rescale"]))
         more: dict[str, Any] = ({"k": 4} if rule == "topk" else {}) | ({} if "transcoder" in rule else {"normalize_activations": scale})
-        site = f"blocks.{layer}.{KINDS[kind].replace('ln2.hook_normalized', 'hook_mlp_in')}"
+        site = f"blocks.{layer}.{KINDS[kind].replace('ln2.hook_normalized', 'mlp.hook_in')}"
         cuts.append(dictionary(rule, site=site, d_in=width, d_sae=30, dtype=torch.float64, seed=seed, **more))
     options |= {"cuts": cuts, "effect": draw(st.sampled_from(["direct", "total"]))}
     try:

@@ -601,10 +601,11 @@ def test_the_rate_is_of_products_as_the_sweep_makes_them(
     made: list[measure.ProductRate] = []
     seen: list[tuple[torch.dtype, bool]] = []
     matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
 
     class Spied(Tensor):
         def __matmul__(self, other: Tensor) -> Tensor:
-            seen.append((other.dtype, matmul.allow_tf32))
+            seen.append((other.dtype, matmul.fp32_precision == "tf32"))
             return torch.zeros(1)
 
     def rate(*arguments: Any) -> measure.ProductRate:
@@ -619,7 +620,7 @@ def test_the_rate_is_of_products_as_the_sweep_makes_them(
     assert (found["checked"], found["dtype"]) == (True, dtype)
     assert len(seen) == 2 * len(found["alternatives"])
     assert set(seen) == {(operands, tf32)}
-    assert matmul.allow_tf32 is False
+    assert matmul.fp32_precision == before
     assert found["rate_gflops"] == made[0].rate / 1e9
 
 

@@ -32,7 +32,7 @@ from attrib.store import open as open_store
 from attrib.store import open_collection, save
 from attrib.types import FormatError, InputError
 from tests.attribution_cases import without_shape_checks
-from tests.test_collection import CALL, large, made, shards_of
+from tests.test_collection import CALL, large, made
 
 GROUPS = [[7, 0, 12], [3], [], [4, 30, 1, 2], [20, 5]]
 STORED = [number for group in GROUPS for number in group]
@@ -368,29 +368,6 @@ def test_the_command(tmp_path: Path, shards: tuple[Path, list[list[Edges]]], to:
 def test_the_command_names_what_is_wrong(tmp_path: Path, shards: tuple[Path, list[list[Edges]]]) -> None:
     done = CliRunner().invoke(app, [str(shards[0]), str(tmp_path / "out"), "--to", "csv"])
     assert str(done.exception) == "to: 'csv'; expected parquet, zarr, anndata."
-
-
-# ------------------------------------------------------------------------------------------------- docs
-
-READING = Path(__file__).parent.parent / "docs" / "reading.md"
-
-
-def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = shards_of(tmp_path / "job" / "shards", [[0, 7, 30], [1, 2, 40]])
-    monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", READING.read_text(), re.DOTALL)
-    assert len(code) >= 6
-    names: dict[str, Any] = {}
-    for part in code:
-        exec(compile(part, str(READING), "exec"), names)
-    assert names["number"] == 7
-    edges = join(parts)
-    assert names["table"]["attribution"].tolist() == edges.attribution.tolist()
-    assert names["on_disk"].n_obs == len(parts[0].prompt(0).targets) + sum(
-        len(p.targets) for p in (parts[0].prompt(1), *[parts[1].prompt(i) for i in (0, 1)])
-    )
-    check_annotated(names["in_memory"], edges)
-    names["on_disk"].file.close()
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -22,14 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import attrib
-from attrib.jobs.config import job_file
+from attrib.jobs.config import JobFile, job_file
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, open_job
 from attrib.jobs.records import Failure, Record, failures, records, refused, write
 from attrib.jobs.status import status
 from attrib.prompts import read
 from attrib.run import run_file
 from attrib.types import AttribError, FormatError
-from attrib.work import toml_table
+from attrib.work import STORED, checked, toml_table
 from tests.builders import D_MODEL, sae
 from tests.job_cases import corpus, make_job
 from tests.test_dictionary_folders import PATH, POINTS, clt, gemma_scope, gemma_scope_2, sparsify, transcoder_set
@@ -140,7 +140,9 @@ def test_a_job_of_any_values(data: st.DataObject) -> None:
         job = job_file(changed)
     except AttribError:
         return
-    assert job_file(json.loads(json.dumps(job.model_dump(mode="json")))) is not None, "what is accepted can be written, and read again"
+    assert checked(JobFile, json.loads(json.dumps(job.model_dump(mode="json"))), "job", context=STORED) is not None, (
+        "what is accepted can be written, and read again"
+    )
 
 
 def test_a_run_of_any_values() -> None:
@@ -247,7 +249,7 @@ def test_counts_of_shards_are_whole_numbers(name: str, count: Any, job: Path) ->
     entry = json.loads(whole.splitlines()[0]) | {name: count}
     try:
         path.write_text("\n".join([json.dumps(entry), *whole.splitlines()[1:]]))
-        with pytest.raises(FormatError, match=rf"not a job of this version, or damaged: {name}: Input should be .*\. Make it again"):
+        with pytest.raises(FormatError, match=rf"not a job of this version, or damaged: {name}: .*; expected .*\. Make it again"):
             open_job(job)
     finally:
         path.write_text(whole)

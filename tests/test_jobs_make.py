@@ -26,10 +26,11 @@ from attrib.jobs import folder as folders
 from attrib.jobs import make as making
 from attrib.jobs.config import JobFile, ShardsOf, confined, job_file
 from attrib.jobs.folder import JOB, PROMPTS, Job, Shard, open_job
+from attrib.jobs.ids import split
 from attrib.jobs.make import STEPS, bucket_of, make
 from attrib.jobs.records import refused
 from attrib.types import FormatError, InputError
-from attrib.work import Loaded
+from attrib.work import STORED, Loaded
 from attrib.work import load as really_load
 from tests.builders import D_VOCAB, N_CTX, prompt, sae, tiny
 from tests.job_cases import LENGTHS, SITES, corpus, make_job, table
@@ -42,7 +43,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @lru_cache(maxsize=4)
 def _load(text: str, places: tuple[tuple[str, str], ...]) -> Loaded:
-    return really_load(JobFile(**json.loads(text)), torch.device("cpu"), dict(places))
+    return really_load(JobFile.model_validate(json.loads(text), context=STORED), torch.device("cpu"), dict(places))
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +305,7 @@ def test_a_document_with_one_token_that_is_none_is_left_out_whole(tmp_path: Path
     ],
 )
 def test_each_part_of_a_document_begins_as_it_does(ids: list[int], bos: int | None, parts: list[list[int]]) -> None:
-    assert [part.tolist() for part in making._split(torch.tensor(ids), 3, bos)] == parts
+    assert [part.tolist() for part in split(torch.tensor(ids), 3, bos)] == parts
 
 
 def test_a_split_of_one_token_is_refused() -> None:
@@ -606,19 +607,19 @@ def test_what_is_given_by_hand_may_lie_anywhere(init: Callable[..., Ran], config
 
 
 WRONG: dict[str, tuple[Any, list[str]]] = {
-    "an unknown key": (TOML.replace("prompts =", "speed = 3\nprompts ="), ["speed", "not permitted"]),
-    "a misspelt table": (TOML + "[shard]\nprompts = 3\n", ["shard", "not permitted"]),
+    "an unknown key": (TOML.replace("prompts =", "speed = 3\nprompts ="), ["speed", "no such key"]),
+    "a misspelt table": (TOML + "[shard]\nprompts = 3\n", ["shard", "no such key"]),
     "no model": (TOML.replace('model = "model"\n', ""), ["model", "required"]),
     "no prompts": (TOML.replace('prompts = "prompts.jsonl"\n', ""), ["prompts.source", "required"]),
     "no attribution": (TOML[: TOML.index("[[")], ["attribution", "required"]),
     "no target": (TOML.replace("target", "source"), ["token_to_latent needs a target dictionary"]),
-    "a wrong limit": (TOML + "[shards]\nprompts = 0\n", ["shards.prompts", "greater than or equal to 1"]),
-    "a limit that is none": (TOML + "[shards]\nprompts = true\n", ["shards.prompts", "valid integer"]),
-    "a limit in quotes": (TOML + '[shards]\nprompts = "2"\n', ["shards.prompts", "valid integer"]),
+    "a wrong limit": (TOML + "[shards]\nprompts = 0\n", ["shards.prompts", "0; expected 1 or more"]),
+    "a limit that is none": (TOML + "[shards]\nprompts = true\n", ["shards.prompts", "expected a whole number"]),
+    "a limit in quotes": (TOML + '[shards]\nprompts = "2"\n', ["shards.prompts", "expected a whole number"]),
     "prompts longer than the model reads": (
         TOML.replace('"prompts.jsonl"', '{source = "prompts.jsonl", max_tokens = 999}'), ["prompts.max_tokens: 999, more than"]
     ),
-    "prompts without a name": (TOML.replace("prompts.jsonl", ""), ["prompts.source.0", "at least 1 character"]),
+    "prompts without a name": (TOML.replace("prompts.jsonl", ""), ["prompts.source[0]: ''; expected at least 1 character"]),
     "standard input twice": (TOML.replace('"prompts.jsonl"', '["-", "-"]'), ["prompts.source: '-' is there more than once"]),
     "a huge limit": (TOML + f"[shards]\nprompts = 0x{'f' * 5000}\n", ["shards.prompts", "less than"]),
     "a huge position": (f"positions = [0x{'f' * 5000}]" + TOML, ["positions", "less than"]),

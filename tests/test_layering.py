@@ -14,16 +14,19 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
-    "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
-    "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
-    "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "sparse", "edges", "ops", "fingerprints", "model",
+    "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
+    "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost",
+    "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal", "asked", "work", "prompts",
+    "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
 NARROWER = {
     "edges": {"types", "sparse"},
-    "sources": {"model", "dictionary", "types"},
+    "sources": {"model", "dictionary", "types", "devices", "weights", "tokens"},
+    "shown": set(),
+    "fingerprints": set(),
 }
 """Modules that may import less than all those before them."""
 

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import ModelConfig, Norm, Params, embed, fingerprint, logits, mlp, unembed, walk, width
+from attrib.fingerprints import fingerprint
+from attrib.model import ModelConfig, Norm, Params, embed, logits, mlp, unembed, walk, width
 from attrib.segments import block, segment
 from attrib.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
 from tests.builders import (
@@ -201,8 +202,8 @@ def test_capture_goes_no_further_than_asked(family: Family):
 
 SEGMENTS = [
     ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_mid"),
-    ("blocks.1.attn.hook_z", "blocks.2.hook_mlp_in"),
-    ("blocks.2.hook_mlp_in", "blocks.3.attn.hook_z"),
+    ("blocks.1.attn.hook_z", "blocks.2.mlp.hook_in"),
+    ("blocks.2.mlp.hook_in", "blocks.3.attn.hook_z"),
 ]
 
 
@@ -338,7 +339,7 @@ def test_frozen_attention_norm_and_mlp_are_affine(family: Family):
     f = segment(model, "blocks.2.hook_resid_mid", "blocks.2.hook_resid_post", policy=policy)
     identity = torch.eye(4 * D_MODEL, dtype=torch.float64).reshape(4, D_MODEL, 4, D_MODEL)
     assert_close(jacrev(f)(x), identity, what="past a frozen MLP")
-    through = segment(model, "blocks.2.hook_mlp_in", "blocks.2.hook_mlp_out", policy=policy)
+    through = segment(model, "blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", policy=policy)
     assert (jacrev(lambda x: through(x, x))(x) == 0).all()
     assert not (mlp(model, 2, x, policy) == 0).all()
 
@@ -391,8 +392,8 @@ def test_nothing_is_written(family: Family):
             "blocks.1.hook_resid_mid",
             r"b: blocks\.1\.hook_resid_mid comes before a: blocks\.2\.hook_resid_pre.*Swap",
         ),
-        ("blocks.1.hook_mlp_out", "blocks.1.hook_mlp_in", "comes before"),
-        ("blocks.1.hook_q", "blocks.1.hook_mlp_in", r"blocks\.1\.hook_q.*expected a TransformerLens hook name"),
+        ("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_in", "comes before"),
+        ("blocks.1.hook_q", "blocks.1.mlp.hook_in", r"blocks\.1\.hook_q.*expected a TransformerLens hook name"),
     ],
 )
 def test_segments_that_cannot_be(a: str, b: str, message: str):

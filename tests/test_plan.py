@@ -206,11 +206,11 @@ def cross_layer(layers: range) -> list[attrib.Dictionary]:
 
 
 CUTS: dict[str, Callable[[], list[attrib.Dictionary]]] = {
-    "transcoders": lambda: [cut("skip_transcoder", "blocks.1.hook_mlp_in"), cut("transcoder", "blocks.2.hook_mlp_in")],
+    "transcoders": lambda: [cut("skip_transcoder", "blocks.1.mlp.hook_in"), cut("transcoder", "blocks.2.mlp.hook_in")],
     "every layer": lambda: cross_layer(range(4)),
     "stream": lambda: [topk(1), cut("topk", "blocks.2.hook_resid_pre", normalize_activations="layer_norm")],
     "attn_out": lambda: [cut("topk", "blocks.1.hook_attn_out")],
-    "mlp": lambda: [cut("topk", "blocks.1.hook_mlp_in"), cut("topk", "blocks.2.hook_mlp_out")],
+    "mlp": lambda: [cut("topk", "blocks.1.mlp.hook_in"), cut("topk", "blocks.2.hook_mlp_out")],
 }
 
 

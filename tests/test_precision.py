@@ -66,13 +66,13 @@ def test_tf32_is_float32_where_there_is_no_cuda():
 
 def test_products_puts_the_settings_back():
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
+    before = matmul.fp32_precision
     with products(precision_of(build("gpt2"), "tf32")):
-        assert matmul.allow_tf32
-    assert matmul.allow_tf32 == before
+        assert matmul.fp32_precision == "tf32"
+    assert matmul.fp32_precision == before
     with pytest.raises(ZeroDivisionError), products(precision_of(build("gpt2"), "tf32")):
         raise ZeroDivisionError
-    assert matmul.allow_tf32 == before
+    assert matmul.fp32_precision == before
 
 
 def test_error_of_counts_what_it_says():

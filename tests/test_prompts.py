@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from attrib import prompts
 from attrib.prompts import LONGEST_LINE, Given, read
+from attrib.prompts import given as given_module
 from attrib.types import FetchError, FormatError, InputError
 
 ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,8 +74,8 @@ def test_json_lines(name: str, tmp_path: Path) -> None:
         ('"  "', "is an empty prompt"),
         ("[]", "is an empty prompt"),
         ("{nope", "is not JSON: Expecting property name"),
-        ('{"body": "a"}', "has no key 'text' or 'prompt' or 'tokens' or 'input_ids'"),
-        ('{"text": null}', 'is None; expected a string, {"text": "..."} or {"tokens": [ids]}'),
+        ('{"body": "a"}', "has no key 'text' or 'prompt' or 'messages' or 'tokens' or 'input_ids'"),
+        ('{"text": null}', 'is None; expected a string, {"text": "..."}, {"tokens": [ids]} or {"messages": '),
         ("[1, true]", "is [1, True]; expected"),
         ("[1, 2.0]", "is [1, 2.0]; expected"),
         ("[1, -2]", "has token ids from -2 to 1; expected 0 or more, below 2^31"),
@@ -86,7 +86,7 @@ def test_json_lines(name: str, tmp_path: Path) -> None:
         ('"\\ud800"', "holds a lone surrogate"),
         ('["\\ud800"]', "is ['\\ud800']; expected"),
         ("[" * 100_000, "is not JSON: maximum recursion depth"),
-        ("[" * 900 + "]" * 900, "is "),
+        ("[" * 900 + "]" * 900, "holds 1 lists, as of a batch"),
     ],
 )
 def test_what_is_no_prompt_is_said_of_its_line(line: str, fault: str, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [b"\n", b""])
 def test_a_line_that_is_too_long_is_passed_over(ending: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LONGEST_LINE == 1 << 24
-    monkeypatch.setattr(prompts, "LONGEST_LINE", 10)
+    monkeypatch.setattr(given_module, "LONGEST_LINE", 10)
     fault = ("is longer than 10 bytes",)
     for length in (1, 9, 10, 11, 12, 20, 21, 22, 23, 33, 100):
         path = written(tmp_path / "a.txt", b"first\n" + b"x" * length + b"\nnext\n" + b"y" * length + ending)
@@ -278,7 +278,7 @@ def test_columns_of_rows(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"has the columns 'body', 'tokens', 'text', and not 'title'\. Name one with `field`"):
             list(read(path, field="title"))
     parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"the columns 'body', and not 'text' or 'prompt' or 'tokens' or 'input_ids'"):
+    with pytest.raises(InputError, match=r"the columns 'body', and not 'text' or 'prompt' or 'messages' or 'tokens' or 'input_ids'"):
         list(read(tmp_path / "b.parquet"))
 
 
@@ -383,7 +383,7 @@ def test_an_error_of_the_hub(error: Exception, monkeypatch: pytest.MonkeyPatch) 
         next(found)
 
 
-@pytest.mark.parametrize(("source", "library"), [("a.parquet", "pyarrow"), ("saved", "datasets"), ("hf:name", "datasets")])
+@pytest.mark.parametrize(("source", "library"), [("a.parquet", "pyarrow"), ("saved", "pyarrow"), ("hf:name", "datasets")])
 def test_a_library_that_is_missing(source: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
@@ -391,6 +391,8 @@ def test_a_library_that_is_missing(source: str, library: str, tmp_path: Path, mo
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved").mkdir()
+    written(tmp_path / "saved" / "state.json", '{"_data_files": [{"filename": "a.arrow"}]}')
+    written(tmp_path / "saved" / "a.arrow", b"")
     written(tmp_path / "a.parquet", b"")
     with pytest.raises(InputError, match=rf"the package {library}, which is not installed; pip install 'attrib\[jobs\]'"):
         list(read(source))

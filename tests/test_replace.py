@@ -3,10 +3,8 @@
 The oracle is transformers' own model with hooks that put in what sae-lens' own modules compute, differentiated by autograd.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace as changed
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,7 +155,7 @@ def by_activations(replaced: Replacement, leaves: CutLeaves, number: int, functi
 
 PAIRS = {
     "residual": ("topk", "blocks.1.hook_resid_pre", "jumprelu", "blocks.3.hook_resid_pre"),
-    "transcoders": ("jumprelu_skip_transcoder", "blocks.1.hook_mlp_in", "transcoder", "blocks.3.hook_mlp_in"),
+    "transcoders": ("jumprelu_skip_transcoder", "blocks.1.mlp.hook_in", "transcoder", "blocks.3.mlp.hook_in"),
     "heads": ("standard", "blocks.0.attn.hook_z", "gated", "blocks.2.hook_attn_out"),
 }
 
@@ -439,7 +437,7 @@ def test_dictionaries_take_the_models_precision():
 
 def test_what_was_trained_before_a_norms_weights_reads_there():
     model = build("gpt2", torch.float64)
-    dictionary = lens(model, "skip_transcoder", "blocks.1.hook_mlp_in").ours
+    dictionary = lens(model, "skip_transcoder", "blocks.1.mlp.hook_in").ours
     before = changed(dictionary, config=changed(dictionary.config, hook_name="blocks.1.ln2.hook_normalized"))
     norm = model.params.blocks[1].norm_2
     got = attrib.replace(model, before)
@@ -456,7 +454,7 @@ def raw(reads: str, *writes: str, d: int = D_MODEL, seed: int = 0) -> Dictionary
 
 
 def layer(reads: int, *writes: int) -> Dictionary:
-    return raw(f"{reads}.hook_mlp_in", *(f"{site}.hook_mlp_out" for site in writes))
+    return raw(f"{reads}.mlp.hook_in", *(f"{site}.hook_mlp_out" for site in writes))
 
 
 REFUSED: dict[str, tuple[Family, list[Callable[[], Dictionary]], str]] = {
@@ -481,9 +479,9 @@ REFUSED: dict[str, tuple[Family, list[Callable[[], Dictionary]], str]] = {
         "gpt2", [lambda: raw("0.hook_mlp_out", "0.hook_mlp_out", "1.hook_mlp_out"), lambda: raw("1.hook_mlp_out")],
         r"both replace blocks\.1\.hook_mlp_out",
     ),
-    "backwards": ("gpt2", [lambda: layer(1, 0)], r"dictionaries\[0\].*: it reads blocks\.1\.hook_mlp_in and writes blocks\.0"),
+    "backwards": ("gpt2", [lambda: layer(1, 0)], r"dictionaries\[0\].*: it reads blocks\.1\.mlp\.hook_in and writes blocks\.0"),
     "one place twice by itself": (
-        "gpt2", [lambda: raw("0.hook_mlp_in", "0.hook_resid_post", "1.hook_resid_pre")], r"of which two are the same place"
+        "gpt2", [lambda: raw("0.mlp.hook_in", "0.hook_resid_post", "1.hook_resid_pre")], r"of which two are the same place"
     ),
     "a layer too many": ("gpt2", [lambda: raw("4.hook_resid_pre")], r"dictionaries\[0\].*blocks\.4\.hook_resid_pre is outside"),
     "another width": ("gpt2", [lambda: layer(1, 1), lambda: raw("2.hook_resid_pre", d=24)], r"dictionaries\[[01]\]: .* of 24, but"),
@@ -533,17 +531,3 @@ def test_what_cannot_be_asked(call: Callable[[Replacement, Any], Any], message: 
     replaced = put_in("gpt2", "residual")
     with pytest.raises(InputError, match=message):
         call(replaced, replaced.leaves(TOKENS))
-
-
-# ------------------------------------------------------------------------------------------------ the docs
-
-DOCS = Path(__file__).parent.parent / "docs" / "cuts.md"
-
-
-@pytest.mark.usefixtures("smollm2_folder")
-def test_the_example_of_the_docs_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]):
-    text = DOCS.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    exec(compile(code, str(DOCS), "exec"), {})
-    assert capsys.readouterr().out == said

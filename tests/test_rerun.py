@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 import attrib
-from attrib import cli
 from attrib.jobs.folder import places_of
 from attrib.jobs.run import run
 from attrib.rerun import Compared, _least, rerun
@@ -21,7 +21,7 @@ from tests.test_cli import Command, attrib_command
 
 __all__ = ["attrib_command"]
 
-TRANSCODER = "blocks.2.hook_mlp_in"
+TRANSCODER = "blocks.2.mlp.hook_in"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, attrib_command: 
     ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert (ran.status, listed(ran.out)) == (0, kept), ran.err
     assert "prompt 7: " in ran.out
-    monkeypatch.setattr(cli, "LISTED", 2)
+    monkeypatch.setattr(sys.modules["attrib.commands.show"], "LISTED", 2)
     ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert listed(ran.out) == [0, 1, 7]
     assert "7 more prompts; --all shows them too" in ran.out

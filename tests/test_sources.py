@@ -216,7 +216,6 @@ def test_a_native_bridge_is_refused():
 @pytest.mark.parametrize("training", [False, True])
 def test_a_transformers_model_is_left_as_it_is(family: Family, training: bool):
     foreign = tiny(family).train(training)
-    foreign.get_input_embeddings().register_forward_hook(lambda *_: None)
     before = everything_of(foreign)
     model = attrib.from_hugging_face(foreign)
     logits(model, prompt(5))

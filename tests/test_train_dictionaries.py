@@ -80,7 +80,7 @@ def test_training_goes_on_after_interruptions(
 
     chosen = {"kind": kind, "bias": "mean"}
     folders = [FOLDERS[kind].format(layer) for layer in (1, 2)]
-    arrays = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"] if kind == "sae" else ["blocks.1.hook_mlp_in", "blocks.2.hook_mlp_out"]
+    arrays = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"] if kind == "sae" else ["blocks.1.mlp.hook_in", "blocks.2.hook_mlp_out"]
 
     # stopped in the middle of the activations
     mark, marks = script.Store.mark, []

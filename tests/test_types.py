@@ -41,9 +41,9 @@ def test_any_other_text_is_refused_by_name(text: str):
     [
         ("blocks.7.hook_resid_pre", Site(7, "resid_pre")),
         ("blocks.0.attn.hook_z", Site(0, "z")),
-        ("blocks.12.hook_mlp_in", Site(12, "mlp_in")),
-        ("blocks.12.ln2.hook_normalized", Site(12, "mlp_in")),
         ("blocks.12.mlp.hook_in", Site(12, "mlp_in")),
+        ("blocks.12.mlp.in.hook_in", Site(12, "mlp_in")),
+        ("blocks.12.ln2.hook_normalized", Site(12, "mlp_in")),
         ("blocks.3.hook_mlp_out", Site(3, "mlp_out")),
         ("blocks.3.hook_attn_out", Site(3, "attn_out")),
         ("blocks.3.hook_resid_mid", Site(3, "resid_mid")),

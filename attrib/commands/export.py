@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from attrib.types import InputError
+from attrib.types import InputError, natural
+from attrib.view.terminal import plain
 
 FORMATS = ("parquet", "zarr", "anndata")
 
@@ -27,6 +28,6 @@ def export(
         raise InputError(f"to: {to!r}; expected {', '.join(FORMATS)}.")
     write = {"parquet": to_parquet, "zarr": to_zarr, "anndata": to_anndata}[to]
     folder = write(stored, out, kind=kind, source=source, target=target, prompts=prompt or None, overwrite=overwrite)
-    for file in sorted(folder.glob("[!_]*")):
+    for file in sorted(folder.glob("[!_]*"), key=natural):
         size = sum(part.stat().st_size for part in [file, *file.rglob("*")] if part.is_file())
-        print(f"{file}: {size / 1e6:.1f} MB")
+        print(plain(f"{file}: {size / 1e6:.1f} MB"))

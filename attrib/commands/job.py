@@ -1,5 +1,6 @@
 """`attrib job`: make a job, run it, see how it stands, and see to its folder."""
 
+import json
 import os
 import signal
 import sys
@@ -11,12 +12,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from attrib.commands.bars import bar
 from attrib.types import InputError
+from attrib.view.terminal import console, facts, plain
+from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
     from attrib.jobs.status import Status
@@ -57,9 +59,9 @@ def init(
         task = shown.add_task("reading prompts", total=None)
         job = make(folder, wanted, config.parent, allowed=allowed, progress=lambda read, _: shown.update(task, completed=read))
     fixed = job.fixed
-    print(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards")
+    print(plain(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards"))
     if fixed.refused:
-        print(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why")
+        print(plain(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why"))
 
 
 def _source(name: str, allowed: list[Path]) -> str:
@@ -121,13 +123,18 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
         ran = run_job(folder, chosen, launch=launch, watch=RunBar(shown), **options)
     now = status_of(folder)
     if ran.damaged:
-        print(f"{len(ran.damaged)} shards were damaged, and were made again")
+        print(plain(f"{len(ran.damaged)} shards were damaged, and were made again"))
     if launch:
-        print(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
-    print(
+        print(
+            plain(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
+        )
+    done = (
         f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} prompts, {now.edges:,} edges, "
-        f"{now.bytes / 1e6:,.1f} MB" + (f"; {now.refused:,} prompts left out" if now.refused else "")
+        f"{now.bytes / 1e6:,.1f} MB"
     )
+    print(plain(done + (f"; {now.refused:,} prompts left out" if now.refused else "")))
+    if ran.changed is not None:
+        print(plain(f"{folder}: the shards are right, but what they were made of is there no more. {ran.changed}"), file=sys.stderr)
     if ran.failed:
         first = ran.failed[0]
         raise InputError(
@@ -153,24 +160,25 @@ def status(
     from attrib.jobs.records import refused as refused_of
     from attrib.jobs.status import status as status_of
 
+    if len(asked := [name for name, given in (("--watch", watch), ("--refused", refused), ("--json", as_json)) if given]) > 1:
+        raise InputError(f"{' and '.join(asked)}: each prints something of its own, and one would have no effect. Give one.")
     if refused:
         for one, where in refused_of(open_job(folder)):
-            print(f"prompt {one.number} ({where}): {one.reason}")
+            print(plain(f"prompt {one.number} ({where}): {one.reason}"))
         return
     now = status_of(folder)
     if as_json:
-        print(now.model_dump_json(indent=1))
+        print(json.dumps(now.model_dump(mode="json"), indent=1))
         return
-    console = Console()
     if watch:
-        with Live(_table(now), console=console, auto_refresh=False, transient=True) as live:
+        with Live(_table(now), console=console(), auto_refresh=False, transient=True) as live:
             while now.run_by is not None:
                 time.sleep(1)
                 now = status_of(folder)
                 live.update(_table(now), refresh=True)
-    console.print(_table(now))
+    print_table(_table(now))
     for failure in now.failures:
-        console.out(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}", highlight=False)
+        print(plain(f"shard {failure.shard} failed {failure.attempts} times: {failure.reason}"))
 
 
 @app.command()
@@ -196,13 +204,13 @@ def verify(
     left = sum(fault.what == NOT_DONE for fault in faults)
     for fault in faults:
         if fault.what != NOT_DONE:
-            print(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}")
+            print(plain(f"shard {fault.shard.number} ({fault.shard.name}): {fault.what}"))
     if faults:
         raise InputError(
             f"{folder}: {len(faults) - left} faults, and {left} shards that are not done. `attrib job run {folder}` makes what is missing "
             "or damaged."
         )
-    print(f"{folder}: all shards are there, and no fault in them")
+    print(plain(f"{folder}: all shards are there, and no fault in them"))
 
 
 @app.command()
@@ -219,7 +227,7 @@ def merge(
     job_of = open_job(folder)
     shards = [job_of.file(job_of.shards[number]) for number, record in sorted(records(job_of).items()) if record.sha256]
     path = merge_shards(out or folder / "merged.h5", shards, overwrite=overwrite)
-    print(f"{path}: {len(shards):,} of {len(job_of.shards):,} shards")
+    print(plain(f"{path}: {len(shards):,} of {len(job_of.shards):,} shards"))
 
 
 @app.command()
@@ -229,19 +237,16 @@ def gc(folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="
 
     removed = tidy(folder, dry_run=dry_run)
     for path in removed:
-        print(path)
-    print(f"{len(removed)} files {'would be' if dry_run else 'were'} removed")
+        print(plain(path))
+    print(plain(f"{len(removed)} files {'would be' if dry_run else 'were'} removed"))
 
 
 # ----------------------------------------------------------------------------------------------- output
 
 
 def _table(now: "Status") -> Table:
-    table = Table(show_header=False)
-
-    def row(name: str, value: str) -> None:
-        table.add_row(name, value)
-
+    rows: dict[str, str] = {}
+    row = rows.__setitem__
     row("prompts", f"{now.prompts_done:,} of {now.prompts:,}" + (f"; {now.refused:,} left out" if now.refused else ""))
     row("shards", f"{now.shards_done:,} of {now.shards:,}" + (f"; {len(now.failures):,} failed" if now.failures else ""))
     row("tokens", f"{now.tokens_done:,} of {now.tokens:,}")
@@ -254,7 +259,7 @@ def _table(now: "Status") -> Table:
         row("run", f"by process {now.run_by.pid} on {now.run_by.host}, for {_time(now.elapsed)}")
         row("speed", f"{now.prompts_per_second:,.2f} prompts/s, {now.edges_per_second:,.0f} edges/s")
         row("left", "?" if now.seconds_left is None else _time(now.seconds_left))
-    return table
+    return facts(rows)
 
 
 def _time(seconds: float) -> str:
@@ -273,7 +278,7 @@ def _ended_by_signal(folder: Path) -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        print(f"{folder}: stopped; `attrib job run {folder}` goes on", file=sys.stderr)
+        print(plain(f"{folder}: stopped; `attrib job run {folder}` goes on"), file=sys.stderr)
         raise
     finally:
         for number, handler in before.items():

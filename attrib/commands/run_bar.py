@@ -6,6 +6,7 @@ from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure, Record
 from attrib.jobs.run import Watch
 from attrib.jobs.worker import Outcome
+from attrib.view.terminal import plain
 
 
 class RunBar(Watch):
@@ -31,4 +32,5 @@ class RunBar(Watch):
         """One shard further, above the bar if it failed."""
         self._bar.update(self._running, advance=self._tokens[outcome.shard])
         if isinstance(outcome, Failure):
-            self._bar.console.out(f"shard {outcome.shard} failed {outcome.attempts} times: {outcome.reason}", highlight=False)
+            reason = plain(f"shard {outcome.shard} failed {outcome.attempts} times: {outcome.reason}")
+            self._bar.console.out(reason, highlight=False)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from attrib.types import InputError
+from attrib.types import InputError, natural
+from attrib.view.terminal import own, plain, table
+from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
     from attrib.stats import BlockStatistics, Statistics
@@ -77,37 +76,35 @@ def show(file: File) -> None:
     from attrib import stats
 
     opened = stats.open(file)
-    title = f"{file}: {len(opened.parts)} blocks, made within {opened.memory:,} bytes each"
-    table = Table(title=escape(title), title_justify="left")
-    for name in ("block", "form", "pairs", "are found", "error of l1 and sum"):
-        table.add_column(name, justify="left" if name in ("block", "form") else "right", overflow="fold")
-    for part in opened.parts:
-        table.add_row(escape(str(part.block)), *_bounds(part, opened.max_pairs))
-    _console().print(table)
+    parts = sorted(opened.parts, key=lambda part: natural(part.block))
+    rows = [(plain(part.block), *_bounds(part, opened.max_pairs)) for part in parts]
+    title = plain(f"{file}: {len(parts)} blocks, made within {opened.memory:,} bytes each")
+    print_table(table(title, ("block", "form"), ("pairs", "are found", "error of\nl1 and sum"), rows))
 
 
 def _bounds(part: "BlockStatistics", max_pairs: int) -> list[str]:
     """What `show` says of a block."""
     if part.pairs is not None:
         return ["table", f"{part.pairs:,}", "all", "exact"]
-    return ["sketch", f"over {max_pairs:,}", f"l1 ≥ {part.found_from:.3g}", f"< {part.error:.3g} (p = {part.confidence:.3f})"]
+    return ["sketch", f"over {max_pairs:,}", own(f"l1 ≥ {part.found_from:.3g}"), f"< {part.error:.3g} (p = {part.confidence:.3f})"]
 
 
 def _print_pairs(part: "BlockStatistics", columns: dict[str, Any], what: str, end: str) -> None:
-    console, count = _console(), len(columns["l1"])
+    count = len(columns["l1"])
     if not count and part.is_exact:
-        console.print(escape(f"{part.block}: no edges stored for the {what}"))
+        print_table(plain(f"{part.block}: no edges stored for the {what}"))
         return
-    table = Table(title=escape(f"{part.block}\n{count} {what}" + ("" if part.is_exact else ", of a sketch")), title_justify="left")
-    for name in (end, "count", "prompts", "l1", "sum", "mean", "std", "one sign", "maximum", "at prompt", "target at", "source at"):
-        table.add_column(name, justify="right")
-    for row in range(count):
-        table.add_row(*_cells({name: column[row] for name, column in columns.items()}, end))
-    console.print(table)
+    names = (end, "count", "prompts", "l1", "sum", "mean", "std", "one\nsign", "maximum", "at\nprompt", "target\nat", "source\nat")
+    rows = [list(map(own, _cells({name: column[row] for name, column in columns.items()}, end))) for row in range(count)]
+    title = plain(part.block) + f"\n{count} {what}" + ("" if part.is_exact else ", of a sketch")
+    print_table(table(title, (), names, rows))
     if not part.is_exact:
-        console.print(
-            f"Of a sketch. Every pair with l1 ≥ {part.found_from:.3g} is here. l1 is too large, and sum off, by less than {part.error:.3g} "
-            f"(p = {part.confidence:.3f}); ± is this or less. ≤ marks an upper bound; a sketch has no mean, std or sign agreement."
+        print_table(
+            own(
+                f"Of a sketch. Every pair with l1 ≥ {part.found_from:.3g} is here. l1 is too large, and sum off, by less than "
+                f"{part.error:.3g} (p = {part.confidence:.3f}); ± is this or less. ≤ marks an upper bound; a sketch has no mean, std or "
+                "sign agreement."
+            )
         )
 
 
@@ -160,12 +157,7 @@ def _write(out: Path, statistics: "Statistics", overwrite: bool) -> None:
     from attrib import stats
 
     stats.save(out, statistics, overwrite=overwrite)
-    print(f"{out}: {len(statistics.parts)} blocks, {out.stat().st_size / 1e6:.1f} MB")
-    for part in statistics.parts:
+    print(plain(f"{out}: {len(statistics.parts)} blocks, {out.stat().st_size / 1e6:.1f} MB"))
+    for part in sorted(statistics.parts, key=lambda part: natural(part.block)):
         form, pairs, *_ = _bounds(part, statistics.max_pairs)
-        print(f"{part.block}: a {form} of {pairs} pairs")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=160)  # piped into a file, tables keep their columns
+        print(plain(f"{part.block}: a {form} of {pairs} pairs"))

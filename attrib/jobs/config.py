@@ -64,6 +64,15 @@ class JobFile(Work):
     threads: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] = 1
     """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
 
+    @model_validator(mode="after")
+    def _names_no_code(self) -> "JobFile":
+        if any(one.kind == "latent_to_metric" for one in self.attribution):
+            raise ValueError(
+                "attribution: latent_to_metric runs the code that its metric names, and a job's config may come from elsewhere. "
+                "Use `attrib run`, or attrib.latent_to_metric in Python."
+            )
+        return self
+
 
 def job_file(table: dict[str, Any]) -> JobFile:
     """A checked job from its keys. Raises InputError naming every key that is wrong."""

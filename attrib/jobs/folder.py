@@ -32,10 +32,11 @@ from jaxtyping import Int, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from attrib.asked import faults_of
 from attrib.jobs import inside
 from attrib.jobs.config import JobFile
 from attrib.types import FormatError, InputError
-from attrib.work import checked, faults_of
+from attrib.work import STORED, checked
 
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -102,7 +103,7 @@ class Job:
     @cached_property
     def config(self) -> JobFile:
         """What was asked for."""
-        return checked(JobFile, self.fixed.config, str(self.folder / JOB))
+        return checked(JobFile, self.fixed.config, str(self.folder / JOB), context=STORED)
 
     @cached_property
     def identity(self) -> bytes:

@@ -5,8 +5,6 @@ is none is written down with the reason, and the next is read.
 """
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,13 +18,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from attrib.attribute import check_ids, to_ids
+from attrib.jobs.building import built
 from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
-from attrib.model import Model
+from attrib.jobs.ids import parts_of
+from attrib.jobs.refusals import Refusals
 from attrib.prompts import Given, read
 from attrib.store.columns import packages
-from attrib.store.whole import PARTIAL, sync
+from attrib.store.whole import sync
 from attrib.types import InputError, Progress
 from attrib.work import Loaded, load
 
@@ -59,19 +58,13 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
         raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
     loaded.check([torch.zeros(min(max(_reach(config)), context), dtype=torch.int64)])
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
-    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
+    with built(target) as building:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
-            (building / inner).mkdir(parents=True)
-        fixed = _write_prompts(building / PROMPTS, config, sources, loaded, places, progress)
+            (building / inner).mkdir()
+        fixed = _write_prompts(building / PROMPTS, config, sources, (beside, *allowed), loaded, places, progress)
         (building / JOB).write_text(fixed.model_dump_json(indent=1), encoding="utf-8")
-        for path in (*building.rglob("*"), building):
+        for path in building.rglob("*"):
             sync(path)
-        building.rename(target)
-        sync(target.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return open_job(folder)
 
 
@@ -81,6 +74,8 @@ def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
     found = confined("prompts.source", name, beside, allowed)
     if found is None:
         raise InputError(f"prompts.source: {beside / name} does not exist.")
+    if found.exists() and not (found.is_file() or found.is_dir() or found in allowed):  # a pipe would be waited for
+        raise InputError(f"prompts.source: {name} is a pipe or a device; expected a file or a folder. Give it as --prompts {found}.")
     return found
 
 
@@ -110,17 +105,23 @@ def bucket_of(length: int) -> int:
 
 
 def _write_prompts(
-    folder: Path, config: JobFile, sources: Sequence[str | Path], loaded: Loaded, places: dict[str, str], progress: Progress | None
+    folder: Path,
+    config: JobFile,
+    sources: Sequence[str | Path],
+    allowed: Sequence[Path],
+    loaded: Loaded,
+    places: dict[str, str],
+    progress: Progress | None,
 ) -> Fixed:
-    given = refused = 0
+    given = 0
     with ExitStack() as opened:
         buckets: dict[int, _Bucket] = {}
         log, split = (opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in ("refused", "split"))
-        for found in _limited(config.prompts, sources):
-            parts, fault = _parts(loaded.model, given, found, config.prompts)
+        refusals = Refusals(log)
+        for found in _limited(config.prompts, sources, allowed):
+            parts, fault = parts_of(loaded.model, given, found, config.prompts)
             if not parts:
-                refused += 1
-                log.write(json.dumps({"number": given, "where": found.where, "reason": fault}) + "\n")
+                refusals.add(given, found.where, fault)
             if len(parts) > 1:
                 split.write(json.dumps({"number": given, "prompts": len(parts), "where": found.where}) + "\n")
             for number, ids in enumerate(parts, given):
@@ -132,7 +133,8 @@ def _write_prompts(
             given += max(1, len(parts))
             if progress:
                 progress(given, -1)
-        if given == refused:
+        refusals.close()
+        if given == refusals.count:
             raise InputError(
                 "prompts: there are none; expected at least one."
                 if not given
@@ -142,7 +144,7 @@ def _write_prompts(
             config=config.model_dump(mode="json"), places=places, model=loaded.model.fingerprint,
             tokenizer=loaded.model.tokenizer.sha256 if loaded.model.tokenizer else None,
             dictionaries={name: one.fingerprint for name, one in loaded.dictionaries.items()},
-            packages=packages(), given=given, refused=refused, prompts=0, tokens=0,
+            packages=packages(), given=given, refused=refusals.count, prompts=0, tokens=0,
         )  # fmt: skip
         who = identity(facts.config, facts.model, facts.tokenizer, facts.dictionaries)
         ordered = [buckets[key] for key in sorted(buckets)]
@@ -152,33 +154,9 @@ def _write_prompts(
     return facts.model_copy(update={"prompts": prompts, "tokens": tokens})
 
 
-def _limited(of: PromptsOf, sources: Sequence[str | Path]) -> Iterator[Given]:
-    every = (found for source in sources for found in read(source, form=of.form, field=of.field, split=of.split))
+def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[Given]:
+    every = (found for source in sources for found in read(source, form=of.form, field=of.field, split=of.split, allowed=allowed))
     return islice(every, of.limit)
-
-
-def _parts(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[list[Tensor], str]:
-    """A prompt's token ids, in several parts where it is split; or none, and why."""
-    if found.prompt is None:
-        return [], found.fault
-    try:
-        ids = to_ids(model, number, found.prompt)
-        longest = of.max_tokens or model.config.n_ctx
-        if len(ids) > longest and of.long == "refuse":
-            return [], f"has {len(ids)} tokens, more than {longest}"
-        parts = [ids[:longest]] if of.long == "truncate" else _split(ids, longest, model.tokenizer.bos if model.tokenizer else None)
-        for part in parts:
-            check_ids(model, number, part)
-    except InputError as error:
-        return [], str(error).removeprefix(f"tokens: prompt {number} ")
-    return parts, ""
-
-
-def _split(ids: Tensor, longest: int, bos: int | None) -> list[Tensor]:
-    """A document's tokens, so many at a time; each part begins with the tokenizer's first token where the document does."""
-    if len(ids) <= longest or int(ids[0]) != bos:
-        return list(ids.split(longest))
-    return [torch.cat([ids[:1], part]) for part in ids[1:].split(longest - 1)]
 
 
 # ----------------------------------------------------------------------------------------------- shards

@@ -1,6 +1,7 @@
 """One shard: from its prompts to its file. Every engine does a shard here, and nowhere else."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from attrib.edges import Edges
+from attrib.fingerprints import seal
 from attrib.jobs import inside
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
+from attrib.jobs.witness import Witness
 from attrib.store import save
-from attrib.types import InputError
+from attrib.types import AttribWarning, InputError
 from attrib.work import Loaded, check_device, load
 
 
@@ -25,6 +28,7 @@ class Ready:
     job: Job
     loaded: Loaded
     device: str
+    witness: Witness
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,27 @@ def prepare(folder: Path, device: str) -> Ready:
     """
     job = open_job(folder)
     torch.set_num_threads(job.config.threads)
-    loaded = load(job.config, check_device(device), job.fixed.places)
+    witness = Witness(job.fixed.places)  # before anything is read
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttribWarning)  # whoever made the job was told, and need not be by every worker
+        loaded = load(job.config, check_device(device), job.fixed.places)
     fixed, tokenizer = job.fixed, loaded.model.tokenizer
-    there = {job.config.model: loaded.model.fingerprint, "tokenizer": tokenizer.sha256 if tokenizer else None}
-    there |= {name: one.fingerprint for name, one in loaded.dictionaries.items()}
-    for name, was in {job.config.model: fixed.model, "tokenizer": fixed.tokenizer, **fixed.dictionaries}.items():
-        if there.get(name) != was:
-            raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
-    return Ready(job, loaded, device)
+    same = {"tokenizer": (tokenizer.sha256 if tokenizer else None) == fixed.tokenizer, job.config.model: loaded.model.matches(fixed.model)}
+    same |= {name: name in fixed.dictionaries and one.matches(fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}
+    for name in (name for name, is_same in same.items() if not is_same):
+        raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
+    dictionaries = {name: seal(one, fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}
+    model = seal(loaded.model, fixed.model)
+    witness.parts = {job.config.model: (model, fixed.model)} | {name: (one, fixed.dictionaries[name]) for name, one in dictionaries.items()}
+    return Ready(job, replace(loaded, model=model, dictionaries=dictionaries), device, witness)
 
 
 def compute(ready: Ready, shard: Shard) -> Computed:
-    """A shard's edges. A prompt that cannot be attributed is named and left out."""
+    """A shard's edges. A prompt that cannot be attributed is named and left out.
+
+    Raises:
+        Overwritten: where it was computed with other weights than were hashed.
+    """
     begun = time.perf_counter()
     prompts, numbers = ready.job.prompts(shard)
     left, refused = list(range(len(prompts))), []
@@ -67,6 +80,7 @@ def compute(ready: Ready, shard: Shard) -> Computed:
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:
             break
+    ready.witness.check()
     edges = [_numbered(one, numbers[left]) for one in edges]
     refused.sort(key=lambda one: one.number)
     return Computed(shard, edges, refused, time.perf_counter() - begun)

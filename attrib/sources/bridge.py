@@ -41,8 +41,10 @@ def bridge_state(model: Any, config: ModelConfig) -> Mapping[str, Tensor]:
         state |= {f"blocks.{i}.{name}": component.weight for name, component in components.items()}
     if getattr(model.cfg, "rmsnorm_uses_offset", False):
         state |= {name: value + 1 for name, value in state.items() if name.endswith(".w")}
-    for i in range(config.n_layers):
-        if "ln2" not in model.blocks[i]._modules:  # one norm for attention and MLP
+    for i, block in enumerate(model.blocks):
+        if "ln1" not in block._modules:  # norms behind alone, which TransformerLens 3 called ln1 and ln2, as it does where they are before
+            state |= {f"blocks.{i}.ln{n}.w": state[f"blocks.{i}.ln{n}_post.w"] for n in (1, 2)}
+        elif "ln2" not in block._modules:  # one norm for attention and MLP
             state |= {f"blocks.{i}.ln2.{part}": state[f"blocks.{i}.ln1.{part}"] for part in ("w", "b")}
     _check_filled(model, state, config)
     kind = model.original_model.config.model_type

@@ -2,18 +2,20 @@
 
     transcoder_set           layer_{i}.safetensors   W_enc [d_sae, d], W_dec [d_sae, d], b_enc, b_dec,
                                                      optional activation_function.threshold, W_skip [d, d]
+                                                     and, with activation topk, optionally k
         f_i = act(x_i W_enc^T + b_enc),  y_i = f_i W_dec + b_dec + x_i W_skip^T
 
     cross_layer_transcoder   W_enc_{i}.safetensors   W_enc_i [d_sae, d], b_enc_i, b_dec_i, optional threshold_i
                              W_dec_{i}.safetensors   W_dec_i [d_sae, n_layers - i, d]
         f_i = act(x_i W_enc_i^T + b_enc_i),  y_j = Σ_{i <= j} f_i W_dec_i[:, j - i] + b_dec_j
 
-With thresholds act is x · [x > threshold], without a ReLU: a negative threshold lets negative latents pass.
-x_i is the value at `feature_input_hook` of layer i, y_j at `feature_output_hook` of layer j.
+With thresholds act is x · [x > threshold], without a ReLU: a negative threshold lets negative latents pass. With
+`activation: topk` it is x · [x among the k largest], without a ReLU too. Otherwise it is a ReLU. x_i is the value at
+`feature_input_hook` of layer i, y_j at `feature_output_hook` of layer j.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,23 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from attrib.dictionary import Dictionary
-from attrib.sources.tensors import TensorFile, check_no_others, check_shapes, from_tensors, matrix, safetensors_file
+from attrib.sources.keys import CIRCUIT_TRACER, check_keys, check_sizes
+from attrib.sources.tensors import TensorFile, check_no_others, check_shapes, from_tensors, is_count, matrix, safetensors_file, trained_at
 from attrib.types import FormatError, InputError, Site, UnsupportedError
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
+PLACES = ("k", "activation_function.k")
+"""Names of the one tensor that is a whole number: how many latents win."""
+
+_SIZES = ("d_model", "d_transcoder", "n_layers")
+_UNDERSTOOD = ("model_kind", "model_name", "feature_input_hook", "feature_output_hook", "activation", "k", "transcoders", *_SIZES)
+_NEEDS_THRESHOLD = {"relu": False, "jump_relu": True, "jumprelu": True}
 LONGEST_CONFIG = 1 << 16
 """Bytes of config.yaml, at most."""
 MOST_BRACKETS = 500
 
-# circuit-tracer has this name only for models without a norm after the MLP, where it is what the MLP writes
+# what the MLP gives, which is what it adds to the stream where no norm comes between: `fit` refuses it where one does
 _ALIASES = {"mlp.hook_out": "hook_mlp_out"}
 
 
@@ -90,6 +99,11 @@ def _config(folder: Path) -> dict[str, Any]:
             f"dictionary {folder.name}: its config.yaml lists files of other repositories under `transcoders`; fetch them, and load each "
             "by its own format (params.npz of Gemma Scope, say), or have circuit-tracer save the set as layer_{i}.safetensors."
         )
+    check_keys(config, _UNDERSTOOD, CIRCUIT_TRACER, folder.name)
+    if (activation := config.get("activation")) not in (None, "topk", *_NEEDS_THRESHOLD):
+        raise UnsupportedError(
+            f"dictionary {folder.name}: activation={activation!r} in its config; attrib computes topk, {', '.join(_NEEDS_THRESHOLD)}."
+        )
     return config
 
 
@@ -110,7 +124,7 @@ def _hook(folder: Path, config: Mapping[str, Any], key: str, layer: int) -> tupl
         raise FormatError(f"dictionary {folder.name}: {key}={name!r} in its config.yaml; expected a hook's name such as 'hook_mlp_out'.")
     hook = f"blocks.{layer}.{name}"
     try:
-        return Site.parse(f"blocks.{layer}.{_ALIASES.get(name, name)}"), hook
+        return trained_at(f"blocks.{layer}.{_ALIASES.get(name, name)}"), hook
     except InputError as error:
         raise UnsupportedError(f"dictionary {folder.name}: {key}={name!r} is no site of attrib: {error}") from error
 
@@ -124,60 +138,97 @@ def _layer(folder: Path, config: Mapping[str, Any], layer: int, lazy: bool) -> D
         "model_name": model_name if isinstance(model_name, str) else None, "puts_scale_back": False,
         "lazy": lazy,
     }  # fmt: skip
-    if config["model_kind"] == "transcoder_set":
-        options["writes"] = _hook(folder, config, "feature_output_hook", layer)[0]
-        with safetensors_file(folder / f"layer_{layer}.safetensors") as file:
-            return _single(file, name, options)
     n_layers = len(_layers(folder, config))
-    options["writes"] = [_hook(folder, config, "feature_output_hook", later)[0] for later in range(layer, n_layers)]
+    check_sizes(config, {"n_layers": n_layers}, f"its folder has layers 0 to {n_layers - 1}", name)
+    if config["model_kind"] == "transcoder_set":
+        options["writes"], options["hook_name_out"] = _hook(folder, config, "feature_output_hook", layer)
+        with safetensors_file(folder / f"layer_{layer}.safetensors", integers=PLACES) as file:
+            return _single(file, config, name, options)
+    hooks = [_hook(folder, config, "feature_output_hook", later) for later in range(layer, n_layers)]
+    options["writes"], options["hook_name_out"] = [site for site, _ in hooks], hooks[0][1]
     decoder = folder / f"W_dec_{layer}.safetensors"
     if not decoder.is_file():
         raise FormatError(f"dictionary: {folder} holds no {decoder.name} beside W_enc_{layer}.safetensors.")
-    with safetensors_file(folder / f"W_enc_{layer}.safetensors") as file, safetensors_file(decoder) as written:
-        return _cross(file, written, layer, n_layers - layer, name, options)
+    encoder, places = folder / f"W_enc_{layer}.safetensors", [f"{key}_{layer}" for key in PLACES]
+    with safetensors_file(encoder, integers=places) as file, safetensors_file(decoder) as written:
+        return _cross(file, written, config, layer, n_layers - layer, name, options)
 
 
-def _single(file: TensorFile, name: str, options: Mapping[str, Any]) -> Dictionary:
-    d_sae, d_in = matrix(file.shapes, "W_enc", name, "[d_transcoder, d_model]")
+def _matrix(file: TensorFile, config: Mapping[str, Any], key: str, name: str) -> tuple[int, int]:
+    """The two sizes of an encoder, which are those that the config states."""
+    d_sae, d_in = matrix(file.shapes, key, name, "[d_transcoder, d_model]")
+    check_sizes(config, {"d_transcoder": d_sae, "d_model": d_in}, f"{key} is {[d_sae, d_in]}", name)
+    return d_sae, d_in
+
+
+def _single(file: TensorFile, config: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> Dictionary:
+    d_sae, d_in = _matrix(file, config, "W_enc", name)
     expected = {"W_dec": [d_sae, d_in], "b_enc": [d_sae], "b_dec": [d_in]}
     if "W_skip" in file.shapes:
         expected["W_skip"] = [d_in, d_in]
     check_shapes(file.shapes, expected, name, f" beside W_enc {[d_sae, d_in]}")
-    check_no_others(file.shapes, ["W_enc", THRESHOLD, *expected], name)
-    read = file.stored if options["lazy"] else file.read
+    check_no_others(file.shapes, ["W_enc", THRESHOLD, *PLACES, *expected], name)
+    lazy = options["lazy"]
     return from_tensors(
-        W_enc=read("W_enc").T,
-        W_dec=read("W_dec"),
+        W_enc=file.take("W_enc", lazy).T,
+        W_dec=file.take("W_dec", lazy),
         b_enc=file.read("b_enc"),
         b_dec=file.read("b_dec"),
         W_skip=file.read("W_skip").T if "W_skip" in file.shapes else None,
-        **_threshold(file, THRESHOLD, d_sae, name),
+        **_rule(file, config, THRESHOLD, PLACES, d_sae, name),
+        files=[file.file],
         **options,
     )
 
 
-def _cross(file: TensorFile, decoder: TensorFile, layer: int, n_writes: int, name: str, options: Mapping[str, Any]) -> Dictionary:
-    W_enc, W_dec, b_enc, b_dec, threshold = (f"{key}_{layer}" for key in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"))
-    d_sae, d_in = matrix(file.shapes, W_enc, name, "[d_transcoder, d_model]")
+def _cross(
+    file: TensorFile, decoder: TensorFile, config: Mapping[str, Any], layer: int, n_writes: int, name: str, options: Mapping[str, Any]
+) -> Dictionary:
+    W_enc, W_dec, b_enc, b_dec, threshold, *places = (
+        f"{key}_{layer}" for key in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", *PLACES)
+    )
+    d_sae, d_in = _matrix(file, config, W_enc, name)
     check_shapes(file.shapes, {b_enc: [d_sae], b_dec: [d_in]}, name, f" beside {W_enc} {[d_sae, d_in]}")
     check_shapes(decoder.shapes, {W_dec: [d_sae, n_writes, d_in]}, name, f" beside {W_enc} {[d_sae, d_in]}")
-    check_no_others(file.shapes, [W_enc, b_enc, b_dec, threshold], name)
+    check_no_others(file.shapes, [W_enc, b_enc, b_dec, threshold, *places], name)
     check_no_others(decoder.shapes, [W_dec], name)
     # every layer adds the bias of its own output: those of later layers are their own dictionaries'
     own = file.read(b_dec)
     return from_tensors(
-        W_enc=(file.stored if options["lazy"] else file.read)(W_enc).T,
-        W_dec=(decoder.stored if options["lazy"] else decoder.read)(W_dec).flatten(1),
+        W_enc=file.take(W_enc, options["lazy"]).T,
+        W_dec=decoder.take(W_dec, options["lazy"]).flatten(1),
         b_enc=file.read(b_enc),
         b_dec=torch.cat([own, own.new_zeros((n_writes - 1) * d_in)]),
-        **_threshold(file, threshold, d_sae, name),
+        **_rule(file, config, threshold, places, d_sae, name),
+        files=[file.file, decoder.file],
         **options,
     )
 
 
-def _threshold(file: TensorFile, key: str, d_sae: int, name: str) -> dict[str, Any]:
-    """The rule and its thresholds, of which there may be one for all latents; none without the tensor."""
-    if key not in file.shapes:
+def _rule(file: TensorFile, config: Mapping[str, Any], key: str, places: Sequence[str], d_sae: int, name: str) -> dict[str, Any]:
+    """The rule, with its k or its thresholds, of which there may be one for all latents.
+
+    circuit-tracer itself goes by the tensors alone; `activation` and `k` are what releases write beside them.
+    """
+    activation, has_threshold = config.get("activation"), key in file.shapes
+    said: dict[str, object] = {} if config.get("k") is None else {"k of its config": config["k"]}
+    for place in places:
+        if place in file.shapes:
+            check_shapes(file.shapes, {place: file.shapes[place][:1] and [1]}, name)  # one number, before it is read
+            said[place] = file.stored(place).item()
+    if activation == "topk" or (said and activation is None and not has_threshold):
+        k = next(iter(said.values()), None)
+        if has_threshold or any(other != k for other in said.values()) or not is_count(k, d_sae):
+            found = ", ".join(f"{place}={value!r}" for place, value in said.items()) or "no k"
+            raise FormatError(
+                f"dictionary {name}: topk with {found}{f' and {key}' if has_threshold else ''}; expected one k, an integer from 1 to "
+                f"d_transcoder={d_sae}, and no thresholds."
+            )
+        return {"k": k, "rule": "rawtopk"}
+    if said or (activation is not None and _NEEDS_THRESHOLD[activation] != has_threshold):
+        found = ", ".join([*said, *([key] if has_threshold else [])]) or f"no {key}"
+        raise FormatError(f"dictionary {name}: activation={activation!r} in its config, but it has {found}.")
+    if not has_threshold:
         return {}
     if file.shapes[key] not in ([], [1], [d_sae], [1, d_sae]):
         raise FormatError(f"dictionary {name}: {key} is {file.shapes[key]}, expected [{d_sae}] or a single number.")

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from attrib.dictionary import Dictionary
+from attrib.sources.keys import GEMMA_SCOPE_2, check_keys, flag
 from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, npz_file, read_json, safetensors_file
-from attrib.types import SITE_KINDS, InputError, Site, SiteKind, UnsupportedError
+from attrib.types import SITE_KINDS, FormatError, InputError, Site, SiteKind, UnsupportedError
 
 WEIGHTS, WEIGHTS_2 = "params.npz", "params.safetensors"
+_UNDERSTOOD_2 = ("architecture", "model_name", "hf_hook_point_in", "hf_hook_point_out", "affine_connection")
 
 # The last word of a release's name: where it reads, where it writes, and the hook that sae-lens and circuit-tracer read at.
 _RELEASES = {
@@ -49,6 +51,7 @@ def load_file(path: Path, *, name: str | None = None, site: Site | str | None = 
         check_shapes(file.shapes, expected, name, f" beside W_enc {[d_in, d_sae]}")
         check_no_others(file.shapes, ["W_enc", *expected], name)
         tensors: dict[str, Any] = {key: file.read(key) for key in ("W_enc", *expected)}
+        tensors["files"] = [file.file]
     return from_tensors(
         **tensors, site=reads, writes=written, rule="jumprelu", name=name, kind=WEIGHTS, model_name=_model_name(path),
         puts_scale_back=not written, hook_name=str(reads),
@@ -81,35 +84,40 @@ def load_folder_2(folder: Path, *, site: Site | str | None = None, writes: Site 
     config: dict[str, Any] = {}
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        architecture = config.get("architecture") if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            raise FormatError(f"dictionary: {folder / 'config.json'} is no object, as Gemma Scope 2 has it.")
+        architecture = config.get("architecture")
         if architecture != "jump_relu":
             raise UnsupportedError(
                 f"dictionary {name}: architecture {architecture!r} in config.json; attrib computes Gemma Scope's jump_relu."
             )
-    reads = _module(name, config, "hf_hook_point_in") if site is None else Site.parse(site)
-    written = _module(name, config, "hf_hook_point_out") if site is None else Site.parse(writes) if writes else None
+        check_keys(config, _UNDERSTOOD_2, GEMMA_SCOPE_2, name)
+    reads = site_of_module(name, config, "hf_hook_point_in") if site is None else Site.parse(site)
+    written = site_of_module(name, config, "hf_hook_point_out") if site is None else Site.parse(writes) if writes else None
     if reads is None:
         raise InputError(f"site: missing, and {folder} has no config.json with hf_hook_point_in. Give site=, and writes= for a transcoder.")
     with safetensors_file(folder / WEIGHTS_2) as file:
         d_in, d_sae = matrix(file.shapes, "w_enc", name, "[d_in, d_sae]")
         d_out = matrix(file.shapes, "w_dec", name, "[d_sae, d_out]")[1]
         expected = {"w_dec": [d_sae, d_out], "b_enc": [d_sae], "b_dec": [d_out], "threshold": [d_sae]}
-        if "affine_skip_connection" in file.shapes:
+        if flag(config, "affine_connection", name) or "affine_skip_connection" in file.shapes:
             expected["affine_skip_connection"] = [d_in, d_out]
         check_shapes(file.shapes, expected, name, f" beside w_enc {[d_in, d_sae]}")
         check_no_others(file.shapes, ["w_enc", *expected], name)
-        read = file.stored if lazy else file.read
+        if config.get("affine_connection") is False and "affine_skip_connection" in expected:
+            raise FormatError(f"dictionary {name}: affine_connection=False in its config, but it holds an affine_skip_connection.")
         model_name, hook_name = config.get("model_name"), config.get("hf_hook_point_in")
         return from_tensors(
             site=reads, writes=() if written is None else written, rule="jumprelu", name=name, kind=WEIGHTS_2,
-            W_enc=read("w_enc"), W_dec=read("w_dec"), b_enc=file.read("b_enc"), b_dec=file.read("b_dec"), threshold=file.read("threshold"),
+            W_enc=file.take("w_enc", lazy), W_dec=file.take("w_dec", lazy), b_enc=file.read("b_enc"), b_dec=file.read("b_dec"),
+            threshold=file.read("threshold"),
             W_skip=file.read("affine_skip_connection") if "affine_skip_connection" in expected else None,
-            hook_name=hook_name if hook_name and isinstance(hook_name, str) else str(reads), lazy=lazy,
+            hook_name=hook_name if hook_name and isinstance(hook_name, str) else str(reads), lazy=lazy, files=[file.file],
             model_name=model_name if isinstance(model_name, str) else None,
         )  # fmt: skip
 
 
-def _module(name: str, config: Mapping[str, Any], key: str) -> Site | None:
+def site_of_module(name: str, config: Mapping[str, Any], key: str) -> Site | None:
     """The site of a module of transformers, or None where the config names none."""
     if not (module := config.get(key)):
         return None

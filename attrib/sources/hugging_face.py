@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from attrib.model import Model, Tokenizer
+from attrib.sources.attachments import check_attachments, check_made_of, check_wrapper
 from attrib.sources.check import TOLERANCE
 from attrib.sources.families import activation, family_of, model_config, params, rotary_of
+from attrib.sources.finite import check_finite
 from attrib.types import InputError, UnsupportedError
 
 __all__ = ["activation", "from_hugging_face", "from_hugging_face_tokenizer", "model_config", "rotary_tables"]
@@ -27,9 +29,11 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
         tokenizer: its tokenizer, to give prompts as text.
 
     Raises:
-        InputError: for what is no causal language model, or lacks a tensor.
-        UnsupportedError: for an architecture or a feature that attrib does not compute, and for parameters it does not know.
+        InputError: for what is no causal language model, lacks a tensor, or holds a number that is not finite.
+        UnsupportedError: for an architecture or a feature that attrib does not compute, for parameters it does not know, and
+            for what is attached to the model (hooks, adapters, replaced modules; see attachments.py).
     """
+    check_wrapper(model)
     if not hasattr(model, "config") or not hasattr(model, "state_dict"):
         raise InputError(f"model: expected a transformers causal language model (AutoModelForCausalLM), got {type(model).__name__}.")
     config = model_config(model.config)
@@ -37,6 +41,8 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     if "lm_head.weight" not in state:
         raise InputError(f"model: {type(model).__name__} has no unembedding; expected a causal language model (AutoModelForCausalLM).")
     _check_dtypes(model)
+    check_attachments(model)
+    check_made_of(model)
     like = model.get_input_embeddings().weight.detach()
     if config.embedding_scale != 1:
         # the number that the model multiplies by, rounded as it rounds it
@@ -44,7 +50,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     rotary = rotary_of(model, family_of(model.config), config, like)
     made = params(model.config, config, state, rotary)
     name = name or model.config.name_or_path or model.config.model_type
-    return Model(made, config, name, None if tokenizer is None else from_hugging_face_tokenizer(tokenizer))
+    return check_finite(Model(made, config, name, None if tokenizer is None else from_hugging_face_tokenizer(tokenizer)))
 
 
 def _check_dtypes(model: Any) -> None:

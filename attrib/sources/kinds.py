@@ -41,6 +41,9 @@ KINDS = (
     DictionaryKind(
         "circuit-tracer", "transcoder_set with thresholds", "jumprelu", "`feature_output_hook`", "`jump` where a threshold is negative"
     ),
+    DictionaryKind(
+        "circuit-tracer", "transcoder_set with activation topk", "rawtopk", "`feature_output_hook`", "k of the config or a tensor"
+    ),
     DictionaryKind("circuit-tracer", "cross_layer_transcoder", "relu", LATER, "one dictionary per layer, its decoders side by side"),
     DictionaryKind("circuit-tracer", "cross_layer_transcoder with thresholds", "jumprelu", LATER, "`jump` where a threshold is negative"),
     DictionaryKind("sparsify", "topk", "topk", HERE, "`skip_connection` as `x @ W_skip.T`"),
@@ -58,7 +61,8 @@ KINDS = (
     DictionaryKind("tensors", "jumprelu", "jumprelu", "`writes=`", "with `threshold=`"),
     DictionaryKind("tensors", "jump", "jump", "`writes=`", "above a threshold that may be negative"),
     DictionaryKind("tensors", "topk", "topk", "`writes=`", "with `k=`"),
-    DictionaryKind("tensors", "abstopk", "abstopk", "`writes=`", "with `k=`"),
+    DictionaryKind("tensors", "rawtopk", "rawtopk", "`writes=`", "with `k=`; latents of either sign"),
+    DictionaryKind("tensors", "abstopk", "abstopk", "`writes=`", "with `k=`; latents of either sign"),
     DictionaryKind("tensors", "gated", "jumprelu", "`writes=`", GATED),
 )
 
@@ -67,7 +71,8 @@ DERIVATIVES: dict[Rule, str] = {
     "jumprelu": "1 where pre > 0 and pre > threshold, else 0; a gated latent: through its magnitude, its gate held",
     "jump": "1 where pre > threshold, else 0",
     "topk": "1 where pre > 0 and among the k largest, else 0; the selection is held",
-    "abstopk": "1 where |pre| is among the k largest, else 0; the selection is held",
+    "rawtopk": "1 where pre is among the k largest, else 0; the selection is held",
+    "abstopk": "1 where the size of pre is among the k largest, else 0; the selection is held",
 }
 """The derivative of a latent with respect to its pre-activation, as torch gives it for `encode_at` and sae-lens for its own encode."""
 
@@ -75,8 +80,8 @@ NORMALISATIONS = {
     "none": "as it is",
     "layer_norm": "centred, over its deviation + 1e-5; decoding multiplies back without the 1e-5; differentiated",
     "constant_norm_rescale": "scaled to the norm √d_in; decoding scales back; differentiated",
-    "expected_average_only_in": "as it is: sae-lens folds the factor into the weights, and its forward ignores the name",
-    "covariance_whitening": "as it is: sae-lens folds the matrices into the weights, and its forward ignores the name",
+    "expected_average_only_in": "times the factor of the activation_scaler.json beside it, folded into the weights; **refused** without",
+    "covariance_whitening": "whitened by the activation_whitening.safetensors beside it, folded into the weights; **refused** without",
 }
 
 

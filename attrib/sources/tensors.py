@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from attrib.dictionary import Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
-from attrib.types import AttribError, FormatError, InputError, Site
+from attrib.dictionary import COMPETING, Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
+from attrib.types import BEFORE_NORM, AttribError, FormatError, InputError, Site
+from attrib.weights import Opened, check_finite
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -28,6 +29,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "jumprelu": ("threshold",),
     "jump": ("threshold",),
     "topk": ("k",),
+    "rawtopk": ("k",),
     "abstopk": ("k",),
     "gated": ("b_gate", "r_mag", "b_mag"),
 }
@@ -55,8 +57,10 @@ def from_tensors(
     name: str | None = None,
     kind: str | None = None,
     hook_name: str | None = None,
+    hook_name_out: str | None = None,
     model_name: str | None = None,
     lazy: bool = False,
+    files: Sequence[Opened] = (),
 ) -> Dictionary:
     """A dictionary from its tensors, which are shared where nothing has to be folded into them.
 
@@ -73,9 +77,11 @@ def from_tensors(
         puts_scale_back: whether decoding undoes the normalisation; left out, where it writes where it reads.
         name: left out, the site's.
         lazy: whether W_enc and W_dec keep a dtype of their own, beside biases in float32: for maps of a file.
+        files: those that the tensors come from; a lazy dictionary sees, whenever it reads, that nobody wrote into them.
 
     Raises:
-        InputError: where a tensor is missing, not wanted by the rule, or does not fit the others.
+        InputError: where a tensor is missing, not wanted by the rule, or does not fit the others; where a number is not finite.
+        FormatError: where a number is not finite in tensors of files. Of lazy ones, W_enc and W_dec are looked at as they are read.
     """
     reads, name = Site.parse(site), name or str(site)
     sites = tuple(Site.parse(one) for one in ((writes,) if isinstance(writes, str | Site) else writes))
@@ -93,11 +99,13 @@ def from_tensors(
     given = {"b_enc": b_enc, "b_dec": b_dec, "W_skip": W_skip} | {key: v for key, v in beside.items() if isinstance(v, Tensor)}
     tensors = {"W_enc": W_enc, "W_dec": W_dec} | {key: v for key, v in given.items() if v is not None}
     _check(tensors, max(1, len(sites)), name, lazy)
+    fault = FormatError if files else InputError
+    check_finite({key: value for key, value in tensors.items() if not (lazy and key in ("W_enc", "W_dec"))}, name, fault)
     if lazy and (rule == "gated" or rescale_acts_by_decoder_norm):
         what = "its gates" if rule == "gated" else "its decoder's norms"
         raise InputError(f"lazy: {what} have to be folded into all weights of {name}, so they cannot stay in their file; leave lazy= out.")
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
-    if rule in ("topk", "abstopk") and not (isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= d_sae):
+    if rule in COMPETING and not is_count(k, d_sae):
         raise InputError(f"k: {k!r}; expected an integer from 1 to d_sae={d_sae}.")
     if d_in != d_out and not sites:
         raise InputError(f"writes: missing, but W_dec writes vectors of {d_out} and W_enc reads vectors of {d_in}; name the site written.")
@@ -117,13 +125,26 @@ def from_tensors(
     params = DictionaryParams(
         W_enc, b_enc, W_dec, tensors.get("b_dec", zeros.new_zeros(d_out)), threshold, tensors.get("W_skip", zeros.new_zeros(0, 0))
     )
+    if rule == "gated" or rescale_acts_by_decoder_norm:
+        check_finite(params._asdict(), f"{name}, after its gates or norms were folded in", fault)
     computed = cast(Rule, "jumprelu" if rule == "gated" else rule)
     config = DictionaryConfig(
         site=reads, rule=computed, k=k, apply_b_dec_to_input=apply_b_dec_to_input, normalisation=normalisation, model_name=model_name,
         writes=sites, puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
-        hook_name=hook_name or (site if isinstance(site, str) else None), lazy=lazy,
+        hook_name=hook_name or (site if isinstance(site, str) else None), hook_name_out=hook_name_out, lazy=lazy,
     )  # fmt: skip
-    return Dictionary(params, config, name)
+    return Dictionary(params, config, name, tuple(files) if lazy else ())
+
+
+def trained_at(hook: str) -> Site:
+    """Where TransformerLens fires a trainer's hook: `hook_mlp_in` on resid_mid (on resid_pre in parallel blocks: see `check_fit`)."""
+    layer, _, name = hook.rpartition(".")
+    return Site.parse(f"{layer}.hook_resid_mid" if name == BEFORE_NORM else hook)
+
+
+def is_count(k: object, d_sae: int) -> bool:
+    """Whether k is a number of latents that can win."""
+    return isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= d_sae
 
 
 def _check(tensors: Mapping[str, Tensor], parts: int, name: str, lazy: bool) -> None:
@@ -154,15 +175,34 @@ def _check(tensors: Mapping[str, Tensor], parts: int, name: str, lazy: bool) -> 
 # ---------------------------------------------------------------------------------------------- files
 
 
-def read_json(path: Path, argument: str = "dictionary") -> Any:
-    """A JSON file of what an argument names. Raises FormatError where it is none."""
+LONGEST_JSON = 1 << 20
+"""Bytes of a config, at most. In memory JSON takes up to thirty times as much."""
+
+
+def read_json(path: Path, argument: str = "dictionary", *, most: int = LONGEST_JSON) -> Any:
+    """A JSON file of what an argument names. Raises FormatError where it is none, or has more bytes than such a file needs."""
+    check_file(path, argument)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            read = file.read(most + 1)
+    except OSError as error:
+        raise FormatError(f"{argument}: {path} cannot be read: {error.strerror}.") from error
+    if len(read) > most:
+        raise FormatError(f"{argument}: {path} has {path.stat().st_size:,} bytes; expected at most {most:,}.")
+    try:
+        return json.loads(read.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{argument}: {path} is damaged: {error}") from error
 
 
+def check_file(path: Path, argument: str = "dictionary") -> None:
+    """Raises FormatError for what is no file, such as a pipe, which would be waited for."""
+    if not path.is_file():
+        raise FormatError(f"{argument}: {path} is {'no file' if path.exists() else 'missing'}.")
+
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32", "I16", "U8")
 
 
 class TensorFile(NamedTuple):
@@ -173,29 +213,48 @@ class TensorFile(NamedTuple):
 
     shapes: dict[str, list[int]]
     stored: Callable[[str], Tensor]
+    file: Opened
 
     def read(self, key: str) -> Tensor:
-        """In float32; copied only where the file has another dtype."""
-        return self.stored(key).float()
+        """In float32, in memory of its own: what is written into the file later does not reach it."""
+        return self.stored(key).to(torch.float32, copy=True)
+
+    def take(self, key: str, lazy: bool) -> Tensor:
+        """As `read` gives it, or as it is stored."""
+        return self.stored(key) if lazy else self.read(key)
 
 
 @contextmanager
-def safetensors_file(path: Path) -> Iterator[TensorFile]:
+def safetensors_file(path: Path, *, integers: Sequence[str] = ()) -> Iterator[TensorFile]:
     """A safetensors file, whose header is checked against its size when it is opened.
+
+    Args:
+        integers: tensors that hold whole numbers.
 
     Raises:
         FormatError: where it is damaged, or holds anything but floating numbers.
     """
+    check_file(path)
     try:
+        opened = Opened.of(path)
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            if wrong := [key for key, part in slices.items() if part.get_dtype() not in _FLOATS]:
+            dtypes = {key: part.get_dtype() for key, part in slices.items()}
+            if wrong := [key for key, dtype in dtypes.items() if dtype not in (_INTEGERS if key in integers else _FLOATS)]:
                 raise FormatError(
-                    f"dictionary: {path} holds {wrong[0]} as {slices[wrong[0]].get_dtype()}; expected one of {', '.join(_FLOATS)}."
+                    f"dictionary: {path} holds {wrong[0]} as {dtypes[wrong[0]]}; expected one of "
+                    f"{', '.join(_INTEGERS if wrong[0] in integers else _FLOATS)}."
                 )
-            yield TensorFile({key: list(part.get_shape()) for key, part in slices.items()}, file.get_tensor)
+            yield TensorFile({key: list(part.get_shape()) for key, part in slices.items()}, file.get_tensor, opened)
+            opened.check()  # nobody wrote into it while it was read
     except SafetensorError as error:
         raise FormatError(f"dictionary: {path} is damaged: {error}") from error
+    except OSError as error:
+        raise FormatError(f"dictionary: {path} cannot be read: {error.strerror or error}.") from error
+
+
+MOST_INFLATED, SMALL = 8, 1 << 24
+"""How many times its own size an archive may take in memory, and the bytes that any may. Trained weights do not compress to a half."""
 
 
 @contextmanager
@@ -206,8 +265,15 @@ def npz_file(path: Path) -> Iterator[TensorFile]:
         FormatError: where it is damaged, or holds anything but floating numbers.
     """
     try:
+        opened = Opened.of(path)
         with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
             shapes = {}
+            inflated = sum(entry.file_size for entry in archive.infolist())
+            if inflated > max(SMALL, MOST_INFLATED * opened.size):
+                raise FormatError(
+                    f"dictionary: {path} has {opened.size:,} bytes, which would take {inflated:,} in memory: weights do not lie that "
+                    "close. If these are meant, save them without compression."
+                )
             for entry in archive.infolist():
                 key = entry.filename.removesuffix(".npy")
                 if not _is_possible(entry):
@@ -219,7 +285,8 @@ def npz_file(path: Path) -> Iterator[TensorFile]:
                     if entry.file_size - stream.tell() != int(np.prod(shape, dtype=object)) * dtype.itemsize:
                         raise FormatError(f"dictionary: {path} is damaged: {key} has {entry.file_size} bytes, not those of {list(shape)}.")
                 shapes[key] = list(shape)
-            yield TensorFile(shapes, lambda key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)))  # of any byte order
+            yield TensorFile(shapes, lambda key: torch.from_numpy(arrays[key].astype(np.float32, copy=False)), opened)  # of any byte order
+            opened.check()
     except AttribError:
         raise
     except Exception as error:  # zipfile hands on whatever its parts raise

@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.model import MLP, Attention, Block, Model, ModelConfig, Norm, Params, Tokenizer
+from attrib.sources.attachments import check_attachments, check_parts_of_bridge, check_parts_of_hooked, check_wrapper
 from attrib.sources.bridge import bridge_config, bridge_rotary, bridge_state
+from attrib.sources.finite import check_finite
 from attrib.sources.hooked_config import hooked_config
 from attrib.sources.hugging_face import from_hugging_face_tokenizer
 from attrib.types import InputError, UnsupportedError
@@ -30,28 +32,31 @@ def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:
     model's own; docs/models.md says what each way of processing weights does to them.
 
     Raises:
-        UnsupportedError: for a feature that attrib does not compute, by name.
+        InputError: where a parameter is not finite.
+        UnsupportedError: for a feature that attrib does not compute, and for what is attached to the model (hooks, SAEs,
+            replaced modules; see attachments.py), by name.
     """
+    check_wrapper(model)
     if hasattr(model, "original_model") and hasattr(model, "tl_parameters"):
         config = bridge_config(model)
+        check_attachments(model)
+        check_parts_of_bridge(model)
         state: State = bridge_state(model, config)
         cos, sin = bridge_rotary(model, config)
     else:
         _check_kind(model)
         config = hooked_config(model.cfg)
+        check_attachments(model)
+        check_parts_of_hooked(model)
         state = {key: value.detach() for key, value in model.state_dict().items()}
         state, config, cos, sin = _plain(model, state, config)
     tokenizer = None if getattr(model, "tokenizer", None) is None else _tokenizer(model)
-    return Model(_params(state, config, cos, sin), config, name or model.cfg.model_name, tokenizer)
+    return check_finite(Model(_params(state, config, cos, sin), config, name or model.cfg.model_name, tokenizer))
 
 
 def _check_kind(model: Any) -> None:
     """A HookedTransformer is computed; its siblings (encoders, encoder-decoders) are not."""
     kinds = {kind.__name__ for kind in type(model).__mro__}
-    if attached := getattr(model, "acts_to_saes", None):  # sae-lens
-        raise UnsupportedError(
-            f"{type(model).__name__} with SAEs at {', '.join(attached)}: attrib takes the model without them. Call reset_saes() first."
-        )
     if "HookedTransformer" in kinds:
         return
     if "HookedRootModule" in kinds:

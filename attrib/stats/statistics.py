@@ -60,13 +60,23 @@ class BlockStatistics:
 
     def parents(self, latent: SupportsIndex) -> Estimates:
         """The pairs of a target latent. Raises InputError for a number that no latent has."""
-        target = _checked_latent(latent)
+        target = self._checked(latent, "target")
         return heavy_sources(self.held, target) if isinstance(self.held, Sketch) else certain(self.held.of_target(target))
 
     def children(self, latent: SupportsIndex) -> Estimates:
         """The pairs of a source latent. Raises InputError for a number that no latent has."""
-        source = _checked_latent(latent)
+        source = self._checked(latent, "source")
         return heavy_targets(self.held, source) if isinstance(self.held, Sketch) else certain(self.held.of_source(source))
+
+    def _checked(self, latent: SupportsIndex, end: str) -> int:
+        """A latent's number, held against the size of its dictionary where the call says one: no edges, or no such latent?"""
+        expected, last, of = "a latent's number, a vocabulary id, or -1", LARGEST_LATENT, self.call.get(end)
+        found = checked_number("latent", latent, expected)
+        if isinstance(of, dict) and isinstance(size := of.get("d_sae"), int):
+            expected, last = f"0 to {size - 1}, the latents of {of.get('name', 'the dictionary')}, which are the {end}s here", size - 1
+        if not (0 if last < LARGEST_LATENT else -1) <= found <= last:
+            raise InputError(f"latent: {found}; expected {expected}.")
+        return found
 
     def top(self, estimates: Estimates, k: SupportsIndex, by: str) -> dict[str, Any]:
         """The k strongest as columns. Raises InputError where a sketch cannot rank them so, or k is below 1."""
@@ -76,14 +86,6 @@ class BlockStatistics:
                 f"Build the statistics again with more memory, for a table of all pairs."
             )
         return ranked(estimates, checked_number("k", k, "a whole number of pairs, from 1"), by)
-
-
-def _checked_latent(latent: SupportsIndex) -> int:
-    expected = "a latent's number, a vocabulary id, or -1"
-    found = checked_number("latent", latent, expected)
-    if not -1 <= found <= LARGEST_LATENT:
-        raise InputError(f"latent: {found}; expected {expected}.")
-    return found
 
 
 def _value(number: int) -> float:

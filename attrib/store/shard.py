@@ -32,7 +32,7 @@ from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, chec
 from attrib.store.rows import read_column, read_ptr, read_strings
 from attrib.store.select import Latents, Selection, is_among, keep_nodes, ptr_of, ranges, select_latents
 from attrib.store.wellformed import fault
-from attrib.types import EdgeKind, InputError, NodeKind, Site
+from attrib.types import EdgeKind, InputError, NodeKind, Site, as_now
 
 
 class Store:
@@ -143,7 +143,7 @@ def open_shard(path: str | os.PathLike[str]) -> Store:
 def the_block(path: Path, blocks: Sequence[Block], kind: str | None, source: str | Site | None, target: str | Site | None) -> Block:
     """The one block with this kind and these sites; None fits any. Raises InputError where none or several fit."""
     asked = [name if name is None else str(name) for name in (kind, source, target)]
-    found = [block for block in blocks if all(name in (None, part) for name, part in zip(asked, block, strict=True))]
+    found = [block for block in blocks if all(name is None or as_now(name) == as_now(own) for name, own in zip(asked, block, strict=True))]
     if len(found) != 1:
         raise InputError(
             f"edges(kind={asked[0]!r}, source={asked[1]!r}, target={asked[2]!r}): {len(found) or 'no'} blocks of {path} fit; "
@@ -198,7 +198,7 @@ def _read_nodes(group: h5py.Group, site: str, run: slice, count: int) -> tuple[N
     ptr, rows = read_ptr(group, "ptr", count, length, run)
     nodes = Nodes(
         kind=read_text(group, "kind", get_args(NodeKind)),  # type: ignore[arg-type]
-        site=site,
+        site=as_now(site),
         ptr=ptr,
         position=read_column(group, "position", INTEGER, length, rows),
         latent=read_column(group, "latent", INTEGER, length, rows),

@@ -1,62 +1,49 @@
-"""Rich tables of a result: one line for each prompt, then its strongest edges, cross-token edges apart."""
+"""Tables of a result: one line for each prompt, then its strongest edges, cross-token edges apart."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rich.markup import escape
+from jaxtyping import Int
 from rich.table import Table
+from torch import Tensor
 
 from attrib.edges import Edges, Nodes
+from attrib.view.chosen import Chosen
+from attrib.view.terminal import own, plain, table
 
 
-def tables(edges: Edges, prompts: list[int], top: int, first_position: int = 0) -> Iterator[Table]:
-    """The summary of all prompts, then the strongest edges of the chosen ones, between positions from `first_position` on.
-
-    Prompts go by their numbers in the data set.
-    """
+def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table | str]:
+    """The summary of all prompts, then the strongest of the chosen edges of some. Prompts go by their numbers in the data set."""
     yield summary(edges)
+    yield f"pairs: an active source at or before an active target; stored: of them; kept: of {own('Σ')}|attribution|\n"
     places = {number: place for place, number in enumerate(edges.prompts.numbers.tolist())}
     for number in prompts:
         one = edges.prompt(places[number])
-        text = escape("".join(one.prompts.strings))
-        order = one.attribution.abs().argsort(descending=True, stable=True)
-        source, target = one.sources.position[one.indices[order]], one.targets.position[one.row[order]]
-        shown = (source >= first_position) & (target >= first_position)
-        where = f" from position {first_position} on" if first_position else ""
-        yield strongest(one, order[shown][:top], f'prompt {number}: "{text}"\n{len(order):,} edges stored; the strongest{where}')
+        order = chosen.order(one)
+        text = plain("".join(one.prompts.strings))
+        yield strongest(one, order[: chosen.top], f'prompt {number}: "{text}"\n{len(one):,} edges stored; the strongest{chosen.words}')
         if edges.kind in ("token_to_latent", "latent_to_latent"):
-            apart = order[shown & (source != target)]
-            yield strongest(one, apart[:top], "the strongest between different tokens")
+            apart = order[one.sources.position[one.indices[order]] != one.targets.position[one.row[order]]]
+            yield strongest(one, apart[: chosen.top], "the strongest between different tokens")
 
 
 def summary(edges: Edges) -> Table:
-    """One row for each prompt: sizes, the fraction of pairs that are active, L1 norms."""
-    table = Table(title=f"{edges.kind}: {edges.sources.site} → {edges.targets.site}{put_in(edges)}", title_justify="left")
-    for name in (
-        "prompt",
-        "tokens",
-        "sources",
-        "targets",
-        "active pairs",
-        "of all pairs",
-        "edges kept",
-        "Σ|source|",
-        "Σ|attribution|",
-        "kept",
-    ):
-        table.add_column(name, justify="right")
+    """One row for each prompt: sizes, the pairs that there are and the share of them that is stored, L1 norms."""
+    names = (
+        "prompt", "tokens", "active\nsources", "active\ntargets", "pairs", "edges", "stored", own("Σ|source|"), own("Σ|attr.|"), "kept",
+    )  # fmt: skip
+    rows = []
     for place, number in enumerate(edges.prompts.numbers.tolist()):
         one = edges.prompt(place)
-        sources, targets = len(one.sources), len(one.targets)
-        l1 = float(one.l1.sum())
-        table.add_row(
-            str(number), str(len(one.prompts.ids)), str(sources), str(targets), f"{sources * targets:,}",
-            f"{sources * targets / possible_pairs(one):.2%}", f"{len(one):,}",
-            f"{float(one.sources.activation.abs().sum()):.1f}", f"{l1:.1f}",
+        l1, pairs = float(one.l1.sum()), possible_pairs(one)
+        rows.append([
+            str(number), str(len(one.prompts.ids)), str(len(one.sources)), str(len(one.targets)), f"{pairs:,}", f"{len(one):,}",
+            f"{len(one) / pairs:.2%}" if pairs else "-", f"{float(one.sources.activation.abs().sum()):.1f}", f"{l1:.1f}",
             f"{float(one.attribution.abs().sum()) / l1:.1%}" if l1 else "-",
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    title = f"{plain(edges.kind)}: {plain(edges.sources.site)} {own('→')} {plain(edges.targets.site)}{put_in(edges)}"
+    return table(title, (), names, rows)
 
 
 def put_in(edges: Edges) -> str:
@@ -64,43 +51,37 @@ def put_in(edges: Edges) -> str:
     cuts: Any = edges.call.get("cuts")
     if not cuts:
         return ""
-    return escape(f"\n{edges.call['effect']} effects, with cuts at {', '.join(cut['site'] for cut in cuts)}")
+    return "\n" + plain(f"{edges.call['effect']} effects, with cuts at {', '.join(cut['site'] for cut in cuts)}")
 
 
 def possible_pairs(one: Edges) -> int:
-    """Sources times targets as if every latent of the dictionaries were active once: tokens and logits count as they are."""
-
-    def count(nodes: Nodes, end: str) -> int:
-        described: Any = one.call.get(end)
-        return described["d_sae"] if nodes.kind == "latent" and isinstance(described, dict) else len(nodes)
-
-    return max(1, count(one.sources, "source") * count(one.targets, "target"))
+    """Pairs of a prompt's active sources and targets, as far as attention looks back: a source cannot move an earlier target."""
+    before: Int[Tensor, " targets"] = torch.searchsorted(one.sources.position.sort().values, one.targets.position, right=True)
+    return int(before.sum())
 
 
 def strongest(one: Edges, order: torch.Tensor, title: str) -> Table:
     """Chosen edges of one prompt, in the order given."""
-    table = Table(title=title, title_justify="left")
-    for name, justify in (("source", "left"), ("target", "left"), ("activation", "right"), ("gradient", "right"), ("attribution", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    rows = []
     for entry in order.tolist():
         i, j = int(one.indices[entry]), int(one.row[entry])
-        table.add_row(
+        rows.append([
             node_name(one, one.sources, i), node_name(one, one.targets, j), f"{float(one.sources.activation[i]):.3g}",
             f"{float(one.gradient[entry]):.3g}", f"{float(one.attribution[entry]):+.4g}",
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    return table(title, ("source", "target"), ("activation", "gradient", "attribution"), rows)
 
 
 def node_name(one: Edges, nodes: Nodes, row: int) -> str:
     """How a table names a node: its latent or label, and the token it stands at."""
     position = int(nodes.position[row])
-    token = escape(f"{one.prompts.strings[position]!r} ({position})")
+    token = plain(f"{one.prompts.strings[position]!r} ({position})")
     match nodes.kind:
         case "token":
             return token
         case "latent":
             return f"{int(nodes.latent[row])} at {token}"
-    label = escape(nodes.labels[row]) if nodes.labels else str(int(nodes.latent[row]))
+    label = nodes.labels[row] if nodes.labels else str(int(nodes.latent[row]))
     if nodes.probability is None or nodes.probability[row].isnan():
-        return f"{label} = {float(nodes.activation[row]):.3g}"
-    return f"{escape(repr(nodes.labels[row]))} (p = {float(nodes.probability[row]):.3f})"
+        return plain(f"{label} = {float(nodes.activation[row]):.3g}")
+    return plain(f"{label!r} (p = {float(nodes.probability[row]):.3f})")

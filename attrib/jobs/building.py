@@ -1,0 +1,78 @@
+"""The folder in which a job is made, beside the job's own place: it takes the job's name when it is whole.
+
+Whoever makes a job holds a lock in that folder, which the kernel lets go of when the process ends. So what a killed one
+left is told from what another is making now.
+"""
+
+import fcntl
+import glob
+import os
+import re
+import secrets
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrib.store.whole import PARTIAL, sync
+from attrib.types import AttribWarning
+
+MAKING = "making"
+"""The lock's name."""
+YOUNG = 3600.0
+"""Seconds for which a folder without a lock may be one whose lock is about to be made, or was just removed."""
+
+
+@contextmanager
+def built(target: Path) -> Iterator[Path]:
+    """A folder to make a job in, which takes the name `target` when the block ends well; else nothing is left.
+
+    What was left at this place by processes that were killed is removed, with a warning.
+    """
+    for left in left_behind(target):
+        shutil.rmtree(left, ignore_errors=True)
+        warnings.warn(f"{left}, which a killed `attrib job init` left, was removed.", AttribWarning, stacklevel=4)
+    building = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        building.mkdir()
+        with (building / MAKING).open("w") as lock:
+            _held(lock.fileno())
+            yield building
+            (building / MAKING).unlink()
+            sync(building)
+            building.rename(target)  # still locked: nobody takes it for left behind
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def left_behind(target: Path) -> list[Path]:
+    """Folders in which a job of this name was being made by a process that is no more."""
+    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+    found = target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}")
+    return sorted(path for path in found if own.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and _is_left(path))
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / MAKING, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime > YOUNG
+    except OSError:
+        return False  # a link, a pipe, somebody else's: none of ours
+    try:
+        return _held(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _held(descriptor: int) -> bool:
+    """Take a lock, if it is free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another has it, or the file system has none: then nothing is known, and nothing removed
+        return False
+    return True

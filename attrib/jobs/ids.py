@@ -1,0 +1,71 @@
+"""The token ids of a job's prompts, of texts of any length: no more of a text is tokenised than is asked for.
+
+A tokenizer takes some hundred times the memory of its text. Where only the first tokens are wanted, or whether there are
+more of them than may be, the text's beginning does.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrib.attribute import check_ids, to_ids
+from attrib.jobs.config import PromptsOf
+from attrib.model import Model
+from attrib.prompts import Given
+from attrib.types import InputError
+
+LONGEST_TEXT = 1 << 22
+"""Characters that are tokenised at once, at most."""
+CHARACTERS = 16
+"""Of a text's beginning, for each token that is wanted of it, at first."""
+BEYOND = 64
+"""Tokens behind those that are taken, and as many as those: so far from where a text is cut, the cut changes nothing."""
+
+
+def parts_of(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[list[Tensor], str]:
+    """A prompt's token ids, in several parts where it is split; or none, and why."""
+    if found.prompt is None:
+        return [], found.fault
+    longest = of.max_tokens or model.config.n_ctx
+    try:
+        ids, is_whole = _ids(model, number, found.prompt, longest, of.long == "split")
+        if len(ids) > longest and of.long == "refuse":
+            return [], f"has {len(ids)} tokens, more than {longest}" if is_whole else f"has more than {longest} tokens"
+        parts = [ids[:longest]] if of.long == "truncate" else split(ids, longest, model.tokenizer.bos if model.tokenizer else None)
+        for part in parts:
+            check_ids(model, number, part)
+    except InputError as error:
+        return [], str(error).removeprefix(f"tokens: prompt {number} ")
+    return parts, ""
+
+
+def split(ids: Tensor, longest: int, bos: int | None) -> list[Tensor]:
+    """A document's tokens, so many at a time; each part begins with the tokenizer's first token where the document does."""
+    if len(ids) <= longest or int(ids[0]) != bos:
+        return list(ids.split(longest))
+    return [torch.cat([ids[:1], part]) for part in ids[1:].split(longest - 1)]
+
+
+def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) -> tuple[Tensor, bool]:
+    """Token ids, and whether they are all: else their first `longest` are, and there are more."""
+    if isinstance(prompt, Tensor):
+        return to_ids(model, number, prompt), True
+    if not isinstance(prompt, str):
+        _check_length(sum(len(message["content"]) for message in prompt))
+        return to_ids(model, number, prompt), True
+    enough = 2 * longest + BEYOND
+    taken = CHARACTERS * enough
+    while taken < len(prompt) and not needs_all:
+        _check_length(taken, "that its first tokens follow from")
+        ids, other = (to_ids(model, number, prompt[:length]) for length in (taken, taken * 7 // 8))
+        if min(len(ids), len(other)) >= enough and ids[:longest].equal(other[:longest]):
+            return ids, False
+        taken *= 4  # of tokens that are long, or hang on what stands far behind them
+    _check_length(len(prompt))
+    return to_ids(model, number, prompt), True
+
+
+def _check_length(length: int, which: str = "") -> None:
+    if length > LONGEST_TEXT:
+        raise InputError(f"has {length:,} characters {which}".rstrip() + f"; at most {LONGEST_TEXT:,} are tokenised at once. Cut it up.")

@@ -1,0 +1,62 @@
+"""Prompts from files and data sets, one after another, each as it is or with the reason why it cannot be one.
+
+Text, JSONL, Parquet, Hugging Face data sets and standard input are read as streams: nothing is held but the
+prompt at hand, and a few rows of Parquet. What is wrong with a prompt is said of that prompt, and the next is read.
+Files may come from anywhere: what they claim is held against their bytes before memory is taken for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from attrib.prompts.given import FIELDS, LONGEST_LINE, Given, Messages
+from attrib.prompts.hub import hub, read_rows
+from attrib.prompts.lines import read_lines
+from attrib.prompts.parquet import read_parquet
+from attrib.prompts.saved import files_of, read_saved
+from attrib.types import InputError
+
+__all__ = ["FIELDS", "LONGEST_LINE", "Form", "Given", "Messages", "read"]
+
+Form = Literal["text", "jsonl", "parquet", "dataset"]
+_SUFFIXES: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+def read(
+    source: str | Path, *, form: Form | None = None, field: str | None = None, split: str = "train", allowed: Sequence[Path] = ()
+) -> Iterator[Given]:
+    """The prompts of one source, in its order.
+
+    A row or an object of JSON holds a prompt as text ("text", "prompt"), as the messages of a chat ("messages", which go
+    through the tokenizer's chat template) or as token ids ("tokens", "input_ids"). An "attention_mask" beside ids is
+    heeded. What else would change the prompt (other positions, token types, tools) has it refused; all else is left alone.
+
+    Args:
+        source: a file, by its suffix JSONL (.jsonl, .ndjson), Parquet (.parquet) or else text, a prompt a line, each
+            also as .gz but for Parquet; a folder that `datasets` saved; "hf:NAME" or "hf:NAME:CONFIG", a Hugging Face
+            data set, streamed; "-", standard input.
+        form: what the source is, where its name does not say.
+        field: the key or column that holds the prompt, text, messages or token ids. None: the first of `FIELDS` that is there.
+        split: of a Hugging Face data set.
+        allowed: folders that the links of a saved data set may lead to, beside its own.
+
+    Raises:
+        InputError: where there is no such source, or it has no such column, or names files outside of it.
+        FormatError: where a file is damaged, or claims more than its bytes account for.
+    """
+    name = str(source)
+    if name.startswith("hf:"):
+        return read_rows(hub(name, split), name, field)
+    path = Path(name)
+    if name == "-" and form in ("parquet", "dataset"):
+        raise InputError(f"prompts: standard input is read line by line; expected the form text or jsonl, got {form}.")
+    if name != "-" and not path.exists():
+        raise InputError(f"prompts: {name} does not exist.")
+    form = form or ("dataset" if path.is_dir() else _SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix, "text"))
+    if form == "dataset":
+        return read_saved(files_of(path, split, allowed), name, field)
+    if path.is_dir():
+        raise InputError(f"prompts: {name} is a folder; expected a file, or a folder that datasets' save_to_disk wrote.")
+    if form == "parquet":
+        return read_parquet(path, field)
+    return read_lines(name, form == "jsonl", field)

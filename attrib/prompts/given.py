@@ -1,0 +1,161 @@
+"""What stands where a prompt should: text, token ids or the messages of a chat, in a line or in a row of columns.
+
+Beside a prompt may stand what would change it, such as the mask of its padding: that is heeded, or the prompt is
+refused. All else beside it is left alone.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attrib.tokens import unpadded
+from attrib.types import InputError
+
+FIELDS = ("text", "prompt", "messages", "tokens", "input_ids")
+"""The keys or columns that hold a prompt, where none is named: the first that is there."""
+
+LONGEST_LINE = 1 << 24
+"""Bytes of a line, or of a row's prompt, at most. A longer one is passed over without being held."""
+
+TWICE = object()
+"""Stands for the values of a key that an object has twice."""
+
+Messages = list[dict[str, Any]]
+"""A chat: of each message its role and content, and what else its model's template asks for."""
+
+_OF_CHATS = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+_EXPECTED = 'a string, {"text": "..."}, {"tokens": [ids]} or {"messages": [{"role": "...", "content": "..."}]}'
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 60
+_brief.maxlevel = 3
+
+
+class Given(NamedTuple):
+    """What stands where a prompt should: the prompt, or what is wrong with it."""
+
+    where: str
+    prompt: str | Tensor | Messages | None
+    fault: str = ""
+
+
+def chosen(names: Sequence[str], field: str | None) -> str | None:
+    """The key or column, of those that are there, that holds the prompt."""
+    return next((key for key in ([field] if field else FIELDS) if key in names), None)
+
+
+def beside(key: str) -> tuple[str, ...]:
+    """The keys or columns that change what a prompt under `key` says. Those of "x_input_ids" begin with x_."""
+    if key == "text":
+        return ()
+    start = key.removesuffix("input_ids") if key.endswith("input_ids") else ""
+    of_ids = tuple(start + name for name in ("attention_mask", "token_type_ids", "position_ids"))
+    return _OF_CHATS if key in ("prompt", "messages") else of_ids if _holds_ids(key) else of_ids + _OF_CHATS
+
+
+def of_row(row: Mapping[str, Any], where: str, field: str | None) -> Given:
+    """A prompt from an object or a row, and what stands beside it."""
+    key = chosen(list(row), field)
+    if key is None:
+        return Given(where, None, f"has no key {' or '.join(map(repr, [field] if field else FIELDS))}")
+    others = {name: row[name] for name in beside(key) if row.get(name) is not None}
+    if twice := next((name for name in (key, *others) if row[name] is TWICE), None):
+        return Given(where, None, f"has the key {twice!r} twice")
+    value = row[key]
+    if isinstance(value, str) and _holds_ids(key):
+        return Given(where, None, f"has text under {key!r}, {_brief.repr(value)}; expected token ids there. Text goes under 'text'")
+    found = of_value(value, where)
+    if isinstance(found.prompt, Tensor):
+        return _masked(found, key, others)
+    if isinstance(found.prompt, list) and (name := next((name for name in _OF_CHATS if name in others and _says(others[name])), None)):
+        return Given(where, None, f"has {name!r} beside its messages, which attrib does not give to the chat template")
+    return found
+
+
+def of_value(value: Any, where: str) -> Given:
+    """A prompt from what stood in its place: text, token ids, or messages."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return Given(where, None, "holds a lone surrogate, which no UTF-8 has")
+        return Given(where, value) if value.strip() else Given(where, None, "is an empty prompt")
+    if isinstance(value, list | np.ndarray) and not len(value):
+        return Given(where, None, "is an empty prompt")
+    if _is_whole(value):
+        least, most = (int(end(value)) for end in ((np.min, np.max) if isinstance(value, np.ndarray) else (min, max)))  # of any size
+        if least < 0 or most >= 1 << 31:
+            return Given(where, None, f"has token ids from {_brief.repr(least)} to {_brief.repr(most)}; expected 0 or more, below 2^31")
+        return Given(where, torch.tensor(value, dtype=torch.int64))
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        fault = next((fault for number, message in enumerate(value) if (fault := _message_fault(number, message))), "")
+        return Given(where, None, fault) if fault else Given(where, value)
+    if isinstance(value, list) and all(isinstance(part, list | np.ndarray) for part in value):
+        return Given(where, None, f"holds {len(value)} lists, as of a batch; expected one prompt. Give each list a line or row of its own")
+    return Given(where, None, f"is {_brief.repr(value)}; expected {_EXPECTED}")
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether all of it are whole numbers, and none of them true or false."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu"
+    return isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+
+
+def _message_fault(number: int, message: dict[str, Any]) -> str:
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            return f"has no text as the {key} of message {number}; expected {{'role': '...', 'content': '...'}}, got {_brief.repr(message)}"
+        try:
+            message[key].encode()
+        except UnicodeEncodeError:
+            return "holds a lone surrogate, which no UTF-8 has"
+    return ""
+
+
+def _holds_ids(key: str) -> bool:
+    return key == "tokens" or key.endswith("input_ids")
+
+
+def _says(value: Any) -> bool:
+    """Whether it says anything: nothing, false and an empty list are as if they were not there."""
+    return bool(len(value) if isinstance(value, list | np.ndarray | str | dict) else value)
+
+
+# ------------------------------------------------------------------------------------------- beside ids
+
+
+def _masked(found: Given, key: str, others: Mapping[str, Any]) -> Given:
+    """Token ids without their padding; refused where what stands beside them says more than that."""
+    ids, start = found.prompt, key.removesuffix("input_ids") if key.endswith("input_ids") else ""
+    assert isinstance(ids, Tensor)
+    columns = {}
+    for name in ("attention_mask", "token_type_ids", "position_ids"):
+        if (value := others.get(start + name)) is not None:
+            if fault := _column_fault(start + name, value, len(ids)):
+                return Given(found.where, None, fault)
+            columns[name] = torch.tensor(value, dtype=torch.int64)
+    mask = columns.get("attention_mask", torch.ones_like(ids))
+    try:
+        kept = unpadded(ids, mask, f"{start}attention_mask")
+    except InputError as error:
+        return Given(found.where, None, f"has a mask that cannot be: {error}")
+    if columns.get("token_type_ids", mask * 0)[mask != 0].any():
+        return Given(found.where, None, f"has {start}token_type_ids that are not 0, which attrib's models do not read")
+    positions = columns.get("position_ids")
+    if positions is not None and not positions[mask != 0].equal(torch.arange(len(kept))):
+        return Given(found.where, None, f"has {start}position_ids other than 0, 1, 2, ..., which is how attrib counts")
+    return Given(found.where, kept)
+
+
+def _column_fault(name: str, value: Any, length: int) -> str:
+    """What is wrong with a column that should have a small number for each token."""
+    is_list = isinstance(value, list | np.ndarray)
+    whole = is_list and all(isinstance(number, int | np.integer | np.bool_) and abs(int(number)) < 1 << 31 for number in value)
+    if not whole:
+        return f"has {_brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token"
+    return "" if len(value) == length else f"has {length} token ids and {len(value)} numbers in {name!r}; expected as many"

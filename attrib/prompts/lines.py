@@ -1,0 +1,84 @@
+"""Prompts of text and JSONL, a line each, from files, gzip and standard input."""
+
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from attrib.prompts import given
+from attrib.prompts.given import TWICE, Given, of_row, of_value
+from attrib.types import FormatError
+
+MOST_PARTS = 1 << 17
+"""Lists and objects of a line of JSON, at most: in Python each takes a hundred times the bytes that it takes there."""
+
+_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]', re.DOTALL)
+"""A string, in which brackets are text, or a bracket."""
+
+
+def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
+    """The prompts of a file, or of "-", standard input."""
+    for number, line in enumerate(_lines(name), 1):
+        where = f"{name}, line {number}"
+        if line is None:
+            yield Given(where, None, f"is longer than {given.LONGEST_LINE:,} bytes")
+            continue
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            yield Given(where, None, f"is not UTF-8: {error.reason} at byte {error.start}")
+            continue
+        text = text.removeprefix("\ufeff") if number == 1 else text  # a mark of its encoding, and none of the prompt's
+        yield _of_json(text, where, field) if is_json else of_value(text, where)
+
+
+def _lines(name: str) -> Iterator[bytes | None]:
+    """Lines without their ends; None for one that is too long to hold."""
+    most = given.LONGEST_LINE + 1  # with its end
+    with _opened(name) as file:
+        while line := file.readline(most):
+            if line.endswith(b"\n") or len(line) < most:
+                yield line.removesuffix(b"\n").removesuffix(b"\r")
+                continue
+            while (rest := file.readline(most)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with gzip.open(name) if name.lower().endswith(".gz") else Path(name).open("rb") as file:
+            yield cast(BinaryIO, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise FormatError(f"prompts: {name} is not gzip, or damaged: {error}.") from error
+
+
+def _of_json(line: str, where: str, field: str | None) -> Given:
+    if line.count("[") + line.count("{") > MOST_PARTS and sum(found[0] in "[{" for found in _PART.finditer(line)) > MOST_PARTS:
+        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists and objects")
+    try:
+        value = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        return Given(where, None, f"is not JSON: {error}" if line.strip() else "is an empty prompt")
+    return of_row(value, where, field) if isinstance(value, dict) else of_value(value, where)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that it has twice nobody knows which value is meant."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                made[key] = TWICE
+            seen.add(key)
+    return made

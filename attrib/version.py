@@ -1,0 +1,16 @@
+"""Which attrib this is."""
+
+from importlib import metadata
+
+HERE = "0.1.0"
+"""As pyproject.toml has it: for a copy of the source that nobody installed."""
+
+
+def _installed() -> str:
+    try:
+        return metadata.version("attrib")
+    except metadata.PackageNotFoundError:
+        return HERE
+
+
+__version__ = _installed()

@@ -1,0 +1,104 @@
+"""What reaches a terminal: text from files and prompts made harmless, signs that its encoding has, and tables that cut no number.
+
+Nothing here is markup: a bracket in a prompt is a bracket.
+"""
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+_JOINERS = "\u200c\u200d"
+"""They turn nothing around, and Persian and emoji are written with them."""
+_SIGNS = {"→": "->", "Σ": "sum ", "≥": ">=", "≤": "<=", "±": "+-"}
+
+
+def plain(text: object) -> str:
+    r"""Text of any origin on one line, as the output can show it.
+
+    Control characters (an ESC could move the cursor or rename the window), marks that turn the direction of writing, halves of
+    surrogate pairs, and what the output's encoding has not, become escapes such as \x1b.
+    """
+    found = "".join(char if _is_shown(char) else char.encode("unicode_escape").decode() for char in str(text))
+    encoding = _encoding()
+    return found.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def message(text: object) -> str:
+    """Text of several lines, such as an error that names several keys, each as `plain` has it."""
+    return "\n".join(map(plain, str(text).split("\n")))
+
+
+def own(text: str) -> str:
+    """attrib's own words, with ASCII in place of signs that the output's encoding has not."""
+    for sign, ascii_sign in _SIGNS.items():
+        try:
+            sign.encode(_encoding())
+        except UnicodeEncodeError:
+            text = text.replace(sign, ascii_sign)
+    return text
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal; where there is none, as wide as what is printed. NO_COLOR is no style at all."""
+    is_plain = bool(os.environ.get("NO_COLOR"))
+    found = Console(markup=False, highlight=False, emoji=False, color_system=None if is_plain else "auto")
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = 1 << 14
+    return found
+
+
+def table(title: str, labels: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> Table:
+    """A table whose first columns are labels, folded where room is short, and whose others are numbers, which are never cut.
+
+    Args:
+        title: all of it ready to be shown; so are the cells.
+    """
+    made = Table(title=Text(title) if title else None, title_justify="left", show_header=header)
+    cells = [list(map(Text, row)) for row in rows]
+    lines = max(name.count("\n") for name in (*labels, *numbers))
+    heads = ["\n" * (lines - name.count("\n")) + name for name in (*labels, *numbers)]
+    for place, head in enumerate(heads):
+        if place < len(labels):
+            made.add_column(Text(head), overflow="fold")
+            continue
+        widest = max((row[place].cell_len for row in cells), default=0)
+        width = max(widest, *(Text(line).cell_len for line in head.split("\n")), 0)
+        made.add_column(Text(head), justify="right", no_wrap=True, min_width=width)
+    for row in cells:
+        made.add_row(*row)
+    return made
+
+
+def facts(rows: Mapping[str, object]) -> Table:
+    """Names and what is said of each, without a header."""
+    return table("", ("", ""), (), [(name, message(value)) for name, value in rows.items()], header=False)
+
+
+def show(printed: Table | str, on: Console | None = None) -> None:
+    """Print a table, or a line. Where room is short a table gives up its frame, then folds its labels, then goes over the edge."""
+    on = on or console()
+    if isinstance(printed, Table):
+        if _widths(on, printed).maximum > on.width:
+            printed.box, printed.show_edge, printed.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
+        on.width = max(on.width, _widths(on, printed).minimum)
+    on.print(printed)
+
+
+def _widths(on: Console, printed: Table) -> Measurement:
+    """With its labels folded as far as they go, and not at all."""
+    return Measurement.get(on, on.options.update(width=1 << 14), printed)
