@@ -1,7 +1,8 @@
 """Processes of this machine, one for each device, or as many as asked for on a CPU.
 
 Each holds the model once and does shard after shard. One that dies, by a signal or the kernel's want of memory,
-is replaced, and what it had is tried again.
+is replaced, and what it had is tried again. Ctrl-C reaches all processes of a terminal, and is the first one's alone, which
+then ends its workers.
 """
 
 import multiprocessing
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -72,6 +74,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
     finally:
         for worker in workers:
             worker.process.kill()  # what it was writing has no name yet
+        for worker in workers:
             worker.process.join()
 
 
@@ -121,14 +124,13 @@ def _start(folder: Path, device: str) -> _Worker:
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA and the threads of BLAS
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(folder, device, theirs), daemon=True)
-    process.start()
+    start(process)
     theirs.close()
     return _Worker(device, process, ours)
 
 
 def _serve(folder: Path, device: str, pipe: Connection) -> None:
     """A worker's life: shards that come through the pipe, until None does, or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
     turn = threading.Lock()
 
     def tell(event: Event) -> None:
@@ -143,6 +145,16 @@ def _serve(folder: Path, device: str, pipe: Connection) -> None:
     except Exception as error:
         with suppress(BrokenPipeError):  # the parent is gone, and this process with it
             tell(Stop(f"{folder}: {str(error) or type(error).__name__}"))
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach, from its first moment on."""
+    resource_tracker.ensure_running()  # which lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # and what it starts takes the mask over
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:
