@@ -10,7 +10,7 @@ from attrib.jobs import inside
 from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.lock import held
-from attrib.jobs.records import Failure, Record, digest, failures, records, write
+from attrib.jobs.records import Failure, Record, Refused, digest, failures, records, write
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome
 from attrib.store.columns import packages
@@ -28,6 +28,11 @@ class Ran(NamedTuple):
     """Shards that were done once, found to be damaged, and done again."""
     changed: str | None = None
     """Of a job that was done before: why its model or dictionaries, as they are now, are not what it was made with."""
+
+    @property
+    def put_down(self) -> list[Refused]:
+        """Prompts of these shards that could not be computed, each with the reason."""
+        return sorted((one for record in self.done.values() for one in record.refused), key=lambda one: one.number)
 
 
 class Watch:

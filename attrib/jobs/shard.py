@@ -17,8 +17,12 @@ from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.jobs.witness import Witness
 from attrib.store import save
-from attrib.types import AttribWarning, InputError
+from attrib.types import AttribWarning, InputError, UnsupportedError
 from attrib.work import Loaded, check_device, load
+
+_OF_A_PROMPT = (InputError, UnsupportedError)
+"""What puts a prompt down, where it is raised of that prompt alone: too long, no such position, a number that is none. A file that is
+not what it was (FormatError), or memory that does not suffice, is of no prompt."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], 
     """The edges of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
     try:
         edges = loaded.attribute(prompts)
-    except InputError:
+    except _OF_A_PROMPT:
         if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
             return [], wrong
         raise  # each is well alone: it is not the prompts
@@ -120,7 +124,7 @@ def _fault(loaded: Loaded, ids: Tensor) -> str:
     """What is raised at one prompt alone."""
     try:
         loaded.attribute([ids])
-    except InputError as error:
+    except _OF_A_PROMPT as error:
         return str(error).replace("prompt 0", "it")
     return ""
 
