@@ -1,13 +1,22 @@
 """A run that is stopped says one line, whatever its workers were doing."""
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
+import pytest
 
+from attrib.jobs.engines import JobError
+from attrib.jobs.engines import local as engine
+from attrib.jobs.folder import Job
+from attrib.jobs.run import run
+from attrib.jobs.shard import Ready, prepare
 from tests.job_cases import corpus, make_job
 from tests.test_jobs_processes import finish, start, wait_for
 from tests.test_layering import ROOT
@@ -49,3 +58,43 @@ def test_a_worker_makes_no_semaphore(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     told = subprocess.run([sys.executable, "-c", LOADS, folder], env=env, capture_output=True, text=True, check=True)
     assert told.stdout == "None\n"
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job whose workers are forks of this process, and so find in it what a test puts there."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(engine.multiprocessing, "get_context", lambda _: fork)
+    return make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3, 3, 3)))
+
+
+def killed_while_loading(times: int, log: Path, folder: Path, device: str) -> Ready:
+    with log.open("a") as file:
+        file.write("started\n")
+    if log.read_text().count("started") <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepare(folder, device)
+
+
+def test_a_worker_that_is_killed_while_it_loads_is_replaced(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "prepare", partial(killed_while_loading, engine.STARTS - 1, tmp_path / "log"))
+    assert run(job.folder, partial(engine.local, devices=["cpu"])).done.keys() == {0, 1}
+
+
+def test_workers_that_never_come_to_begin_end_the_run(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, and no word of scripts, which are another fault."""
+    monkeypatch.setattr(engine, "prepare", partial(killed_while_loading, 99, tmp_path / "log"))
+    told = "3 workers on cpu ended while they loaded the model; the last: SIGKILL, as the kernel does when memory runs out. What is done"
+    with pytest.raises(JobError, match=re.escape(told)):
+        run(job.folder, partial(engine.local, devices=["cpu", "cpu"]))
+    assert (tmp_path / "log").read_text().count("started") == 2 * engine.STARTS
+
+
+def test_one_place_where_none_comes_to_begin_leaves_the_others(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_place_only(folder: Path, device: str) -> Ready:
+        if device == "cpu:0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(folder, "cpu")
+
+    monkeypatch.setattr(engine, "prepare", first_place_only)
+    assert run(job.folder, partial(engine.local, devices=["cpu:0", "cpu"])).done.keys() == {0, 1}

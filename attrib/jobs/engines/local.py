@@ -24,6 +24,9 @@ from attrib.jobs.records import Failure, Record, record_of
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Began, Event, Outcome, Stop, Waits, died, work
 
+STARTS = 3
+"""How many workers in one place may be killed, one after another, before they have loaded the model."""
+
 
 @dataclass
 class _Worker:
@@ -37,6 +40,8 @@ class _Worker:
     is_ready: bool = False
     is_idle: bool = False
     has_died: bool = False
+    before: int = 0
+    """Workers in its place that were killed, one after another, before they had loaded the model."""
 
 
 def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Generator[Outcome, None, None]:
@@ -61,7 +66,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
                 if worker.has_died:
                     for shard in worker.has:
                         queue.put_back(shard)
-                    workers[workers.index(worker)] = _start(job.folder, worker.device)
+                    _replace(job, workers, worker)
             for worker in workers:
                 if worker.is_idle and queue:
                     shard = queue.take()
@@ -85,7 +90,7 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
     except (EOFError, ConnectionResetError):  # after all that it said
         worker.process.join()
         worker.has_died = True
-        if not worker.is_ready:
+        if not worker.is_ready and (worker.process.exitcode or 0) >= 0:
             raise JobError(
                 f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin. A script that runs a job must "
                 'do so beneath `if __name__ == "__main__":`, since workers import it.'
@@ -107,6 +112,20 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
             yield event
 
 
+def _replace(job: Job, workers: list[_Worker], dead: _Worker) -> None:
+    """Start another worker in the place of one that has died; where none comes to begin there, the others must do."""
+    before = 0 if dead.is_ready else dead.before + 1
+    if before < STARTS:
+        workers[workers.index(dead)] = _start(job.folder, dead.device, before)
+    elif len(workers) > 1:
+        workers.remove(dead)
+    else:
+        raise JobError(
+            f"{job.folder}: {STARTS} workers on {dead.device} ended while they loaded the model; the last: {_ending(dead)}. "
+            f"What is done stays; mend that, or give fewer --workers, and `attrib job run {job.folder}` goes on."
+        )
+
+
 def _send(worker: _Worker, shard: Shard | None) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as its pipe will say
         worker.pipe.send(shard)
@@ -120,13 +139,13 @@ def _ending(worker: _Worker) -> str:
     return f"{signal.Signals(-code).name}{memory}"
 
 
-def _start(folder: Path, device: str) -> _Worker:
+def _start(folder: Path, device: str, before: int = 0) -> _Worker:
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA and the threads of BLAS
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(folder, device, theirs), daemon=True)
     start(process)
     theirs.close()
-    return _Worker(device, process, ours)
+    return _Worker(device, process, ours, before=before)
 
 
 def _serve(folder: Path, device: str, pipe: Connection) -> None:
