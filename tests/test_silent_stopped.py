@@ -1,11 +1,11 @@
 """A run that is stopped says one line, whatever its workers were doing."""
 
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from attrib.jobs.engines import local as engine
 from attrib.jobs.folder import Job
 from attrib.jobs.run import run
 from attrib.jobs.shard import Ready, prepare
-from tests.job_cases import corpus, make_job
+from tests.job_cases import corpus, forked, make_job
 from tests.test_jobs_processes import finish, start, wait_for
 from tests.test_layering import ROOT
 
@@ -61,11 +61,10 @@ def test_a_worker_makes_no_semaphore(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job whose workers are forks of this process, and so find in it what a test puts there."""
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(engine.multiprocessing, "get_context", lambda _: fork)
-    return make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3, 3, 3)))
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """A job whose workers find in them what a test puts there."""
+    with forked(monkeypatch):
+        yield make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3, 3, 3)))
 
 
 def killed_while_loading(times: int, log: Path, folder: Path, device: str) -> Ready:
