@@ -12,7 +12,6 @@ import pytest
 
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import JobError, Queue
-from attrib.jobs.engines import local as engine
 from attrib.jobs.folder import SHARDS, Job, Shard
 from attrib.jobs.make import make
 from attrib.jobs.run import run
@@ -75,7 +74,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers of the local engine that are forks of this process: they import nothing, and find in it what a test puts there."""
     fork = multiprocessing.get_context("fork")
     with monkeypatch.context() as patched:
-        patched.setattr(engine.multiprocessing, "get_context", lambda _: fork)
+        patched.setattr(multiprocessing, "get_context", lambda _: fork)
         yield
 
 
