@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from tests.job_cases import corpus, forked, make_job
 from tests.test_jobs_processes import finish, start, wait_for
 from tests.test_layering import ROOT
 
+IMPORTING = 60 << 20
+"""Bytes of a worker that is past Python's own start, which a signal ends without a word, and has begun to import torch."""
+
 
 def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
     """A terminal sends it to all of them, and they are still importing: it is the parent's alone."""
@@ -33,8 +37,11 @@ def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
 
     wait_for(lambda: len(workers()) == 2, process)
     told = workers()
-    for one in (*told, parent):
+    wait_for(lambda: min(one.memory_info().rss for one in told) > IMPORTING, process)
+    for one in told:
         one.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # in which they would say something
+    parent.send_signal(signal.SIGINT)
     assert finish(process) == (128 + signal.SIGINT, "", f"{folder}: stopped; `attrib job run {folder}` goes on\n")
     _, alive = psutil.wait_procs(told, timeout=20)
     assert not alive
