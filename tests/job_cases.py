@@ -1,10 +1,14 @@
 """A tiny corpus and jobs over it, for every test of jobs. `undisturbed` is what each of them must come to."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import JobError, Queue
@@ -52,6 +56,8 @@ def make_job(folder: Path, beside: Path, **changed: Any) -> Job:
 
 def here(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
     """An engine: this very process, which takes two shards at a time, so that one is written while the other is computed."""
+    if not shards:
+        return  # as engines start no worker then
     ready, queue = prepare(job.folder, "cpu"), Queue(job.folder, shards, attempts)
     while queue:
         told: list[Event] = []
@@ -61,6 +67,15 @@ def here(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
                 raise JobError(event.reason)
             if isinstance(event, Outcome):
                 yield from queue.heard(job.shards[event.shard], event)
+
+
+@contextmanager
+def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers of the local engine that are forks of this process: they import nothing, and find in it what a test puts there."""
+    fork = multiprocessing.get_context("fork")
+    with monkeypatch.context() as patched:
+        patched.setattr(multiprocessing, "get_context", lambda _: fork)
+        yield
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

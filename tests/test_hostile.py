@@ -200,8 +200,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done, failed = made.shards
     facts = {"sha256": None, "bytes": 0, "prompts": 0, "tokens": 0, "edges": 0, "seconds": 1.0, "seconds_writing": 1.0, "device": "cpu"}
     reasons = [{"number": 0, "reason": "is none"}]
-    write(made.record(done), Record(shard=done.number, id=done.id, refused=reasons, finished=1.0, **facts))  # type: ignore[arg-type]
-    write(made.failure(failed), Failure(shard=failed.number, id=failed.id, kind="error", reason="r", attempts=1, finished=1.0))
+    write(made.folder, made.record(done), Record(shard=done.number, id=done.id, refused=reasons, finished=1.0, **facts))  # type: ignore[arg-type]
+    write(made.folder, made.failure(failed), Failure(shard=failed.number, id=failed.id, kind="error", reason="r", attempts=1, finished=1.0))
     return made.folder
 
 

@@ -275,6 +275,35 @@ def test_another_machine_is_seen_by_its_touch(launch: str | None, lock: Path) ->
         assert last == them
 
 
+def test_a_lock_from_the_future_is_held_only_while_it_is_touched(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is an hour ahead, and what it left when it died: an hour long nobody could run the job."""
+    monkeypatch.setattr(locks, "TOUCHED_EVERY", 0.05)
+    them = elsewhere(lock, -3600)
+    assert holder(lock) is None
+    with held(lock) as last:
+        assert last == them
+    elsewhere(lock, -3600)
+    stop = threading.Event()
+
+    def touch() -> None:
+        ahead = time.time() + 3600
+        while not stop.wait(0.01):
+            ahead += 1
+            os.utime(lock, (ahead, ahead))
+
+    touching = threading.Thread(target=touch)
+    touching.start()
+    try:
+        with pytest.raises(InputError, match="far-away"), held(lock):
+            pass
+        assert holder(lock) == them
+    finally:
+        stop.set()
+        touching.join()
+    elsewhere(lock, 10 - STALE_AFTER)
+    assert holder(lock) == them, "a little ahead, as clocks are"
+
+
 # ---------------------------------------------------------------------------------------------- launches
 
 

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer.testing
 
+from attrib import cli
+from attrib.jobs import worker
+from attrib.jobs.engines import choose as choosing
 from attrib.jobs.engines.launch import Launch, launch_of
-from attrib.jobs.folder import LOCK, SHARDS, open_job
+from attrib.jobs.folder import LOCK, SHARDS, Shard, open_job
 from attrib.jobs.records import failures, records
+from attrib.jobs.run import run
+from attrib.jobs.shard import Computed, Ready
 from attrib.jobs.status import status
 from attrib.types import InputError
-from tests.job_cases import bytes_of, corpus, make_job, undisturbed
+from tests.job_cases import bytes_of, corpus, forked, here, make_job, undisturbed
 from tests.test_layering import ROOT
 
 LENGTHS = (5, 7, 9, 7, 12, 5, 7, 11, 5, 8, 30, 31, 32, 30, 29, 28)
@@ -71,18 +77,20 @@ def done(folder: Path) -> int:
     return len(records(open_job(folder)))
 
 
-def assert_finishes(folder: Path, beside: Path, says: str = "") -> None:
-    returned, out, err = finish(start("run", folder))
-    assert (returned, err) == (0, says)
-    assert f"{len(open_job(folder).shards)} of {len(open_job(folder).shards)} shards" in out
+def assert_finishes(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, says: str = "") -> None:
+    """The command goes on, here in this process, which has what it imports."""
+    monkeypatch.setattr(choosing, "choose", lambda *_: (here, None))
+    done = typer.testing.CliRunner().invoke(cli.app, ["job", "run", str(folder)])
+    assert (done.exit_code, done.stderr) == (0, says)
+    assert f"{len(open_job(folder).shards)} of {len(open_job(folder).shards)} shards" in done.stdout
     assert bytes_of(folder) == undisturbed(beside)
     assert status(folder).is_done
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path) -> None:
+def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
-    for wanted in (1, 4, 7):
-        process = start("run", folder, "--workers", 2)
+    for wanted in (1, 4):
+        process = start("run", folder, "--workers", 1)
         wait_for(lambda wanted=wanted: done(folder) >= wanted, process)
         time.sleep(draw.random() / 20)
         workers = psutil.Process(process.pid).children(recursive=True)
@@ -92,90 +100,73 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path) -
         assert not alive, "workers end with their parent"
         assert json.loads((folder / LOCK).read_text())["pid"] == process.pid, "it could not say that it ended"
         assert status(folder).run_by is None
-    assert_finishes(folder, beside, "the last run was killed; what it had not finished is done now\n")
+    assert_finishes(folder, beside, monkeypatch, "the last run was killed; what it had not finished is done now\n")
 
 
 def test_a_worker_that_is_killed_is_replaced(folder: Path, beside: Path) -> None:
     process = start("run", folder, "--workers", 1)
     for wanted in (1, 4):
         wait_for(lambda wanted=wanted: done(folder) >= wanted, process)
-        for worker in psutil.Process(process.pid).children():
-            if "spawn_main" in " ".join(worker.cmdline()):
-                worker.kill()
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
     returned, _, err = finish(process)
     assert (returned, err) == (0, "")
     assert bytes_of(folder) == undisturbed(beside)
 
 
-def test_a_shard_that_kills_its_worker_fails_alone(folder: Path, beside: Path, tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_worker_fails_alone(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel does when memory runs out: a worker dies by SIGKILL each time that it computes one shard."""
-    victim = open_job(folder).shards[3]
-    (tmp_path / "sitecustomize.py").write_text(
-        f"""
-import os, signal, sys
-from importlib.abc import MetaPathFinder
+    victim, compute = open_job(folder).shards[3], worker.compute
 
-class Poison(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "attrib.jobs.worker":
-            sys.meta_path.remove(self)
-            from attrib.jobs import shard
-            compute = shard.compute
-            def deadly(ready, one):
-                if one.number == {victim.number}:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return compute(ready, one)
-            shard.compute = deadly
+    def deadly(ready: Ready, shard: Shard) -> Computed:
+        if shard.number == victim.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(ready, shard)
 
-sys.meta_path.insert(0, Poison())
-"""
-    )
-    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
-    returned, _, err = finish(start("run", folder, "--workers", 1, "--attempts", 2, PYTHONPATH=paths))
-    assert returned == 1
-    assert err.splitlines()[-1] == (
-        f"error: 1 shards failed after 2 attempts; shard 3: its process ended: SIGKILL, as the kernel does when memory runs out. "
+    app = typer.testing.CliRunner()
+    with forked(monkeypatch), monkeypatch.context() as poisoned:
+        poisoned.setattr(worker, "compute", deadly)
+        ran = app.invoke(cli.app, ["job", "run", str(folder), "--workers", "1", "--attempts", "2"])
+    assert str(ran.exception) == (
+        f"1 shards failed after 2 attempts; shard 3: its process ended: SIGKILL, as the kernel does when memory runs out. "
         f"`attrib job status {folder}` lists them, `attrib job retry {folder}` tries them again."
     )
     [failure] = failures(open_job(folder))
     assert (failure.shard, failure.kind, failure.attempts) == (3, "died", 2)
     assert set(undisturbed(beside)) - set(bytes_of(folder)) == {f"{victim.name}.h5"}
-    returned, _, err = finish(start("retry", folder))
-    assert (returned, err) == (0, "")
+    with forked(monkeypatch):
+        assert app.invoke(cli.app, ["job", "retry", str(folder)]).exit_code == 0
     assert bytes_of(folder) == undisturbed(beside)
 
 
-def test_a_run_is_stopped_by_a_signal(folder: Path, beside: Path) -> None:
+def test_a_run_is_stopped_by_a_signal(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = start("run", folder, "--workers", 1)
     wait_for(lambda: done(folder) >= 2, process)
     with asleep(process):
         assert status(folder).run_by is not None
-        second = finish(start("run", folder))
+        with pytest.raises(InputError, match=rf"^job: {folder} is being run by a run on .*process {process.pid}"):
+            run(folder, here)
         process.send_signal(signal.SIGTERM)  # it cannot end before
-    assert second[0] == 1
-    assert second[2].startswith(f"error: job: {folder} is being run by a run on ")
-    assert f"process {process.pid}" in second[2]
-    assert second[2].count("\n") == 1
     returned, _, err = finish(process)
     assert returned == 128 + signal.SIGTERM
     assert err == f"{folder}: stopped; `attrib job run {folder}` goes on\n"
     assert (folder / LOCK).read_text() == "", "it said that it ended"
-    assert_finishes(folder, beside)
+    assert_finishes(folder, beside, monkeypatch)
 
 
 def test_ranks_share_a_job(folder: Path, beside: Path) -> None:
-    """Three ranks at once, as torchrun starts them; one is killed, and started again."""
-    world = {"WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "here", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    ranks = [start("run", folder, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(3)]
+    """Two ranks at once, as torchrun starts them; one is killed, and started again."""
+    world = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "here", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    ranks = [start("run", folder, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(2)]
     wait_for((folder / f"{LOCK}.1").exists, ranks[1])
     ranks[1].kill()
     ranks[1].communicate()
     wait_for(lambda: status(folder).run_by is not None, ranks[0])
-    with asleep(ranks[0]):
-        other = finish(start("run", folder, "--engine", "local"))
-        assert (other[0], "is being run by" in other[2]) == (1, True), other
+    with asleep(ranks[0]), pytest.raises(InputError, match="is being run by"):
+        run(folder, here)
     again = start("run", folder, RANK="1", LOCAL_RANK="1", **world)
-    for process in (ranks[0], ranks[2], again):
+    for process in (ranks[0], again):
         assert finish(process)[::2] == (0, "")
     assert bytes_of(folder) == undisturbed(beside)
     assert status(folder).is_done
@@ -226,6 +217,6 @@ def test_words_that_choose_no_engine(folder: Path) -> None:
         (("--address", "auto"), "is of a ray cluster, and the engine is auto"),
         (("--device", "cuda:99"), "'cuda:99' is not on this machine"),
     ):
-        returned, _, err = finish(start("run", folder, *arguments))
-        assert (returned, words in err, err.count("\n")) == (1, True, 1), err
+        with pytest.raises(InputError, match=words):
+            cli.app(["job", "run", str(folder), *arguments], standalone_mode=False)
     assert list((folder / SHARDS).iterdir()) == []

@@ -309,7 +309,7 @@ def test_the_head_is_killed_and_the_job_goes_on_elsewhere(folder: Path, undistur
     with command(folder) as elsewhere:
         out, err = elsewhere.communicate(timeout=300)
     assert (elsewhere.returncode, quiet(err)) == (0, "")
-    assert out.startswith(f"{folder}: {len(undisturbed.files)} of {len(undisturbed.files)} shards, 64 prompts")
+    assert out.startswith(f"{folder}: {len(undisturbed.files)} of {len(undisturbed.files)} shards, 64 of 64 prompts, ")
     assert out.count("\n") == 1
     assert_not_again(folder, before)
     assert_done(folder, undisturbed)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,10 +46,22 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, beside: Path) -> Path:
+    """A job of which nothing is done."""
+    return make_job(tmp_path_factory.mktemp("made") / "job", beside).folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, beside: Path) -> Path:
-    """A job that has not been run."""
-    return make_job(tmp_path / "job", beside).folder
+def folder(tmp_path: Path, made: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "job"))
+
+
+@pytest.fixture
+def finished(folder: Path, beside: Path) -> None:
+    """All of the folder's job is done."""
+    undisturbed(beside)
+    shutil.copytree(beside / "undisturbed", folder, dirs_exist_ok=True)
 
 
 def assert_undisturbed(folder: Path, beside: Path) -> None:
@@ -87,6 +100,7 @@ def test_shards_hold_what_the_functions_give(folder: Path, beside: Path) -> None
     assert verify(folder, recompute=3) == []
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_second_run_has_nothing_to_do(folder: Path, beside: Path) -> None:
     run(folder, here)
     made = {path.name: path.stat().st_mtime_ns for path in (folder / SHARDS).iterdir()}
@@ -228,6 +242,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize(
     ("inner", "damage", "fault"),
     [
@@ -254,6 +269,7 @@ def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, 
     assert_undisturbed(folder, beside)
 
 
+@pytest.mark.usefixtures("finished")
 def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
     """A shard whose checksum is right and whose numbers are wrong, as a broken machine would write it."""
     ran = run(folder, here)
@@ -262,21 +278,27 @@ def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
         wrong = [replace(edges, attribution=edges.attribution * 1.5) for edges in store.values()]
     attrib.save(ran.job.file(shard), wrong, overwrite=True)
     content, path = ran.job.file(shard).read_bytes(), ran.job.record(shard)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(shard)), "bytes": len(content)}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(folder, ran.job.file(shard)), "bytes": len(content)})
+    )
     assert verify(folder, recompute=0) == []
     [fault] = verify(folder, recompute=len(ran.job.shards))
     assert (fault.shard, "differs by 3.3e-01 of the largest attribution" in fault.what) == (shard, True)
 
 
+@pytest.mark.usefixtures("finished")
 def test_verify_sees_a_shard_of_other_prompts(folder: Path) -> None:
     ran = run(folder, here)
     mine, other = ran.job.shards[:2]
     ran.job.file(mine).write_bytes(content := ran.job.file(other).read_bytes())
     path = ran.job.record(mine)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(mine)), "bytes": len(content)}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(folder, ran.job.file(mine)), "bytes": len(content)})
+    )
     assert "its prompts have other numbers than the job's" in [fault.what for fault in verify(folder, recompute=0)]
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("count", ["edges", "prompts", "tokens"])
 def test_verify_sees_a_record_that_counts_otherwise(folder: Path, count: str) -> None:
     ran = run(folder, here)
@@ -415,6 +437,7 @@ def test_other_packages_are_refused_unless_told(folder: Path, beside: Path, monk
     assert_undisturbed(folder, beside)
 
 
+@pytest.mark.usefixtures("finished")
 def test_gc_removes_what_is_not_the_jobs(folder: Path, beside: Path) -> None:
     ran = run(folder, here)
     useless = [
@@ -469,6 +492,6 @@ def test_reasons_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFix
     watch.began(job, {}, list(job.shards), False)
     watch.became(failure)
     assert capsys.readouterr().err == f"shard 3 failed 2 times: {reason}\n"
-    write(job.failure(job.shards[3]), failure)
+    write(folder, job.failure(job.shards[3]), failure)
     command_status(folder)
     assert f"shard 3 failed 2 times: {reason}\n" in capsys.readouterr().out

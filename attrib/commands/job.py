@@ -130,10 +130,21 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
             plain(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
         )
     done = (
-        f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} prompts, {now.edges:,} edges, "
+        f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} of {now.prompts:,} prompts, {now.edges:,} edges, "
         f"{now.bytes / 1e6:,.1f} MB"
     )
     print(plain(done + (f"; {now.refused:,} prompts left out" if now.refused else "")))
+    if ran.put_down:
+        first_down = ran.put_down[0]
+        told = (
+            f"{len(ran.put_down):,} prompts could not be computed; prompt {first_down.number}: {first_down.reason} "
+            f"`attrib job status {folder} --refused` lists them."
+        )
+        if not now.prompts_done and now.is_done:
+            raise InputError(f"{folder} is done, and holds nothing: all of {told}")
+        print(plain(told))
+    if ran.changed is not None:
+        print(plain(f"{folder}: the shards are right, but what they were made of is there no more. {ran.changed}"), file=sys.stderr)
     if ran.failed:
         first = ran.failed[0]
         raise InputError(

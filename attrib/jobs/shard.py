@@ -12,11 +12,17 @@ from torch import Tensor
 
 from attrib.edges import Edges
 from attrib.fingerprints import seal
+from attrib.jobs import inside
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
+from attrib.jobs.witness import Witness
 from attrib.store import save
-from attrib.types import AttribWarning, InputError
+from attrib.types import AttribWarning, InputError, UnsupportedError
 from attrib.work import Loaded, check_device, load
+
+_OF_A_PROMPT = (InputError, UnsupportedError)
+"""What puts a prompt down, where it is raised of that prompt alone: too long, no such position, a number that is none. A file that is
+not what it was (FormatError), or memory that does not suffice, is of no prompt."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Ready:
     job: Job
     loaded: Loaded
     device: str
+    witness: Witness
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def prepare(folder: Path, device: str) -> Ready:
     """
     job = open_job(folder)
     torch.set_num_threads(job.config.threads)
+    witness = Witness(job.fixed.places)  # before anything is read
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttribWarning)  # whoever made the job was told, and need not be by every worker
         loaded = load(job.config, check_device(device), job.fixed.places)
@@ -56,11 +64,17 @@ def prepare(folder: Path, device: str) -> Ready:
     for name in (name for name, is_same in same.items() if not is_same):
         raise InputError(f"job: {name} is not what it was when {folder} was made. Put the old one back, or make a new job.")
     dictionaries = {name: seal(one, fixed.dictionaries[name]) for name, one in loaded.dictionaries.items()}
-    return Ready(job, replace(loaded, model=seal(loaded.model, fixed.model), dictionaries=dictionaries), device)
+    model = seal(loaded.model, fixed.model)
+    witness.parts = {job.config.model: (model, fixed.model)} | {name: (one, fixed.dictionaries[name]) for name, one in dictionaries.items()}
+    return Ready(job, replace(loaded, model=model, dictionaries=dictionaries), device, witness)
 
 
 def compute(ready: Ready, shard: Shard) -> Computed:
-    """A shard's edges. A prompt that cannot be attributed is named and left out."""
+    """A shard's edges. A prompt that cannot be attributed is named and left out.
+
+    Raises:
+        Overwritten: where it was computed with other weights than were hashed.
+    """
     begun = time.perf_counter()
     prompts, numbers = ready.job.prompts(shard)
     left, refused = list(range(len(prompts))), []
@@ -70,6 +84,7 @@ def compute(ready: Ready, shard: Shard) -> Computed:
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:
             break
+    ready.witness.check()
     edges = [_numbered(one, numbers[left]) for one in edges]
     refused.sort(key=lambda one: one.number)
     return Computed(shard, edges, refused, time.perf_counter() - begun)
@@ -79,17 +94,18 @@ def commit(ready: Ready, computed: Computed) -> Record:
     """Put a shard on the disk, and then its record: from then on it is done."""
     begun = time.perf_counter()
     job, shard, edges = ready.job, computed.shard, computed.edges
-    path = job.file(shard)
+    path = inside.check(job.folder, job.file(shard))
     if edges:
         save(path, edges, compression=job.config.compression, overwrite=True)
+    sha256, size = (digest(job.folder, path), inside.size(job.folder, path)) if edges else (None, 0)
     record = Record(
-        shard=shard.number, id=shard.id, sha256=digest(path) if edges else None, bytes=path.stat().st_size if edges else 0,
+        shard=shard.number, id=shard.id, sha256=sha256, bytes=size,
         prompts=len(edges[0].prompts) if edges else 0, tokens=len(edges[0].prompts.ids) if edges else 0, edges=sum(map(len, edges)),
         refused=computed.refused, seconds=computed.seconds, seconds_writing=time.perf_counter() - begun, device=ready.device,
         finished=time.time(),
     )  # fmt: skip
-    write(job.record(shard), record)
-    job.failure(shard).unlink(missing_ok=True)
+    write(job.folder, job.record(shard), record)
+    inside.remove(job.folder, job.failure(shard))
     return record
 
 
@@ -97,7 +113,7 @@ def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], 
     """The edges of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
     try:
         edges = loaded.attribute(prompts)
-    except InputError:
+    except _OF_A_PROMPT:
         if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
             return [], wrong
         raise  # each is well alone: it is not the prompts
@@ -108,7 +124,7 @@ def _fault(loaded: Loaded, ids: Tensor) -> str:
     """What is raised at one prompt alone."""
     try:
         loaded.attribute([ids])
-    except InputError as error:
+    except _OF_A_PROMPT as error:
         return str(error).replace("prompt 0", "it")
     return ""
 

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, open_job
-from attrib.jobs.lock import held
+from attrib.jobs.lock import check_free, held
 from attrib.jobs.records import records
-from attrib.store.whole import PARTIAL
 
 
 def tidy(folder: Path, *, dry_run: bool = False) -> list[Path]:
     """Remove what killed runs left half-written, shards that no record vouches for, and files that are not the job's.
 
     Args:
-        dry_run: only say what that is.
+        dry_run: only say what that is, and write nothing, a lock neither.
 
     Returns:
         What was removed.
@@ -22,11 +22,13 @@ def tidy(folder: Path, *, dry_run: bool = False) -> list[Path]:
         InputError: where there is no job, or it is being run.
     """
     job = open_job(folder)
+    if dry_run:
+        check_free(folder / LOCK)
+        return sorted(_useless(job))
     with held(folder / LOCK):
         found = sorted(_useless(job))
-        if not dry_run:
-            for path in found:
-                path.unlink()
+        for path in found:
+            inside.remove(folder, path)
         return found
 
 
@@ -35,6 +37,7 @@ def _useless(job: Job) -> Iterator[Path]:
     needed = {job.file(shard) for shard in job.shards if shard.number in done and done[shard.number].sha256}
     needed |= {job.record(job.shards[number]) for number in done}
     needed |= {job.failure(shard) for shard in job.shards if shard.number not in done}
-    for inner, pattern in ((SHARDS, "*.h5"), (RECORDS, "*.json"), (FAILURES, "*.json")):
-        yield from (path for path in (job.folder / inner).glob(pattern) if path not in needed)
-        yield from (path for path in (job.folder / inner).glob(f".*{PARTIAL}"))
+    for inner, suffix in ((SHARDS, ".h5"), (RECORDS, ".json"), (FAILURES, ".json")):
+        found = {name for name in inside.names(job.folder, inner) if name.endswith(suffix) or inside.is_partial(name)}
+        needless = found - {path.name for path in needed if path.parent.name == inner} | found & inside.others(job.folder, inner)
+        yield from (job.folder / inner / name for name in needless)

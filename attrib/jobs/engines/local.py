@@ -1,7 +1,8 @@
 """Processes of this machine, one for each device, or as many as asked for on a CPU.
 
 Each holds the model once and does shard after shard. One that dies, by a signal or the kernel's want of memory,
-is replaced, and what it had is tried again.
+is replaced, and what it had is tried again. Ctrl-C reaches all processes of a terminal, and is the first one's alone, which
+then ends its workers.
 """
 
 import multiprocessing
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +23,9 @@ from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure, Record, record_of
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Began, Event, Outcome, Stop, Waits, died, work
+
+STARTS = 3
+"""How many workers in one place may be killed, one after another, before they have loaded the model."""
 
 
 @dataclass
@@ -35,6 +40,8 @@ class _Worker:
     is_ready: bool = False
     is_idle: bool = False
     has_died: bool = False
+    before: int = 0
+    """Workers in its place that were killed, one after another, before they had loaded the model."""
 
 
 def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Generator[Outcome, None, None]:
@@ -59,7 +66,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
                 if worker.has_died:
                     for shard in worker.has:
                         queue.put_back(shard)
-                    workers[workers.index(worker)] = _start(job.folder, worker.device)
+                    _replace(job, workers, worker)
             for worker in workers:
                 if worker.is_idle and queue:
                     shard = queue.take()
@@ -72,6 +79,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
     finally:
         for worker in workers:
             worker.process.kill()  # what it was writing has no name yet
+        for worker in workers:
             worker.process.join()
 
 
@@ -82,7 +90,7 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
     except (EOFError, ConnectionResetError):  # after all that it said
         worker.process.join()
         worker.has_died = True
-        if not worker.is_ready:
+        if not worker.is_ready and (worker.process.exitcode or 0) >= 0:
             raise JobError(
                 f"{job.folder}: a worker on {worker.device} ended ({_ending(worker)}) before it could begin. A script that runs a job must "
                 'do so beneath `if __name__ == "__main__":`, since workers import it.'
@@ -104,6 +112,20 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
             yield event
 
 
+def _replace(job: Job, workers: list[_Worker], dead: _Worker) -> None:
+    """Start another worker in the place of one that has died; where none comes to begin there, the others must do."""
+    before = 0 if dead.is_ready else dead.before + 1
+    if before < STARTS:
+        workers[workers.index(dead)] = _start(job.folder, dead.device, before)
+    elif len(workers) > 1:
+        workers.remove(dead)
+    else:
+        raise JobError(
+            f"{job.folder}: {STARTS} workers on {dead.device} ended while they loaded the model; the last: {_ending(dead)}. "
+            f"What is done stays; mend that, or give fewer --workers, and `attrib job run {job.folder}` goes on."
+        )
+
+
 def _send(worker: _Worker, shard: Shard | None) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as its pipe will say
         worker.pipe.send(shard)
@@ -117,18 +139,17 @@ def _ending(worker: _Worker) -> str:
     return f"{signal.Signals(-code).name}{memory}"
 
 
-def _start(folder: Path, device: str) -> _Worker:
+def _start(folder: Path, device: str, before: int = 0) -> _Worker:
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA and the threads of BLAS
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(folder, device, theirs), daemon=True)
-    process.start()
+    start(process)
     theirs.close()
-    return _Worker(device, process, ours)
+    return _Worker(device, process, ours, before=before)
 
 
 def _serve(folder: Path, device: str, pipe: Connection) -> None:
     """A worker's life: shards that come through the pipe, until None does, or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
     turn = threading.Lock()
 
     def tell(event: Event) -> None:
@@ -143,6 +164,16 @@ def _serve(folder: Path, device: str, pipe: Connection) -> None:
     except Exception as error:
         with suppress(BrokenPipeError):  # the parent is gone, and this process with it
             tell(Stop(f"{folder}: {str(error) or type(error).__name__}"))
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach, from its first moment on."""
+    resource_tracker.ensure_running()  # which lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # and what it starts takes the mask over
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:
