@@ -310,8 +310,8 @@ MLP = "blocks.1.mlp.hook_in"
 @pytest.mark.parametrize(
     ("ours", "text"),
     [
-        (lambda: dictionary("standard"), f"Dictionary('blocks.1.hook_resid_pre', standard as relu, 32 → 80 → 32 {AT}"),
-        (lambda: dictionary("topk"), f"Dictionary('blocks.1.hook_resid_pre', topk k=6, 32 → 80 → 32 {AT}"),
+        (lambda: dictionary("standard"), f"Dictionary('blocks.1.hook_resid_pre', standard as relu, 32 -> 80 -> 32 {AT}"),
+        (lambda: dictionary("topk"), f"Dictionary('blocks.1.hook_resid_pre', topk k=6, 32 -> 80 -> 32 {AT}"),
         (
             lambda: dictionary("transcoder", MLP, torch.float64, d_out=24),
             f"Dictionary('{MLP}', transcoder as relu, 32 -> 80 -> 24 from {MLP} to blocks.1.hook_mlp_out, float64)",
