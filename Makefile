@@ -12,9 +12,10 @@ demo: $(READY)
 	$(BIN)/attrib run examples/demo.toml --out demo.h5
 	$(BIN)/attrib show demo.h5 --top 5 --first-position 1
 
-# One thread a process: several processes side by side finish sooner than threads within one
+# One thread a process: several processes side by side finish sooner than threads within one. A file is one process's, in the order
+# of tests/conftest.py, so that what its tests share is made once
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

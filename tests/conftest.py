@@ -25,6 +25,25 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+SLOWEST = (
+    "test_jobs_ray",
+    "test_jobs_processes",
+    "test_silent_docs",
+    "test_jobs_run",
+    "test_cuts",
+    "test_bench_kernels",
+    "test_sweep",
+    "test_plan",
+)
+"""Files that begin first, since the whole is done when the last file is."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first, and else in the order in which they are found."""
+    place = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
+
+
 @pytest.fixture
 def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32 whatever it is given. Here it keeps the dtype, so that float64 models are float64."""

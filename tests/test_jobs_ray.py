@@ -32,8 +32,6 @@ from attrib.store.whole import PARTIAL
 from attrib.types import InputError
 from tests.builders import prompt, sae, tiny
 
-pytestmark = pytest.mark.xdist_group("ray")  # in one process, one after another: each cluster takes seconds to start
-
 REPOSITORY = Path(__file__).parent.parent
 QUICK = {
     "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500,

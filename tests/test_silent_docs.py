@@ -21,8 +21,6 @@ from attrib import cli
 from attrib.jobs.engines import choose as choosing
 from tests.job_cases import here
 
-pytestmark = pytest.mark.xdist_group("docs")  # what the README's commands wrote is read by all Python
-
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
