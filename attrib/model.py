@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from attrib.tokenizer import SpecialTokens
+from attrib.tokenizer import Tokenizer as Tokenizer
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
@@ -146,18 +148,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """How text becomes token ids: two functions and whether prompts begin with a special token."""
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-    bos: int | None = None
-    """Put before every prompt given as text; None for models that are used without."""
-    sha256: str | None = None
-    """Hash of the tokenizer's definition, to tell which one a result came from."""
-
-
-@dataclass(frozen=True)
 class Model:
     """Parameters, config and (where known) tokenizer of one transformer."""
 
@@ -181,6 +171,19 @@ class Model:
         if dtype in (None, self.dtype) and device in (None, self.device, str(self.device)):
             return self
         return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
+
+    def with_special_tokens(self, special_tokens: SpecialTokens) -> "Model":
+        """The same model, whose prompts take a special token that is spelled out in their text as it says.
+
+        Args:
+            special_tokens: "allow", it is that token, as the tokenizer has it; "text", it is text like any other; "refuse", an error.
+
+        Raises:
+            InputError: for another choice, or where there is no tokenizer that could take it.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"special_tokens: {self.name} has no tokenizer, so no text is taken.")
+        return replace(self, tokenizer=self.tokenizer.with_special_tokens(special_tokens))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -52,7 +52,7 @@ class AttribWarning(UserWarning):
     """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 

@@ -20,6 +20,7 @@ from attrib.edges import Edges
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
+from attrib.tokenizer import SpecialTokens
 from attrib.types import POLICIES, Dense, Difference, InputError, Keep, Logits, Mass, Progress, Threshold, Tokens, TopK, TopLogits
 
 LONGEST_CONFIG = 1 << 20
@@ -98,6 +99,7 @@ class Work(BaseModel):
     budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
     positions: list[Whole] | None = None
     error: bool = True
+    special_tokens: SpecialTokens = "allow"
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
 
     @property
@@ -206,6 +208,8 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
     """
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
+    if work.special_tokens != "allow":
+        model = model.with_special_tokens(work.special_tokens)
     dictionaries = {name: load_dictionary(places.get(name, name)) for name in work.dictionaries}
     return Loaded(work, model, dictionaries)
 

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "types", "positions", "sparse", "edges", "ops", "model", "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded",
+    "types", "positions", "labels", "tokenizer", "sparse", "edges", "ops", "model", "tokens", "precision",
+    "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
     "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
     "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
@@ -23,7 +24,7 @@ ORDER = [
 
 NARROWER = {
     "edges": {"types", "sparse"},
-    "sources": {"model", "dictionary", "types"},
+    "sources": {"model", "dictionary", "labels", "tokenizer", "types"},
 }
 """Modules that may import less than all those before them."""
 

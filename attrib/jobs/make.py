@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from attrib.attribute import check_ids, to_ids
 from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.model import Model
 from attrib.prompts import Given, read
 from attrib.store.columns import packages
 from attrib.store.whole import PARTIAL, sync
+from attrib.tokens import check_ids, to_ids
 from attrib.types import InputError, Progress
 from attrib.work import Loaded, load
 
@@ -166,7 +166,7 @@ def _parts(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[list
         longest = of.max_tokens or model.config.n_ctx
         if len(ids) > longest and of.long == "refuse":
             return [], f"has {len(ids)} tokens, more than {longest}"
-        parts = [ids[:longest]] if of.long == "truncate" else _split(ids, longest, model.tokenizer.bos if model.tokenizer else None)
+        parts = [ids[:longest]] if of.long == "truncate" else _split(ids, longest, model.tokenizer.around if model.tokenizer else ([], []))
         for part in parts:
             check_ids(model, number, part)
     except InputError as error:
@@ -174,11 +174,17 @@ def _parts(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[list
     return parts, ""
 
 
-def _split(ids: Tensor, longest: int, bos: int | None) -> list[Tensor]:
-    """A document's tokens, so many at a time; each part begins with the tokenizer's first token where the document does."""
-    if len(ids) <= longest or int(ids[0]) != bos:
-        return list(ids.split(longest))
-    return [torch.cat([ids[:1], part]) for part in ids[1:].split(longest - 1)]
+def _split(ids: Tensor, longest: int, around: tuple[list[int], list[int]]) -> list[Tensor]:
+    """A document's tokens, so many at a time; each part has around it what the tokenizer puts there, where the document has."""
+    if len(ids) <= longest:
+        return [ids]
+    before, behind = (ids.new_tensor(side) for side in around)
+    before = before if torch.equal(ids[: len(before)], before) else before[:0]
+    behind = behind if torch.equal(ids[len(ids) - len(behind) :], behind) else behind[:0]
+    if (room := longest - len(before) - len(behind)) < 1:
+        raise InputError(f"cannot be split: the tokenizer puts {longest - room} tokens around each part, and max_tokens is {longest}")
+    inside = ids[len(before) : len(ids) - len(behind)]
+    return [torch.cat([before, part, behind]) for part in inside.split(room)]
 
 
 # ----------------------------------------------------------------------------------------------- shards
