@@ -10,7 +10,8 @@ def labels_of(pieces: Mapping[int, str], join: Callable[[list[str]], str], verba
     """Labels by token id.
 
     `▁Paris`, `ĠParis` and, where words have no mark, `Paris` read " Paris"; a continuation reads without a space. Bytes that are no
-    character by themselves are written `<0xE2>`, and of tokens that read alike all but one carry their id.
+    character by themselves are written `<0xE2>`. Of tokens that read alike all but one are written as the vocabulary has them,
+    and, if need be, with their id.
 
     Args:
         pieces: the vocabulary as the tokenizer writes it.
@@ -21,11 +22,14 @@ def labels_of(pieces: Mapping[int, str], join: Callable[[list[str]], str], verba
     taken: set[str] = set()
     order = sorted(pieces)
     added = [number for number in order if number in verbatim]
-    for number in (*added, *order):  # the added ones keep their text
+    others = [number for number in order if not pieces[number].startswith("<0x")]
+    for number in (*added, *others, *order):  # where some read alike, the first keeps its text: added tokens, and bytes last
         if number in labels:
             continue
         piece = pieces[number]
         label = piece if number in verbatim else _in_context(piece, join)
+        if not label or label in taken:
+            label = piece
         while not label or label in taken:
             label = f"{label}{unnamed(number)}"
         taken.add(label)

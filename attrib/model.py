@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from attrib.tokenizer import SpecialTokens
 from attrib.tokenizer import Tokenizer as Tokenizer
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
@@ -172,7 +171,7 @@ class Model:
             return self
         return replace(self, params=pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params))
 
-    def with_special_tokens(self, special_tokens: SpecialTokens) -> "Model":
+    def with_special_tokens(self, special_tokens: str) -> "Model":
         """The same model, whose prompts take a special token that is spelled out in their text as it says.
 
         Args:

@@ -61,21 +61,18 @@ def numbers_of(positions: Positions, length: int, prompt: int | None = None) -> 
 
 def _plain(given: PositionsLike) -> tuple[Positions, int | None]:
     """The plain form, and the length of the mask where it was one."""
-    match given:
-        case None:
-            return None, None
-        case "last":
-            return -1, None
-        case "all":
-            return ":", None
-        case str():
-            _slice(given)
-            return given, None
-        case slice():
-            text = ":".join("" if part is None else str(_whole(part)) for part in (given.start, given.stop))
-            text += "" if given.step is None else f":{_whole(given.step)}"
-            _slice(text)
-            return text, None
+    if given is None:
+        return None, None
+    if isinstance(given, str):
+        if given in ("last", "all"):
+            return (-1 if given == "last" else ":"), None
+        _slice(given)
+        return given, None
+    if isinstance(given, slice):
+        parts = given.start, given.stop, *(() if given.step is None else (given.step,))
+        text = ":".join("" if part is None else str(_whole(part)) for part in parts)
+        _slice(text)
+        return text, None
     if isinstance(given, Tensor | np.ndarray):
         if given.ndim > 1:
             raise InputError(f"positions: of shape {list(given.shape)}; {EXPECTED}, and one choice for all prompts.")

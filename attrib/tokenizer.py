@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 from attrib.types import InputError, first_line
 
@@ -62,7 +62,10 @@ class Tokenizer:
             return []
         before, behind = self.around
         if self.special_tokens == "text" and self.plain is not None:
-            return [*before, *self.plain(text), *behind]
+            inside = self.plain(text)
+            if found := [token for number, token in self.special.items() if token in text and number in inside]:
+                raise InputError(f"holds {found[0]!r}, which this tokenizer does not take as text; take it out, or allow special tokens.")
+            return [*before, *inside, *behind]
         self._refuse(text)
         if before and all(number in self.special for number in before) and text.startswith("".join(map(self.special.__getitem__, before))):
             return [*self.encode(text), *behind]
@@ -90,13 +93,13 @@ class Tokenizer:
                 f"holds the special token {found[0]!r}, and special_tokens is {self.special_tokens!r}; take it out of the text."
             )
 
-    def with_special_tokens(self, special_tokens: SpecialTokens) -> "Tokenizer":
+    def with_special_tokens(self, special_tokens: str) -> "Tokenizer":
         """The same tokenizer, which takes special tokens in text as this says."""
         if special_tokens not in get_args(SpecialTokens):
             raise InputError(f"special_tokens: {special_tokens!r}; expected one of {', '.join(map(repr, get_args(SpecialTokens)))}.")
         if special_tokens == "text" and self.plain is None:
             raise InputError("special_tokens: 'text', which this tokenizer cannot do; expected 'allow' or 'refuse'.")
-        return replace(self, special_tokens=special_tokens)
+        return replace(self, special_tokens=cast(SpecialTokens, special_tokens))
 
 
 def guarded(function: Callable[P, T]) -> Callable[P, T]:

@@ -146,7 +146,7 @@ def _int_ids(item: Any, number: int) -> Int[Tensor, " positions"]:
     if isinstance(item, Sequence | range) and not isinstance(item, str | bytes | bytearray) and all(map(_is_whole, item)):
         try:
             return torch.tensor([int(one) for one in item], dtype=torch.int64)
-        except (OverflowError, RuntimeError):
+        except (OverflowError, ValueError, RuntimeError):
             raise InputError(f"tokens: prompt {number} has ids beyond 64 bits; expected those of a vocabulary.") from None
     raise InputError(f"tokens: prompt {number} is {_shown(item)}; {EXPECTED}.")
 
@@ -278,20 +278,18 @@ def _warn_of_padding(model: Model, bare: Iterable[tuple[int, Tensor]]) -> None:
     found = [number for number, ids in bare if len(ids) > run and any(bool((end == pad).all()) for end in (ids[:run], ids[-run:]))]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        warnings.warn(
+        _warn(
             f"tokens: prompt {found[0]}{more} begin or end in pad tokens (id {pad}), which are computed as tokens like any other. Give the "
-            "tokenizer's whole encoding, with its attention_mask, or cut them off.",
-            AttribWarning,
-            stacklevel=_outside(),
+            "tokenizer's whole encoding, with its attention_mask, or cut them off."
         )
 
 
-def _outside() -> int:
-    """The stacklevel, for who calls this, of the first caller outside attrib."""
-    level, frame = 1, sys._getframe(1)
+def _warn(message: str) -> None:
+    """An AttribWarning at the line outside attrib from which it was called."""
+    level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("attrib", "jaxtyping", "beartype"):
         level, frame = level + 1, frame.f_back
-    return level
+    warnings.warn(message, AttribWarning, stacklevel=level)
 
 
 # ------------------------------------------------------------------------------------------- labels

@@ -14,6 +14,7 @@ from attrib.sources.families import check_architecture, family_of, model_config
 from attrib.sources.families.weights import is_buffer
 from attrib.sources.hugging_face import from_hugging_face
 from attrib.sources.tensors import Shapes, read_json
+from attrib.tokenizer import guarded
 from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -54,7 +55,7 @@ def load_folder(folder: Path, *, name: str | None = None) -> Model:
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **here)
         has_tokenizer = any((folder / file).is_file() for file in TOKENIZER)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here) if has_tokenizer else None
+        tokenizer = guarded(AutoTokenizer.from_pretrained)(folder, **here) if has_tokenizer else None
     except Exception as error:  # each of its libraries has its own for a damaged file
         raise FormatError(f"model: transformers cannot load {folder}: {first_line(error)}") from error
     if loaded["missing_keys"]:  # transformers fills these with random numbers

@@ -27,6 +27,7 @@ from attrib.sources.check import check_model
 from attrib.sources.families import Rotary, model_config, params
 from attrib.sources.hugging_face import rotary_tables
 from attrib.sources.text import from_tokenizers
+from attrib.tokenizer import guarded
 from attrib.types import FetchError, FormatError, InputError
 
 NAME = "smollm2-135m"
@@ -61,7 +62,7 @@ def read(folder: Path) -> Model:
     try:
         facts = json.loads((folder / "config.json").read_text())
         state = load_file(folder / "model.safetensors")
-        tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = guarded(FastTokenizer.from_file)(str(folder / "tokenizer.json"))
         config = model_config(_Facts(facts))
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
         names = json.loads(told.read_text()) if (told := folder / "tokenizer_config.json").is_file() else {}
