@@ -220,6 +220,18 @@ def test_an_interrupt_is_no_failure_of_the_tokenizer():
         guarded(stop)("a")
 
 
+def test_parts_of_a_document_have_around_them_what_the_template_puts_there():
+    from attrib.jobs.make import _split
+
+    tokenizer = with_tokenizer(words("<s> first $A </s>", specials=["<s>", "</s>"])).tokenizer
+    assert tokenizer.around == ([0, 3], [1])
+    ids = torch.tensor(tokenizer.prompt("the cat sat"))
+    assert [part.tolist() for part in _split(ids, 5, tokenizer.around)] == [[0, 3, 5, 6, 1], [0, 3, 7, 1]]
+    assert [part.tolist() for part in _split(ids[2:-1], 2, tokenizer.around)] == [[5, 6], [7]]
+    with pytest.raises(InputError, match="puts 3 tokens around each part, and max_tokens is 3"):
+        _split(ids, 3, tokenizer.around)
+
+
 # ----------------------------------------------------------------------------- wherever text is taken
 
 
