@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +20,11 @@ from attrib.between import Effect
 from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
-from attrib.edges import Edges, Nodes, Prompts, join
+from attrib.edges import Edges, Nodes, Prompts, concatenated, join
 from attrib.fit import fitted
 from attrib.jacobian import (
     DEFAULT_BUDGET,
+    LEAST_FOR_SAMPLES,
     Tile,
     Working,
     adjoint,
@@ -32,16 +33,21 @@ from attrib.jacobian import (
     by_vjp,
     chunk_size,
     sampled_error,
+    sampled_task,
     task_of,
+    with_writes,
     working_memory,
 )
 from attrib.model import Model, fingerprint
+from attrib.opening_cost import Counts, counts_known, known_task, opening_of, positions_read
 from attrib.ops import Compacted, Impl, check_impl, compact
-from attrib.packing import packs
+from attrib.packing import least_memory, packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
+from attrib.result import check_fits, free_memory, memory_named, result_bytes
 from attrib.sparse import check_keep, kept, to_csr
+from attrib.task import Task
 from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
@@ -220,16 +226,17 @@ class _Checked(NamedTuple):
     stop: Site
     precision: Precision
     prompts: list[Tensor]
-    working: list[Working]
 
 
-def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
+def _check(
+    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
+) -> _Checked:
+    """Raise what is wrong with a call's arguments."""
     precision = precision_of(model, options.dtype)
     if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
         raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
     if options.precision_rows and options.method == "torch.func":
         raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
-    dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = start_site(source)
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target)
@@ -238,18 +245,114 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
     for ids in prompts:
         chosen_positions(options.positions, len(ids), ids.device)
-    # the widest table over positions: a dictionary's latents, or the logits that a metric reads
-    widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target, *options.cuts))
-    widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
-    working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
-    # the prompt that needs most is asked first, so that the error names what is enough for all
-    for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
-        if options.method == "torch.func" or kind == "latent_to_metric":
-            chunk_size(working[number], options.budget, number)
-        elif options.budget < (least := 3 * dtype.itemsize * len(prompts[number]) * widest):
-            # the encoders need that; what a sweep needs is known, and asked, when the active latents are
-            raise BudgetError.of(options.budget, number, least)
-    return _Checked(start, stop, precision, prompts, working)
+    _check_memory(kind, model, source, target, prompts, options, error, precision)
+    return _Checked(start, stop, precision, prompts)
+
+
+def _check_memory(
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary | None,
+    target: Any,
+    prompts: list[Tensor],
+    options: "_Options",
+    error: bool,
+    precision: Precision,
+) -> None:
+    """Raise what the budget, or the memory for the result, would raise at some prompt, as far as it is known beforehand.
+
+    The error names what is enough for the whole call. Where it takes a pass to know how many latents are active, that pass is made
+    for all prompts, but only where the budget is too small for what is known without.
+    """
+    needs = _Needs(kind, model, source, target, options, error, precision)
+    known = [needs.known(ids) for ids in prompts]
+    if max(known) > options.budget:
+        needs.refuse(prompts, known)
+    if needs.is_known:
+        tasks = [needs.task(ids) for ids in prompts]
+        _check_result(tasks, options.keep, free_memory())
+
+
+def _check_result(tasks: Sequence[Task], keep: Keep, free: int) -> None:
+    """Raises BudgetError where the results of all tasks together take too much of the memory that is free."""
+    needed = sum(result_bytes(task, keep) for task in tasks)
+    check_fits(needed, keep, sum(task.n_targets for task in tasks), tasks[0].itemsize, free)
+
+
+class _Needs:
+    """How much memory the prompts of a call need, at the least."""
+
+    def __init__(
+        self, kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, options: "_Options", error: bool, precision: Precision
+    ) -> None:
+        self.model, self.source, self.target, self.options, self.error, self.precision = model, source, target, options, error, precision
+        self.is_metric, self.itemsize = kind == "latent_to_metric", precision.path.itemsize
+        self.by_transforms = self.is_metric or options.method == "torch.func"
+        self.opening = None
+        if not self.is_metric:
+            put_in = options.cuts, options.effect, options.policy
+            self.opening = opening_of(model, source, target, *put_in, error, self.itemsize)
+        self._by_length: dict[int, Task] = {}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a prompt's task is known before its path is opened."""
+        return self.opening is not None and self.opening.cuts is None and counts_known(self.source, self.target)
+
+    def task(self, ids: Tensor) -> Task:
+        """The task of a prompt where it is known: prompts of one length have one."""
+        assert self.opening is not None
+        if (found := self._by_length.get(len(ids))) is None:
+            options = self.options
+            task = known_task(self.model, self.source, self.target, ids, options.policy, options.positions, self.itemsize, None)
+            found = self._by_length[len(ids)] = self.opening.opened(task, positions_read(self.target, options.positions, ids))
+        return found
+
+    def working(self, ids: Tensor) -> Working:
+        """What torch.func takes for a prompt; the widest table over positions is of a dictionary's latents, or of logits."""
+        config = self.model.config
+        widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (self.source, self.target, *self.options.cuts))
+        widest = max(widest, config.d_vocab) if self.is_metric else widest
+        stop = config.last if self.is_metric else stop_site(self.model, self.target)
+        working = working_memory(config, start_site(self.source), stop, len(ids), widest, self.itemsize)
+        return working if self.opening is None else working._replace(fixed=max(working.fixed, self._opened(ids)))
+
+    def _opened(self, ids: Tensor) -> int:
+        """Bytes for opening a prompt's path, as far as it is known."""
+        assert self.opening is not None
+        return self.opening.memory(Counts(len(ids), 0, 0, positions_read(self.target, self.options.positions, ids))).peak
+
+    def known(self, ids: Tensor) -> int:
+        """Bytes that a prompt is known to need."""
+        if self.by_transforms:
+            return sum(self.working(ids))
+        return least_memory(self.task(ids)) if self.is_known else self._opened(ids)
+
+    def opened(self, ids: Tensor, found: Path) -> Task:
+        """The task of a prompt whose path is open."""
+        assert self.opening is not None
+        task = replace(task_of([found]), itemsize=self.itemsize)
+        return self.opening.opened(task, positions_read(self.target, self.options.positions, ids), found.active)
+
+    def counted(self, ids: Tensor, found: Path, sampled: int = 0) -> int:
+        """Bytes that a prompt needs, its path being open; with rows that are computed again in float64."""
+        if self.by_transforms:
+            return sum(with_writes(self.working(ids), found))
+        task = self.opened(ids, found)
+        again = least_memory(sampled_task(found, sampled)) if sampled else 0
+        return max(least_memory(task), again if again > LEAST_FOR_SAMPLES else 0)
+
+    def refuse(self, prompts: list[Tensor], known: Sequence[int] = ()) -> NoReturn:
+        """Raise BudgetError with what is enough for all prompts."""
+        found = list(known)
+        if not (self.is_known or self.is_metric) or not known:
+            model, source, target, put_in = _in_precision(self.model, self.source, self.target, self.options, self.precision)
+            others: dict[str, Any] = {"policy": self.options.policy, "positions": self.options.positions, "error": self.error}
+            rows = _sampled_rows(self.options, self.precision)
+            paths = (path(model, source, target, ids, **put_in, **others) for ids in prompts)
+            found = [self.counted(ids, each, 0 if number else rows) for number, (ids, each) in enumerate(zip(prompts, paths, strict=True))]
+        number = max(range(len(prompts)), key=found.__getitem__)
+        raise BudgetError.of(self.options.budget, number, found[number])
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dictionary | Logits, tokens: TokensLike, **options: Any) -> None:
@@ -263,9 +366,9 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dicti
         "method": "adjoint",
         "progress": False,
     }
-    options.pop("error", None)
+    error = source is None or options.pop("error", True)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
-    _check(kind, model, source, target, tokens, _Options(**(usual | options)))
+    _check(kind, model, source, target, tokens, _Options(**(usual | options)), error)
 
 
 def _run(
@@ -273,63 +376,100 @@ def _run(
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
     options = replace(options, cuts=apart_from(options.cuts, source, target))
-    start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
+    start, _, precision, prompts = _check(kind, model, source, target, tokens, options, error)
+    needs = _Needs(kind, model, source, target, options, error, precision)
     call = _call(kind, model, source, target, prompts, options, precision, error)
+    doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
+    with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer prompts or shorter ones."):
+        model, source, target, put_in = _in_precision(model, source, target, options, precision)
+        done = _track(prompts, options.progress)
+        if kind == "latent_to_metric":
+            assert source is not None
+            return join([_metric_edges(kind, model, source, target, ids, options, error, put_in, call) for ids in done])
+        others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
+        paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
+        jacobians = (_by_transforms if options.method == "torch.func" else _by_adjoint)(paths, needs, prompts)
+        parts: list[Edges] = []
+        rows = _sampled_rows(options, precision)
+        for ids, found, tiles in jacobians:
+            if rows and not parts:
+                sampled = sampled_error(found, rows, precision, options.impl, options.budget)
+                call |= {"precision_error": sampled._asdict(), "seed": 0}
+            named = start if source is None else source.site, read_site(model, target)
+            parts.append(_path_edges(kind, model, *named, found, tiles, ids, options, call))
+            del found, tiles  # before the next prompt's path is opened
+        return join(parts, release=True)
+
+
+def _sampled_rows(options: "_Options", precision: Precision) -> int:
+    return (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
+
+
+def _in_precision(
+    model: Model, source: Dictionary | None, target: Any, options: "_Options", precision: Precision
+) -> tuple[Model, Any, Any, dict[str, Any]]:
+    """Model, ends and cuts in the precision of the path, on the model's device, and without autograd."""
     dtype = precision.path
-    model = _constant(model.to(dtype=dtype))
+    cast = _constant(model.to(dtype=dtype))
 
     def there(dictionary: Dictionary, argument: str) -> Any:
-        return _constant(fitted(model, dictionary.to(dtype=dtype, device=model.device), argument))
+        return _constant(fitted(cast, dictionary.to(dtype=dtype, device=cast.device), argument))
 
+    cuts = [there(cut, f"cuts[{number}]") for number, cut in enumerate(options.cuts)]
     source = None if source is None else there(source, "source")
     target = there(target, "target") if isinstance(target, Dictionary) else target
-    put_in: dict[str, Any] = {
-        "cuts": [there(cut, f"cuts[{number}]") for number, cut in enumerate(options.cuts)],
-        "effect": options.effect,
-    }
-    done = _track(prompts, options.progress)
-    if kind == "latent_to_metric":
-        assert source is not None
-        return join([_metric_edges(kind, model, source, target, ids, options, error, put_in, call) for ids in done])
-    others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
-    paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
-    by_transforms = options.method == "torch.func"
-    jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
-    parts: list[Edges] = []
-    rows = (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
-    for ids, found, tiles in jacobians:
-        if rows and not parts:
-            sampled = sampled_error(found, rows, precision, options.impl, options.budget)
-            call |= {"precision_error": sampled._asdict(), "seed": 0}
-        named = start if source is None else source.site, read_site(model, target)
-        parts.append(_path_edges(kind, model, *named, found, tiles, ids, options, call))
-    return join(parts)
+    return cast, source, target, {"cuts": cuts, "effect": options.effect}
 
 
 Prompted = tuple[Tensor, Path]
 """A prompt's tokens and its path."""
 
 
-def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+def _by_transforms(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor]) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
+    fits = _Fits(needs.options.keep)
     for number, (ids, found) in enumerate(paths):
-        needed = working[number]
-        if found.is_cut:  # each row holds what every source writes, once more
-            needed = needed._replace(row=needed.row + found.x.dtype.itemsize * found.sources.direction.numel())
-        rows = chunk_size(needed, budget, number)
+        try:
+            rows = chunk_size(with_writes(needs.working(ids), found), needs.options.budget, number)
+        except BudgetError:
+            needs.refuse(prompts)
+        fits.add(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
 
 
-def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Precision) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+def _by_adjoint(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor]) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """The written sweeps, pack by pack."""
-    for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), options.budget):
-        tiles = adjoint([found for _, found in pack], plan, precision, options.impl)
+    options, fits = needs.options, _Fits(needs.options.keep)
+    planned = packs(paths, lambda prompted: needs.opened(*prompted), options.budget)
+    while True:
+        try:
+            pack, plan = next(planned)
+        except StopIteration:
+            return
+        except BudgetError:
+            needs.refuse(prompts)
+        fits.add(plan.task)
+        tiles = adjoint([found for _, found in pack], plan, needs.precision, options.impl)
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
-            continue
-        for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
-            yield *pack[number], (tile for _, tile in of_prompt)
+        else:
+            for number, of_prompt in groupby(tiles, key=lambda tile: tile[0]):
+                yield *pack[number], (tile for _, tile in of_prompt)
+        del pack, plan, tiles
+
+
+class _Fits:
+    """Whether the result fits, counted while it grows, for where it is not known beforehand."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.keep, self.free, self.tasks = keep, free_memory(), list[tuple[int, int]]()
+
+    def add(self, task: Task) -> None:
+        """Raises BudgetError where the result of all tasks so far is too large; see `check_fits`."""
+        self.tasks.append((result_bytes(task, self.keep), task.n_targets))
+        needed, targets = map(sum, zip(*self.tasks, strict=True))
+        check_fits(needed, self.keep, targets, task.itemsize, self.free)
 
 
 def _constant(part: Any) -> Any:
@@ -460,7 +600,9 @@ def _edges(
             parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
         del tile, rows  # before the next is computed
     ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
-    indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
+    columns = [list(column) for column in list(zip(*parts, strict=True))[1:]]
+    parts.clear()
+    indices, gradient, attribution, total, l1 = map(concatenated, columns)
     indptr = torch.cat([ends.new_zeros(1), ends])
     return Edges(
         kind, source_table, target_table, indptr, indices, gradient, attribution, total, l1, _prompts(model, ids), call

@@ -1,26 +1,23 @@
 """What a call will cost, told before it runs: `plan`."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attrib.attribute import TokensLike, check, to_prompts
-from attrib.between import Effect, station
-from attrib.cone import pieces_of
+from attrib.between import Effect
 from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
+from attrib.opening_cost import Counts, counts_known, known_task, opening_of, positions_read
 from attrib.packing import PackPlan, packs
-from attrib.paths import path, start_site, stop_site
+from attrib.paths import path
 from attrib.precision import precision_of
-from attrib.reading import Positions, chosen_positions
-from attrib.task import Task
-from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
+from attrib.reading import Positions
+from attrib.types import EXACT, EdgeKind, InputError, Logits, Policy
 
 
 @dataclass(frozen=True)
@@ -94,82 +91,25 @@ def plan(
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     itemsize = precision_of(model, dtype).path.itemsize
-    is_cut = bool(cuts) or (source is not None and len(source.writes) > 1)
+    opening = opening_of(model, source, target, cuts, effect, policy, error, itemsize)
+    is_cut = opening.cuts is not None
     if is_cut and active is not None:
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
-    known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
+    is_known = not is_cut and counts_known(source, target, active)
     options: dict[str, Any] = {"policy": policy, "positions": positions, "error": error, "cuts": cuts, "effect": effect}
-    tasks = []
+    tasks, opened = [], Cost(itemsize)
     for ids in to_prompts(model, tokens):
-        if known and not is_cut:
-            tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
+        read = positions_read(target, positions, ids)
+        counted: tuple[int, ...] = ()
+        if is_known:
+            task = known_task(model, source, target, ids, policy, positions, itemsize, active)
         else:
-            tasks.append(task_of([path(model, source, target, ids, **options)]))
+            found = path(model, source, target, ids, **options)
+            task, counted = replace(task_of([found]), itemsize=itemsize), found.active
+        tasks.append(opening.opened(task, read, counted))
+        opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read, counted))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
-    capture = Cost(itemsize)
-    for task in tasks:
-        encoders = [d for d in (source, target) if isinstance(d, Dictionary)]
-        encoders += [cut for cut in cuts if any(passed.reads == station(cut.site) for passed in task.passed)]
-        _capture(capture, model, encoders, target, task, positions)
-    total = sum((pack.cost for pack in planned), capture)
-    least = sum((pack.floor for pack in planned), capture)
+    total = sum((pack.cost for pack in planned), opened)
+    least = sum((pack.floor for pack in planned), opened)
     peak = max(pack.peak for pack in planned)
     return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()))
-
-
-def _task(
-    model: Model,
-    source: Dictionary | None,
-    target: Dictionary | Logits,
-    ids: Tensor,
-    policy: Policy,
-    positions: Positions,
-    itemsize: int,
-    active: int | None,
-) -> Task:
-    """The work of a prompt whose counts are known beforehand."""
-    length = len(ids)
-
-    def count(dictionary: Dictionary) -> int:
-        return min(active or dictionary.config.k or 0, dictionary.d_sae)
-
-    if isinstance(target, Dictionary):
-        rows, at = count(target), positions
-    else:
-        rows, at = _logits(target), -1 if positions is None else positions
-    times = Counter(chosen_positions(at, length, ids.device).tolist())
-    targets = tuple(rows * times[position] for position in range(length))
-    sources = (1 if source is None else count(source),) * length
-    ends = start_site(source), stop_site(model, target)
-    return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
-
-
-def _logits(what: Logits) -> int:
-    match what:
-        case TopLogits(k=k):
-            return k
-        case Tokens(tokens=tokens):
-            return len(tokens)
-        case Difference() | Direction():
-            return 1
-
-
-def _capture(
-    cost: Cost, model: Model, encoders: Sequence[Dictionary], target: Dictionary | Logits, task: Task, positions: Positions
-) -> None:
-    """Count what is done before the Jacobian: the prompt's own pass, the encoders, the logits that are chosen from."""
-    c = model.config
-    (rows,) = task.targets
-    tokens, d, d_kv, d_q = len(rows), c.d_model, c.n_kv_heads * c.d_head, c.n_heads * c.d_head
-    last = task.stop.layer + (task.stop.kind in ("mlp_out", "resid_post"))
-    attentions = task.stop.layer + (task.stop.kind != "resid_pre")
-    cost.mm("capture", tokens, d, d_q + 2 * d_kv, batch=attentions)
-    cost.mm("capture", tokens, d_q, d, batch=attentions)
-    cost.mm("capture", tokens, c.d_head, tokens, batch=2 * c.n_heads * attentions)
-    cost.mm("capture", tokens, d, task.d_hidden, batch=last)
-    cost.mm("capture", tokens, c.d_mlp, d, batch=last)
-    for dictionary in encoders:
-        cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
-    if isinstance(target, TopLogits | Tokens):
-        read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
-        cost.mm("capture", read, d, c.d_vocab)

@@ -184,9 +184,24 @@ def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budge
     return error_of(found, exact, path.sources.value)
 
 
+LEAST_FOR_SAMPLES = 1 << 30
+"""Bytes that sampled rows may take in any case."""
+
+
+def sampled_task(path: Path, rows: int) -> Task:
+    """The task of sampled rows in float64, which needs most where they are the last."""
+    task = task_of([path])
+    (targets,) = task.targets
+    left, last = rows, list[int]()
+    for count in reversed(targets):
+        last.append(min(count, left))
+        left -= last[-1]
+    return replace(task, targets=(tuple(reversed(last)),), itemsize=8)
+
+
 def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
     """The whole Jacobian of a path with few targets."""
-    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, 1 << 30)), precision, impl)]
+    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, LEAST_FOR_SAMPLES)), precision, impl)]
     return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
 
 
@@ -302,3 +317,10 @@ def chunk_size(working: Working, budget: int, prompt: int) -> int:
     if budget < working.fixed + working.row:
         raise BudgetError.of(budget, prompt, working.fixed + working.row)
     return min(MAX_CHUNK, (budget - working.fixed) // working.row)
+
+
+def with_writes(working: Working, path: Path) -> Working:
+    """The same for a path whose rows each hold, once more, what every source writes."""
+    if not path.is_cut:
+        return working
+    return working._replace(row=working.row + path.x.dtype.itemsize * path.sources.direction.numel())

@@ -72,6 +72,8 @@ class Path:
     """Where the sources write, the first of it where `x` is, in the order in which their directions lie side by side."""
     between: Between = NOTHING
     """What dictionaries write on the way."""
+    active: tuple[int, ...] = ()
+    """How many latents of each dictionary that is put in are active, where opening the path has counted them."""
 
     @property
     def is_cut(self) -> bool:
@@ -171,6 +173,7 @@ class _Opening(NamedTuple):
     """The true value at the site that is read, where that is not the path's end."""
     writes: tuple[Site, ...]
     between: Between
+    active: tuple[int, ...]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
     """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
 
@@ -202,7 +205,7 @@ def _open(
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
         return run(head.enter(values), stream)
 
-    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, function)
+    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
 
 
 def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
@@ -248,15 +251,17 @@ def _open_cut(
         writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
         sources = latent_sources(source, x, writes, encode_sparse(source, x))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
+    active: tuple[int, ...] = ()
     if not error:
         leaves = cuts.leaves(tokens, error=False, true=seen)
         sites += [at for at in cuts.held if at.kind == "z"]  # which is not what its attention makes
         wanted = {start, stop, *sites}
         reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
+        active = tuple(len(each) for each in leaves.activations)
         read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
     streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
     return _Opening(
-        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), function
+        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), active, function
     )  # fmt: skip
 
 
@@ -318,7 +323,7 @@ def path(
     targets = Targets(read.position, read.latent, value, cotangent)
     return Path(
         at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
-        at.writes, at.between,
+        at.writes, at.between, at.active,
     )  # fmt: skip
 
 

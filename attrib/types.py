@@ -36,6 +36,10 @@ class BudgetError(InputError):
         )
 
 
+class OutOfMemoryError(AttribError, MemoryError):
+    """The machine or the device had no memory left; says what was being done, and what takes less."""
+
+
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""
 

@@ -16,8 +16,9 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 ORDER = [
     "types", "sparse", "edges", "ops", "model", "precision", "adjoint", "attention", "cone", "primal", "seeded",
     "dictionary", "between", "sweep", "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading",
-    "paths", "task", "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats",
-    "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+    "paths", "task", "cost", "opening_cost", "through_cost", "memory", "packing", "result", "jacobian",
+    "attribute", "forecast", "store", "stats", "export", "graph", "causal", "sources", "work", "prompts", "run", "rerun",
+    "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
