@@ -20,7 +20,7 @@ from attrib.between import Effect
 from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
-from attrib.edges import Edges, Nodes, Prompts, concatenated, join
+from attrib.edges import Edges, Growing, Nodes, Prompts, join
 from attrib.fit import fitted
 from attrib.jacobian import (
     DEFAULT_BUDGET,
@@ -45,7 +45,7 @@ from attrib.packing import least_memory, packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
-from attrib.result import check_fits, free_memory, memory_named, result_bytes
+from attrib.result import check_fits, fits, free_memory, memory_named, result_bytes
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.task import Task
 from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
@@ -200,6 +200,8 @@ class _Options:
     precision_rows: int | None = None
     cuts: Sequence[Dictionary] = ()
     effect: Effect = "direct"
+    result_fits: bool = True
+    """Whether the result has to fit into memory: a plan only tells its size."""
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
@@ -268,7 +270,7 @@ def _check_memory(
     known = [needs.known(ids) for ids in prompts]
     if max(known) > options.budget:
         needs.refuse(prompts, known)
-    if needs.is_known:
+    if needs.is_known and options.result_fits:
         tasks = [needs.task(ids) for ids in prompts]
         _check_result(tasks, options.keep, free_memory())
 
@@ -334,6 +336,15 @@ class _Needs:
         task = replace(task_of([found]), itemsize=self.itemsize)
         return self.opening.opened(task, positions_read(self.target, self.options.positions, ids), found.active)
 
+    def opened_paths(self, prompts: list[Tensor]) -> Iterator[tuple[Tensor, Path]]:
+        """Every prompt's path, once more, for an error that is to hold for all of them."""
+        model, source, target, put_in = _in_precision(self.model, self.source, self.target, self.options, self.precision)
+        others: dict[str, Any] = {"policy": self.options.policy, "positions": self.options.positions}
+        if source is not None:
+            others["error"] = self.error
+        for ids in prompts:
+            yield ids, path(model, source, target, ids, **put_in, **others)
+
     def counted(self, ids: Tensor, found: Path, sampled: int = 0) -> int:
         """Bytes that a prompt needs, its path being open; with rows that are computed again in float64."""
         if self.by_transforms:
@@ -346,11 +357,8 @@ class _Needs:
         """Raise BudgetError with what is enough for all prompts."""
         found = list(known)
         if not (self.is_known or self.is_metric) or not known:
-            model, source, target, put_in = _in_precision(self.model, self.source, self.target, self.options, self.precision)
-            others: dict[str, Any] = {"policy": self.options.policy, "positions": self.options.positions, "error": self.error}
             rows = _sampled_rows(self.options, self.precision)
-            paths = (path(model, source, target, ids, **put_in, **others) for ids in prompts)
-            found = [self.counted(ids, each, 0 if number else rows) for number, (ids, each) in enumerate(zip(prompts, paths, strict=True))]
+            found = [self.counted(ids, each, 0 if number else rows) for number, (ids, each) in enumerate(self.opened_paths(prompts))]
         number = max(range(len(prompts)), key=found.__getitem__)
         raise BudgetError.of(self.options.budget, number, found[number])
 
@@ -366,7 +374,7 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Dicti
         "method": "adjoint",
         "progress": False,
     }
-    error = source is None or options.pop("error", True)
+    error = options.pop("error", True) or source is None
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
     _check(kind, model, source, target, tokens, _Options(**(usual | options)), error)
 
@@ -427,20 +435,20 @@ Prompted = tuple[Tensor, Path]
 
 def _by_transforms(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor]) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
-    fits = _Fits(needs.options.keep)
+    growing = _Fits(needs, prompts)
     for number, (ids, found) in enumerate(paths):
         try:
             rows = chunk_size(with_writes(needs.working(ids), found), needs.options.budget, number)
         except BudgetError:
             needs.refuse(prompts)
-        fits.add(task_of([found]))
+        growing.add(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
 
 
 def _by_adjoint(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor]) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """The written sweeps, pack by pack."""
-    options, fits = needs.options, _Fits(needs.options.keep)
+    options, growing = needs.options, _Fits(needs, prompts)
     planned = packs(paths, lambda prompted: needs.opened(*prompted), options.budget)
     while True:
         try:
@@ -449,7 +457,7 @@ def _by_adjoint(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor])
             return
         except BudgetError:
             needs.refuse(prompts)
-        fits.add(plan.task)
+        growing.add(plan.task)
         tiles = adjoint([found for _, found in pack], plan, needs.precision, options.impl)
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
@@ -462,14 +470,15 @@ def _by_adjoint(paths: Iterable[Prompted], needs: _Needs, prompts: list[Tensor])
 class _Fits:
     """Whether the result fits, counted while it grows, for where it is not known beforehand."""
 
-    def __init__(self, keep: Keep) -> None:
-        self.keep, self.free, self.tasks = keep, free_memory(), list[tuple[int, int]]()
+    def __init__(self, needs: _Needs, prompts: list[Tensor]) -> None:
+        self.needs, self.prompts, self.free, self.needed = needs, prompts, free_memory(), 0
 
     def add(self, task: Task) -> None:
-        """Raises BudgetError where the result of all tasks so far is too large; see `check_fits`."""
-        self.tasks.append((result_bytes(task, self.keep), task.n_targets))
-        needed, targets = map(sum, zip(*self.tasks, strict=True))
-        check_fits(needed, self.keep, targets, task.itemsize, self.free)
+        """Raises BudgetError where the result so far is too large; it tells the size of the whole."""
+        keep = self.needs.options.keep
+        self.needed += result_bytes(task, keep)
+        if not fits(self.needed, keep, self.free):
+            _check_result([task_of([found]) for _, found in self.needs.opened_paths(self.prompts)], keep, self.free)
 
 
 def _constant(part: Any) -> Any:
@@ -592,17 +601,18 @@ def _edges(
     """Select from each tile where it lies, and move only what is kept."""
     select = partial(compact, impl="triton") if options.impl == "triton" else _select
     number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
-    parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
+    growing = [Growing() for _ in Compacted._fields]  # the first of how many each row keeps
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
-            parts.append(Compacted(*(column.cpu() for column in select(rows, sources.value[:width], options.keep))))
+            found = select(rows, sources.value[:width], options.keep)
+            for column, piece in zip(growing, found._replace(indptr=found.indptr.diff()), strict=True):
+                column.add(piece.cpu())
         del tile, rows  # before the next is computed
-    ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
-    columns = [list(column) for column in list(zip(*parts, strict=True))[1:]]
-    parts.clear()
-    indices, gradient, attribution, total, l1 = map(concatenated, columns)
+    counts, indices = (column.whole(number) for column in growing[:2])
+    gradient, attribution, total, l1 = (column.whole(none) for column in growing[2:])
+    ends = counts.cumsum(0)
     indptr = torch.cat([ends.new_zeros(1), ends])
     return Edges(
         kind, source_table, target_table, indptr, indices, gradient, attribution, total, l1, _prompts(model, ids), call

@@ -14,7 +14,7 @@ from rich.table import Table
 from attrib.commands import job, stats
 from attrib.commands.bars import bar
 from attrib.commands.export import export
-from attrib.types import AttribError, InputError
+from attrib.types import AttribError, InputError, first_line
 
 if TYPE_CHECKING:
     from attrib.sources.kinds import DictionaryKind
@@ -208,6 +208,13 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        from attrib.result import is_out_of_memory
+
+        if debug or not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory ({first_line(error)}). Give less at a time, or close what else runs.", file=sys.stderr)
         sys.exit(1)
 
 

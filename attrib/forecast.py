@@ -17,10 +17,11 @@ from attrib.packing import PackPlan, packs
 from attrib.paths import path
 from attrib.precision import precision_of
 from attrib.reading import Positions
-from attrib.types import EXACT, EdgeKind, InputError, Logits, Policy
+from attrib.result import result_bytes, size_of
+from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Logits, Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What an attribution will do and cost. Operations are those of matrix products, 2 m k n each."""
 
@@ -34,6 +35,8 @@ class Plan:
     floor: int
     """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
     floor_bytes: int
+    result: int
+    """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
 
     @property
     def flops(self) -> int:
@@ -45,20 +48,41 @@ class Plan:
         """The ways taken, the same for all packs or joined by commas: local, reverse, forward, both."""
         return ", ".join(sorted({pack.way for pack in self.packs}))
 
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, "
+            f"peak {size_of(self.peak)}, result up to {size_of(self.result)}, {len(self.packs)} pack(s))"
+        )
+
     def __str__(self) -> str:
         lines = [
-            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB"
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
+            f"result up to {size_of(self.result)}"
         ]
-        lines += [
-            f"  {part:<10}{self.flops_by_part[part] / 1e9:>10.3f} GFLOP {self.bytes_by_part[part] / 1e6:>10.1f} MB"
-            for part in self.flops_by_part
-        ]
+        lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
+        return "\n".join([*lines, *(f"  {line}" for line in self._pack_lines)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{part}</td><td>{flops / 1e9:,.3f}</td><td>{size / 1e6:,.1f}</td></tr>" for part, flops, size in self._parts
+        )
+        head = "<tr><th>part</th><th>GFLOP</th><th>MB moved</th></tr>"
+        packs = "<br>".join(self._pack_lines[:10]) + ("<br>…" if len(self.packs) > 10 else "")
+        return f"<div><p>{str(self).splitlines()[0]}</p><table>{head}{rows}</table><p>{packs}</p></div>"
+
+    @property
+    def _parts(self) -> list[tuple[Part, int, int]]:
+        return [(part, flops, self.bytes_by_part[part]) for part, flops in self.flops_by_part.items()]
+
+    @property
+    def _pack_lines(self) -> list[str]:
+        lines = []
         for pack in self.packs:
             met = "" if pack.layer is None else f" at the MLP of layer {pack.layer}"
             prompts, sweeps = len(pack.task.targets), len(pack.sweeps)
             size = f"{pack.task.n_targets} × {pack.task.n_sources}"
-            lines.append(f"  {prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
-        return "\n".join(lines)
+            lines.append(f"{prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
+        return lines
 
 
 def plan(
@@ -70,6 +94,7 @@ def plan(
     cuts: Sequence[Dictionary] = (),
     effect: Effect = "direct",
     policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
     positions: Positions = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
@@ -81,15 +106,32 @@ def plan(
     Args:
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
         target: a dictionary, or a choice of logits (`latent_to_logit`).
+        keep: for the size of the result. One that memory cannot hold is planned, and refused when it is run.
         active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
             with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
 
     The other options and errors are those of `attrib.latent_to_latent`.
     """
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
-    check(kind, model, source, target, tokens, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    check(
+        kind,
+        model,
+        source,
+        target,
+        tokens,
+        cuts=cuts,
+        effect=effect,
+        policy=policy,
+        keep=keep,
+        positions=positions,
+        error=error,
+        dtype=dtype,
+        budget=budget,
+        result_fits=False,
+    )
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
+    error = error or source is None  # tokens have none
     itemsize = precision_of(model, dtype).path.itemsize
     opening = opening_of(model, source, target, cuts, effect, policy, error, itemsize)
     is_cut = opening.cuts is not None
@@ -112,4 +154,5 @@ def plan(
     total = sum((pack.cost for pack in planned), opened)
     least = sum((pack.floor for pack in planned), opened)
     peak = max(pack.peak for pack in planned)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()))
+    size = sum(result_bytes(task, keep) for task in tasks)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size)

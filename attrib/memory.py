@@ -258,7 +258,7 @@ class _Sizes:
             waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
         steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
         # the columns and rows that a component's terms are gathered in, beside those that are kept
-        steps += [4 * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
+        steps += [(8 if passed.scales else 4) * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
         return 3 * down + max(waiting.values(), default=0) + max(steps)
 
     @property

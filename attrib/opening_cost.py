@@ -211,7 +211,7 @@ class Opening:
         c, targets, d = self.config, counts.targets, self.config.d_model
         ends = targets * (2 * (2 * number + 1) + 8 * d)
         if self._ends_beside:
-            ends += targets * (c.d_mlp * (5 if c.gated else 4) + 4 * d)
+            ends += targets * (4 * d + (c.d_mlp * (5 if c.gated else 4) if self.site.kind == "mlp_out" else 0))
         if isinstance(self.target, Dictionary):
             return max(self._encoding(self.target, counts.tokens, targets), ends)
         if isinstance(self.target, Direction):

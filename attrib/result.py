@@ -35,9 +35,14 @@ def result_bytes(task: Task, keep: Keep) -> int:
     return edges_at_most(task, keep) * (8 + 2 * task.itemsize) + tables
 
 
+def fits(needed: int, keep: Keep, free: int) -> bool:
+    """Whether a result may be made in so much free memory; one whose size is known only as a bound may."""
+    return needed <= SHARE * free or not isinstance(keep, Dense | TopK)
+
+
 def check_fits(needed: int, keep: Keep, targets: int, itemsize: int, free: int) -> None:
     """Raises BudgetError where a result of known size takes too much of the free memory; names rules that keep less."""
-    if needed <= SHARE * free or not isinstance(keep, Dense | TopK):
+    if fits(needed, keep, free):
         return
     k = int(SHARE * free / max(1, targets) - 6 * 8) // (8 + 2 * itemsize)
     fitting = f"keep=TopK({k:,}) or fewer fits; Mass(0.9) and Threshold(t) keep what weighs most" if k > 0 else "no TopK(k) fits"
