@@ -350,14 +350,14 @@ class _Needs:
         if self.by_transforms:
             return sum(with_writes(self.working(ids), found))
         task = self.opened(ids, found)
-        again = least_memory(sampled_task(found, sampled)) if sampled else 0
+        again = least_memory(sampled_task(task, sampled, 8)) if sampled else 0
         return max(least_memory(task), again if again > LEAST_FOR_SAMPLES else 0)
 
     def refuse(self, prompts: list[Tensor], known: Sequence[int] = ()) -> NoReturn:
         """Raise BudgetError with what is enough for all prompts."""
         found = list(known)
         if not (self.is_known or self.is_metric) or not known:
-            rows = _sampled_rows(self.options, self.precision)
+            rows = sampled_rows(self.options.precision_rows, self.precision)
             found = [self.counted(ids, each, 0 if number else rows) for number, (ids, each) in enumerate(self.opened_paths(prompts))]
         number = max(range(len(prompts)), key=found.__getitem__)
         raise BudgetError.of(self.options.budget, number, found[number])
@@ -398,7 +398,7 @@ def _run(
         paths = ((ids, path(model, source, target, ids, **put_in, **others)) for ids in done)
         jacobians = (_by_transforms if options.method == "torch.func" else _by_adjoint)(paths, needs, prompts)
         parts: list[Edges] = []
-        rows = _sampled_rows(options, precision)
+        rows = sampled_rows(options.precision_rows, precision)
         for ids, found, tiles in jacobians:
             if rows and not parts:
                 sampled = sampled_error(found, rows, precision, options.impl, options.budget)
@@ -409,8 +409,9 @@ def _run(
         return join(parts, release=True)
 
 
-def _sampled_rows(options: "_Options", precision: Precision) -> int:
-    return (SAMPLED_ROWS if precision.is_reduced else 0) if options.precision_rows is None else options.precision_rows
+def sampled_rows(asked: int | None, precision: Precision) -> int:
+    """How many rows are computed again, of what was asked for."""
+    return (SAMPLED_ROWS if precision.is_reduced else 0) if asked is None else asked
 
 
 def _in_precision(

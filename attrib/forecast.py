@@ -5,19 +5,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from attrib.attribute import TokensLike, check, to_prompts
+from attrib.attribute import TokensLike, check, sampled_rows, to_prompts
 from attrib.between import Effect
 from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
-from attrib.jacobian import DEFAULT_BUDGET, task_of
+from attrib.jacobian import DEFAULT_BUDGET, LEAST_FOR_SAMPLES, sampled_task, task_of
 from attrib.model import Model
-from attrib.opening_cost import Counts, counts_known, known_task, opening_of, positions_read
-from attrib.packing import PackPlan, packs
+from attrib.opening_cost import Counts, Opening, counts_known, known_task, opening_of, positions_read
+from attrib.packing import PackPlan, packs, plan_pack
 from attrib.paths import path
-from attrib.precision import precision_of
+from attrib.precision import Precision, precision_of
 from attrib.reading import Positions
 from attrib.result import result_bytes, size_of
+from attrib.task import Task
 from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Logits, Policy
 
 
@@ -37,6 +39,8 @@ class Plan:
     floor_bytes: int
     result: int
     """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
+    copies: int
+    """Bytes of parameters in another precision than they are given in, beside the working memory."""
 
     @property
     def flops(self) -> int:
@@ -57,7 +61,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [
             f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
-            f"result up to {size_of(self.result)}"
+            f"result up to {size_of(self.result)}" + (f", {size_of(self.copies)} of parameters in another precision" if self.copies else "")
         ]
         lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
         return "\n".join([*lines, *(f"  {line}" for line in self._pack_lines)])
@@ -99,6 +103,7 @@ def plan(
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
+    precision_rows: int | None = None,
     active: int | None = None,
 ) -> Plan:
     """The plan of an attribution, without computing it.
@@ -107,6 +112,7 @@ def plan(
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
         target: a dictionary, or a choice of logits (`latent_to_logit`).
         keep: for the size of the result. One that memory cannot hold is planned, and refused when it is run.
+        precision_rows: how many rows of the first prompt are computed again in float64.
         active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
             with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
 
@@ -127,12 +133,14 @@ def plan(
         error=error,
         dtype=dtype,
         budget=budget,
+        precision_rows=precision_rows,
         result_fits=False,
     )
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     error = error or source is None  # tokens have none
-    itemsize = precision_of(model, dtype).path.itemsize
+    precision = precision_of(model, dtype)
+    itemsize, rows = precision.path.itemsize, sampled_rows(precision_rows, precision)
     opening = opening_of(model, source, target, cuts, effect, policy, error, itemsize)
     is_cut = opening.cuts is not None
     if is_cut and active is not None:
@@ -151,8 +159,32 @@ def plan(
         tasks.append(opening.opened(task, read, counted))
         opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read, counted))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
-    total = sum((pack.cost for pack in planned), opened)
+    again = _sampled(tasks[0], rows, itemsize, is_cut, budget)
+    total = sum((part.cost for part in (*planned, *again)), opened)
     least = sum((pack.floor for pack in planned), opened)
-    peak = max(pack.peak for pack in planned)
+    peak = max(part.peak for part in (*planned, *again))
     size = sum(result_bytes(task, keep) for task in tasks)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size)
+    copies = _copies(model, [d for d in (source, target, *cuts) if isinstance(d, Dictionary)], opening, precision, rows)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size, copies)
+
+
+def _sampled(task: Task, rows: int, itemsize: int, is_cut: bool, budget: int) -> list[PackPlan]:
+    """The sweeps over the first prompt's sampled rows: as the others, and in float64, where the primal is walked again."""
+    if not rows or not task.n_targets:
+        return []
+    sampled = sampled_task(task, rows, itemsize)
+    tasks = sampled, replace(sampled, itemsize=8, walks=not is_cut)
+    return [plan_pack(each, max(budget, LEAST_FOR_SAMPLES)) for each in tasks]
+
+
+def _copies(model: Model, dictionaries: Sequence[Dictionary], opening: Opening, precision: Precision, rows: int) -> int:
+    """Bytes of parameters that are converted: all to the path's precision, the blocks between its ends to the sweep's, and to float64."""
+
+    def numbers(params: Any) -> int:
+        return sum(leaf.numel() for leaf in pytree.tree_leaves(params) if isinstance(leaf, torch.Tensor))
+
+    given: list[Any] = [model.params] if model.dtype != precision.path else []
+    given += [d.params for d in dictionaries if d.params.W_dec.dtype != precision.path]
+    blocks = numbers(model.params.blocks[opening.start.layer : opening.stop.layer + 1])
+    swept = blocks * (precision.sweep.itemsize if precision.sweep != precision.path else 0)
+    return numbers(given) * precision.path.itemsize + swept + (8 * blocks if rows else 0)

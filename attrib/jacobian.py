@@ -26,7 +26,7 @@ from attrib.paths import Path, Sources, Targets
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.seeded import push_seeded
-from attrib.task import Task
+from attrib.task import NOTHING_OPENED, Task
 from attrib.through import through
 from attrib.types import BudgetError, Site
 
@@ -177,8 +177,7 @@ def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budge
 
     Both are computed anew, for these rows alone: the same arithmetic as in the whole, in smaller sweeps.
     """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(path.targets.position), generator=generator)[:rows].sort().values.to(path.targets.position.device)
+    chosen = sampled(len(path.targets.position), rows, seed).to(path.targets.position.device)
     part = replace(path, targets=Targets(*(column[chosen] for column in path.targets)))
     found, exact = _matrix(part, precision, impl, budget), _matrix(_in_float64(part), None, "torch", budget)
     return error_of(found, exact, path.sources.value)
@@ -188,15 +187,17 @@ LEAST_FOR_SAMPLES = 1 << 30
 """Bytes that sampled rows may take in any case."""
 
 
-def sampled_task(path: Path, rows: int) -> Task:
-    """The task of sampled rows in float64, which needs most where they are the last."""
-    task = task_of([path])
+def sampled(count: int, rows: int, seed: int = 0) -> Int[Tensor, " chosen"]:
+    """Which of a path's targets are computed again, ascending."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].sort().values
+
+
+def sampled_task(task: Task, rows: int, itemsize: int) -> Task:
+    """The task of the sampled rows of one prompt, in numbers of `itemsize` bytes."""
     (targets,) = task.targets
-    left, last = rows, list[int]()
-    for count in reversed(targets):
-        last.append(min(count, left))
-        left -= last[-1]
-    return replace(task, targets=(tuple(reversed(last)),), itemsize=8)
+    position = torch.arange(len(targets)).repeat_interleave(torch.tensor(targets))
+    at = torch.bincount(position[sampled(len(position), rows)], minlength=len(targets))
+    return replace(task, targets=(tuple(at.tolist()),), itemsize=itemsize, opened=NOTHING_OPENED)
 
 
 def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:

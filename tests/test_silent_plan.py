@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -120,6 +121,26 @@ def test_passes_without_the_error_are_planned(which: str):
     case = Case(large("llama"), topk(1), target, (24,), cuts=cuts, error=False, policy=policy, effect=effect)
     plan = case.plan()
     assert plan.flops / 1.02 <= flops(case.run) <= 1.02 * plan.flops
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("which", ["none", "transcoders"])
+def test_other_precisions_are_planned(dtype: str, which: str):
+    """With the rows that are computed again in float64, and the parameters that are converted."""
+    case = Case(large("llama"), topk(0), TARGETS["tokens"](), (20,), dtype=dtype, cuts=CUT[which](), effect="total")
+    plan = case.plan()
+    assert plan.flops / 1.02 <= flops(case.run) <= 1.02 * plan.flops
+    assert peak(case.run) <= 1.2 * (plan.peak + plan.copies)
+    assert plan.copies > case.plan(dtype=None).copies == 0
+
+
+@pytest.mark.parametrize("error", [True, False], ids=["with error", "without"])
+def test_no_active_latents_are_planned(error: bool):
+    nothing = dictionary("standard", site="blocks.3.hook_resid_pre", d_in=WIDTH)
+    nothing = replace(nothing, params=nothing.params._replace(W_enc=torch.zeros(WIDTH, 80), b_enc=torch.full((80,), -1.0)))
+    case = Case(large("llama"), topk(0), nothing, (9, 4), error=error)
+    assert case.run().shape == (0, 260)
+    assert case.plan().flops > 0
 
 
 def named(error: BudgetError) -> int:
