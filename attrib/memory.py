@@ -80,7 +80,7 @@ class _Sizes:
         task, d = self.task, self.task.config.d_model
         packed = 2 if len(task.targets) > 1 else 1
         rows = task.n_sources * packed * max(1, len(task.writes)) + 2 * task.n_targets + task.beside
-        return rows * d + 3 * task.tokens * d * len(task.layers) + self.tile
+        return rows * d + 3 * task.tokens * packed * d * len(task.layers) + self.tile
 
     @property
     def tile(self) -> int:

@@ -204,7 +204,8 @@ class Opening:
         columns = min(TILE, dictionary.d_sae)
         ranked = 7 if dictionary.config.rule in ("topk", "abstopk") else 3
         held = dictionary.d_in * columns if dictionary.config.lazy else 0
-        return held + ranked * tokens * columns + 19 * count
+        normed = 0 if dictionary.config.normalisation == "none" else 4 * tokens * dictionary.d_in
+        return held + normed + ranked * tokens * columns + 19 * count
 
     def _reading(self, counts: Counts, number: int) -> int:
         """What targets are read in, and their cotangents."""
