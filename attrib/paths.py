@@ -26,7 +26,7 @@ from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_in
 from attrib.finite import require_finite
 from attrib.fit import check_fit, fitted
 from attrib.model import Model, embed, enter, mlp, unembed, walk
-from attrib.primal import BESIDE, Streams, stream_sites
+from attrib.primal import BESIDE, Streams, stream_sites, walked
 from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
 from attrib.shown import record
@@ -137,8 +137,9 @@ def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"],
     """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
     directions = [source.decoder_rows(latents.latent, part_of(source, station(site))) for site in writes]
     direction = directions[0] if len(directions) == 1 else torch.cat(directions, dim=1)
+    del directions  # of which there is a copy now, where there are several
     scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
-    return Sources(*latents, direction.to(x.dtype) * scale)
+    return Sources(*latents, direction.to(x.dtype).mul_(scale))  # in place: these rows are the largest part of many a path
 
 
 # --------------------------------------------------------------------------------- the path itself
@@ -208,23 +209,33 @@ def _open(
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(start, stop)
-    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
-    seen = capture(model, tokens, {start, stop, site, *sites, *read, *([base] if base else [])})
+    seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
     _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
     if cuts is not None:
         return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
     head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
-    # with the error in, the primal is the true one, not its reconstruction up to rounding
-    x = true_a if source is None or error else head.enter(head.sources.value)
-    reached = true_b if x is true_a else run(x, stream)
-    streams = {at: seen[at] for at in sites} if x is true_a else None
+    x = true_a
+    reached: Streams = seen
+    if source is not None and not error:  # with the error in, the primal is the true one, not its reconstruction up to rounding
+        x = head.enter(head.sources.value)
+        reached = walked(model, start, stop, x, stream, and_stop=True)
+    streams = {at: reached[at] for at in sites}
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
         return run(head.enter(values), stream)
 
-    return _Opening(head.sources, run, x, stream, true_b, reached, streams, seen[site], (start,), NOTHING, function)
+    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, function)
+
+
+def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
+    """Where the model's own pass is looked at, to open a path that is read at `site`."""
+    start = start_site(source)
+    base = base_site(start)
+    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
+    put_in = set() if cuts is None or error else cuts.replaced.sites
+    return {start, stop, site, *stream_sites(start, stop), *read, *put_in, *([base] if base else [])}
 
 
 def _require_finite(
@@ -261,12 +272,11 @@ def _open_cut(
         sources = latent_sources(source, x, writes, encode_sparse(source, x))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
     if not error:
-        leaves = cuts.leaves(tokens, error=False)
+        leaves = cuts.leaves(tokens, error=False, true=seen)
         sites += [at for at in cuts.held if at.kind == "z"]  # which is not what its attention makes
-        reached = cuts.replaced.values(leaves, {start, stop, *sites}, effect=cuts.effect, sources=cuts.leaves_of)
-        if cuts.passed:
-            every = cuts.replaced.reads(leaves, effect=cuts.effect, sources=cuts.leaves_of)
-            read = [every[number] for number in cuts.passed]
+        wanted = {start, stop, *sites}
+        reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
+        read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
     streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
     return _Opening(
         sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), function

@@ -121,10 +121,19 @@ def stream_sites(start: Site, stop: Site) -> list[Site]:
 
 
 def walked(
-    model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
+    model: Model,
+    start: Site,
+    stop: Site,
+    x: Float[Tensor, "positions _"],
+    base: Float[Tensor, "positions d_model"] | None,
+    and_stop: bool = False,
 ) -> Streams:
-    """Walk a prompt from its value at `start` as far as the sweeps to `stop` need it, and through no block that is not between them."""
-    wanted, found = {start, *stream_sites(start, stop)}, dict[Site, Tensor]()
+    """Walk a prompt from its value at `start` as far as the sweeps to `stop` need it, and through no block that is not between them.
+
+    Args:
+        and_stop: whether the value at `stop` is wanted too.
+    """
+    wanted, found = {start, *stream_sites(start, stop), *([stop] if and_stop else [])}, dict[Site, Tensor]()
     for site, value in walk(model, start, x, base):
         if site in wanted:
             found[site] = value
