@@ -4,6 +4,7 @@ Each is a loop over prompts: build the path at its primal point, take its Jacobi
 is kept while a tile is at hand, and join the prompts. Attribution is gradient × source activation.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,15 +38,18 @@ from attrib.jacobian import (
     task_of,
     working_memory,
 )
+from attrib.known import is_known, known_task
 from attrib.model import Model
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
+from attrib.room import named_shortage
+from attrib.size import while_there_is_room
 from attrib.sources.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
-from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
+from attrib.sparse import Column, check_keep, kept, to_csr
+from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopK, TopLogits
 
 TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
@@ -282,6 +286,7 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
     _check(kind, model, source, target, tokens, _Options(**(usual | options)))
 
 
+@named_shortage("Take fewer or shorter prompts, fewer positions, a keep rule that drops more, or a smaller budget.")
 def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
@@ -308,22 +313,28 @@ def _run(
     if kind == "latent_to_metric":
         assert source is not None
         metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
-        return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)])
+        return join(_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done))
     others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
     path_of = partial(path, model, source, target, **put_in, **others)
-    paths = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
+    if is_known(source, target, bool(cuts) or (source is not None and len(source.writes) > 1)):
+        known = partial(known_task, model, source, target, policy=options.policy, positions=options.positions, itemsize=dtype.itemsize)
+        deque(while_there_is_room(prompts, known, options.keep, len(prompts)), maxlen=0)  # all are asked about, before the first
+    found = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
+    paths = while_there_is_room(found, lambda prompted: task_of([prompted[1]]), options.keep, len(prompts))
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
-    parts: list[Edges] = []
     is_measured = precision.is_measured and not by_transforms
     rows = (SAMPLED_ROWS if is_measured else 0) if options.precision_rows is None else options.precision_rows
-    for number, (ids, found, tiles) in enumerate(jacobians):
-        if rows and not parts:
-            sampled = sampled_error(found, rows, precision, options.impl, options.budget)
-            call |= {"precision_error": sampled._asdict(), "seed": 0}
-        named = start if source is None else source.site, read_site(model, target)
-        parts.append(_of_prompt(number, partial(_path_edges, kind, model, *named, found, tiles), ids, options, call))
-    return join(parts)
+    named = start if source is None else source.site, read_site(model, target)
+
+    def parts() -> Iterator[Edges]:
+        for number, (ids, found, tiles) in enumerate(jacobians):
+            if rows and number == 0:
+                sampled = sampled_error(found, rows, precision, options.impl, options.budget)
+                call.update({"precision_error": sampled._asdict(), "seed": 0})
+            yield _of_prompt(number, partial(_path_edges, kind, model, *named, found, tiles), ids, options, call)
+
+    return join(parts())
 
 
 def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -479,17 +490,23 @@ def _edges(
     """Select from each tile where it lies, and move only what is kept."""
     select = partial(compact, impl="triton") if options.impl == "triton" else _select
     value = _wide(sources.value)
-    number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
-    parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
+    number, real = torch.zeros(0, dtype=torch.int64), source_table.activation[:0]
+    most = torch.searchsorted(source_table.position, target_table.position, right=True)  # what each target sees
+    most = most.clamp(max=options.keep.k) if isinstance(options.keep, TopK) else most
+    known = int(most.sum()) if isinstance(options.keep, Dense | TopK) else 0
+    counts = Column(number, len(most))
+    columns = [Column(number, known), Column(real, known), Column(real, known), Column(real, len(most)), Column(real, len(most))]
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
-            parts.append(Compacted(*(column.cpu() for column in select(_wide(rows), value[:width], options.keep))))
-        del tile, rows  # before the next is computed
-    ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
-    indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
-    indptr = torch.cat([ends.new_zeros(1), ends])
+            indptr, *part = select(_wide(rows), value[:width], options.keep)
+            counts.append(indptr.diff())
+            for column, values in zip(columns, part, strict=True):
+                column.append(values)
+        del tile, rows, part, values  # before the next is computed
+    indices, gradient, attribution, total, l1 = (columns.pop(0).take() for _ in range(len(columns)))
+    indptr = torch.cat([number.new_zeros(1), counts.take().cumsum(0)])
     # every gradient is a term of these, whatever is kept
     require_finite({f"the gradients of {target_table.site}": l1}, position=target_table.position)
     return Edges(

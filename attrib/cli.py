@@ -17,6 +17,7 @@ from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.commands.run import plan, run
 from attrib.commands.show import show
+from attrib.room import is_out_of_memory
 from attrib.types import AttribError, AttribWarning, InputError
 from attrib.view.terminal import facts, message, plain
 from attrib.view.terminal import show as print_table
@@ -125,6 +126,9 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS":
 """What other libraries are told: what they would write into the output of our commands is theirs, and of no use there."""
 
 
+SHORT_OF_MEMORY = "memory: it did not suffice. Take fewer or shorter prompts, --keep topk:K, a smaller --budget, or a machine with more."
+
+
 def main() -> None:
     """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
     debug = "--debug" in sys.argv
@@ -139,10 +143,11 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (AttribError, OSError, MemoryError) as error:
-        if debug:
+    except (AttribError, OSError, MemoryError, RuntimeError) as error:
+        is_short = is_out_of_memory(error) and not isinstance(error, AttribError)
+        if debug or not (is_short or isinstance(error, AttribError | OSError)):
             raise
-        print(f"error: {message(error) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {SHORT_OF_MEMORY if is_short else message(error) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -5,7 +5,7 @@ rows and columns. Both tables are in canonical order: by prompt, then (position,
 the order in which they were asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.sparse import lay
 from attrib.types import EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
@@ -273,18 +274,30 @@ def _join_prompts(parts: Sequence[Prompts]) -> Prompts:
     )
 
 
-def join(parts: Sequence[Edges]) -> Edges:
-    """Results of the same call on successive prompts, as one."""
-    offsets = torch.tensor([0, *(len(p.sources) for p in parts)]).cumsum(0)
-    return replace(
-        parts[0],
-        sources=_join_nodes([p.sources for p in parts]),
-        targets=_join_nodes([p.targets for p in parts]),
-        indptr=_join_ptr([p.indptr for p in parts]),
-        indices=torch.cat([p.indices + offset for p, offset in zip(parts, offsets, strict=False)]),
-        gradient=torch.cat([p.gradient for p in parts]),
-        attribution=torch.cat([p.attribution for p in parts]),
-        total=torch.cat([p.total for p in parts]),
-        l1=torch.cat([p.l1 for p in parts]),
-        prompts=_join_prompts([p.prompts for p in parts]),
+def join(parts: Iterable[Edges]) -> Edges:
+    """Results of the same call on successive prompts, as one. What nobody else holds of them is let go of as it is copied."""
+    entries: tuple[list[Tensor], ...] = [], [], []
+    rest, offset = list[Edges](), 0
+    for part in parts:
+        entries[0].append(part.indices + offset if offset else part.indices)
+        entries[1].append(part.gradient)
+        entries[2].append(part.attribution)
+        offset += len(part.sources)
+        none = part.gradient[:0].clone()
+        rest.append(replace(part, indices=part.indices[:0].clone(), gradient=none, attribution=none))
+    del part
+    indices, gradient, attribution = map(lay, entries)
+    whole = (
+        rest[0]
+        if len(rest) == 1
+        else replace(
+            rest[0],
+            sources=_join_nodes([p.sources for p in rest]),
+            targets=_join_nodes([p.targets for p in rest]),
+            indptr=_join_ptr([p.indptr for p in rest]),
+            total=torch.cat([p.total for p in rest]),
+            l1=torch.cat([p.l1 for p in rest]),
+            prompts=_join_prompts([p.prompts for p in rest]),
+        )
     )
+    return replace(whole, indices=indices, gradient=gradient, attribution=attribution)

@@ -1,27 +1,26 @@
 """What a call will cost, told before it runs: `plan`."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attrib.attribute import TokensLike, check, to_prompts
 from attrib.between import Effect, station
-from attrib.cone import pieces_of
 from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
 from attrib.jacobian import DEFAULT_BUDGET, task_of
+from attrib.known import is_known, known_task
 from attrib.model import Model
 from attrib.packing import PackPlan, packs
-from attrib.paths import path, start_site, stop_site
+from attrib.paths import path
 from attrib.precision import precision_of
 from attrib.reading import Positions, chosen_positions
+from attrib.size import result_bytes
 from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.task import Task
-from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
+from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Logits, Policy, Tokens, TopLogits
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Plan:
     """Operands and results of every product, once each."""
     peak: int
     """Bytes of working memory at the fullest moment, beside the parameters and the result."""
+    result: int
+    """Bytes of the result at most: edges whose gradient is zero are not kept, and what Threshold and Mass keep is in the numbers."""
     floor: int
     """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
     floor_bytes: int
@@ -51,7 +52,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB"
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
+            f"result up to {self.result / 1e6:.1f} MB"
         ]
         lines += [
             f"  {part:<10}{self.flops_by_part[part] / 1e9:>10.3f} GFLOP {self.bytes_by_part[part] / 1e6:>10.1f} MB"
@@ -75,6 +77,7 @@ def plan(
     cuts: Sequence[Dictionary] = (),
     effect: Effect = "direct",
     policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
     positions: Positions = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
@@ -92,23 +95,38 @@ def plan(
     The other options and errors are those of `attrib.latent_to_latent`.
     """
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
-    check(kind, model, source, target, tokens, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    check(
+        kind,
+        model,
+        source,
+        target,
+        tokens,
+        cuts=cuts,
+        effect=effect,
+        policy=policy,
+        keep=keep,
+        positions=positions,
+        dtype=dtype,
+        budget=budget,
+    )
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
-    itemsize = precision_of(model, dtype).path.itemsize
+    in_dtype = precision_of(model, dtype).path
     is_cut = bool(cuts) or (source is not None and len(source.writes) > 1)
     if is_cut and active is not None:
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
-    known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
+    known = (active is not None and not is_cut) or is_known(source, target, is_cut)
     options: dict[str, Any] = {"policy": policy, "positions": positions, "error": error, "cuts": cuts, "effect": effect}
     tasks = []
+    if not known:  # then they are counted where the call would count them
+        model, source, target, *options["cuts"] = (_in(part, in_dtype) for part in (model, source, target, *cuts))
     for ids in to_prompts(model, tokens):
-        if known and not is_cut:
-            tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
+        if known:
+            tasks.append(replace(known_task(model, source, target, ids, policy, positions, in_dtype.itemsize, active), walks=not error))
         else:
             tasks.append(task_of([path(model, source, target, ids, **options)]))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
-    capture = Cost(itemsize)
+    capture = Cost(in_dtype.itemsize)
     for task in tasks:
         encoders = [d for d in (source, target) if isinstance(d, Dictionary)]
         encoders += [cut for cut in cuts if any(passed.reads == station(cut.site) for passed in task.passed)]
@@ -116,44 +134,13 @@ def plan(
     total = sum((pack.cost for pack in planned), capture)
     least = sum((pack.floor for pack in planned), capture)
     peak = max(pack.peak for pack in planned)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()))
+    result = sum(result_bytes(task, keep) for task in tasks)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, result, least.total, sum(least.bytes.values()))
 
 
-def _task(
-    model: Model,
-    source: Dictionary | None,
-    target: Dictionary | Logits,
-    ids: Tensor,
-    policy: Policy,
-    positions: Positions,
-    itemsize: int,
-    active: int | None,
-) -> Task:
-    """The work of a prompt whose counts are known beforehand."""
-    length = len(ids)
-
-    def count(dictionary: Dictionary) -> int:
-        return min(active or dictionary.config.k or 0, dictionary.d_sae)
-
-    if isinstance(target, Dictionary):
-        rows, at = count(target), positions
-    else:
-        rows, at = _logits(target), -1 if positions is None else positions
-    times = Counter(chosen_positions(at, length, ids.device).tolist())
-    targets = tuple(rows * times[position] for position in range(length))
-    sources = (1 if source is None else count(source),) * length
-    ends = start_site(source), stop_site(model, target, (source,))
-    return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
-
-
-def _logits(what: Logits) -> int:
-    match what:
-        case TopLogits(k=k):
-            return k
-        case Tokens(tokens=tokens):
-            return len(tokens)
-        case Difference() | Direction():
-            return 1
+def _in(part: Any, dtype: torch.dtype) -> Any:
+    """A model or dictionary in a dtype; anything else as it is."""
+    return part.to(dtype=dtype) if isinstance(part, Model | Dictionary) else part
 
 
 def _capture(

@@ -89,6 +89,44 @@ def to_csr(
     return indptr, place % max(1, mask.shape[1]), place
 
 
+def lay(parts: list[Tensor]) -> Tensor:
+    """Parts behind each other. The list is emptied as they are copied, so that what nobody else holds is not in memory twice."""
+    if len(parts) == 1:
+        return parts.pop()
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
+
+
+class Column:
+    """Numbers that come part by part, laid behind each other as they come.
+
+    Many small parts, once freed, stay with the process as memory that it does not use; so where it is known how many
+    numbers there may be, their place is taken at once, of which only what is written to is memory of the machine.
+    """
+
+    def __init__(self, like: Tensor, most: int) -> None:
+        self._whole, self._count = like.new_empty(most), 0
+
+    def append(self, part: Tensor) -> None:
+        """Lay a part behind the others."""
+        end = self._count + len(part)
+        if end > len(self._whole):
+            larger = self._whole.new_empty(max(end, 2 * len(self._whole)))
+            larger[: self._count] = self._whole[: self._count]
+            self._whole = larger
+        self._whole[self._count : end] = part
+        self._count = end
+
+    def take(self) -> Tensor:
+        """All of them, in memory of their own size."""
+        return self._whole if self._count == len(self._whole) else self._whole[: self._count].clone()
+
+
 def columns_of(W: Float[Tensor, "width columns"], index: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen width"]:
     """Chosen columns of a matrix, as rows. One whose columns lie together, as of a tied unembedding, is read along them."""
     if W.stride(0) == 1:

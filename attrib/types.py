@@ -40,6 +40,10 @@ class BudgetError(InputError):
         )
 
 
+class NoRoomError(BudgetError, MemoryError):
+    """The memory that is free on this machine or device does not suffice; says what would do with less."""
+
+
 class NotFiniteError(InputError):
     """A prompt at which a value is NaN or infinite; names what it is of, the first position, and the prompt where that is known."""
 

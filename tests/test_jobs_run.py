@@ -168,6 +168,7 @@ def test_the_words_of_a_full_disk_are_one_line(folder: Path, monkeypatch: pytest
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
         (MemoryError(), "memory"),
+        (attrib.types.NoRoomError("keep: Dense() would keep too much"), "memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "memory"),
         (RuntimeError("can't start new thread"), "memory"),
         (ZeroDivisionError("division by zero"), "error"),

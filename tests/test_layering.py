@@ -14,11 +14,11 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "sparse", "edges", "ops", "fingerprints", "model",
-    "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
-    "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost",
-    "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal", "asked", "work", "prompts",
-    "run", "rerun", "jobs", "view", "commands", "cli",
+    "shown", "version", "types", "devices", "room", "names", "weights", "finite", "positions", "sparse", "edges", "ops", "fingerprints",
+    "model", "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep",
+    "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "size", "known",
+    "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal",
+    "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
