@@ -41,7 +41,7 @@ from attrib.jacobian import (
 from attrib.known import is_known, known_task
 from attrib.model import Model
 from attrib.ops import Compacted, Impl, check_impl, compact
-from attrib.packing import packs
+from attrib.packing import least_budget, packs
 from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
 from attrib.precision import Precision, precision_of
 from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
@@ -256,14 +256,38 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target, *options.cuts))
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
     working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
-    # the prompt that needs most is asked first, so that the error names what is enough for all
-    for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
-        if options.method == "torch.func" or kind == "latent_to_metric":
-            chunk_size(working[number], options.budget, number)
-        elif options.budget < (least := 3 * dtype.itemsize * len(prompts[number]) * widest):
-            # the encoders need that; what a sweep needs is known, and asked, when the active latents are
-            raise BudgetError.of(options.budget, number, least)
+    by_rows = options.method == "torch.func" or kind == "latent_to_metric"
+    # of the adjoint, what the encoders need; what a sweep needs is known, and asked, when the active latents are
+    needs = [sum(needed) if by_rows else 3 * dtype.itemsize * len(ids) * widest for needed, ids in zip(working, prompts, strict=True)]
+    if options.budget < max(needs):
+        if kind != "latent_to_metric":
+            needs = [max(need, _least(model, source, target, ids, options, dtype, need)) for need, ids in zip(needs, prompts, strict=True)]
+        raise BudgetError.of(options.budget, needs.index(max(needs)), max(needs))
     return _Checked(start, stop, precision, prompts, working)
+
+
+def _least(model: Model, source: Dictionary | None, target: Any, ids: Tensor, options: "_Options", dtype: torch.dtype, rows: int) -> int:
+    """The smallest budget that does for a prompt: counted, at the price of a forward pass where it must be, for an error alone.
+
+    Args:
+        rows: what the first row of `torch.func` needs.
+    """
+    asked: dict[str, Any] = {"policy": options.policy, "positions": options.positions}
+    if options.method != "torch.func" and is_known(source, target, _is_cut(source, options.cuts)):
+        return least_budget(known_task(model, source, target, ids, **asked, itemsize=dtype.itemsize))
+    source, target = (d.to(dtype=dtype, device=model.device) if isinstance(d, Dictionary) else d for d in (source, target))
+    found = path(_constant(model.to(dtype=dtype)), source, target, ids, cuts=options.cuts, effect=options.effect, **asked)
+    return least_budget(task_of([found])) if options.method != "torch.func" else rows + _of_sources(found)
+
+
+def _is_cut(source: Dictionary | None, cuts: Sequence[Dictionary]) -> bool:
+    """Whether dictionaries are put in between: cuts, or a source that writes at several places."""
+    return bool(cuts) or (source is not None and len(source.writes) > 1)
+
+
+def _of_sources(found: Path) -> int:
+    """Bytes that a row of `torch.func` needs through cuts: what every source writes, once more."""
+    return found.x.dtype.itemsize * found.sources.direction.numel() if found.is_cut else 0
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> None:
@@ -316,7 +340,7 @@ def _run(
         return join(_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done))
     others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
     path_of = partial(path, model, source, target, **put_in, **others)
-    if is_known(source, target, bool(cuts) or (source is not None and len(source.writes) > 1)):
+    if is_known(source, target, _is_cut(source, cuts)):
         known = partial(known_task, model, source, target, policy=options.policy, positions=options.positions, itemsize=dtype.itemsize)
         deque(while_there_is_room(prompts, known, options.keep, len(prompts)), maxlen=0)  # all are asked about, before the first
     found = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
@@ -349,10 +373,13 @@ Prompted = tuple[Tensor, Path]
 
 def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
-    for number, (ids, found) in enumerate(paths):
-        needed = working[number]
-        if found.is_cut:  # each row holds what every source writes, once more
-            needed = needed._replace(row=needed.row + found.x.dtype.itemsize * found.sources.direction.numel())
+    numbered = zip(range(len(working)), paths, strict=True)
+    for number, (ids, found) in numbered:
+        needed = working[number]._replace(row=working[number].row + _of_sources(found))
+        if budget < sum(needed):
+            rest = ((sum(working[at]) + _of_sources(later), at) for at, (_, later) in numbered)
+            least, where = max([(sum(needed), number), *rest])
+            raise BudgetError.of(budget, where, least)
         rows = chunk_size(needed, budget, number)
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)

@@ -12,7 +12,7 @@ of which the second and third are there for SAEs that normalise what they read.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +22,9 @@ from torch.func import vjp
 
 from attrib.dictionary import Dictionary, encode_at, normalise_input, selected
 from attrib.types import Site, SparseLatents
+
+TERMS = 512
+"""Terms that are read off an encoder together: on the way they take several times their own size."""
 
 Effect = Literal["direct", "total"]
 """Whether derivatives stop at intermediate dictionaries or pass through their active latents."""
@@ -86,10 +89,15 @@ class Passing:
     def reading(self) -> Float[Tensor, "terms d_in"]:
         """Of each term, how it moves with what is read."""
         position, latent, _ = self.latents
-        chosen, rows = selected(self.dictionary), torch.arange(len(latent), device=latent.device)
-        value, pull, *_ = vjp(lambda x: encode_at(chosen, x, rows, latent), self.x.index_select(0, position))
-        terms = [pull(torch.ones_like(value))[0]]
-        terms += [self._scale_gradient(number) for number in range(self.scale_terms)]
+        chosen = selected(self.dictionary)
+        found = self.x.new_empty(len(latent), self.x.shape[1])
+        for out, at, which in zip(found.split(TERMS), position.split(TERMS), latent.split(TERMS), strict=True):
+            rows = torch.arange(len(which), device=which.device)
+            value, pull, *_ = vjp(partial(_encoded, chosen, rows, which), self.x.index_select(0, at))
+            out.copy_(pull(torch.ones_like(value))[0])
+        if not self.scale_terms:
+            return found  # sorted as the latents are
+        terms = [found, *(self._scale_gradient(number) for number in range(self.scale_terms))]
         return torch.cat(terms).index_select(0, self._unsorted.argsort(stable=True))
 
     def _scale_gradient(self, number: int) -> Float[Tensor, "tokens d_in"]:
@@ -125,6 +133,10 @@ class Between:
 NOTHING = Between()
 
 
+def _encoded(dictionary: Dictionary, rows: Int[Tensor, " terms"], latent: Int[Tensor, " terms"], x: Float[Tensor, "terms d_in"]) -> Tensor:
+    return encode_at(dictionary, x, rows, latent)
+
+
 def together(parts: Sequence[Between], lengths: Sequence[int]) -> Between:
     """What stands between in a pack of prompts, which have the same dictionaries."""
     if len(parts) == 1:
@@ -155,6 +167,8 @@ class Passed(NamedTuple):
     writes: tuple[Site, ...]
     d_in: int
     has_skip: bool
+    puts_back: bool
+    """Whether its terms are those of a scale too."""
     terms: tuple[tuple[int, ...], ...]
 
     @property
@@ -167,4 +181,6 @@ def passed_of(passing: Passing, lengths: Sequence[int]) -> Passed:
     """The counts of a dictionary that is passed in a pack of prompts."""
     terms = torch.bincount(passing.token, minlength=sum(lengths)).split(list(lengths))
     d = passing.dictionary
-    return Passed(passing.reads, passing.writes, d.d_in, d.has_skip, tuple(tuple(prompt.tolist()) for prompt in terms))
+    return Passed(
+        passing.reads, passing.writes, d.d_in, d.has_skip, passing.scale_terms > 0, tuple(tuple(prompt.tolist()) for prompt in terms)
+    )

@@ -48,7 +48,7 @@ Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 NO_SKIP = torch.empty(0, 0)
 
 TILE = 2048
-"""Encoder columns that sparse encoding looks at together."""
+"""Encoder columns that sparse encoding looks at together, and decoder rows that are added up together."""
 
 
 class DictionaryParams(NamedTuple):
@@ -449,8 +449,9 @@ def decode_at(
     scale: InputScale,
 ) -> Float[Tensor, "positions d_out"]:
     """What sparse latents write, by gathering their decoder rows alone; without the skip connection."""
-    rows = value[:, None] * dictionary.decoder_rows(latent)
-    out = dictionary.params.b_dec.expand(scale.shift.shape[0], -1).index_add(0, position, rows)
+    out = dictionary.params.b_dec.expand(scale.shift.shape[0], -1)
+    for some, at, which in zip(value.split(TILE), position.split(TILE), latent.split(TILE), strict=True):
+        out = out.index_add(0, at, some[:, None] * dictionary.decoder_rows(which))
     return out * scale.scale + scale.shift
 
 

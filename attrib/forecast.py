@@ -1,26 +1,27 @@
 """What a call will cost, told before it runs: `plan`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from attrib.attribute import TokensLike, check, to_prompts
-from attrib.between import Effect, station
+from attrib.between import Effect
 from attrib.cost import Cost, Part
+from attrib.cuts import apart_from
 from attrib.dictionary import Dictionary
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.known import is_known, known_task
 from attrib.model import Model
+from attrib.opening import Opening
 from attrib.packing import PackPlan, packs
 from attrib.paths import path
 from attrib.precision import precision_of
-from attrib.reading import Positions, chosen_positions
+from attrib.reading import Positions
 from attrib.size import result_bytes
 from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
-from attrib.task import Task
-from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Logits, Policy, Tokens, TopLogits
+from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Logits, Policy
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,8 @@ def plan(
     The other options and errors are those of `attrib.latent_to_latent`.
     """
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
-    check(
-        kind,
-        model,
-        source,
-        target,
-        tokens,
-        cuts=cuts,
-        effect=effect,
-        policy=policy,
-        keep=keep,
-        positions=positions,
-        dtype=dtype,
-        budget=budget,
-    )
+    asked: dict[str, Any] = {"policy": policy, "keep": keep, "positions": positions, "dtype": dtype, "budget": budget}
+    check(kind, model, source, target, tokens, cuts=cuts, effect=effect, **asked)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     in_dtype = precision_of(model, dtype).path
@@ -122,43 +111,36 @@ def plan(
         model, source, target, *options["cuts"] = (_in(part, in_dtype) for part in (model, source, target, *cuts))
     for ids in to_prompts(model, tokens):
         if known:
-            tasks.append(replace(known_task(model, source, target, ids, policy, positions, in_dtype.itemsize, active), walks=not error))
+            tasks.append(known_task(model, source, target, ids, policy, positions, in_dtype.itemsize, active))
         else:
             tasks.append(task_of([path(model, source, target, ids, **options)]))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
-    capture = Cost(in_dtype.itemsize)
-    for task in tasks:
-        encoders = [d for d in (source, target) if isinstance(d, Dictionary)]
-        encoders += [cut for cut in cuts if any(passed.reads == station(cut.site) for passed in task.passed)]
-        _capture(capture, model, encoders, target, task, positions)
-    total = sum((pack.cost for pack in planned), capture)
-    least = sum((pack.floor for pack in planned), capture)
-    peak = max(pack.peak for pack in planned)
+    beside = apart_from(cuts, source, target)
+    openings = [Opening(task, source, target, beside, effect, error, positions) for task in tasks]
+    opened = sum((opening.cost() for opening in openings), Cost(in_dtype.itemsize))
+    total = sum((pack.cost for pack in planned), opened)
+    least = sum((pack.floor for pack in planned), opened)
     result = sum(result_bytes(task, keep) for task in tasks)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, result, least.total, sum(least.bytes.values()))
+    return Plan(
+        tuple(planned), dict(total.flops), dict(total.bytes), _peak(planned, openings), result, least.total, sum(least.bytes.values())
+    )  # fmt: skip
+
+
+def _peak(packs: Sequence[PackPlan], openings: Sequence[Opening]) -> int:
+    """Bytes at the fullest moment of a call. The path that ends a pack, by not fitting into it, is there while it runs."""
+    fullest, first = 0, 0
+    for pack in packs:
+        end = first + len(pack.task.targets)
+        held = 0
+        for opening in openings[first:end]:
+            fullest = max(fullest, held + opening.peak)
+            held += opening.held
+        after = openings[end : end + 1]
+        fullest = max([fullest, pack.peak + sum(next.held for next in after), *(held + next.peak for next in after)])
+        first = end
+    return fullest
 
 
 def _in(part: Any, dtype: torch.dtype) -> Any:
     """A model or dictionary in a dtype; anything else as it is."""
     return part.to(dtype=dtype) if isinstance(part, Model | Dictionary) else part
-
-
-def _capture(
-    cost: Cost, model: Model, encoders: Sequence[Dictionary], target: Dictionary | Logits, task: Task, positions: Positions
-) -> None:
-    """Count what is done before the Jacobian: the prompt's own pass, the encoders, the logits that are chosen from."""
-    c = model.config
-    (rows,) = task.targets
-    tokens, d, d_kv, d_q = len(rows), c.d_model, c.n_kv_heads * c.d_head, c.n_heads * c.d_head
-    last = task.stop.layer + (task.stop.kind in ("mlp_out", "resid_post"))
-    attentions = task.stop.layer + (task.stop.kind != "resid_pre")
-    cost.mm("capture", tokens, d, d_q + 2 * d_kv, batch=attentions)
-    cost.mm("capture", tokens, d_q, d, batch=attentions)
-    cost.mm("capture", tokens, c.d_head, tokens, batch=2 * c.n_heads * attentions)
-    cost.mm("capture", tokens, d, task.d_hidden, batch=last)
-    cost.mm("capture", tokens, c.d_mlp, d, batch=last)
-    for dictionary in encoders:
-        cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
-    if isinstance(target, TopLogits | Tokens):
-        read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
-        cost.mm("capture", read, d, c.d_vocab)

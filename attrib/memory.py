@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
+from attrib.between import TERMS
 from attrib.cone import Band, Block, Cone, blocks, even
 from attrib.cost import in_head_space
 from attrib.seeded import fold_rows
@@ -254,7 +255,10 @@ class _Sizes:
         waiting = Counter[int]()
         for passed in task.passed:
             met = sum(n * m for rows, terms in zip(alive, passed.terms, strict=True) for n, m in zip(rows, terms, strict=True))
-            size = met + sum(map(sum, passed.terms)) * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
+            terms = sum(map(sum, passed.terms))
+            size = met + terms * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
+            # what the terms are made in
+            size += 5 * min(TERMS, terms) * passed.d_in + (3 * terms * max(d, passed.d_in) if passed.puts_back else 0)
             waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
         steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
         return 3 * down + max(waiting.values(), default=0) + max(steps)

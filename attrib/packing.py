@@ -85,11 +85,9 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
         BudgetError: where no way fits with even one target at a time; names the smallest budget that would do.
     """
     best: PackPlan | None = None
-    least = None
     for option in _options(task):
         for cut in _in_pieces(task):
-            sweeps, peak, smallest = _sweeps(cut, option, budget)
-            least = smallest if least is None else min(least, smallest)
+            sweeps, peak, _ = _sweeps(cut, option, budget)
             if sweeps is None:
                 continue
             cost = sum((option.cost(_part(cut, first, end)) for first, end in sweeps), Cost(task.itemsize))
@@ -100,9 +98,13 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
             if len(sweeps) == 1:
                 break  # smaller pieces would not save a product
     if best is None:
-        assert least is not None  # there is always a way
-        raise BudgetError.of(budget, prompt, least)
+        raise BudgetError.of(budget, prompt, least_budget(task))
     return best
+
+
+def least_budget(task: Task) -> int:
+    """The smallest budget in which some way fits with one target at a time."""
+    return min(_sweeps(cut, option, 0)[2] for option in _options(task) for cut in _in_pieces(task))
 
 
 Item = TypeVar("Item")
@@ -112,18 +114,24 @@ def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -
     """Prompts in packs: those whose sweeps are small share one, as far as a single sweep over them fits the budget.
 
     Raises:
-        BudgetError: where a prompt alone does not fit; see `plan_pack`.
+        BudgetError: where a prompt alone does not fit; names the smallest budget that would do for it and all that come after.
     """
     pack: list[Item] = []
     task = planned = None
-    for number, item in enumerate(items):
+    numbered = enumerate(items)
+    for number, item in numbered:
         alone = task_of(item)
         together = None if task is None else task + alone
         joined = None if together is None else _planned(together, budget)
         if joined is None:
             if planned is not None:
                 yield pack, planned
-            pack, task, planned = [item], alone, plan_pack(alone, budget, number)
+            try:
+                pack, task, planned = [item], alone, plan_pack(alone, budget, number)
+            except BudgetError:
+                rest = ((least_budget(task_of(later)), at) for at, later in numbered)
+                least, where = max([(least_budget(alone), number), *rest])
+                raise BudgetError.of(budget, where, least) from None
         else:
             pack, task, planned = [*pack, item], together, joined
     if planned is not None:

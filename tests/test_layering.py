@@ -17,8 +17,8 @@ ORDER = [
     "shown", "version", "types", "devices", "room", "names", "weights", "finite", "positions", "sparse", "edges", "ops", "fingerprints",
     "model", "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep",
     "meet", "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "size", "known",
-    "cost", "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal",
-    "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+    "cost", "through_cost", "opening", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph",
+    "causal", "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
