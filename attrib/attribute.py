@@ -521,8 +521,9 @@ def _edges(
     most = torch.searchsorted(source_table.position, target_table.position, right=True)  # what each target sees
     most = most.clamp(max=options.keep.k) if isinstance(options.keep, TopK) else most
     known = int(most.sum()) if isinstance(options.keep, Dense | TopK) else 0
-    counts = Column(number, len(most))
-    columns = [Column(number, known), Column(real, known), Column(real, known), Column(real, len(most)), Column(real, len(most))]
+    del most
+    counts = Column(number, 0)
+    columns = [Column(number, known), Column(real, known), Column(real, known), Column(real, 0), Column(real, 0)]
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
