@@ -214,11 +214,15 @@ def test_a_damaged_lock_is_no_obstacle(data: bytes, lock: Path, other: Callable[
 def test_a_folder_that_may_only_be_read(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     them = elsewhere(lock, 0)
 
-    def denied(*_: Any, **__: Any) -> Any:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    allowed = os.open
+
+    def denied(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return allowed(path, flags, *rest, **options)
 
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(Path, "touch", denied)
+    monkeypatch.setattr(os, "open", denied)
     assert holder(lock) == them
     os.utime(lock, (1, 1))
     assert holder(lock) is None

@@ -262,7 +262,8 @@ def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
         wrong = [replace(edges, attribution=edges.attribution * 1.5) for edges in store.values()]
     attrib.save(ran.job.file(shard), wrong, overwrite=True)
     content, path = ran.job.file(shard).read_bytes(), ran.job.record(shard)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(shard)), "bytes": len(content)}))
+    says = {"sha256": running.digest(folder, ran.job.file(shard)), "bytes": len(content)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | says))
     assert verify(folder, recompute=0) == []
     [fault] = verify(folder, recompute=len(ran.job.shards))
     assert (fault.shard, "differs by 3.3e-01 of the largest attribution" in fault.what) == (shard, True)
@@ -272,8 +273,8 @@ def test_verify_sees_a_shard_of_other_prompts(folder: Path) -> None:
     ran = run(folder, here)
     mine, other = ran.job.shards[:2]
     ran.job.file(mine).write_bytes(content := ran.job.file(other).read_bytes())
-    path = ran.job.record(mine)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(ran.job.file(mine)), "bytes": len(content)}))
+    path, says = ran.job.record(mine), {"sha256": running.digest(folder, ran.job.file(mine)), "bytes": len(content)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | says))
     assert "its prompts have other numbers than the job's" in [fault.what for fault in verify(folder, recompute=0)]
 
 
@@ -469,6 +470,6 @@ def test_reasons_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFix
     watch.began(job, {}, list(job.shards), False)
     watch.became(failure)
     assert capsys.readouterr().err == f"shard 3 failed 2 times: {reason}\n"
-    write(job.failure(job.shards[3]), failure)
+    write(folder, job.failure(job.shards[3]), failure)
     command_status(folder)
     assert f"shard 3 failed 2 times: {reason}\n" in capsys.readouterr().out

@@ -33,13 +33,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from attrib.asked import faults_of
+from attrib.jobs import inside
 from attrib.jobs.config import JobFile
 from attrib.types import FormatError, InputError
 from attrib.work import STORED, checked
 
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
-LARGEST_TEXT = 1 << 28
-"""Bytes of the listing of shards, at most: two million shards."""
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -129,7 +128,7 @@ class Job:
         Raises:
             FormatError: where they are not those that the shard's id was made of.
         """
-        arrays = {name: _array(self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
+        arrays = {name: _array(self.folder, self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
         ptr = np.asarray(arrays["ptr"][shard.first : shard.stop + 1])
         number = np.asarray(arrays["number"][shard.first : shard.stop])
         # held against what the shard should have before any of it is read
@@ -175,15 +174,20 @@ def open_job(folder: Path) -> Job:
     """A job from its folder.
 
     Raises:
-        InputError: where there is none.
+        InputError: where there is none, or it may not be read.
         FormatError: where what was fixed is damaged, or of another version.
     """
-    path = folder / JOB
-    if not path.is_file():
-        raise InputError(f"job: {folder} holds no {JOB}; make a job there with `attrib job init {folder} --config job.toml`.")
     try:
-        fixed = Fixed.model_validate_json(read_text(path))
-        lines = read_text(folder / PROMPTS / "shards.jsonl").splitlines()
+        text = inside.read_text(folder, folder / JOB)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"job: {folder} holds no {JOB}; make a job there with `attrib job init {folder} --config job.toml`.") from None
+    except OSError as error:
+        raise _unreadable(error) from error
+    except ValueError as error:
+        raise _damaged(folder, error) from error
+    try:
+        fixed = Fixed.model_validate_json(text)
+        lines = inside.read_text(folder, folder / PROMPTS / "shards.jsonl").splitlines()
         shards, first = [], 0
         for number, line in enumerate(lines):
             entry = _Listed.model_validate_json(line)
@@ -191,8 +195,10 @@ def open_job(folder: Path) -> Job:
             first += entry.prompts
         if (first, sum(shard.tokens for shard in shards)) != (fixed.prompts, fixed.tokens):
             raise ValueError(f"its shards hold {first} prompts, and not {fixed.prompts}, or other tokens")
+    except PermissionError as error:
+        raise _unreadable(error) from error
     except (OSError, ValueError) as error:
-        raise FormatError(f"{folder}: not a job of this version, or damaged: {fault_of(error)}. Make it again.") from error
+        raise _damaged(folder, error) from error
     return Job(folder, fixed, tuple(shards))
 
 
@@ -202,17 +208,25 @@ def fault_of(error: Exception) -> str:
     return next(iter(lines), type(error).__name__)
 
 
-def read_text(path: Path) -> str:
-    """A text file of a job. Raises ValueError where it is too large to be one."""
-    if (size := path.stat().st_size) > LARGEST_TEXT:
-        raise ValueError(f"{path} has {size:,} bytes, more than {LARGEST_TEXT:,}")
-    return path.read_text(encoding="utf-8")
+def _damaged(folder: Path, error: Exception) -> FormatError:
+    return FormatError(f"{folder}: not a job of this version, or damaged: {fault_of(error)}. Make it again.")
 
 
-def _array(path: Path) -> np.ndarray:
+def _unreadable(error: OSError) -> InputError:
+    return InputError(f"job: {error.filename} cannot be read: {error.strerror}. Nothing is wrong with the job as far as that tells.")
+
+
+def _array(folder: Path, path: Path) -> np.ndarray:
     """A column of integers on the disk, mapped and not read."""
     try:
-        column = np.lib.format.open_memmap(path, mode="r")
+        with inside.opened(folder, path) as file:
+            if (version := np.lib.format.read_magic(file)) != (1, 0):
+                raise ValueError(f"it is of version {version} of numpy's format, and a job's are of (1, 0)")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            # numpy maps what it is given open, from where its header ends; objects it would not map, and they are no integers
+            column = np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    except inside.ForeignError:
+        raise
     except Exception as error:  # numpy hands on whatever Python's tokenizer and parser raise
         raise FormatError(f"{path}: missing or damaged: {fault_of(error)}. Make the job again.") from error
     if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind != "i":

@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -22,13 +22,15 @@ from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from attrib.jobs import inside
 from attrib.store.whole import PARTIAL
 from attrib.types import InputError
 
 TOUCHED_EVERY = 5.0
 """Seconds."""
 STALE_AFTER = 60.0
-"""Seconds after which a lock of another machine that is not touched is nobody's."""
+"""Seconds after which a lock of another machine that is not touched is nobody's. One that was touched in the future is neither,
+beyond what clocks may differ by: nobody touches it now, whatever clock dated it."""
 JOINED_WITHIN = 5.0
 """Seconds in which the first rank of a launch has written whose the lock is."""
 SETTLED_AFTER = 0.5
@@ -78,7 +80,7 @@ def held(path: Path, *, launch: str | None = None, rank: int = 0) -> Iterator[Ho
     of_rank = path.with_name(f"{path.name}.{rank}")
     with ExitStack() as opened:
         paths = [path] if launch is None else [path, of_rank]
-        files = [opened.enter_context(_open(each)) for each in paths]
+        files: list[IO[bytes]] = [opened.enter_context(inside.opened(each.parent, each, "a+")) for each in paths]
         for file in files[1:]:
             if _flock(file, fcntl.LOCK_EX) is _Flock.HELD:
                 raise _taken(of_rank, _read(file))
@@ -86,7 +88,7 @@ def held(path: Path, *, launch: str | None = None, rank: int = 0) -> Iterator[Ho
             opened.callback(file.truncate, 0)
         last = _take(path, files[0], own) if launch is None else _join(path, files[0], own)
         ended = threading.Event()
-        toucher = threading.Thread(target=_touch, args=(paths, ended), daemon=True)
+        toucher = threading.Thread(target=_touch, args=(files, ended), daemon=True)
         toucher.start()
         try:
             yield last
@@ -99,17 +101,17 @@ def held(path: Path, *, launch: str | None = None, rank: int = 0) -> Iterator[Ho
                 files[0].truncate(0)
 
 
-def _take(path: Path, file: IO[str], own: Holder) -> Holder | None:
+def _take(path: Path, file: IO[bytes], own: Holder) -> Holder | None:
     """Take a lock for one process alone."""
     flock = _flock(file, fcntl.LOCK_EX)
     last = _read(file)
-    if flock is _Flock.HELD or (last is not None and _is_touched(path, last, own, flock)):
+    if flock is _Flock.HELD or (last is not None and _is_touched(path, file, last, flock)):
         raise _taken(path, last)
     _write_first(path, file, own, flock)
     return last
 
 
-def _join(path: Path, file: IO[str], own: Holder) -> Holder | None:
+def _join(path: Path, file: IO[bytes], own: Holder) -> Holder | None:
     """Take a lock with the other ranks of a launch: the first takes it for all, and writes whose it is."""
     until = time.monotonic() + JOINED_WITHIN
     while True:
@@ -117,7 +119,7 @@ def _join(path: Path, file: IO[str], own: Holder) -> Holder | None:
         if flock is not _Flock.HELD:
             last = _read(file)
             is_ours = last is not None and last.launch == own.launch  # of ranks on other machines, or of one that was killed
-            is_alive = last is not None and _is_touched(path, last, own, flock)
+            is_alive = last is not None and _is_touched(path, file, last, flock)
             if is_alive and not is_ours:
                 raise _taken(path, last)
             if not is_alive:
@@ -135,26 +137,35 @@ def _join(path: Path, file: IO[str], own: Holder) -> Holder | None:
             raise _taken(path, _read(file))
 
 
-def holder(path: Path) -> Holder | None:
-    """Who holds a job's lock now; None where nobody does."""
-    if not path.exists():
-        return None
+def holder(path: Path, *, clock: Callable[[Path], float] | None = None) -> Holder | None:
+    """Who holds a job's lock now; None where nobody does.
+
+    Args:
+        clock: tells the time at a path. Usually that of the machine that holds the folder, which takes a file written there.
+
+    Raises:
+        ForeignError: where the lock is no file of the folder's own.
+    """
     mode: Literal["r+", "r"] = "r+" if os.access(path, os.W_OK) else "r"  # some network file systems lock only what may be written
-    with path.open(mode, errors="replace") as file:
+    try:
+        file = inside.opened(path.parent, path, mode)
+    except FileNotFoundError:
+        return None
+    with file:
         last = _read(file)
         if last is None:
             return None
         flock = _flock(file, fcntl.LOCK_EX)
-        return last if flock is _Flock.HELD or _is_touched(path, last, None, flock) else None
+        return last if flock is _Flock.HELD or _is_touched(path, file, last, flock, clock) else None
 
 
-def _open(path: Path) -> IO[str]:
-    """A lock's file, made where there is none, to be read and written over."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # Path.touch would make a lock look alive that was there
-    return path.open("r+", errors="replace")
+def check_free(path: Path) -> None:
+    """Raise InputError where another run holds a lock. Nothing is written, so that it is told by this machine's clock."""
+    if (by := holder(path, clock=lambda _: time.time())) is not None:
+        raise _taken(path, by)
 
 
-def _flock(file: IO[str], kind: int) -> _Flock:
+def _flock(file: IO[bytes], kind: int) -> _Flock:
     for wait in (*_WAITS, None):
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -168,7 +179,7 @@ def _flock(file: IO[str], kind: int) -> _Flock:
     return _Flock.HELD
 
 
-def _read(file: IO[str]) -> Holder | None:
+def _read(file: IO[bytes]) -> Holder | None:
     file.seek(0)
     try:
         return Holder.model_validate_json(file.read(4096))
@@ -176,15 +187,15 @@ def _read(file: IO[str]) -> Holder | None:
         return None  # empty: the last run ended well. Or damaged: then flock alone must do
 
 
-def _write(file: IO[str], own: Holder) -> None:
+def _write(file: IO[bytes], own: Holder) -> None:
     """Write whose a lock is in one piece over what was there: whoever reads it meets the one or the other, and never nothing."""
     file.seek(0)
-    file.write(own.model_dump_json().ljust(LENGTH))
+    file.write(own.model_dump_json().ljust(LENGTH).encode())
     file.truncate()
     os.fsync(file.fileno())
 
 
-def _write_first(path: Path, file: IO[str], own: Holder, flock: _Flock) -> None:
+def _write_first(path: Path, file: IO[bytes], own: Holder, flock: _Flock) -> None:
     """Write whose a lock is that was found free. Raises InputError where another did so at the same time."""
     _write(file, own)
     if flock is _Flock.NONE:
@@ -194,19 +205,24 @@ def _write_first(path: Path, file: IO[str], own: Holder, flock: _Flock) -> None:
             raise _taken(path, now)
 
 
-def _is_touched(path: Path, last: Holder, own: Holder | None, flock: _Flock) -> bool:
+def _is_touched(path: Path, file: IO[bytes], last: Holder, flock: _Flock, clock: Callable[[Path], float] | None = None) -> bool:
     """Whether a holder is alive to whom flock does not reach: on another machine, or where there is no flock. Its touch does."""
-    if flock is _Flock.HAD and last.host == (own.host if own else socket.gethostname()):
+    if flock is _Flock.HAD and last.host == socket.gethostname():
         return False
-    return _now(path) - path.stat().st_mtime < STALE_AFTER
+    return _is_fresh(file, (clock or _now)(path))
+
+
+def _is_fresh(file: IO[bytes], now: float) -> bool:
+    """Whether a file was touched just now, give or take what clocks differ by."""
+    return abs(now - os.fstat(file.fileno()).st_mtime) < STALE_AFTER
 
 
 def _others(path: Path, own: Holder) -> bool:
     """Whether other ranks of a launch are alive, on machines to which flock does not reach too: each touches its own lock."""
-    for other in path.parent.glob(f"{path.name}.*"):
-        with suppress(OSError), other.open(errors="replace") as file:
+    for other in (path.with_name(name) for name in inside.names(path.parent, "") if name.startswith(f"{path.name}.")):
+        with suppress(OSError, inside.ForeignError), inside.opened(path.parent, other) as file:
             last = _read(file)
-            if last is not None and last.launch == own.launch and _now(path) - other.stat().st_mtime < STALE_AFTER:
+            if last is not None and last.launch == own.launch and _is_fresh(file, _now(path)):
                 return True
     return False
 
@@ -215,20 +231,20 @@ def _now(path: Path) -> float:
     """The time of the machine that holds the folder, whose clock may be another."""
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        probe.touch()
-        return probe.stat().st_mtime
+        with inside.opened(path.parent, probe, "a+") as file:
+            return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()  # a folder that may only be read
     finally:
         with suppress(OSError):
-            probe.unlink()
+            inside.remove(path.parent, probe)
 
 
-def _touch(paths: Sequence[Path], ended: threading.Event) -> None:
+def _touch(files: Sequence[IO[bytes]], ended: threading.Event) -> None:
     while not ended.wait(TOUCHED_EVERY):
-        for path in paths:
+        for file in files:
             with suppress(OSError):  # of a server that is away: it may come back
-                os.utime(path)
+                os.utime(file.fileno())
 
 
 def _taken(path: Path, by: Holder | None) -> InputError:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of, read_text
+from attrib.jobs import inside
+from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
 from attrib.store.whole import whole
 from attrib.types import FormatError
 
@@ -61,9 +62,9 @@ class Failure(BaseModel):
     finished: float
 
 
-def write(path: Path, entry: Record | Failure) -> None:
-    """Write an entry, whole."""
-    with whole(path) as partial:
+def write(folder: Path, path: Path, entry: Record | Failure) -> None:
+    """Write an entry of a job's folder, whole."""
+    with whole(inside.check(folder, path)) as partial:
         partial.write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -73,9 +74,11 @@ NOT_DONE = "it is not done"
 def record_or_fault(job: Job, shard: Shard) -> Record | str:
     """A shard's record, where it has one and its file is as long as that says; else why it counts as not done."""
     try:
-        record = Record.model_validate_json(read_text(job.record(shard)))
+        record = Record.model_validate_json(inside.read_text(job.folder, job.record(shard)))
     except FileNotFoundError:
         return NOT_DONE
+    except inside.ForeignError as error:
+        return str(error)
     except (OSError, ValueError) as error:  # cut short by a disk that failed, say
         return f"its record is damaged: {fault_of(error)}"
     if (record.shard, record.id) != (shard.number, shard.id):
@@ -83,7 +86,9 @@ def record_or_fault(job: Job, shard: Shard) -> Record | str:
     if record.sha256 is None:
         return record
     try:
-        size = job.file(shard).stat().st_size
+        size = inside.size(job.folder, job.file(shard))
+    except inside.ForeignError as error:
+        return str(error)
     except OSError:
         return "its file is gone"
     return record if size == record.bytes else f"its file has {size:,} bytes, and its record says {record.bytes:,}"
@@ -97,18 +102,18 @@ def record_of(job: Job, shard: Shard) -> Record | None:
 
 def records(job: Job) -> dict[int, Record]:
     """The record of every shard that is done, by its number."""
-    listed = {path.stem for path in (job.folder / RECORDS).glob("*.json")}
-    found = ((shard.number, record_of(job, shard)) for shard in job.shards if shard.name in listed)
+    listed = inside.names(job.folder, RECORDS)
+    found = ((shard.number, record_of(job, shard)) for shard in job.shards if job.record(shard).name in listed)
     return {number: record for number, record in found if record is not None}
 
 
 def failures(job: Job) -> Iterator[Failure]:
     """Shards that failed when they were last tried, in order."""
-    listed = {path.stem for path in (job.folder / FAILURES).glob("*.json")}
+    listed = inside.names(job.folder, FAILURES)
     for shard in job.shards:
-        if shard.name in listed:
+        if job.failure(shard).name in listed:
             try:
-                yield Failure.model_validate_json(read_text(job.failure(shard)))
+                yield Failure.model_validate_json(inside.read_text(job.folder, job.failure(shard)))
             except FileNotFoundError:
                 continue  # a run that is going on has done the shard
             except (OSError, ValueError) as error:
@@ -119,7 +124,7 @@ def refused(job: Job) -> Iterator[tuple[Refused, str]]:
     """Prompts that the job leaves out, with where each stood: those that are none, and those whose shard says so."""
     path = job.folder / PROMPTS / "refused.jsonl"
     try:
-        with path.open(encoding="utf-8") as lines:
+        with inside.opened(job.folder, path) as lines:
             for line in lines:
                 entry = json.loads(line)
                 yield Refused(number=entry["number"], reason=entry["reason"]), str(entry["where"])
@@ -129,7 +134,7 @@ def refused(job: Job) -> Iterator[tuple[Refused, str]]:
         yield from ((one, f"shard {record.shard}") for one in record.refused)
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
+def digest(folder: Path, path: Path) -> str:
+    """sha256 of a file in a folder, in hexadecimal digits. Raises as `inside.opened`."""
+    with inside.opened(folder, path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from attrib.jobs import inside
 from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.lock import held
@@ -73,14 +74,15 @@ def run(
                 "digits. Install the former, or give --other-packages."
             )
         for inner in (SHARDS, RECORDS, FAILURES):
-            (folder / inner).mkdir(exist_ok=True)  # whoever removed one wants it made again
+            inside.make_folder(folder, inner)  # whoever removed one wants it made again
+        check_places(job)
         if launch is None:
             remove_partial(folder)
         own = [shard for shard in job.shards if shard.number % world == rank]
         done = records(job)
         damaged = _damaged(job, [shard for shard in own if shard.number in done], done, watch) if check else []
         for shard in damaged:
-            job.record(shard).unlink()
+            inside.remove(folder, job.record(shard))
             del done[shard.number]
         wanted = {failure.shard for failure in failures(job)} if only_failed else {shard.number for shard in own}
         # longest prompts first: what takes most memory and time is known early, and short shards fill the end
@@ -91,7 +93,7 @@ def run(
         with closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
-                    write(job.failure(job.shards[outcome.shard]), outcome)
+                    write(folder, job.failure(job.shards[outcome.shard]), outcome)
                     failed.append(outcome)
                 else:
                     done[outcome.shard] = outcome
@@ -103,17 +105,30 @@ def run(
 
 def remove_partial(folder: Path) -> list[Path]:
     """Remove what a killed run was writing. The lock must be held. Returns what it was."""
-    left = [path for inner in (SHARDS, RECORDS, FAILURES) for path in (folder / inner).glob(f".*{PARTIAL}")]
+    left = [folder / inner / name for inner in (SHARDS, RECORDS, FAILURES) for name in inside.names(folder, inner) if is_partial(name)]
     for path in left:
-        path.unlink(missing_ok=True)
+        inside.remove(folder, path)
     return left
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is called as one that is being written, or was by a run that was killed."""
+    return name.startswith(".") and name.endswith(PARTIAL)
+
+
+def check_places(job: Job) -> None:
+    """Raises ForeignError where something else stands in the place of a file of the job: no try would get past it."""
+    for inner, place in ((SHARDS, job.file), (RECORDS, job.record), (FAILURES, job.failure)):
+        wanted = {place(shard).name: shard for shard in job.shards}
+        for name in wanted.keys() & inside.others(job.folder, inner):
+            inside.check(job.folder, place(wanted[name]))
 
 
 def _damaged(job: Job, shards: list[Shard], done: dict[int, Record], watch: Watch) -> list[Shard]:
     """Those of some shards that are done whose bytes are not those that were written."""
     found = []
     for number, shard in enumerate(shards, 1):
-        if (was := done[shard.number].sha256) is not None and digest(job.file(shard)) != was:
+        if (was := done[shard.number].sha256) is not None and digest(job.folder, job.file(shard)) != was:
             found.append(shard)
         watch.checked(number, len(shards))
     return found

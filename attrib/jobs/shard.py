@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attrib.edges import Edges
 from attrib.fingerprints import seal
+from attrib.jobs import inside
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.store import save
@@ -79,17 +80,18 @@ def commit(ready: Ready, computed: Computed) -> Record:
     """Put a shard on the disk, and then its record: from then on it is done."""
     begun = time.perf_counter()
     job, shard, edges = ready.job, computed.shard, computed.edges
-    path = job.file(shard)
+    path = inside.check(job.folder, job.file(shard))
     if edges:
         save(path, edges, compression=job.config.compression, overwrite=True)
     record = Record(
-        shard=shard.number, id=shard.id, sha256=digest(path) if edges else None, bytes=path.stat().st_size if edges else 0,
+        shard=shard.number, id=shard.id,
+        sha256=digest(job.folder, path) if edges else None, bytes=inside.size(job.folder, path) if edges else 0,
         prompts=len(edges[0].prompts) if edges else 0, tokens=len(edges[0].prompts.ids) if edges else 0, edges=sum(map(len, edges)),
         refused=computed.refused, seconds=computed.seconds, seconds_writing=time.perf_counter() - begun, device=ready.device,
         finished=time.time(),
     )  # fmt: skip
-    write(job.record(shard), record)
-    job.failure(shard).unlink(missing_ok=True)
+    write(job.folder, job.record(shard), record)
+    inside.remove(job.folder, job.failure(shard))
     return record
 
 

@@ -66,7 +66,7 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
             yield "it has no file, and not all its prompts were refused"
         return
     path = job.file(shard)
-    if (now := digest(path)) != record.sha256:
+    if (now := digest(job.folder, path)) != record.sha256:
         yield f"its sha256 is {now}, and not {record.sha256}"
         return
     try:
@@ -112,7 +112,7 @@ def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> I
         computed = compute(ready, shard)
         with tempfile.TemporaryDirectory() as scratch:
             again = save(Path(scratch) / "again.h5", computed.edges, compression=ready.job.config.compression)
-            if digest(again) != sha256:
+            if digest(again.parent, again) != sha256:
                 yield Fault(shard, _difference(ready.job.file(shard), computed.edges))
 
 

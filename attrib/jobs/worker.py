@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from attrib.jobs.folder import Job, Shard
+from attrib.jobs.inside import ForeignError
 from attrib.jobs.records import Failure, FailureKind, Record
 from attrib.jobs.shard import Computed, Ready, commit, compute
 from attrib.types import AttribError
@@ -78,6 +79,8 @@ def attempt(step: Callable[[], Done], job: Job, shard: Shard) -> Done | Failure 
     """A step of a shard; what it raises, as a failure of the shard, or a reason to stop all."""
     try:
         return step()
+    except ForeignError as error:  # no other try would find it otherwise
+        return Stop(str(error))
     except Exception as error:
         if reason := _disk_fault(error):
             return Stop(f"{job.folder}: {reason}. What is done stays; mend that, and `attrib job run {job.folder}` goes on.")
