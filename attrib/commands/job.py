@@ -118,8 +118,8 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
     from attrib.jobs.run import run as run_job
     from attrib.jobs.status import status as status_of
 
-    chosen, launch = choose(folder, engine, device, workers, address)
     with bar() as shown, _ended_by_signal(folder):
+        chosen, launch = choose(folder, engine, device, workers, address)
         ran = run_job(folder, chosen, launch=launch, watch=RunBar(shown), **options)
     now = status_of(folder)
     if ran.damaged:
@@ -128,17 +128,22 @@ def _run(folder: Path, engine: str, device: list[str] | None, workers: int | Non
         print(
             plain(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
         )
+    for name in ran.changed:
+        print(plain(f"{name} is no longer what {folder} was made with; its shards are of what it was"))
     done = (
         f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} prompts, {now.edges:,} edges, "
         f"{now.bytes / 1e6:,.1f} MB"
     )
-    print(plain(done + (f"; {now.refused:,} prompts left out" if now.refused else "")))
+    print(plain(done + (f"; {now.refused:,} prompts left out, `attrib job status {folder} --refused` says why" if now.refused else "")))
     if ran.failed:
         first = ran.failed[0]
         raise InputError(
             f"{len(ran.failed)} shards failed after {first.attempts} attempts; shard {first.shard}: {first.reason}. "
             f"`attrib job status {folder}` lists them, `attrib job retry {folder}` tries them again."
         )
+    if now.is_done and not now.prompts_done:
+        why = next(record.refused[0].reason for record in ran.done.values() if record.refused)
+        raise InputError(f"{folder}: none of {now.prompts:,} prompts could be attributed. The first of them: {why}")
     if now.shards_done < now.shards and launch is None and not options.get("only_failed"):
         raise InputError(
             f"{now.shards - now.shards_done} shards were done and are gone: something removed or changed them while the job ran. "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attrib.jobs import inside
+from attrib.jobs.changes import changed_since
 from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.lock import held
@@ -24,6 +25,8 @@ class Ran(NamedTuple):
     failed: list[Failure]
     damaged: list[Shard]
     """Shards that were done once, found to be damaged, and done again."""
+    changed: list[str]
+    """Of a job of which nothing was left to do: its model and dictionaries that are no longer what its shards were computed with."""
 
 
 class Watch:
@@ -100,7 +103,8 @@ def run(
                 watch.became(outcome)
         if launch is None:
             remove_partial(folder)  # of workers that were lost on the way
-        return Ran(job, done, failed, damaged)
+        changed = [] if pending or launch is not None else changed_since(job)  # a worker would have looked
+        return Ran(job, done, failed, damaged, changed)
 
 
 def remove_partial(folder: Path) -> list[Path]:

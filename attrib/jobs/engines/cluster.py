@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
-import signal
 import socket
 import threading
 import traceback
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from attrib.jobs.engines.actors import place
 from attrib.jobs.engines.engine import JobError
-from attrib.jobs.engines.local import end_with_parent
+from attrib.jobs.engines.local import end_with_parent, start_deaf
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.worker import Outcome
 from attrib.types import AttribError, InputError
@@ -64,7 +63,7 @@ def cluster(job: Job, shards: Sequence[Shard], attempts: int, *, address: str | 
     ours, theirs = spawn.Pipe(duplex=False)
     numbers = [shard.number for shard in shards]
     driver = spawn.Process(target=_drive, args=(job.folder.resolve(), numbers, attempts, address, device, theirs), daemon=True)
-    driver.start()
+    start_deaf(driver)
     theirs.close()
     joined = False
     try:
@@ -94,7 +93,6 @@ def cluster(job: Job, shards: Sequence[Shard], attempts: int, *, address: str | 
 
 def _drive(folder: Path, numbers: list[int], attempts: int, address: str, device: str | None, pipe: Connection) -> None:
     """The driver's life: join the cluster, place shards, tell what becomes of them. Nothing that ray prints is shown."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its driver
     threading.Thread(target=end_with_parent, daemon=True).start()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
