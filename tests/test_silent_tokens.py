@@ -42,7 +42,6 @@ def ids_of(tokens: Any, tokenizer: Any = None) -> list[list[int]]:
         ((ids for ids in ([5], [6])), [[5], [6]]),
         (np.array(["the cat", "a"]), [[5, 6], [9]]),
     ],
-    ids=repr,
 )
 def test_what_is_meant_is_taken(tokens: Any, prompts: list[list[int]]):
     assert ids_of(tokens, words()) == prompts
