@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are printed as into a pipe: some library or test runner sets the width of its own terminal for the whole process."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32 whatever it is given. Here it keeps the dtype, so that float64 models are float64."""
