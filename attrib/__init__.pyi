@@ -9,11 +9,11 @@ from . import stats as stats
 from . import store as store
 from . import types as types
 from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
-from .capturing import capture
+from .capturing import capture, logits
 from .dictionary import Dictionary, decode, encode
 from .edges import Edges
 from .forecast import Plan, plan
-from .model import Model, embed, logits, unembed
+from .model import Model, embed, unembed
 from .paths import path
 from .replacement import replace
 from .segments import block, segment

@@ -40,14 +40,15 @@ from attrib.jacobian import (
 from attrib.model import Model
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
-from attrib.paths import Path, Sources, check_source, metric_path, path, start_site, stop_site
+from attrib.paths import Path, Sources, check_source, metric_path, path_of, start_site, stop_site
+from attrib.positions import Positions, PositionsLike, plain_positions
 from attrib.precision import Precision, precision_of
-from attrib.reading import Positions, chosen_positions, read_site, token_strings, tokenizer_of
+from attrib.reading import LogitsLike, as_logits, read_site
 from attrib.sources.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.sparse import check_keep, kept, to_csr
-from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, Logits, NodeKind, Policy, Progress, Site, TopLogits
+from attrib.tokens import TokensLike, to_prompts, token_strings
+from attrib.types import EXACT, BudgetError, Dense, EdgeKind, InputError, Keep, NodeKind, Policy, Progress, Site, TopLogits
 
-TokensLike = str | Tensor | Sequence[str | Tensor]
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
 
 Result = TypeVar("Result")
@@ -66,7 +67,7 @@ def token_to_latent(
     effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008 - an immutable value
-    positions: Positions = None,
+    positions: PositionsLike = None,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
     method: Method = "adjoint",
@@ -92,7 +93,7 @@ def latent_to_latent(
     effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008
-    positions: Positions = None,
+    positions: PositionsLike = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
@@ -103,13 +104,14 @@ def latent_to_latent(
     """How the active latents of `target` move with the active latents of `source`.
 
     Args:
-        tokens: a list of 1-D int tensors of any lengths, or one, or strings where the model has a tokenizer.
+        tokens: the prompts: text, token ids, chats or a tokenizer's encodings, one or a list of them; docs/prompts.md.
         cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
             docs/cuts.md. A source that writes at several sites takes their place too.
         effect: "direct", derivatives stop at the cuts; or "total", they pass through the cuts' active latents.
         policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
         keep: which edges are kept; row totals are over all of them whatever is kept.
-        positions: of the targets, negative ones from the end; None is all.
+        positions: of the targets: a number, or several, negative ones from the end; "last" or "all"; a slice; or a mask of
+            booleans. None is all.
         error: whether the source's error is added to its reconstruction, as a constant.
         dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
             "bfloat16". None is the model's own.
@@ -136,12 +138,12 @@ def latent_to_logit(
     source: Dictionary,
     tokens: TokensLike,
     *,
-    logits: Logits = TopLogits(),  # noqa: B008
+    logits: LogitsLike = TopLogits(),  # noqa: B008
     cuts: Sequence[Dictionary] = (),
     effect: Effect = "direct",
     policy: Policy = EXACT,
     keep: Keep = Dense(),  # noqa: B008
-    positions: Positions = None,
+    positions: PositionsLike = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
@@ -152,13 +154,14 @@ def latent_to_logit(
     """How chosen logits move with the active latents of `source`.
 
     Args:
-        logits: TopLogits(k, mass), Tokens([...]), Difference(a, b) or Direction(vector).
+        logits: TopLogits(k, mass), Tokens([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
+            token ids, is these tokens; a whole number alone is the k of the k largest, and no id.
         positions: where the logits are read; None is the last position.
 
     The other options and errors are those of `latent_to_latent`.
     """
     options = _Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
-    return _run("latent_to_logit", model, source, logits, tokens, options, error)
+    return _run("latent_to_logit", model, source, as_logits(logits), tokens, options, error)
 
 
 @takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
@@ -196,7 +199,7 @@ def latent_to_metric(
 class _Options:
     policy: Policy
     keep: Keep
-    positions: Positions
+    positions: PositionsLike
     dtype: torch.dtype | str | None
     budget: int
     method: Method
@@ -230,6 +233,7 @@ class _Checked(NamedTuple):
     stop: Site
     precision: Precision
     prompts: list[Tensor]
+    positions: Positions
     working: list[Working]
 
 
@@ -246,8 +250,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
     if source is not None:
         check_source(model, source, stop, target)
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
-    for ids in prompts:
-        chosen_positions(options.positions, len(ids), ids.device)
+    positions = plain_positions(options.positions, [len(ids) for ids in prompts])
     # the widest table over positions: a dictionary's latents, or the logits that a metric reads
     widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target, *options.cuts))
     widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
@@ -259,7 +262,7 @@ def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any,
         elif options.budget < (least := 3 * dtype.itemsize * len(prompts[number]) * widest):
             # the encoders need that; what a sweep needs is known, and asked, when the active latents are
             raise BudgetError.of(options.budget, number, least)
-    return _Checked(start, stop, precision, prompts, working)
+    return _Checked(start, stop, precision, prompts, positions, working)
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> None:
@@ -278,6 +281,7 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
         "progress": False,
     }
     options.pop("error", None)
+    target = target if isinstance(target, Dictionary) else as_logits(target)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
     _check(kind, model, source, target, tokens, _Options(**(usual | options)))
 
@@ -290,7 +294,8 @@ def _run(
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")
     target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
-    start, _, precision, prompts, working = _check(kind, model, source, target, tokens, options)
+    start, _, precision, prompts, positions, working = _check(kind, model, source, target, tokens, options)
+    options = replace(options, positions=positions)
     call = _call(kind, model, source, target, prompts, options, precision, error)
     dtype = precision.path
     model = _constant(model.to(dtype=dtype))
@@ -310,8 +315,8 @@ def _run(
         metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
         return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)])
     others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
-    path_of = partial(path, model, source, target, **put_in, **others)
-    paths = ((ids, _of_prompt(number, path_of, ids)) for number, ids in enumerate(done))
+    opened = partial(path_of, model, source, target, **put_in, **others)
+    paths = ((ids, _of_prompt(number, opened, ids)) for number, ids in enumerate(done))
     by_transforms = options.method == "torch.func"
     jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
     parts: list[Edges] = []
@@ -361,50 +366,6 @@ def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Preci
 def _constant(part: Any) -> Any:
     """A model or dictionary without autograd: torch.func would else record a graph of parameters that require grad."""
     return replace(part, params=pytree.tree_map(Tensor.detach, part.params))
-
-
-def to_prompts(model: Model, tokens: TokensLike) -> list[Int[Tensor, " _"]]:
-    """Prompts as a list of 1-D int64 tensors on the model's device.
-
-    Raises:
-        InputError: for an empty list, an empty prompt, one longer than the context, or ids outside the vocabulary.
-    """
-    given: list[str | Tensor] = [tokens] if isinstance(tokens, str | Tensor) else list(tokens)
-    if not given:
-        raise InputError("tokens: no prompts given; expected at least one.")
-    prompts = [to_ids(model, number, item) for number, item in enumerate(given)]
-    for number, ids in enumerate(prompts):
-        check_ids(model, number, ids)
-    return [ids.to(device=model.device) for ids in prompts]
-
-
-def to_ids(model: Model, number: int, item: str | Tensor) -> Int[Tensor, " positions"]:
-    """A prompt as token ids, however many: text behind the tokenizer's first token, ids as they are.
-
-    Raises:
-        InputError: for what is not 1-D and whole numbers; names the prompt by `number`.
-    """
-    if isinstance(item, str):
-        tokenizer = tokenizer_of(model, "tokens")
-        return torch.tensor(([] if tokenizer.bos is None or not item else [tokenizer.bos]) + tokenizer.encode(item), dtype=torch.int64)
-    ids = torch.as_tensor(item)
-    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise InputError(
-            f"tokens: prompt {number} has shape {list(ids.shape)} and dtype {ids.dtype}; expected a 1-D tensor of ints. "
-            "Give a batch as a list."
-        )
-    return ids.to(dtype=torch.int64)
-
-
-def check_ids(model: Model, number: int, ids: Int[Tensor, " positions"]) -> None:
-    """Raises InputError where a prompt is empty, longer than the context, or outside the vocabulary; names it by `number`."""
-    if not 0 < len(ids) <= model.config.n_ctx:
-        raise InputError(f"tokens: prompt {number} has {len(ids)} tokens; expected 1 to {model.config.n_ctx}, the context of {model.name}.")
-    if int(ids.min()) < 0 or int(ids.max()) >= model.config.d_vocab:
-        raise InputError(
-            f"tokens: prompt {number} has ids from {int(ids.min())} to {int(ids.max())}; "
-            f"the vocabulary of {model.name} is 0 to {model.config.d_vocab - 1}."
-        )
 
 
 def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
@@ -547,10 +508,10 @@ def _call(
     return {
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "prompts": {"count": len(prompts), "sha256": sha256_of(prompts)}, "source": named(source), "target": what,
+        "prompts": {"count": len(prompts), "sha256": sha256_of([*prompts])}, "source": named(source), "target": what,
         "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
-        "positions": options.positions if isinstance(options.positions, int | None) else list(options.positions),
+        "positions": list(options.positions) if isinstance(options.positions, tuple) else options.positions,
         "dtype": precision.name, "method": options.method, "budget": options.budget,
         "seed": None, "precision_error": None,
     }  # fmt: skip

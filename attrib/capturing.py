@@ -3,29 +3,46 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, check_site, embed, walk
+from attrib.model import logits as logits_of
 from attrib.shown import record
 from attrib.sources.given import as_model, takes
+from attrib.tokens import TokensLike, to_batch
 from attrib.types import InputError, Site, SparseLatents
 
 
 @takes(model=as_model)
-def capture(
-    model: Model, tokens: Int[Tensor, "*batch positions"], sites: Iterable[Site | str]
-) -> dict[Site, Float[Tensor, "*batch positions _"]]:
-    """Values at `sites`, computed no further than the last of them.
+def logits(model: Model, tokens: TokensLike) -> Float[Tensor, "*batch positions d_vocab"]:
+    """The whole model.
+
+    Args:
+        tokens: as `capture` takes them.
 
     Raises:
-        InputError: for a site that the model does not have.
+        InputError: for what is no prompt of this model.
+    """
+    return logits_of(model, to_batch(model, tokens))
+
+
+@takes(model=as_model)
+def capture(model: Model, tokens: TokensLike, sites: Iterable[Site | str]) -> dict[Site, Float[Tensor, "*batch positions _"]]:
+    """Values at `sites`, computed no further than the last of them.
+
+    Args:
+        tokens: a tensor of ids with any batch dimensions; or what the attributions take: one prompt gives [positions, _], a list
+            of prompts of one length [batch, positions, _]. They are brought to the model's device.
+
+    Raises:
+        InputError: for a site that the model does not have, or what is no prompt of it.
     """
     wanted = {check_site(model, site, "sites") for site in sites}
     last = max((site.depth for site in wanted), default=(0, 0))
     found: dict[Site, Tensor] = {}
-    for site, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
+    for site, value in walk(model, Site(0, "resid_pre"), embed(model, to_batch(model, tokens))):
         if site in wanted:
             found[site] = value
         if site.depth >= last and wanted == found.keys():

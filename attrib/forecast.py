@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrib.attribute import TokensLike, check, to_prompts
+from attrib.attribute import check
 from attrib.between import Effect, station
 from attrib.cone import pieces_of
 from attrib.cost import Cost, Part
@@ -16,11 +16,13 @@ from attrib.dictionary import Dictionary
 from attrib.jacobian import DEFAULT_BUDGET, task_of
 from attrib.model import Model
 from attrib.packing import PackPlan, packs
-from attrib.paths import path, start_site, stop_site
+from attrib.paths import path_of, start_site, stop_site
+from attrib.positions import Positions, PositionsLike, chosen_positions, plain_positions
 from attrib.precision import precision_of
-from attrib.reading import Positions, chosen_positions
+from attrib.reading import LogitsLike, as_logits
 from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.task import Task
+from attrib.tokens import TokensLike, to_prompts
 from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
 
 
@@ -69,13 +71,13 @@ class Plan:
 def plan(
     model: Model,
     source: Dictionary | None,
-    target: Dictionary | Logits,
+    target: Dictionary | LogitsLike,
     tokens: TokensLike,
     *,
     cuts: Sequence[Dictionary] = (),
     effect: Effect = "direct",
     policy: Policy = EXACT,
-    positions: Positions = None,
+    positions: PositionsLike = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
@@ -85,14 +87,17 @@ def plan(
 
     Args:
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
-        target: a dictionary, or a choice of logits (`latent_to_logit`).
+        target: a dictionary, or a choice of logits, as `latent_to_logit` takes it.
         active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
             with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
 
     The other options and errors are those of `attrib.latent_to_latent`.
     """
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
-    check(kind, model, source, target, tokens, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    target = target if isinstance(target, Dictionary) else as_logits(target)
+    prompts = to_prompts(model, tokens)
+    positions = plain_positions(positions, [len(ids) for ids in prompts])
+    check(kind, model, source, target, prompts, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     itemsize = precision_of(model, dtype).path.itemsize
@@ -102,11 +107,11 @@ def plan(
     known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
     options: dict[str, Any] = {"policy": policy, "positions": positions, "error": error, "cuts": cuts, "effect": effect}
     tasks = []
-    for ids in to_prompts(model, tokens):
+    for ids in prompts:
         if known and not is_cut:
             tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
         else:
-            tasks.append(task_of([path(model, source, target, ids, **options)]))
+            tasks.append(task_of([path_of(model, source, target, ids, **options)]))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
     capture = Cost(itemsize)
     for task in tasks:

@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 from attrib.devices import check_device, check_dtype
 from attrib.fingerprints import Fingerprinted, moved
 from attrib.shown import record
+from attrib.tokenizer import Tokenizer as Tokenizer
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 
 Stream = Float[Tensor, "*batch positions d_model"]
@@ -162,21 +163,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """How text becomes token ids: two functions and whether prompts begin with a special token."""
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-    bos: int | None = None
-    """Put before every prompt given as text; None for models that are used without."""
-    sha256: str | None = None
-    """Hash of the tokenizer's definition, to tell which one a result came from."""
-
-    def __repr__(self) -> str:
-        return f"Tokenizer(bos={self.bos}, sha256={'unknown' if self.sha256 is None else self.sha256[:12]})"
-
-
-@dataclass(frozen=True)
 class Model(Fingerprinted):
     """Parameters, config and (where known) tokenizer of one transformer."""
 
@@ -220,6 +206,19 @@ class Model(Fingerprinted):
 
     def _hashed(self, how: Callable[..., str]) -> str:
         return how(self.params, self.config)
+
+    def with_special_tokens(self, special_tokens: str) -> "Model":
+        """The same model, whose prompts take a special token that is spelled out in their text as it says.
+
+        Args:
+            special_tokens: "allow", it is that token, as the tokenizer has it; "text", it is text like any other; "refuse", an error.
+
+        Raises:
+            InputError: for another choice, or where there is no tokenizer that could take it.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"special_tokens: {self.name} has no tokenizer, so no text is taken.")
+        return replace(self, tokenizer=self.tokenizer.with_special_tokens(special_tokens))
 
 
 # ----------------------------------------------------------------------------- pieces of a block

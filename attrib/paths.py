@@ -26,11 +26,13 @@ from attrib.dictionary import Dictionary, decode_at, encode_sparse, normalise_in
 from attrib.finite import require_finite
 from attrib.fit import check_fit, fitted
 from attrib.model import Model, embed, enter, mlp, unembed, walk
+from attrib.positions import Positions, PositionsLike, plain_positions
 from attrib.primal import BESIDE, Streams, stream_sites
-from attrib.reading import Positions, read_direction, read_latents, read_logits, read_site
+from attrib.reading import LogitsLike, as_logits, read_direction, read_latents, read_logits, read_site
 from attrib.segments import Segment, segment
 from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
+from attrib.tokens import TokensLike, one_prompt
 from attrib.types import EXACT, Direction, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
 
 
@@ -274,8 +276,48 @@ def _open_cut(
 
 
 @takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
-@torch.no_grad()
 def path(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | LogitsLike,
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    positions: PositionsLike = None,
+    error: bool = True,
+) -> Path:
+    """The path of one prompt from its leaves to its targets, at the primal point.
+
+    Args:
+        source: a dictionary, whose active latents are the leaves, or None for the token scales.
+        target: a dictionary, whose active latents are the targets, or a choice of logits, as `attrib.latent_to_logit` takes it.
+        tokens: of one prompt, as the attributions take it; docs/prompts.md. It and the dictionaries are brought to the model's device.
+        cuts: dictionaries that are put in on the way, as `attrib.replace` means it.
+        effect: whether derivatives stop at the cuts ("direct") or pass their active latents ("total").
+        positions: of the targets; None is all for latents and the last for logits.
+        error: whether the source's error is added to its reconstruction, as a constant. Without it the
+            Jacobian is taken where the reconstruction alone leads, and targets that are not active there
+            have no gradient.
+
+    Raises:
+        InputError: where the dictionaries do not fit the model or each other.
+    """
+    ids = one_prompt(model, tokens)
+
+    def there(dictionary: Dictionary) -> Dictionary:
+        return dictionary.to(dtype=model.dtype, device=model.device)
+
+    return path_of(
+        model, None if source is None else there(source), there(target) if isinstance(target, Dictionary) else as_logits(target), ids,
+        cuts=[there(cut) for cut in apart_from(cuts, source, target)], effect=effect, policy=policy,
+        positions=plain_positions(positions, [len(ids)]), error=error,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def path_of(
     model: Model,
     source: Dictionary | None,
     target: Dictionary | Logits,
@@ -287,20 +329,10 @@ def path(
     positions: Positions = None,
     error: bool = True,
 ) -> Path:
-    """The path of one prompt from its leaves to its targets, at the primal point.
-
-    Args:
-        source: a dictionary, whose active latents are the leaves, or None for the token scales.
-        target: a dictionary, whose active latents are the targets, or a choice of logits.
-        cuts: dictionaries that are put in on the way, as `attrib.replace` means it.
-        effect: whether derivatives stop at the cuts ("direct") or pass their active latents ("total").
-        positions: of the targets; None is all for latents and the last for logits.
-        error: whether the source's error is added to its reconstruction, as a constant. Without it the
-            Jacobian is taken where the reconstruction alone leads, and targets that are not active there
-            have no gradient.
+    """`path` of ids, positions and dictionaries that are what they should be.
 
     Raises:
-        InputError: where the dictionaries do not fit the model or each other.
+        InputError: as `path`.
         NotFiniteError: where an end of the path, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
     """
     cuts = apart_from(cuts, source, target)

@@ -1,19 +1,24 @@
 """What is read at the end of a path: a dictionary's active latents, chosen logits, a direction."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Set
+from numbers import Integral
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
 from attrib.fit import check_fit
-from attrib.model import Model, Tokenizer, cap, check_end, normalise, unembed, width
+from attrib.model import Model, cap, check_end, normalise, unembed, width
+from attrib.positions import Positions, chosen_positions
 from attrib.sparse import columns_of, select
+from attrib.tokens import token_ids, token_strings
 from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
 
-Positions = int | Sequence[int] | None
+LogitsLike = Any
+"""A choice of logits; or a str or a list of str and ids, which are tokens, or an int, the number of the largest."""
 
 
 class Read(NamedTuple):
@@ -106,48 +111,46 @@ def top_tokens(log_probability: Float[Tensor, " d_vocab"], what: TopLogits) -> I
     return top.indices[before < what.mass]
 
 
-def token_ids(model: Model, tokens: int | str | Sequence[int | str], argument: str) -> Int[Tensor, " tokens"]:
-    """Vocabulary ids from ids and strings. Raises InputError for a string that is not one token."""
-    given = [tokens] if isinstance(tokens, int | str) else list(tokens)
-    ids = [_single_token(model, token, argument) if isinstance(token, str) else int(token) for token in given]
-    if outside := [number for number in ids if not 0 <= number < model.config.d_vocab]:
-        raise InputError(f"{argument}: token id {outside[0]} is outside the vocabulary of {model.config.d_vocab}.")
-    if not ids:
-        raise InputError(f"{argument}: no tokens given; expected at least one id or string.")
-    return torch.tensor(ids, device=model.device)
+def as_logits(what: LogitsLike) -> Logits:
+    """Which logits are meant, with plain ints and strings in it: a str, or a list of str and ids, is these tokens; an int alone is top-k.
+
+    Raises:
+        InputError: for what is no choice of logits.
+    """
+    match what:
+        case TopLogits(k=k, mass=mass):
+            return TopLogits(_plain_token(k, what), mass)
+        case Tokens(tokens=tokens):
+            return Tokens(tuple(_plain_tokens(tokens, what)))
+        case Difference(a=a, b=b):
+            sides = [tuple(_plain_tokens(side, what)) for side in (a, b)]
+            return Difference(*(side[0] if len(side) == 1 else side for side in sides))
+        case Direction():
+            return what
+    if isinstance(what, Integral) and not isinstance(what, bool):
+        return TopLogits(int(what))
+    return Tokens(tuple(_plain_tokens(what, what)))
 
 
-def _single_token(model: Model, text: str, argument: str) -> int:
-    tokenizer = tokenizer_of(model, argument)
-    found = tokenizer.encode(text)
-    if len(found) != 1:
-        pieces = [tokenizer.decode([i]) for i in found]
-        raise InputError(
-            f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
-        )
-    return found[0]
+def _plain_tokens(given: Any, what: Any) -> list[int | str]:
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
+    return [_plain_token(one, what) for one in given] if several else [_plain_token(given, what)]
 
 
-def token_strings(model: Model, ids: Int[Tensor, " tokens"]) -> tuple[str, ...]:
-    """Each token as text, or its id where the model has no tokenizer."""
-    return tuple(model.tokenizer.decode([i]) if model.tokenizer else str(i) for i in ids.tolist())
-
-
-def tokenizer_of(model: Model, argument: str) -> Tokenizer:
-    """The model's tokenizer, or an error that says what to give in place of text."""
-    if model.tokenizer is None:
-        raise InputError(f"{argument}: got text, but {model.name} has no tokenizer; give token ids.")
-    return model.tokenizer
-
-
-def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
-    """Chosen positions, ascending; negative ones count from the end, None is all."""
-    if positions is None:
-        return torch.arange(length, device=device)
-    wanted = [positions] if isinstance(positions, int) else list(positions)
-    if not wanted or any(not -length <= p < length for p in wanted):
-        raise InputError(f"positions: {wanted} for a prompt of {length} tokens; expected numbers from {-length} to {length - 1}.")
-    return torch.tensor(sorted({p % length for p in wanted}), device=device)
+def _plain_token(one: Any, what: Any) -> Any:
+    if isinstance(one, str):
+        return str(one)
+    if isinstance(one, Tensor | np.generic) and one.ndim == 0:
+        one = one.item()
+    if isinstance(one, Integral) and not isinstance(one, bool):
+        return int(one)
+    shown = repr(what)
+    raise InputError(
+        f"logits: {shown if len(shown) < 80 else shown[:77] + '...'}; expected TopLogits(k, mass), Tokens([...]), Difference(a, b) or "
+        "Direction(vector); or a string or a list of strings and token ids, which are these tokens; or a whole number, the k largest."
+    )
 
 
 def read_site(model: Model, target: Dictionary | Logits) -> Site:

@@ -82,7 +82,7 @@ def warn(message: str) -> None:
     warnings.warn(message, AttribWarning, stacklevel=level)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 

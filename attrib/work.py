@@ -28,6 +28,7 @@ from attrib.forecast import Plan, plan
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
+from attrib.tokenizer import SpecialTokens
 from attrib.types import (
     POLICIES,
     Dense,
@@ -170,6 +171,7 @@ class Work(BaseModel):
     budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
     positions: list[Whole] | None = None
     error: bool = True
+    special_tokens: SpecialTokens = "allow"
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
 
     @model_validator(mode="after")
@@ -311,6 +313,8 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
             metric_of(item.metric)
     places = places or {}
     model = load_model(places.get(work.model, work.model)).to(device=device)
+    if work.special_tokens != "allow":
+        model = model.with_special_tokens(work.special_tokens)
     dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
     # nobody else holds them: one hash does for every prompt that they are used on
     return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})

@@ -85,7 +85,11 @@ def characters(model: Model, bos: int | None = None) -> Model:
     def decode(ids: list[int]) -> str:
         return "".join(chr(ord("A") + i) for i in ids)
 
-    return Model(model.params, model.config, model.name, Tokenizer(lambda text: [ord(c) - ord("A") for c in text], decode, bos))
+    def encode(text: str) -> list[int]:
+        return [ord(c) - ord("A") for c in text]
+
+    template = None if bos is None else lambda text: [bos, *encode(text)]
+    return Model(model.params, model.config, model.name, Tokenizer(encode, decode, template))
 
 
 @contextmanager

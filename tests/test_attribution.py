@@ -639,8 +639,8 @@ BAD_TOKENS = [
     pytest.param([torch.tensor([3]), torch.tensor([-1, 4])], ["tokens", "prompt 1", "-1 to 4", "0 to 59"], id="below the vocabulary"),
     pytest.param(torch.tensor([1.0, 2.0]), ["tokens", "prompt 0", "float32", "1-D tensor of ints"], id="float"),
     pytest.param(torch.tensor([True, False]), ["tokens", "prompt 0", "bool", "1-D tensor of ints"], id="bool"),
-    pytest.param(torch.tensor([[1, 2]]), ["tokens", "prompt 0", "[1, 2]", "1-D", "list"], id="2-D"),
-    pytest.param(torch.tensor(1), ["tokens", "prompt 0", "[]", "1-D"], id="0-D"),
+    pytest.param(torch.tensor([[[1, 2]]]), ["tokens", "[1, 1, 2]", "[positions]", "[prompts, positions]"], id="3-D"),
+    pytest.param(torch.tensor(1), ["tokens", "[]", "[positions]"], id="0-D"),
     pytest.param("text", ["tokens", "got text", "tiny-gpt2 has no tokenizer", "give token ids"], id="no tokenizer"),
 ]
 

@@ -255,7 +255,7 @@ def test_run_refuses_before_computing(
 ) -> None:
     changed, words = REFUSED[name]
     here = {key: files / value if isinstance(value, str) and (files / value).is_dir() else value for key, value in changed.items()}
-    monkeypatch.setattr(attrib.attribute, "path", lambda *_, **__: pytest.fail("computed before refusing"))
+    monkeypatch.setattr(attrib.attribute, "path_of", lambda *_, **__: pytest.fail("computed before refusing"))
     monkeypatch.chdir(tmp_path)
     ran = attrib_command("run", *options(files, **{"out": tmp_path / "out.h5"} | here))
     assert ran.status == 1
@@ -267,7 +267,7 @@ def test_run_refuses_before_computing(
 
 
 def test_a_cut_of_a_later_block_is_refused_before_computing(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attrib.attribute, "path", lambda *_, **__: pytest.fail("computed before refusing"))
+    monkeypatch.setattr(attrib.attribute, "path_of", lambda *_, **__: pytest.fail("computed before refusing"))
     good = {"kind": "latent_to_logit", "source": str(files / "blocks.1.hook_resid_pre")}
     table = {"model": str(files / "model"), "prompts": files / "prompts.jsonl", "out": tmp_path / "out.h5"}
     bad = run.run_file(table | {"attribution": [good, good | {"cuts": [str(files / "deep")]}]})

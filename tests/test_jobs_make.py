@@ -305,7 +305,7 @@ def test_a_document_with_one_token_that_is_none_is_left_out_whole(tmp_path: Path
     ],
 )
 def test_each_part_of_a_document_begins_as_it_does(ids: list[int], bos: int | None, parts: list[list[int]]) -> None:
-    assert [part.tolist() for part in split(torch.tensor(ids), 3, bos)] == parts
+    assert [part.tolist() for part in split(torch.tensor(ids), 3, ([] if bos is None else [bos], []))] == parts
 
 
 def test_a_split_of_one_token_is_refused() -> None:
@@ -397,7 +397,7 @@ def test_a_folder_that_is_taken_is_refused(tmp_path: Path, beside: Path, monkeyp
 @pytest.mark.parametrize("positions", [[1 << 40], [-(1 << 40)], [N_CTX]])
 def test_positions_that_no_prompt_has(positions: list[int], tmp_path: Path, beside: Path) -> None:
     """They say how long a prompt must be, and nothing of that length is made."""
-    with pytest.raises(InputError, match=rf"positions: \[{positions[0]}\] for a prompt of {N_CTX} tokens"):
+    with pytest.raises(InputError, match=rf"positions: \[{positions[0]}\] for prompt 0, which has {N_CTX} tokens"):
         make_job(tmp_path / "job", beside, positions=positions)
 
 

@@ -405,7 +405,7 @@ def test_a_shard_of_refused_prompts_alone_has_no_file(tmp_path: Path, beside: Pa
     ran = run(job.folder, here)
     short = {number for number, record in ran.done.items() if record.sha256 is None}
     assert {job.shards[number].tokens for number in short} == {length for length in LENGTHS if length < 7}
-    assert all("positions: [6] for a prompt of" in record.refused[0].reason for number, record in ran.done.items() if number in short)
+    assert all("positions: [6] for it, which has" in record.refused[0].reason for number, record in ran.done.items() if number in short)
     assert len(bytes_of(job.folder)) == len(job.shards) - len(short)
     assert verify(job.folder, recompute=2) == []
     assert run(job.folder, here).damaged == []

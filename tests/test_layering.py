@@ -14,7 +14,8 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "sparse", "edges", "ops", "fingerprints", "model",
+    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
+    "edges", "ops", "fingerprints", "model",
     "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
     "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost",
     "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal", "asked", "work", "prompts",
@@ -24,7 +25,7 @@ ORDER = [
 
 NARROWER = {
     "edges": {"types", "sparse"},
-    "sources": {"model", "dictionary", "types", "devices", "weights", "tokens"},
+    "sources": {"model", "dictionary", "types", "devices", "weights", "tokens", "labels", "tokenizer"},
     "shown": set(),
     "fingerprints": set(),
 }

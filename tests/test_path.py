@@ -305,7 +305,9 @@ def test_ends_that_do_not_fit_are_refused():
     for call, words in {
         partial(attrib.path, model, target, source, ids): "target: blocks.1.hook_resid_pre is not after .* blocks.3.hook_resid_pre",
         partial(attrib.path, model, source, source, ids): "target: blocks.1.hook_resid_pre is not after",
-        partial(attrib.path, model, source, target, ids, positions=3): r"positions: \[3\] for a prompt of 3 tokens; expected .* -3 to 2",
+        partial(
+            attrib.path, model, source, target, ids, positions=3
+        ): r"positions: \[3\] for prompt 0, which has 3 tokens; expected .* -3 to 2",
         partial(attrib.path, model, source, Tokens([60]), ids): "logits: token id 60 is outside the vocabulary of 60",
         partial(metric_path, model, source, ids, lambda logits: logits[0]): r"metric: gave \[60\]; expected a scalar",
     }.items():

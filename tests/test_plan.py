@@ -356,7 +356,7 @@ def test_topk_needs_no_forward_pass(family: Family, kind: str, monkeypatch: pyte
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr("attrib.forecast.path", refuse)
+    monkeypatch.setattr("attrib.forecast.path_of", refuse)
     assert planned(kind, model, tokens, k=5).flops > 0
     guessed = planned(kind, model, tokens, rule="standard", active=40)
     assert sum(pack.task.n_sources for pack in guessed.packs) == (13 if kind == "token_to_latent" else 40 * 13)
@@ -395,7 +395,7 @@ def test_bad_arguments():
     model, source, target, tokens = build("gpt2"), topk(1, 5, 32), topk(3, 5, 32), prompt(4)
     for options, words in (
         ({"active": 0}, "active: 0; expected at least 1"),
-        ({"positions": 4}, r"positions: \[4\] for a prompt of 4 tokens"),
+        ({"positions": 4}, r"positions: \[4\] for prompt 0, which has 4 tokens"),
         ({"dtype": "int8"}, "dtype: 'int8'"),
         ({"policy": Policy(norm="half")}, "policy: "),
     ):

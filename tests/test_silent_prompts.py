@@ -122,7 +122,7 @@ def test_a_job_gives_chats_to_the_template() -> None:
     given, of = Given("", CHAT), PromptsOf(source=["-"])
     (ids,), fault = parts_of(replace(model, tokenizer=Chatty(encode=list, decode=str)), 0, given, of)  # type: ignore[arg-type]
     assert (ids.tolist(), fault) == ([3, 2], "")
-    assert parts_of(model, 0, given, of) == ([], "is a chat, and m has no chat template; give text, or token ids.")
+    assert parts_of(model, 0, given, of) == ([], "tokens: got text, but m has no tokenizer; give token ids.")
 
 
 # -------------------------------------------------------------------------------------------------- JSON

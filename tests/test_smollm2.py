@@ -95,7 +95,7 @@ def test_its_tokenizer_is_transformers_own(model: Model, smollm2_folder: Path, t
     theirs = AutoTokenizer.from_pretrained(smollm2_folder, local_files_only=True)
     assert model.tokenizer.encode(text) == theirs(text, add_special_tokens=False).input_ids
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
-    assert model.tokenizer.bos is None
+    assert model.tokenizer.prompt(text) == theirs(text).input_ids
 
 
 def test_the_folder_is_one_that_transformers_opens(model: Model, smollm2_folder: Path):

@@ -198,7 +198,7 @@ def test_a_bridge_brings_its_tokenizer(tokenizer: Any, tmp_path: Path):
     text = "The Eiffel tower"
     assert model.tokenizer.encode(text) == tokenizer(text, add_special_tokens=False).input_ids
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
-    assert model.tokenizer.bos == tokenizer.bos_token_id  # TransformerLens puts it first unless told otherwise
+    assert model.tokenizer.around == ([tokenizer.bos_token_id], [])  # TransformerLens puts it first unless told otherwise
 
 
 def test_a_native_bridge_is_refused():
@@ -228,7 +228,7 @@ def test_a_transformers_model_with_its_tokenizer(tokenizer: Any):
     model = attrib.from_hugging_face(tiny_llama(), tokenizer, name="mine")
     assert model.name == "mine"
     assert model.tokenizer.decode(model.tokenizer.encode(" Paris is")) == " Paris is"
-    assert model.tokenizer.bos is None  # this tokenizer puts nothing before a prompt
+    assert model.tokenizer.around == ([], [])  # this tokenizer puts nothing around a prompt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -43,6 +43,9 @@ def _options(
     logit_token: Annotated[list[str] | None, typer.Option(help="Logit of this token; may be repeated")] = None,
     logit_difference: Annotated[tuple[str, str] | None, typer.Option(help="Logit of the first token minus that of the second")] = None,
     metric: Annotated[str | None, typer.Option(help="Of latent_to_metric: module:function, logits to a scalar. Runs its code")] = None,
+    special_tokens: Annotated[
+        str | None, typer.Option(help="Special tokens spelled out in text: allow, which makes them tokens, text or refuse")
+    ] = None,
     error: Annotated[bool | None, typer.Option("--error/--no-error", help="Keep the source's error as a constant")] = None,
     compression: Annotated[str | None, typer.Option(help="gzip, lzf, blosc-lz4 or zstd")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output")] = None,
@@ -51,7 +54,7 @@ def _options(
     of_run = {
         "model": model, "prompts": prompts, "prompt": prompt or None, "out": out, "keep": keep, "policy": policy, "dtype": dtype,
         "device": device, "method": method, "precision_rows": precision_rows, "budget": budget, "positions": position or None,
-        "error": error, "compression": compression, "overwrite": overwrite or None,
+        "special_tokens": special_tokens, "error": error, "compression": compression, "overwrite": overwrite or None,
     }  # fmt: skip
     of_kinds = {
         "source": source, "target": target, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attrib.attribute import check_ids, to_ids
 from attrib.jobs.config import PromptsOf
 from attrib.model import Model
-from attrib.prompts import Given, Messages
+from attrib.prompts import Given
+from attrib.tokens import check_ids, to_ids
 from attrib.types import InputError
 
 LONGEST_TEXT = 1 << 21
@@ -32,7 +32,7 @@ def parts_of(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[li
         ids, is_whole = _ids(model, number, found.prompt, longest, of.long == "split")
         if len(ids) > longest and of.long == "refuse":
             return [], f"has {len(ids)} tokens, more than {longest}" if is_whole else f"has more than {longest} tokens"
-        parts = [ids[:longest]] if of.long == "truncate" else split(ids, longest, model.tokenizer.bos if model.tokenizer else None)
+        parts = [ids[:longest]] if of.long == "truncate" else split(ids, longest, model.tokenizer.around if model.tokenizer else ([], []))
         for part in parts:
             check_ids(model, number, part)
     except InputError as error:
@@ -40,11 +40,17 @@ def parts_of(model: Model, number: int, found: Given, of: PromptsOf) -> tuple[li
     return parts, ""
 
 
-def split(ids: Tensor, longest: int, bos: int | None) -> list[Tensor]:
-    """A document's tokens, so many at a time; each part begins with the tokenizer's first token where the document does."""
-    if len(ids) <= longest or int(ids[0]) != bos:
-        return list(ids.split(longest))
-    return [torch.cat([ids[:1], part]) for part in ids[1:].split(longest - 1)]
+def split(ids: Tensor, longest: int, around: tuple[list[int], list[int]]) -> list[Tensor]:
+    """A document's tokens, so many at a time; each part has around it what the tokenizer puts there, where the document has."""
+    if len(ids) <= longest:
+        return [ids]
+    before, behind = (ids.new_tensor(side) for side in around)
+    before = before if torch.equal(ids[: len(before)], before) else before[:0]
+    behind = behind if torch.equal(ids[len(ids) - len(behind) :], behind) else behind[:0]
+    if (room := longest - len(before) - len(behind)) < 1:
+        raise InputError(f"cannot be split: the tokenizer puts {longest - room} tokens around each part, and max_tokens is {longest}")
+    inside = ids[len(before) : len(ids) - len(behind)]
+    return [torch.cat([before, part, behind]) for part in inside.split(room)]
 
 
 def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) -> tuple[Tensor, bool]:
@@ -53,7 +59,7 @@ def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) 
         return to_ids(model, number, prompt), True
     if not isinstance(prompt, str):
         _check_length(sum(len(message["content"]) for message in prompt))
-        return _of_chat(model, prompt), True
+        return to_ids(model, number, prompt), True
     enough = 2 * longest + BEYOND
     taken = CHARACTERS * enough
     while taken < len(prompt) and not needs_all:
@@ -64,13 +70,6 @@ def _ids(model: Model, number: int, prompt: Any, longest: int, needs_all: bool) 
         taken *= 4  # of tokens that are long, or hang on what stands far behind them
     _check_length(len(prompt))
     return to_ids(model, number, prompt), True
-
-
-def _of_chat(model: Model, messages: Messages) -> Tensor:
-    chat = getattr(model.tokenizer, "chat", None)
-    if chat is None:
-        raise InputError(f"is a chat, and {model.name} has no chat template; give text, or token ids.")
-    return torch.as_tensor(chat(messages), dtype=torch.int64)
 
 
 def _check_length(length: int, which: str = "") -> None:

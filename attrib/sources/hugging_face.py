@@ -3,22 +3,21 @@
 Reads parameters and never writes them; tied or unchanged tensors are shared, not copied.
 """
 
-import hashlib
-import json
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attrib.model import Model, Tokenizer
+from attrib.model import Model
 from attrib.sources.attachments import check_attachments, check_made_of, check_wrapper
 from attrib.sources.check import TOLERANCE
 from attrib.sources.families import activation, family_of, model_config, params, rotary_of
 from attrib.sources.finite import check_finite
+from attrib.sources.text import from_transformers
 from attrib.types import InputError, UnsupportedError
 
-__all__ = ["activation", "from_hugging_face", "from_hugging_face_tokenizer", "model_config", "rotary_tables"]
+__all__ = ["activation", "from_hugging_face", "model_config", "rotary_tables"]
 
 
 def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
@@ -50,7 +49,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     rotary = rotary_of(model, family_of(model.config), config, like)
     made = params(model.config, config, state, rotary)
     name = name or model.config.name_or_path or model.config.model_type
-    return check_finite(Model(made, config, name, None if tokenizer is None else from_hugging_face_tokenizer(tokenizer)))
+    return check_finite(Model(made, config, name, None if tokenizer is None else from_transformers(tokenizer)))
 
 
 def _check_dtypes(model: Any) -> None:
@@ -62,20 +61,6 @@ def _check_dtypes(model: Any) -> None:
     if len(dtypes) > 1:
         what = ", ".join(f"{dtype} ({name})" for dtype, name in dtypes.items())
         raise InputError(f"model: parameters of several dtypes: {what}. Bring them to one first: model.to(torch.float32).")
-
-
-def from_hugging_face_tokenizer(tokenizer: Any) -> Tokenizer:
-    """attrib's view of a transformers tokenizer. Prompts begin with what it puts first itself, if anything."""
-    first = tokenizer("a").input_ids[:1]
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
-    bos = first[0] if first and first[0] in tokenizer.all_special_ids else None
-    return Tokenizer(
-        encode=lambda text: tokenizer(text, add_special_tokens=False).input_ids,
-        decode=tokenizer.decode,
-        bos=bos,
-        sha256=hashlib.sha256(definition.encode()).hexdigest(),
-    )
 
 
 def rotary_tables(base: float, d_head: int, n_ctx: int) -> tuple[Tensor, Tensor]:

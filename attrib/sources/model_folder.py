@@ -17,6 +17,7 @@ from attrib.sources.hugging_face import from_hugging_face
 from attrib.sources.private import make_private
 from attrib.sources.quiet import no_bars
 from attrib.sources.tensors import Shapes, read_json
+from attrib.tokenizer import guarded
 from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -62,7 +63,7 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
         with no_bars():
             model, loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **as_wished)
         has_tokenizer = any((folder / file).is_file() for file in TOKENIZER)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here) if has_tokenizer else None
+        tokenizer = guarded(AutoTokenizer.from_pretrained)(folder, **here) if has_tokenizer else None
     except Exception as error:  # each of its libraries has its own for a damaged file
         raise FormatError(f"model: transformers cannot load {folder}: {first_line(error)}") from error
     if loaded["missing_keys"]:  # transformers fills these with random numbers

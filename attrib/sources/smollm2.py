@@ -15,18 +15,22 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 from safetensors.torch import load_file
 
-from attrib.model import Model, Tokenizer
+from attrib.model import Model
 from attrib.sources.check import check_model
 from attrib.sources.families import Rotary, model_config, params
 from attrib.sources.finite import check_finite
 from attrib.sources.hugging_face import rotary_tables
 from attrib.sources.private import copied
 from attrib.sources.quiet import no_bars
+from attrib.sources.text import from_tokenizers
+from attrib.tokenizer import guarded
 from attrib.types import FetchError, FormatError, InputError
 
 NAME = "smollm2-135m"
@@ -61,20 +65,24 @@ def read(folder: Path) -> Model:
     try:
         facts = json.loads((folder / "config.json").read_text())
         state = copied(load_file(folder / "model.safetensors"))
-        tokenizer = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = guarded(FastTokenizer.from_file)(str(folder / "tokenizer.json"))
         config = model_config(_Facts(facts))
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
+        names = json.loads(told.read_text()) if (told := folder / "tokenizer_config.json").is_file() else {}
+        shared = tuple(names.get(f"{name}_token") for name in ("bos", "eos", "unk"))
+        text = from_tokenizers(tokenizer, chat=partial(_transformers_tokenizer, folder), pad=names.get("pad_token"), shared=shared)
         made = params(_Facts(facts), config, state, Rotary(*rotary_tables(base, d_head, config.n_ctx)))
     except Exception as error:  # each library has its own errors for a damaged file
         raise FormatError(
             f"model: the cache in {folder} is damaged ({error}). Delete that folder and run `attrib fetch {NAME}`."
         ) from error
-    text = Tokenizer(
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-    )
     return check_finite(Model(made, config, NAME, text))
+
+
+def _transformers_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 class _Facts:

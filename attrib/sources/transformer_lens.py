@@ -18,7 +18,7 @@ from attrib.sources.attachments import check_attachments, check_parts_of_bridge,
 from attrib.sources.bridge import bridge_config, bridge_rotary, bridge_state
 from attrib.sources.finite import check_finite
 from attrib.sources.hooked_config import hooked_config
-from attrib.sources.hugging_face import from_hugging_face_tokenizer
+from attrib.sources.text import from_transformers
 from attrib.types import InputError, UnsupportedError
 
 State = Mapping[str, Tensor]
@@ -186,7 +186,24 @@ def _rotary(model: Any, config: ModelConfig) -> tuple[ModelConfig, Table, Table]
 
 
 def _tokenizer(model: Any) -> Tokenizer:
-    """The model's tokenizer, with the beginning-of-sequence token that TransformerLens would put first."""
-    tokenizer = from_hugging_face_tokenizer(model.tokenizer)
-    bos = model.tokenizer.bos_token_id if model.cfg.default_prepend_bos else None
-    return replace(tokenizer, bos=bos)
+    """The model's tokenizer, whose template is what `model.to_tokens` does: TransformerLens puts a first token before a text or takes
+    it away, and a bridge takes away what ends it.
+
+    Its facts are taken now: the functions keep no model in memory.
+    """
+    inner, cfg = model.tokenizer, model.cfg
+    found = from_transformers(inner)
+    wanted, has = bool(cfg.default_prepend_bos), bool(cfg.tokenizer_prepends_bos)
+    first = inner.bos_token if wanted and not has else None
+    if first is not None and hasattr(model, "original_model") and len(found.encode(first)) != 1:
+        first = None  # a bridge puts no text before a prompt
+    removes = not wanted and has and inner.bos_token_id is not None
+    last = inner.eos_token_id if getattr(cfg, "tokenizer_appends_eos", False) else None
+
+    def template(text: str) -> list[int]:
+        ids = found.prompt(text if first is None or text.startswith(first) else first + text)
+        while last is not None and len(ids) > 1 and ids[-1] == last:
+            ids = ids[:-1]
+        return ids[1:] if removes else ids
+
+    return replace(found, template=template)

@@ -1,0 +1,58 @@
+"""`logits=` as people write it: tokens, or a number of the largest; or one clear error."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import attrib
+from attrib.reading import as_logits
+from attrib.types import Difference, Direction, InputError, Tokens, TopLogits
+from tests.attribution_cases import characters
+from tests.builders import build, dictionary, prompt
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("A", Tokens(("A",))),
+        (["A", 5], Tokens(("A", 5))),
+        ((np.int64(3), torch.tensor(4)), Tokens((3, 4))),
+        (torch.tensor([3, 4]), Tokens((3, 4))),
+        (np.array([3, 4]), Tokens((3, 4))),
+        (10, TopLogits(10)),
+        (np.int32(10), TopLogits(10)),
+        (TopLogits(np.int64(3), 0.5), TopLogits(3, 0.5)),
+        (Tokens("A"), Tokens(("A",))),
+        (Tokens([np.int64(3)]), Tokens((3,))),
+        (Difference("A", [np.int64(3), "B"]), Difference("A", (3, "B"))),
+    ],
+    ids=repr,
+)
+def test_what_is_meant_is_taken(given: Any, meant: Any):
+    model, source, ids = characters(build("gpt2")), dictionary("standard"), prompt(5)
+    assert as_logits(given) == meant
+    assert repr(as_logits(given)) == repr(meant)  # as results store it
+    got, want = (attrib.latent_to_logit(model, source, ids, logits=logits) for logits in (given, meant))
+    assert got.targets.labels == want.targets.labels
+    assert torch.equal(got.attribution, want.attribution)
+    assert attrib.path(model, source, given, ids).labels == want.targets.labels
+    assert attrib.plan(model, source, given, ids).flops == attrib.plan(model, source, meant, ids).flops
+
+
+@pytest.mark.parametrize(
+    "given", [None, 1.5, True, ["A", 0.5], {"A": 1}, {"A"}, b"A", [["A"]], [True], Tokens([None]), TopLogits(2.5)], ids=repr
+)
+def test_what_is_no_choice_of_logits(given: Any):
+    model, source, ids = build("gpt2"), dictionary("standard"), prompt(5)
+    for call in (attrib.path, attrib.plan):
+        with pytest.raises(InputError, match=r"logits: .*; expected TopLogits\(k, mass\), Tokens"):
+            call(model, source, given, ids)
+    with pytest.raises(InputError, match="the k largest"):
+        attrib.latent_to_logit(model, source, ids, logits=given)
+
+
+def test_a_direction_is_left_as_it_is():
+    given = Direction(torch.ones(32))
+    assert as_logits(given) is given
