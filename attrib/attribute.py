@@ -281,7 +281,8 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
         "progress": False,
     }
     options.pop("error", None)
-    target = target if isinstance(target, Dictionary) else as_logits(target)
+    if kind == "latent_to_logit":
+        target = as_logits(target)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
     _check(kind, model, source, target, tokens, _Options(**(usual | options)))
 
