@@ -7,9 +7,13 @@ HOOK = install_import_hook(["attrib", "attrib_kernels"], "beartype.beartype")
 import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.typed import Command
 
 # Kernels are interpreted where there is no GPU. Triton reads this once, when it is first imported, and many packages import it.
 if not torch.cuda.is_available():
@@ -48,6 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are printed as into a pipe: some library or test runner sets the width of its own terminal for the whole process."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Command":
+    """Runs `attrib ARGUMENTS` in this process."""
+    from tests.typed import command_in
+
+    return command_in(monkeypatch, capsys)
 
 
 @pytest.fixture

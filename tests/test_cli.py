@@ -2,48 +2,21 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 import attrib
-from attrib import cli, run, work
+from attrib import run, work
 from attrib.sources.families import FAMILIES
 from attrib.sources.kinds import KINDS
 from attrib.types import Dense, InputError, Mass, Threshold, TopK
 from tests.builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
+from tests.typed import Command
 
 CUTS = ("blocks.1.mlp.hook_in", "blocks.2.mlp.hook_in")
 """Transcoders between the source and the target."""
-
-
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ran]
-
-
-@pytest.fixture
-def attrib_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `attrib ARGUMENTS` in this process."""
-
-    def command(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return Ran(status, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +44,10 @@ def options(files: Path, out: object, **changed: object) -> list[object]:
     return [part for name, value in (usual | changed).items() if value is not None for part in (f"--{name.replace('_', '-')}", value)]
 
 
-def test_run_writes_what_the_functions_give(files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_run_writes_what_the_functions_give(files: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out.h5"
     kinds = ["--kind", "token_to_latent", "--kind", "latent_to_logit", "--top-logits", 3]
-    ran = attrib_command("run", *options(files, out), *kinds, "--keep", "mass:0.9")
+    ran = command("run", *options(files, out), *kinds, "--keep", "mass:0.9")
     assert ran.status == 0, ran.err
     assert "3 blocks, 3 prompts" in ran.out
     assert ran.err == "", "no progress bar where the output is not a terminal"
@@ -95,7 +68,7 @@ def test_run_writes_what_the_functions_give(files: Path, tmp_path: Path, attrib_
             assert got.call["policy"] == {"attention": "exact", "norm": "exact", "mlp": "exact"}
 
 
-def test_run_takes_the_same_from_toml_and_options_win(files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_run_takes_the_same_from_toml_and_options_win(files: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"tokens": [1, 2, 3]}\n')
     (tmp_path / "run.toml").write_text(
         f"""
@@ -109,9 +82,9 @@ def test_run_takes_the_same_from_toml_and_options_win(files: Path, tmp_path: Pat
         logit_difference = [4, 5]
         """
     )
-    ran = attrib_command("run", tmp_path / "run.toml", "--out", tmp_path / "given.h5", "--dtype", "float64")
+    ran = command("run", tmp_path / "run.toml", "--out", tmp_path / "given.h5", "--dtype", "float64")
     assert ran.status == 0, ran.err
-    reduced = attrib_command(
+    reduced = command(
         "run",
         tmp_path / "run.toml",
         "--out",
@@ -159,7 +132,7 @@ def assert_same_with_cuts(out: Path, expected: dict[str, attrib.Edges], effect: 
             assert ([cut["site"] for cut in got.call["cuts"]], got.call["effect"]) == ([*CUTS], effect)
 
 
-def test_a_run_file_puts_in_cuts_for_its_block_alone(files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_a_run_file_puts_in_cuts_for_its_block_alone(files: Path, tmp_path: Path, command: Command) -> None:
     source, target = (files / f"blocks.{i}.hook_resid_pre" for i in (1, 3))
     cuts = [str(files / site) for site in CUTS]
     (tmp_path / "run.toml").write_text(
@@ -183,7 +156,7 @@ def test_a_run_file_puts_in_cuts_for_its_block_alone(files: Path, tmp_path: Path
         cuts = {cuts}
         """
     )
-    ran = attrib_command("run", tmp_path / "run.toml")
+    ran = command("run", tmp_path / "run.toml")
     assert ran.status == 0, ran.err
     total, direct = (with_cuts(files, effect) for effect in ("total", "direct"))
     with attrib.open(tmp_path / "out.h5") as result:
@@ -196,23 +169,23 @@ def test_a_run_file_puts_in_cuts_for_its_block_alone(files: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("effect", ["direct", "total"])
-def test_options_put_in_cuts_for_every_kind(effect: str, files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_options_put_in_cuts_for_every_kind(effect: str, files: Path, tmp_path: Path, command: Command) -> None:
     expected = with_cuts(files, effect)
     more = [part for kind in [*expected][1:] for part in ("--kind", kind)]
     more += [part for site in CUTS for part in ("--cut", files / site)]
-    ran = attrib_command("run", *options(files, tmp_path / "out.h5", kind="token_to_latent", effect=effect, keep="dense"), *more)
+    ran = command("run", *options(files, tmp_path / "out.h5", kind="token_to_latent", effect=effect, keep="dense"), *more)
     assert ran.status == 0, ran.err
     assert_same_with_cuts(tmp_path / "out.h5", expected, effect)
-    shown = attrib_command("show", tmp_path / "out.h5").out
+    shown = command("show", tmp_path / "out.h5").out
     assert shown.count(f"{effect} effects, with cuts at {', '.join(CUTS)}") == len(expected)
 
 
-def test_a_dictionary_is_loaded_once(files: Path, tmp_path: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dictionary_is_loaded_once(files: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr(work, "load_dictionary", lambda name: names.append(name) or attrib.load_dictionary(name))
     source, cut = files / "blocks.1.hook_resid_pre", files / CUTS[0]
     given = options(files, tmp_path / "out.h5", cut=source)
-    ran = attrib_command("run", *given, "--cut", cut, "--kind", "latent_to_logit")
+    ran = command("run", *given, "--cut", cut, "--kind", "latent_to_logit")
     assert ran.status == 0, ran.err
     assert sorted(names) == sorted(map(str, (source, cut, files / "blocks.3.hook_resid_pre")))
 
@@ -250,14 +223,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_run_refuses_before_computing(
-    name: str, files: Path, tmp_path: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_refuses_before_computing(name: str, files: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     changed, words = REFUSED[name]
     here = {key: files / value if isinstance(value, str) and (files / value).is_dir() else value for key, value in changed.items()}
     monkeypatch.setattr(attrib.attribute, "path_of", lambda *_, **__: pytest.fail("computed before refusing"))
     monkeypatch.chdir(tmp_path)
-    ran = attrib_command("run", *options(files, **{"out": tmp_path / "out.h5"} | here))
+    ran = command("run", *options(files, **{"out": tmp_path / "out.h5"} | here))
     assert ran.status == 1
     assert ran.err.startswith("error: ")
     assert ran.err.count("\n") == 1, "one line"
@@ -298,9 +269,9 @@ def test_two_attributions_between_the_same_places_are_refused_before_computing(f
         ("p.txt", "words\n", ["no tokenizer", "give token ids"]),
     ],
 )
-def test_bad_prompts_are_named(name: str, text: str, words: list[str], files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_bad_prompts_are_named(name: str, text: str, words: list[str], files: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / name).write_text(text)
-    ran = attrib_command("run", *options(files, tmp_path / "out.h5", prompts=tmp_path / name))
+    ran = command("run", *options(files, tmp_path / "out.h5", prompts=tmp_path / name))
     assert ran.status == 1
     for word in words:
         assert word in ran.err, ran.err
@@ -313,40 +284,40 @@ def test_prompts_that_are_not_text(tmp_path: Path) -> None:
         run.read_prompts(tmp_path / "p.txt")
 
 
-def test_an_output_that_exists_is_kept_unless_told(files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_an_output_that_exists_is_kept_unless_told(files: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out.h5"
     out.write_text("precious")
-    ran = attrib_command("run", *options(files, out))
+    ran = command("run", *options(files, out))
     assert ran.status == 1
     assert "--overwrite" in ran.err
     assert out.read_text() == "precious"
-    assert attrib_command("run", *options(files, out), "--overwrite").status == 0
+    assert command("run", *options(files, out), "--overwrite").status == 0
     with attrib.open(out) as result:
         assert len(result.prompts) == 3
 
 
-def test_an_unknown_option_or_key_is_refused(files: Path, tmp_path: Path, attrib_command: Command) -> None:
-    ran = attrib_command("run", *options(files, tmp_path / "out.h5"), "--quickly")
+def test_an_unknown_option_or_key_is_refused(files: Path, tmp_path: Path, command: Command) -> None:
+    ran = command("run", *options(files, tmp_path / "out.h5"), "--quickly")
     assert ran.status == 2
     assert "quickly" in ran.err
     (tmp_path / "run.toml").write_text('quickly = true\n[[attribution]]\nkind = "latent_to_latent"\nspeed = 3\n')
-    ran = attrib_command("run", tmp_path / "run.toml", *options(files, tmp_path / "out.h5", source=None, target=None, kind=None))
+    ran = command("run", tmp_path / "run.toml", *options(files, tmp_path / "out.h5", source=None, target=None, kind=None))
     assert ran.status == 1
     assert "quickly" in ran.err
 
 
 @pytest.mark.parametrize(("text", "words"), [("model = ", "is not TOML"), (None, "does not exist")])
-def test_a_bad_run_file(text: str | None, words: str, tmp_path: Path, attrib_command: Command) -> None:
+def test_a_bad_run_file(text: str | None, words: str, tmp_path: Path, command: Command) -> None:
     if text is not None:
         (tmp_path / "run.toml").write_text(text)
-    ran = attrib_command("run", tmp_path / "run.toml")
+    ran = command("run", tmp_path / "run.toml")
     assert ran.status == 1
     assert words in ran.err
 
 
-def test_debug_gives_the_traceback(tmp_path: Path, attrib_command: Command) -> None:
+def test_debug_gives_the_traceback(tmp_path: Path, command: Command) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        attrib_command("run", "--debug", tmp_path / "nowhere.toml")
+        command("run", "--debug", tmp_path / "nowhere.toml")
 
 
 def test_keep_rules_as_text() -> None:
@@ -374,8 +345,8 @@ def shown_file(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return attrib.save(tmp_path_factory.mktemp("shown") / "out.h5", blocks)
 
 
-def test_show_prints_the_strongest_edges(shown_file: Path, attrib_command: Command) -> None:
-    ran = attrib_command("show", shown_file, "--top", 2, "--prompt", 2)
+def test_show_prints_the_strongest_edges(shown_file: Path, command: Command) -> None:
+    ran = command("show", shown_file, "--top", 2, "--prompt", 2)
     assert ran.status == 0, ran.err
     assert "latent_to_latent: blocks.1.hook_resid_pre → blocks.3.hook_resid_pre" in ran.out
     with attrib.open(shown_file) as result:
@@ -391,35 +362,35 @@ def test_show_prints_the_strongest_edges(shown_file: Path, attrib_command: Comma
     assert re.search(r"p = 0\.\d{3}", ran.out), "logits are shown with their probability"
 
 
-def test_show_leaves_out_early_positions(shown_file: Path, attrib_command: Command) -> None:
-    ran = attrib_command("show", shown_file, "--prompt", 2, "--first-position", 3, "--top", 1000, "--kind", "latent_to_latent")
+def test_show_leaves_out_early_positions(shown_file: Path, command: Command) -> None:
+    ran = command("show", shown_file, "--prompt", 2, "--first-position", 3, "--top", 1000, "--kind", "latent_to_latent")
     positions = [int(number) for number in re.findall(r"' \((\d+)\)", ran.out)]
     assert min(positions) == 3
     assert "from position 3 on" in ran.out
 
 
-def test_show_chooses_kinds_and_prompts(shown_file: Path, attrib_command: Command) -> None:
-    ran = attrib_command("show", shown_file, "--kind", "latent_to_logit", "--all")
+def test_show_chooses_kinds_and_prompts(shown_file: Path, command: Command) -> None:
+    ran = command("show", shown_file, "--kind", "latent_to_logit", "--all")
     assert "latent_to_latent" not in ran.out
     assert all(f"prompt {number}:" in ran.out for number in range(3))
-    assert "prompt: 3 is not in" in attrib_command("show", shown_file, "--prompt", 3).err
-    assert "no block of token_to_latent" in attrib_command("show", shown_file, "--kind", "token_to_latent").err
+    assert "prompt: 3 is not in" in command("show", shown_file, "--prompt", 3).err
+    assert "no block of token_to_latent" in command("show", shown_file, "--kind", "token_to_latent").err
 
 
-def test_show_of_something_else(tmp_path: Path, attrib_command: Command) -> None:
+def test_show_of_something_else(tmp_path: Path, command: Command) -> None:
     (tmp_path / "x.h5").write_text("not HDF5")
-    ran = attrib_command("show", tmp_path / "x.h5")
+    ran = command("show", tmp_path / "x.h5")
     assert (ran.status, ran.err[:7]) == (1, "error: ")
-    assert attrib_command("show", tmp_path / "none.h5").status == 1
+    assert command("show", tmp_path / "none.h5").status == 1
 
 
-def test_brackets_in_tokens_are_not_markup(files: Path, tmp_path: Path, attrib_command: Command) -> None:
+def test_brackets_in_tokens_are_not_markup(files: Path, tmp_path: Path, command: Command) -> None:
     model = attrib.load_model(files / "model")
     edges = attrib.latent_to_logit(model, dictionary("topk"), torch.tensor([1, 2]), logits=attrib.TopLogits(1))
     strings = ("[bold]", "[/x]")
     edges = attrib.edges.replace(edges, prompts=attrib.edges.replace(edges.prompts, strings=strings))
     attrib.save(tmp_path / "out.h5", edges)
-    ran = attrib_command("show", tmp_path / "out.h5")
+    ran = command("show", tmp_path / "out.h5")
     assert ran.status == 0, ran.err
     assert "[bold][/x]" in ran.out
 
@@ -427,14 +398,14 @@ def test_brackets_in_tokens_are_not_markup(files: Path, tmp_path: Path, attrib_c
 # ---------------------------------------------------------------------------------------- fetch and info
 
 
-def test_fetch_of_an_unknown_name(attrib_command: Command) -> None:
-    ran = attrib_command("fetch", "gpt5")
+def test_fetch_of_an_unknown_name(command: Command) -> None:
+    ran = command("fetch", "gpt5")
     assert ran.status == 1
     assert "'gpt5' cannot be fetched; expected smollm2-135m" in ran.err
 
 
-def test_info_names_what_there_is(attrib_command: Command) -> None:
-    ran = attrib_command("info")
+def test_info_names_what_there_is(command: Command) -> None:
+    ran = command("info")
     assert ran.status == 0
     for word in ("smollm2-135m", "cpu", "torch", "sae-lens"):
         assert word in ran.out

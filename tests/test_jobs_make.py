@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attrib import cli
 from attrib.jobs import folder as folders
 from attrib.jobs import make as making
 from attrib.jobs.config import JobFile, ShardsOf, confined, job_file
@@ -34,6 +33,7 @@ from attrib.work import STORED, Loaded
 from attrib.work import load as really_load
 from tests.builders import D_VOCAB, N_CTX, prompt, sae, tiny
 from tests.job_cases import LENGTHS, SITES, corpus, make_job, table
+from tests.typed import Command
 
 
 @pytest.fixture(scope="module")
@@ -520,26 +520,10 @@ def test_names_in_a_config_stay_beneath_its_folder(tmp_path: Path, monkeypatch: 
             confined("model", name, folder, [])
 
 
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ran]:
+def init(command: Command, tmp_path: Path) -> Command:
     """`attrib job init tmp_path/job ARGUMENTS` in this process."""
-
-    def command(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["attrib", "job", "init", str(tmp_path / "job"), *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return Ran(status, *capsys.readouterr())
-
-    return command
+    return partial(command, "job", "init", tmp_path / "job")
 
 
 TOML = """
@@ -559,7 +543,7 @@ def config(beside: Path) -> Iterator[Path]:
     path.unlink()
 
 
-def test_a_job_from_a_config(init: Callable[..., Ran], config: Path, tmp_path: Path) -> None:
+def test_a_job_from_a_config(init: Command, config: Path, tmp_path: Path) -> None:
     ran = init("--config", config)
     assert ran.status == 0, ran.err
     assert (
@@ -579,7 +563,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("way", ["absolute", "relative", "link"])
 @pytest.mark.parametrize("what", OUTSIDE)
-def test_a_config_reads_nothing_outside_its_folder(what: str, way: str, init: Callable[..., Ran], beside: Path, tmp_path: Path) -> None:
+def test_a_config_reads_nothing_outside_its_folder(what: str, way: str, init: Command, beside: Path, tmp_path: Path) -> None:
     outside, here = tmp_path / "outside", tmp_path / "config"
     shutil.copytree(beside, outside)
     shutil.copytree(beside, here)
@@ -598,7 +582,7 @@ def test_a_config_reads_nothing_outside_its_folder(what: str, way: str, init: Ca
     assert ran.status == 0, ran.err
 
 
-def test_what_is_given_by_hand_may_lie_anywhere(init: Callable[..., Ran], config: Path, beside: Path, tmp_path: Path) -> None:
+def test_what_is_given_by_hand_may_lie_anywhere(init: Command, config: Path, beside: Path, tmp_path: Path) -> None:
     shutil.copytree(beside / "model", tmp_path / "model")
     (tmp_path / "p.txt").write_text("[1, 2]\n")
     ran = init("--config", config, "--model", tmp_path / "model", "--prompts", tmp_path / "p.txt", "--form", "jsonl")
@@ -640,7 +624,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_config_that_is_wrong_is_one_line(name: str, init: Callable[..., Ran], config: Path, beside: Path, tmp_path: Path) -> None:
+def test_a_config_that_is_wrong_is_one_line(name: str, init: Command, config: Path, beside: Path, tmp_path: Path) -> None:
     text, words = WRONG[name]
     if text is None:
         config = beside
@@ -656,20 +640,20 @@ def test_a_config_that_is_wrong_is_one_line(name: str, init: Callable[..., Ran],
     assert list(tmp_path.iterdir()) == [], "nothing left behind"
 
 
-def test_a_config_with_a_byte_order_mark(init: Callable[..., Ran], config: Path, tmp_path: Path) -> None:
+def test_a_config_with_a_byte_order_mark(init: Command, config: Path, tmp_path: Path) -> None:
     config.write_bytes(b"\xef\xbb\xbf" + TOML.encode())
     assert init("--config", config).status == 0
 
 
 @pytest.mark.parametrize("option", ["prompts", "allow"])
-def test_what_is_given_by_hand_must_be_there(option: str, init: Callable[..., Ran], config: Path, tmp_path: Path) -> None:
+def test_what_is_given_by_hand_must_be_there(option: str, init: Command, config: Path, tmp_path: Path) -> None:
     for name in ("no/where.txt", "x" * 5000):
         ran = init("--config", config, f"--{option}", name)
         assert (ran.status, ran.err) == (1, f"error: {option}: {name} does not exist.\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_standard_input(init: Callable[..., Ran], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input(init: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"[1, 2]\n[3]")))
     ran = init("--config", config, "--prompts", "-", "--form", "jsonl")
     assert ran.status == 0, ran.err

@@ -1,7 +1,6 @@
 """Model folders from anywhere: whatever their files say, they are read, or refused by one error, before much memory is taken."""
 
 import json
-import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from hypothesis import strategies as st
 import attrib
 from attrib.types import AttribError, FormatError, InputError
 from tests.builders import ALL_FAMILIES, Family, tiny
+from tests.memory import forget, peak
 
 FUZZ = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MORE = 400 << 10
-"""KiB that a refusal may take, of which transformers' modules are most."""
+MORE = 400 << 20
+"""Bytes that a refusal may take, of which transformers' modules are most."""
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,11 @@ def test_a_config_that_its_weights_contradict(
     family: Family, fields: dict[str, Any], message: str, folders: dict[str, Path], tmp_path: Path
 ):
     attrib.load_model(folders[family])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget()
+    before = peak()
     with pytest.raises(AttribError, match=message):
         attrib.load_model(changed(folders[family], tmp_path, **fields))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE
+    assert peak() - before < MORE
 
 
 STRANGE = (
@@ -104,12 +105,13 @@ def test_any_field_may_say_anything(data: st.DataObject, folders: dict[str, Path
     fields = json.loads((folders[family] / CONFIG).read_text())
     key = data.draw(st.sampled_from(sorted(fields)))
     folder = changed(folders[family], tmp_path_factory.mktemp("changed"), **{key: data.draw(st.sampled_from(STRANGE))})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget()
+    before = peak()
     try:
         attrib.load_model(folder)
     except AttribError as error:
         assert "model" in str(error) or family in str(error) or "architecture" in str(error) or "activation" in str(error)  # noqa: PT017
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE
+    assert peak() - before < MORE
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -23,34 +23,10 @@ from attrib.view import terminal
 from attrib.view.chosen import Chosen
 from attrib.view.records import write_csv
 from tests.builders import dictionary, prompt, sae, tiny
+from tests.typed import Command
 
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
 CUT = "blocks.2.mlp.hook_in"
-
-
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ran]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `attrib ARGUMENTS` in this process."""
-
-    def command(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["attrib", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return Ran(status, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,13 @@ import json
 import os
 import re
 import shutil
-import sys
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attrib import cli
 from attrib.jobs import ids as of_ids
 from attrib.jobs import make as making
 from attrib.jobs import refusals
@@ -28,6 +25,7 @@ from attrib.sources import from_hugging_face
 from attrib.types import AttribWarning, InputError
 from tests.builders import D_VOCAB, tiny
 from tests.job_cases import corpus, make_job
+from tests.typed import Command
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +203,7 @@ def test_what_only_looks_like_it_is_left_alone(what: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "descriptor"])
-def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: Path, command: Command) -> None:
     (beside / "pipes.toml").write_text(
         'model = "model"\nprompts = "prompts.jsonl"\n[[attribution]]\nkind = "token_to_latent"\ntarget = "blocks.1.hook_resid_pre"\n'
     )
@@ -220,10 +218,8 @@ def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: P
         os.mkfifo(source)
         thread = threading.Thread(target=source.write_text, args=("[1, 2]\n[3]\n",))
         thread.start()
-    command = ["attrib", "job", "init", str(tmp_path / "job"), "--config", str(beside / "pipes.toml")]
-    monkeypatch.setattr(sys, "argv", [*command, "--prompts", str(source), "--form", "jsonl"])
-    with suppress(SystemExit):
-        cli.main()
+    ran = command("job", "init", tmp_path / "job", "--config", beside / "pipes.toml", "--prompts", source, "--form", "jsonl")
+    assert ran.status == 0, ran.err
     if thread is not None:
         thread.join()
     else:

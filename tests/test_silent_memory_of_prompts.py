@@ -12,19 +12,19 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from tests.test_layering import ROOT
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
 
 MORE = 260
 """MB beyond what the process has before it reads."""
 
 READ = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 from attrib.prompts import read
 from attrib.types import AttribError
+from tests.memory import peak
 import pyarrow.parquet
-def peak():  # what getrusage has is at least what the process had that started this one
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 before = peak()
 for path in sys.argv[1:]:
     count, said = 0, ""
@@ -33,7 +33,7 @@ for path in sys.argv[1:]:
             count, said = count + 1, said or found.fault
     except AttribError as error:
         said = str(error)
-    print(json.dumps([peak() - before, count, said]))
+    print(json.dumps([peak() - before >> 20, count, said]))
 """
 
 
@@ -89,7 +89,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int, 
         make(folder / name)
         paths.append(str(folder / name))
         assert (folder / name).stat().st_size < size
-    ran = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, check=False, timeout=100)
+    ran = subprocess.run([sys.executable, "-c", READ, *paths], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return dict(zip(BOMBS, map(json.loads, ran.stdout.splitlines()), strict=True))
 

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import attrib
-from attrib import cli
 from attrib.sources.text import from_tokenizers
 from attrib.tokens import Prompts, to_prompts
 from attrib.types import InputError
@@ -19,6 +18,7 @@ from tests.builders import build, dictionary, sae
 from tests.hooked import hooked
 from tests.silent_tokens import byte_level, original, panicking, words
 from tests.silent_tokens import model as with_tokenizer
+from tests.typed import Command
 
 CHAT = [{"role": "the", "content": "cat sat"}]
 
@@ -201,21 +201,15 @@ def test_a_run_file_says_what_becomes_of_special_tokens(tmp_path: Path):
     ("how", "words_of_the_error"),
     [("refuse", "prompt 0 holds the special token '<s>'"), ("drop", "special_tokens: 'drop'; expected 'allow', 'text' or 'refuse'")],
 )
-def test_the_command_line_says_what_becomes_of_special_tokens(
-    how: str, words_of_the_error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_line_says_what_becomes_of_special_tokens(how: str, words_of_the_error: str, tmp_path: Path, command: Command):
     original().save_pretrained(tmp_path)
     words("<s> $A").save_pretrained(tmp_path)
     sae("standard", site="blocks.1.hook_resid_pre").save_model(tmp_path / "sae")
     typed = ["--model", tmp_path, "--kind", "token_to_latent", "--target", tmp_path / "sae", "--prompt", "the <s> cat", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["attrib", "plan", *map(str, typed), "--special-tokens", how])
-    with pytest.raises(SystemExit, match="1"):
-        cli.main()
-    error = capsys.readouterr().err
-    assert re.search(words_of_the_error, error), error
-    monkeypatch.setattr("sys.argv", ["attrib", "plan", *map(str, typed)])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    refused = command("plan", *typed, "--special-tokens", how)
+    assert refused.status == 1
+    assert re.search(words_of_the_error, refused.err), refused.err
+    assert command("plan", *typed).status == 0
 
 
 # ------------------------------------------------------------------------------------------- panics

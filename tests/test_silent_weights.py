@@ -234,14 +234,15 @@ def test_tensors_that_are_changed_in_place_are_hashed_again():
 # ------------------------------------------------------------------------- memory beyond what a file accounts for
 
 MEASURE = """
-import resource, sys
+import sys
 from attrib.sources import circuit_tracer, gemma_scope, load_dictionary, sae_lens, sparsify
+from tests.memory import peak
 for folder in sys.argv[1:]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     try:
         load_dictionary(folder, site="blocks.1.hook_resid_pre")
     except Exception as error:
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        grown = peak() - before >> 20
         print(grown, type(error).__name__, error)
 """
 
