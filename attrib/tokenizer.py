@@ -114,7 +114,8 @@ def fault_of_chat(messages: Messages) -> str:
     for number, message in enumerate(messages):
         for key in ("role", "content"):
             if not isinstance(text := message.get(key), str):
-                return f"has no text as the {key} of message {number}; expected {{'role': '...', 'content': '...'}}, got {_brief.repr(message)}"
+                expected = "{'role': '...', 'content': '...'}"
+                return f"has no text as the {key} of message {number}; expected {expected}, got {_brief.repr(message)}"
             if fault := fault_of_text(text):
                 return fault
     return ""
