@@ -49,7 +49,8 @@ class Task:
         Then there is the way of through.py alone.
         """
         is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
-        is_beside = self.config.parallel and self.stop.kind in BESIDE and len(self.layers) > 0
+        begins_within = self.start.kind in BESIDE and not self.layers
+        is_beside = self.config.parallel and self.stop.kind in BESIDE and not begins_within
         return bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
 
     @property

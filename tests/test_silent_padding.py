@@ -110,3 +110,17 @@ def test_ids_that_seem_padded_raise_a_warning(pad: str, ids: list[int], warns: b
         to_prompts(model, {"input_ids": ids, "attention_mask": [1] * len(ids)})  # which says that they are none
     assert [(one.category, "prompt 1 begin or end in pad tokens" in str(one.message)) for one in caught] == [(AttribWarning, True)] * warns
     assert all(one.filename == __file__ for one in caught)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_tensor_raises_a_warning_where_it_is_captured(side: str):
+    model = with_tokenizer(words())
+    ids = torch.tensor([[5, 6, 7], [2, 5, 6] if side == "left" else [5, 6, 2]])
+    with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
+        attrib.logits(model, ids)
+    with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
+        attrib.capture(model, ids, ["blocks.1.hook_resid_pre"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.func.vmap(lambda row: attrib.logits(model, row))(ids)  # where nothing can be looked at
+        attrib.logits(model, ids[:1])

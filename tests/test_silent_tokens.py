@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -97,8 +99,11 @@ def test_a_chat_is_attributed_as_the_model_computes_it():
         ([[]], "prompt 0 has 0 tokens"),
         (CHAT, "prompt 0 is a chat, and the tokenizer has no chat template"),
         ("\ud800", "prompt 0 cannot be tokenised"),
+        (pd.DataFrame({"text": ["the cat"], "label": [0]}), "a DataFrame with the columns 'text', 'label'; give one of them"),
+        (pa.table({"text": ["the cat"]}), "a Table with the columns 'text'; give one"),
+        (pa.array(["the cat", "a"]), "prompt 0 is .*StringScalar"),
     ],
-    ids=repr,
+    ids=lambda given: " ".join(repr(given).split()),
 )
 def test_what_is_no_prompt_is_refused_in_one_line(tokens: Any, says: str):
     with pytest.raises(InputError, match=says) as caught:
@@ -111,6 +116,22 @@ def test_a_chat_that_its_template_does_not_take():
     tokenizer.chat_template = "{{ raise_exception('roles must take turns') }}"
     with pytest.raises(InputError, match="prompt 0 is a chat that the chat template does not take: roles must take turns"):
         ids_of(CHAT, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "the", "content": [{"type": "text", "text": "cat"}]},  # of which this template would write Python's brackets
+        {"role": "the", "content": None},
+        {"role": "the", "text": "cat"},
+        {"role": 1, "content": "cat"},
+    ],
+    ids=repr,
+)
+def test_a_chat_whose_content_is_no_text(message: dict[str, Any]):
+    with pytest.raises(InputError, match=r"prompt 0 has no text as the (content|role) of message 1; expected .*, got ") as caught:
+        ids_of([*CHAT, message], words(chat=True))
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------- templates
