@@ -51,6 +51,23 @@ REFUSED = [
 ]
 
 
+WRITTEN: list[dict[str, Any]] = [
+    {"use_dictionary": False}, {"dictionary_pagesize_limit": 1}, {"data_page_version": "2.0"},
+    {"use_dictionary": False, "column_encoding": {"messages.list.element.content": "DELTA_LENGTH_BYTE_ARRAY"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WRITTEN)
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+def test_chats_are_read_however_parquet_writes_texts(kind: pyarrow.DataType, options: dict[str, Any], tmp_path: Path) -> None:
+    """By a dictionary, beyond one that is full, plain, or by their lengths, over several row groups and batches."""
+    texts = [f"{number % 7} {'ab' * (number % 5)}" for number in range(700)]
+    chats = [[{"role": "user", "content": text}] * (1 + number % 3) for number, text in enumerate(texts)]
+    columns = pyarrow.array(chats, pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": kind})))
+    parquet.write_table(pyarrow.table({"messages": columns}), tmp_path / "a.parquet", row_group_size=400, write_batch_size=20, **options)
+    assert [found.prompt for found in read(tmp_path / "a.parquet")] == chats
+
+
 @pytest.mark.parametrize(("row", "prompt"), PADDED)
 def test_masks_are_heeded(row: dict[str, Any], prompt: Any, tmp_path: Path) -> None:
     assert values(read(written(tmp_path / "a.jsonl", json.dumps(row)))) == [prompt]

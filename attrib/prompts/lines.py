@@ -15,10 +15,11 @@ from attrib.prompts.given import TWICE, Given, of_row, of_value
 from attrib.types import FormatError
 
 MOST_PARTS = 1 << 17
-"""Lists and objects of a line of JSON, at most: in Python each takes a hundred times the bytes that it takes there."""
+"""Lists, objects and keys of a line of JSON, at most: in Python each takes up to a hundred times the bytes that it takes there."""
 
-_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]', re.DOTALL)
-"""A string, in which brackets are text, or a bracket."""
+_OPENS = "[{:"
+_PART = re.compile(rf'"(?:[^"\\]++|\\.)*+"?|[{re.escape(_OPENS)}]', re.DOTALL)
+"""A string, in which brackets are text, or a bracket or colon."""
 
 
 def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
@@ -63,8 +64,8 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _of_json(line: str, where: str, field: str | None) -> Given:
-    if line.count("[") + line.count("{") > MOST_PARTS and sum(found[0] in "[{" for found in _PART.finditer(line)) > MOST_PARTS:
-        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists and objects")
+    if sum(map(line.count, _OPENS)) > MOST_PARTS and sum(found[0] in _OPENS for found in _PART.finditer(line)) > MOST_PARTS:
+        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists, objects and keys")
     try:
         value = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
