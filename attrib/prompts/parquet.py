@@ -32,7 +32,7 @@ MOST_COLUMNS = 1 << 10
 WIDEST = 32
 """Bytes of a value that has always as many: each null takes them too."""
 _KEPT, _UNPACKED = (0, 2, 8), (0, 6)
-"""Encodings of texts in lists: plain, with a dictionary that is left as it is; or plain and by lengths, which take all that they unpack to."""
+"""Encodings of texts in lists: plain and with a dictionary, which is left as it is; or plain and by lengths, which expand nothing."""
 ROOM, ROWS_AT_ONCE = 1 << 25, 256
 """Bytes that a batch of rows may take, and its rows, at most."""
 
