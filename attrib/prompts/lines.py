@@ -35,6 +35,9 @@ def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
             yield Given(where, None, f"is not UTF-8: {error.reason} at byte {error.start}")
             continue
         text = text.removeprefix("\ufeff") if number == 1 else text  # a mark of its encoding, and none of the prompt's
+        if "\0" in text and not is_json:
+            yield Given(where, None, "holds NUL characters, as text in UTF-16 does; expected UTF-8")
+            continue
         yield _of_json(text, where, field) if is_json else of_value(text, where)
 
 
