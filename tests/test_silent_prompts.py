@@ -1,6 +1,7 @@
 """Prompts that would be taken for others without a word: masks, chats, ids in the wrong place, keys that are there twice."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}, "has no text as the role of message 1"),
     ({"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]}, "has 'tools' beside its messages"),
 ]
+
+
+WRITTEN: list[dict[str, Any]] = [
+    {"use_dictionary": False}, {"dictionary_pagesize_limit": 1}, {"data_page_version": "2.0"},
+    {"use_dictionary": False, "column_encoding": {"messages.list.element.content": "DELTA_LENGTH_BYTE_ARRAY"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WRITTEN)
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+def test_chats_are_read_however_parquet_writes_texts(kind: pyarrow.DataType, options: dict[str, Any], tmp_path: Path) -> None:
+    """By a dictionary, beyond one that is full, plain, or by their lengths, over several row groups and batches."""
+    texts = [f"{number % 7} {'ab' * (number % 5)}" for number in range(700)]
+    chats = [[{"role": "user", "content": text}] * (1 + number % 3) for number, text in enumerate(texts)]
+    columns = pyarrow.array(chats, pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": kind})))
+    parquet.write_table(pyarrow.table({"messages": columns}), tmp_path / "a.parquet", row_group_size=400, write_batch_size=20, **options)
+    assert [found.prompt for found in read(tmp_path / "a.parquet")] == chats
 
 
 @pytest.mark.parametrize(("row", "prompt"), PADDED)
@@ -152,3 +170,32 @@ def test_newlines_and_escapes_within_a_prompt(tmp_path: Path) -> None:
     text = 'one\ntwo\t"three"\u2028\U0001f600\r\n'
     path = written(tmp_path / "a.jsonl", "\ufeff" + json.dumps({"text": text}) + "\r\n" + json.dumps(text, ensure_ascii=False) + "\r\n")
     assert read_prompts(path) == [text, text]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-16-be"])
+def test_text_in_another_encoding_is_no_prompt(encoding: str, tmp_path: Path) -> None:
+    """Its lines but for the first are UTF-8 as well, with a NUL beside every letter."""
+    (tmp_path / "a.txt").write_bytes("The cat\nA dog\nThe end\n".encode(encoding))
+    faults = [found.fault for found in read(tmp_path / "a.txt")]
+    assert len(faults) >= 3
+    assert all(fault.startswith(("is not UTF-8: ", "holds NUL characters, ")) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.json", "a file of .json has no prompt on each line"),
+        ("a.CSV.gz", "a file of .csv has no prompt on each line"),
+        ("a.txt.zst", "attrib reads no .zst; expected text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_not_taken_for_it(name: str, words: str, tmp_path: Path) -> None:
+    path = written(tmp_path / name, '["a",\n"b"]\n')
+    with pytest.raises(InputError, match=re.escape(words)):
+        read(path)
+
+
+def test_a_file_is_what_the_user_says(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", '"a"\n{"text": "b"}\n')
+    assert values(read(path, form="jsonl")) == ["a", "b"]
+    assert values(read(path, form="text")) == ['"a"', '{"text": "b"}']

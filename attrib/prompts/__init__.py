@@ -20,6 +20,9 @@ __all__ = ["FIELDS", "LONGEST_LINE", "Form", "Given", "Messages", "read"]
 
 Form = Literal["text", "jsonl", "parquet", "dataset"]
 _SUFFIXES: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_TABLES = (".json", ".csv", ".tsv", ".yaml", ".yml", ".xml")
+_PACKED = (".arrow", ".bz2", ".feather", ".h5", ".lz4", ".npy", ".npz", ".pt", ".safetensors", ".tar", ".tgz", ".xz", ".zip", ".zst")
+"""Suffixes of what has lines, or bytes that look like them, and no prompt in each."""
 
 
 def read(
@@ -41,7 +44,8 @@ def read(
         allowed: folders that the links of a saved data set may lead to, beside its own.
 
     Raises:
-        InputError: where there is no such source, or it has no such column, or names files outside of it.
+        InputError: where there is no such source, its name says that it is none of these, it has no such column, or it names
+            files outside of it.
         FormatError: where a file is damaged, or claims more than its bytes account for.
     """
     name = str(source)
@@ -52,7 +56,7 @@ def read(
         raise InputError(f"prompts: standard input is read line by line; expected the form text or jsonl, got {form}.")
     if name != "-" and not path.exists():
         raise InputError(f"prompts: {name} does not exist.")
-    form = form or ("dataset" if path.is_dir() else _SUFFIXES.get(Path(name.lower().removesuffix(".gz")).suffix, "text"))
+    form = form or ("dataset" if path.is_dir() else _form_of(name))
     if form == "dataset":
         return read_saved(files_of(path, split, allowed), name, field)
     if path.is_dir():
@@ -60,3 +64,16 @@ def read(
     if form == "parquet":
         return read_parquet(path, field)
     return read_lines(name, form == "jsonl", field)
+
+
+def _form_of(name: str) -> Form:
+    """What a file is by its name: text, unless that says something else. Raises InputError for what attrib does not read."""
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
+    if suffix in _TABLES:
+        raise InputError(
+            f"prompts: {name}: a file of {suffix} has no prompt on each line, as text has. Write JSONL, an object a line, under a name "
+            "that ends in .jsonl; a job may say form = 'jsonl' or 'text' of a file that is this already."
+        )
+    if suffix in _PACKED:
+        raise InputError(f"prompts: {name}: attrib reads no {suffix}; expected text, JSONL, either with gzip, Parquet or a saved data set.")
+    return _SUFFIXES.get(suffix, "text")
