@@ -1,7 +1,5 @@
 """Text, chats, encodings and ids become prompts; ids become labels. docs/prompts.md says what is taken."""
 
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor
 from attrib.labels import unnamed
 from attrib.model import Model
 from attrib.tokenizer import Tokenizer
-from attrib.types import AttribWarning, InputError
+from attrib.types import InputError, warn
 
 TokensLike = Any
 """What is taken as prompts: text, 1-D ids, a chat or an encoding, or several of them; a 2-D tensor or an encoding of several rows."""
@@ -278,18 +276,10 @@ def _warn_of_padding(model: Model, bare: Iterable[tuple[int, Tensor]]) -> None:
     found = [number for number, ids in bare if len(ids) > run and any(bool((end == pad).all()) for end in (ids[:run], ids[-run:]))]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        _warn(
+        warn(
             f"tokens: prompt {found[0]}{more} begin or end in pad tokens (id {pad}), which are computed as tokens like any other. Give the "
             "tokenizer's whole encoding, with its attention_mask, or cut them off."
         )
-
-
-def _warn(message: str) -> None:
-    """An AttribWarning at the line outside attrib from which it was called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("attrib", "jaxtyping", "beartype"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, AttribWarning, stacklevel=level)
 
 
 # ------------------------------------------------------------------------------------------- labels
