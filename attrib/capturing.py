@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
-from attrib.model import Model, Put, Stream, check_end, check_site, embed, place, unembed
+from attrib.model import Model, Put, Stream, check_end, check_site, embed, place, unembed, width
 from attrib.model import walk as walk_model
 from attrib.shown import record
 from attrib.sources.given import as_model, takes
@@ -96,12 +96,25 @@ def walk(
     It is a pure function of `x`, `base` and what is put, for every transform of torch.func.
 
     Raises:
-        InputError: where an edit is at a site that the model does not have or that lies before `start`, or at a place that another one
-            names too; and, as the walk comes to it, where `base` is missing or not wanted, or what is put is no floating-point
-            tensor that broadcasts to the value.
+        InputError: where `x` or `base` has another width, dtype or device; where an edit is at a site that the model does not have or
+            that lies before `start`, or at a place that another one names too; and, as the walk comes to it, where `base` is
+            missing or not wanted, or what is put is no floating-point tensor that broadcasts to the value.
     """
     start = check_end(model, start, "start")
+    check_value(model, start, x, "x")
+    if base is not None:
+        check_value(model, Site(start.layer, "resid_pre"), base, "base")
     return walk_model(model, start, x, base, policy, _put({} if put is None else _edits_of(model, start, put)))
+
+
+def check_value(model: Model, site: Site, value: Float[Tensor, "..."], argument: str) -> None:
+    """Raises InputError for what could not stand at a site of the model: another width, dtype or device."""
+    expected = width(model.config, site), model.dtype, model.device
+    if value.ndim < 2 or (value.shape[-1], value.dtype, value.device) != expected:
+        raise InputError(
+            f"{argument}: shape {list(value.shape)}, {value.dtype} on {value.device}; expected [..., positions, {expected[0]}], "
+            f"{expected[1]} on {expected[2]}, as {model.name} has them at {site}."
+        )
 
 
 def _edits_of(model: Model, start: Site, put: Edits) -> dict[Site, tuple[Site, Any]]:

@@ -32,7 +32,7 @@ def encode(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) ->
 
 
 @takes(dictionary=as_dictionary)
-def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *, tile: int = TILE) -> SparseLatents:
+def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], *, tile: int = TILE) -> SparseLatents:
     """The active latents of one prompt: position, latent and value of each, sorted by (position, latent).
 
     A dense [positions, d_sae] is never formed. How many are active depends on the data, so this is no function for vmap: `encode` is,
@@ -87,7 +87,7 @@ def reconstruct(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"
 
 
 @takes(dictionary=as_dictionary)
-def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], written: Float[Tensor, "positions d_out"] | None = None) -> Leaves:
+def cut(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], written: Float[Tensor, "*any"] | None = None) -> Leaves:
     """What a cut of one prompt holds constant: the active latents, the error, and the scale of the input.
 
     decode(latents) + skip(x) + error is `written`, up to rounding: sae-lens' `hook_sae_acts_post`, `hook_sae_recons` and

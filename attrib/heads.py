@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.capturing import Edits, capture
+from attrib.capturing import Edits, capture, check_value
 from attrib.model import Model, Stream, attention_pattern, enter, heads, rms, window
 from attrib.shown import record
 from attrib.sources.given import as_model, takes
@@ -72,10 +72,11 @@ def attention_heads(model: Model, layer: int, x: Stream, *, policy: Policy = EXA
         policy: frozen attention holds the pattern, a frozen norm its denominator.
 
     Raises:
-        InputError: for a layer that the model does not have.
+        InputError: for a layer that the model does not have, or a stream of another width, dtype or device.
     """
     config = model.config
     layer = _layer(model, layer)
+    check_value(model, Site(layer, "resid_pre"), x, "x")
     q, k, v = heads(model, layer, enter(config, model.params.blocks[layer].norm_1, x, policy), policy)
     pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
     if policy.attention == "frozen":
