@@ -154,7 +154,7 @@ def latent_to_logit(
     """How chosen logits move with the active latents of `source`.
 
     Args:
-        logits: TopLogits(k, mass), Tokens([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
+        logits: TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
             token ids, is these tokens; a whole number alone is the k of the k largest, and no id.
         positions: where the logits are read; None is the last position.
 

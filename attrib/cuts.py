@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attrib.between import Between, Effect, Passing, station
 from attrib.dictionary import Dictionary, encode_sparse
-from attrib.model import Model
-from attrib.replacement import CutLeaves, Replacement, place, put_together
+from attrib.model import Model, place
+from attrib.replacement import CutLeaves, Replacement, put_together
 from attrib.types import InputError, Logits, Policy, Site, SparseLatents
 
 

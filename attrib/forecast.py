@@ -23,7 +23,7 @@ from attrib.reading import LogitsLike, as_logits
 from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.task import Task
 from attrib.tokens import TokensLike, to_prompts
-from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
+from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, TokenLogits, TopLogits
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _logits(what: Logits) -> int:
     match what:
         case TopLogits(k=k):
             return k
-        case Tokens(tokens=tokens):
+        case TokenLogits(tokens=tokens):
             return len(tokens)
         case Difference() | Direction():
             return 1
@@ -177,6 +177,6 @@ def _capture(
     cost.mm("capture", tokens, c.d_mlp, d, batch=last)
     for dictionary in encoders:
         cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
-    if isinstance(target, TopLogits | Tokens):
+    if isinstance(target, TopLogits | TokenLogits):
         read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
         cost.mm("capture", read, d, c.d_vocab)

@@ -15,7 +15,7 @@ from attrib.model import Model, cap, check_end, normalise, unembed, width
 from attrib.positions import Positions, chosen_positions
 from attrib.sparse import columns_of, select
 from attrib.tokens import token_ids, token_strings
-from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
+from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, TokenLogits, TopLogits
 
 LogitsLike = Any
 """A choice of logits; or a str or a list of str and ids, which are tokens, or an int, the number of the largest."""
@@ -53,7 +53,7 @@ def read_latents(
 
 
 def read_logits(
-    model: Model, what: TopLogits | Tokens | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
+    model: Model, what: TopLogits | TokenLogits | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
 ) -> Read:
     """Chosen logits, or a difference of them, at the last position or at `positions`; only their columns of W_U are touched.
 
@@ -120,8 +120,8 @@ def as_logits(what: LogitsLike) -> Logits:
     match what:
         case TopLogits(k=k, mass=mass):
             return TopLogits(_plain_token(k, what), mass)
-        case Tokens(tokens=tokens):
-            return Tokens(tuple(_plain_tokens(tokens, what)))
+        case TokenLogits(tokens=tokens):
+            return TokenLogits(tuple(_plain_tokens(tokens, what)))
         case Difference(a=a, b=b):
             sides = [tuple(_plain_tokens(side, what)) for side in (a, b)]
             return Difference(*(side[0] if len(side) == 1 else side for side in sides))
@@ -129,7 +129,7 @@ def as_logits(what: LogitsLike) -> Logits:
             return what
     if isinstance(what, Integral) and not isinstance(what, bool):
         return TopLogits(int(what))
-    return Tokens(tuple(_plain_tokens(what, what)))
+    return TokenLogits(tuple(_plain_tokens(what, what)))
 
 
 def _plain_tokens(given: Any, what: Any) -> list[int | str]:
@@ -148,7 +148,7 @@ def _plain_token(one: Any, what: Any) -> Any:
         return int(one)
     shown = repr(what)
     raise InputError(
-        f"logits: {shown if len(shown) < 80 else shown[:77] + '...'}; expected TopLogits(k, mass), Tokens([...]), Difference(a, b) or "
+        f"logits: {shown if len(shown) < 80 else shown[:77] + '...'}; expected TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or "
         "Direction(vector); or a string or a list of strings and token ids, which are these tokens; or a whole number, the k largest."
     )
 
@@ -168,7 +168,7 @@ def read_site(model: Model, target: Dictionary | Logits) -> Site:
         return site
     if isinstance(target, TopLogits) and (target.k < 1 or (target.mass is not None and not 0 < target.mass <= 1)):
         raise InputError(f"logits: {target}; expected k >= 1 and, where given, 0 < mass <= 1.")
-    if isinstance(target, Tokens):
+    if isinstance(target, TokenLogits):
         token_ids(model, target.tokens, "logits")
     if isinstance(target, Difference):
         token_ids(model, target.a, "logits")

@@ -4,8 +4,6 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 """
 
 import re
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from jaxtyping import Float, Int
 
 from attrib.shown import record
+from attrib.warned import renamed, warn_at_caller
 
 if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
     from torch import Tensor
@@ -71,15 +70,9 @@ class AttribWarning(UserWarning):
     """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
 
 
-_WRAPPERS = ("attrib", "torch", "jaxtyping", "beartype", "contextlib", "functools")
-
-
 def warn(message: str) -> None:
     """Warn with AttribWarning at the line of the user's program that called attrib, however deep inside this is."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _WRAPPERS:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, AttribWarning, stacklevel=level)
+    warn_at_caller(message, AttribWarning)
 
 
 def first_line(error: BaseException) -> str:
@@ -121,6 +114,11 @@ and `resid_pre` in parallel blocks. attrib itself once wrote `mlp_in` so: a name
 def as_now(stored: str) -> str:
     """The name that a place has today, of one that attrib wrote into a file: what it once called `hook_mlp_in` was always `mlp_in`."""
     return re.sub(rf"^(blocks\.\d+)\.{BEFORE_NORM}$", rf"\1.{_HOOKS['mlp_in'][0]}", stored)
+
+
+def logits_as_now(stored: str) -> str:
+    """A choice of logits in the words of today, of one that attrib wrote into a file: `TokenLogits` was once called `Tokens`."""
+    return re.sub(r"^Tokens\(tokens=", "TokenLogits(tokens=", stored)
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ class TopLogits(NamedTuple):
     mass: float | None = None
 
 
-class Tokens(NamedTuple):
+class TokenLogits(NamedTuple):
     """The logits of these tokens, given as ids or as strings that are one token each."""
 
     tokens: Sequence[int | str]
@@ -276,7 +274,10 @@ class Direction(NamedTuple):
     site: Site | None = None
 
 
-Logits = TopLogits | Tokens | Difference | Direction
+Logits = TopLogits | TokenLogits | Difference | Direction
 
 Progress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
+
+if not TYPE_CHECKING:  # a type checker shall go on to know which names are not there
+    __getattr__ = renamed(__name__, Tokens="TokenLogits")

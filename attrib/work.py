@@ -40,7 +40,7 @@ from attrib.types import (
     Mass,
     Progress,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
     first_line,
@@ -153,7 +153,7 @@ class Attribution(BaseModel):
         """Which logits are the targets."""
         if self.logit_difference is not None:
             return Difference(*self.logit_difference)
-        return Tokens(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
+        return TokenLogits(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
 
 
 class Work(BaseModel):

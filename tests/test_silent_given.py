@@ -27,9 +27,9 @@ def test_names_are_loaded(tmp_path):
 def test_other_libraries_objects_are_converted():
     tokens = builders.prompt()
     original = builders.tiny("llama")
-    torch.testing.assert_close(attrib.logits(as_model(original), tokens), original(tokens[None]).logits[0].detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attrib.forward(as_model(original), tokens), original(tokens[None]).logits[0].detach(), rtol=1e-4, atol=1e-4)
     lens = hooked.hooked("gpt2")
-    torch.testing.assert_close(attrib.logits(as_model(lens), tokens), lens(tokens[None])[0].detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attrib.forward(as_model(lens), tokens), lens(tokens[None])[0].detach(), rtol=1e-4, atol=1e-4)
     sae = builders.sae("standard")
     assert torch.equal(as_dictionary(sae).params.W_enc, sae.W_enc)
 

@@ -110,10 +110,10 @@ def test_numbers_too_large_for_their_sum_are_numbers():
 def test_a_file_that_is_overwritten_later_changes_nothing(dtype: torch.dtype, tied: bool, tmp_path: Path):
     builders.tiny("llama", dtype, tie_word_embeddings=tied).save_pretrained(tmp_path)
     model = attrib.load_model(tmp_path)
-    before, logits = model.fingerprint, attrib.logits(model, builders.prompt(5))
+    before, logits = model.fingerprint, attrib.forward(model, builders.prompt(5))
     overwrite(tmp_path / "model.safetensors")
     assert model.fingerprint == before
-    assert torch.equal(attrib.logits(model, builders.prompt(5)), logits)
+    assert torch.equal(attrib.forward(model, builders.prompt(5)), logits)
     assert (model.params.W_U.data_ptr() == model.params.W_E.data_ptr()) == tied
     with pytest.raises(attrib.AttribError):
         attrib.load_model(tmp_path)

@@ -8,7 +8,7 @@ import torch
 
 import attrib
 from attrib.reading import as_logits
-from attrib.types import Difference, Direction, InputError, Tokens, TopLogits
+from attrib.types import Difference, Direction, InputError, TokenLogits, TopLogits
 from tests.attribution_cases import characters
 from tests.builders import build, dictionary, prompt
 
@@ -16,16 +16,16 @@ from tests.builders import build, dictionary, prompt
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("A", Tokens(("A",))),
-        (["A", 5], Tokens(("A", 5))),
-        ((np.int64(3), torch.tensor(4)), Tokens((3, 4))),
-        (torch.tensor([3, 4]), Tokens((3, 4))),
-        (np.array([3, 4]), Tokens((3, 4))),
+        ("A", TokenLogits(("A",))),
+        (["A", 5], TokenLogits(("A", 5))),
+        ((np.int64(3), torch.tensor(4)), TokenLogits((3, 4))),
+        (torch.tensor([3, 4]), TokenLogits((3, 4))),
+        (np.array([3, 4]), TokenLogits((3, 4))),
         (10, TopLogits(10)),
         (np.int32(10), TopLogits(10)),
         (TopLogits(np.int64(3), 0.5), TopLogits(3, 0.5)),
-        (Tokens("A"), Tokens(("A",))),
-        (Tokens([np.int64(3)]), Tokens((3,))),
+        (TokenLogits("A"), TokenLogits(("A",))),
+        (TokenLogits([np.int64(3)]), TokenLogits((3,))),
         (Difference("A", [np.int64(3), "B"]), Difference("A", (3, "B"))),
     ],
     ids=repr,
@@ -42,12 +42,12 @@ def test_what_is_meant_is_taken(given: Any, meant: Any):
 
 
 @pytest.mark.parametrize(
-    "given", [None, 1.5, True, ["A", 0.5], {"A": 1}, {"A"}, b"A", [["A"]], [True], Tokens([None]), TopLogits(2.5)], ids=repr
+    "given", [None, 1.5, True, ["A", 0.5], {"A": 1}, {"A"}, b"A", [["A"]], [True], TokenLogits([None]), TopLogits(2.5)], ids=repr
 )
 def test_what_is_no_choice_of_logits(given: Any):
     model, source, ids = build("gpt2"), dictionary("standard"), prompt(5)
     for call in (attrib.path, attrib.plan):
-        with pytest.raises(InputError, match=r"logits: .*; expected TopLogits\(k, mass\), Tokens"):
+        with pytest.raises(InputError, match=r"logits: .*; expected TopLogits\(k, mass\), TokenLogits"):
             call(model, source, given, ids)
     with pytest.raises(InputError, match="the k largest"):
         attrib.latent_to_logit(model, source, ids, logits=given)

@@ -14,7 +14,7 @@ from attrib.dictionary import Dictionary, encode, encode_sparse
 from attrib.finite import require_finite
 from attrib.jobs.shard import _attribute
 from attrib.model import Model
-from attrib.types import Direction, InputError, NotFiniteError, Site, Tokens, TopLogits
+from attrib.types import Direction, InputError, NotFiniteError, Site, TokenLogits, TopLogits
 from attrib.work import Loaded, Work
 from tests.builders import D_MODEL, build, dictionary, normal
 
@@ -47,7 +47,7 @@ def call(kind: str, model: Model, source: Dictionary, target: Dictionary, prompt
         case "latent_to_latent":
             return attrib.latent_to_latent(model, source, target, prompts, **options)
         case "latent_to_logit":
-            return attrib.latent_to_logit(model, source, prompts, logits=Tokens([1, 4]), **options)
+            return attrib.latent_to_logit(model, source, prompts, logits=TokenLogits([1, 4]), **options)
     return attrib.latent_to_metric(model, source, prompts, last, **options)
 
 

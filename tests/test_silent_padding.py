@@ -55,8 +55,10 @@ def test_a_padded_encoding_gives_what_each_prompt_gives_alone(side: str):
     tokenizer.padding_side = side
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert not bool(batch["attention_mask"].all())
-    got = attrib.latent_to_logit(model, target, batch, logits=attrib.Tokens([5]))
-    alone = attrib.latent_to_logit(model, target, [torch.tensor(tokenizer(text).input_ids) for text in TEXTS], logits=attrib.Tokens([5]))
+    got = attrib.latent_to_logit(model, target, batch, logits=attrib.TokenLogits([5]))
+    alone = attrib.latent_to_logit(
+        model, target, [torch.tensor(tokenizer(text).input_ids) for text in TEXTS], logits=attrib.TokenLogits([5])
+    )
     assert got.targets.position.tolist() == [5, 2]
     assert torch.equal(got.prompts.ids, alone.prompts.ids)
     assert torch.equal(got.attribution, alone.attribution)

@@ -51,9 +51,9 @@ def test_every_form_of_positions(positions: Any, chosen: list[int]):
 
 def test_all_positions_of_logits_are_not_the_last_alone():
     model, source, ids = build("gpt2"), dictionary("standard"), prompt(4)
-    every = attrib.latent_to_logit(model, source, ids, logits=attrib.Tokens([3]), positions="all")
+    every = attrib.latent_to_logit(model, source, ids, logits=attrib.TokenLogits([3]), positions="all")
     assert every.targets.position.tolist() == [0, 1, 2, 3]
-    assert attrib.plan(model, source, attrib.Tokens([3]), ids, positions="all").packs[0].task.targets == ((1, 1, 1, 1),)
+    assert attrib.plan(model, source, attrib.TokenLogits([3]), ids, positions="all").packs[0].task.targets == ((1, 1, 1, 1),)
 
 
 def test_a_slice_is_taken_of_each_prompt():

@@ -278,36 +278,36 @@ def test_text_is_taken_by_capture_logits_and_path():
     source = dictionary("standard", dtype=torch.float64)
     with torch.no_grad():
         own = original()(ids[None]).logits[0]
-    torch.testing.assert_close(attrib.logits(model, "the cat"), own, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(attrib.logits(model, ["the cat", [0, 9, 9]])[0], own, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(attrib.logits(model, ids[None, None])[0, 0], own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, "the cat"), own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, ["the cat", [0, 9, 9]])[0], own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, ids[None, None])[0, 0], own, rtol=1e-9, atol=1e-9)
     (site,) = attrib.capture(model, tokenizer("the cat", return_tensors="pt"), ["blocks.1.hook_resid_pre"]).values()
     (same,) = attrib.capture(model, [ids], ["blocks.1.hook_resid_pre"]).values()
     assert torch.equal(site, same)
     assert site.shape[:2] == (1, 3)
-    text, plain = (attrib.path(model, source, attrib.Tokens([5]), tokens) for tokens in ("the cat", ids))
+    text, plain = (attrib.path(model, source, attrib.TokenLogits([5]), tokens) for tokens in ("the cat", ids))
     assert torch.equal(text.sources.value, plain.sources.value)
     assert torch.equal(text.targets.cotangent, plain.targets.cotangent)
-    planned = (attrib.plan(model, source, attrib.Tokens([5]), tokens).flops for tokens in (iter(["the cat"]), [ids]))
+    planned = (attrib.plan(model, source, attrib.TokenLogits([5]), tokens).flops for tokens in (iter(["the cat"]), [ids]))
     assert len(set(planned)) == 1
 
 
 def test_a_path_brings_dictionaries_to_the_model():
     model, ids = with_tokenizer(), torch.tensor([5, 6])
-    moved = attrib.path(model, dictionary("standard", dtype=torch.float32), attrib.Tokens([5]), ids)
+    moved = attrib.path(model, dictionary("standard", dtype=torch.float32), attrib.TokenLogits([5]), ids)
     assert moved.sources.value.dtype == torch.float64
 
 
 def test_what_is_no_batch_or_no_single_prompt_is_refused():
     model = with_tokenizer(words())
     with pytest.raises(InputError, match="prompts of 1 to 2 tokens, which are no batch"):
-        attrib.logits(model, ["the", "the cat"])
+        attrib.forward(model, ["the", "the cat"])
     with pytest.raises(InputError, match="ids from 5 to 999; the vocabulary"):
-        attrib.logits(model, torch.tensor([5, 999]))
+        attrib.forward(model, torch.tensor([5, 999]))
     with pytest.raises(InputError, match=r"dtype torch\.float32"):
         attrib.capture(model, torch.tensor([0.5]), [])
     with pytest.raises(InputError, match="2 prompts, where one is computed at a time"):
-        attrib.path(model, None, attrib.Tokens([5]), ["the", "a"])
+        attrib.path(model, None, attrib.TokenLogits([5]), ["the", "a"])
 
 
 def test_checked_prompts_are_not_checked_again():

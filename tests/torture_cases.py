@@ -34,7 +34,7 @@ from attrib.types import (
     Site,
     SiteKind,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
     UnsupportedError,
@@ -129,7 +129,7 @@ class Configuration:
     seed: int
     variant: str
     source: Spec | None
-    target: Spec | Tokens | Difference | TopLogits | tuple[Site, int] | str
+    target: Spec | TokenLogits | Difference | TopLogits | tuple[Site, int] | str
     """A tuple is a Direction: its site and the seed of its vector; "metric" is `metric`."""
     cuts: tuple[Spec, ...]
     lengths: tuple[int, ...]
@@ -194,7 +194,7 @@ def configuration(seed: int) -> Configuration:
     elif what == "direction":
         target = rng.choice(later), rng.randrange(1000)
     elif what == "logits":
-        target = rng.choice((Tokens((3, 5, 8)), Difference((3, 5), 8), TopLogits(4), TopLogits(20, 0.5)))
+        target = rng.choice((TokenLogits((3, 5, 8)), Difference((3, 5), 8), TopLogits(4), TopLogits(20, 0.5)))
     else:
         target = "metric"
     cuts: list[Spec] = []

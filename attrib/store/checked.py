@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, MERGED, PLUGIN_FILTERS, REMEDY, STATISTICS, VERSION, import_plugin
-from attrib.types import AttribError, FormatError, InputError
+from attrib.types import AttribError, FormatError, InputError, logits_as_now
 
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
@@ -156,3 +156,9 @@ def read_json(where: h5py.HLObject, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise damaged(where, f"attribute {name} is not a JSON object")
     return value
+
+
+def read_call(where: h5py.HLObject) -> dict[str, Any]:
+    """What a file says of how it was made, in the words of today, so that shards of before and after a change of words agree."""
+    call = read_json(where, "call")
+    return call | {"target": logits_as_now(target)} if isinstance(target := call.get("target"), str) else call

@@ -23,6 +23,7 @@ from attrib.store.checked import (
     damaged,
     dataset,
     open_file,
+    read_call,
     read_json,
     read_text,
     translated,
@@ -41,7 +42,7 @@ class Store:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self._file, self._root = path, file, Checked(file["/"].id)
         check_version(file)
-        self.call: dict[str, Any] = read_json(file, "call")
+        self.call: dict[str, Any] = read_call(file)
         """What the blocks' calls have in common."""
         self.packages: dict[str, str] = read_json(file, "packages")
         """Versions of the packages that wrote the shard."""
@@ -249,7 +250,7 @@ def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_l
         total=total,
         l1=l1,
         prompts=_read_prompts(file, run, count),
-        call=read_json(group, "call"),
+        call=read_call(group),
     )
     if wrong := fault(edges):
         raise damaged(group, f"in prompts {run.start} to {run.stop}, {wrong}")

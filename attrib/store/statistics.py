@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from jaxtyping import Shaped
 
-from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_json, read_text, translated
+from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_call, read_text, translated
 from attrib.store.columns import json_text, packages, text
 from attrib.store.created import created
 from attrib.store.layout import REMEDY, STATISTICS, Block
@@ -119,7 +119,7 @@ def _read_block(group: h5py.Group, raw: np.ndarray, table: Schema, sketch: Schem
     for name, dtypes in (table if bits is None else sketch).items():
         held = child(group, name, h5py.Group)
         columns[name] = dict(_mapped(held, raw, dtypes))
-    return Stored(block, read_json(group, "call"), None if bits is None else int(bits), columns)
+    return Stored(block, read_call(group), None if bits is None else int(bits), columns)
 
 
 def _mapped(group: h5py.Group, raw: np.ndarray, dtypes: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Column]]:
