@@ -14,12 +14,12 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
+    "shown", "version", "types", "room", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
     "edges", "ops", "fingerprints", "model",
     "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
-    "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost",
-    "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal", "asked", "work", "prompts",
-    "run", "rerun", "jobs", "view", "commands", "cli",
+    "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost",
+    "opening_cost", "through_cost", "memory", "packing", "result", "jacobian", "needs", "attribute", "forecast", "store", "stats",
+    "export", "graph", "causal", "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
@@ -27,6 +27,7 @@ NARROWER = {
     "edges": {"types", "sparse"},
     "sources": {"model", "dictionary", "types", "devices", "weights", "tokens", "labels", "tokenizer"},
     "shown": set(),
+    "room": {"types"},
     "fingerprints": set(),
 }
 """Modules that may import less than all those before them."""

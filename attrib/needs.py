@@ -1,0 +1,189 @@
+"""What a call needs of memory at the least, prompt by prompt: what a budget that is too small, or a result that is too large, is told by.
+
+Where all active latents are counted beforehand (dictionaries of k places, and no cuts) nothing is computed for it. Else every
+prompt's path is opened once for the error alone, so that what it names is enough for the whole call.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from attrib.between import Effect
+from attrib.dictionary import Dictionary
+from attrib.fit import fitted
+from attrib.jacobian import LEAST_FOR_SAMPLES, Working, sampled_task, task_of, with_writes, working_memory
+from attrib.model import Model
+from attrib.opening_cost import Counts, Opening, counts_known, known_task, opening_of, positions_read
+from attrib.packing import least_memory
+from attrib.paths import Path, path_of, start_site, stop_site
+from attrib.positions import Positions
+from attrib.precision import Precision
+from attrib.result import check_fits, fits, result_bytes
+from attrib.room import free_memory
+from attrib.task import Task
+from attrib.types import BudgetError, EdgeKind, Keep, Policy
+
+Ids = Int[Tensor, " positions"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A call, as far as its memory depends on it."""
+
+    kind: EdgeKind
+    model: Model
+    source: Dictionary | None
+    target: Any
+    cuts: Sequence[Dictionary]
+    effect: Effect
+    policy: Policy
+    positions: Positions
+    error: bool
+    precision: Precision
+    is_reference: bool
+    """Whether torch.func computes it, row by row."""
+    rows: int
+    """How many rows of the first prompt are computed again in float64."""
+    keep: Keep
+    budget: int
+
+    def check(self, prompts: Sequence[Ids], *, result: bool = True) -> None:
+        """Raise what the budget, or the memory for the result, would raise at some prompt, as far as it is known beforehand.
+
+        Args:
+            result: whether the result has to fit into memory. A plan only tells its size.
+        """
+        known = [self._known(ids) for ids in prompts]
+        if max(known) > self.budget:
+            self.refuse(prompts, known)
+        if self.is_known and result:
+            self.check_result([self._task(ids) for ids in prompts], free_memory())
+
+    def refuse(self, prompts: Sequence[Ids], known: Sequence[int] = ()) -> NoReturn:
+        """Raise BudgetError with what is enough for all prompts.
+
+        Args:
+            known: what each of them is known to need; left out where that was enough, and an open path has asked for more.
+        """
+        found = list(known)
+        if not (self.is_known or self.is_metric) or not known:
+            found = [self._counted(ids, each, 0 if number else self.rows) for number, (ids, each) in enumerate(self.opened_paths(prompts))]
+        number = max(range(len(prompts)), key=found.__getitem__)
+        raise BudgetError.of(self.budget, number, found[number])
+
+    def in_precision(self) -> tuple[Model, Dictionary | None, Any, dict[str, Any]]:
+        """Model, ends and what is put in, in the precision of the path, on the model's device, and without autograd."""
+        dtype = self.precision.path
+        model = constant(self.model.to(dtype=dtype))
+
+        def there(dictionary: Dictionary, argument: str) -> Dictionary:
+            return constant(fitted(model, dictionary.to(dtype=dtype, device=model.device), argument))
+
+        source = None if self.source is None else there(self.source, "source")
+        target = there(self.target, "target") if isinstance(self.target, Dictionary) else self.target
+        cuts = [there(cut, f"cuts[{number}]") for number, cut in enumerate(self.cuts)]
+        return model, source, target, {"cuts": cuts, "effect": self.effect}
+
+    # ------------------------------------------------------------------------- what is known beforehand
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether the call is for a metric, whose path is never swept."""
+        return self.kind == "latent_to_metric"
+
+    @cached_property
+    def opening(self) -> Opening:
+        """What paths are opened with; not for a metric."""
+        return opening_of(
+            self.model, self.source, self.target, self.cuts, self.effect, self.policy, self.error, self.precision.path.itemsize
+        )
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether a prompt's task is known before its path is opened."""
+        return not self.is_metric and self.opening.cuts is None and counts_known(self.source, self.target)
+
+    def working(self, ids: Ids) -> Working:
+        """What torch.func takes for a prompt; the widest table over positions is of a dictionary's latents, or of logits."""
+        config = self.model.config
+        widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (self.source, self.target, *self.cuts))
+        widest = max(widest, config.d_vocab) if self.is_metric else widest
+        stop = config.last if self.is_metric else stop_site(self.model, self.target, (self.source, *self.cuts))
+        working = working_memory(config, start_site(self.source), stop, len(ids), widest, self.precision.path.itemsize)
+        return working if self.is_metric else working._replace(fixed=max(working.fixed, self._least_opening(ids)))
+
+    def _known(self, ids: Ids) -> int:
+        """Bytes that a prompt is known to need."""
+        if self.is_reference or self.is_metric:
+            return sum(self.working(ids))
+        return least_memory(self._task(ids)) if self.is_known else self._least_opening(ids)
+
+    def _least_opening(self, ids: Ids) -> int:
+        """Bytes for opening a prompt's path, as far as it is known."""
+        return self.opening.memory(Counts(len(ids), 0, 0, positions_read(self.target, self.positions, ids))).peak
+
+    @cached_property
+    def _by_length(self) -> dict[int, Task]:
+        return {}
+
+    def _task(self, ids: Ids) -> Task:
+        """The task of a prompt where it is known: prompts of one length have one."""
+        if (found := self._by_length.get(len(ids))) is None:
+            itemsize = self.precision.path.itemsize
+            task = known_task(self.model, self.source, self.target, ids, self.policy, self.positions, itemsize, None)
+            found = self._by_length[len(ids)] = self.opening.opened(task, positions_read(self.target, self.positions, ids))
+        return found
+
+    # ---------------------------------------------------------------------- what is known of an open path
+
+    def opened(self, ids: Ids, found: Path) -> Task:
+        """The task of a prompt whose path is open."""
+        task = replace(task_of([found]), itemsize=self.precision.path.itemsize)
+        return self.opening.opened(task, positions_read(self.target, self.positions, ids), found.active)
+
+    def opened_paths(self, prompts: Sequence[Ids]) -> Iterator[tuple[Ids, Path]]:
+        """Every prompt's path, once more, for an error that is to hold for all of them."""
+        model, source, target, put_in = self.in_precision()
+        for ids in prompts:
+            found = path_of(model, source, target, ids, **put_in, policy=self.policy, positions=self.positions, error=self.error)
+            yield ids, found
+
+    def _counted(self, ids: Ids, found: Path, sampled: int) -> int:
+        """Bytes that a prompt needs, its path being open.
+
+        Args:
+            sampled: how many of its rows are computed again in float64.
+        """
+        if self.is_reference:
+            return sum(with_writes(self.working(ids), found))
+        task = self.opened(ids, found)
+        again = least_memory(sampled_task(task, sampled, 8)) if sampled else 0
+        return max(least_memory(task), again if again > LEAST_FOR_SAMPLES else 0)
+
+    def check_result(self, tasks: Sequence[Task], free: int) -> None:
+        """Raises BudgetError where the results of all tasks together take too much of the memory that is free."""
+        needed = sum(result_bytes(task, self.keep) for task in tasks)
+        check_fits(needed, self.keep, sum(task.n_targets for task in tasks), tasks[0].itemsize, free)
+
+
+class Fits:
+    """Whether the result fits, counted while it grows, for where it is not known beforehand."""
+
+    def __init__(self, needs: Needs, prompts: Sequence[Ids]) -> None:
+        self.needs, self.prompts, self.free, self.needed = needs, prompts, free_memory(), 0
+
+    def add(self, task: Task) -> None:
+        """Raises BudgetError where the result so far is too large; it tells the size of the whole."""
+        self.needed += result_bytes(task, self.needs.keep)
+        if not fits(self.needed, self.needs.keep, self.free):
+            self.needs.check_result([task_of([found]) for _, found in self.needs.opened_paths(self.prompts)], self.free)
+
+
+def constant(part: Any) -> Any:
+    """A model or dictionary without autograd: torch.func would else record a graph of parameters that require grad."""
+    return replace(part, params=pytree.tree_map(Tensor.detach, part.params))
