@@ -52,7 +52,7 @@ class Needs:
     keep: Keep
     budget: int
 
-    def check(self, prompts: Sequence[Ids], *, result: bool = True) -> None:
+    def check(self, prompts: Sequence[Tensor], *, result: bool = True) -> None:
         """Raise what the budget, or the memory for the result, would raise at some prompt, as far as it is known beforehand.
 
         Args:
@@ -64,7 +64,7 @@ class Needs:
         if self.is_known and result:
             self.check_result([self._task(ids) for ids in prompts], free_memory())
 
-    def refuse(self, prompts: Sequence[Ids], known: Sequence[int] = ()) -> NoReturn:
+    def refuse(self, prompts: Sequence[Tensor], known: Sequence[int] = ()) -> NoReturn:
         """Raise BudgetError with what is enough for all prompts.
 
         Args:
@@ -146,7 +146,7 @@ class Needs:
         task = replace(task_of([found]), itemsize=self.precision.path.itemsize)
         return self.opening.opened(task, positions_read(self.target, self.positions, ids), found.active)
 
-    def opened_paths(self, prompts: Sequence[Ids]) -> Iterator[tuple[Ids, Path]]:
+    def opened_paths(self, prompts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Path]]:
         """Every prompt's path, once more, for an error that is to hold for all of them."""
         model, source, target, put_in = self.in_precision()
         for ids in prompts:
@@ -174,7 +174,7 @@ class Needs:
 class Fits:
     """Whether the result fits, counted while it grows, for where it is not known beforehand."""
 
-    def __init__(self, needs: Needs, prompts: Sequence[Ids]) -> None:
+    def __init__(self, needs: Needs, prompts: Sequence[Tensor]) -> None:
         self.needs, self.prompts, self.free, self.needed = needs, prompts, free_memory(), 0
 
     def add(self, task: Task) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attrib.between import Effect
 from attrib.cone import pieces_of
-from attrib.cost import Cost, Part
+from attrib.cost import Cost, model_pass, plain_mlp
 from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import TILE, Dictionary
 from attrib.model import Model, ModelConfig, width
@@ -23,7 +23,7 @@ from attrib.positions import Positions, chosen_positions
 from attrib.primal import stream_sites
 from attrib.reading import read_site
 from attrib.task import Opened, Task
-from attrib.types import SITE_KINDS, Difference, Direction, Logits, Policy, Site, Tokens, TopLogits
+from attrib.types import Difference, Direction, Logits, Policy, Site, Tokens, TopLogits
 
 
 class Counts(NamedTuple):
@@ -117,13 +117,13 @@ class Opening:
     def cost(self, counts: Counts) -> Cost:
         """The products."""
         cost, c, tokens = Cost(self.itemsize), self.config, counts.tokens
-        self._pass(cost, "capture", tokens, (0, 0), max(site.depth for site in self.seen))
+        model_pass(cost, "capture", c, [tokens], (0, 0), max(site.depth for site in self.seen))
         for d in self.encoders:
             cost.mm("capture", tokens, d.d_in, d.d_sae)
         for d in self.skips:
             cost.mm("capture", tokens, d.d_in, d.d_out)
         if not self.is_true:
-            self._pass(cost, "primal", tokens, self.start.depth if self.cuts is None else (0, 0), self.stop.depth)
+            model_pass(cost, "primal", c, [tokens], self.start.depth if self.cuts is None else (0, 0), self.stop.depth)
         ends = 2 * counts.targets  # there and back
         if isinstance(self.target, TopLogits | Tokens):
             cost.mm("capture", counts.read, c.d_model, c.d_vocab)
@@ -131,26 +131,8 @@ class Opening:
             named = sum(1 if isinstance(side, int | str) else len(side) for side in self.target)
             cost.mm("capture", ends, c.d_model, named)
         if self._ends_beside and self.site.kind == "mlp_out":
-            self._mlp(cost, "capture", ends + (0 if self.is_true or not isinstance(self.target, Dictionary) else tokens))
+            plain_mlp(cost, "capture", c, ends + (0 if self.is_true or not isinstance(self.target, Dictionary) else tokens))
         return cost
-
-    def _pass(self, cost: Cost, part: Part, tokens: int, first: tuple[int, int], last: tuple[int, int]) -> None:
-        """All positions through the model from behind one place to another."""
-        c, d_q, d_kv = self.config, self.config.n_heads * self.config.d_head, self.config.n_kv_heads * self.config.d_head
-
-        def layers(kind: str) -> int:
-            at = SITE_KINDS.index(kind)  # type: ignore[arg-type]
-            return sum(first < (layer, at) <= last for layer in range(c.n_layers))
-
-        cost.mm(part, tokens, c.d_model, d_q + 2 * d_kv, batch=layers("z"))
-        cost.mm(part, tokens, c.d_head, tokens, batch=2 * c.n_heads * layers("z"))
-        cost.mm(part, tokens, d_q, c.d_model, batch=layers("attn_out"))
-        self._mlp(cost, part, tokens, layers("mlp_out"))
-
-    def _mlp(self, cost: Cost, part: Part, rows: int, layers: int = 1) -> None:
-        c = self.config
-        cost.mm(part, rows, c.d_model, c.d_mlp * (2 if c.gated else 1), batch=layers)
-        cost.mm(part, rows, c.d_mlp, c.d_model, batch=layers)
 
     # ---------------------------------------------------------------------------------------- memory
 

@@ -14,6 +14,7 @@ import torch
 import attrib
 import attrib.attribute
 import attrib.cli
+import attrib.needs
 from attrib.edges import Edges, Growing, concatenated, join
 from attrib.packing import least_memory
 from attrib.result import edges_at_most, result_bytes
@@ -152,7 +153,7 @@ def test_the_budget_that_is_named_does_for_the_whole_call(seed: int):
     rng = random.Random(seed)
     for _ in range(2):
         facts, case = drawn(rng, lengths=rng.choice([(3, 9, 6), (12, 2)]))
-        more = {"precision_rows": None if facts["target"] == "direction" else rng.choice([None, 3])}
+        more = {"precision_rows": rng.choice([None, 3])}
         with pytest.raises(BudgetError) as refused:
             case.run(budget=1024, **more)
         budget = named(refused.value)
@@ -214,8 +215,8 @@ def test_the_result_is_in_the_plan(rule: str, keep: Any):
 def test_a_result_that_memory_cannot_hold_is_refused(rule: str, method: str, monkeypatch: pytest.MonkeyPatch):
     case, computed = small(rule), list[object]()
     free = int(case.plan().result)  # of which it may take half
-    monkeypatch.setattr(attrib.attribute, "free_memory", lambda: free)
-    for name in ("path", "adjoint", "by_vjp"):
+    monkeypatch.setattr(attrib.needs, "free_memory", lambda: free)
+    for name in ("path_of", "adjoint", "by_vjp"):
         plain = getattr(attrib.attribute, name)
         spied = lambda *a, plain=plain, name=name, **b: (computed.append(name), plain(*a, **b))[1]  # noqa: E731
         monkeypatch.setattr(attrib.attribute, name, spied)
