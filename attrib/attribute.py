@@ -36,7 +36,7 @@ from attrib.jacobian import (
     with_writes,
 )
 from attrib.model import Model
-from attrib.needs import Fits, Needs
+from attrib.needs import Needs
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path_of, start_site, stop_site
@@ -341,20 +341,20 @@ Jacobian = tuple[Tensor, Path, Iterator[Tile]]
 
 def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], _: Impl) -> Iterator[Jacobian]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
-    growing = Fits(needs, prompts)
+    grow = needs.growing(prompts)
     for number, (ids, found) in enumerate(paths):
         try:
-            rows = chunk_size(with_writes(needs.working(ids), found), needs.budget, number)
+            rows = chunk_size(with_writes(needs.working(len(ids)), found), needs.budget, number)
         except BudgetError:
             needs.refuse(prompts)
-        growing.add(task_of([found]))
+        grow(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
 
 
 def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
     """The written sweeps, pack by pack."""
-    growing = Fits(needs, prompts)
+    grow = needs.growing(prompts)
     planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget)
     while True:
         try:
@@ -363,7 +363,7 @@ def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], 
             return
         except BudgetError:
             needs.refuse(prompts)
-        growing.add(plan.task)
+        grow(plan.task)
         tiles = adjoint([found for _, found in pack], plan, needs.precision, impl)
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next

@@ -17,7 +17,7 @@ from attrib.primal import attentions_between, stream_sites
 from attrib.seeded import fold_rows
 from attrib.sweep import spread_blocks
 from attrib.task import Task
-from attrib.types import SITE_KINDS, SiteKind
+from attrib.types import SITE_KINDS, Site, SiteKind
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
 
@@ -167,7 +167,9 @@ def _spread_up(task: Task, cost: Cost) -> None:
 def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
     """Targets from `stop` to the first z, or to the resid_mid above it."""
     kind, n = task.stop.kind, task.n_targets
-    if kind in ("resid_pre", "resid_post", "mlp_out") and task.passes_mlp(task.stop.layer - (kind == "resid_pre")):
+    layer = task.stop.layer - (kind == "resid_pre")
+    is_between = kind in ("resid_pre", "resid_post", "mlp_out") and task.start.depth < Site(layer, "mlp_out").depth
+    if is_between and task.passes_mlp(layer):
         mlp_rows(task, cost, "seeds", n)
         mlp_point(task, cost)
     if to_z and kind != "z":

@@ -137,9 +137,9 @@ def plan(
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
     tasks, opened = [], Cost(opening.itemsize)
     for ids, found in needs.opened_paths(prompts) if not known else ((ids, None) for ids in prompts):
-        read = positions_read(target, needs.positions, ids)
+        read = positions_read(target, needs.positions, len(ids))
         if found is None:
-            counted = known_task(model, source, target, ids, policy, needs.positions, opening.itemsize, active)
+            counted = known_task(model, source, target, len(ids), policy, needs.positions, opening.itemsize, active)
             task = opening.opened(counted, read)
         else:
             task = needs.opened(ids, found)

@@ -4,7 +4,8 @@ Where all active latents are counted beforehand (dictionaries of k places, and n
 prompt's path is opened once for the error alone, so that what it names is enough for the whole call.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -58,11 +59,12 @@ class Needs:
         Args:
             result: whether the result has to fit into memory. A plan only tells its size.
         """
-        known = [self._known(ids) for ids in prompts]
-        if max(known) > self.budget:
-            self.refuse(prompts, known)
+        counts = Counter(map(len, prompts))  # prompts of one length need the same
+        known = {length: self._known(length) for length in counts}
+        if max(known.values()) > self.budget:
+            self.refuse(prompts, [known[len(ids)] for ids in prompts])
         if self.is_known and result:
-            self.check_result([self._task(ids) for ids in prompts], free_memory())
+            self._check_result({self._task(length): count for length, count in counts.items()}, free_memory())
 
     def refuse(self, prompts: Sequence[Tensor], known: Sequence[int] = ()) -> NoReturn:
         """Raise BudgetError with what is enough for all prompts.
@@ -108,43 +110,36 @@ class Needs:
         """Whether a prompt's task is known before its path is opened."""
         return not self.is_metric and self.opening.cuts is None and counts_known(self.source, self.target)
 
-    def working(self, ids: Ids) -> Working:
+    def working(self, length: int) -> Working:
         """What torch.func takes for a prompt; the widest table over positions is of a dictionary's latents, or of logits."""
         config = self.model.config
         widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (self.source, self.target, *self.cuts))
         widest = max(widest, config.d_vocab) if self.is_metric else widest
         stop = config.last if self.is_metric else stop_site(self.model, self.target, (self.source, *self.cuts))
-        working = working_memory(config, start_site(self.source), stop, len(ids), widest, self.precision.path.itemsize)
-        return working if self.is_metric else working._replace(fixed=max(working.fixed, self._least_opening(ids)))
+        working = working_memory(config, start_site(self.source), stop, length, widest, self.precision.path.itemsize)
+        return working if self.is_metric else working._replace(fixed=max(working.fixed, self._least_opening(length)))
 
-    def _known(self, ids: Ids) -> int:
+    def _known(self, length: int) -> int:
         """Bytes that a prompt is known to need."""
         if self.is_reference or self.is_metric:
-            return sum(self.working(ids))
-        return least_memory(self._task(ids)) if self.is_known else self._least_opening(ids)
+            return sum(self.working(length))
+        return least_memory(self._task(length)) if self.is_known else self._least_opening(length)
 
-    def _least_opening(self, ids: Ids) -> int:
+    def _least_opening(self, length: int) -> int:
         """Bytes for opening a prompt's path, as far as it is known."""
-        return self.opening.memory(Counts(len(ids), 0, 0, positions_read(self.target, self.positions, ids))).peak
+        return self.opening.memory(Counts(length, 0, 0, positions_read(self.target, self.positions, length))).peak
 
-    @cached_property
-    def _by_length(self) -> dict[int, Task]:
-        return {}
-
-    def _task(self, ids: Ids) -> Task:
-        """The task of a prompt where it is known: prompts of one length have one."""
-        if (found := self._by_length.get(len(ids))) is None:
-            itemsize = self.precision.path.itemsize
-            task = known_task(self.model, self.source, self.target, ids, self.policy, self.positions, itemsize, None)
-            found = self._by_length[len(ids)] = self.opening.opened(task, positions_read(self.target, self.positions, ids))
-        return found
+    def _task(self, length: int) -> Task:
+        """The task of a prompt where it is known."""
+        task = known_task(self.model, self.source, self.target, length, self.policy, self.positions, self.precision.path.itemsize, None)
+        return self.opening.opened(task, positions_read(self.target, self.positions, length))
 
     # ---------------------------------------------------------------------- what is known of an open path
 
     def opened(self, ids: Ids, found: Path) -> Task:
         """The task of a prompt whose path is open."""
         task = replace(task_of([found]), itemsize=self.precision.path.itemsize)
-        return self.opening.opened(task, positions_read(self.target, self.positions, ids), found.active)
+        return self.opening.opened(task, positions_read(self.target, self.positions, len(ids)), found.active)
 
     def opened_paths(self, prompts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Path]]:
         """Every prompt's path, once more, for an error that is to hold for all of them."""
@@ -160,28 +155,29 @@ class Needs:
             sampled: how many of its rows are computed again in float64.
         """
         if self.is_reference:
-            return sum(with_writes(self.working(ids), found))
+            return sum(with_writes(self.working(len(ids)), found))
         task = self.opened(ids, found)
         again = least_memory(sampled_task(task, sampled, 8)) if sampled else 0
         return max(least_memory(task), again if again > LEAST_FOR_SAMPLES else 0)
 
-    def check_result(self, tasks: Sequence[Task], free: int) -> None:
-        """Raises BudgetError where the results of all tasks together take too much of the memory that is free."""
-        needed = sum(result_bytes(task, self.keep) for task in tasks)
-        check_fits(needed, self.keep, sum(task.n_targets for task in tasks), tasks[0].itemsize, free)
+    def _check_result(self, tasks: Mapping[Task, int], free: int) -> None:
+        """Raises BudgetError where the results of tasks, each so many times, together take too much of the memory that is free."""
+        needed = sum(count * result_bytes(task, self.keep) for task, count in tasks.items())
+        targets = sum(count * task.n_targets for task, count in tasks.items())
+        check_fits(needed, self.keep, targets, self.precision.path.itemsize, free)
 
+    def growing(self, prompts: Sequence[Tensor]) -> Callable[[Task], None]:
+        """To be told of each task before it is swept: whether the result still fits, for where that is not known beforehand."""
+        free, needed = free_memory(), 0
 
-class Fits:
-    """Whether the result fits, counted while it grows, for where it is not known beforehand."""
+        def add(task: Task) -> None:
+            """Raises BudgetError where the result so far is too large; it tells the size of the whole."""
+            nonlocal needed
+            needed += result_bytes(task, self.keep)
+            if not fits(needed, self.keep, free):
+                self._check_result(Counter(task_of([found]) for _, found in self.opened_paths(prompts)), free)
 
-    def __init__(self, needs: Needs, prompts: Sequence[Tensor]) -> None:
-        self.needs, self.prompts, self.free, self.needed = needs, prompts, free_memory(), 0
-
-    def add(self, task: Task) -> None:
-        """Raises BudgetError where the result so far is too large; it tells the size of the whole."""
-        self.needed += result_bytes(task, self.needs.keep)
-        if not fits(self.needed, self.needs.keep, self.free):
-            self.needs.check_result([task_of([found]) for _, found in self.needs.opened_paths(self.prompts)], self.free)
+        return add
 
 
 def constant(part: Any) -> Any:

@@ -4,13 +4,10 @@ It comes before the sweeps, and no budget makes it smaller: a prompt is opened a
 one by one; of memory the fullest moment is bounded, and what stays as long as the path does is counted apart.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
-
-from torch import Tensor
 
 from attrib.between import Effect
 from attrib.cone import pieces_of
@@ -19,7 +16,7 @@ from attrib.cuts import Cuts, apart_from, cuts_between
 from attrib.dictionary import TILE, Dictionary
 from attrib.model import Model, ModelConfig, width
 from attrib.paths import sites_seen, start_site, stop_site
-from attrib.positions import Positions, chosen_positions
+from attrib.positions import Positions, numbers_of
 from attrib.primal import stream_sites
 from attrib.reading import read_site
 from attrib.task import Opened, Task
@@ -224,9 +221,9 @@ def opening_of(
     return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize)
 
 
-def positions_read(target: Dictionary | Logits, positions: Positions, ids: Tensor) -> int:
+def positions_read(target: Dictionary | Logits, positions: Positions, length: int) -> int:
     """At how many positions of a prompt targets are read."""
-    return len(chosen_positions(_positions(target, positions), len(ids), ids.device))
+    return len({*numbers_of(_positions(target, positions), length)})
 
 
 def _positions(target: Dictionary | Logits, positions: Positions) -> Positions:
@@ -244,14 +241,13 @@ def known_task(
     model: Model,
     source: Dictionary | None,
     target: Dictionary | Logits,
-    ids: Tensor,
+    length: int,
     policy: Policy,
     positions: Positions,
     itemsize: int,
     active: int | None,
 ) -> Task:
     """The work of a prompt whose counts are known beforehand."""
-    length = len(ids)
 
     def count(dictionary: Dictionary) -> int:
         return min(active or dictionary.config.k or 0, dictionary.d_sae)
@@ -260,8 +256,8 @@ def known_task(
         rows = count(target)
     else:
         rows = min(_logits(target), model.config.d_vocab) if isinstance(target, TopLogits) else _logits(target)
-    times = Counter(chosen_positions(_positions(target, positions), length, ids.device).tolist())
-    targets = tuple(rows * times[position] for position in range(length))
+    chosen = {*numbers_of(_positions(target, positions), length)}
+    targets = tuple(rows * (position in chosen) for position in range(length))
     sources = (1 if source is None else count(source),) * length
     ends = start_site(source), stop_site(model, target, (source,))
     return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
