@@ -17,7 +17,8 @@ from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.commands.run import plan, run
 from attrib.commands.show import show
-from attrib.types import AttribError, AttribWarning, InputError
+from attrib.room import is_out_of_memory
+from attrib.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
 from attrib.view.terminal import show as print_table
 
@@ -125,6 +126,9 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS":
 """What other libraries are told: what they would write into the output of our commands is theirs, and of no use there."""
 
 
+LESS_MEMORY = "Take fewer or shorter prompts, --keep topk:K, or a smaller --budget, or close what else runs."
+
+
 def main() -> None:
     """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
     debug = "--debug" in sys.argv
@@ -139,10 +143,12 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (AttribError, OSError, MemoryError) as error:
-        if debug:
+    except (AttribError, OSError, MemoryError, RuntimeError) as error:
+        is_ours = isinstance(error, AttribError)
+        if debug or not (is_ours or isinstance(error, OSError) or is_out_of_memory(error)):
             raise
-        print(f"error: {message(error) or type(error).__name__}", file=sys.stderr)
+        said = message(error if is_ours or isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}")
+        print(f"error: {said or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
 
 

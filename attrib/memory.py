@@ -80,7 +80,7 @@ class _Sizes:
         task, d = self.task, self.task.config.d_model
         packed = 2 if len(task.targets) > 1 else 1
         rows = task.n_sources * packed * max(1, len(task.writes)) + 2 * task.n_targets + task.beside
-        return rows * d + 3 * task.tokens * d * len(task.layers) + self.tile
+        return rows * d + 3 * task.tokens * packed * d * len(task.layers) + self.tile
 
     @property
     def tile(self) -> int:
@@ -257,6 +257,8 @@ class _Sizes:
             size = met + sum(map(sum, passed.terms)) * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
             waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
         steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
+        # the columns and rows that a component's terms are gathered in, beside those that are kept
+        steps += [(8 if passed.scales else 4) * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
         return 3 * down + max(waiting.values(), default=0) + max(steps)
 
     @property

@@ -193,15 +193,22 @@ class Replacement:
             InputError: for anything but one prompt of at least one token, or one longer than the model's context.
         """
         ids = self._ids(tokens)
-        sites = {place(self.model, d.site) for d in self.dictionaries} | {*self.written}
-        true = capture(self.model, ids, sites)
+        return self.leaves_of(embed(self.model, ids), capture(self.model, ids, self.sites))
+
+    @property
+    def sites(self) -> set[Site]:
+        """Every place that some dictionary reads or writes: what the leaves are made from."""
+        return {place(self.model, d.site) for d in self.dictionaries} | {*self.written}
+
+    def leaves_of(self, embedded: Float[Tensor, "positions d_model"], true: Mapping[Site, Float[Tensor, "positions _"]]) -> CutLeaves:
+        """The leaves where the values at `sites` are at hand."""
         cuts = tuple(_cut(d, true[place(self.model, d.site)]) for d in self.dictionaries)
         error = {site: true[site] for site in self.written}
         for dictionary, cut, places in zip(self.dictionaries, cuts, self._places, strict=True):
             given = _given(dictionary, cut, true[place(self.model, dictionary.site)])
             for at, part in zip(places, split(dictionary, given).values(), strict=True):
                 error[at] = error[at] - part
-        return CutLeaves(embed(self.model, ids), cuts, tuple(error[site] for site in self.written))
+        return CutLeaves(embedded, cuts, tuple(error[site] for site in self.written))
 
     def forward(
         self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
@@ -250,15 +257,28 @@ class Replacement:
         Raises:
             InputError: for a site that the model does not have, and as `forward`.
         """
+        return self.values_and_reads(leaves, sites, effect=effect, sources=sources, errors=errors)[0]
+
+    def values_and_reads(
+        self,
+        leaves: CutLeaves,
+        sites: Iterable[Site | str],
+        *,
+        effect: Effect = "direct",
+        sources: Iterable[int] = (),
+        errors: bool = True,
+    ) -> tuple[dict[Site, Float[Tensor, "positions _"]], dict[int, Float[Tensor, "positions _"]]]:
+        """`values`, and what each dictionary that is met on the way to the last of the sites reads, by its number: one pass for both."""
         wanted = [check_site(self.model, site, "sites") for site in sites]
         places = {place(self.model, site) for site in wanted}
         found: dict[Site, Tensor] = {}
-        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}):
+        read: dict[int, Tensor] = {}
+        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
             if at in places:
                 found[at] = value
             if found.keys() == places:
                 break
-        return {site: found[place(self.model, site)] for site in wanted}
+        return {site: found[place(self.model, site)] for site in wanted}, read
 
     def reads(
         self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True

@@ -54,6 +54,10 @@ class NotFiniteError(InputError):
         return type(self), (self.what, self.position, self.value, self.prompt)
 
 
+class OutOfMemoryError(AttribError, MemoryError):
+    """The machine or the device had no memory left; says what was being done, and what takes less."""
+
+
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""
 

@@ -267,7 +267,8 @@ class Loaded:
     def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
         """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
         self.check(prompts)
-        options = {name: self._options[name] for name in ("policy", "positions", "dtype", "budget")} | {"error": self.work.error}
+        options = {name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")}
+        options["error"] = self.work.error
 
         def planned(item: Attribution) -> Plan | None:
             source, to = self._ends(item)

@@ -14,12 +14,12 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "warned", "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
+    "warned", "shown", "version", "types", "room", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
     "edges", "ops", "fingerprints", "model",
     "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
     "descent", "through", "segments", "capturing", "heads", "composing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost",
-    "through_cost", "memory", "packing", "jacobian", "attribute", "forecast", "store", "stats", "export", "graph", "causal", "asked",
-    "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+    "opening_cost", "through_cost", "memory", "packing", "result", "jacobian", "needs", "attribute", "forecast", "store", "stats",
+    "export", "graph", "causal", "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
 ]  # fmt: skip
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
@@ -28,6 +28,7 @@ NARROWER = {
     "sources": {"model", "dictionary", "types", "devices", "weights", "tokens", "labels", "tokenizer"},
     "warned": set(),
     "shown": set(),
+    "room": {"types"},
     "fingerprints": set(),
 }
 """Modules that may import less than all those before them."""

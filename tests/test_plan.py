@@ -385,7 +385,7 @@ def test_counts_known_before_are_those_counted(family: Family):
 def test_what_it_prints():
     plan = planned("latent_to_latent", large("gpt2"), [prompt(20), prompt(9)])
     first, *rest = str(plan).splitlines()
-    assert re.fullmatch(rf"{plan.direction}: \d+\.\d\d GFLOP, \d\.\d\d of the floor, peak \d+ MB", first)
+    assert re.fullmatch(rf"{plan.direction}: \d+\.\d\d GFLOP, \d\.\d\d of the floor, peak \d+ MB, result up to \d+\.\d \w+", first)
     assert [line.split()[0] for line in rest[: len(plan.flops_by_part)]] == list(plan.flops_by_part)
     assert len(rest) == len(plan.flops_by_part) + len(plan.packs)
     assert re.search(r"2 prompt\(s\), 580 × 580: \w+", rest[-1])

@@ -119,10 +119,10 @@ def test_a_padded_tensor_raises_a_warning_where_it_is_captured(side: str):
     model = with_tokenizer(words())
     ids = torch.tensor([[5, 6, 7], [2, 5, 6] if side == "left" else [5, 6, 2]])
     with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
-        attrib.logits(model, ids)
+        attrib.forward(model, ids)
     with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
         attrib.capture(model, ids, ["blocks.1.hook_resid_pre"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.func.vmap(lambda row: attrib.logits(model, row))(ids)  # where nothing can be looked at
-        attrib.logits(model, ids[:1])
+        torch.func.vmap(lambda row: attrib.forward(model, row))(ids)  # where nothing can be looked at
+        attrib.forward(model, ids[:1])
