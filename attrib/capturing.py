@@ -9,12 +9,14 @@ from torch import Tensor
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, check_site, embed, walk
 from attrib.model import logits as logits_of
+from attrib.room import memory_named
 from attrib.shown import record
 from attrib.sources.given import as_model, takes
 from attrib.tokens import TokensLike, to_batch
 from attrib.types import InputError, Site, SparseLatents
 
 
+@memory_named("computing logits")
 @takes(model=as_model)
 def logits(model: Model, tokens: TokensLike) -> Float[Tensor, "*batch positions d_vocab"]:
     """The whole model.
@@ -28,6 +30,7 @@ def logits(model: Model, tokens: TokensLike) -> Float[Tensor, "*batch positions 
     return logits_of(model, to_batch(model, tokens))
 
 
+@memory_named("capturing")
 @takes(model=as_model)
 def capture(model: Model, tokens: TokensLike, sites: Iterable[Site | str]) -> dict[Site, Float[Tensor, "*batch positions _"]]:
     """Values at `sites`, computed no further than the last of them.
