@@ -13,6 +13,7 @@ from torch import Tensor
 from attrib.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
 from attrib.model import Model, Put, Stream, check_end, check_site, embed, place, unembed, width
 from attrib.model import walk as walk_model
+from attrib.room import memory_named
 from attrib.shown import record
 from attrib.sources.given import as_model, takes
 from attrib.tokens import TokensLike, to_batch
@@ -25,6 +26,7 @@ Edits = Any
 # --------------------------------------------------------------------------------------------- the pass
 
 
+@memory_named("computing logits")
 @takes(model=as_model)
 def forward(model: Model, tokens: TokensLike, *, put: Edits | None = None) -> Float[Tensor, "*batch positions d_vocab"]:
     """The whole model: logits from tokens.
@@ -40,6 +42,7 @@ def forward(model: Model, tokens: TokensLike, *, put: Edits | None = None) -> Fl
     return unembed(model, last)
 
 
+@memory_named("capturing")
 @takes(model=as_model)
 def capture(
     model: Model, tokens: TokensLike, sites: Iterable[Site | str], *, put: Edits | None = None

@@ -78,14 +78,18 @@ def mlp_point(task: Task, cost: Cost) -> None:
         cost.mm("primal", task.tokens, c.d_mlp, c.d_model)
 
 
-def attention_point(task: Task, cost: Cost) -> None:
-    """The point of an attention."""
+def attention_point(task: Task, cost: Cost, leaves: bool = True) -> None:
+    """The point of an attention.
+
+    Args:
+        leaves: whether rows pass the norm behind it too, where there is one, which wants what attention computes.
+    """
     d, d_kv = task.config.d_model, task.config.n_kv_heads * task.config.d_head
     cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
     scores = 3 if task.config.score_cap is not None else 2
     for rows in task.targets:
         cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=scores * task.config.n_heads)
-    if task.config.post_norm:
+    if leaves and task.config.post_norm:
         cost.mm("primal", task.tokens, task.d_q, d)
 
 
@@ -139,7 +143,7 @@ def spread_down(task: Task, cost: Cost) -> None:
                 cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
             cost.mm("spread", end * n, c.n_heads, d)
             cost.mm("spread", n, task.d_q, d)
-    attention_point(task, cost)
+    attention_point(task, cost, leaves=False)
 
 
 def _spread_up(task: Task, cost: Cost) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.room import memory_named
 from attrib.types import EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Edges:
             call=self.call,
         )
 
+    @memory_named("making a dense matrix", "It has all pairs: take fewer targets, or `to_scipy`, which has the edges alone.")
     def dense(self, prompt: int = 0, value: Value = "gradient") -> Float[Tensor, "targets sources"]:
         """One prompt's edges as a dense matrix in canonical order; entries that were not kept are zero."""
         part = self.prompt(prompt)
@@ -191,6 +193,7 @@ class Edges:
 
         return scipy.sparse.csr_array((self.values(value).numpy(), self.indices.numpy(), self.indptr.numpy()), shape=self.shape)
 
+    @memory_named("making a table", "Take `top(k)`, or `prompt(number)` first.")
     def to_pandas(self) -> "pd.DataFrame":
         """One row per edge, with both ends' columns spelled out."""
         return self._table(torch.arange(len(self)))

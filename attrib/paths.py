@@ -29,6 +29,7 @@ from attrib.model import Model, embed, enter, mlp, unembed, walk
 from attrib.positions import Positions, PositionsLike, plain_positions
 from attrib.primal import BESIDE, Streams, stream_sites
 from attrib.reading import LogitsLike, as_logits, read_direction, read_latents, read_logits, read_site
+from attrib.room import memory_named
 from attrib.segments import Segment, segment
 from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
@@ -305,6 +306,7 @@ def _open_cut(
     )  # fmt: skip
 
 
+@memory_named("opening a path")
 @takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
 def path(
     model: Model,

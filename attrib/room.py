@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from attrib.types import AttribError, OutOfMemoryError, first_line
+from attrib.types import OutOfMemoryError, first_line
 
 _WORDS = (
     "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "not enough memory", "can't allocate memory", "bad_alloc",
@@ -29,16 +29,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_named(doing: str, remedy: str = "Give fewer or shorter prompts at a time, or close what else runs.") -> Iterator[None]:
     """Say in one line what was being done where memory ran out, whichever allocator says so; around functions too.
 
+    Of several around each other the outermost says it: that is what was asked for.
+
     Raises:
         OutOfMemoryError: in place of MemoryError, torch.OutOfMemoryError and the RuntimeError of torch's allocators.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, AttribError) or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        said = first_line(error).strip().rstrip(".") or type(error).__name__
-        raise OutOfMemoryError(f"out of memory while {doing} ({said}). {remedy}") from error
+        first = error.__cause__ if isinstance(error, OutOfMemoryError) and error.__cause__ else error
+        said = first_line(first).strip().rstrip(".") or type(first).__name__
+        raise OutOfMemoryError(f"out of memory while {doing} ({said}). {remedy}") from first
 
 
 def free_memory() -> int:

@@ -24,7 +24,7 @@ ORDER = [
 """The modules of attrib, as docs and design list them: each may import those before it."""
 
 NARROWER = {
-    "edges": {"types", "sparse"},
+    "edges": {"types", "sparse", "room"},
     "sources": {"model", "dictionary", "types", "devices", "weights", "tokens", "labels", "tokenizer"},
     "warned": set(),
     "shown": set(),
