@@ -39,6 +39,8 @@ class Tokenizer:
     """A token as it reads in context, no two alike; see labels.py. None is `decode`."""
     special: Mapping[int, str] = field(default_factory=dict)
     """The special tokens, by id."""
+    unknown: int | None = None
+    """The token that stands for text which the vocabulary does not have."""
     pad: int | None = None
     pad_run: int = 1
     """So many pad tokens at an end of a prompt are taken for padding: 2 where one alone may be what begins or ends a text."""

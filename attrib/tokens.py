@@ -317,6 +317,9 @@ def _single_token(model: Model, text: str, argument: str) -> int:
         raise InputError(
             f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
         )
+    if found[0] == tokenizer.unknown and text.strip() not in (tokenizer.decode(found).strip(), tokenizer.special.get(found[0])):
+        known = _label(tokenizer, found[0])
+        raise InputError(f"{argument}: {text!r} is no token of the vocabulary, which has {known!r} for what it does not know.")
     return found[0]
 
 

@@ -17,6 +17,7 @@ import torch
 import attrib
 from attrib import cli, run, work
 from attrib.jobs.config import JobFile, job_file
+from attrib.positions import numbers_of, plain_positions
 from attrib.types import AttribWarning, InputError, natural
 from attrib.version import HERE
 from attrib.view import terminal
@@ -130,6 +131,41 @@ def test_options_of_show_and_status_that_exclude_each_other(tmp_path: Path, comm
     assert "--refused and --json" in command("job", "status", tmp_path, "--refused", "--json").err
 
 
+@pytest.mark.parametrize(
+    ("written", "typed", "chosen"),
+    [
+        ('"last"', ["last"], [3]),
+        ('"1:3"', ["1:3"], [1, 2]),
+        ("-1", ["-1"], [3]),
+        ("[0, -1]", ["0", "-1"], [0, 3]),
+        ("[false, true, false, false]", None, [1]),
+        ('"all"', ["all"], [0, 1, 2, 3]),
+    ],
+)
+def test_positions_in_every_form(
+    written: str, typed: list[str] | None, chosen: list[int], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run file, a job's and typed."""
+    block = "[[attribution]]\nkind = 'latent_to_logit'\nsource = 'b'\n"
+    (tmp_path / "run.toml").write_text(f"model = 'm'\nprompts = 'p'\npositions = {written}\n{block}")
+    table = work.toml_table(tmp_path / "run.toml")
+    positions = [run.run_file(table | {"out": "o"}).positions, job_file(table).positions]
+    stored = json.loads(job_file(table).model_dump_json())
+    assert work.checked(JobFile, stored, "job", context=work.STORED) == job_file(table)
+    if typed is not None:
+        monkeypatch.setattr(run, "execute", lambda made, *_: positions.append(made.positions) or sys.exit(0))
+        options = [part for one in typed for part in ("--position", one)]
+        given = ["--model", "m", "--kind", "latent_to_logit", "--source", "b", "--prompt", "a", "--out", tmp_path / "o.h5"]
+        assert command("run", *given, *options).status == 0
+        assert len(positions) == 3
+    assert all(sorted(set(numbers_of(plain_positions(one, [4]), 4))) == chosen for one in positions)
+
+
+def test_a_slice_is_typed_alone(command: Command) -> None:
+    given = ["--model", "m", "--kind", "latent_to_logit", "--source", "b", "--prompt", "a", "--out", "o.h5"]
+    assert "--position: '1:' beside others; give numbers, or one of" in command("run", *given, "--position", "3", "--position", "1:").err
+
+
 # -------------------------------------------------------------------------------------- faults in words
 
 
@@ -139,7 +175,11 @@ def test_options_of_show_and_status_that_exclude_each_other(tmp_path: Path, comm
         ({"attribution": [{"kind": "latent"}]}, "attribution[0].kind: 'latent'; expected 'token_to_latent', "),
         ({"attribution": 3}, "attribution: 3; expected a list"),
         ({"attribution": ["x"]}, "attribution[0]: 'x'; expected a table"),
-        ({"positions": [1, "b"]}, "positions[1]: 'b'; expected a whole number"),
+        ({"positions": [1, "b"]}, "positions: 'b'; expected whole numbers, a mask"),
+        ({"positions": [True, 0]}, "positions: True; expected whole numbers, a mask"),  # and true is no 1
+        ({"positions": 1.0}, "positions: 1.0; expected whole numbers"),
+        ({"positions": "first"}, "positions: 'first'; expected whole numbers"),
+        ({"precision_rows": True}, "precision_rows: true; expected a whole number"),
         ({"model": 3}, "model: 3; expected text in quotes"),
         ({"error": "perhaps"}, "error: 'perhaps'; expected true or false"),
         ({"budget": "much"}, "budget: 'much'; expected a size, as 512MiB or 2GiB"),

@@ -1,16 +1,22 @@
 """`logits=` as people write it: tokens, or a number of the largest; or one clear error."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 import attrib
 from attrib.reading import as_logits
+from attrib.sources.text import from_tokenizers
+from attrib.tokens import token_ids
 from attrib.types import Difference, Direction, InputError, TokenLogits, TopLogits
 from tests.attribution_cases import characters
 from tests.builders import build, dictionary, prompt
+from tests.silent_tokens import wordpiece, words
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,17 @@ def test_what_is_no_choice_of_logits(given: Any):
 def test_a_direction_is_left_as_it_is():
     given = Direction(torch.ones(32))
     assert as_logits(given) is given
+
+
+UNIGRAM = Tokenizer(models.Unigram([("<u>", 0.0), ("cat", -1.0)], unk_id=0))
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"), [(words().backend_tokenizer, "a"), (wordpiece(), "[UNK]"), (UNIGRAM, "<u>")], ids=["words", "wordpiece", "unigram"]
+)
+def test_a_word_that_the_vocabulary_does_not_have_is_not_its_unknown_token(backend: Any, name: str):
+    model = replace(build("gpt2"), tokenizer=from_tokenizers(backend))
+    with pytest.raises(InputError, match=rf"logits: '❄' is no token of the vocabulary, which has ' ?{re.escape(name)}' for what it does"):
+        attrib.latent_to_logit(model, dictionary("standard"), [[3, 4]], logits=["❄"])
+    if name != "<u>":  # which is not a token that text can name here
+        assert token_ids(model, name, "logits").tolist() == [backend.token_to_id(name)]

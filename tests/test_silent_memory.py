@@ -65,9 +65,9 @@ def test_the_result_is_in_the_plan(rule: str, dtype: str, keep: Any):
 
 def test_halves_are_given_as_float32_and_planned_so():
     model, source = build("llama", torch.bfloat16), dictionary("topk", k=6)
-    options: dict[str, Any] = {"logits": attrib.Tokens([1, 2]), "precision_rows": 0}
+    options: dict[str, Any] = {"logits": attrib.TokenLogits([1, 2]), "precision_rows": 0}
     edges = attrib.latent_to_logit(model, source, [prompt(9)], **options)
-    plan = attrib.plan(model, source, attrib.Tokens([1, 2]), [prompt(9)], precision_rows=0)
+    plan = attrib.plan(model, source, attrib.TokenLogits([1, 2]), [prompt(9)], precision_rows=0)
     assert 0.95 * plan.result <= held(edges) <= plan.result + 8
 
 
@@ -146,7 +146,7 @@ CALLS: dict[str, tuple[str, Callable[[], object]]] = {
     "plan": ("attrib.forecast.check", lambda: Small().plan()),
     "path": ("attrib.paths.path_of", lambda: attrib.path(build("llama"), *Small().ends, prompt(4))),
     "capture": ("attrib.capturing.walk", lambda: attrib.capture(build("llama"), prompt(4), ["blocks.1.hook_resid_pre"])),
-    "logits": ("attrib.capturing.logits_of", lambda: attrib.logits(build("llama"), prompt(4))),
+    "logits": ("attrib.capturing.unembed", lambda: attrib.forward(build("llama"), prompt(4))),
     "dense": ("attrib.edges.Edges.prompt", lambda: Small().run().dense(0)),
 }
 

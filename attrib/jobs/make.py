@@ -23,6 +23,7 @@ from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
+from attrib.positions import least_length
 from attrib.prompts import Given, read
 from attrib.store.columns import packages
 from attrib.store.whole import sync
@@ -56,7 +57,7 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     context = loaded.model.config.n_ctx
     if (most := config.prompts.max_tokens or context) > context:
         raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
-    loaded.check([torch.zeros(min(max(_reach(config)), context), dtype=torch.int64)])
+    loaded.check([torch.zeros(least_length(config.positions, context), dtype=torch.int64)])
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
     with built(target) as building:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
@@ -77,11 +78,6 @@ def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
     if found.exists() and not (found.is_file() or found.is_dir() or found in allowed):  # a pipe would be waited for
         raise InputError(f"prompts.source: {name} is a pipe or a device; expected a file or a folder. Give it as --prompts {found}.")
     return found
-
-
-def _reach(config: JobFile) -> Iterator[int]:
-    """How many tokens each position asked for needs."""
-    return (position + 1 if position >= 0 else -position for position in config.positions or [0])
 
 
 # ---------------------------------------------------------------------------------------------- prompts
