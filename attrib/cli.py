@@ -17,6 +17,7 @@ from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.commands.run import plan, run
 from attrib.commands.show import show
+from attrib.commands.verify_file import verify_file
 from attrib.types import AttribError, AttribWarning, InputError
 from attrib.view.terminal import facts, message, plain
 from attrib.view.terminal import show as print_table
@@ -32,6 +33,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
+app.command()(verify_file)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 

@@ -124,7 +124,7 @@ def _read_block(group: h5py.Group, raw: np.ndarray, table: Schema, sketch: Schem
 
 def _mapped(group: h5py.Group, raw: np.ndarray, dtypes: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Column]]:
     for name, allowed in dtypes.items():
-        data = dataset(group, name, allowed)
+        data = dataset(group, name, allowed).data
         offset = data.id.get_offset()
         if data.size and (offset is None or offset + data.nbytes > len(raw)):
             raise damaged(data, "its values do not lie in one stretch of the file")
