@@ -139,14 +139,6 @@ class Column:
         except ValueError as error:
             raise damaged(self.data, str(error)) from error
 
-    def check(self) -> None:
-        """Raises FormatError where a chunk does not unpack to what the column declares: of lzf, reading does not tell exactly."""
-        try:
-            if self.packed is not None:
-                self.packed.check()
-        except ValueError as error:
-            raise damaged(self.data, str(error)) from error
-
 
 class Checked(h5py.Group):  # type: ignore[misc]
     """A group that remembers which of its parts were checked: files do not change under their readers, and checks take time."""
@@ -187,9 +179,8 @@ def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int |
     filters = [created.get_filter(i) for i in range(created.get_nfilters())]
     chain = tuple(code for code, *_ in filters)
     if chain not in CHAINS or (chain and dtypes is BYTE):
-        written = "or none" if dtypes is not BYTE else "of text, none"
-        among = "; ".join(" and ".join(map(filter_name, one)) for one in CHAINS if one)
-        raise damaged(data, f"the filters {' and '.join(map(filter_name, chain))} are not as attrib writes them: {among}, {written}")
+        names = ["none"] if dtypes is BYTE else [" and ".join(map(filter_name, one)) or "none" for one in CHAINS]
+        raise damaged(data, f"the filters {' and '.join(map(filter_name, chain))} are not as attrib writes them: {', or '.join(names)}")
     if chain and chain[-1] in PLUGINS:
         import_plugin(f"{group.file.filename}: compressed, and reading it")
     _check_storage(data, created.get_layout(), bool(chain))

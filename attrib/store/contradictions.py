@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.edges import Edges, Nodes
-from attrib.store.checked import FLOAT, INTEGER, POINTER, Checked, Column, attribute, child, dataset, read_json, read_text
+from attrib.store.checked import FLOAT, INTEGER, POINTER, Checked, attribute, child, dataset, read_json, read_text
 from attrib.store.fault import Fault
 from attrib.store.layout import Block
 from attrib.store.rows import read_column
@@ -80,8 +80,6 @@ def _of_block(store: Store, block: Block, least_kept: float) -> Iterator[Fault]:
     with store.reading() as root:
         group = child(child(root, "blocks", h5py.Group), block.group, h5py.Group)
         yield from _of_names(store, block, group)
-        for column in _columns(group):
-            column.check()
         found: dict[tuple[str, int], Fault] = {}
         start = 0
         for length in lengths(store.sizes(block, range(len(store))).tolist(), AT_ONCE):
@@ -99,13 +97,6 @@ def _of_block(store: Store, block: Block, least_kept: float) -> Iterator[Fault]:
             for number, wrong in enumerate(_of_piece(edges, remainder, least_kept)):
                 _note(found, (f"{group.name}/{wrong.dataset}", number), store.path, wrong, edges, first)
         yield from found.values()
-
-
-def _columns(group: Checked) -> Iterator[Column]:
-    """The columns of a group and of the groups in it, of those that were looked at."""
-    yield from group.columns.values()
-    for inner in group.groups.values():
-        yield from _columns(inner)
 
 
 def _first_damaged(store: Store, block: Block, prompts: slice) -> tuple[int, FormatError]:
@@ -181,7 +172,7 @@ def _of_names(store: Store, block: Block, group: Checked) -> Iterator[Fault]:
         if said is None or said.tolist() != shape:
             yield Fault(path, csr.name, f"its attribute shape is {said}, and its block has {shape[0]} targets and {shape[1]} sources")
         for name, alias in _ALIASES.items():
-            yield from _of_alias(path, csr, alias, csr, name)
+            yield from _of_alias(path, csr, alias, csr if name == "data" else gradient, name)
     for name in ("indices", "indptr"):
         yield from _of_alias(path, attribution, name, gradient, name)
 
@@ -252,38 +243,45 @@ def _width(call: dict[str, Any], end: str) -> int | None:
 
 
 def _of_sums(edges: Edges, remainder: Float[Tensor, " targets"], least_kept: float) -> Iterator[_Wrong]:
+    """Products and sums. Of a row at fault nothing is told that only follows from that."""
     dtype, row = torch.finfo(edges.attribution.dtype), edges.row
     attribution = edges.attribution.double()
     product = edges.gradient.double() * edges.sources.activation[edges.indices].double()
     # a device may take what is below the smallest normal number as zero
     apart = (attribution - product).abs() > dtype.eps * product.abs() + dtype.tiny
+    apart &= attribution.isfinite() & product.isfinite()
     yield _Wrong(
-        "attribution/data", "entries", apart & attribution.isfinite() & product.isfinite(),
+        "attribution/data", "entries", apart,
         lambda entry: f"it is {attribution[entry]:.9g}, and gradient times activation {product[entry]:.9g}",
     )  # fmt: skip
     nothing = torch.zeros(len(edges.targets), dtype=torch.float64)
     stored, mass = nothing.index_add(0, row, attribution), nothing.index_add(0, row, attribution.abs())
     total, l1, left = edges.total.double(), edges.l1.double(), remainder.double()
+    is_sum = total.isfinite() & l1.isfinite() & stored.isfinite()
+    is_sum[row[apart]] = False
     terms = edges.sources.ptr.diff()[edges.targets.prompt].clamp(min=FEWEST)
     rounding = _gamma(terms, dtype.eps) * torch.maximum(l1, mass) + terms * dtype.tiny
-    is_finite = total.isfinite() & l1.isfinite() & stored.isfinite()
+    is_small = (l1 < 0) | (mass > l1 + 2 * rounding)
     yield _Wrong(
-        "l1", "targets", is_finite & ((l1 < 0) | (mass > l1 + 2 * rounding)),
+        "l1", "targets", is_sum & is_small,
         lambda target: f"it is {l1[target]:.9g}, and the row's |attribution| that is stored sums to {mass[target]:.9g}",
     )  # fmt: skip
+    is_large = mass < least_kept * l1 - 2 * rounding
     yield _Wrong(
-        "l1", "targets", is_finite & (mass < least_kept * l1 - 2 * rounding),
-        lambda target: f"it is {l1[target]:.9g}, and what is stored of it {mass[target]:.9g}, less than is kept: {least_kept:.9g} of it",
+        "l1", "targets", is_sum & is_large,
+        lambda target: f"it is {l1[target]:.9g}, of which the keep rule stores {least_kept:.9g} at least, and {mass[target]:.9g} is stored",
     )  # fmt: skip
+    is_sum = is_sum & ~is_small & ~is_large
     rest = (l1 - mass).clamp(min=0)
+    is_far = (total - stored).abs() > rest + 3 * rounding
     yield _Wrong(
-        "total", "targets", is_finite & ((total - stored).abs() > rest + 3 * rounding),
+        "total", "targets", is_sum & is_far,
         lambda target: f"it is {total[target]:.9g}, and what is stored sums to {stored[target]:.9g}: more apart than the rest of l1, "
         f"{rest[target]:.9g}",
     )  # fmt: skip
-    rounding_left = _gamma(edges.indptr.diff() + 1, dtype.eps) * (total.abs() + mass) + terms * dtype.tiny
+    is_off = (left - (total - stored)).abs() > _gamma(edges.indptr.diff() + 1, dtype.eps) * (total.abs() + mass) + terms * dtype.tiny
     yield _Wrong(
-        "remainder", "targets", is_finite & left.isfinite() & ((left - (total - stored)).abs() > rounding_left),
+        "remainder", "targets", is_sum & ~is_far & left.isfinite() & is_off,
         lambda target: f"it is {left[target]:.9g}, and total less what is stored {total[target] - stored[target]:.9g}",
     )  # fmt: skip
 

@@ -1,10 +1,9 @@
 """Compressed chunks, unpacked to the size that their column declares and to no other.
 
-A filter of HDF5's makes whatever its input says: a chunk of a few kilobytes may become gigabytes before HDF5 looks at its length. So no
-filter sees a chunk of which it is not known how much it becomes at most. Deflate is unpacked here, by zlib, which stops where it is told
-to. What zstd and blosc will make stands at the head of a chunk; HDF5 unpacks those whose head says what the column declares. Of lzf only
-all runs together tell. Going through them in Python takes five times as long as unpacking, so that it is done for `verify`, and
-before that where much is at stake: a chunk of `CHUNK` bytes becomes 88 of them at most.
+A filter of HDF5's makes whatever its input says: a chunk of a few kilobytes may become gigabytes before HDF5 looks at its length, or
+fall short, and then the rest is whatever lay in memory. So no filter sees a chunk of which it is not known what it becomes. Deflate is
+unpacked here, by zlib, which stops where it is told to: that costs no more than HDF5 does. What zstd and blosc will make stands at
+the head of a chunk. Of lzf only all its runs together tell, and going through them takes twice as long as unpacking them does.
 """
 
 import zlib
@@ -12,7 +11,7 @@ import zlib
 import h5py
 import numpy as np
 
-from attrib.store.layout import CHUNK, Codec
+from attrib.store.layout import Codec
 
 
 class Packed:
@@ -30,18 +29,10 @@ class Packed:
         numbers = range(start // self._length, -(-stop // self._length)) if start < stop else range(0)
         if self._codec is not Codec.DEFLATE:
             for number in numbers:
-                self._check(number, exactly=False)
+                self._check(number)
             return self._data[start:stop]
         parts = [self._inflated(n)[max(0, start - n * self._length) : stop - n * self._length] for n in numbers]
         return np.concatenate([np.empty(0, self._data.dtype), *parts])
-
-    def check(self) -> None:
-        """Raises ValueError where any chunk does not unpack to what the column declares."""
-        for number in range(-(-len(self._data) // self._length)):
-            if self._codec is Codec.DEFLATE:
-                self._inflated(number)
-            else:
-                self._check(number, exactly=True)
 
     def _inflated(self, number: int) -> np.ndarray:
         """The rows of a chunk of deflate; the last one is kept, since prompts that follow one another share it."""
@@ -52,15 +43,13 @@ class Packed:
             self._last = number, rows
         return rows
 
-    def _check(self, number: int, *, exactly: bool) -> None:
+    def _check(self, number: int) -> None:
         """That HDF5 may unpack a chunk."""
-        if number in self._sound and not exactly:
+        if number in self._sound:
             return
-        is_bounded = self._codec is Codec.LZF and self._size <= CHUNK
-        if exactly or not is_bounded:
-            raw, is_packed = self._raw(number)
-            if is_packed and (becomes := _LENGTHS[self._codec](raw, self._size)) != self._size:
-                raise ValueError(f"its chunk {number} unpacks to {becomes} bytes, where {self._size} are declared")
+        raw, is_packed = self._raw(number)
+        if is_packed and (becomes := _LENGTHS[self._codec](raw)) != self._size:
+            raise ValueError(f"its chunk {number} unpacks to {_bytes(becomes)}, where {self._size} are declared")
         self._sound.add(number)
 
     def _raw(self, number: int) -> tuple[bytes, bool]:
@@ -94,30 +83,35 @@ def _inflate(number: int, raw: bytes, size: int) -> bytes:
     return whole
 
 
-def _length_of_lzf(raw: bytes, most: int) -> int | None:
-    """Runs of up to 32 bytes as they are, and repetitions of up to 264; None for what ends within one. Goes no further than `most`."""
-    at, length, end = 0, 0, len(raw)
-    while at < end - 1 and length <= most:
+def _bytes(number: int | None) -> str:
+    return "no number of bytes" if number is None else f"{number} bytes"
+
+
+# control bytes of lzf: a run of up to 32 bytes as they are, or one of up to 264 that came before, whose length may have a byte of its own
+_STEP = bytes([*range(2, 34)] + [2] * 192 + [3] * 32)
+_BECOMES = bytes([*range(1, 33)] + [(control >> 5) + 2 for control in range(32, 224)] + [9] * 32)
+
+
+def _length_of_lzf(raw: bytes) -> int | None:
+    """All runs together; None for what ends within one."""
+    at, length, end = 0, 0, len(raw) - 1
+    step, becomes = _STEP, _BECOMES
+    while at < end:
         control = raw[at]
-        if control < 32:
-            at += control + 2
-            length += control + 1
-        elif control < 224:
-            at += 2
-            length += (control >> 5) + 2
-        else:
-            length += raw[at + 1] + 9
-            at += 3
-    return length if at == end or length > most else None
+        if control >= 224:
+            length += raw[at + 1]
+        length += becomes[control]
+        at += step[control]
+    return length if at == end + 1 else None
 
 
-def _length_of_blosc(raw: bytes, _: int) -> int | None:
-    """What the first chunk's head says that it becomes, if it is all there is; see README_CHUNK_FORMAT of c-blosc."""
+def _length_of_blosc(raw: bytes) -> int | None:
+    """What the chunk's head says that it becomes, if it is all there is; see README_CHUNK_FORMAT of c-blosc."""
     whole, stored = int.from_bytes(raw[4:8], "little"), int.from_bytes(raw[12:16], "little")
     return whole if stored == len(raw) else None
 
 
-def _length_of_zstd(raw: bytes, _: int) -> int | None:
+def _length_of_zstd(raw: bytes) -> int | None:
     """What the frame's header says that it becomes, where it does; RFC 8878, section 3.1.1.1."""
     if len(raw) < 5 or raw[:4] != b"\x28\xb5\x2f\xfd":
         return None
