@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import typer.testing
@@ -271,10 +272,16 @@ def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, 
 
 def put(job: Job, shard: Shard, *columns: str) -> None:
     """A shard of which these columns are twice what they were, with its checksum on record, as a broken machine would write it."""
-    path, entry = job.file(shard), job.record(shard)
+    path = job.file(shard)
     with open_shard(path) as store:
         wrong = [replace(edges, **{name: getattr(edges, name) * 2 for name in columns}) for edges in store.values()]
     attrib.save(path, wrong, overwrite=True)
+    on_record(job, shard)
+
+
+def on_record(job: Job, shard: Shard) -> None:
+    """Put the checksum and length that a shard has on record."""
+    path, entry = job.file(shard), job.record(shard)
     now = {"sha256": running.digest(job.folder, path), "bytes": path.stat().st_size}
     entry.write_text(json.dumps(json.loads(entry.read_text()) | now))
 
@@ -304,6 +311,19 @@ def test_verify_sees_values_that_contradict_each_other(folder: Path, columns: li
     found = verify(folder, recompute=0)
     assert {one.shard for one in found} == {ran.job.shards[1]}
     assert all(re.match(rf"/blocks/\S*/{fault}", one.what) for one in found), [one.what for one in found]
+
+
+@pytest.mark.usefixtures("finished")
+def test_verify_sees_a_shard_that_does_not_say_what_it_is_of(folder: Path) -> None:
+    ran = run(folder, here)
+    shard = ran.job.shards[1]
+    with h5py.File(ran.job.file(shard), "r+") as file:
+        for group in (file, *file["blocks"].values()):
+            group.attrs["call"] = np.bytes_("{}")
+    on_record(ran.job, shard)
+    found = {fault.what for fault in verify(folder, recompute=0)}
+    kinds = ("latent_to_latent", "token_to_latent")
+    assert found == {f"the call of its {kind} does not say of what model and dictionaries it is" for kind in kinds}
 
 
 @pytest.mark.usefixtures("finished")
