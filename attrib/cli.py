@@ -17,6 +17,7 @@ from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.commands.run import plan, run
 from attrib.commands.show import show
+from attrib.commands.verify_file import verify_file
 from attrib.room import is_out_of_memory
 from attrib.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
@@ -33,6 +34,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
+app.command()(verify_file)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 
