@@ -11,10 +11,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from attrib.jobs import make as making
 from attrib.jobs.config import PromptsOf
 from attrib.jobs.ids import parts_of
 from attrib.model import Tokenizer
-from attrib.prompts import Given, read
+from attrib.prompts import Given, check_effect, read
 from attrib.run import read_prompts
 from attrib.sources import from_hugging_face
 from attrib.types import InputError
@@ -199,3 +200,41 @@ def test_a_file_is_what_the_user_says(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", '"a"\n{"text": "b"}\n')
     assert values(read(path, form="jsonl")) == ["a", "b"]
     assert values(read(path, form="text")) == ['"a"', '{"text": "b"}']
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "says"),
+    [
+        ("p.txt", {"field": "text"}, r"prompts\.field: 'text' has no effect on .*p\.txt, a file of text"),
+        ("-", {"field": "text"}, r"prompts\.field: 'text' has no effect on -, a file of text"),
+        ("p.txt.gz", {"split": "test"}, r"prompts\.split: 'test' has no effect on .*p\.txt\.gz, a source without splits"),
+        ("p.jsonl", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+        ("p.parquet", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+        ("saved", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+    ],
+)
+def test_an_option_of_another_form_is_refused(source: str, options: dict[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a")
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(InputError, match=says):
+        read(source if source == "-" else tmp_path / source, **options)
+    read(tmp_path / "p.txt", form="jsonl", field="text")  # whose lines are objects
+
+
+def test_a_named_key_is_not_in_a_bare_string(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"the cat"\n{"mine": "sat"}\n[1, 2]\n')
+    found = list(read(tmp_path / "p.jsonl", field="mine"))
+    assert [one.prompt for one in found] == [None, "sat", None]
+    assert found[0].fault == found[2].fault == "is no object, so it has no key 'mine'"
+    assert found[0].where.endswith("line 1")
+
+
+def test_a_job_s_options_serve_those_of_its_sources_that_have_a_use_for_them(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a b\n")
+    (tmp_path / "p.jsonl").write_text('{"mine": "c"}\n')
+    sources = [tmp_path / "p.txt", tmp_path / "p.jsonl"]
+    check_effect(sources, None, field="mine", split=None)
+    of = PromptsOf(source=[*map(str, sources)], field="mine")
+    assert [found.prompt for found in making._limited(of, sources, ())] == ["a b", "c"]
+    with pytest.raises(InputError, match=r"prompts\.split: 'test' has no effect"):
+        check_effect(sources, None, field="mine", split="test")

@@ -24,7 +24,7 @@ from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, J
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
 from attrib.positions import least_length
-from attrib.prompts import Given, read
+from attrib.prompts import Given, check_effect, read, uses
 from attrib.store.columns import packages
 from attrib.store.whole import sync
 from attrib.types import InputError, Progress
@@ -53,6 +53,7 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     named = {"model": config.model} | {f"dictionary {name}": name for name in config.dictionaries}
     places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
     sources = [_source(name, beside, allowed) for name in config.prompts.source]
+    check_effect(sources, config.prompts.form, field=config.prompts.field, split=config.prompts.split)
     loaded = load(config, torch.device("cpu"), places)
     context = loaded.model.config.n_ctx
     if (most := config.prompts.max_tokens or context) > context:
@@ -151,8 +152,13 @@ def _write_prompts(
 
 
 def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[Given]:
-    every = (found for source in sources for found in read(source, form=of.form, field=of.field, split=of.split, allowed=allowed))
-    return islice(every, of.limit)
+    options = {"field": of.field, "split": of.split}
+
+    def prompts_of(source: str | Path) -> Iterator[Given]:
+        used = {name: value for name, value in options.items() if name in uses(source, of.form)}
+        return read(source, form=of.form, allowed=allowed, **used)
+
+    return islice((found for source in sources for found in prompts_of(source)), of.limit)
 
 
 # ----------------------------------------------------------------------------------------------- shards

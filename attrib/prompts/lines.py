@@ -73,7 +73,9 @@ def _of_json(line: str, where: str, field: str | None) -> Given:
         value = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return Given(where, None, f"is not JSON: {error}" if line.strip() else "is an empty prompt")
-    return of_row(value, where, field) if isinstance(value, dict) else of_value(value, where)
+    if isinstance(value, dict):
+        return of_row(value, where, field)
+    return of_value(value, where) if field is None else Given(where, None, f"is no object, so it has no key {field!r}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
