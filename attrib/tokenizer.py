@@ -48,6 +48,10 @@ class Tokenizer:
     """Hash of the tokenizer's definition, to tell which one a result came from."""
     special_tokens: SpecialTokens = "allow"
 
+    def __repr__(self) -> str:
+        known = "unknown" if self.sha256 is None else self.sha256[:12]
+        return f"Tokenizer({len(self.special)} special tokens, {self.special_tokens}, sha256={known})"
+
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
         """What the template puts before and behind the tokens of a text."""

@@ -17,7 +17,7 @@ from torch.func import jacrev
 import attrib
 from attrib.dictionary import Dictionary, encode
 from attrib.model import Model, width
-from attrib.reading import chosen_positions
+from attrib.positions import chosen_positions, plain_positions
 from attrib.replacement import CutLeaves, Replacement
 from attrib.sources.tensors import from_tensors
 from attrib.types import (
@@ -320,7 +320,7 @@ class RefusedError(Exception):
 def _table_fault(case: Configuration, target: Dictionary, tokens: Tensor, part: attrib.Edges) -> str | None:
     """Whether the targets are those that are active at the chosen positions of the model's own pass."""
     true = attrib.capture(case.model, tokens, [target.site])[target.site]
-    at = chosen_positions(case.positions, len(tokens), tokens.device)
+    at = chosen_positions(plain_positions(case.positions, [len(tokens)]), len(tokens), tokens.device)
     wanted = [(p, i) for p, i in encode(target, true).nonzero().tolist() if p in at.tolist()]
     found = torch.stack([part.targets.position, part.targets.latent], 1).tolist()
     return None if [tuple(row) for row in found] == wanted else "other targets than are active"
