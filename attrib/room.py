@@ -1,7 +1,7 @@
 """How much memory there still is, and what is said where there is none.
 
 A process may be held below what the machine has: by its control group (containers, batch systems), which ends it without a
-word, and by a limit on its address space (`ulimit -v`). The least of them is what counts.
+word, and by limits on its address space or its data (`ulimit -v`, `-d`). The least of them is what counts.
 """
 
 import sys
@@ -59,25 +59,27 @@ def _available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _address_space() -> int:
-    """Bytes that the process has mapped."""
+def _mapped() -> tuple[int, ...]:
+    """Bytes that the process has mapped; on Linux also those of them that are data, which may have a limit of their own."""
     if sys.platform == "linux":
         import os
 
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        pages = Path("/proc/self/statm").read_text().split()
+        return tuple(int(pages[number]) * os.sysconf("SC_PAGE_SIZE") for number in (0, 5))
     import psutil
 
-    return int(psutil.Process().memory_info().vms)
+    return (int(psutil.Process().memory_info().vms),)
 
 
 def _below_limits() -> Iterator[int]:
-    """What is left below the process's own limit on its address space."""
+    """What is left below the process's own limits on its address space and its data."""
     if sys.platform != "win32":
         import resource
 
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            yield limit - _address_space()
+        for which, used in zip((resource.RLIMIT_AS, resource.RLIMIT_DATA), _mapped(), strict=False):
+            limit, _ = resource.getrlimit(which)
+            if limit != resource.RLIM_INFINITY:
+                yield limit - used
 
 
 def _below_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:

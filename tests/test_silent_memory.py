@@ -187,7 +187,7 @@ def test_the_command_line_says_one_line(fault: Callable[[], object], monkeypatch
 def test_free_memory_is_no_more_than_the_machine_has():
     psutil = pytest.importorskip("psutil")
     assert 0 < room.free_memory() <= psutil.virtual_memory().total
-    assert room._address_space() == pytest.approx(psutil.Process().memory_info().vms, rel=0.1)
+    assert room._mapped()[0] == pytest.approx(psutil.Process().memory_info().vms, rel=0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there alone it is not needed")
@@ -211,10 +211,11 @@ def test_the_narrowest_control_group_counts(tmp_path: Path, version: int):
     assert list(room._below_groups(root, tmp_path / "missing")) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
-def test_a_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="says how much is data")
+@pytest.mark.parametrize("which", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_limit_of_the_process_counts(which: str, monkeypatch: pytest.MonkeyPatch):
     import resource
 
-    used = room._address_space()
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (used + 10_000_000, -1))
+    used, limited = room._mapped()[which == "RLIMIT_DATA"], getattr(resource, which)
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: (used + 10_000_000 if asked == limited else -1, -1))
     assert 0 < room.free_memory() <= 20_000_000

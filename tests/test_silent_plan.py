@@ -13,11 +13,11 @@ import torch
 
 import attrib
 from attrib.edges import Edges
-from attrib.types import EXACT, LINEAR, AttribError, BudgetError, Difference, Direction, InputError, Site, Threshold, UnsupportedError
+from attrib.types import EXACT, LINEAR, AttribError, BudgetError, Difference, Direction, Site, Threshold
 from tests.builders import attrib_model, build, dictionary, normal, prompt
 from tests.test_budget import peak
 from tests.test_plan import CUTS, LARGE, WIDTH, cross_layer, cut, flops, topk
-from tests.torture_cases import REFUSED, configuration
+from tests.torture_cases import REFUSED, RefusedError, budget_fault_of, configuration, named_budget
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -27,6 +27,15 @@ FAMILIES: dict[Any, dict[str, Any]] = LARGE | {
     "phi": _HEADS | {"num_key_value_heads": 4, "intermediate_size": 512},
     "opt": _HEADS | {"word_embed_proj_dim": WIDTH, "ffn_dim": 512},
 }
+
+
+def few(dictionary: attrib.Dictionary) -> attrib.Dictionary:
+    """With 60 latents that can be active, where their number is no part of the rule."""
+    b_enc = dictionary.params.b_enc.clone()
+    b_enc[60:] = -1e6
+    return dictionary if dictionary.config.k else replace(dictionary, params=dictionary.params._replace(b_enc=b_enc))
+
+
 SOURCES: dict[str, Callable[[], attrib.Dictionary]] = {
     "topk": lambda: topk(0),
     "standard": lambda: cut("standard", "blocks.0.hook_resid_pre"),
@@ -68,6 +77,9 @@ class Case:
         self.model, self.source, self.target, self.options = model, source, target, options
         self.tokens = [prompt(length, seed=length) for length in lengths]
 
+    def __repr__(self) -> str:
+        return f"{self.source} to {self.target} in {self.model}, {[len(ids) for ids in self.tokens]} tokens, {self.options}"
+
     def plan(self, **more: Any) -> attrib.Plan:
         return attrib.plan(self.model, self.source, self.target, self.tokens, **(self.options | more))
 
@@ -80,33 +92,32 @@ class Case:
         return attrib.latent_to_logit(self.model, self.source, self.tokens, logits=self.target, **options)
 
 
-def drawn(kind: str, error: bool, cuts: str, family: Any, rng: random.Random) -> tuple[dict[str, Any], Case]:
-    """A call that is allowed, and what was drawn for it."""
+def drawn(kind: str, error: bool, cuts: str, family: Any, rng: random.Random) -> tuple[Case, attrib.Plan]:
+    """A call that is allowed, and its plan."""
     while True:
         source = None if kind == "token_to_latent" else rng.choice([*SOURCES])
         targets: dict[str, Callable[[], Any]] = LOGITS if kind == "latent_to_logit" else LATENTS
-        target, lengths = rng.choice([*targets]), rng.choice([(12,), (8, 1, 5)])
+        target, lengths = targets[rng.choice([*targets])](), rng.choice([(10,), (5, 1)])
         options: dict[str, Any] = {
             "effect": rng.choice(["direct", "total"]), "policy": rng.choice([EXACT, LINEAR]),
-            "positions": rng.choice([None, -1, "all", [0, -1]]), "cuts": CUT[cuts](),
+            "positions": rng.choice([None, -1, "all", [0, -1]]), "cuts": [few(put_in) for put_in in CUT[cuts]()],
         } | ({} if source is None else {"error": error})  # fmt: skip
-        case = Case(large(family), None if source is None else SOURCES[source](), targets[target](), lengths, **options)
+        target = few(target) if isinstance(target, attrib.Dictionary) else target
+        case = Case(large(family), None if source is None else few(SOURCES[source]()), target, lengths, **options)
         try:
-            case.plan()
+            return case, case.plan()
         except AttribError as refused:
             assert re.search(REFUSED, str(refused)), refused  # noqa: PT017 - what does not go together
-            continue
-        return {"family": family, "source": source, "target": target, "lengths": lengths, **options}, case
 
 
-def assert_as_planned(case: Case, what: object) -> None:
+def assert_as_planned(case: Case, plan: attrib.Plan) -> None:
     """Operations to a tenth, and memory to a fifth above; of which a plan far too large would be no use either."""
-    plan, counted = case.plan(), list[int]()
+    counted = list[int]()
     for hashed in (case.model, case.source, case.target, *case.options["cuts"]):
         assert getattr(hashed, "fingerprint", True)
     used = peak(lambda: counted.append(flops(lambda: case.run(keep=Threshold(1e30)))))
-    assert plan.flops / 1.1 <= counted[0] <= 1.1 * plan.flops, f"{counted[0] / plan.flops:.3f} of the operations: {what}"
-    assert 0.25 * plan.peak <= used <= 1.2 * plan.peak, f"{used / plan.peak:.3f} of the memory: {what}"
+    assert plan.flops / 1.1 <= counted[0] <= 1.1 * plan.flops, f"{counted[0] / plan.flops:.3f} of the operations: {case}"
+    assert 0.25 * plan.peak <= used <= 1.2 * plan.peak, f"{used / plan.peak:.3f} of the memory: {case}"
 
 
 GRID = [
@@ -119,17 +130,16 @@ GRID = [
 @pytest.mark.parametrize(("kind", "error", "cuts"), GRID)
 def test_operations_and_memory_of_any_call(kind: str, error: bool, cuts: str):
     family = [*FAMILIES][GRID.index((kind, error, cuts)) % len(FAMILIES)]
-    facts, case = drawn(kind, error, cuts, family, random.Random(f"{kind} {error} {cuts}"))
-    assert_as_planned(case, facts)
+    assert_as_planned(*drawn(kind, error, cuts, family, random.Random(f"{kind} {error} {cuts}")))
 
 
 FURTHEST: dict[str, Callable[[], Case]] = {
-    "to logits without the error": lambda: Case(large("llama"), topk(1), LOGITS["top"](), (24,), cuts=[], error=False),
+    "to logits without the error": lambda: Case(large("llama"), topk(1), LOGITS["top"](), (12,), cuts=[], error=False),
     "and through a cut": lambda: Case(
-        large("llama"), topk(1), LOGITS["top"](), (24,), cuts=[cut("skip_transcoder", "blocks.2.mlp.hook_in")], error=False
+        large("llama"), topk(1), LOGITS["top"](), (12,), cuts=[cut("skip_transcoder", "blocks.2.mlp.hook_in")], error=False
     ),
     "to a direction through cuts": lambda: Case(
-        large("llama"), topk(1), LOGITS["direction"](), (24,), cuts=CUT["transcoders"](), error=False, policy=LINEAR, effect="total"
+        large("llama"), topk(1), LOGITS["direction"](), (12,), cuts=CUT["transcoders"](), error=False, policy=LINEAR, effect="total"
     ),
     "to an MLP beside attention, with none between": lambda: Case(
         large("gpt_neox"), SOURCES["transcoder"](), LATENTS["mlp_out"](), (8, 1, 5), cuts=[], error=False, positions=[0, -1]
@@ -144,14 +154,16 @@ FURTHEST: dict[str, Callable[[], Case]] = {
 
 @pytest.mark.parametrize("which", FURTHEST)
 def test_operations_and_memory_where_plans_were_furthest_off(which: str):
-    assert_as_planned(FURTHEST[which](), which)
+    case = FURTHEST[which]()
+    assert_as_planned(case, case.plan())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@pytest.mark.parametrize("which", ["none", "transcoders"])
+@pytest.mark.parametrize(("dtype", "which"), [("bfloat16", "none"), ("bfloat16", "transcoders"), ("float64", "none")])
 def test_other_precisions_are_planned(dtype: str, which: str):
     """With the rows that are computed again in float64, and the parameters that are converted."""
-    case = Case(large("llama"), topk(0), LOGITS["tokens"](), (12,), dtype=dtype, cuts=CUT[which](), effect="total")
+    case = Case(
+        large("llama"), topk(0), LOGITS["tokens"](), (10,), dtype=dtype, cuts=[few(put_in) for put_in in CUT[which]()], effect="total"
+    )
     plan, counted = case.plan(), list[int]()
     assert case.run().call["precision_error"] is None or dtype == "bfloat16"
     used = peak(lambda: counted.append(flops(case.run)))
@@ -172,29 +184,16 @@ def test_no_active_latents_are_planned(error: bool):
 # ------------------------------------------------------------------------------ budgets that are named
 
 
-def named(error: BudgetError) -> int:
-    return int(re.search(r"at least ([\d,]+)\.", str(error))[1].replace(",", ""))
-
-
-@pytest.mark.parametrize("first", range(0, 40, 20))
-def test_the_budget_that_is_named_does_for_the_whole_call(first: int):
-    """Of random configurations of all kinds and methods; and not a byte less does."""
+def test_the_budget_that_is_named_does_for_the_whole_call():
+    """Of random configurations of all kinds and methods; and not a byte less does. `make torture` asks hundreds."""
     answered = 0
-    for seed in range(first, first + 20):
-        case = configuration(seed)
+    for seed in range(8):
         try:
-            replace(case, budget=1 << 30).attribute()
-        except (InputError, UnsupportedError) as refused:
-            assert re.search(REFUSED, str(refused)), case  # noqa: PT017
+            assert (fault := budget_fault_of(configuration(seed))) is None, f"seed {seed}: {fault}"
+        except RefusedError:
             continue
-        with pytest.raises(BudgetError, match=r"budget: 1 bytes are too few for prompt \d") as error:
-            replace(case, budget=1).attribute()
-        budget = named(error.value)
-        assert replace(case, budget=budget).attribute().shape[1] > 0, case
-        with pytest.raises(BudgetError):
-            replace(case, budget=budget - 1).attribute()
         answered += 1
-    assert answered >= 12
+    assert answered >= 5
 
 
 @pytest.mark.parametrize("rule", ["topk", "standard"])
@@ -206,9 +205,9 @@ def test_a_plan_names_the_same_budget_and_the_prompt_that_needs_it(rule: str):
         case.run(budget=100)
     with pytest.raises(BudgetError, match="for prompt 1") as planned:
         case.plan(budget=100)
-    assert named(refused.value) == named(planned.value)
-    packs = case.plan(budget=named(refused.value)).packs
-    assert max(pack.peak for pack in packs) <= named(refused.value)
+    assert named_budget(refused.value) == named_budget(planned.value)
+    packs = case.plan(budget=named_budget(refused.value)).packs
+    assert max(pack.peak for pack in packs) <= named_budget(refused.value)
 
 
 # ------------------------------------------------------------------------------------------- prints

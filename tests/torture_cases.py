@@ -313,6 +313,35 @@ def fault_of(case: Configuration) -> str | None:
     return None
 
 
+def named_budget(error: BudgetError) -> int:
+    """The bytes that are said to be enough."""
+    found = re.search(r"at least ([\d,]+)\.", str(error))
+    assert found is not None, error
+    return int(found[1].replace(",", ""))
+
+
+def budget_fault_of(case: Configuration) -> str | None:
+    """Whether the budget that a refusal names is enough for the whole call, and no byte less is; None where it is so."""
+    try:
+        replace(case, budget=1).attribute()
+        return "a budget of one byte is taken"
+    except BudgetError as error:
+        named = named_budget(error)
+    except (InputError, UnsupportedError) as refused:
+        if re.search(REFUSED, str(refused)):
+            raise RefusedError(str(refused)) from None
+        raise
+    try:
+        replace(case, budget=named).attribute()
+    except BudgetError as error:
+        return f"{named:,} bytes are named, and refused: {error}"
+    try:
+        replace(case, budget=named - 1).attribute()
+    except BudgetError:
+        return None
+    return f"{named:,} bytes are named, and fewer do"
+
+
 class RefusedError(Exception):
     """attrib says that this cannot be asked."""
 
