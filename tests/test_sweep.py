@@ -5,7 +5,7 @@ The savings are numbered as in the design: 1 causal cone, 2 seed position, 3 fol
 lie, is held by the tests of `keep` in test_attribution, over one sweep and over many.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -27,8 +27,9 @@ from attrib.primal import Primal, Seeds, attentions_between, primal, seeds, walk
 from attrib.seeded import layer_mlp, pull_seeded, push_seeded
 from attrib.segments import segment
 from attrib.sweep import descend, head_width, pull_attention, push_attention, spread_down, spread_up
-from attrib.types import EXACT, LINEAR, Policy, Site
+from attrib.types import EXACT, LINEAR, Policy, Site, SiteKind
 from tests.builders import ALL_FAMILIES, FAMILIES, Family, all_sites, build, normal, prompt
+from tests.covering import each_pair
 from tests.tolerances import COMPONENT, FOREIGN, ROUNDING, assert_close
 
 LENGTHS = (7, 1, 5, 2)
@@ -37,8 +38,9 @@ TARGETS = ((2, 0, 3, 1, 0, 2, 1), (2,), (0, 0, 1, 4, 0), (0, 0))
 SOURCES = ((1, 2, 0, 2, 3, 0, 1), (3,), (0, 2, 0, 0, 1), (1, 1))
 
 POLICIES = (EXACT, LINEAR, Policy("exact", "frozen", "exact"), Policy("frozen", "exact", "exact"), Policy("exact", "exact", "frozen"))
+TWO = (EXACT, LINEAR)
 families = pytest.mark.parametrize("family", FAMILIES)
-policies = pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
+policies = pytest.mark.parametrize("policy", TWO, ids=["exact", "linear"])
 
 
 class Pack(NamedTuple):
@@ -159,6 +161,10 @@ def assert_all_ways(pack: Pack, tolerance: Any = COMPONENT) -> list[str]:
 # --------------------------------------------------------------------------------- the whole, every site
 
 
+def unique(sites: Iterable[Site]) -> list[Site]:
+    return [*dict.fromkeys(sites)]
+
+
 def pairs() -> list[tuple[Site, Site]]:
     """From every kind of site to every kind in the same layer, the next, and a few that are further."""
     starts = [Site(1, kind) for kind in ("resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")]
@@ -166,35 +172,43 @@ def pairs() -> list[tuple[Site, Site]]:
     return [(a, b) for a in starts for b in stops if b.depth > a.depth]
 
 
-@families
-@pytest.mark.parametrize("start", sorted({a for a, _ in pairs()}, key=lambda site: site.depth), ids=str)
-def test_every_pair_of_sites_in_every_way(family: Family, start: Site):
-    for number, (_, stop) in enumerate(pair for pair in pairs() if pair[0] == start):
-        policy = POLICIES[(number + FAMILIES.index(family)) % len(POLICIES)]
-        if policy.mlp == "frozen" and not attentions_between(start, stop) and start.kind in ("mlp_in", "mlp_out"):
-            policy = EXACT  # nothing at all would be left
-        pack = make(family, start, stop, policy)
-        if any(want.any() for want in pack.want):
-            assert_all_ways(pack)
+PAIRS = pairs()
 
 
-@families
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
-@pytest.mark.parametrize(("start", "stop"), [("resid_pre", "resid_pre"), ("resid_mid", "resid_post"), ("z", "resid_mid")])
-def test_every_policy(family: Family, policy: Policy, start: str, stop: str):
-    names = assert_all_ways(make(family, Site(0, start), Site(3, stop), policy))
+def is_left(row: dict[str, Any]) -> bool:
+    """Whether these are a pair, and something is left that moves."""
+    start, stop = row["start"], row["stop"]
+    is_frozen = row["policy"].mlp == "frozen" and start.kind in ("mlp_in", "mlp_out") and not attentions_between(start, stop)
+    return (start, stop) in PAIRS and not is_frozen
+
+
+@each_pair(is_left, start=unique(a for a, _ in PAIRS), stop=unique(b for _, b in PAIRS), policy=POLICIES, family=FAMILIES)
+def test_every_pair_of_sites_in_every_way(family: Family, policy: Policy, start: Site, stop: Site):
+    pack = make(family, start, stop, policy)
+    if any(want.any() for want in pack.want):
+        assert_all_ways(pack)
+
+
+@each_pair(policy=POLICIES, ends=[("resid_pre", "resid_pre"), ("resid_mid", "resid_post"), ("z", "resid_mid")], family=FAMILIES)
+def test_every_policy(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind]):
+    names = assert_all_ways(make(family, Site(0, ends[0]), Site(3, ends[1]), policy))
     assert "both at layer 1, once" in names
 
 
-@pytest.mark.parametrize("policy", [EXACT, LINEAR, Policy("exact", "frozen", "exact"), Policy("exact", "exact", "frozen")], ids=str)
-@pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family not in FAMILIES])
-def test_every_family_in_every_way(family: Family, policy: Policy):
-    is_parallel = build(family).config.parallel
-    for start, stop in (("resid_pre", "resid_pre"), ("mlp_out", "resid_post"), ("z", "attn_out")):
-        names = assert_all_ways(make(family, Site(0, start), Site(3, stop), policy, (0, 2)))
-        assert stop == "attn_out" or "both at layer 1, once" in names
-    if not is_parallel and policy.mlp == "exact":
-        assert_all_ways(make(family, Site(0, "mlp_in"), Site(3, "mlp_out"), policy, (0,)))
+BESIDE = ("gpt_neox", "gptj", "phi")
+"""Families whose MLP stands beside attention, so that what it reads is written nowhere."""
+
+
+@each_pair(
+    lambda row: row["ends"] != ("mlp_in", "mlp_out") or (row["family"] not in BESIDE and row["policy"].mlp == "exact"),
+    family=[family for family in ALL_FAMILIES if family not in FAMILIES],
+    policy=[EXACT, LINEAR, Policy("exact", "frozen", "exact"), Policy("exact", "exact", "frozen")],
+    ends=[("resid_pre", "resid_pre"), ("mlp_out", "resid_post"), ("z", "attn_out"), ("mlp_in", "mlp_out")],
+)
+def test_every_family_in_every_way(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind]):
+    assert build(family).config.parallel == (family in BESIDE)
+    names = assert_all_ways(make(family, Site(0, ends[0]), Site(3, ends[1]), policy, (0, 2)))
+    assert ends[1] == "attn_out" or "both at layer 1, once" in names
 
 
 @families
@@ -203,9 +217,7 @@ def test_in_float32(family: Family, policy: Policy):
     assert_all_ways(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), policy, dtype=torch.float32), FOREIGN)
 
 
-@families
-@policies
-@pytest.mark.parametrize("cells", [1, 5, 17])
+@each_pair(cells=[1, 5, 17], family=FAMILIES, policy=TWO)
 def test_pieces_of_any_size_give_the_same(family: Family, policy: Policy, cells: int):
     pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy, pieces=ON_CPU._replace(band=cells, chunk=cells, mlp=cells))
     if cells == 1:
@@ -349,9 +361,7 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
 # ---------------------------------------------------------------------------------------- 3: fold
 
 
-@families
-@policies
-@pytest.mark.parametrize("least", [0, 3.5, float("inf")], ids=["folded", "folded where many meet", "by factors"])
+@each_pair(least=[0, 3.5, float("inf")], family=FAMILIES, policy=TWO)  # folded, folded where many meet, and by factors
 def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, monkeypatch: pytest.MonkeyPatch):
     counts = {"attrib.seeded": 0, "attrib.meet": 0}
     where, plain_fold, plain_meeting = ["attrib.seeded"], attrib.seeded.mlp_fold, attrib.meet.meet_at_mlp
@@ -443,9 +453,7 @@ def test_directions_give_one_matrix(family: Family, policy: Policy):
             assert_jacobians(got, found["reverse"], name)
 
 
-@families
-@policies
-@pytest.mark.parametrize("stop", [Site(2, "resid_post"), Site(2, "mlp_out"), Site(3, "resid_pre"), Site(2, "z")], ids=str)
+@each_pair(stop=[Site(2, "resid_post"), Site(2, "mlp_out"), Site(3, "resid_pre"), Site(2, "z")], family=FAMILIES, policy=TWO)
 def test_one_sweep_reads_out_at_every_source_site(family: Family, policy: Policy, stop: Site):
     start = Site(0, "resid_pre")
     on = on_prompts(family, start, stop, policy, LENGTHS)
@@ -465,13 +473,11 @@ def test_one_sweep_reads_out_at_every_source_site(family: Family, policy: Policy
             assert_close(together[site][number], torch.einsum("nd,ndme,me->nm", rows, J, columns), COMPONENT, str(site))
 
 
-@families
-@policies
-@pytest.mark.parametrize(("start", "stop"), [(Site(0, "resid_pre"), Site(2, "mlp_out")), (Site(1, "z"), Site(3, "resid_pre"))])
-def test_a_pack_gives_what_its_prompts_give_alone(family: Family, policy: Policy, start: Site, stop: Site):
-    together = dict(ways(make(family, start, stop, policy)))
+@each_pair(ends=[(Site(0, "resid_pre"), Site(2, "mlp_out")), (Site(1, "z"), Site(3, "resid_pre"))], family=FAMILIES, policy=TWO)
+def test_a_pack_gives_what_its_prompts_give_alone(family: Family, policy: Policy, ends: tuple[Site, Site]):
+    together = dict(ways(make(family, *ends, policy)))
     for number in range(len(LENGTHS)):
-        for name, (alone,) in ways(make(family, start, stop, policy, (number,))):
+        for name, (alone,) in ways(make(family, *ends, policy, (number,))):
             assert_close(together[name][number], alone, ROUNDING, name)
 
 
@@ -510,10 +516,7 @@ def test_sources_spread_as_attention_on_the_whole_cone(family: Family, policy: P
     assert_close(spread_up(on, layer, sources, up), want, COMPONENT)
 
 
-@families
-@policies
-@pytest.mark.parametrize("pays", [True, False], ids=["in head space", "in the stream"])
-@pytest.mark.parametrize("start", [Site(0, "resid_pre"), Site(0, "resid_post")], ids=str)
+@each_pair(pays=[True, False], start=[Site(0, "resid_pre"), Site(0, "resid_post")], family=FAMILIES, policy=TWO)
 def test_sources_meet_in_head_space(family: Family, policy: Policy, pays: bool, start: Site, monkeypatch: pytest.MonkeyPatch):
     calls, plain = [], attrib.meet.read_in_head_space
     monkeypatch.setattr(attrib.meet, "heads_pay", lambda *args: pays)
