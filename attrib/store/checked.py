@@ -222,7 +222,8 @@ def read_text(where: h5py.HLObject, name: str, among: Sequence[str] | None = Non
     """A text attribute, one of `among` where that is given."""
     value = attribute(where, name, "S")
     if value is None or (among is not None and value.decode() not in among):
-        raise damaged(where, f"the attribute {name} is {value}, and not {'text of fixed length' if among is None else ' or '.join(among)}")
+        wanted = f"text of fixed length, of {LONGEST_TEXT:,} bytes at most" if among is None else " or ".join(among)
+        raise damaged(where, f"the attribute {name} is {value}, and not {wanted}")
     return value.decode()
 
 
