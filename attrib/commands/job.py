@@ -242,13 +242,13 @@ def merge(
 
 @app.command()
 def gc(folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed")] = False) -> None:
-    """Remove what killed runs left half-written, and what is not the job's."""
+    """Remove what killed runs left half-written, and what is not the job's; beside it, what a killed `init` left."""
     from attrib.jobs.tidy import tidy
 
     removed = tidy(folder, dry_run=dry_run)
     for path in removed:
         print(plain(path))
-    print(plain(f"{len(removed)} files {'would be' if dry_run else 'were'} removed"))
+    print(plain(f"{len(removed)} files or folders {'would be' if dry_run else 'were'} removed"))
 
 
 # ----------------------------------------------------------------------------------------------- output
