@@ -131,8 +131,20 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS":
 LESS_MEMORY = "Take fewer or shorter prompts, --keep topk:K, or a smaller --budget, or close what else runs."
 
 
+def _keep_out_of_files() -> None:
+    """Put nothing in the place of standard output or errors that are closed: else the next file that is opened is in their place,
+    and what libraries print there is written into it."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == descriptor and name == "stderr":  # where there is none, Python prints to the other
+                sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
+    _keep_out_of_files()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for name, value in QUIET.items() if not debug else ():

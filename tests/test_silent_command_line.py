@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,12 +20,14 @@ import attrib
 from attrib import cli, run, work
 from attrib.jobs.config import JobFile, job_file
 from attrib.positions import numbers_of, plain_positions
+from attrib.prompts import read
 from attrib.types import AttribWarning, InputError, natural
 from attrib.version import HERE
 from attrib.view import terminal
 from attrib.view.chosen import Chosen
 from attrib.view.records import write_csv
 from tests.builders import dictionary, prompt, sae, tiny
+from tests.test_layering import ROOT
 from tests.typed import Command
 
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
@@ -497,3 +501,27 @@ def test_layers_stand_in_their_order() -> None:
     layers = [int(name.split(".")[1]) for name in shipped if name.startswith("smollm2-135m/")]
     assert layers == sorted(layers)
     assert len(natural("9" * 9999)) == 3, "a number of any length"
+
+
+def test_closed_streams_put_no_errors_into_results(tmp_path: Path) -> None:
+    """The next file that is opened would be in the place of standard error, and Python prints there what is for neither."""
+    shown = """
+import os, sys
+sys.argv = ["attrib", "show", "absent.h5"]
+from attrib import cli
+try:
+    cli.main()
+except SystemExit as ended:
+    print("ended with", ended.code, os.open("data", os.O_CREAT | os.O_WRONLY) > 2)
+"""
+    told = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&- <&-', sys.executable, shown],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == "ended with 1 True\n"
+
+
+def test_prompts_of_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input, is closed"):
+        list(read("-"))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from attrib.prompts import given
 from attrib.prompts.given import TWICE, Given, of_row, of_value
-from attrib.types import FormatError
+from attrib.types import FormatError, InputError
 
 MOST_PARTS = 1 << 17
 """Lists, objects and keys of a line of JSON, at most: in Python each takes up to a hundred times the bytes that it takes there."""
@@ -57,6 +57,8 @@ def _lines(name: str) -> Iterator[bytes | None]:
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
+        if sys.stdin is None:
+            raise InputError("prompts: -, standard input, is closed; give a file, or text by a pipe.")
         yield sys.stdin.buffer
         return
     try:
