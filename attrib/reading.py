@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
+from attrib.finite import require_finite
 from attrib.fit import check_fit
 from attrib.model import Model, cap, check_end, normalise, unembed, width
 from attrib.positions import Positions, chosen_positions
@@ -64,7 +65,9 @@ def read_logits(
     if isinstance(what, Difference):
         return _read_difference(model, what, at, policy)
     else:
-        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
+        logits = unembed(model, x.index_select(0, at))
+        require_finite({"the logits": logits}, from_below=True, position=at)  # one that is none makes NaN of all probabilities
+        log_probability = logits.log_softmax(-1)
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
         position, latent = at.repeat_interleave(counts), torch.cat(ids)
