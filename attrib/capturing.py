@@ -29,7 +29,7 @@ def logits(model: Model, tokens: TokensLike) -> Float[Tensor, "*batch positions 
 
 
 @takes(model=as_model)
-def capture(model: Model, tokens: TokensLike, sites: Iterable[Site | str]) -> dict[Site, Float[Tensor, "*batch positions _"]]:
+def capture(model: Model, tokens: TokensLike, sites: Site | str | Iterable[Site | str]) -> dict[Site, Float[Tensor, "*batch positions _"]]:
     """Values at `sites`, computed no further than the last of them.
 
     Args:
@@ -39,7 +39,7 @@ def capture(model: Model, tokens: TokensLike, sites: Iterable[Site | str]) -> di
     Raises:
         InputError: for a site that the model does not have, or what is no prompt of it.
     """
-    wanted = {check_site(model, site, "sites") for site in sites}
+    wanted = {check_site(model, site, "sites") for site in ([sites] if isinstance(sites, Site | str) else sites)}
     last = max((site.depth for site in wanted), default=(0, 0))
     found: dict[Site, Tensor] = {}
     for site, value in walk(model, Site(0, "resid_pre"), embed(model, to_batch(model, tokens))):
