@@ -212,8 +212,11 @@ class _Options:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if self.precision_rows is not None and not (isinstance(self.precision_rows, int) and self.precision_rows >= 0):
+        rows = self.precision_rows
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
             raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
+        if not (isinstance(self.progress, bool) or callable(self.progress)):
+            raise InputError(f"progress: {self.progress!r}; expected True, False or a function called with (prompts done, prompts in all).")
         if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
@@ -250,6 +253,8 @@ def _check(
         raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
     prompts = to_prompts(model, tokens)
     start = start_site(source)
+    if kind == "latent_to_metric" and not callable(target):
+        raise InputError(f"metric: {target!r:.60}; expected a function from logits [positions, d_vocab] to a scalar tensor.")
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
@@ -295,6 +300,8 @@ def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
+    if not isinstance(error, bool):
+        raise InputError(f"error: {error!r}; expected True or False.")
     cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")

@@ -45,7 +45,7 @@ def forward(model: Model, tokens: TokensLike, *, put: Edits | None = None) -> Fl
 @memory_named("capturing")
 @takes(model=as_model)
 def capture(
-    model: Model, tokens: TokensLike, sites: Iterable[Site | str], *, put: Edits | None = None
+    model: Model, tokens: TokensLike, sites: Site | str | Iterable[Site | str], *, put: Edits | None = None
 ) -> dict[Site, Float[Tensor, "*batch positions _"]]:
     """Values at `sites`, computed no further than the last of them.
 
@@ -58,7 +58,7 @@ def capture(
         InputError: for a site that the model does not have, or what is no prompt of it; for edits as `walk`, and for one behind the
             last of `sites`, which would change nothing.
     """
-    wanted = {check_site(model, site, "sites") for site in sites}
+    wanted = {check_site(model, site, "sites") for site in ([sites] if isinstance(sites, Site | str) else sites)}
     last = max((site.depth for site in wanted), default=(0, 0))
     start = Site(0, "resid_pre")
     edits = {} if put is None else _edits_of(model, start, put)

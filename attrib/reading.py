@@ -1,7 +1,7 @@
 """What is read at the end of a path: a dictionary's active latents, chosen logits, a direction."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
+from attrib.finite import require_finite
 from attrib.fit import check_fit
 from attrib.model import Model, cap, check_end, normalise, unembed, width
 from attrib.positions import Positions, chosen_positions
@@ -64,7 +65,9 @@ def read_logits(
     if isinstance(what, Difference):
         return _read_difference(model, what, at, policy)
     else:
-        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
+        logits = unembed(model, x.index_select(0, at))
+        require_finite({"the logits": logits}, from_below=True, position=at)  # one that is none makes NaN of all probabilities
+        log_probability = logits.log_softmax(-1)
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
         position, latent = at.repeat_interleave(counts), torch.cat(ids)
@@ -118,18 +121,29 @@ def as_logits(what: LogitsLike) -> Logits:
         InputError: for what is no choice of logits.
     """
     match what:
-        case TopLogits(k=k, mass=mass):
+        case TopLogits(k=k, mass=mass) if mass is None or (isinstance(mass, Real) and not isinstance(mass, bool)):
             return TopLogits(_plain_token(k, what), mass)
         case TokenLogits(tokens=tokens):
             return TokenLogits(tuple(_plain_tokens(tokens, what)))
         case Difference(a=a, b=b):
             sides = [tuple(_plain_tokens(side, what)) for side in (a, b)]
             return Difference(*(side[0] if len(side) == 1 else side for side in sides))
-        case Direction():
-            return what
+        case Direction(vector=vector, site=site):
+            return what if isinstance(vector, Tensor) else Direction(_vector(vector), site)
     if isinstance(what, Integral) and not isinstance(what, bool):
         return TopLogits(int(what))
     return TokenLogits(tuple(_plain_tokens(what, what)))
+
+
+def _vector(given: Any) -> Float[Tensor, " d"]:
+    """A direction's vector from an array or a list of numbers."""
+    try:
+        made = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        made = None
+    if made is None or made.dtype == torch.bool or made.is_complex():
+        raise InputError(f"logits: Direction of a {type(given).__name__}; expected a vector of numbers, as a tensor, an array or a list.")
+    return made if made.is_floating_point() else made.double()
 
 
 def _plain_tokens(given: Any, what: Any) -> list[int | str]:

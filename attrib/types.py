@@ -6,6 +6,7 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
@@ -144,8 +145,10 @@ class Site:
     kind: SiteKind
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.kind not in SITE_KINDS:
+        is_whole = isinstance(self.layer, Integral) and not isinstance(self.layer, bool)
+        if not is_whole or self.layer < 0 or self.kind not in SITE_KINDS:
             raise InputError(f"Site({self.layer!r}, {self.kind!r}): expected layer >= 0 and a kind among {', '.join(SITE_KINDS)}.")
+        object.__setattr__(self, "layer", int(self.layer))  # numpy's numbers write themselves in another way
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{_HOOKS[self.kind][0]}"
@@ -161,7 +164,7 @@ class Site:
                 f"('{before[1]}.hook_resid_pre' in a model with parallel blocks), or '{before[1]}.mlp.hook_in' for what enters the MLP's "
                 "matrices, behind the norm and its weight."
             )
-        match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name)
+        match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name) if isinstance(name, str) else None
         if match is None or match[2] not in _KIND_OF_HOOK:
             raise InputError(
                 f"Site.parse({name!r}): expected a TransformerLens hook name such as 'blocks.7.hook_resid_pre', "
