@@ -32,12 +32,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SLOWEST = (
     "test_jobs_ray",
     "test_jobs_processes",
-    "test_silent_docs",
-    "test_jobs_run",
     "test_cuts",
-    "test_bench_kernels",
-    "test_sweep",
     "test_plan",
+    "test_sweep",
+    "test_silent_docs",
+    "test_attribution",
+    "test_jobs_run",
+    "test_bench_kernels",
+    "test_any_shape",
+    "test_silent_random_configurations",
 )
 """Files that begin first, since the whole is done when the last file is."""
 

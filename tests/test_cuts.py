@@ -1,9 +1,9 @@
 """Attributions with dictionaries on the way: sweeps against torch.func on the replaced pass, and autograd through transformers."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from attrib.packing import plan_pack
 from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, TokenLogits, TopK
 from tests.attribution_cases import without_shape_checks
 from tests.builders import D_MODEL, Family, build, normal, prompt, tiny
+from tests.covering import each_pair, named, pairwise
 from tests.cut_cases import SETS, SOME, TOKENS, Foreign, cross, foreign_logits, lens, moved, ours, standing
 from tests.exact_transformers import keep_dtype
 from tests.test_dictionary_folders import clt
@@ -77,48 +78,90 @@ def attribute(model: Model, source: Dictionary | None, target: Dictionary | None
 # ------------------------------------------------------------------------------- against the plain function
 
 
-@pytest.mark.parametrize("which", ALL_SETS)
+TAKEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "residual": (("resid_pre",), ()),
+    "transcoders": (("cross-layer",), ("mlp_out",)),
+    "attn_out": (("attn_out",), ()),
+    "cross": ((), ("mlp_out",)),
+    "all": (("attn_out", "mlp_out", "skip transcoder", "cross-layer"), ("mlp_out", "resid_post")),
+    "mlp_out": (("cross-layer",), ("mlp_out",)),
+    "mlp_in": (("mlp_in",), ()),
+    "every layer": (("mlp_out", "skip transcoder"), ("mlp_out",)),
+}
+"""The sources and the targets that replace a place which some set replaces too."""
+
+
+def is_taken(which: str, source: str, target: str) -> bool:
+    sources, targets = TAKEN.get(which, ((), ()))
+    return source in sources or target in targets or (source, target) == ("cross-layer", "mlp_out")
+
+
+def is_shut(row: dict[str, Any]) -> bool:
+    """Whether nothing comes through: a comparison of zeros would prove nothing."""
+    if row["target"] == "mlp_out" and row["policy"].mlp == "frozen":
+        return True
+    is_at_mlp = row["source"] == "mlp_in" and row["which"] in ("cross", "mlp_out", "every layer")
+    is_at_mlp |= (row["which"], row["target"]) == ("mlp_in", "mlp_out")
+    return row["effect"] == "direct" and (is_at_mlp or row["which"] in SHUT)
+
+
+SHUT = ("residual", "all")
+"""Sets with a cut of the stream, past which there is no direct effect."""
+ENDS = {"which": list(ALL_SETS), "source": list(SOURCES), "target": list(TARGETS)}
+WITH_CUTS = pairwise(
+    {"family": EVERY, **ENDS, "policy": (EXACT, LINEAR, Policy(mlp="frozen")), "effect": ("direct", "total"), "error": (True, False)},
+    lambda row: (
+        not is_taken(row["which"], row["source"], row["target"])
+        and not is_shut(row)
+        and (row["source"], row["target"]) != ("tokens", "logits")
+        and (row["policy"] == EXACT or row["source"] != "mlp_in")
+    ),  # some way must be left
+)
+"""Each pair of a family, a set, a source, a target, a policy, an effect, and with or without the source's error, at least once."""
+
+
+@pytest.mark.parametrize("row", WITH_CUTS, ids=named)
+def test_every_set_against_the_plain_function(row: dict[str, Any]):
+    model, source, target = build(row["family"], torch.float64), SOURCES[row["source"]], TARGETS[row["target"]]
+    options = {"cuts": put_in(row["family"], row["which"])} | {name: row[name] for name in ("policy", "effect", "error")}
+    got, want = (attribute(model, source(model), target(model), PROMPTS, method=method, **options) for method in ("adjoint", "torch.func"))
+    for number in range(len(PROMPTS)):
+        assert_close(got.dense(number), want.dense(number), what=number)
+    assert_close(got.total, want.total, what="totals")
+    assert max(want.dense(number).abs().max() for number in range(len(PROMPTS))) > 0.01
+
+
+@pytest.mark.parametrize("which", SHUT)
 @pytest.mark.parametrize("family", EVERY)
-def test_every_set_against_the_plain_function(family: Family, which: str):
-    """From every source, spread over the families, to targets of every kind."""
-    model, cuts, turn = build(family, torch.float64), put_in(family, which), EVERY.index(family) + list(ALL_SETS).index(which)
-    largest, effects = 0.0, set[str]()
-    for number, source in enumerate(SOURCES):
-        for other, effect in enumerate(("direct", "total")):
-            if (number + other + turn) % 3:
-                continue
-            target = list(TARGETS)[(number // 3 + turn) % len(TARGETS)]
-            if (source, target) == ("tokens", "logits"):
-                continue
-            ends = SOURCES[source](model), TARGETS[target](model)
-            policy = EXACT if source == "mlp_in" else (EXACT, LINEAR, Policy(mlp="frozen"))[(number + other) % 3]  # some way must be left
-            options = {"cuts": cuts, "effect": effect, "policy": policy, "error": (number // 2 + other) % 3 != 0}
-            try:
-                got = attribute(model, *ends, PROMPTS, **options)
-            except InputError as refused:
-                assert re.search("both replace|not after the source's", str(refused))  # noqa: PT017
-                continue
-            want = attribute(model, *ends, PROMPTS, method="torch.func", **options)
-            effects.add(effect)
-            for row in range(len(PROMPTS)):
-                assert_close(got.dense(row), want.dense(row), what=(source, target, effect, policy, options["error"], row))
-                largest = max(largest, want.dense(row).abs().max().item())
-            assert_close(got.total, want.total, what="totals")
-    assert effects
-    assert largest > 0.01 or effects == {"direct"}  # which a cut of the stream stops
+def test_nothing_passes_a_cut_of_the_stream_directly(family: Family, which: str):
+    model, cuts = build(family, torch.float64), put_in(family, which)
+    source = "z" if which == "all" else "mlp_in"
+    got = attribute(model, SOURCES[source](model), TARGETS["z"](model), PROMPTS, cuts=cuts)
+    assert len(got) == 0
+    assert not got.total.any()
 
 
-@pytest.mark.parametrize("family", FEW)
-def test_in_float32(family: Family):
+def test_what_would_be_replaced_twice_is_refused():
+    model, tokens = build("gpt2", torch.float64), prompt(1)
+    for which, source, target in product(*ENDS.values()):
+        if is_taken(which, source, target) and (source, target) != ("tokens", "logits"):
+            with pytest.raises(InputError, match="both replace"):
+                attribute(model, SOURCES[source](model), TARGETS[target](model), tokens, cuts=put_in("gpt2", which))
+
+
+@pytest.mark.parametrize(
+    ("family", "which", "effect"),
+    [("gpt2", "transcoders", "direct"), ("llama", "transcoders", "total"), ("gptj", "all", "total"), ("gemma2", "every layer", "total")],
+)
+def test_in_float32(family: Family, which: str, effect: str):
     """Single precision against double, on the same model and dictionaries."""
     model, exact = build(family, torch.float32), build(family, torch.float64)
-    for which, effect in (("transcoders", "direct"), ("transcoders", "total"), ("all", "total"), ("every layer", "total")):
-        source, target = SOURCES["resid_pre"](model), TARGETS["z"](model)
-        cuts = put_in(family, which, torch.float32)
-        got = attribute(model, source, target, TOKENS, cuts=cuts, effect=effect)
-        want = attribute(exact, source, target, TOKENS, cuts=cuts, effect=effect, dtype="float64")
-        assert want.dense(0).abs().max() > 0.1
-        assert_close(got.dense(0), want.dense(0).float(), what=(which, effect))
+    source, target = SOURCES["resid_pre"](model), TARGETS["z"](model)
+    cuts = put_in(family, which, torch.float32)
+    got = attribute(model, source, target, TOKENS, cuts=cuts, effect=effect)
+    want = attribute(exact, source, target, TOKENS, cuts=cuts, effect=effect, dtype="float64")
+    assert want.dense(0).abs().max() > 0.1
+    assert_close(got.dense(0), want.dense(0).float())
 
 
 # ------------------------------------------------------------------------ against transformers and sae-lens
@@ -155,47 +198,52 @@ class Oracle:
         return torch.autograd.functional.jacobian(function, nodes.value)
 
 
-@pytest.mark.parametrize("effect", ["direct", "total"])
-@pytest.mark.parametrize("which", ["residual", "transcoders", "attn_out", "z", "cross", "mlp_out", "every layer"])
-@pytest.mark.parametrize("family", FEW)
-@pytest.mark.usefixtures("exact")
-def test_logits_are_autograds(family: Family, which: str, effect: str):
-    """From the first dictionary of a set through the others, and from one before all of them."""
-    model = build(family, torch.float64)
-    first = [lens(model, "topk", "blocks.0.hook_resid_pre", seed=51)]
-    for found in (ALL_SETS[which](model), first + ALL_SETS[which](model)):
-        want = Oracle(family, found, effect).jacobian(0, lambda logits, _: logits[-1, :SOME])
-        source, cuts = found[0].ours, ours(found[1:])
-        got = attrib.latent_to_logit(model, source, TOKENS, logits=TokenLogits(range(SOME)), cuts=cuts, effect=effect)
-        is_blocked = effect == "direct" and which == "residual"
-        assert bool(want.abs().max() > 1e-6) != is_blocked
-        assert len(got) == 0 if is_blocked else len(got) > 100
-        assert_close(got.dense(0), want)
+BY_AUTOGRAD = pairwise(
+    {
+        "family": FEW,
+        "which": ["residual", "transcoders", "attn_out", "z", "cross", "mlp_out", "every layer"],
+        "effect": ["direct", "total"],
+        "is_before": [False, True],
+    }
+)
+"""Each pair of a family, a set, an effect, and where the source is: the first dictionary of the set, or one before all of them."""
 
 
-@pytest.mark.parametrize("effect", ["direct", "total"])
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("row", BY_AUTOGRAD, ids=named)
 @pytest.mark.usefixtures("exact")
-def test_edges_between_layers_of_a_cross_layer_transcoder(family: Family, effect: str):
+def test_logits_are_autograds(row: dict[str, Any]):
+    model = build(row["family"], torch.float64)
+    first = [lens(model, "topk", "blocks.0.hook_resid_pre", seed=51)] if row["is_before"] else []
+    found = first + ALL_SETS[row["which"]](model)
+    want = Oracle(row["family"], found, row["effect"]).jacobian(0, lambda logits, _: logits[-1, :SOME])
+    source, cuts = found[0].ours, ours(found[1:])
+    got = attrib.latent_to_logit(model, source, TOKENS, logits=TokenLogits(range(SOME)), cuts=cuts, effect=row["effect"])
+    is_blocked = row["effect"] == "direct" and row["which"] == "residual"
+    assert bool(want.abs().max() > 1e-6) != is_blocked
+    assert len(got) == 0 if is_blocked else len(got) > 100
+    assert_close(got.dense(0), want)
+
+
+@each_pair(family=FEW, ends=[(0, 1), (0, 3), (1, 3), (2, 3)], effect=["direct", "total"])
+@pytest.mark.usefixtures("exact")
+def test_edges_between_layers_of_a_cross_layer_transcoder(family: Family, ends: tuple[int, int], effect: str):
     """Where a layer writes, the model's own MLP is not looked at; the other layers stand still, or are passed."""
-    model = build(family, torch.float64)
+    model, (source, target) = build(family, torch.float64), ends
     found = cross(model, range(4))
     clt, oracle = ours(found), Oracle(family, found, effect)
-    for source, target in ((0, 1), (0, 3), (1, 3), (2, 3)):
-        nodes = oracle.leaves.cuts[target].latents
-        want = oracle.jacobian(source, lambda _, read, n=target, at=nodes: found[n].encode(read[n][None])[0][at.position, at.latent])
-        got = attrib.latent_to_latent(model, clt[source], clt[target], TOKENS, cuts=clt, effect=effect)
-        assert want.abs().max() > 0.05
-        assert_close(got.dense(0), want, what=(source, target))
-        if effect == "direct":  # what the other layers write stands still, so they need not be named
-            assert torch.equal(attrib.latent_to_latent(model, clt[source], clt[target], TOKENS).dense(0), got.dense(0))
+    nodes = oracle.leaves.cuts[target].latents
+    want = oracle.jacobian(source, lambda _, read: found[target].encode(read[target][None])[0][nodes.position, nodes.latent])
+    got = attrib.latent_to_latent(model, clt[source], clt[target], TOKENS, cuts=clt, effect=effect)
+    assert want.abs().max() > 0.05
+    assert_close(got.dense(0), want)
+    if effect == "direct":  # what the other layers write stands still, so they need not be named
+        assert torch.equal(attrib.latent_to_latent(model, clt[source], clt[target], TOKENS).dense(0), got.dense(0))
 
 
 # ---------------------------------------------------------------------------------------------- what it means
 
 
-@pytest.mark.parametrize("policy", [EXACT, LINEAR])
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(("family", "policy"), [("gpt2", EXACT), ("llama", LINEAR), ("gptj", LINEAR), ("gemma2", EXACT)])
 def test_total_effects_through_cuts_of_the_stream_are_products_of_direct_ones(family: Family, policy: Policy):
     model = build(family, torch.float64)
     a, b, c, d = (lens(model, "topk", f"blocks.{layer}.hook_resid_pre", seed=layer).ours for layer in range(4))
@@ -236,8 +284,9 @@ def test_tokens_are_what_is_brought_to_a_cut_of_the_first_stream():
     assert_close(total, chain)
 
 
-@pytest.mark.parametrize("effect", ["direct", "total"])
-@pytest.mark.parametrize("which", ["transcoders", "z", "every layer"])
+@pytest.mark.parametrize(
+    ("which", "effect"), [("transcoders", "direct"), ("z", "total"), ("every layer", "direct"), ("every layer", "total")]
+)
 def test_a_metric_of_the_logits(which: str, effect: str):
     model = build("llama", torch.float64)
     cuts = put_in("llama", which)
@@ -273,8 +322,7 @@ def test_a_direction_is_read_off_what_stands_there(effect: str):
 # ------------------------------------------------------------------------------------------------ the sweeps
 
 
-@pytest.mark.parametrize("which", ["transcoders", "residual", "cross", "all"])
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize(("family", "which"), [("gpt2", "transcoders"), ("gemma2", "residual"), ("gemma2", "cross"), ("gpt2", "all")])
 def test_packs_budgets_and_pieces_change_nothing(family: Family, which: str):
     model, cuts = build(family, torch.float64), put_in(family, which)
     source, target = SOURCES["z" if which == "residual" else "resid_pre"](model), TARGETS["z"](model)
@@ -289,7 +337,7 @@ def test_packs_budgets_and_pieces_change_nothing(family: Family, which: str):
     with pytest.raises(BudgetError, match="budget: 1 bytes are too few"):
         attribute(model, source, target, PROMPTS[:1], budget=1, **options)
     found = [attrib.path(model, source, target, tokens, **options) for tokens in PROMPTS]
-    for size in (1, 3, 50):
+    for size in (1, 5):
         task = replace(task_of(found), pieces=ON_CPU._replace(band=size, chunk=size, mlp=size))
         plan = plan_pack(task, 1 << 30)
         for number, tile in adjoint(found, plan):

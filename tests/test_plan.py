@@ -22,6 +22,7 @@ from attrib.paths import Path
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
 from tests.builders import FAMILIES, Family, attrib_model, build, dictionary, normal, prompt
+from tests.covering import each_pair
 from tests.test_budget import peak
 from tests.tolerances import FOREIGN, assert_close
 
@@ -40,8 +41,9 @@ LOGITS = attrib.TopLogits(10)
 families = pytest.mark.parametrize("family", FAMILIES)
 all_kinds_of_blocks = pytest.mark.parametrize("family", LARGE)
 """Beside the two: an MLP beside attention, norms of each head and behind what is added, caps, norms of all heads and none before."""
-policies = pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
-kinds = pytest.mark.parametrize("kind", ["token_to_latent", "latent_to_latent", "latent_to_logit"])
+KINDS, TWO = ("token_to_latent", "latent_to_latent", "latent_to_logit"), (EXACT, LINEAR)
+policies = pytest.mark.parametrize("policy", TWO, ids=["exact", "linear"])
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @lru_cache
@@ -83,10 +85,7 @@ def assert_about(got: float, want: float, factor: float, what: object) -> None:
 # ------------------------------------------------------------------------------------- operations
 
 
-@families
-@kinds
-@policies
-@pytest.mark.parametrize("lengths", [(12,), (8, 1, 5)], ids=["one prompt", "several"])
+@each_pair(kind=KINDS, family=FAMILIES, policy=TWO, lengths=[(12,), (8, 1, 5)])
 def test_operations_are_those_planned(family: Family, kind: str, policy: Policy, lengths: tuple[int, ...]):
     model, tokens = large(family), [prompt(length, seed=length) for length in lengths]
     plan = planned(kind, model, tokens, policy=policy)
@@ -102,15 +101,13 @@ def test_the_least_bytes_are_no_more_than_those_planned(family: Family, kind: st
     assert 0 < plan.floor_bytes <= sum(plan.bytes_by_part.values())
 
 
-@families
-@policies
-def test_operations_of_several_sweeps_and_of_the_reconstruction_alone(family: Family, policy: Policy):
+@each_pair(family=FAMILIES, policy=TWO, is_tight=[True, False])
+def test_operations_of_several_sweeps_and_of_the_reconstruction_alone(family: Family, policy: Policy, is_tight: bool):
     model, tokens = large(family), prompt(9)
-    for options in ({"budget": planned("latent_to_latent", model, tokens, 8, policy=policy).peak // 3}, {"error": False}):
-        plan = planned("latent_to_latent", model, tokens, 8, policy=policy, **options)
-        assert (len(plan.packs[0].sweeps) > 1) == ("budget" in options)
-        measured = flops(lambda options=options: run("latent_to_latent", model, tokens, 8, policy=policy, **options))
-        assert_about(measured, plan.flops, 1.1, options)
+    options = {"budget": planned("latent_to_latent", model, tokens, 8, policy=policy).peak // 3} if is_tight else {"error": False}
+    plan = planned("latent_to_latent", model, tokens, 8, policy=policy, **options)
+    assert (len(plan.packs[0].sweeps) > 1) == is_tight
+    assert_about(flops(lambda: run("latent_to_latent", model, tokens, 8, policy=policy, **options)), plan.flops, 1.1, options)
 
 
 def forced(task: Any) -> list[PackPlan]:
@@ -128,9 +125,7 @@ def paths(family: Family, policy: Policy, lengths: tuple[int, ...], k: int = 20,
     return [attrib.path(large(family), source, target, prompt(length, seed=length), policy=policy) for length in lengths]
 
 
-@all_kinds_of_blocks
-@policies
-@pytest.mark.parametrize("lengths", [(12,), (8, 1, 5)], ids=["one prompt", "several"])
+@each_pair(family=[*LARGE], policy=TWO, lengths=[(12,), (8, 1, 5)])
 def test_operations_of_every_way(family: Family, policy: Policy, lengths: tuple[int, ...]):
     found = paths(family, policy, lengths)
     plans = forced(task_of(found))
@@ -226,13 +221,7 @@ def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...])
         yield [attrib.path(large(family), cuts[0], topk(3), prompt(length, seed=length), **given) for length in lengths]
 
 
-each_cut = pytest.mark.parametrize("which", CUTS)
-effects = pytest.mark.parametrize("effect", ["direct", "total"])
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
-@each_cut
-@effects
+@each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox"], effect=["direct", "total"])
 def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
     """Memory is bounded, and within a factor, since what waits for a dictionary's site is taken to wait all the way."""
     for lengths in ((30,),) if family == "gpt2" else ((8, 1, 5),):

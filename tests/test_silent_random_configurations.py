@@ -14,7 +14,7 @@ from tests.torture_cases import RefusedError, configuration, fault_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-CALLS = 60
+CALLS = 40
 STARTS = [None, *(Site(layer, kind) for layer in range(3) for kind in ("resid_pre", "attn_out", "mlp_in", "mlp_out", "resid_post"))]
 STOPS = [Site(layer, kind) for layer in range(4) for kind in ("resid_pre", "resid_mid", "attn_out", "mlp_in", "mlp_out", "resid_post")]
 
