@@ -17,9 +17,7 @@ from attrib.rerun import Compared, _least, rerun
 from attrib.types import FormatError, InputError, UnsupportedError
 from tests.builders import prompt, sae
 from tests.job_cases import SITES, corpus, here, make_job
-from tests.test_cli import Command, attrib_command
-
-__all__ = ["attrib_command"]
+from tests.typed import Command
 
 TRANSCODER = "blocks.2.mlp.hook_in"
 
@@ -107,30 +105,30 @@ def test_edges_at_the_limit_may_change_places() -> None:
     assert _least({}, 10, "Threshold(t=0.5)")(3) == float("inf")
 
 
-def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, attrib_command: Command) -> None:
+def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, command: Command) -> None:
     job = make_job(tmp_path / "job", beside)
     run(job.folder, here)
     assert set(places_of(job.folder)) == {job.fixed.model, *job.fixed.dictionaries.values()}
     shard = job.shards[2]
     number = int(job.prompts(shard)[1][0])
     for path in (job.folder, job.file(shard)):
-        ran = attrib_command("rerun", path, "--prompt", number)
+        ran = command("rerun", path, "--prompt", number)
         assert ran.status == 0, ran.err
         assert ran.out.count(": the same: ") == 2
     for path in (job.folder, job.folder / "shards", job.file(shard)):
-        ran = attrib_command("rerun", path, "--prompt", 3)
+        ran = command("rerun", path, "--prompt", 3)
         assert ran.status == 1
         assert re.search(rf"prompt: 3 is not among the \d+ prompts of {path} ", ran.err), ran.err
         assert f"`attrib job status {job.folder} --refused` lists the prompts that the job left out, and why." in ran.err
-    assert "prompt 3 (" in attrib_command("job", "status", job.folder, "--refused").out
+    assert "prompt 3 (" in command("job", "status", job.folder, "--refused").out
 
 
 @pytest.mark.parametrize("number", [5, -1, 10**23])
-def test_a_prompt_that_is_not_there_names_the_file(tmp_path: Path, beside: Path, parts: Any, attrib_command: Command, number: int) -> None:
+def test_a_prompt_that_is_not_there_names_the_file(tmp_path: Path, beside: Path, parts: Any, command: Command, number: int) -> None:
     model, (source, target, _) = parts
     path = attrib.save(tmp_path / "run.h5", attrib.latent_to_latent(model, source, target, TOKENS))
     message = f"prompt: {number} is not among the 3 prompts of {path} (numbers 0 to 2); expected numbers of the data set that are there"
-    ran = attrib_command("rerun", path, f"--prompt={number}")
+    ran = command("rerun", path, f"--prompt={number}")
     assert (ran.status, ran.err.startswith(f"error: {message}")) == (1, True), ran.err
     assert "slice" not in ran.err
     assert "job status" not in ran.err
@@ -138,7 +136,7 @@ def test_a_prompt_that_is_not_there_names_the_file(tmp_path: Path, beside: Path,
         rerun(path, number)
 
 
-def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, attrib_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path / "job", beside)
     run(job.folder, here)
     kept = sorted({0, 1, 2, *range(4, 11)})
@@ -146,26 +144,26 @@ def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, attrib_command: 
     def listed(out: str) -> list[int]:
         return [int(line.split("│")[1]) for line in out.splitlines() if line.startswith("│") and line.split("│")[1].strip().isdecimal()]
 
-    ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
+    ran = command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert (ran.status, listed(ran.out)) == (0, kept), ran.err
     assert "prompt 7: " in ran.out
     monkeypatch.setattr(sys.modules["attrib.commands.show"], "LISTED", 2)
-    ran = attrib_command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
+    ran = command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert listed(ran.out) == [0, 1, 7]
     assert "7 more prompts; --all shows them too" in ran.out
-    assert f"prompt: 3 is not in {job.folder}, which has 10 prompts, 0 to 10." in attrib_command("show", job.folder, "--prompt", 3).err
+    assert f"prompt: 3 is not in {job.folder}, which has 10 prompts, 0 to 10." in command("show", job.folder, "--prompt", 3).err
 
 
-def test_what_is_not_here_any_more_is_named(tmp_path: Path, beside: Path, parts: Any, attrib_command: Command) -> None:
+def test_what_is_not_here_any_more_is_named(tmp_path: Path, beside: Path, parts: Any, command: Command) -> None:
     model, (source, target, _) = parts
     path = attrib.save(tmp_path / "shard.h5", attrib.latent_to_latent(model, source, target, TOKENS))
     sae("topk", site=SITES[0], seed=9).save_model(tmp_path / "other")
     given = [f"--at=model={beside / 'model'}", f"--at={source.name}={tmp_path / 'other'}", f"--at={target.name}={beside / SITES[1]}"]
-    ran = attrib_command("rerun", path, "--prompt", 0, *given)
+    ran = command("rerun", path, "--prompt", 0, *given)
     assert (ran.status, f"{source.name}: what is here under this name is not what the file was made with" in ran.err) == (1, True), ran.err
-    assert attrib_command("rerun", path, "--prompt", 0, "--at", "model").err == "error: at: 'model'; expected NAME=FOLDER.\n"
+    assert command("rerun", path, "--prompt", 0, "--at", "model").err == "error: at: 'model'; expected NAME=FOLDER.\n"
     given[1] = f"--at={source.name}={beside / SITES[0]}"
-    assert attrib_command("rerun", path, "--prompt", 0, *given).status == 0
+    assert command("rerun", path, "--prompt", 0, *given).status == 0
 
 
 def test_what_a_file_does_not_hold_is_named(tmp_path: Path, beside: Path, parts: Any) -> None:
