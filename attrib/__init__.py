@@ -8,10 +8,13 @@ import os
 
 import lazy_loader
 
+from attrib.warned import renamed
+
 if os.environ.get("ATTRIB_TYPECHECK", "0") not in ("", "0"):
     from jaxtyping import install_import_hook
 
     install_import_hook(["attrib", "attrib_kernels"], "beartype.beartype")  # of modules that are imported from here on: all but this
 
 # `import attrib` loads nothing else: each name brings its module with it, and `attrib --help` need not wait for torch
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazily, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = renamed(__name__, _lazily, Tokens="TokenLogits", logits="forward")

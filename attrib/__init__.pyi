@@ -1,3 +1,6 @@
+import torch
+import typing_extensions
+
 from . import dictionary as dictionary
 from . import export as export
 from . import fit as fit
@@ -9,10 +12,12 @@ from . import stats as stats
 from . import store as store
 from . import types as types
 from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
-from .capturing import capture, logits
-from .dictionary import Dictionary, decode, encode
+from .capturing import capture, forward, walk
+from .composing import cut, decode, encode, encode_sparse, reconstruct
+from .dictionary import Dictionary
 from .edges import Edges
 from .forecast import Plan, plan
+from .heads import attention_heads, attention_patterns, head_outputs, head_weights
 from .model import Model, embed, unembed
 from .paths import path
 from .replacement import replace
@@ -33,10 +38,11 @@ from .types import (
     InputError,
     Mass,
     NotFiniteError,
+    OutOfMemoryError,
     Policy,
     Site,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
     UnsupportedError,
@@ -61,36 +67,53 @@ __all__ = [
     "Mass",
     "Model",
     "NotFiniteError",
+    "OutOfMemoryError",
     "Plan",
     "Policy",
     "Site",
     "Threshold",
-    "Tokens",
+    "TokenLogits",
     "TopK",
     "TopLogits",
     "UnsupportedError",
     "__version__",
+    "attention_heads",
+    "attention_patterns",
     "block",
     "capture",
     "check_model",
+    "cut",
     "decode",
     "embed",
     "encode",
+    "encode_sparse",
+    "forward",
     "from_hugging_face",
     "from_sae_lens",
     "from_transformer_lens",
+    "head_outputs",
+    "head_weights",
     "latent_to_latent",
     "latent_to_logit",
     "latent_to_metric",
     "load_dictionary",
     "load_model",
-    "logits",
     "open",
     "path",
     "plan",
+    "reconstruct",
     "replace",
     "save",
     "segment",
     "token_to_latent",
     "unembed",
+    "walk",
 ]
+
+# old names, which `attrib.__getattr__` finds; no import, so they are not listed by `dir`
+
+@typing_extensions.deprecated("attrib.Tokens is now called attrib.TokenLogits")
+class Tokens(TokenLogits): ...
+
+@typing_extensions.deprecated("attrib.logits is now called attrib.forward")
+def logits(model: Model, tokens: object) -> torch.Tensor: ...

@@ -363,8 +363,8 @@ def _keys_through(
         return keys
     if policy.norm == "exact":  # N(y) = (y - unit ⟨unit, y⟩ / D) / s, and unit goes through W_K once for all heads
         along = rearrange((back * norm.unit[:, None]).sum(-1), "s g kv -> kv g s 1") / (kv * d_head)
-        keys = keys - along * (rearrange(norm.unit, "s kv d -> s (kv d)") @ rearrange(W_K, "kv d m -> (kv d) m"))
-    return keys * norm.inverse[:, 0]
+        keys.addcmul_(along, rearrange(norm.unit, "s kv d -> s (kv d)") @ rearrange(W_K, "kv d m -> (kv d) m"), value=-1)
+    return keys.mul_(norm.inverse[:, 0])  # in place: of the size of all heads, it is the largest part of many a step
 
 
 def attention_push_at(

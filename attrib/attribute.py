@@ -14,20 +14,18 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from attrib.between import Effect
 from attrib.cone import pieces_of
 from attrib.cuts import apart_from, cuts_between
 from attrib.dictionary import Dictionary
-from attrib.edges import Edges, Nodes, Prompts, join
+from attrib.edges import Edges, Growing, Nodes, Prompts, join
 from attrib.fingerprints import sha256_of
 from attrib.finite import of_prompt, require_finite
-from attrib.fit import fitted, known_to
+from attrib.fit import known_to
 from attrib.jacobian import (
     DEFAULT_BUDGET,
     Tile,
-    Working,
     adjoint,
     by_function,
     by_jvp,
@@ -35,15 +33,17 @@ from attrib.jacobian import (
     chunk_size,
     sampled_error,
     task_of,
-    working_memory,
+    with_writes,
 )
 from attrib.model import Model
+from attrib.needs import Needs
 from attrib.ops import Compacted, Impl, check_impl, compact
 from attrib.packing import packs
 from attrib.paths import Path, Sources, check_source, metric_path, path_of, start_site, stop_site
 from attrib.positions import Positions, PositionsLike, plain_positions
 from attrib.precision import Precision, precision_of
 from attrib.reading import LogitsLike, as_logits, read_site
+from attrib.room import memory_named
 from attrib.sources.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.sparse import check_keep, kept, to_csr
 from attrib.tokens import TokensLike, to_prompts, token_strings
@@ -154,7 +154,7 @@ def latent_to_logit(
     """How chosen logits move with the active latents of `source`.
 
     Args:
-        logits: TopLogits(k, mass), Tokens([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
+        logits: TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
             token ids, is these tokens; a whole number alone is the k of the k largest, and no id.
         positions: where the logits are read; None is the last position.
 
@@ -207,11 +207,16 @@ class _Options:
     precision_rows: int | None = None
     cuts: Sequence[Dictionary] = ()
     effect: Effect = "direct"
+    result_fits: bool = True
+    """Whether the result has to fit into memory: a plan only tells its size."""
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if self.precision_rows is not None and not (isinstance(self.precision_rows, int) and self.precision_rows >= 0):
+        rows = self.precision_rows
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
             raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
+        if not (isinstance(self.progress, bool) or callable(self.progress)):
+            raise InputError(f"progress: {self.progress!r}; expected True, False or a function called with (prompts done, prompts in all).")
         if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
             raise InputError(
                 f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
@@ -234,39 +239,43 @@ class _Checked(NamedTuple):
     precision: Precision
     prompts: list[Tensor]
     positions: Positions
-    working: list[Working]
+    needs: Needs
 
 
-def _check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options") -> _Checked:
+def _check(
+    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
+) -> _Checked:
+    """Raise what is wrong with a call's arguments."""
     precision = precision_of(model, options.dtype)
     if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
         raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
     if options.precision_rows and options.method == "torch.func":
         raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
-    dtype = precision.path
     prompts = to_prompts(model, tokens)
     start = start_site(source)
+    if kind == "latent_to_metric" and not callable(target):
+        raise InputError(f"metric: {target!r:.60}; expected a function from logits [positions, d_vocab] to a scalar tensor.")
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
     cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
     positions = plain_positions(options.positions, [len(ids) for ids in prompts])
-    # the widest table over positions: a dictionary's latents, or the logits that a metric reads
-    widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (source, target, *options.cuts))
-    widest = max(widest, model.config.d_vocab) if kind == "latent_to_metric" else widest
-    working = [working_memory(model.config, start, stop, len(ids), widest, dtype.itemsize) for ids in prompts]
-    # the prompt that needs most is asked first, so that the error names what is enough for all
-    for number in sorted(range(len(prompts)), key=lambda number: sum(working[number]), reverse=True):
-        if options.method == "torch.func" or kind == "latent_to_metric":
-            chunk_size(working[number], options.budget, number)
-        elif options.budget < (least := 3 * dtype.itemsize * len(prompts[number]) * widest):
-            # the encoders need that; what a sweep needs is known, and asked, when the active latents are
-            raise BudgetError.of(options.budget, number, least)
-    return _Checked(start, stop, precision, prompts, positions, working)
+    is_reference, rows = options.method == "torch.func", sampled_rows(options.precision_rows, precision, options.method)
+    needs = Needs(
+        kind, model, source, target, options.cuts, options.effect, options.policy, positions, error, precision, is_reference, rows,
+        options.keep, options.budget,
+    )  # fmt: skip
+    needs.check(prompts, result=options.result_fits)
+    return _Checked(start, stop, precision, prompts, positions, needs)
 
 
-def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> None:
-    """Raise what the attribution of this kind would raise for these arguments, without computing anything.
+def sampled_rows(asked: int | None, precision: Precision, method: Method = "adjoint") -> int:
+    """How many rows are computed again, of what was asked for."""
+    return (SAMPLED_ROWS if precision.is_measured and method != "torch.func" else 0) if asked is None else asked
+
+
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:
+    """Raise what the attribution of this kind would raise for these arguments, and say what it needs of memory; computes nothing.
 
     Args:
         target: a dictionary, a choice of logits, or a metric.
@@ -280,56 +289,47 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
         "method": "adjoint",
         "progress": False,
     }
-    options.pop("error", None)
+    error = options.pop("error", True) or source is None
     if kind == "latent_to_logit":
         target = as_logits(target)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
-    _check(kind, model, source, target, tokens, _Options(**(usual | options)))
+    return _check(kind, model, source, target, tokens, _Options(**(usual | options)), error).needs
 
 
 def _run(
     kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: "_Options", error: bool
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
+    if not isinstance(error, bool):
+        raise InputError(f"error: {error!r}; expected True or False.")
     cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")
     target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
-    start, _, precision, prompts, positions, working = _check(kind, model, source, target, tokens, options)
+    start, _, precision, prompts, positions, needs = _check(kind, model, source, target, tokens, options, error)
     options = replace(options, positions=positions)
     call = _call(kind, model, source, target, prompts, options, precision, error)
-    dtype = precision.path
-    model = _constant(model.to(dtype=dtype))
-
-    def there(dictionary: Dictionary, argument: str) -> Any:
-        return _constant(fitted(model, dictionary.to(dtype=dtype, device=model.device), argument))
-
-    source = None if source is None else there(source, "source")
-    target = there(target, "target") if isinstance(target, Dictionary) else target
-    put_in: dict[str, Any] = {
-        "cuts": [there(cut, f"cuts[{number}]") for number, cut in enumerate(options.cuts)],
-        "effect": options.effect,
-    }
-    done = _track(prompts, options.progress)
-    if kind == "latent_to_metric":
-        assert source is not None
-        metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
-        return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)])
-    others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
-    opened = partial(path_of, model, source, target, **put_in, **others)
-    paths = ((ids, _of_prompt(number, opened, ids)) for number, ids in enumerate(done))
-    by_transforms = options.method == "torch.func"
-    jacobians = _by_transforms(paths, working, options.budget) if by_transforms else _by_adjoint(paths, options, precision)
-    parts: list[Edges] = []
-    is_measured = precision.is_measured and not by_transforms
-    rows = (SAMPLED_ROWS if is_measured else 0) if options.precision_rows is None else options.precision_rows
-    for number, (ids, found, tiles) in enumerate(jacobians):
-        if rows and not parts:
-            sampled = sampled_error(found, rows, precision, options.impl, options.budget)
-            call |= {"precision_error": sampled._asdict(), "seed": 0}
+    doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
+    with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+        model, source, target, put_in = needs.in_precision()
+        done = _track(prompts, options.progress)
+        if kind == "latent_to_metric":
+            assert source is not None
+            metric_edges = partial(_metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
+            return join([_of_prompt(number, metric_edges, ids) for number, ids in enumerate(done)], release=True)
+        others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
+        opened = partial(path_of, model, source, target, **put_in, **others)
+        paths = ((ids, _of_prompt(number, opened, ids)) for number, ids in enumerate(done))
+        jacobians = (_by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
-        parts.append(_of_prompt(number, partial(_path_edges, kind, model, *named, found, tiles), ids, options, call))
-    return join(parts)
+        parts: list[Edges] = []
+        for ids, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
+            if needs.rows and not parts:
+                sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
+                call |= {"precision_error": sampled._asdict(), "seed": 0}
+            parts.append(_of_prompt(len(parts), partial(_path_edges, kind, model, *named, found, tiles), ids, options, call))
+            del found, tiles
+        return join(parts, release=True)
 
 
 def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -342,31 +342,42 @@ Prompted = tuple[Tensor, Path]
 """A prompt's tokens and its path."""
 
 
-def _by_transforms(paths: Iterable[Prompted], working: list[Working], budget: int) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+Jacobian = tuple[Tensor, Path, Iterator[Tile]]
+"""The same, and the tiles of its Jacobian."""
+
+
+def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], _: Impl) -> Iterator[Jacobian]:
     """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
+    grow = needs.growing(prompts)
     for number, (ids, found) in enumerate(paths):
-        needed = working[number]
-        if found.is_cut:  # each row holds what every source writes, once more
-            needed = needed._replace(row=needed.row + found.x.dtype.itemsize * found.sources.direction.numel())
-        rows = chunk_size(needed, budget, number)
+        try:
+            rows = chunk_size(with_writes(needs.working(len(ids)), found), needs.budget, number)
+        except BudgetError:
+            needs.refuse(prompts)
+        grow(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
 
 
-def _by_adjoint(paths: Iterable[Prompted], options: "_Options", precision: Precision) -> Iterator[tuple[Tensor, Path, Iterator[Tile]]]:
+def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
     """The written sweeps, pack by pack."""
-    for pack, plan in packs(paths, lambda prompted: task_of([prompted[1]]), options.budget):
-        tiles = adjoint([found for _, found in pack], plan, precision, options.impl)
+    grow = needs.growing(prompts)
+    planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget)
+    while True:
+        try:
+            pack, plan = next(planned)
+        except StopIteration:
+            return
+        except BudgetError:
+            needs.refuse(prompts)
+        grow(plan.task)
+        tiles = adjoint([found for _, found in pack], plan, needs.precision, impl)
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
-            continue
-        for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
-            yield *pack[number], (tile for _, tile in its_tiles)
-
-
-def _constant(part: Any) -> Any:
-    """A model or dictionary without autograd: torch.func would else record a graph of parameters that require grad."""
-    return replace(part, params=pytree.tree_map(Tensor.detach, part.params))
+        else:
+            for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
+                yield *pack[number], (tile for _, tile in its_tiles)
+        del pack, plan, tiles
 
 
 def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
@@ -442,15 +453,18 @@ def _edges(
     select = partial(compact, impl="triton") if options.impl == "triton" else _select
     value = _wide(sources.value)
     number, none = torch.zeros(0, dtype=torch.int64), source_table.activation.new_zeros(0)
-    parts = [Compacted(number.new_zeros(1), number, none, none, none, none)]
+    growing = [Growing() for _ in Compacted._fields]  # the first of how many each row keeps
     for tile in tiles:
         width = tile.gradient.shape[1]
         at_once = max(1, pieces_of(tile.gradient.device).select // max(1, width))
         for rows in tile.gradient.split(at_once):
-            parts.append(Compacted(*(column.cpu() for column in select(_wide(rows), value[:width], options.keep))))
+            found = select(_wide(rows), value[:width], options.keep)
+            for column, piece in zip(growing, found._replace(indptr=found.indptr.diff()), strict=True):
+                column.add(piece.cpu())
         del tile, rows  # before the next is computed
-    ends = torch.cat([part.indptr[1:].diff(prepend=part.indptr[:1]) for part in parts]).cumsum(0)
-    indices, gradient, attribution, total, l1 = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[1:])
+    counts, indices = (column.whole(number) for column in growing[:2])
+    gradient, attribution, total, l1 = (column.whole(none) for column in growing[2:])
+    ends = counts.cumsum(0)
     indptr = torch.cat([ends.new_zeros(1), ends])
     # every gradient is a term of these, whatever is kept
     require_finite({f"the gradients of {target_table.site}": l1}, position=target_table.position)

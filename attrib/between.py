@@ -156,6 +156,8 @@ class Passed(NamedTuple):
     d_in: int
     has_skip: bool
     terms: tuple[tuple[int, ...], ...]
+    scales: bool = False
+    """Whether some of the terms are of the scale that decoding puts back."""
 
     @property
     def reads_before(self) -> bool:
@@ -167,4 +169,6 @@ def passed_of(passing: Passing, lengths: Sequence[int]) -> Passed:
     """The counts of a dictionary that is passed in a pack of prompts."""
     terms = torch.bincount(passing.token, minlength=sum(lengths)).split(list(lengths))
     d = passing.dictionary
-    return Passed(passing.reads, passing.writes, d.d_in, d.has_skip, tuple(tuple(prompt.tolist()) for prompt in terms))
+    return Passed(
+        passing.reads, passing.writes, d.d_in, d.has_skip, tuple(tuple(prompt.tolist()) for prompt in terms), passing.scale_terms > 0
+    )

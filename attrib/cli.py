@@ -17,7 +17,9 @@ from attrib.commands import job, stats
 from attrib.commands.export import export
 from attrib.commands.run import plan, run
 from attrib.commands.show import show
-from attrib.types import AttribError, AttribWarning, InputError
+from attrib.commands.verify_file import verify_file
+from attrib.room import is_out_of_memory
+from attrib.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
 from attrib.view.terminal import show as print_table
 
@@ -32,6 +34,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
+app.command()(verify_file)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 
@@ -125,8 +128,23 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS":
 """What other libraries are told: what they would write into the output of our commands is theirs, and of no use there."""
 
 
+LESS_MEMORY = "Take fewer or shorter prompts, --keep topk:K, or a smaller --budget, or close what else runs."
+
+
+def _keep_out_of_files() -> None:
+    """Put nothing in the place of standard output or errors that are closed: else the next file that is opened is in their place,
+    and what libraries print there is written into it."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == descriptor and name == "stderr":  # where there is none, Python prints to the other
+                sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
+    _keep_out_of_files()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for name, value in QUIET.items() if not debug else ():
@@ -139,10 +157,12 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (AttribError, OSError, MemoryError) as error:
-        if debug:
+    except (AttribError, OSError, MemoryError, RuntimeError) as error:
+        is_ours = isinstance(error, AttribError)
+        if debug or not (is_ours or isinstance(error, OSError) or is_out_of_memory(error)):
             raise
-        print(f"error: {message(error) or type(error).__name__}", file=sys.stderr)
+        said = message(error if is_ours or isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}")
+        print(f"error: {said or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -12,10 +12,12 @@ from itertools import accumulate
 from typing import Literal
 
 from attrib.cone import Block, blocks
-from attrib.primal import attentions_between
+from attrib.model import ModelConfig
+from attrib.primal import attentions_between, stream_sites
 from attrib.seeded import fold_rows
 from attrib.sweep import spread_blocks
 from attrib.task import Task
+from attrib.types import SITE_KINDS, Site, SiteKind
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
 
@@ -76,14 +78,18 @@ def mlp_point(task: Task, cost: Cost) -> None:
         cost.mm("primal", task.tokens, c.d_mlp, c.d_model)
 
 
-def attention_point(task: Task, cost: Cost) -> None:
-    """The point of an attention."""
+def attention_point(task: Task, cost: Cost, leaves: bool = True) -> None:
+    """The point of an attention.
+
+    Args:
+        leaves: whether rows pass the norm behind it too, where there is one, which wants what attention computes.
+    """
     d, d_kv = task.config.d_model, task.config.n_kv_heads * task.config.d_head
     cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
     scores = 3 if task.config.score_cap is not None else 2
     for rows in task.targets:
         cost.mm("primal", len(rows), task.config.d_head, len(rows), batch=scores * task.config.n_heads)
-    if task.config.post_norm:
+    if leaves and task.config.post_norm:
         cost.mm("primal", task.tokens, task.d_q, d)
 
 
@@ -137,7 +143,7 @@ def spread_down(task: Task, cost: Cost) -> None:
                 cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
             cost.mm("spread", end * n, c.n_heads, d)
             cost.mm("spread", n, task.d_q, d)
-    attention_point(task, cost)
+    attention_point(task, cost, leaves=False)
 
 
 def _spread_up(task: Task, cost: Cost) -> None:
@@ -165,7 +171,9 @@ def _spread_up(task: Task, cost: Cost) -> None:
 def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
     """Targets from `stop` to the first z, or to the resid_mid above it."""
     kind, n = task.stop.kind, task.n_targets
-    if kind in ("resid_pre", "resid_post", "mlp_out") and task.passes_mlp(task.stop.layer - (kind == "resid_pre")):
+    layer = task.stop.layer - (kind == "resid_pre")
+    is_between = kind in ("resid_pre", "resid_post", "mlp_out") and task.start.depth < Site(layer, "mlp_out").depth
+    if is_between and task.passes_mlp(layer):
         mlp_rows(task, cost, "seeds", n)
         mlp_point(task, cost)
     if to_z and kind != "z":
@@ -187,18 +195,29 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
 
 def walk(task: Task, cost: Cost) -> None:
     """The primal of the segment, where it is walked again."""
-    if not task.walks:
-        return
-    c = task.config
-    d, d_kv = c.d_model, c.n_kv_heads * c.d_head
-    for _ in task.layers:
-        cost.mm("primal", task.tokens, d, task.d_q + 2 * d_kv)
-        cost.mm("primal", task.tokens, task.d_q, d)
-        for rows in task.targets:
-            cost.mm("primal", len(rows), c.d_head, len(rows), batch=2 * c.n_heads)
-    mlps = len(task.layers) - (task.stop.kind in ("z", "attn_out", "resid_mid", "mlp_in")) + (task.start.kind in MIDDLE)
-    cost.mm("primal", task.tokens, d, task.d_hidden, batch=mlps)
-    cost.mm("primal", task.tokens, c.d_mlp, d, batch=mlps)
+    if task.walks:
+        last = max(site.depth for site in (task.start, *stream_sites(task.start, task.stop)))
+        model_pass(cost, "primal", task.config, [len(rows) for rows in task.targets], task.start.depth, last)
+
+
+def model_pass(cost: Cost, part: Part, config: ModelConfig, lengths: Sequence[int], first: tuple[int, int], last: tuple[int, int]) -> None:
+    """All positions of prompts through the model, from behind one place to another; places by their depth."""
+    d, d_q, d_kv, tokens = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head, sum(lengths)
+
+    def layers(kind: SiteKind) -> int:
+        return sum(first < (layer, SITE_KINDS.index(kind)) <= last for layer in range(config.n_layers))
+
+    cost.mm(part, tokens, d, d_q + 2 * d_kv, batch=layers("z"))
+    for length in lengths:
+        cost.mm(part, length, config.d_head, length, batch=2 * config.n_heads * layers("z"))
+    cost.mm(part, tokens, d_q, d, batch=layers("attn_out"))
+    plain_mlp(cost, part, config, tokens, layers("mlp_out"))
+
+
+def plain_mlp(cost: Cost, part: Part, config: ModelConfig, rows: int, layers: int = 1) -> None:
+    """Rows through MLPs as the model has them."""
+    cost.mm(part, rows, config.d_model, config.d_mlp * (2 if config.gated else 1), batch=layers)
+    cost.mm(part, rows, config.d_mlp, config.d_model, batch=layers)
 
 
 # ------------------------------------------------------------------------------------ whole sweeps

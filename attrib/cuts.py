@@ -4,7 +4,7 @@ What they mean is `attrib.replace`'s: source and cuts are put in together, and t
 what a sweep needs to know of it, and the same as a plain function of the source.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attrib.between import Between, Effect, Passing, station
 from attrib.dictionary import Dictionary, encode_sparse
-from attrib.model import Model
-from attrib.replacement import CutLeaves, Replacement, place, put_together
+from attrib.model import Model, embed, place
+from attrib.replacement import CutLeaves, Replacement, put_together
 from attrib.types import InputError, Logits, Policy, Site, SparseLatents
 
 
@@ -46,9 +46,15 @@ class Cuts:
         """For total effects, whose latents are leaves all the same: the source's."""
         return (0,) if self.has_source and self.effect == "total" else ()
 
-    def leaves(self, tokens: Int[Tensor, " positions"], error: bool) -> CutLeaves:
-        """The true leaves; without the source's error, where it is to be left out."""
-        found = self.replaced.leaves(tokens)
+    def leaves(
+        self, tokens: Int[Tensor, " positions"], error: bool, true: Mapping[Site, Float[Tensor, "positions _"]] | None = None
+    ) -> CutLeaves:
+        """The true leaves; without the source's error, where it is to be left out.
+
+        Args:
+            true: the values at `replaced.sites`, where they are at hand; else a pass of the model finds them.
+        """
+        found = self.replaced.leaves(tokens) if true is None else self.replaced.leaves_of(embed(self.replaced.model, tokens), true)
         if error or not self.has_source:
             return found
         written = {place(self.replaced.model, site) for site in self.replaced.dictionaries[0].writes}

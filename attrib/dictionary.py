@@ -368,9 +368,16 @@ def _tiles(
 
 
 def _require_numbers(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], sums: Sequence[Tensor]) -> None:
-    """Raises NotFiniteError where a pre-activation is NaN or infinite, by the sums of all of them; which is looked up only then."""
-    if bool(torch.stack(list(sums)).isfinite().all()):
+    """Raises NotFiniteError where a pre-activation is NaN or infinite, by the sums of all of them; which is looked up only then.
+
+    A threshold that is NaN lets nothing pass, so it is asked for with them: InputError. An infinite one may mean that.
+    """
+    threshold = dictionary.params.threshold
+    wrong = threshold.isnan()
+    if bool(torch.stack([*sums, torch.zeros_like(sums[0]).masked_fill(wrong.any(), torch.nan)]).isfinite().all()):
         return
+    if wrong.any():
+        raise InputError(f"threshold: nan at latent {int(wrong.nonzero()[0])} of dictionary {dictionary.name}; load it anew.")
     rows = x.flatten(0, -2)
     require_finite({f"{dictionary.site}, which {dictionary.name} reads": rows})
     for first, pre in _tiles(dictionary, _encoder_input(dictionary, rows), TILE, []):

@@ -8,12 +8,13 @@ the order in which they were asked for.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.room import memory_named
 from attrib.types import EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Edges:
             call=self.call,
         )
 
+    @memory_named("making a dense matrix", "It has all pairs: take fewer targets, or `to_scipy`, which has the edges alone.")
     def dense(self, prompt: int = 0, value: Value = "gradient") -> Float[Tensor, "targets sources"]:
         """One prompt's edges as a dense matrix in canonical order; entries that were not kept are zero."""
         part = self.prompt(prompt)
@@ -191,6 +193,7 @@ class Edges:
 
         return scipy.sparse.csr_array((self.values(value).numpy(), self.indices.numpy(), self.indptr.numpy()), shape=self.shape)
 
+    @memory_named("making a table", "Take `top(k)`, or `prompt(number)` first.")
     def to_pandas(self) -> "pd.DataFrame":
         """One row per edge, with both ends' columns spelled out."""
         return self._table(torch.arange(len(self)))
@@ -273,18 +276,74 @@ def _join_prompts(parts: Sequence[Prompts]) -> Prompts:
     )
 
 
-def join(parts: Sequence[Edges]) -> Edges:
-    """Results of the same call on successive prompts, as one."""
+def concatenated(pieces: list[Tensor]) -> Tensor:
+    """One piece after another, each let go of as soon as it is copied: the list is empty afterwards.
+
+    `torch.cat` would hold everything twice, and a result can be larger than all else in memory.
+    """
+    if len(pieces) == 1:
+        return pieces.pop()
+    whole, at = pieces[0].new_empty(sum(map(len, pieces))), 0
+    pieces.reverse()
+    while pieces:
+        piece = pieces.pop()
+        whole[at : at + len(piece)] = piece
+        at += len(piece)
+        del piece
+    return whole
+
+
+class Growing:
+    """A column that grows at its end, in blocks that double up to a size which the machine takes back when they are let go of.
+
+    Many small tensors would stay in the process's heap, beside the whole that they are copied to.
+    """
+
+    BLOCK = 1 << 23
+
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
+        self.used = self.size = 0
+
+    def add(self, piece: Tensor) -> None:
+        """Append a piece."""
+        while len(piece):
+            if not self.blocks or self.used == len(self.blocks[-1]):
+                self.blocks.append(piece.new_empty(max(len(piece), min(self.size, self.BLOCK))))
+                self.used = 0
+            taken = min(len(piece), len(self.blocks[-1]) - self.used)
+            self.blocks[-1][self.used : self.used + taken] = piece[:taken]
+            self.used, self.size, piece = self.used + taken, self.size + taken, piece[taken:]
+
+    def whole(self, none: Tensor) -> Tensor:
+        """All of it; `none` where there is nothing. The column is empty afterwards."""
+        if self.blocks:
+            self.blocks[-1] = self.blocks[-1][: self.used]
+        return concatenated(self.blocks or [none])
+
+
+def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
+    """Results of the same call on successive prompts, as one.
+
+    Args:
+        release: whether to empty the list of parts, and let go of each as it is copied, so that the whole is never held twice.
+    """
+    if len(parts) == 1:
+        return parts[0]
     offsets = torch.tensor([0, *(len(p.sources) for p in parts)]).cumsum(0)
-    return replace(
-        parts[0],
-        sources=_join_nodes([p.sources for p in parts]),
-        targets=_join_nodes([p.targets for p in parts]),
-        indptr=_join_ptr([p.indptr for p in parts]),
-        indices=torch.cat([p.indices + offset for p, offset in zip(parts, offsets, strict=False)]),
-        gradient=torch.cat([p.gradient for p in parts]),
-        attribution=torch.cat([p.attribution for p in parts]),
-        total=torch.cat([p.total for p in parts]),
-        l1=torch.cat([p.l1 for p in parts]),
-        prompts=_join_prompts([p.prompts for p in parts]),
-    )
+    tables: dict[str, Any] = {
+        "kind": parts[0].kind,
+        "call": parts[0].call,
+        "sources": _join_nodes([p.sources for p in parts]),
+        "targets": _join_nodes([p.targets for p in parts]),
+        "indptr": _join_ptr([p.indptr for p in parts]),
+        "prompts": _join_prompts([p.prompts for p in parts]),
+    }
+    columns = {name: [getattr(p, name) for p in parts] for name in ("gradient", "attribution", "total", "l1", "indices")}
+    sizes = [len(p) for p in parts]
+    if release:
+        cast(list[Edges], parts).clear()
+    values: dict[str, Any] = {name: concatenated(column) for name, column in columns.items()}
+    for offset, of_part in zip(offsets.tolist(), values["indices"].split(sizes), strict=False):
+        of_part.add_(offset)
+    return Edges(**tables, **values)

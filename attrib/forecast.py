@@ -1,32 +1,32 @@
 """What a call will cost, told before it runs: `plan`."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from attrib.attribute import check
-from attrib.between import Effect, station
-from attrib.cone import pieces_of
+from attrib.between import Effect
 from attrib.cost import Cost, Part
 from attrib.dictionary import Dictionary
-from attrib.jacobian import DEFAULT_BUDGET, task_of
+from attrib.jacobian import DEFAULT_BUDGET, LEAST_FOR_SAMPLES, sampled_task
 from attrib.model import Model
-from attrib.packing import PackPlan, packs
-from attrib.paths import path_of, start_site, stop_site
-from attrib.positions import Positions, PositionsLike, chosen_positions, plain_positions
-from attrib.precision import precision_of
+from attrib.needs import Needs
+from attrib.opening_cost import Counts, counts_known, known_task, positions_read
+from attrib.packing import PackPlan, packs, plan_pack
+from attrib.positions import PositionsLike
 from attrib.reading import LogitsLike, as_logits
+from attrib.result import result_bytes, size_of
+from attrib.room import memory_named
 from attrib.sources.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.task import Task
 from attrib.tokens import TokensLike, to_prompts
-from attrib.types import EXACT, Difference, Direction, EdgeKind, InputError, Logits, Policy, Tokens, TopLogits
+from attrib.types import EXACT, Dense, EdgeKind, InputError, Keep, Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What an attribution will do and cost. Operations are those of matrix products, 2 m k n each."""
 
@@ -40,6 +40,10 @@ class Plan:
     floor: int
     """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
     floor_bytes: int
+    result: int
+    """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
+    copies: int
+    """Bytes of parameters in another precision than they are given in, beside the working memory."""
 
     @property
     def flops(self) -> int:
@@ -51,22 +55,44 @@ class Plan:
         """The ways taken, the same for all packs or joined by commas: local, reverse, forward, both."""
         return ", ".join(sorted({pack.way for pack in self.packs}))
 
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, "
+            f"peak {size_of(self.peak)}, result up to {size_of(self.result)}, {len(self.packs)} pack(s))"
+        )
+
     def __str__(self) -> str:
         lines = [
-            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB"
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
+            f"result up to {size_of(self.result)}" + (f", {size_of(self.copies)} of parameters in another precision" if self.copies else "")
         ]
-        lines += [
-            f"  {part:<10}{self.flops_by_part[part] / 1e9:>10.3f} GFLOP {self.bytes_by_part[part] / 1e6:>10.1f} MB"
-            for part in self.flops_by_part
-        ]
+        lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
+        return "\n".join([*lines, *(f"  {line}" for line in self._pack_lines)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{part}</td><td>{flops / 1e9:,.3f}</td><td>{size / 1e6:,.1f}</td></tr>" for part, flops, size in self._parts
+        )
+        head = "<tr><th>part</th><th>GFLOP</th><th>MB moved</th></tr>"
+        packs = "<br>".join(self._pack_lines[:10]) + ("<br>…" if len(self.packs) > 10 else "")
+        return f"<div><p>{str(self).splitlines()[0]}</p><table>{head}{rows}</table><p>{packs}</p></div>"
+
+    @property
+    def _parts(self) -> list[tuple[Part, int, int]]:
+        return [(part, flops, self.bytes_by_part[part]) for part, flops in self.flops_by_part.items()]
+
+    @property
+    def _pack_lines(self) -> list[str]:
+        lines = []
         for pack in self.packs:
             met = "" if pack.layer is None else f" at the MLP of layer {pack.layer}"
             prompts, sweeps = len(pack.task.targets), len(pack.sweeps)
             size = f"{pack.task.n_targets} × {pack.task.n_sources}"
-            lines.append(f"  {prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
-        return "\n".join(lines)
+            lines.append(f"{prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
+        return lines
 
 
+@memory_named("planning")
 @takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries, budget=as_bytes)
 def plan(
     model: Model,
@@ -77,10 +103,12 @@ def plan(
     cuts: Sequence[Dictionary] = (),
     effect: Effect = "direct",
     policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
     positions: PositionsLike = None,
     error: bool = True,
     dtype: torch.dtype | str | None = None,
     budget: int = DEFAULT_BUDGET,
+    precision_rows: int | None = None,
     active: int | None = None,
 ) -> Plan:
     """The plan of an attribution, without computing it.
@@ -88,6 +116,8 @@ def plan(
     Args:
         source: a dictionary, or None for the tokens' scales (`token_to_latent`).
         target: a dictionary, or a choice of logits, as `latent_to_logit` takes it.
+        keep: for the size of the result. One that memory cannot hold is planned, and refused when it is run.
+        precision_rows: how many rows of the first prompt are computed again in float64.
         active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
             with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
 
@@ -96,87 +126,54 @@ def plan(
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
     target = target if isinstance(target, Dictionary) else as_logits(target)
     prompts = to_prompts(model, tokens)
-    positions = plain_positions(positions, [len(ids) for ids in prompts])
-    check(kind, model, source, target, prompts, cuts=cuts, effect=effect, policy=policy, positions=positions, dtype=dtype, budget=budget)
+    needs = check(
+        kind, model, source, target, prompts, cuts=cuts, effect=effect, policy=policy, keep=keep, positions=positions, error=error,
+        dtype=dtype, budget=budget, precision_rows=precision_rows, result_fits=False,
+    )  # fmt: skip
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
-    itemsize = precision_of(model, dtype).path.itemsize
-    is_cut = bool(cuts) or (source is not None and len(source.writes) > 1)
-    if is_cut and active is not None:
+    opening, known = needs.opening, needs.opening.cuts is None and counts_known(source, target, active)
+    if opening.cuts is not None and active is not None:
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
-    known = active is not None or all(not isinstance(d, Dictionary) or d.config.k is not None for d in (source, target))
-    options: dict[str, Any] = {"policy": policy, "positions": positions, "error": error, "cuts": cuts, "effect": effect}
-    tasks = []
-    for ids in prompts:
-        if known and not is_cut:
-            tasks.append(replace(_task(model, source, target, ids, policy, positions, itemsize, active), walks=not error))
+    tasks, opened = [], Cost(opening.itemsize)
+    for ids, found in needs.opened_paths(prompts) if not known else ((ids, None) for ids in prompts):
+        read = positions_read(target, needs.positions, len(ids))
+        if found is None:
+            counted = known_task(model, source, target, len(ids), policy, needs.positions, opening.itemsize, active)
+            task = opening.opened(counted, read)
         else:
-            tasks.append(task_of([path_of(model, source, target, ids, **options)]))
+            task = needs.opened(ids, found)
+        tasks.append(task)
+        opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
     planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
-    capture = Cost(itemsize)
-    for task in tasks:
-        encoders = [d for d in (source, target) if isinstance(d, Dictionary)]
-        encoders += [cut for cut in cuts if any(passed.reads == station(cut.site) for passed in task.passed)]
-        _capture(capture, model, encoders, target, task, positions)
-    total = sum((pack.cost for pack in planned), capture)
-    least = sum((pack.floor for pack in planned), capture)
-    peak = max(pack.peak for pack in planned)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()))
+    again = _sampled(tasks[0], needs)
+    total = sum((part.cost for part in (*planned, *again)), opened)
+    least = sum((pack.floor for pack in planned), opened)
+    peak = max(part.peak for part in (*planned, *again))
+    size = sum(result_bytes(task, keep) for task in tasks)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size, _copies(needs))
 
 
-def _task(
-    model: Model,
-    source: Dictionary | None,
-    target: Dictionary | Logits,
-    ids: Tensor,
-    policy: Policy,
-    positions: Positions,
-    itemsize: int,
-    active: int | None,
-) -> Task:
-    """The work of a prompt whose counts are known beforehand."""
-    length = len(ids)
-
-    def count(dictionary: Dictionary) -> int:
-        return min(active or dictionary.config.k or 0, dictionary.d_sae)
-
-    if isinstance(target, Dictionary):
-        rows, at = count(target), positions
-    else:
-        rows, at = _logits(target), -1 if positions is None else positions
-    times = Counter(chosen_positions(at, length, ids.device).tolist())
-    targets = tuple(rows * times[position] for position in range(length))
-    sources = (1 if source is None else count(source),) * length
-    ends = start_site(source), stop_site(model, target, (source,))
-    return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
+def _sampled(task: Task, needs: Needs) -> list[PackPlan]:
+    """The sweeps over the first prompt's sampled rows: as the others, and in float64, where the primal is walked again."""
+    if not needs.rows or not task.n_targets:
+        return []
+    sampled = sampled_task(task, needs.rows, task.itemsize)
+    tasks = sampled, replace(sampled, itemsize=8, walks=needs.opening.cuts is None)
+    return [plan_pack(each, max(needs.budget, LEAST_FOR_SAMPLES)) for each in tasks]
 
 
-def _logits(what: Logits) -> int:
-    match what:
-        case TopLogits(k=k):
-            return k
-        case Tokens(tokens=tokens):
-            return len(tokens)
-        case Difference() | Direction():
-            return 1
+def _copies(needs: Needs) -> int:
+    """Bytes of parameters that are converted: all to the path's precision, the blocks between its ends to the sweep's, and to float64."""
 
+    def numbers(params: Any) -> int:
+        return sum(leaf.numel() for leaf in pytree.tree_leaves(params) if isinstance(leaf, torch.Tensor))
 
-def _capture(
-    cost: Cost, model: Model, encoders: Sequence[Dictionary], target: Dictionary | Logits, task: Task, positions: Positions
-) -> None:
-    """Count what is done before the Jacobian: the prompt's own pass, the encoders, the logits that are chosen from."""
-    c = model.config
-    (rows,) = task.targets
-    tokens, d, d_kv, d_q = len(rows), c.d_model, c.n_kv_heads * c.d_head, c.n_heads * c.d_head
-    last = task.stop.layer + (task.stop.kind in ("mlp_out", "resid_post"))
-    attentions = task.stop.layer + (task.stop.kind != "resid_pre")
-    cost.mm("capture", tokens, d, d_q + 2 * d_kv, batch=attentions)
-    cost.mm("capture", tokens, d_q, d, batch=attentions)
-    cost.mm("capture", tokens, c.d_head, tokens, batch=2 * c.n_heads * attentions)
-    cost.mm("capture", tokens, d, task.d_hidden, batch=last)
-    cost.mm("capture", tokens, c.d_mlp, d, batch=last)
-    for dictionary in encoders:
-        cost.mm("capture", tokens, dictionary.d_in, dictionary.d_sae)
-    if isinstance(target, TopLogits | Tokens):
-        read = len(chosen_positions(-1 if positions is None else positions, tokens, torch.device("cpu")))
-        cost.mm("capture", read, d, c.d_vocab)
+    opening, path, sweep = needs.opening, needs.precision.path, needs.precision.sweep
+    given: list[Any] = [needs.model.params] if needs.model.dtype != path else []
+    dictionaries = [d for d in (needs.source, needs.target, *needs.cuts) if isinstance(d, Dictionary) and not d.config.lazy]
+    given += [d.params for d in dictionaries if d.params.W_dec.dtype != path]
+    blocks = numbers(needs.model.params.blocks[opening.start.layer : opening.stop.layer + 1])
+    swept = [sweep] if sweep != path else []
+    swept += [torch.float64] if needs.rows and path != torch.float64 else []
+    return numbers(given) * path.itemsize + blocks * sum(dtype.itemsize for dtype in swept)

@@ -26,7 +26,7 @@ from attrib.paths import Path, Sources, Targets
 from attrib.precision import Error, Precision, error_of, precision_of, products
 from attrib.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.seeded import push_seeded
-from attrib.task import Task
+from attrib.task import NOTHING_OPENED, Task
 from attrib.through import through
 from attrib.types import BudgetError, Site
 
@@ -177,16 +177,32 @@ def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budge
 
     Both are computed anew, for these rows alone: the same arithmetic as in the whole, in smaller sweeps.
     """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(path.targets.position), generator=generator)[:rows].sort().values.to(path.targets.position.device)
+    chosen = sampled(len(path.targets.position), rows, seed).to(path.targets.position.device)
     part = replace(path, targets=Targets(*(column[chosen] for column in path.targets)))
     found, exact = _matrix(part, precision, impl, budget), _matrix(_in_float64(part), None, "torch", budget)
     return error_of(found, exact, path.sources.value)
 
 
+LEAST_FOR_SAMPLES = 1 << 30
+"""Bytes that sampled rows may take in any case."""
+
+
+def sampled(count: int, rows: int, seed: int = 0) -> Int[Tensor, " chosen"]:
+    """Which of a path's targets are computed again, ascending."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].sort().values
+
+
+def sampled_task(task: Task, rows: int, itemsize: int) -> Task:
+    """The task of the sampled rows of one prompt, in numbers of `itemsize` bytes."""
+    (targets,) = task.targets
+    position = torch.arange(len(targets)).repeat_interleave(torch.tensor(targets))
+    at = torch.bincount(position[sampled(len(position), rows)], minlength=len(targets))
+    return replace(task, targets=(tuple(at.tolist()),), itemsize=itemsize, opened=NOTHING_OPENED)
+
+
 def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
     """The whole Jacobian of a path with few targets."""
-    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, 1 << 30)), precision, impl)]
+    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, LEAST_FOR_SAMPLES)), precision, impl)]
     return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
 
 
@@ -302,3 +318,10 @@ def chunk_size(working: Working, budget: int, prompt: int) -> int:
     if budget < working.fixed + working.row:
         raise BudgetError.of(budget, prompt, working.fixed + working.row)
     return min(MAX_CHUNK, (budget - working.fixed) // working.row)
+
+
+def with_writes(working: Working, path: Path) -> Working:
+    """The same for a path whose rows each hold, once more, what every source writes."""
+    if not path.is_cut:
+        return working
+    return working._replace(row=working.row + path.x.dtype.itemsize * path.sources.direction.numel())

@@ -80,7 +80,7 @@ class _Sizes:
         task, d = self.task, self.task.config.d_model
         packed = 2 if len(task.targets) > 1 else 1
         rows = task.n_sources * packed * max(1, len(task.writes)) + 2 * task.n_targets + task.beside
-        return rows * d + 3 * task.tokens * d * len(task.layers) + self.tile
+        return rows * d + 3 * task.tokens * packed * d * len(task.layers) + self.tile
 
     @property
     def tile(self) -> int:
@@ -136,7 +136,7 @@ class _Sizes:
         task, c = self.task, self.task.config
         rows = even(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
         # the MLP, and then the norm of all rows
-        return self.slopes + task.n_targets * c.d_model * 2 + max(4 * task.tokens * c.d_mlp, rows, 3 * task.n_targets * c.d_model)
+        return self.slopes + task.n_targets * c.d_model * 2 + max(5 * task.tokens * c.d_mlp, rows, 3 * task.n_targets * c.d_model)
 
     def spread(self, seeds: Rows, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""
@@ -244,7 +244,7 @@ class _Sizes:
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return self.beside(is_down) + weights + self.slopes + max(4 * task.tokens * f, fold, rest)
+        return self.beside(is_down) + weights + self.slopes + max(5 * task.tokens * f, fold, rest)
 
     @property
     def through(self) -> int:
@@ -257,6 +257,8 @@ class _Sizes:
             size = met + sum(map(sum, passed.terms)) * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
             waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
         steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
+        # the columns and rows that a component's terms are gathered in, beside those that are kept
+        steps += [(8 if passed.scales else 4) * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
         return 3 * down + max(waiting.values(), default=0) + max(steps)
 
     @property
@@ -267,7 +269,7 @@ class _Sizes:
         fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
         rows = max(map(max, down)) + max(map(max, up)) + fewer
-        return c.d_model * task.d_hidden + self.slopes + max(4 * task.tokens * c.d_mlp, rows * c.d_model + through)
+        return c.d_model * task.d_hidden + self.slopes + max(5 * task.tokens * c.d_mlp, rows * c.d_model + through)
 
 
 @lru_cache(maxsize=16)

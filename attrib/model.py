@@ -17,7 +17,7 @@ any leading batch dimensions; positions start at 0, so a prefix of a prompt is a
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -31,8 +31,12 @@ from attrib.fingerprints import Fingerprinted, moved
 from attrib.shown import record
 from attrib.tokenizer import Tokenizer as Tokenizer
 from attrib.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
+from attrib.warned import renamed
 
 Stream = Float[Tensor, "*batch positions d_model"]
+
+Put = Callable[[Site, Tensor], Tensor]
+"""What stands at a place, from what the model has computed there."""
 
 
 class Norm(NamedTuple):
@@ -242,10 +246,13 @@ def leave(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) ->
 
 
 def _rms(config: ModelConfig, x: Float[Tensor, "*batch d"], policy: Policy) -> Float[Tensor, "*batch d"]:
+    return x / rms(config, x, policy)
+
+
+def rms(config: ModelConfig, x: Float[Tensor, "*batch d"], policy: Policy = EXACT) -> Float[Tensor, "*batch 1"]:
+    """A norm's denominator: the root of the mean square of `x`, which LayerNorm has centred."""
     denominator = (x.pow(2).mean(-1, keepdim=True) + config.eps).sqrt()
-    if policy.norm == "frozen":
-        denominator = denominator.detach()
-    return x / denominator
+    return denominator.detach() if policy.norm == "frozen" else denominator
 
 
 def cap(x: Float[Tensor, "*any"], at: float | None, policy: Policy = EXACT) -> Float[Tensor, "*any"]:
@@ -406,6 +413,7 @@ def walk(
     x: Float[Tensor, "*batch positions width"],
     base: Stream | None = None,
     policy: Policy = EXACT,
+    put: Put | None = None,
 ) -> Iterator[tuple[Site, Tensor]]:
     """Yield every site from `start` on, in order of computation, with its value.
 
@@ -413,6 +421,8 @@ def walk(
         x: the value at `start`.
         base: the residual stream to which a component's output is added; needed where `start` is not
             itself the stream: `resid_pre` for z and attn_out, `resid_mid` for mlp_in and mlp_out.
+        put: what takes the place of each value, `x` among them, on which all that follows is computed. It is asked once of each
+            place, by the name that `place` gives it.
 
     Raises:
         InputError: where `base` is missing or not wanted.
@@ -426,24 +436,29 @@ def walk(
         raise UnsupportedError(
             f"{start}: attention and MLP of {model.name} both read resid_pre, and nothing reads the stream between them."
         )
-    stream = before = x if base is None else base
-    value, done = x, SITE_KINDS.index(start.kind)
+
+    def stands(at: Site, value: Tensor) -> Tensor:
+        return value if put is None else put(place(model, at), value)
+
+    value, done = stands(start, x), SITE_KINDS.index(start.kind)
+    stream = before = value if base is None else base
     yield start, value
     for layer in range(start.layer, config.n_layers):
         for kind in SITE_KINDS[done + 1 :]:
+            at = Site(layer, kind)
             match kind:
                 case "z":
                     before = stream
-                    value = attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy)
+                    value = stands(at, attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy))
                 case "attn_out":
-                    value = attention_written(model, layer, value, policy)
+                    value = stands(at, attention_written(model, layer, value, policy))
                 case "resid_mid" | "resid_post":
-                    value = stream = stream + value
+                    value = stream = stands(at, stream + value)
                 case "mlp_in":
-                    value = enter(config, blocks[layer].norm_2, before if config.parallel else stream, policy)
+                    value = stands(at, enter(config, blocks[layer].norm_2, before if config.parallel else stream, policy))
                 case "mlp_out":
-                    value = mlp(model, layer, value, policy)
-            yield Site(layer, kind), value
+                    value = stands(at, mlp(model, layer, value, policy))
+            yield at, value
         done = 0
         if layer + 1 < config.n_layers:
             yield Site(layer + 1, "resid_pre"), stream
@@ -455,10 +470,15 @@ def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor,
     return cap(raw, model.config.logit_cap, policy)
 
 
-def logits(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
-    """The whole model."""
+def forward(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
+    """The whole model: logits from ids."""
     *_, (_, last) = walk(model, Site(0, "resid_pre"), embed(model, tokens))
     return unembed(model, last)
+
+
+def place(model: Model, site: Site) -> Site:
+    """One name for `resid_post` of a layer and `resid_pre` of the next, which are the same value: the latter."""
+    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" and site != model.config.last else site
 
 
 def width(config: ModelConfig, site: Site) -> int:
@@ -483,3 +503,7 @@ def check_end(model: Model, site: Site | str, argument: str) -> Site:
             "Take resid_pre, attn_out, mlp_out or resid_post."
         )
     return site
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, logits="forward")

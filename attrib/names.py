@@ -6,6 +6,8 @@ from collections.abc import Callable
 _OLD_PYTHIA = {"19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b", "1p3b": "1p4b", "2p7b": "2p8b", "6p7b": "6p9b", "13b": "12b"}
 _OPT = {"small": "125m", "medium": "1p3b", "large": "2p7b", "xl": "6p7b", "xxl": "13b", "xxxl": "30b", "xxxxl": "66b"}
 
+_STANFORD_SEEDS = {"21": "a", "49": "b", "81": "c", "343": "d", "777": "e"}
+
 _ALIASES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^meta(?=llama)", ""),
     (r"^gemmav(?=\d)", "gemma"),
@@ -22,7 +24,26 @@ _ALIASES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(\d)layers?", r"\1l"),
     (r"^distill(?=gpt2$)|^gpt2xs$", "distil"),
     (r"^distil$", "distilgpt2"),
-    (r"^(mistral7b(?:instruct)?)v0p1$", r"\1"),
+    (r"^((?:mistral7b|mixtral8x7b)(?:instruct)?)v0p1$", r"\1"),
+    (r"^mixtral(instruct)?$", r"mixtral8x7b\1"),
+    (r"^(solu\d+l)(v\d+old|pile)$", r"\1old"),
+    (r"^(solu\d+l)(512w)?(wiki)?finetune$", r"\1wiki"),
+    (r"^attnonly(2l)?(512w)?(shortformer6bbiglr|inductiondemo|demo)$", "attnonly2ldemo"),
+    (r"^gpt2(stanford|mistral)?(small|medium)([a-e])$", r"stanfordgpt2\2\3"),
+    (r"^gpt2mediumsmall([a-e])$", r"stanfordgpt2medium\1"),
+    (r"^[a-z]+gpt2(small|medium)x(21|49|81|343|777)$", lambda found: f"stanfordgpt2{found[1]}{_STANFORD_SEEDS[found[2]]}"),
+    (r"^olmo2(0325|0425|1124)(?=\d)", "olmo2"),
+    (r"^olmoe1b7b0924$", "olmoe"),
+    (r"^(othellogpt)transformerlens$", r"\1"),
+    (r"^codellamallama2", "codellama"),
+    (r"^w2v2", "wav2vec2"),
+    (r"^phi3$", "phi3mini4kinstruct"),
+    (r"^gptoss$", "gptoss20b"),
+    (r"^qwen32bpreview$", "qwq32bpreview"),
+    (r"instuct", "instruct"),  # as TinyStories' author has it
+    (r"^(stablelm(?:base|tuned))alpha(?=\d)", r"\1"),
+    (r"^(apertus8b(?:instruct)?)2509$", r"\1"),
+    (r"^apertus(instruct)?$", r"apertus8b\1"),
 )
 """Names that TransformerLens, Hugging Face and the authors of dictionaries have for one model, in small letters and digits."""
 

@@ -105,6 +105,13 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     return best
 
 
+def least_memory(task: Task) -> int:
+    """The smallest budget with which there is a plan: that of the way whose single row takes least."""
+    last = _part(task, max(0, task.n_targets - 1), task.n_targets) if len(task.targets) == 1 else task
+    parts = ((option, task if option.way == "forward" else last) for option in _options(task))
+    return min(_memory(cut, option) for option, part in parts for cut in _in_pieces(part))
+
+
 Item = TypeVar("Item")
 
 
@@ -126,6 +133,9 @@ def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -
             pack, task, planned = [item], alone, plan_pack(alone, budget, number)
         else:
             pack, task, planned = [*pack, item], together, joined
+        if task is not None and task.cells > task.pieces.pack and planned is not None:
+            yield pack, planned  # nothing joins it: so that the next prompt is not opened, and in memory, meanwhile
+            pack, task, planned = [], None, None
     if planned is not None:
         yield pack, planned
 
@@ -171,12 +181,12 @@ def _part(task: Task, first: int, end: int) -> Task:
 def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, int], ...] | None, int, int]:
     """Runs of targets that fit, the peak, and the smallest budget that would do; None where one target does not fit."""
     count = task.n_targets
-    whole = peak_memory(task, option.way, option.layer)
+    whole = _memory(task, option)
     if whole <= budget or count <= 1:
         return (((0, count),) if whole <= budget else None), whole, whole
     if len(task.targets) > 1 or option.way == "forward":
         return None, whole, whole
-    smallest = peak_memory(_part(task, count - 1, count), option.way, option.layer)
+    smallest = _memory(_part(task, count - 1, count), option)
     if smallest > budget:
         return None, smallest, smallest
     sweeps, first, peak = [], 0, 0
@@ -190,7 +200,12 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
 
 def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
     """The peak of a sweep over some targets."""
-    return peak_memory(_part(task, first, first + rows), option.way, option.layer)
+    return _memory(_part(task, first, first + rows), option)
+
+
+def _memory(task: Task, option: _Option) -> int:
+    """Bytes at the fullest moment: of opening the paths, which no smaller sweep makes less, or of a sweep beside what they hold."""
+    return max(task.opened.peak, task.opened.held + peak_memory(task, option.way, option.layer))
 
 
 def _most(peak: Callable[[int], int], count: int, budget: int) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from attrib.model import Model, embed, enter, mlp, unembed, walk
 from attrib.positions import Positions, PositionsLike, plain_positions
 from attrib.primal import BESIDE, Streams, stream_sites
 from attrib.reading import LogitsLike, as_logits, read_direction, read_latents, read_logits, read_site
+from attrib.room import memory_named
 from attrib.segments import Segment, segment
 from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, as_source, as_target, takes
@@ -83,6 +84,8 @@ class Path:
     """Where the sources write, the first of it where `x` is, in the order in which their directions lie side by side."""
     between: Between = NOTHING
     """What dictionaries write on the way."""
+    active: tuple[int, ...] = ()
+    """How many latents of each dictionary that is put in are active, where opening the path has counted them."""
 
     def __repr__(self) -> str:
         what = "tokens" if self.from_tokens else "latents"
@@ -137,10 +140,13 @@ def start_at_latents(
 
 def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
     """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
-    directions = [source.decoder_rows(latents.latent, part_of(source, station(site))) for site in writes]
-    direction = directions[0] if len(directions) == 1 else torch.cat(directions, dim=1)
+
+    def written(site: Site) -> Float[Tensor, "sources width"]:
+        return source.decoder_rows(latents.latent, part_of(source, station(site)))
+
+    direction = written(writes[0]) if len(writes) == 1 else torch.cat([written(site) for site in writes], dim=1)
     scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
-    return Sources(*latents, direction.to(x.dtype) * scale)
+    return Sources(*latents, direction.to(x.dtype).mul_(scale))  # in place: these rows are the largest part of many a path
 
 
 # --------------------------------------------------------------------------------- the path itself
@@ -194,6 +200,7 @@ class _Opening(NamedTuple):
     """The true value at the site that is read, where that is not the path's end."""
     writes: tuple[Site, ...]
     between: Between
+    active: tuple[int, ...]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
     """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
 
@@ -210,23 +217,46 @@ def _open(
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(start, stop)
-    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
-    seen = capture(model, tokens, {start, stop, site, *sites, *read, *([base] if base else [])})
+    seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
     _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
     if cuts is not None:
         return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
     head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
-    # with the error in, the primal is the true one, not its reconstruction up to rounding
-    x = true_a if source is None or error else head.enter(head.sources.value)
-    reached = true_b if x is true_a else run(x, stream)
-    streams = {at: seen[at] for at in sites} if x is true_a else None
+    x, reached = true_a, seen
+    if source is not None and not error:  # with the error in, the primal is the true one, not its reconstruction up to rounding
+        x = head.enter(head.sources.value)
+        reached = _walked_to(model, start, stop, x, stream)
+    streams = {at: reached[at] for at in sites}
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
         return run(head.enter(values), stream)
 
-    return _Opening(head.sources, run, x, stream, true_b, reached, streams, seen[site], (start,), NOTHING, function)
+    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
+
+
+def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
+    """Where the model's own pass is looked at, to open a path that is read at `site`."""
+    start = start_site(source)
+    base = base_site(start)
+    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
+    put_in = set() if cuts is None or error else cuts.replaced.sites
+    return {start, stop, site, *stream_sites(start, stop), *read, *put_in, *([base] if base else [])}
+
+
+def _walked_to(
+    model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
+) -> dict[Site, Float[Tensor, "positions _"]]:
+    """The values from `start` to `stop`, and nothing beyond, where x stands at `start`."""
+    wanted, found = {start, *stream_sites(start, stop)}, {}
+    for site, value in walk(model, start, x, base):
+        if site in wanted:
+            found[site] = value
+        if site.depth == stop.depth:
+            found[stop] = value
+            return found
+    raise AssertionError(f"{stop} is not after {start}")
 
 
 def _require_finite(
@@ -262,19 +292,21 @@ def _open_cut(
         writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
         sources = latent_sources(source, x, writes, encode_sparse(source, x))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
+    active: tuple[int, ...] = ()
     if not error:
-        leaves = cuts.leaves(tokens, error=False)
+        leaves = cuts.leaves(tokens, error=False, true=seen)
         sites += [at for at in cuts.held if at.kind == "z"]  # which is not what its attention makes
-        reached = cuts.replaced.values(leaves, {start, stop, *sites}, effect=cuts.effect, sources=cuts.leaves_of)
-        if cuts.passed:
-            every = cuts.replaced.reads(leaves, effect=cuts.effect, sources=cuts.leaves_of)
-            read = [every[number] for number in cuts.passed]
+        wanted = {start, stop, *sites}
+        reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
+        active = tuple(len(each) for each in leaves.activations)
+        read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
     streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
     return _Opening(
-        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), function
+        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), active, function
     )  # fmt: skip
 
 
+@memory_named("opening a path")
 @takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
 def path(
     model: Model,
@@ -366,7 +398,7 @@ def path_of(
     targets = Targets(read.position, read.latent, value, cotangent)
     return Path(
         at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
-        at.writes, at.between,
+        at.writes, at.between, at.active,
     )  # fmt: skip
 
 

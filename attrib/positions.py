@@ -38,6 +38,19 @@ def plain_positions(given: PositionsLike, lengths: Sequence[int]) -> Positions:
     return positions
 
 
+def least_length(given: PositionsLike, most: int) -> int:
+    """Of the lengths up to `most`, the least of a prompt that has all these positions; or `most`, where none of them is enough."""
+    positions, masked = _plain(given)
+
+    def has_them(length: int) -> bool:
+        try:
+            return bool(numbers_of(positions, length))
+        except InputError:
+            return False
+
+    return min(masked, most) if masked else next(filter(has_them, range(1, most)), most)
+
+
 def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
     """Chosen positions, ascending and each once; negative ones count from the end, None is all."""
     return torch.tensor(sorted(set(numbers_of(positions, length))), dtype=torch.int64, device=device)
@@ -81,13 +94,18 @@ def _plain(given: PositionsLike) -> tuple[Positions, int | None]:
         numbers = [one.item() if isinstance(one, Tensor | np.generic) and one.ndim == 0 else one for one in given]
         if numbers and all(isinstance(one, bool) for one in numbers):
             return tuple(number for number, chosen in enumerate(numbers) if chosen), len(numbers)
-        return tuple(map(_whole, numbers)), None
+        plain = tuple(map(_whole, numbers))
+        if len(plain) > 2 and set(plain) <= {0, 1}:  # an attention mask has these; as numbers they say 0 and 1, again and again
+            raise InputError(f"positions: {len(plain)} numbers that are all 0 or 1, as of a mask; give a mask as booleans, mask.bool().")
+        return plain, None
     return _whole(given), None
 
 
 def _whole(one: Any) -> int:
     if isinstance(one, bool) or not isinstance(one, Integral):
         raise InputError(f"positions: {one!r}; {EXPECTED}.")
+    if abs(int(one)) >> 63:
+        raise InputError("positions: a number of more than 64 bits; expected one that a prompt's length could have.")
     return int(one)
 
 

@@ -5,7 +5,7 @@ their operands to 11 bits on CUDA, bfloat16 keeps all rows of a sweep in 8 bits;
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -62,16 +62,26 @@ def products(precision: Precision) -> Iterator[None]:
     """Matrix products as the precision wants them, on CUDA and, where a CPU could round too, there; and as they were afterwards.
 
     torch has two interfaces to one setting, and raises at what reads the older one while the newer one says otherwise.
-    So the newer one alone is used: it can always be read.
+    So the newer one alone is used, which can always be read; and the older one of a torch that has no other.
     """
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction_split_k
-    with _rounding(matmul, "tf32" if precision.tf32 else "ieee"), _rounding(torch.backends.mkldnn.matmul, "ieee"):  # type: ignore[attr-defined]
-        matmul.allow_bf16_reduced_precision_reduction = False, before[1]
-        try:
-            yield
-        finally:
-            matmul.allow_bf16_reduced_precision_reduction = before
+    matmul, on_host = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    with ExitStack() as afterwards:
+        if hasattr(matmul, "fp32_precision"):
+            afterwards.enter_context(_rounding(matmul, "tf32" if precision.tf32 else "ieee"))
+            if on_host is not None:
+                afterwards.enter_context(_rounding(on_host, "ieee"))
+        else:
+            afterwards.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
+        sums, by_parts = matmul.allow_bf16_reduced_precision_reduction, getattr(matmul, _BY_PARTS, None)
+        afterwards.callback(setattr, matmul, _SUMS, sums if by_parts is None else (sums, by_parts))
+        setattr(matmul, _SUMS, False if by_parts is None else (False, by_parts))
+        yield
+
+
+_SUMS = "allow_bf16_reduced_precision_reduction"
+_BY_PARTS = f"{_SUMS}_split_k"
+"""Switches of cuBLAS: whether bfloat16 products are summed in fewer digits, and whether in parts. Not every torch has the second."""
 
 
 @contextmanager

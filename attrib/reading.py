@@ -1,7 +1,7 @@
 """What is read at the end of a path: a dictionary's active latents, chosen logits, a direction."""
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.dictionary import Dictionary, encode_at, encode_sparse, wins_at
+from attrib.finite import require_finite
 from attrib.fit import check_fit
 from attrib.model import Model, cap, check_end, normalise, unembed, width
 from attrib.positions import Positions, chosen_positions
 from attrib.sparse import columns_of, select
 from attrib.tokens import token_ids, token_strings
-from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, Tokens, TopLogits
+from attrib.types import Difference, Direction, InputError, Logits, Policy, Site, TokenLogits, TopLogits
 
 LogitsLike = Any
 """A choice of logits; or a str or a list of str and ids, which are tokens, or an int, the number of the largest."""
@@ -53,7 +54,7 @@ def read_latents(
 
 
 def read_logits(
-    model: Model, what: TopLogits | Tokens | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
+    model: Model, what: TopLogits | TokenLogits | Difference, x: Float[Tensor, "positions d_model"], positions: Positions, policy: Policy
 ) -> Read:
     """Chosen logits, or a difference of them, at the last position or at `positions`; only their columns of W_U are touched.
 
@@ -64,7 +65,9 @@ def read_logits(
     if isinstance(what, Difference):
         return _read_difference(model, what, at, policy)
     else:
-        log_probability = unembed(model, x.index_select(0, at)).log_softmax(-1)
+        logits = unembed(model, x.index_select(0, at))
+        require_finite({"the logits": logits}, from_below=True, position=at)  # one that is none makes NaN of all probabilities
+        log_probability = logits.log_softmax(-1)
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)
         position, latent = at.repeat_interleave(counts), torch.cat(ids)
@@ -118,18 +121,29 @@ def as_logits(what: LogitsLike) -> Logits:
         InputError: for what is no choice of logits.
     """
     match what:
-        case TopLogits(k=k, mass=mass):
+        case TopLogits(k=k, mass=mass) if mass is None or (isinstance(mass, Real) and not isinstance(mass, bool)):
             return TopLogits(_plain_token(k, what), mass)
-        case Tokens(tokens=tokens):
-            return Tokens(tuple(_plain_tokens(tokens, what)))
+        case TokenLogits(tokens=tokens):
+            return TokenLogits(tuple(_plain_tokens(tokens, what)))
         case Difference(a=a, b=b):
             sides = [tuple(_plain_tokens(side, what)) for side in (a, b)]
             return Difference(*(side[0] if len(side) == 1 else side for side in sides))
-        case Direction():
-            return what
+        case Direction(vector=vector, site=site):
+            return what if isinstance(vector, Tensor) else Direction(_vector(vector), site)
     if isinstance(what, Integral) and not isinstance(what, bool):
         return TopLogits(int(what))
-    return Tokens(tuple(_plain_tokens(what, what)))
+    return TokenLogits(tuple(_plain_tokens(what, what)))
+
+
+def _vector(given: Any) -> Float[Tensor, " d"]:
+    """A direction's vector from an array or a list of numbers."""
+    try:
+        made = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        made = None
+    if made is None or made.dtype == torch.bool or made.is_complex():
+        raise InputError(f"logits: Direction of a {type(given).__name__}; expected a vector of numbers, as a tensor, an array or a list.")
+    return made if made.is_floating_point() else made.double()
 
 
 def _plain_tokens(given: Any, what: Any) -> list[int | str]:
@@ -148,7 +162,7 @@ def _plain_token(one: Any, what: Any) -> Any:
         return int(one)
     shown = repr(what)
     raise InputError(
-        f"logits: {shown if len(shown) < 80 else shown[:77] + '...'}; expected TopLogits(k, mass), Tokens([...]), Difference(a, b) or "
+        f"logits: {shown if len(shown) < 80 else shown[:77] + '...'}; expected TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or "
         "Direction(vector); or a string or a list of strings and token ids, which are these tokens; or a whole number, the k largest."
     )
 
@@ -168,7 +182,7 @@ def read_site(model: Model, target: Dictionary | Logits) -> Site:
         return site
     if isinstance(target, TopLogits) and (target.k < 1 or (target.mass is not None and not 0 < target.mass <= 1)):
         raise InputError(f"logits: {target}; expected k >= 1 and, where given, 0 < mass <= 1.")
-    if isinstance(target, Tokens):
+    if isinstance(target, TokenLogits):
         token_ids(model, target.tokens, "logits")
     if isinstance(target, Difference):
         token_ids(model, target.a, "logits")

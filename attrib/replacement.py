@@ -18,7 +18,7 @@ Latents compete (TopK) and pass thresholds anew on the total way; a derivative h
 `Replacement` is a plain function of its leaves under torch.func; docs/cuts.md has an example.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -48,9 +48,10 @@ from attrib.dictionary import (
     wins_at,
 )
 from attrib.fit import fitted
-from attrib.model import Model, Stream, attend, attention_written, check_site, embed, enter, mlp, unembed
+from attrib.model import Model, check_site, embed, place, unembed, walk
 from attrib.shown import record
 from attrib.sources.given import as_dictionaries, as_model, takes
+from attrib.tokens import TokensLike, to_batch
 from attrib.types import EXACT, InputError, Policy, Site, SparseLatents
 
 Errors = Sequence[Float[Tensor, "positions _"]]
@@ -138,35 +139,6 @@ def _is_batched(x: Tensor) -> bool:
 
 # ------------------------------------------------------------------------------------------ the pass
 
-Put = Callable[[Site, Tensor], Tensor]
-"""What stands at a place, from what the model has computed there."""
-
-
-def place(model: Model, site: Site) -> Site:
-    """One name for `resid_post` of a layer and `resid_pre` of the next, which are the same value: the latter."""
-    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" and site != model.config.last else site
-
-
-def walk_with(model: Model, x: Stream, put: Put, policy: Policy = EXACT) -> Iterator[tuple[Site, Tensor]]:
-    """Yield every place from the first on with what `put` has put there, on which all that follows is computed."""
-    config, blocks = model.config, model.params.blocks
-    for layer in range(config.n_layers):
-        at = {kind: Site(layer, kind) for kind in ("resid_pre", "z", "attn_out", "resid_mid", "mlp_in", "mlp_out")}
-        before = put(at["resid_pre"], x)
-        yield at["resid_pre"], before
-        z = put(at["z"], attend(model, layer, enter(config, blocks[layer].norm_1, before, policy), policy))
-        yield at["z"], z
-        attn_out = put(at["attn_out"], attention_written(model, layer, z, policy))
-        yield at["attn_out"], attn_out
-        mid = put(at["resid_mid"], before + attn_out)
-        yield at["resid_mid"], mid
-        mlp_in = put(at["mlp_in"], enter(config, blocks[layer].norm_2, before if config.parallel else mid, policy))
-        yield at["mlp_in"], mlp_in
-        mlp_out = put(at["mlp_out"], mlp(model, layer, mlp_in, policy))
-        yield at["mlp_out"], mlp_out
-        x = mid + mlp_out
-    yield config.last, put(config.last, x)
-
 
 class _Pass(NamedTuple):
     """One pass under way: its constants, and what has come up so far. It lives as long as the pass."""
@@ -211,15 +183,25 @@ class Replacement:
         return {at: (tuple(n for n in by_own[0] if reads[n] == at), tuple(n for n in by_own[1] if reads[n] == at)) for at in reads}
 
     @torch.no_grad()
-    def leaves(self, tokens: Int[Tensor, " positions"]) -> CutLeaves:
+    def leaves(self, tokens: TokensLike) -> CutLeaves:
         """The true leaves: what the model's own pass over these tokens gives.
+
+        Args:
+            tokens: one prompt, as the attributions take it.
 
         Raises:
             InputError: for anything but one prompt of at least one token, or one longer than the model's context.
         """
-        embedded = self._embedded(tokens)
-        sites = {place(self.model, d.site) for d in self.dictionaries} | {*self.written}
-        true = capture(self.model, tokens, sites)
+        ids = self._ids(tokens)
+        return self.leaves_of(embed(self.model, ids), capture(self.model, ids, self.sites))
+
+    @property
+    def sites(self) -> set[Site]:
+        """Every place that some dictionary reads or writes: what the leaves are made from."""
+        return {place(self.model, d.site) for d in self.dictionaries} | {*self.written}
+
+    def leaves_of(self, embedded: Float[Tensor, "positions d_model"], true: Mapping[Site, Float[Tensor, "positions _"]]) -> CutLeaves:
+        """The leaves where the values at `sites` are at hand."""
         cuts = tuple(_cut(d, true[place(self.model, d.site)]) for d in self.dictionaries)
         error = {site: true[site] for site in self.written}
         for dictionary, cut, places in zip(self.dictionaries, cuts, self._places, strict=True):
@@ -246,18 +228,17 @@ class Replacement:
         """
         return self._logits(self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}))
 
-    def run(
-        self, x: Int[Tensor, " positions"] | Float[Tensor, "positions d_model"], errors: Errors | None = None
-    ) -> Float[Tensor, "positions d_vocab"]:
+    def run(self, x: TokensLike | Float[Tensor, "positions d_model"], errors: Errors | None = None) -> Float[Tensor, "positions d_vocab"]:
         """Logits on the total way from tokens, or embedded tokens, alone: no latent is a leaf.
 
         Args:
+            x: one prompt, as the attributions take it; or what stands before the first layer, [positions, d_model].
             errors: `CutLeaves.errors` of these tokens, as constants; None leaves them out.
 
         Raises:
             InputError: for tokens that are no prompt, or errors of another number of places.
         """
-        embedded = x if x.is_floating_point() else self._embedded(x)
+        embedded = x if isinstance(x, Tensor) and x.is_floating_point() else embed(self.model, self._ids(x))
         return self._logits(self._walk(embedded, {}, None if errors is None else self._checked(errors), {}))
 
     def values(
@@ -276,15 +257,28 @@ class Replacement:
         Raises:
             InputError: for a site that the model does not have, and as `forward`.
         """
+        return self.values_and_reads(leaves, sites, effect=effect, sources=sources, errors=errors)[0]
+
+    def values_and_reads(
+        self,
+        leaves: CutLeaves,
+        sites: Iterable[Site | str],
+        *,
+        effect: Effect = "direct",
+        sources: Iterable[int] = (),
+        errors: bool = True,
+    ) -> tuple[dict[Site, Float[Tensor, "positions _"]], dict[int, Float[Tensor, "positions _"]]]:
+        """`values`, and what each dictionary that is met on the way to the last of the sites reads, by its number: one pass for both."""
         wanted = [check_site(self.model, site, "sites") for site in sites]
         places = {place(self.model, site) for site in wanted}
         found: dict[Site, Tensor] = {}
-        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}):
+        read: dict[int, Tensor] = {}
+        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
             if at in places:
                 found[at] = value
             if found.keys() == places:
                 break
-        return {site: found[place(self.model, site)] for site in wanted}
+        return {site: found[place(self.model, site)] for site in wanted}, read
 
     def reads(
         self, leaves: CutLeaves, *, effect: Effect = "direct", sources: Iterable[int] = (), errors: bool = True
@@ -320,7 +314,8 @@ class Replacement:
     ) -> Iterator[tuple[Site, Tensor]]:
         """Every place with its value. Dictionaries that are not in `held` are computed; what each reads is added to `read`."""
         constant = {} if errors is None else dict(zip(self.written, errors, strict=True))
-        return walk_with(self.model, embedded, partial(self._put, _Pass(held, constant, read, {})), self.policy)
+        put = partial(self._put, _Pass(held, constant, read, {}))
+        return walk(self.model, Site(0, "resid_pre"), embedded, policy=self.policy, put=put)
 
     def _put(self, so_far: "_Pass", at: Site, value: Tensor) -> Tensor:
         """What stands at a place, after the dictionaries that read and write there and before others that read there."""
@@ -346,10 +341,11 @@ class Replacement:
             last = value
         return unembed(self.model, last, policy=self.policy)
 
-    def _embedded(self, tokens: Int[Tensor, " positions"]) -> Float[Tensor, "positions d_model"]:
-        if tokens.ndim != 1 or len(tokens) == 0:
-            raise InputError(f"tokens: shape {list(tokens.shape)}; expected one prompt, [positions] with at least one. Call once for each.")
-        return embed(self.model, tokens)
+    def _ids(self, tokens: TokensLike) -> Int[Tensor, " positions"]:
+        ids = to_batch(self.model, tokens)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise InputError(f"tokens: shape {list(ids.shape)}; expected one prompt, [positions] with at least one. Call once for each.")
+        return ids
 
     def _held(self, leaves: CutLeaves, effect: Effect, sources: Iterable[int]) -> dict[int, Cut]:
         """The dictionaries that are taken from the leaves."""

@@ -12,7 +12,7 @@ from attrib.model import Model
 from attrib.sources import load_dictionary, load_model
 from attrib.store import open_collection, open_shard
 from attrib.store.collection import SHARDS, folder_of
-from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, Tokens, TopK, TopLogits, UnsupportedError
+from attrib.types import Dense, Difference, FormatError, InputError, Mass, Policy, Threshold, TokenLogits, TopK, TopLogits, UnsupportedError
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 """Of the prompt's largest attribution. Products of another number of rows end in other digits: a prompt alone, and in its shard."""
@@ -21,7 +21,7 @@ REDUCED = 5e-2
 
 Kind = TypeVar("Kind", Model, Dictionary)
 Places = Mapping[str, str | Path]
-_RULES: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Dense, TopK, Threshold, Mass, TopLogits, Tokens, Difference)}
+_RULES: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Dense, TopK, Threshold, Mass, TopLogits, TokenLogits, Difference)}
 
 
 class Compared(NamedTuple):

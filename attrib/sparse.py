@@ -4,6 +4,8 @@ Canonical means: latents sorted by (position, latent), CSR columns ascending wit
 duplicates, int64 pointers. Two equal results are then equal byte by byte.
 """
 
+from numbers import Integral, Real
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -43,8 +45,12 @@ def holds(latents: SparseLatents, position: Int[Tensor, " pairs"], latent: Int[T
 def check_keep(keep: Keep) -> Keep:
     """Raises InputError for a rule whose number makes no sense."""
     match keep:
+        case TopK(k) if isinstance(k, bool) or not isinstance(k, Integral):
+            raise InputError(f"keep: TopK({k!r}); expected a whole number.")
         case TopK(k) if k < 1:
             raise InputError(f"keep: TopK({k}) keeps nothing; expected k >= 1.")
+        case Threshold(number) | Mass(number) if isinstance(number, bool) or not isinstance(number, Real):
+            raise InputError(f"keep: {keep!r}; expected a number.")
         case Threshold(t) if not t >= 0:
             raise InputError(f"keep: Threshold({t}) is not a bound on |attribution|; expected t >= 0.")
         case Mass(fraction) if not 0 < fraction <= 1:

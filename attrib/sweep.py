@@ -23,7 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adjoint import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
-from attrib.attention import AttentionPoint, attention_pull, attention_pull_at, attention_push, attention_push_at, attention_weights
+from attrib.attention import (
+    AttentionPoint,
+    AttentionWeights,
+    attention_pull,
+    attention_pull_at,
+    attention_push,
+    attention_push_at,
+    attention_weights,
+)
 from attrib.between import station
 from attrib.cone import Band, Block, Cone, blocks, cells_of, even
 from attrib.primal import Primal, Seeds
@@ -136,7 +144,7 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
         beside: what they are at their own position beside attention; None is `sources` itself.
     """
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
-    pushed, scale = sources._replace(value=into_heads(primal, layer, sources)), primal.model.config.attention_scale
+    pushed, scale = sources._replace(value=into_heads(primal, layer, sources, weights)), primal.model.config.attention_scale
     out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
     for is_alone, block in spread_blocks(cone.bands, primal.policy, primal.pieces.band):
         point = points[block.prompt]
@@ -174,9 +182,9 @@ def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: B
     return z
 
 
-def into_heads(primal: Primal, layer: int, sources: Seeds) -> Float[Tensor, "rows d_heads"]:
-    """Seeded tangents of resid_pre through norm_1 into head space."""
-    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
+def into_heads(primal: Primal, layer: int, sources: Seeds, weights: AttentionWeights | None = None) -> Float[Tensor, "rows d_heads"]:
+    """Seeded tangents of resid_pre through norm_1 into head space, by the layer's weights, which are made where they are not at hand."""
+    weights, norm = weights or attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
 
 

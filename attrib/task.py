@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from attrib.attention import QUERY_BLOCK
 from attrib.between import Passed
@@ -9,6 +10,24 @@ from attrib.cone import ON_CPU, Band, Pieces, cone_of
 from attrib.model import ModelConfig
 from attrib.primal import BESIDE, attentions_between
 from attrib.types import Policy, Site
+
+
+class Opened(NamedTuple):
+    """Bytes of a path, or of the paths of a pack, beside what sweeps are counted with; see opening_cost.py."""
+
+    peak: int
+    """At the fullest moment of opening it."""
+    held: int
+    """As long as the path is there, beside its rows and the streams of its primal."""
+    whole: int
+    """As long as the path is there, in all."""
+
+    def __add__(self, other: "Opened") -> "Opened":  # type: ignore[override]
+        """One path that is held while the next is opened."""
+        return Opened(max(self.peak, self.whole + other.peak), self.held + other.held, self.whole + other.whole)
+
+
+NOTHING_OPENED = Opened(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -34,13 +53,21 @@ class Task:
     """The places that dictionaries write between the ends; see between.py."""
     passed: tuple[Passed, ...] = ()
     """The dictionaries that derivatives pass there."""
+    opened: Opened = NOTHING_OPENED
+    """What opening the paths takes, and what they hold."""
     queries: int = QUERY_BLOCK
     """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
 
     def __add__(self, other: "Task") -> "Task":
         """The same work on more prompts."""
         passed = tuple(a._replace(terms=a.terms + b.terms) for a, b in zip(self.passed, other.passed, strict=True))
-        return replace(self, targets=self.targets + other.targets, sources=self.sources + other.sources, passed=passed)
+        return replace(
+            self,
+            targets=self.targets + other.targets,
+            sources=self.sources + other.sources,
+            passed=passed,
+            opened=self.opened + other.opened,
+        )
 
     @property
     def is_through(self) -> bool:
@@ -49,7 +76,8 @@ class Task:
         Then there is the way of through.py alone.
         """
         is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
-        is_beside = self.config.parallel and self.stop.kind in BESIDE and len(self.layers) > 0
+        begins_within = self.start.kind in BESIDE and not self.layers
+        is_beside = self.config.parallel and self.stop.kind in BESIDE and not begins_within
         return bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
 
     @property

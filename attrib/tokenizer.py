@@ -1,6 +1,7 @@
 """How text becomes token ids and ids text: a few functions, whichever library they come from."""
 
 import functools
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,11 @@ SpecialTokens = Literal["allow", "text", "refuse"]
 """What becomes of a special token that is spelled out in a prompt's text: it is that token, it is text like any other, or an error."""
 
 Messages = Sequence[Mapping[str, Any]]
-"""A chat: messages with a role and a content."""
+"""A chat: messages with a role and a content, which is text, and what else its model's template asks for."""
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 60
+_brief.maxlevel = 3
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,12 +39,18 @@ class Tokenizer:
     """A token as it reads in context, no two alike; see labels.py. None is `decode`."""
     special: Mapping[int, str] = field(default_factory=dict)
     """The special tokens, by id."""
+    unknown: int | None = None
+    """The token that stands for text which the vocabulary does not have."""
     pad: int | None = None
     pad_run: int = 1
     """So many pad tokens at an end of a prompt are taken for padding: 2 where one alone may be what begins or ends a text."""
     sha256: str | None = None
     """Hash of the tokenizer's definition, to tell which one a result came from."""
     special_tokens: SpecialTokens = "allow"
+
+    def __repr__(self) -> str:
+        known = "unknown" if self.sha256 is None else self.sha256[:12]
+        return f"Tokenizer({len(self.special)} special tokens, {self.special_tokens}, sha256={known})"
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
@@ -80,9 +91,11 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise InputError("is a chat, and the tokenizer has no chat template; give its text, written as the model knows it.")
+        if fault := fault_of_chat(messages):
+            raise InputError(fault)
         if self.special_tokens != "allow":
             for message in messages:
-                self._refuse(str(message.get("content", "")))
+                self._refuse(message["content"])
         return self.chat_template(messages)
 
     def _refuse(self, text: str) -> None:
@@ -100,6 +113,27 @@ class Tokenizer:
         if special_tokens == "text" and self.plain is None:
             raise InputError("special_tokens: 'text', which this tokenizer cannot do; expected 'allow' or 'refuse'.")
         return replace(self, special_tokens=cast(SpecialTokens, special_tokens))
+
+
+def fault_of_chat(messages: Messages) -> str:
+    """What is wrong with a chat, or nothing. A template writes whatever content is given to it, a list as Python shows it."""
+    for number, message in enumerate(messages):
+        for key in ("role", "content"):
+            if not isinstance(text := message.get(key), str):
+                expected = "{'role': '...', 'content': '...'}"
+                return f"has no text as the {key} of message {number}; expected {expected}, got {_brief.repr(message)}"
+            if fault := fault_of_text(text):
+                return fault
+    return ""
+
+
+def fault_of_text(text: str) -> str:
+    """What is wrong with a text, or nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate, which no UTF-8 has"
+    return ""
 
 
 def guarded(function: Callable[P, T]) -> Callable[P, T]:

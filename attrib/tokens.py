@@ -1,8 +1,7 @@
 """Text, chats, encodings and ids become prompts; ids become labels. docs/prompts.md says what is taken."""
 
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from attrib.labels import unnamed
 from attrib.model import Model
 from attrib.tokenizer import Tokenizer
-from attrib.types import AttribWarning, InputError
+from attrib.types import InputError, warn
 
 TokensLike = Any
 """What is taken as prompts: text, 1-D ids, a chat or an encoding, or several of them; a 2-D tensor or an encoding of several rows."""
@@ -69,6 +68,7 @@ def to_batch(model: Model, tokens: TokensLike) -> Int[Tensor, "*batch positions"
             raise InputError(f"tokens: a tensor of dtype {tokens.dtype}; expected one of ints.")
         if tokens.numel() and not torch._C._functorch.is_functorch_wrapped_tensor(tokens):  # under vmap no value can be looked at
             _check_vocabulary(model, "a prompt", tokens)
+            _warn_of_padding(model, enumerate(tokens.reshape(-1, tokens.shape[-1])))
         return tokens.to(device=model.device, dtype=torch.int64)
     _, is_batch = prompts_in(tokens := list(tokens) if _is_iterator(tokens) else tokens)
     prompts = to_prompts(model, tokens)
@@ -91,6 +91,9 @@ def prompts_in(tokens: TokensLike) -> tuple[list[Any], bool]:
         if tokens.ndim not in (1, 2):
             raise InputError(f"tokens: has shape {list(tokens.shape)}; expected one prompt [positions] or a batch [prompts, positions].")
         return ([tokens], False) if tokens.ndim == 1 else (list(tokens), True)
+    if hasattr(tokens, "columns"):  # whose names are what a table gives when it is iterated over
+        names = getattr(tokens, "column_names", tokens.columns)
+        raise InputError(f"tokens: a {type(tokens).__name__} with the columns {_listed(names)}; give one of them, as a list.")
     if tokens is None or isinstance(tokens, bytes | bytearray | Set) or not isinstance(tokens, Iterable):
         raise InputError(f"tokens: {_shown(tokens)}; {EXPECTED}.")
     items = list(tokens)
@@ -170,8 +173,13 @@ def _is_iterator(tokens: Any) -> bool:
     return isinstance(tokens, Iterable) and not isinstance(tokens, str | bytes | Mapping | Set) and not hasattr(tokens, "__len__")
 
 
+def _listed(names: Iterable[Any]) -> str:
+    shown = [repr(name) for name in islice(names, 4)]
+    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+
 def _shown(item: Any) -> str:
-    text = repr(item)
+    text = " ".join(repr(item).split())
     return f"{text if len(text) < 60 else text[:57] + '...'} ({type(item).__name__})"
 
 
@@ -278,18 +286,10 @@ def _warn_of_padding(model: Model, bare: Iterable[tuple[int, Tensor]]) -> None:
     found = [number for number, ids in bare if len(ids) > run and any(bool((end == pad).all()) for end in (ids[:run], ids[-run:]))]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        _warn(
+        warn(
             f"tokens: prompt {found[0]}{more} begin or end in pad tokens (id {pad}), which are computed as tokens like any other. Give the "
             "tokenizer's whole encoding, with its attention_mask, or cut them off."
         )
-
-
-def _warn(message: str) -> None:
-    """An AttribWarning at the line outside attrib from which it was called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("attrib", "jaxtyping", "beartype"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, AttribWarning, stacklevel=level)
 
 
 # ------------------------------------------------------------------------------------------- labels
@@ -317,6 +317,9 @@ def _single_token(model: Model, text: str, argument: str) -> int:
         raise InputError(
             f"{argument}: {text!r} is {len(found)} tokens ({pieces}); expected one. A leading space often matters, as in ' Paris'."
         )
+    if found[0] == tokenizer.unknown and text.strip() not in (tokenizer.decode(found).strip(), tokenizer.special.get(found[0])):
+        known = _label(tokenizer, found[0])
+        raise InputError(f"{argument}: {text!r} is no token of the vocabulary, which has {known!r} for what it does not know.")
     return found[0]
 
 

@@ -4,15 +4,15 @@ Every other module speaks in these words; docs/format.md says how they lie on di
 """
 
 import re
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
 
 from attrib.shown import record
+from attrib.warned import renamed, warn_at_caller
 
 if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
     from torch import Tensor
@@ -55,6 +55,10 @@ class NotFiniteError(InputError):
         return type(self), (self.what, self.position, self.value, self.prompt)
 
 
+class OutOfMemoryError(AttribError, MemoryError):
+    """The machine or the device had no memory left; says what was being done, and what takes less."""
+
+
 class UnsupportedError(AttribError, NotImplementedError):
     """A model or dictionary with a feature that attrib does not compute; names the feature."""
 
@@ -71,15 +75,9 @@ class AttribWarning(UserWarning):
     """Something that is computed as asked, and is probably not what was meant; says what to do about it."""
 
 
-_WRAPPERS = ("attrib", "torch", "jaxtyping", "beartype", "contextlib", "functools")
-
-
 def warn(message: str) -> None:
     """Warn with AttribWarning at the line of the user's program that called attrib, however deep inside this is."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _WRAPPERS:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, AttribWarning, stacklevel=level)
+    warn_at_caller(message, AttribWarning)
 
 
 def first_line(error: BaseException) -> str:
@@ -123,6 +121,11 @@ def as_now(stored: str) -> str:
     return re.sub(rf"^(blocks\.\d+)\.{BEFORE_NORM}$", rf"\1.{_HOOKS['mlp_in'][0]}", stored)
 
 
+def logits_as_now(stored: str) -> str:
+    """A choice of logits in the words of today, of one that attrib wrote into a file: `TokenLogits` was once called `Tokens`."""
+    return re.sub(r"^Tokens\(tokens=", "TokenLogits(tokens=", stored)
+
+
 @dataclass(frozen=True)
 class Site:
     """A place in the transformer: a layer and a kind.
@@ -142,8 +145,10 @@ class Site:
     kind: SiteKind
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.kind not in SITE_KINDS:
+        is_whole = isinstance(self.layer, Integral) and not isinstance(self.layer, bool)
+        if not is_whole or self.layer < 0 or self.kind not in SITE_KINDS:
             raise InputError(f"Site({self.layer!r}, {self.kind!r}): expected layer >= 0 and a kind among {', '.join(SITE_KINDS)}.")
+        object.__setattr__(self, "layer", int(self.layer))  # numpy's numbers write themselves in another way
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{_HOOKS[self.kind][0]}"
@@ -159,7 +164,7 @@ class Site:
                 f"('{before[1]}.hook_resid_pre' in a model with parallel blocks), or '{before[1]}.mlp.hook_in' for what enters the MLP's "
                 "matrices, behind the norm and its weight."
             )
-        match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name)
+        match = re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", name) if isinstance(name, str) else None
         if match is None or match[2] not in _KIND_OF_HOOK:
             raise InputError(
                 f"Site.parse({name!r}): expected a TransformerLens hook name such as 'blocks.7.hook_resid_pre', "
@@ -256,7 +261,7 @@ class TopLogits(NamedTuple):
     mass: float | None = None
 
 
-class Tokens(NamedTuple):
+class TokenLogits(NamedTuple):
     """The logits of these tokens, given as ids or as strings that are one token each."""
 
     tokens: Sequence[int | str]
@@ -276,7 +281,10 @@ class Direction(NamedTuple):
     site: Site | None = None
 
 
-Logits = TopLogits | Tokens | Difference | Direction
+Logits = TopLogits | TokenLogits | Difference | Direction
 
 Progress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""
+
+if not TYPE_CHECKING:  # a type checker shall go on to know which names are not there
+    __getattr__ = renamed(__name__, Tokens="TokenLogits")

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from attrib import attribute
@@ -27,6 +37,7 @@ from attrib.fit import known_to
 from attrib.forecast import Plan, plan
 from attrib.jacobian import DEFAULT_BUDGET
 from attrib.model import Model
+from attrib.positions import plain_positions
 from attrib.sources import load_dictionary, load_model
 from attrib.tokenizer import SpecialTokens
 from attrib.types import (
@@ -40,7 +51,7 @@ from attrib.types import (
     Mass,
     Progress,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
     first_line,
@@ -51,8 +62,21 @@ LONGEST_CONFIG = 1 << 20
 
 Kind = EdgeKind
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-"""TOML has whole numbers of any length, and nothing behind it has."""
+Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
+"""TOML has whole numbers of any length, and nothing behind it has; and true is no number."""
+
+
+def _positions(given: Any) -> Any:
+    """Positions as they are written, once it is seen that they are some. Raises ValueError."""
+    try:
+        plain_positions(given, [])
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("positions: ")) from None
+    return given
+
+
+Written = Annotated[int | str | list[int] | list[bool] | None, PlainValidator(_positions)]
+"""Positions in every form that TOML has: a number, a list of them, a mask, "last", "all", or a slice as text."""
 
 
 USUAL_KEEP = Mass(0.99)
@@ -120,7 +144,7 @@ class Attribution(BaseModel):
     cuts: list[str] = Field(default_factory=list)
     effect: Effect = "direct"
     top_logits: Annotated[Whole, Field(ge=1)] = 10
-    mass: Annotated[float, Field(gt=0, le=1)] | None = None
+    mass: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     logit_tokens: list[Whole | str] = Field(default_factory=list)
     logit_difference: tuple[Whole | str, Whole | str] | None = None
     metric: str | None = None
@@ -153,7 +177,7 @@ class Attribution(BaseModel):
         """Which logits are the targets."""
         if self.logit_difference is not None:
             return Difference(*self.logit_difference)
-        return Tokens(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
+        return TokenLogits(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
 
 
 class Work(BaseModel):
@@ -169,7 +193,7 @@ class Work(BaseModel):
     precision_rows: Annotated[Whole, Field(ge=0)] | None = None
     method: attribute.Method = "adjoint"
     budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
-    positions: list[Whole] | None = None
+    positions: Written = None
     error: bool = True
     special_tokens: SpecialTokens = "allow"
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
@@ -267,7 +291,8 @@ class Loaded:
     def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
         """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
         self.check(prompts)
-        options = {name: self._options[name] for name in ("policy", "positions", "dtype", "budget")} | {"error": self.work.error}
+        options = {name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")}
+        options["error"] = self.work.error
 
         def planned(item: Attribution) -> Plan | None:
             source, to = self._ends(item)

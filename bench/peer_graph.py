@@ -175,7 +175,7 @@ def attrib_graph(model: Any, layers: list[Any], tokens: Tensor, logits: Tensor, 
     import attrib
 
     options: Facts = {"cuts": layers, "effect": "direct", "policy": attrib.LINEAR, "method": method}
-    last = [attrib.latent_to_logit(model, layer, tokens, logits=attrib.Tokens(logits.tolist()), **options) for layer in layers]
+    last = [attrib.latent_to_logit(model, layer, tokens, logits=attrib.TokenLogits(logits.tolist()), **options) for layer in layers]
     sources = [edges.sources for edges in last]
     place = torch.tensor([(i, p, n) for i, s in enumerate(sources) for p, n in zip(s.position.tolist(), s.latent.tolist(), strict=True)])
     rows = [slice(*ends) for ends in pairwise(torch.tensor([0, *map(len, sources)]).cumsum(0).tolist())]

@@ -7,6 +7,7 @@ part by one; everything else is transformers' code.
 """
 
 import importlib
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -61,8 +62,11 @@ def _gpt_neo_attn(self: Any, query: Tensor, key: Tensor, value: Tensor, attentio
     return pattern @ value, pattern
 
 
-for _method in (_rms_norm, _one_plus_norm, _gptj_attn, _gpt_neo_attn):
-    _method.__module__ = "transformers"  # attrib refuses methods that another package put into a class
+def _as_of(function: Any, kind: str) -> Any:
+    """The function under a method's name: attrib refuses what another package, or a pass that another class, put into a class or module."""
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    made.__module__, made.__qualname__ = "transformers", f"{kind}.forward"
+    return made
 
 
 def keep_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +77,7 @@ def keep_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for norms, forward in ((_RMS_NORMS, _rms_norm), (_ONE_PLUS_NORMS, _one_plus_norm)):
         for family, name in norms.items():
-            monkeypatch.setattr(getattr(module(family), name), "forward", forward)
-    monkeypatch.setattr(module("gemma2"), "eager_attention_forward", _eager)
-    monkeypatch.setattr(module("gptj").GPTJAttention, "_attn", _gptj_attn)
-    monkeypatch.setattr(module("gpt_neo").GPTNeoSelfAttention, "_attn", _gpt_neo_attn)
+            monkeypatch.setattr(getattr(module(family), name), "forward", _as_of(forward, name))
+    monkeypatch.setattr(module("gemma2"), "eager_attention_forward", _as_of(_eager, ""))
+    monkeypatch.setattr(module("gptj").GPTJAttention, "_attn", _as_of(_gptj_attn, ""))
+    monkeypatch.setattr(module("gpt_neo").GPTNeoSelfAttention, "_attn", _as_of(_gpt_neo_attn, ""))

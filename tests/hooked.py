@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attrib.capturing import capture
-from attrib.model import Model, ModelConfig, logits
+from attrib.model import Model, ModelConfig, forward
 from attrib.types import SITE_KINDS, Site
 from tests.builders import ALL_FAMILIES, DTYPES, Family, randomise, tiny
 from tests.tolerances import error
@@ -217,5 +217,5 @@ def errors(model: Model, tokens: Tensor, want: tuple[Tensor, dict[Site, Tensor]]
     """
     out, values = want
     got = capture(model, tokens, sites_of(model.config))
-    found = {"logits": error(logits(model, tokens), out)}
+    found = {"logits": error(forward(model, tokens), out)}
     return found | {str(site): error(got[site], values[site]) for site in got}

@@ -23,7 +23,7 @@ from attrib.types import (
     Policy,
     Site,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
 )
@@ -106,7 +106,7 @@ def test_latent_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method
 def test_latent_to_logit(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source, ids = Lens(kind), (7, 0, 59, 7)  # in the order asked for, also where it repeats
     edges = attrib.latent_to_logit(
-        build(family, dtype), source.dictionary(family, dtype), prompts(*LENGTHS), logits=Tokens(ids), method=method
+        build(family, dtype), source.dictionary(family, dtype), prompts(*LENGTHS), logits=TokenLogits(ids), method=method
     )
     assert edges.prompt(1).targets.latent.tolist() == list(ids)
     assert edges.prompt(1).targets.position.tolist() == [LENGTHS[1] - 1] * len(ids)
@@ -166,7 +166,7 @@ def test_latent_to_latent_along_the_reconstruction_alone(family: Family, kind: K
 @kinds
 def test_logits_and_metrics_along_the_reconstruction_alone(family: Family, kind: Kind):
     source, model = Lens(kind), build(family, torch.float64)
-    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(*LENGTHS), logits=Tokens((7, 0)), error=False)
+    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(*LENGTHS), logits=TokenLogits((7, 0)), error=False)
     assert_all(edges, wanted("latent_to_logit", family, source, (7, 0), error=False))
     edges = attrib.latent_to_metric(model, source.dictionary(family), prompts(*LENGTHS), metric, error=False)
     assert_all(edges, wanted("latent_to_metric", family, source, metric, error=False))
@@ -245,7 +245,7 @@ def test_tokens_to_every_site(family: Family, stop: str):
 @pytest.mark.parametrize("start", sorted({start for start, _ in SEGMENTS} | {"blocks.3.hook_resid_post"}))
 def test_logits_and_metrics_from_every_site(family: Family, start: str):
     source, model = Lens("standard", start), build(family, torch.float64)
-    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(6), logits=Tokens((5, 50)))
+    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(6), logits=TokenLogits((5, 50)))
     assert_all(edges, wanted("latent_to_logit", family, source, (5, 50), lengths=(6,)))
     edges = attrib.latent_to_metric(model, source.dictionary(family), prompts(6), metric)
     assert_all(edges, wanted("latent_to_metric", family, source, metric, lengths=(6,)))
@@ -262,7 +262,7 @@ def test_linear_holds_patterns_and_denominators(family: Family, error: bool, met
     options = {"policy": attrib.LINEAR, "error": error, "method": method}
     edges = attrib.latent_to_latent(model, source.dictionary(family), target.dictionary(family), prompts(*LENGTHS), **options)
     assert_all(edges, wanted("latent_to_latent", family, source, target, linear=True, error=error))
-    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(*LENGTHS), logits=Tokens((7, 0)), **options)
+    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(*LENGTHS), logits=TokenLogits((7, 0)), **options)
     assert_all(edges, wanted("latent_to_logit", family, source, (7, 0), linear=True, error=error))
     edges = attrib.latent_to_metric(model, source.dictionary(family), prompts(*LENGTHS), metric, **options)
     assert_all(edges, wanted("latent_to_metric", family, source, metric, linear=True, error=error))
@@ -303,7 +303,7 @@ def test_targets_at_chosen_positions(family: Family, positions: Any):
 @families
 def test_logits_at_chosen_positions(family: Family):
     source, model = Lens(), build(family, torch.float64)
-    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(9), logits=Tokens((4, 1)), positions=[-1, 2])
+    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(9), logits=TokenLogits((4, 1)), positions=[-1, 2])
     both = [wanted("latent_to_logit", family, source, (4, 1), lengths=(9,), position=at)[0] for at in (2, 8)]
     assert edges.targets.position.tolist() == [2, 2, 8, 8]
     assert edges.targets.latent.tolist() == [4, 1, 4, 1]
@@ -357,7 +357,7 @@ def test_keep_of_the_other_attributions(keep: Keep):
             wanted("token_to_latent", "gpt2", target, lengths=(9,)),
         ),
         (
-            attrib.latent_to_logit(model, source.dictionary("gpt2"), prompts(9), logits=Tokens((1, 2)), keep=keep),
+            attrib.latent_to_logit(model, source.dictionary("gpt2"), prompts(9), logits=TokenLogits((1, 2)), keep=keep),
             wanted("latent_to_logit", "gpt2", source, (1, 2), lengths=(9,)),
         ),
         (
@@ -470,7 +470,7 @@ def test_logits_at_several_positions_are_each_positions_own():
 @families
 def test_tokens_as_strings(family: Family):
     source, model = Lens(), characters(build(family, torch.float64))
-    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(9), logits=Tokens(["H", 0, "C"]))
+    edges = attrib.latent_to_logit(model, source.dictionary(family), prompts(9), logits=TokenLogits(["H", 0, "C"]))
     assert edges.targets.labels == ("H", "A", "C")
     assert_all(edges, wanted("latent_to_logit", family, source, (7, 0, 2), lengths=(9,)))
 
@@ -741,12 +741,12 @@ def test_a_target_that_is_not_after_the_source(start: str, stop: str):
 
 
 BAD_LOGITS = [
-    pytest.param(Tokens(["AB"]), ["logits", "'AB' is 2 tokens", "['A', 'B']", "expected one"], id="two tokens"),
+    pytest.param(TokenLogits(["AB"]), ["logits", "'AB' is 2 tokens", "['A', 'B']", "expected one"], id="two tokens"),
     pytest.param(Difference("A", "AB"), ["logits", "'AB' is 2 tokens", "expected one"], id="two tokens of a difference"),
-    pytest.param(Tokens([""]), ["logits", "'' is 0 tokens", "expected one"], id="no token"),
-    pytest.param(Tokens([60]), ["logits", "60", "vocabulary of 60"], id="outside the vocabulary"),
-    pytest.param(Tokens([-1]), ["logits", "-1", "vocabulary of 60"], id="negative"),
-    pytest.param(Tokens([]), ["logits", "no tokens", "at least one"], id="none"),
+    pytest.param(TokenLogits([""]), ["logits", "'' is 0 tokens", "expected one"], id="no token"),
+    pytest.param(TokenLogits([60]), ["logits", "60", "vocabulary of 60"], id="outside the vocabulary"),
+    pytest.param(TokenLogits([-1]), ["logits", "-1", "vocabulary of 60"], id="negative"),
+    pytest.param(TokenLogits([]), ["logits", "no tokens", "at least one"], id="none"),
     pytest.param(Difference([], 1), ["logits", "no tokens", "at least one"], id="none of a difference"),
     pytest.param(Direction(torch.zeros(31)), ["logits", "[31]", "vectors of 32"], id="direction of another width"),
     pytest.param(
@@ -772,7 +772,7 @@ def test_bad_logits(logits: Any, words: list[str]):
 @pytest.mark.usefixtures("as_in_production")
 def test_tokens_as_strings_without_a_tokenizer():
     with pytest.raises(InputError) as caught:
-        attrib.latent_to_logit(build("gpt2", torch.float64), Lens().dictionary("gpt2"), prompts(4), logits=Tokens(["A"]))
+        attrib.latent_to_logit(build("gpt2", torch.float64), Lens().dictionary("gpt2"), prompts(4), logits=TokenLogits(["A"]))
     assert_says(caught.value, ["logits", "got text", "tiny-gpt2 has no tokenizer", "give token ids"])
 
 

@@ -119,7 +119,7 @@ def test_the_plain_model_is_attribs(shape: str) -> None:
     problem = PROBLEMS["latent-logit"](shape)
     model, x = problem.model, plain.embed(problem.model, problem.tokens)
     reached = plain.forward(model, x, 0, 3, EXACT)
-    torch.testing.assert_close(plain.unembed(model, reached, EXACT), attrib.logits(model, problem.tokens))
+    torch.testing.assert_close(plain.unembed(model, reached, EXACT), attrib.forward(model, problem.tokens))
 
 
 def test_the_notebook_says_what_it_does_not_know() -> None:

@@ -17,7 +17,7 @@ from attrib.dictionary import Dictionary
 from attrib.jacobian import adjoint, task_of
 from attrib.model import Model
 from attrib.packing import plan_pack
-from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, Tokens, TopK
+from attrib.types import EXACT, LINEAR, BudgetError, Direction, InputError, Policy, Site, TokenLogits, TopK
 from tests.attribution_cases import without_shape_checks
 from tests.builders import D_MODEL, Family, build, normal, prompt, tiny
 from tests.covering import each_pair, named, pairwise
@@ -217,7 +217,7 @@ def test_logits_are_autograds(row: dict[str, Any]):
     found = first + ALL_SETS[row["which"]](model)
     want = Oracle(row["family"], found, row["effect"]).jacobian(0, lambda logits, _: logits[-1, :SOME])
     source, cuts = found[0].ours, ours(found[1:])
-    got = attrib.latent_to_logit(model, source, TOKENS, logits=Tokens(range(SOME)), cuts=cuts, effect=row["effect"])
+    got = attrib.latent_to_logit(model, source, TOKENS, logits=TokenLogits(range(SOME)), cuts=cuts, effect=row["effect"])
     is_blocked = row["effect"] == "direct" and row["which"] == "residual"
     assert bool(want.abs().max() > 1e-6) != is_blocked
     assert len(got) == 0 if is_blocked else len(got) > 100

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import Model, Norm, logits
+from attrib.model import Model, Norm, forward
 from attrib.sources.families import FAMILIES, model_config
 from attrib.sources.families.family import windows_of
 from attrib.sources.families.gpt import pairs_as_halves
@@ -62,7 +62,7 @@ def test_logits_and_every_site_are_transformers_own(variant: str, dtype: torch.d
     assert got.keys() == want.keys()
     for site, value in got.items():
         assert_close(value, want[site], what=site)
-    assert_close(logits(model, tokens), want_logits, what="logits")
+    assert_close(forward(model, tokens), want_logits, what="logits")
 
 
 def test_the_variants_are_of_every_family():
@@ -74,11 +74,11 @@ def test_a_prompt_longer_than_every_window_to_the_end_of_the_context(family: Fam
     foreign = tiny(family, torch.float64)
     model, tokens = attrib.from_hugging_face(foreign), prompt(64)
     want_logits, want = transformers_values(foreign, tokens)
-    assert_close(logits(model, tokens), want_logits)
+    assert_close(forward(model, tokens), want_logits)
     for site, value in capture(model, tokens, sites_of(model)).items():
         assert_close(value, want[site], what=site)
     with pytest.raises(InputError, match="65 positions"):
-        logits(model, prompt(65))
+        forward(model, prompt(65))
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -101,7 +101,7 @@ def test_half_precision_weights_come_as_they_are(family: Family, dtype: torch.dt
     model = attrib.from_hugging_face(foreign)
     assert {leaf.dtype for leaf in pytree.tree_leaves(model.params) if leaf.numel()} == {dtype}
     assert model.params.W_E.data_ptr() == foreign.get_input_embeddings().weight.data_ptr()
-    assert torch.isfinite(logits(model, prompt(9))).all()
+    assert torch.isfinite(forward(model, prompt(9))).all()
 
 
 def test_the_embedding_scale_is_rounded_as_the_original_rounds_it():
@@ -111,7 +111,7 @@ def test_the_embedding_scale_is_rounded_as_the_original_rounds_it():
         assert model.config.embedding_scale == float(torch.tensor(32**0.5).to(dtype))
     loaded_in_half = tiny("gemma").to(torch.bfloat16).to(torch.float32)
     model = attrib.from_hugging_face(loaded_in_half)
-    assert_close(logits(model, prompt(9)), transformers_values(loaded_in_half, prompt(9))[0])
+    assert_close(forward(model, prompt(9)), transformers_values(loaded_in_half, prompt(9))[0])
     assert model.config.embedding_scale != attrib_model("gemma").config.embedding_scale
 
 
@@ -190,8 +190,8 @@ WITHOUT: dict[str, tuple[str, Callable[[Model], Model]]] = {
 def test_every_feature_matters_to_the_tiny_models(variant: str, without: Callable[[Model], Model]):
     """Turned off, it moves the logits by far more than any tolerance: so the comparison above would have seen it missing."""
     model, tokens = attrib.from_hugging_face(tiny_variant(variant, torch.float64)), prompt(20)
-    want = logits(model, tokens)
-    assert (logits(without(model), tokens) - want).abs().max() > 1e-2 * want.abs().max()
+    want = forward(model, tokens)
+    assert (forward(without(model), tokens) - want).abs().max() > 1e-2 * want.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ def test_token_to_latent_and_latent_to_logit(family: Family):
     assert_close(edges.dense(0), want, what="tokens")
     start = Site(1, "mlp_out")
     source = lens(model, start, 71)
-    a = attrib.latent_to_logit(model, attrib.from_sae_lens(source), TOKENS, logits=attrib.Tokens([3, 5, 8])).sources
+    a = attrib.latent_to_logit(model, attrib.from_sae_lens(source), TOKENS, logits=attrib.TokenLogits([3, 5, 8])).sources
     enter = latents_enter(source, true_values(foreign, start)[start], a.position, a.latent)
     for logits, function in (
-        (attrib.Tokens([3, 5, 8]), lambda logits: logits[-1, [3, 5, 8]]),
+        (attrib.TokenLogits([3, 5, 8]), lambda logits: logits[-1, [3, 5, 8]]),
         (attrib.Difference([3, 5], 8), lambda logits: (logits[-1, [3, 5]].mean() - logits[-1, 8])[None]),
     ):
         edges = attrib.latent_to_logit(model, attrib.from_sae_lens(source), TOKENS, logits=logits)

@@ -606,7 +606,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "prompts without a name": (TOML.replace("prompts.jsonl", ""), ["prompts.source[0]: ''; expected at least 1 character"]),
     "standard input twice": (TOML.replace('"prompts.jsonl"', '["-", "-"]'), ["prompts.source: '-' is there more than once"]),
     "a huge limit": (TOML + f"[shards]\nprompts = 0x{'f' * 5000}\n", ["shards.prompts", "less than"]),
-    "a huge position": (f"positions = [0x{'f' * 5000}]" + TOML, ["positions", "less than"]),
+    "a huge position": (f"positions = [0x{'f' * 5000}]" + TOML, ["positions", "64 bits"]),
     "an endless budget": ("budget = inf" + TOML, ["budget"]),
     "a huge budget": (f"budget = {'9' * 400}" + TOML, ["budget", "less than"]),
     "a budget of too many digits": ('budget = "' + 5000 * "9" + 'GiB"' + TOML, ["budget"]),

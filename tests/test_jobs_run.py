@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import typer.testing
@@ -292,21 +293,60 @@ def test_what_was_damaged_is_made_again(folder: Path, beside: Path, inner: str, 
     assert_undisturbed(folder, beside)
 
 
+def put(job: Job, shard: Shard, *columns: str) -> None:
+    """A shard of which these columns are twice what they were, with its checksum on record, as a broken machine would write it."""
+    path = job.file(shard)
+    with open_shard(path) as store:
+        wrong = [replace(edges, **{name: getattr(edges, name) * 2 for name in columns}) for edges in store.values()]
+    attrib.save(path, wrong, overwrite=True)
+    on_record(job, shard)
+
+
+def on_record(job: Job, shard: Shard) -> None:
+    """Put the checksum and length that a shard has on record."""
+    path, entry = job.file(shard), job.record(shard)
+    now = {"sha256": running.digest(job.folder, path), "bytes": path.stat().st_size}
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | now))
+
+
 @pytest.mark.usefixtures("finished")
 def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
-    """A shard whose checksum is right and whose numbers are wrong, as a broken machine would write it."""
     ran = run(folder, here)
     shard = ran.job.shards[1]
-    with open_shard(ran.job.file(shard)) as store:
-        wrong = [replace(edges, attribution=edges.attribution * 1.5) for edges in store.values()]
-    attrib.save(ran.job.file(shard), wrong, overwrite=True)
-    content, path = ran.job.file(shard).read_bytes(), ran.job.record(shard)
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"sha256": running.digest(folder, ran.job.file(shard)), "bytes": len(content)})
-    )
+    put(ran.job, shard, "gradient", "attribution", "total", "l1")
     assert verify(folder, recompute=0) == []
     [fault] = verify(folder, recompute=len(ran.job.shards))
-    assert (fault.shard, "differs by 3.3e-01 of the largest attribution" in fault.what) == (shard, True)
+    assert (fault.shard, "differs by 5.0e-01 of the largest attribution" in fault.what) == (shard, True)
+
+
+@pytest.mark.usefixtures("finished")
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        (["attribution"], r"attribution/data: prompt \d+, row 0: it is .*, and gradient times activation .*; and .* more rows like it"),
+        (["l1"], r"l1: prompt \d+, row 0: it is .*, of which the keep rule stores 0\.\d+ at least, and .* is stored"),
+        (["total"], r"total: prompt \d+, row \d+: it is .*, and what is stored sums to .*: more apart than the rest of l1"),
+    ],
+)
+def test_verify_sees_values_that_contradict_each_other(folder: Path, columns: list[str], fault: str) -> None:
+    ran = run(folder, here)
+    put(ran.job, ran.job.shards[1], *columns)
+    found = verify(folder, recompute=0)
+    assert {one.shard for one in found} == {ran.job.shards[1]}
+    assert all(re.match(rf"/blocks/\S*/{fault}", one.what) for one in found), [one.what for one in found]
+
+
+@pytest.mark.usefixtures("finished")
+def test_verify_sees_a_shard_that_does_not_say_what_it_is_of(folder: Path) -> None:
+    ran = run(folder, here)
+    shard = ran.job.shards[1]
+    with h5py.File(ran.job.file(shard), "r+") as file:
+        for group in (file, *file["blocks"].values()):
+            group.attrs["call"] = np.bytes_("{}")
+    on_record(ran.job, shard)
+    found = {fault.what for fault in verify(folder, recompute=0)}
+    kinds = ("latent_to_latent", "token_to_latent")
+    assert found == {f"the call of its {kind} does not say of what model and dictionaries it is" for kind in kinds}
 
 
 @pytest.mark.usefixtures("finished")

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 import attrib
 from attrib.capturing import capture
 from attrib.fingerprints import fingerprint
-from attrib.model import ModelConfig, Norm, Params, embed, logits, mlp, unembed, walk, width
+from attrib.model import ModelConfig, Norm, Params, embed, forward, mlp, unembed, walk, width
 from attrib.segments import block, segment
 from attrib.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
 from tests.builders import (
@@ -58,7 +58,7 @@ def test_logits_and_every_site_are_transformers_own(variant: str, dtype: torch.d
     assert len(want) == len(all_sites())
     for site in all_sites():
         assert_close(got[site], want[site], what=site)
-    assert_close(logits(model, tokens), want_logits, what="logits")
+    assert_close(forward(model, tokens), want_logits, what="logits")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +80,7 @@ def test_gradients_of_parameters_are_transformers_own(family: Family):
     model = attrib.from_hugging_face(foreign)
 
     def loss(params: Params) -> Tensor:
-        return logits(replace(model, params=params), tokens).square().mean()
+        return forward(replace(model, params=params), tokens).square().mean()
 
     got = grad(loss)(model.params)
     foreign(tokens[None]).logits.square().mean().backward()
@@ -151,7 +151,7 @@ def test_pieces_compose(family: Family):
     x = embed(model, tokens)
     for layer in range(N_LAYERS):
         x = block(model, layer, x)
-    whole = logits(model, tokens)
+    whole = forward(model, tokens)
     assert whole.shape == (8, D_VOCAB)
     assert_close(unembed(model, x), whole)
     half = segment(model, "blocks.0.hook_resid_pre", "blocks.1.hook_resid_mid")(embed(model, tokens))
@@ -369,8 +369,8 @@ def test_nothing_is_written(family: Family):
     kept = x.clone()
     for policy in (EXACT, LINEAR):
         jacrev(segment(model, "blocks.1.hook_resid_pre", "blocks.2.attn.hook_z", policy=policy))(x)
-    logits(model, tokens)
-    grad(lambda params: logits(replace(model, params=params), tokens).sum())(model.params)
+    forward(model, tokens)
+    grad(lambda params: forward(replace(model, params=params), tokens).sum())(model.params)
     assert [leaf._version for leaf in leaves] == versions
     assert [leaf.requires_grad for leaf in leaves] == flags
     assert all(torch.equal(leaf, copy) for leaf, copy in zip(leaves, copies, strict=True))
@@ -416,9 +416,9 @@ def test_sites_and_prompts_that_the_model_has_not():
     with pytest.raises(InputError, match=r"sites: blocks\.7\.hook_mlp_out is outside tiny-gpt2, which has layers 0 to 3"):
         capture(model, prompt(3), ["blocks.0.hook_resid_pre", "blocks.7.hook_mlp_out"])
     for family in FAMILIES:
-        logits(build(family), prompt(N_CTX))
+        forward(build(family), prompt(N_CTX))
         with pytest.raises(InputError, match=rf"tokens: {N_CTX + 1} positions, and tiny-{family} has {N_CTX}"):
-            logits(build(family), prompt(N_CTX + 1))
+            forward(build(family), prompt(N_CTX + 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -429,7 +429,7 @@ def test_dtype_device_and_fingerprint(family: Family):
     assert single.to(device="cpu") is single
     wide = single.to(dtype=torch.float64)
     assert {leaf.dtype for leaf in pytree.tree_leaves(wide.params)} == {torch.float64}
-    assert_close(logits(wide, prompt(7)).float(), logits(single, prompt(7)))
+    assert_close(forward(wide, prompt(7)).float(), forward(single, prompt(7)))
     assert fingerprint(single.params, single.config) == single.fingerprint
     assert replace(single, config=replace(single.config, eps=0.1)).fingerprint != single.fingerprint, "the same weights in another model"
     assert len({single.fingerprint, double.fingerprint, build(family, seed=9).fingerprint}) == 3

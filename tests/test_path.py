@@ -16,7 +16,7 @@ import attrib
 from attrib.jacobian import Tile, adjoint, by_jvp, by_vjp, task_of
 from attrib.packing import plan_pack
 from attrib.paths import Path, metric_path
-from attrib.types import Difference, Direction, InputError, Policy, Tokens, TopLogits
+from attrib.types import Difference, Direction, InputError, Policy, TokenLogits, TopLogits
 from tests import builders
 from tests.attribution_cases import LATE, MIDDLE, Lens, assert_same, lenses, metric, prompts, relative_error
 from tests.builders import FAMILIES, Family, build
@@ -39,7 +39,7 @@ ENDS: dict[str, tuple[Lens | None, Any]] = {
     "mlp_out to attn_out": (Lens("standard", "blocks.1.hook_mlp_out"), Lens("standard", "blocks.3.hook_attn_out", 7)),
     "z to mlp_in": (Lens("standard", "blocks.1.attn.hook_z"), Lens("standard", "blocks.2.ln2.hook_normalized", 7)),
     "latent to top logits": (Lens("standard"), TopLogits(5)),
-    "latent to tokens": (Lens("topk"), Tokens([3, 9])),
+    "latent to tokens": (Lens("topk"), TokenLogits([3, 9])),
     "latent to difference": (Lens("jumprelu"), Difference([3, 4], 5)),
     "latent to direction": (Lens("standard"), Direction(builders.normal(32, dtype=torch.float64))),
 }
@@ -308,7 +308,7 @@ def test_ends_that_do_not_fit_are_refused():
         partial(
             attrib.path, model, source, target, ids, positions=3
         ): r"positions: \[3\] for prompt 0, which has 3 tokens; expected .* -3 to 2",
-        partial(attrib.path, model, source, Tokens([60]), ids): "logits: token id 60 is outside the vocabulary of 60",
+        partial(attrib.path, model, source, TokenLogits([60]), ids): "logits: token id 60 is outside the vocabulary of 60",
         partial(metric_path, model, source, ids, lambda logits: logits[0]): r"metric: gave \[60\]; expected a scalar",
     }.items():
         with pytest.raises(InputError, match=words):

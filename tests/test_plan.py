@@ -137,7 +137,7 @@ def test_operations_of_every_way(family: Family, policy: Policy, lengths: tuple[
 
 @families
 def test_the_cheapest_way_that_fits_is_taken(family: Family):
-    for k, targets in ((3, None), (20, None), (20, attrib.Tokens([1, 2]))):
+    for k, targets in ((3, None), (20, None), (20, attrib.TokenLogits([1, 2]))):
         task = task_of(paths(family, EXACT, (16,), k, targets))
         plans = forced(task)
         cheapest = min(plans, key=lambda plan: plan.cost.total)
@@ -168,7 +168,7 @@ def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
 
 
 def test_what_is_selected_at_once_is_in_the_plan():
-    (found,) = paths("gpt2", EXACT, (40,), targets=attrib.Tokens([1, 2]))
+    (found,) = paths("gpt2", EXACT, (40,), targets=attrib.TokenLogits([1, 2]))
     task = task_of([found])
     many = replace(task, targets=((0,) * 39 + (4000,),))
     small, large = (plan_pack(replace(many, pieces=ON_CPU._replace(select=size)), 1 << 40).peak for size in (1 << 10, 1 << 24))
@@ -179,7 +179,7 @@ def test_what_is_selected_at_once_is_in_the_plan():
 def test_the_direction_follows_the_counts(family: Family):
     model, tokens = large(family), prompt(16)
     assert planned("token_to_latent", model, tokens).direction == "forward"
-    assert attrib.plan(model, topk(0), attrib.Tokens([1, 2]), tokens).direction == "reverse"
+    assert attrib.plan(model, topk(0), attrib.TokenLogits([1, 2]), tokens).direction == "reverse"
     near = dictionary("topk", site="blocks.1.hook_resid_mid", d_in=WIDTH, d_sae=500, k=20)
     here = dictionary("topk", site="blocks.1.hook_mlp_out", d_in=WIDTH, d_sae=500, k=20)
     assert attrib.plan(model, near, here, tokens).direction == "local"
@@ -315,7 +315,7 @@ def test_the_smallest_budget_that_is_named_will_do(family: Family, kind: str):
 @families
 def test_unsorted_targets_in_several_sweeps(family: Family):
     model, source = build(family, torch.float64), dictionary("topk", dtype=torch.float64)
-    tokens, options = prompt(9), {"logits": attrib.Tokens([3, 9, 4]), "positions": [-1, 0, 4]}
+    tokens, options = prompt(9), {"logits": attrib.TokenLogits([3, 9, 4]), "positions": [-1, 0, 4]}
     path = attrib.path(model, source, options["logits"], tokens, positions=[-1, 0, 4])
     # the public calls sort; whoever composes a path may not
     order = torch.tensor([8, 0, 5, 3, 1, 7, 2, 6, 4])
@@ -364,7 +364,7 @@ def test_counts_known_before_are_those_counted(family: Family):
             counted = task_of([attrib.path(model, *ends, tokens, positions=positions)])
             assert (pack.task.targets, pack.task.sources) == (counted.targets, counted.sources)
     source = topk(0, 5, 32)
-    for logits in (attrib.TopLogits(7), attrib.Tokens([3, 3, 4]), attrib.Difference(3, 4)):
+    for logits in (attrib.TopLogits(7), attrib.TokenLogits([3, 3, 4]), attrib.Difference(3, 4)):
         for positions in (None, [2, -1]):
             (pack,) = attrib.plan(model, source, logits, tokens, positions=positions).packs
             counted = task_of([attrib.path(model, source, logits, tokens, positions=positions)])
@@ -374,7 +374,7 @@ def test_counts_known_before_are_those_counted(family: Family):
 def test_what_it_prints():
     plan = planned("latent_to_latent", large("gpt2"), [prompt(20), prompt(9)])
     first, *rest = str(plan).splitlines()
-    assert re.fullmatch(rf"{plan.direction}: \d+\.\d\d GFLOP, \d\.\d\d of the floor, peak \d+ MB", first)
+    assert re.fullmatch(rf"{plan.direction}: \d+\.\d\d GFLOP, \d\.\d\d of the floor, peak \d+ MB, result up to \d+\.\d \w+", first)
     assert [line.split()[0] for line in rest[: len(plan.flops_by_part)]] == list(plan.flops_by_part)
     assert len(rest) == len(plan.flops_by_part) + len(plan.packs)
     assert re.search(r"2 prompt\(s\), 580 × 580: \w+", rest[-1])
@@ -433,7 +433,7 @@ def test_out_of_memory_goes_on_with_halves(family: Family, ways: str, monkeypatc
 @families
 def test_out_of_memory_in_a_call(family: Family, monkeypatch: pytest.MonkeyPatch):
     model, source, tokens = build(family, torch.float64), dictionary("topk", dtype=torch.float64), prompt(9)
-    options = {"logits": attrib.Tokens([3, 9, 4]), "positions": [-1, 0]}
+    options = {"logits": attrib.TokenLogits([3, 9, 4]), "positions": [-1, 0]}
     want = attrib.latent_to_logit(model, source, tokens, **options)
     limit(monkeypatch, 2)
     with pytest.warns(UserWarning, match="going on with halves"):

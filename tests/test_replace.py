@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import attrib
 from attrib.dictionary import Dictionary, after_gain, encode
-from attrib.model import embed, logits, walk
-from attrib.replacement import CutLeaves, Replacement, place, walk_with
+from attrib.model import embed, forward, place, walk
+from attrib.replacement import CutLeaves, Replacement
 from attrib.sources.tensors import from_tensors
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site, SparseLatents
 from tests.builders import ALL_FAMILIES, D_MODEL, DTYPES, Family, all_sites, build, normal, prompt, tiny
@@ -44,7 +44,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_with_errors_the_logits_are_the_models(family: Family, dtype: torch.dtype):
     """On the direct way from leaves, and on the total way from tokens (in float32 for the largest set alone)."""
-    want = logits(build(family, dtype), TOKENS)
+    want = forward(build(family, dtype), TOKENS)
     for which in SETS:
         replaced = put_in(family, which, dtype)
         leaves = replaced.leaves(TOKENS)
@@ -81,12 +81,16 @@ def test_without_errors_the_logits_are_those_of_transformers_with_sae_lens(famil
     [(family, EXACT) for family in ALL_FAMILIES] + [(family, policy) for family in ORACLES for policy in (LINEAR, Policy(mlp="frozen"))],
 )
 def test_with_nothing_put_in_it_is_the_model(family: Family, policy: Policy):
-    """The loop of this module against that of model.py: every site and its derivative."""
+    """Asking at every place what stands there changes nothing: every site and its derivative."""
     model = build(family, torch.float64)
     x = embed(model, TOKENS)
     want = dict(walk(model, Site(0, "resid_pre"), x, policy=policy))
-    got = dict(walk_with(model, x, lambda _, value: value, policy))
-    assert got.keys() == {place(model, site) for site in all_sites()}
+    asked: list[Site] = []
+    got = dict(walk(model, Site(0, "resid_pre"), x, policy=policy, put=lambda at, value: asked.append(at) or value))
+    assert sorted(asked, key=lambda at: at.depth) == asked
+    assert {*asked} == {place(model, site) for site in all_sites()}
+    assert len({*asked}) == len(asked)
+    assert got.keys() == {*all_sites()}
     for site, value in got.items():
         assert torch.equal(value, want[site]), site
     empty = attrib.replace(model, (), policy=policy)
@@ -366,7 +370,7 @@ def test_no_latent_is_active(which: str):
     replaced = attrib.replace(model, [silent(dictionary) for dictionary in ours(SETS[which](model))])
     leaves = replaced.leaves(TOKENS)
     assert not any(map(len, leaves.activations))
-    want = logits(model, TOKENS)
+    want = forward(model, TOKENS)
     for got in (replaced.forward(leaves), replaced.forward(leaves, effect="total"), replaced.run(TOKENS, leaves.errors)):
         assert_close(got, want)
     for effect in ("direct", "total"):
@@ -380,8 +384,8 @@ def test_no_latent_is_active(which: str):
 def test_prompts_of_one_token(which: str):
     replaced = put_in("gpt2", which)
     leaves = replaced.leaves(TOKENS[:1])
-    assert_close(replaced.forward(leaves), logits(replaced.model, TOKENS[:1]))
-    assert_close(replaced.run(TOKENS[:1], leaves.errors), logits(replaced.model, TOKENS[:1]))
+    assert_close(replaced.forward(leaves), forward(replaced.model, TOKENS[:1]))
+    assert_close(replaced.run(TOKENS[:1], leaves.errors), forward(replaced.model, TOKENS[:1]))
     whole = replaced.leaves(TOKENS)
     assert_close(replaced.run(TOKENS[:1]), replaced.run(TOKENS)[:1])  # causal, and alike whatever follows
     for one, all_of in zip(leaves.activations, whole.cuts, strict=True):
@@ -402,7 +406,7 @@ def test_of_latents_that_tie_the_first_wins_on_both_ways():
     lonely = [latent for position, latent in chosen if (position, latent ^ 1) not in chosen]
     assert len(lonely) == 10
     assert all(latent % 2 == 0 for latent in lonely)
-    want = logits(model, TOKENS)
+    want = forward(model, TOKENS)
     assert_close(replaced.forward(leaves), want)
     assert_close(replaced.run(TOKENS, leaves.errors), want)
     x = attrib.capture(model, TOKENS, [site])[site]
@@ -425,14 +429,14 @@ def test_the_stream_between_attention_and_mlp():
     end = attrib.segment(model, dictionary.site, model.config.last)(attrib.decode(dictionary, encode(dictionary, x)))
     replaced = attrib.replace(model, dictionary)
     assert_close(replaced.run(TOKENS), attrib.unembed(model, end))
-    assert_close(replaced.forward(replaced.leaves(TOKENS)), logits(model, TOKENS))
+    assert_close(replaced.forward(replaced.leaves(TOKENS)), forward(model, TOKENS))
 
 
 def test_dictionaries_take_the_models_precision():
     model = build("gpt2", torch.float64)
     in_float32 = lens(build("gpt2"), "topk", "blocks.1.hook_resid_pre").ours
     replaced = attrib.replace(model, in_float32)
-    assert_close(replaced.forward(replaced.leaves(TOKENS)), logits(model, TOKENS))
+    assert_close(replaced.forward(replaced.leaves(TOKENS)), forward(model, TOKENS))
 
 
 def test_what_was_trained_before_a_norms_weights_reads_there():
@@ -511,8 +515,8 @@ def test_what_can_be_put_in(given: list[Dictionary]):
     model = build("gpt2", torch.float64)
     replaced = attrib.replace(model, given)
     leaves = replaced.leaves(TOKENS)
-    assert_close(replaced.forward(leaves), logits(model, TOKENS))
-    assert_close(replaced.run(TOKENS, leaves.errors), logits(model, TOKENS))
+    assert_close(replaced.forward(leaves), forward(model, TOKENS))
+    assert_close(replaced.run(TOKENS, leaves.errors), forward(model, TOKENS))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_prompt_comes_out_again(tmp_path: Path, beside: Path, parts: Any, opti
         options = options | {"cuts": [transcoder]}
     blocks = [attrib.latent_to_latent(model, source, target, TOKENS, **options)]
     plain = {key: value for key, value in options.items() if key not in ("cuts", "effect")}
-    for logits in (attrib.TopLogits(3), attrib.TopLogits(9, mass=0.5), attrib.Tokens((3, 5)), attrib.Difference(3, (4, 5))):
+    for logits in (attrib.TopLogits(3), attrib.TopLogits(9, mass=0.5), attrib.TokenLogits((3, 5)), attrib.Difference(3, (4, 5))):
         blocks = [*blocks[:1], attrib.latent_to_logit(model, target, TOKENS, logits=logits, **plain)]
         blocks.append(attrib.token_to_latent(model, source, TOKENS, **{key: value for key, value in plain.items() if key != "error"}))
         path = attrib.save(tmp_path / "shard.h5", blocks, overwrite=True)

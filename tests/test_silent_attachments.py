@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,6 +168,49 @@ def test_a_method_that_was_put_into_a_class(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: 2 * x)
     with pytest.raises(UnsupportedError, match=r"layers\.0\.mlp is a LlamaMLP whose <lambda> was replaced by one of .*attachments"):
         attrib.from_hugging_face(builders.tiny("llama"))
+
+
+def test_a_pass_of_another_class():
+    """A forward of torch or transformers is no less another one."""
+    model = builders.tiny("llama")
+    mlp = model.get_submodule(f"{LAYER}.mlp")
+    mlp.forward = MethodType(nn.Identity.forward, mlp)
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.mlp had its forward replaced on the object, by Identity\.forward"):
+        attrib.from_hugging_face(model)
+    del mlp.forward
+    mlp.act_fn.forward = torch.relu
+    with pytest.raises(UnsupportedError, match=r"mlp\.act_fn had its forward replaced on the object"):
+        attrib.from_hugging_face(model)
+
+
+def test_a_pass_of_another_class_in_a_class(monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", nn.Identity.forward)
+    with pytest.raises(UnsupportedError, match=r"LlamaMLP whose forward was replaced by one of torch"):
+        attrib.from_hugging_face(builders.tiny("llama"))
+
+
+@pytest.mark.parametrize("part", ["LlamaRMSNorm", "apply_rotary_pos_emb"])
+def test_what_was_put_into_the_module_of_a_family(part: str, monkeypatch: pytest.MonkeyPatch):
+    """As libraries of fused kernels do: the config then makes what attrib does not compute, too."""
+    from transformers.models.llama import modeling_llama
+
+    class Loud(modeling_llama.LlamaRMSNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    monkeypatch.setattr(modeling_llama, part, Loud if part == "LlamaRMSNorm" else lambda q, k, *_, **__: (q, k))
+    with pytest.raises(UnsupportedError, match=rf"modeling_llama\.{part} was replaced by one of .*attachments"):
+        attrib.from_hugging_face(builders.tiny("llama"))
+
+
+def test_what_changes_no_value_is_taken():
+    model = builders.tiny("llama")
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.resize_token_embeddings(64, mean_resizing=False)
+    assert attrib.check_model(attrib.from_hugging_face(model), model).ok
 
 
 def test_an_attention_of_the_user():

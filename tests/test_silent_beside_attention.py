@@ -162,3 +162,19 @@ def test_what_writes_before_it_reads_is_refused_alone_too():
     made = dictionary(model, Site(1, "resid_post"), [Site(1, "mlp_out")], 71)
     with pytest.raises(InputError, match=r"source .*reads blocks.1.hook_resid_post and writes blocks.1.hook_mlp_out, which .* earlier"):
         attrib.latent_to_logit(model, made, TOKENS)
+
+
+@families
+@pytest.mark.parametrize("begins", ["z", "attn_out"])
+def test_a_path_from_attention_to_the_mlp_beside_it_ends_where_a_cut_brought_it(family: Family, begins: Any):
+    """Nothing comes from the one to the other but through the cut."""
+    model = build(family, torch.float64)
+    source, v = dictionary(model, Site(1, begins), [], 60), normal(D_MODEL, dtype=torch.float64)
+    cut = dictionary(model, Site(1, "attn_out"), [Site(1, "mlp_in")], 61)
+    for way in WAYS:
+        site = Site(1, "mlp_out")
+        options = {"effect": way[0], "policy": way[1], "error": way[2]}
+        edges = attrib.latent_to_logit(model, source, TOKENS, cuts=cut, logits=Direction(v, site), positions="all", **options)
+        want = by_replacing(model, source, [cut], lambda seen: seen[Site(1, "mlp_out")] @ v, site, way)
+        assert_close(edges.dense(0), want, what=way)
+        assert bool(want.any()) == (way[0] == "total")

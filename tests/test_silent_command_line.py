@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,12 +19,15 @@ import torch
 import attrib
 from attrib import cli, run, work
 from attrib.jobs.config import JobFile, job_file
+from attrib.positions import numbers_of, plain_positions
+from attrib.prompts import read
 from attrib.types import AttribWarning, InputError, natural
 from attrib.version import HERE
 from attrib.view import terminal
 from attrib.view.chosen import Chosen
 from attrib.view.records import write_csv
 from tests.builders import dictionary, prompt, sae, tiny
+from tests.test_layering import ROOT
 from tests.typed import Command
 
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
@@ -130,6 +135,41 @@ def test_options_of_show_and_status_that_exclude_each_other(tmp_path: Path, comm
     assert "--refused and --json" in command("job", "status", tmp_path, "--refused", "--json").err
 
 
+@pytest.mark.parametrize(
+    ("written", "typed", "chosen"),
+    [
+        ('"last"', ["last"], [3]),
+        ('"1:3"', ["1:3"], [1, 2]),
+        ("-1", ["-1"], [3]),
+        ("[0, -1]", ["0", "-1"], [0, 3]),
+        ("[false, true, false, false]", None, [1]),
+        ('"all"', ["all"], [0, 1, 2, 3]),
+    ],
+)
+def test_positions_in_every_form(
+    written: str, typed: list[str] | None, chosen: list[int], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run file, a job's and typed."""
+    block = "[[attribution]]\nkind = 'latent_to_logit'\nsource = 'b'\n"
+    (tmp_path / "run.toml").write_text(f"model = 'm'\nprompts = 'p'\npositions = {written}\n{block}")
+    table = work.toml_table(tmp_path / "run.toml")
+    positions = [run.run_file(table | {"out": "o"}).positions, job_file(table).positions]
+    stored = json.loads(job_file(table).model_dump_json())
+    assert work.checked(JobFile, stored, "job", context=work.STORED) == job_file(table)
+    if typed is not None:
+        monkeypatch.setattr(run, "execute", lambda made, *_: positions.append(made.positions) or sys.exit(0))
+        options = [part for one in typed for part in ("--position", one)]
+        given = ["--model", "m", "--kind", "latent_to_logit", "--source", "b", "--prompt", "a", "--out", tmp_path / "o.h5"]
+        assert command("run", *given, *options).status == 0
+        assert len(positions) == 3
+    assert all(sorted(set(numbers_of(plain_positions(one, [4]), 4))) == chosen for one in positions)
+
+
+def test_a_slice_is_typed_alone(command: Command) -> None:
+    given = ["--model", "m", "--kind", "latent_to_logit", "--source", "b", "--prompt", "a", "--out", "o.h5"]
+    assert "--position: '1:' beside others; give numbers, or one of" in command("run", *given, "--position", "3", "--position", "1:").err
+
+
 # -------------------------------------------------------------------------------------- faults in words
 
 
@@ -139,7 +179,11 @@ def test_options_of_show_and_status_that_exclude_each_other(tmp_path: Path, comm
         ({"attribution": [{"kind": "latent"}]}, "attribution[0].kind: 'latent'; expected 'token_to_latent', "),
         ({"attribution": 3}, "attribution: 3; expected a list"),
         ({"attribution": ["x"]}, "attribution[0]: 'x'; expected a table"),
-        ({"positions": [1, "b"]}, "positions[1]: 'b'; expected a whole number"),
+        ({"positions": [1, "b"]}, "positions: 'b'; expected whole numbers, a mask"),
+        ({"positions": [True, 0]}, "positions: True; expected whole numbers, a mask"),  # and true is no 1
+        ({"positions": 1.0}, "positions: 1.0; expected whole numbers"),
+        ({"positions": "first"}, "positions: 'first'; expected whole numbers"),
+        ({"precision_rows": True}, "precision_rows: true; expected a whole number"),
         ({"model": 3}, "model: 3; expected text in quotes"),
         ({"error": "perhaps"}, "error: 'perhaps'; expected true or false"),
         ({"budget": "much"}, "budget: 'much'; expected a size, as 512MiB or 2GiB"),
@@ -457,3 +501,27 @@ def test_layers_stand_in_their_order() -> None:
     layers = [int(name.split(".")[1]) for name in shipped if name.startswith("smollm2-135m/")]
     assert layers == sorted(layers)
     assert len(natural("9" * 9999)) == 3, "a number of any length"
+
+
+def test_closed_streams_put_no_errors_into_results(tmp_path: Path) -> None:
+    """The next file that is opened would be in the place of standard error, and Python prints there what is for neither."""
+    shown = """
+import os, sys
+sys.argv = ["attrib", "show", "absent.h5"]
+from attrib import cli
+try:
+    cli.main()
+except SystemExit as ended:
+    print("ended with", ended.code, os.open("data", os.O_CREAT | os.O_WRONLY) > 2)
+"""
+    told = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&- <&-', sys.executable, shown],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == "ended with 1 True\n"
+
+
+def test_prompts_of_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input, is closed"):
+        list(read("-"))

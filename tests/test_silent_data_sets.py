@@ -83,7 +83,7 @@ HOLES: dict[str, Callable[[Path, Path], None]] = {
 def test_a_data_set_names_nothing_outside_of_it(hole: str, tmp_path: Path) -> None:
     folder, outside = saved(tmp_path / "set"), saved(tmp_path / "outside", SECRET)
     HOLES[hole](folder, outside)
-    split = {"a split upwards": "../outside", "an absolute split": str(outside)}.get(hole, "train")
+    split = {"a split upwards": "../outside", "an absolute split": str(outside)}.get(hole)
     with pytest.raises(InputError, match=r"prompts: .*set is a data set whose .* names '.*', outside of it\. It is read from its own"):
         list(read(folder, split=split))
 
@@ -166,3 +166,9 @@ def test_types_that_no_prompt_has(tmp_path: Path) -> None:
     write(folder / "data.arrow", pyarrow.table({"text": pyarrow.array([[("a", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int8()))}))
     (found,) = read(folder)
     assert found.fault.startswith("is of type map<string, int8>; expected a string")
+
+
+def test_a_date_that_is_none_is_one_rows_fault(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set")
+    write(folder / "data.arrow", pyarrow.table({"text": pyarrow.array([None, 1 << 62], pyarrow.timestamp("s"))}))
+    assert [found.fault[:25] for found in read(folder)] == ["is None; expected a strin", "is of type timestamp[s]; "]

@@ -79,7 +79,7 @@ def typed(words: list[str]) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out):
         patched.setattr(sys, "argv", [*words])
-        patched.setattr(choosing, "local", lambda job, shards, attempts, devices: here(job, shards, attempts))
+        patched.setattr(choosing, "local", lambda job, shards, attempts, devices, timeout: here(job, shards, attempts))
         try:
             cli.main()
         except SystemExit as stop:

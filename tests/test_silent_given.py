@@ -1,13 +1,20 @@
 """What is meant where a model or a dictionary is expected: names and other libraries' objects are taken, the rest is one clear error."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import attrib
 from attrib.sources import as_dictionary, as_model
 from tests import builders, hooked
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_model_is_itself():
@@ -27,9 +34,9 @@ def test_names_are_loaded(tmp_path):
 def test_other_libraries_objects_are_converted():
     tokens = builders.prompt()
     original = builders.tiny("llama")
-    torch.testing.assert_close(attrib.logits(as_model(original), tokens), original(tokens[None]).logits[0].detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attrib.forward(as_model(original), tokens), original(tokens[None]).logits[0].detach(), rtol=1e-4, atol=1e-4)
     lens = hooked.hooked("gpt2")
-    torch.testing.assert_close(attrib.logits(as_model(lens), tokens), lens(tokens[None])[0].detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attrib.forward(as_model(lens), tokens), lens(tokens[None])[0].detach(), rtol=1e-4, atol=1e-4)
     sae = builders.sae("standard")
     assert torch.equal(as_dictionary(sae).params.W_enc, sae.W_enc)
 
@@ -77,3 +84,76 @@ def test_a_name_that_is_none_is_one_error():
         attrib.latent_to_logit(builders.build("llama"), "nonsense", builders.prompt())
     with pytest.raises(attrib.InputError, match=r"^source: got a list"):
         attrib.latent_to_logit(builders.build("llama"), [1], builders.prompt())
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"keep": attrib.TopK(True)}, r"keep: TopK\(True\); expected a whole number"),
+        ({"keep": attrib.TopK(2.5)}, r"keep: TopK\(2\.5\); expected a whole number"),
+        ({"keep": attrib.Mass("0.5")}, r"keep: Mass\(fraction='0\.5'\); expected a number"),
+        ({"precision_rows": True}, "precision_rows: True; expected a whole number"),
+    ],
+    ids=repr,
+)
+def test_an_option_of_another_type_is_one_error(option: dict[str, Any], says: str):
+    source, target = (builders.dictionary("topk", f"blocks.{layer}.hook_resid_pre") for layer in (1, 2))
+    with pytest.raises(attrib.InputError, match=says):
+        attrib.latent_to_latent(builders.build("gpt2"), source, target, builders.prompt(), **option)
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda numbers: torch.tensor(numbers, dtype=torch.int64)])
+def test_a_direction_in_any_form(make: Any):
+    numbers = [number % 5 for number in range(builders.D_MODEL)]
+    model, source, prompt = builders.build("gpt2"), builders.dictionary("topk"), builders.prompt()
+    want = attrib.latent_to_logit(model, source, prompt, logits=attrib.Direction(torch.tensor(numbers, dtype=torch.float32)))
+    got = attrib.latent_to_logit(model, source, prompt, logits=attrib.Direction(make(numbers)))
+    assert torch.equal(got.gradient, want.gradient)
+    assert want.gradient.any()
+    with pytest.raises(attrib.InputError, match="logits: Direction of a str; expected a vector of numbers"):
+        attrib.latent_to_logit(model, source, prompt, logits=attrib.Direction("north"))
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_resid_pre", attrib.Site(1, "resid_pre")])
+def test_one_site_is_captured_as_a_list_of_one(site: Any):
+    model, prompt = builders.build("gpt2"), builders.prompt()
+    got, want = attrib.capture(model, prompt, site), attrib.capture(model, prompt, [site])
+    assert got.keys() == want.keys() == {attrib.Site(1, "resid_pre")}
+
+
+WITHOUT_TYPES = """
+import numpy as np
+import attrib
+from attrib import InputError, Site
+from tests import builders
+
+model, prompt = builders.build("gpt2"), builders.prompt()
+source, target = (builders.dictionary("topk", f"blocks.{layer}.hook_resid_pre") for layer in (1, 2))
+
+def says(words, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except InputError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+for error in ("no", None, 0):  # of which the first is true to Python
+    says(f"error: {error!r}; expected True or False", attrib.latent_to_latent, model, source, target, prompt, error=error)
+says("progress: 'bar'; expected True, False or a function", attrib.latent_to_latent, model, source, target, prompt, progress="bar")
+says("metric: 'entropy'; expected a function from logits", attrib.latent_to_metric, model, source, prompt, "entropy")
+for layer in (True, 1.0, "1", None):
+    says("expected layer >= 0", Site, layer, "resid_pre")
+assert repr(Site(np.int64(1), "mlp_in")) == "Site(layer=1, kind='mlp_in')"  # and not np.int64(1)
+for name in (None, 3, b"blocks.1.hook_resid_pre"):
+    says("expected a TransformerLens hook name", Site.parse, name)
+print("done")
+"""
+
+
+def test_arguments_of_another_type_where_nothing_checks_types():
+    """As users have it; in tests, beartype is first."""
+    environment = {name: value for name, value in os.environ.items() if name != "ATTRIB_TYPECHECK"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TYPES], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["done"], done.stderr[-2000:]

@@ -86,9 +86,42 @@ print("done", len(SETTINGS))
 '''
 
 
-def test_settings_of_products_are_read_and_put_back():
+def child(program: str) -> list[str]:
+    """The words that a program prints in a process of its own."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["done", "12"]
+    return done.stdout.split()
+
+
+def test_settings_of_products_are_read_and_put_back():
+    assert child(PROGRAM) == ["done", "12"]
+
+
+OLDER = """
+import torch
+
+class Older:
+    allow_bf16_reduced_precision_reduction = True
+
+torch.backends.cuda.matmul = Older()
+del type(torch.backends.mkldnn).matmul
+
+from attrib.precision import precision_of, products
+from tests.builders import build
+
+for words in ("highest", "high"):
+    torch.set_float32_matmul_precision(words)
+    for dtype in ("float32", "tf32", "bfloat16"):
+        with products(precision_of(build("gpt2"), dtype)):
+            assert torch.get_float32_matmul_precision() == ("high" if dtype == "tf32" else "highest")
+            assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
+        assert torch.get_float32_matmul_precision() == words
+        assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is True
+print("done")
+"""
+
+
+def test_a_torch_without_the_newer_interface():
+    assert child(OLDER) == ["done"]

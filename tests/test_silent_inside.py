@@ -164,7 +164,7 @@ def test_a_dry_run_writes_nothing(job: Job) -> None:
     useless.write_text("left over")
     before = tree(job.folder)
     done = typer.testing.CliRunner().invoke(cli.app, ["job", "gc", str(job.folder), "--dry-run"])
-    assert (done.exit_code, done.output) == (0, f"{useless}\n1 files would be removed\n")
+    assert (done.exit_code, done.output) == (0, f"{useless}\n1 files or folders would be removed\n")
     assert tree(job.folder) == before
     with held(job.folder / LOCK), pytest.raises(InputError, match="is being run by a run on"):
         tidy(job.folder, dry_run=True)

@@ -5,20 +5,23 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attrib.jobs import building, refusals
 from attrib.jobs import ids as of_ids
 from attrib.jobs import make as making
-from attrib.jobs import refusals
 from attrib.jobs.building import MAKING, built, left_behind
 from attrib.jobs.config import PromptsOf
 from attrib.jobs.folder import PROMPTS, open_job
 from attrib.jobs.ids import parts_of
 from attrib.jobs.records import refused
+from attrib.jobs.tidy import tidy
 from attrib.model import Model, Tokenizer
 from attrib.prompts import Given
 from attrib.sources import from_hugging_face
@@ -225,3 +228,46 @@ def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: P
     else:
         os.close(reader)
     assert open_job(tmp_path / "job").fixed.prompts == 2
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_gc_finds_what_a_killed_one_left(is_made: bool, tmp_path: Path, beside: Path) -> None:
+    if is_made:
+        make_job(tmp_path / "job", beside)
+    others = [tmp_path / ".other.01234567.partial", tmp_path / ".job.x.89abcdef.partial"]
+    left = tmp_path / ".job.01234567.partial"
+    for folder in (left, *others):
+        (folder / "prompts").mkdir(parents=True)
+        (folder / MAKING).touch()
+    (tmp_path / "precious").write_text("precious")
+    (left / "prompts" / "link").symlink_to(tmp_path)
+    assert tidy(tmp_path / "job", dry_run=True) == [left]
+    assert left.is_dir()
+    assert tidy(tmp_path / "job") == [left]
+    assert not left.exists()
+    assert all(folder.is_dir() for folder in others)
+    assert (tmp_path / "precious").read_text() == "precious"
+    if not is_made:
+        with pytest.raises(InputError, match=r"holds no job\.json"):
+            tidy(tmp_path / "job")
+
+
+def test_gc_leaves_what_is_being_made_alone(tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first moment on: before the lock is held it has another name."""
+    seen = list[Path]()
+
+    def looking(held: Callable[[int], bool], descriptor: int) -> bool:
+        seen.extend(left_behind(tmp_path / "job"))
+        (folder,) = tmp_path.glob(".job.*.partial")
+        assert not (folder / MAKING).exists()
+        return held(descriptor)
+
+    held_before = building._held
+    monkeypatch.setattr(building, "_held", partial(looking, held_before))
+    with built(tmp_path / "job") as folder:
+        monkeypatch.setattr(building, "_held", held_before)
+        assert (folder / MAKING).exists()
+        assert not left_behind(tmp_path / "job")
+        with pytest.raises(InputError, match=r"holds no job\.json"):
+            tidy(tmp_path / "job")
+    assert not seen

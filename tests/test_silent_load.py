@@ -1,5 +1,6 @@
 """Options of loading do what they say or are refused, numbers that are none are found, and no other library's bar is drawn."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import attrib
-from attrib import InputError
+from attrib import FormatError, InputError
 from attrib.sources import smollm2
 from tests import builders, hooked
 
@@ -110,10 +111,10 @@ def test_numbers_too_large_for_their_sum_are_numbers():
 def test_a_file_that_is_overwritten_later_changes_nothing(dtype: torch.dtype, tied: bool, tmp_path: Path):
     builders.tiny("llama", dtype, tie_word_embeddings=tied).save_pretrained(tmp_path)
     model = attrib.load_model(tmp_path)
-    before, logits = model.fingerprint, attrib.logits(model, builders.prompt(5))
+    before, logits = model.fingerprint, attrib.forward(model, builders.prompt(5))
     overwrite(tmp_path / "model.safetensors")
     assert model.fingerprint == before
-    assert torch.equal(attrib.logits(model, builders.prompt(5)), logits)
+    assert torch.equal(attrib.forward(model, builders.prompt(5)), logits)
     assert (model.params.W_U.data_ptr() == model.params.W_E.data_ptr()) == tied
     with pytest.raises(attrib.AttribError):
         attrib.load_model(tmp_path)
@@ -173,3 +174,15 @@ def test_the_command_line_says_so_in_one_line(device: str, tmp_path: Path):
     said = " ".join((asked.output + str(asked.exception)).split())
     assert re.search(DEVICES[device], said), said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+def test_json_of_a_model_is_of_a_sensible_size(name: str, tmp_path: Path) -> None:
+    """In memory some JSON takes thirty times its bytes, and transformers reads all of it."""
+    builders.tiny("llama").save_pretrained(tmp_path)
+    if "index" in name:
+        (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    facts = json.loads((tmp_path / name).read_text()) if (tmp_path / name).exists() else {}
+    (tmp_path / name).write_text(json.dumps(facts | {"x": "x" * (1 << 24)}))
+    with pytest.raises(FormatError, match=rf"{name} has 16,7[\d,]+ bytes; expected at most"):
+        attrib.load_model(str(tmp_path))

@@ -66,6 +66,51 @@ def objects(path: Path) -> None:
     path.write_text('{"x": [' + "{}," * 2_000_000 + "1]}")
 
 
+def keys(path: Path) -> None:
+    path.write_text("{" + ", ".join(f'"{number:x}": 1' for number in range(1_200_000)) + "}")
+
+
+def messages(path: Path) -> None:
+    """A chat of 20,000 messages, all of which name one text of 15 MB."""
+    names = pyarrow.array([0] * 20_000, pyarrow.int32())
+    texts = [pyarrow.DictionaryArray.from_arrays(names, pyarrow.array([text])) for text in ("user", "x" * (15 << 20))]
+    rows = pyarrow.StructArray.from_arrays(texts, ["role", "content"])
+    chats = pyarrow.ListArray.from_arrays(pyarrow.array([0, len(rows)], pyarrow.int32()), rows)
+    table(path, {"messages": chats}, store_schema=False)
+
+
+def denied(path: Path) -> None:
+    """The same in a list, in a file whose footer says that there is no dictionary."""
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), pyarrow.array(["x" * (15 << 20)]))
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array([0, len(texts)], pyarrow.int32()), texts)
+    table(path, {"text": lists}, store_schema=False)
+    listed = bytes([0x19, 0x35, 0, 6, 16])  # three encodings in Thrift: PLAIN, RLE, RLE_DICTIONARY
+    before, found, behind = path.read_bytes().rpartition(listed)
+    assert found
+    path.write_bytes(before + listed[:-1] + b"\0" + behind)
+    assert "RLE_DICTIONARY" not in parquet.read_metadata(path).row_group(0).column(0).encodings
+
+
+def beginnings(path: Path) -> None:
+    """A list of texts of 15 MB, of which each is written as what it has beyond the one before."""
+    texts = pyarrow.array(["x" * (15 << 20)] * 20)
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array([0, len(texts)], pyarrow.int32()), texts)
+    table(path, {"text": lists}, use_dictionary=False, column_encoding={"text.list.element": "DELTA_BYTE_ARRAY"})
+
+
+def fields(path: Path) -> None:
+    """A list of 3 million messages with eight fields, none of which says anything."""
+    empty = pyarrow.nulls(3_000_000, pyarrow.int64())
+    rows = pyarrow.StructArray.from_arrays([empty] * 8, list("abcdefgh"))
+    table(path, {"messages": pyarrow.ListArray.from_arrays(pyarrow.array([0, len(rows)], pyarrow.int32()), rows)})
+
+
+def wide(path: Path) -> None:
+    """A list of 4 million values of 64 bytes, none of which is there."""
+    empty = pyarrow.nulls(4_000_000, pyarrow.binary(64))
+    table(path, {"tokens": pyarrow.ListArray.from_arrays(pyarrow.array([0, len(empty)], pyarrow.int32()), empty)})
+
+
 def zipped(path: Path) -> None:
     path.write_bytes(gzip.compress(b"a" * 60_000_000 + b"\nb\n", 1))
 
@@ -75,7 +120,13 @@ BOMBS: dict[str, tuple[str, Callable[[Path], None], int, str]] = {
     "a run of one number": ("b.parquet", one_number, 4_000, "has 20,000,000 values of tokens.list.element, more than"),
     "a page that unpacks": ("c.parquet", one_page, 20_000, "that unpacks to 62,9"),
     "a run of nothing": ("d.parquet", nulls, 20_000, "64 rows and more for each"),
-    "objects without end": ("e.jsonl", objects, 7 << 20, "is JSON of more than 131,072 lists and objects"),
+    "objects without end": ("e.jsonl", objects, 7 << 20, "is JSON of more than 131,072 lists, objects and keys"),
+    "keys without end": ("g.jsonl", keys, 16 << 20, "is JSON of more than 131,072 lists, objects and keys"),
+    "a text that every message names": ("h.parquet", messages, 4_000, "is longer than 16,777,216 bytes"),
+    "a dictionary that the footer denies": ("i.parquet", denied, 4_000, "in encoding 8 of Parquet, whose size shows only when"),
+    "texts by what is new in them": ("j.parquet", beginnings, 4_000, "in encoding 7 of Parquet, whose size shows only when"),
+    "fields that say nothing": ("k.parquet", fields, 8_000, "has 24,000,000 values in the 8 columns of 'messages' and beside it"),
+    "wide values": ("l.parquet", wide, 4_000, "has values of 64 bytes each in 'tokens'"),
     "a line of gzip": ("f.txt.gz", zipped, 300_000, "is longer than 16,777,216 bytes"),
 }
 

@@ -14,9 +14,9 @@ from attrib.dictionary import Dictionary, encode, encode_sparse
 from attrib.finite import require_finite
 from attrib.jobs.shard import _attribute
 from attrib.model import Model
-from attrib.types import Direction, InputError, NotFiniteError, Site, Tokens, TopLogits
+from attrib.types import Direction, InputError, NotFiniteError, Site, TokenLogits, TopLogits
 from attrib.work import Loaded, Work
-from tests.builders import D_MODEL, build, dictionary, normal
+from tests.builders import D_MODEL, build, dictionary, normal, prompt, tiny
 
 SICK = 17
 """The token whose embedding is NaN."""
@@ -47,7 +47,7 @@ def call(kind: str, model: Model, source: Dictionary, target: Dictionary, prompt
         case "latent_to_latent":
             return attrib.latent_to_latent(model, source, target, prompts, **options)
         case "latent_to_logit":
-            return attrib.latent_to_logit(model, source, prompts, logits=Tokens([1, 4]), **options)
+            return attrib.latent_to_logit(model, source, prompts, logits=TokenLogits([1, 4]), **options)
     return attrib.latent_to_metric(model, source, prompts, last, **options)
 
 
@@ -187,3 +187,27 @@ def test_jobs_put_the_prompt_down_with_the_reason():
     (reason,) = refused.values()
     assert refused.keys() == {1}
     assert reason.startswith("tokens: it gives nan at blocks.0.hook_resid_pre, first at position 2")
+
+
+@pytest.mark.parametrize("method", ["adjoint", "torch.func"])
+def test_a_threshold_that_was_edited(method: Any):
+    """It would only be a latent that is never active."""
+    model, ids = build("gpt2"), prompt(5)
+    early, late = (dictionary("jumprelu", f"blocks.{layer}.hook_resid_pre") for layer in (1, 3))
+    for place in (0, 1):
+        both = [changed(one, "threshold", torch.nan, 7) if number == place else one for number, one in enumerate((early, late))]
+        with pytest.raises(InputError, match=rf"threshold: nan at latent 7 of dictionary {both[place].name}"):
+            attrib.latent_to_latent(model, *both, ids, method=method)
+    closed = changed(late, "threshold", torch.inf, 7)  # which may be meant
+    assert not (attrib.latent_to_latent(model, early, closed, ids, method=method).targets.latent == 7).any()
+
+
+@pytest.mark.parametrize("logits", [3, [3, 5]])
+def test_a_logit_that_nobody_asked_for(logits: Any):
+    """It makes NaN of every probability, and with that of the choice of the largest."""
+    model = attrib.from_hugging_face(tiny("gpt2", tie_word_embeddings=False))
+    edges = attrib.latent_to_logit(model, dictionary("standard"), prompt(4), logits=logits)
+    assert edges.targets.probability.isfinite().all()
+    model.params.W_U[:, 41] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"prompt 0 gives nan at the logits, first at position 3"):
+        attrib.latent_to_logit(model, dictionary("standard"), prompt(4), logits=logits)

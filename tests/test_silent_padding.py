@@ -55,8 +55,10 @@ def test_a_padded_encoding_gives_what_each_prompt_gives_alone(side: str):
     tokenizer.padding_side = side
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert not bool(batch["attention_mask"].all())
-    got = attrib.latent_to_logit(model, target, batch, logits=attrib.Tokens([5]))
-    alone = attrib.latent_to_logit(model, target, [torch.tensor(tokenizer(text).input_ids) for text in TEXTS], logits=attrib.Tokens([5]))
+    got = attrib.latent_to_logit(model, target, batch, logits=attrib.TokenLogits([5]))
+    alone = attrib.latent_to_logit(
+        model, target, [torch.tensor(tokenizer(text).input_ids) for text in TEXTS], logits=attrib.TokenLogits([5])
+    )
     assert got.targets.position.tolist() == [5, 2]
     assert torch.equal(got.prompts.ids, alone.prompts.ids)
     assert torch.equal(got.attribution, alone.attribution)
@@ -110,3 +112,17 @@ def test_ids_that_seem_padded_raise_a_warning(pad: str, ids: list[int], warns: b
         to_prompts(model, {"input_ids": ids, "attention_mask": [1] * len(ids)})  # which says that they are none
     assert [(one.category, "prompt 1 begin or end in pad tokens" in str(one.message)) for one in caught] == [(AttribWarning, True)] * warns
     assert all(one.filename == __file__ for one in caught)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_tensor_raises_a_warning_where_it_is_captured(side: str):
+    model = with_tokenizer(words())
+    ids = torch.tensor([[5, 6, 7], [2, 5, 6] if side == "left" else [5, 6, 2]])
+    with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
+        attrib.forward(model, ids)
+    with pytest.warns(AttribWarning, match="prompt 1 begin or end in pad tokens"):
+        attrib.capture(model, ids, ["blocks.1.hook_resid_pre"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.func.vmap(lambda row: attrib.forward(model, row))(ids)  # where nothing can be looked at
+        attrib.forward(model, ids[:1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attrib
-from attrib.positions import plain_positions
+from attrib.positions import least_length, plain_positions
 from attrib.types import InputError
 from tests.builders import build, dictionary, prompt
 
@@ -51,9 +51,9 @@ def test_every_form_of_positions(positions: Any, chosen: list[int]):
 
 def test_all_positions_of_logits_are_not_the_last_alone():
     model, source, ids = build("gpt2"), dictionary("standard"), prompt(4)
-    every = attrib.latent_to_logit(model, source, ids, logits=attrib.Tokens([3]), positions="all")
+    every = attrib.latent_to_logit(model, source, ids, logits=attrib.TokenLogits([3]), positions="all")
     assert every.targets.position.tolist() == [0, 1, 2, 3]
-    assert attrib.plan(model, source, attrib.Tokens([3]), ids, positions="all").packs[0].task.targets == ((1, 1, 1, 1),)
+    assert attrib.plan(model, source, attrib.TokenLogits([3]), ids, positions="all").packs[0].task.targets == ((1, 1, 1, 1),)
 
 
 def test_a_slice_is_taken_of_each_prompt():
@@ -79,9 +79,21 @@ def test_a_slice_is_taken_of_each_prompt():
         (torch.tensor([0.5]), "positions: 0.5; expected"),
         (torch.ones(2, 2, dtype=torch.bool), r"positions: of shape \[2, 2\]"),
         ({"a": 1}, "positions: {'a': 1}; expected"),
+        (torch.tensor([0, 0, 1, 1]), "4 numbers that are all 0 or 1, as of a mask; give a mask as booleans"),
+        ([1, 1, 0], "3 numbers that are all 0 or 1"),
+        (1 << 20000, "a number of more than 64 bits"),
     ],
-    ids=repr,
+    ids=lambda given: repr(given) if not isinstance(given, int) or given < 9 else "huge",
 )
 def test_what_is_no_choice_of_positions(positions: Any, says: str):
     with pytest.raises(InputError, match=says):
         plain_positions(positions, [4, 3])
+
+
+@pytest.mark.parametrize(
+    ("positions", "length"),
+    [(None, 1), (3, 4), ([0, -5], 5), ("2:", 3), ("last", 1), ("5:2:-1", 4), ([False, True, False], 3), (99, 9), ("9:", 9)],
+    ids=repr,
+)
+def test_the_least_length_that_has_them(positions: Any, length: int):
+    assert least_length(positions, 9) == length

@@ -1,6 +1,7 @@
 """Prompts that would be taken for others without a word: masks, chats, ids in the wrong place, keys that are there twice."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from attrib.jobs import make as making
 from attrib.jobs.config import PromptsOf
 from attrib.jobs.ids import parts_of
 from attrib.model import Tokenizer
-from attrib.prompts import Given, read
+from attrib.prompts import Given, check_effect, read
 from attrib.run import read_prompts
 from attrib.sources import from_hugging_face
 from attrib.types import InputError
@@ -49,6 +51,23 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}, "has no text as the role of message 1"),
     ({"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]}, "has 'tools' beside its messages"),
 ]
+
+
+WRITTEN: list[dict[str, Any]] = [
+    {"use_dictionary": False}, {"dictionary_pagesize_limit": 1}, {"data_page_version": "2.0"},
+    {"use_dictionary": False, "column_encoding": {"messages.list.element.content": "DELTA_LENGTH_BYTE_ARRAY"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WRITTEN)
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+def test_chats_are_read_however_parquet_writes_texts(kind: pyarrow.DataType, options: dict[str, Any], tmp_path: Path) -> None:
+    """By a dictionary, beyond one that is full, plain, or by their lengths, over several row groups and batches."""
+    texts = [f"{number % 7} {'ab' * (number % 5)}" for number in range(700)]
+    chats = [[{"role": "user", "content": text}] * (1 + number % 3) for number, text in enumerate(texts)]
+    columns = pyarrow.array(chats, pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": kind})))
+    parquet.write_table(pyarrow.table({"messages": columns}), tmp_path / "a.parquet", row_group_size=400, write_batch_size=20, **options)
+    assert [found.prompt for found in read(tmp_path / "a.parquet")] == chats
 
 
 @pytest.mark.parametrize(("row", "prompt"), PADDED)
@@ -152,3 +171,70 @@ def test_newlines_and_escapes_within_a_prompt(tmp_path: Path) -> None:
     text = 'one\ntwo\t"three"\u2028\U0001f600\r\n'
     path = written(tmp_path / "a.jsonl", "\ufeff" + json.dumps({"text": text}) + "\r\n" + json.dumps(text, ensure_ascii=False) + "\r\n")
     assert read_prompts(path) == [text, text]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-16-be"])
+def test_text_in_another_encoding_is_no_prompt(encoding: str, tmp_path: Path) -> None:
+    """Its lines but for the first are UTF-8 as well, with a NUL beside every letter."""
+    (tmp_path / "a.txt").write_bytes("The cat\nA dog\nThe end\n".encode(encoding))
+    faults = [found.fault for found in read(tmp_path / "a.txt")]
+    assert len(faults) >= 3
+    assert all(fault.startswith(("is not UTF-8: ", "holds NUL characters, ")) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.json", "a file of .json has no prompt on each line"),
+        ("a.CSV.gz", "a file of .csv has no prompt on each line"),
+        ("a.txt.zst", "attrib reads no .zst; expected text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_not_taken_for_it(name: str, words: str, tmp_path: Path) -> None:
+    path = written(tmp_path / name, '["a",\n"b"]\n')
+    with pytest.raises(InputError, match=re.escape(words)):
+        read(path)
+
+
+def test_a_file_is_what_the_user_says(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", '"a"\n{"text": "b"}\n')
+    assert values(read(path, form="jsonl")) == ["a", "b"]
+    assert values(read(path, form="text")) == ['"a"', '{"text": "b"}']
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "says"),
+    [
+        ("p.txt", {"field": "text"}, r"prompts\.field: 'text' has no effect on .*p\.txt, a file of text"),
+        ("-", {"field": "text"}, r"prompts\.field: 'text' has no effect on -, a file of text"),
+        ("p.txt.gz", {"split": "test"}, r"prompts\.split: 'test' has no effect on .*p\.txt\.gz, a source without splits"),
+        ("p.jsonl", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+        ("p.parquet", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+        ("saved", {"split": "train"}, r"prompts\.split: 'train' has no effect"),
+    ],
+)
+def test_an_option_of_another_form_is_refused(source: str, options: dict[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a")
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(InputError, match=says):
+        read(source if source == "-" else tmp_path / source, **options)
+    read(tmp_path / "p.txt", form="jsonl", field="text")  # whose lines are objects
+
+
+def test_a_named_key_is_not_in_a_bare_string(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"the cat"\n{"mine": "sat"}\n[1, 2]\n')
+    found = list(read(tmp_path / "p.jsonl", field="mine"))
+    assert [one.prompt for one in found] == [None, "sat", None]
+    assert found[0].fault == found[2].fault == "is no object, so it has no key 'mine'"
+    assert found[0].where.endswith("line 1")
+
+
+def test_a_job_s_options_serve_those_of_its_sources_that_have_a_use_for_them(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a b\n")
+    (tmp_path / "p.jsonl").write_text('{"mine": "c"}\n')
+    sources = [tmp_path / "p.txt", tmp_path / "p.jsonl"]
+    check_effect(sources, None, field="mine", split=None)
+    of = PromptsOf(source=[*map(str, sources)], field="mine")
+    assert [found.prompt for found in making._limited(of, sources, ())] == ["a b", "c"]
+    with pytest.raises(InputError, match=r"prompts\.split: 'test' has no effect"):
+        check_effect(sources, None, field="mine", split="test")

@@ -1,10 +1,15 @@
 """What a person sees of a result: one line in a terminal, a small table in a notebook, and nothing that tokens could run there."""
 
+from pathlib import Path
+
 import torch
 
 import attrib
 from attrib.edges import Edges
+from attrib.jobs.records import Failure
+from attrib.jobs.run import run
 from tests.builders import build, dictionary, prompt
+from tests.job_cases import corpus, here, make_job
 
 
 def result(prompts: int = 3) -> Edges:
@@ -31,3 +36,13 @@ def test_notebooks_show_the_strongest_edges_with_tokens_as_text() -> None:
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     assert len(shown) < 10_000
+
+
+def test_a_job_and_what_its_run_came_to_are_one_short_line_each(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3,) * 6), shards={"prompts": 1})
+    ran = run(job.folder, here)
+    assert repr(job) == f"Job('{job.folder}', 6 prompts, 18 tokens, 6 shards)"
+    assert repr(ran) == f"Ran({job!r}, 6 shards done, 0 failed, 0 made again)"
+    failure = Failure(shard=0, id="0", kind="error", reason="of a test", details="Traceback\n" * 100, attempts=1, finished=0.0)
+    assert "Traceback" not in repr(failure)
+    assert failure.model_dump()["details"] == "Traceback\n" * 100

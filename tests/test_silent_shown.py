@@ -43,7 +43,10 @@ def block() -> Any:
 
 SHOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "Model": (model, r"Model\('tiny-llama', 4 layers, d_model 32, 4 heads of 10, vocabulary 60, [\d,]+ parameters, float32, cpu\)"),
-    "Tokenizer": (lambda: Tokenizer(lambda text: [], lambda ids: "", 3, "0123456789abcdef"), r"Tokenizer\(bos=3, sha256=0123456789ab\)"),
+    "Tokenizer": (
+        lambda: Tokenizer(lambda text: [], lambda ids: "", special={3: "<s>"}, sha256="0123456789abcdef"),
+        r"Tokenizer\(1 special tokens, allow, sha256=0123456789ab\)",
+    ),
     "Params": (lambda: model().params, r"Params\(W_E=float32\[60, 32\], .*blocks=4 of Block, norm_final=Norm\(weight=float32\[32\], .*\)"),
     "Block": (block, r"Block\(norm_1=Norm\(.*attention=Attention\(W_Q=float32\[32, 40\], .*mlp=MLP\(W_in=float32\[32, .*\)"),
     "Norm": (lambda: ABSENT, r"Norm\(weight=float32\[0\], bias=float32\[0\]\)"),

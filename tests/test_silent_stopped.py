@@ -15,9 +15,11 @@ import pytest
 
 from attrib.jobs.engines import JobError
 from attrib.jobs.engines import local as engine
-from attrib.jobs.folder import Job
+from attrib.jobs.engines.choose import choose
+from attrib.jobs.folder import Job, Shard
 from attrib.jobs.run import run
-from attrib.jobs.shard import Ready, prepare
+from attrib.jobs.shard import Computed, Ready, compute, prepare
+from attrib.types import InputError
 from tests.job_cases import corpus, forked, make_job
 from tests.test_jobs_processes import finish, start, wait_for
 from tests.test_layering import ROOT
@@ -104,3 +106,35 @@ def test_one_place_where_none_comes_to_begin_leaves_the_others(job: Job, tmp_pat
 
     monkeypatch.setattr(engine, "prepare", first_place_only)
     assert run(job.folder, partial(engine.local, devices=["cpu:0", "cpu"])).done.keys() == {0, 1}
+
+
+def hangs(times: int, log: Path, ready: Ready, shard: Shard) -> Computed:
+    """The first shard that is computed, so many times."""
+    if shard.number == 1:
+        with log.open("a") as file:
+            file.write("began\n")
+        if log.read_text().count("began") <= times:
+            time.sleep(1000)
+    return compute(ready, shard)
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_shard_that_hangs_is_tried_again(times: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrib.jobs.worker.compute", partial(hangs, times, tmp_path / "log"))
+    ran = run(job.folder, partial(engine.local, devices=["cpu"], timeout=3.0), attempts=2)
+    assert ran.done.keys() == ({0, 1} if times == 1 else {0})
+    reasons = [failure.reason for failure in ran.failed]
+    assert reasons == ([] if times == 1 else ["its process ended: nothing was heard of it for 3 seconds"])
+    assert (tmp_path / "log").read_text().count("began") == 2
+
+
+def test_a_shard_that_is_written_without_an_end(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is computed by then, and it is the shard's failure all the same."""
+    monkeypatch.setattr("attrib.jobs.worker.commit", lambda ready, computed: time.sleep(1000))
+    ran = run(job.folder, partial(engine.local, devices=["cpu"], timeout=3.0), attempts=1)
+    assert sorted(failure.shard for failure in ran.failed) == [0, 1]
+
+
+def test_ray_takes_no_timeout(job: Job) -> None:
+    with pytest.raises(InputError, match="shard_timeout: 5; ray's actors are not watched for that"):
+        choose(job.folder, "ray", None, None, None, 5.0)

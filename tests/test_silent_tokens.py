@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -97,8 +99,11 @@ def test_a_chat_is_attributed_as_the_model_computes_it():
         ([[]], "prompt 0 has 0 tokens"),
         (CHAT, "prompt 0 is a chat, and the tokenizer has no chat template"),
         ("\ud800", "prompt 0 cannot be tokenised"),
+        (pd.DataFrame({"text": ["the cat"], "label": [0]}), "a DataFrame with the columns 'text', 'label'; give one of them"),
+        (pa.table({"text": ["the cat"]}), "a Table with the columns 'text'; give one"),
+        (pa.array(["the cat", "a"]), "prompt 0 is .*StringScalar"),
     ],
-    ids=repr,
+    ids=lambda given: " ".join(repr(given).split()),
 )
 def test_what_is_no_prompt_is_refused_in_one_line(tokens: Any, says: str):
     with pytest.raises(InputError, match=says) as caught:
@@ -111,6 +116,22 @@ def test_a_chat_that_its_template_does_not_take():
     tokenizer.chat_template = "{{ raise_exception('roles must take turns') }}"
     with pytest.raises(InputError, match="prompt 0 is a chat that the chat template does not take: roles must take turns"):
         ids_of(CHAT, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "the", "content": [{"type": "text", "text": "cat"}]},  # of which this template would write Python's brackets
+        {"role": "the", "content": None},
+        {"role": "the", "text": "cat"},
+        {"role": 1, "content": "cat"},
+    ],
+    ids=repr,
+)
+def test_a_chat_whose_content_is_no_text(message: dict[str, Any]):
+    with pytest.raises(InputError, match=r"prompt 0 has no text as the (content|role) of message 1; expected .*, got ") as caught:
+        ids_of([*CHAT, message], words(chat=True))
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------- templates
@@ -257,36 +278,36 @@ def test_text_is_taken_by_capture_logits_and_path():
     source = dictionary("standard", dtype=torch.float64)
     with torch.no_grad():
         own = original()(ids[None]).logits[0]
-    torch.testing.assert_close(attrib.logits(model, "the cat"), own, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(attrib.logits(model, ["the cat", [0, 9, 9]])[0], own, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(attrib.logits(model, ids[None, None])[0, 0], own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, "the cat"), own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, ["the cat", [0, 9, 9]])[0], own, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attrib.forward(model, ids[None, None])[0, 0], own, rtol=1e-9, atol=1e-9)
     (site,) = attrib.capture(model, tokenizer("the cat", return_tensors="pt"), ["blocks.1.hook_resid_pre"]).values()
     (same,) = attrib.capture(model, [ids], ["blocks.1.hook_resid_pre"]).values()
     assert torch.equal(site, same)
     assert site.shape[:2] == (1, 3)
-    text, plain = (attrib.path(model, source, attrib.Tokens([5]), tokens) for tokens in ("the cat", ids))
+    text, plain = (attrib.path(model, source, attrib.TokenLogits([5]), tokens) for tokens in ("the cat", ids))
     assert torch.equal(text.sources.value, plain.sources.value)
     assert torch.equal(text.targets.cotangent, plain.targets.cotangent)
-    planned = (attrib.plan(model, source, attrib.Tokens([5]), tokens).flops for tokens in (iter(["the cat"]), [ids]))
+    planned = (attrib.plan(model, source, attrib.TokenLogits([5]), tokens).flops for tokens in (iter(["the cat"]), [ids]))
     assert len(set(planned)) == 1
 
 
 def test_a_path_brings_dictionaries_to_the_model():
     model, ids = with_tokenizer(), torch.tensor([5, 6])
-    moved = attrib.path(model, dictionary("standard", dtype=torch.float32), attrib.Tokens([5]), ids)
+    moved = attrib.path(model, dictionary("standard", dtype=torch.float32), attrib.TokenLogits([5]), ids)
     assert moved.sources.value.dtype == torch.float64
 
 
 def test_what_is_no_batch_or_no_single_prompt_is_refused():
     model = with_tokenizer(words())
     with pytest.raises(InputError, match="prompts of 1 to 2 tokens, which are no batch"):
-        attrib.logits(model, ["the", "the cat"])
+        attrib.forward(model, ["the", "the cat"])
     with pytest.raises(InputError, match="ids from 5 to 999; the vocabulary"):
-        attrib.logits(model, torch.tensor([5, 999]))
+        attrib.forward(model, torch.tensor([5, 999]))
     with pytest.raises(InputError, match=r"dtype torch\.float32"):
         attrib.capture(model, torch.tensor([0.5]), [])
     with pytest.raises(InputError, match="2 prompts, where one is computed at a time"):
-        attrib.path(model, None, attrib.Tokens([5]), ["the", "a"])
+        attrib.path(model, None, attrib.TokenLogits([5]), ["the", "a"])
 
 
 def test_checked_prompts_are_not_checked_again():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import Model, logits
+from attrib.model import Model, forward
 from attrib.sources import smollm2
 from attrib.types import FetchError, FormatError, InputError, Site
 from tests.builders import all_sites, transformers_values
@@ -61,7 +61,7 @@ def test_logits_and_every_site_are_transformers_own(model: Model, foreign: Any, 
         want_logits, want = transformers_values(foreign.to(dtype), tokens)
     finally:
         foreign.to(torch.float32)
-    assert_close(logits(wide, tokens), want_logits, what="logits")
+    assert_close(forward(wide, tokens), want_logits, what="logits")
     got = capture(wide, tokens, all_sites(model.config.n_layers))
     assert len(got) == len(want) == 7 * 30
     assert max(value.abs().max() for value in want.values()) > 1e3
@@ -72,7 +72,7 @@ def test_logits_and_every_site_are_transformers_own(model: Model, foreign: Any, 
 
 @pytest.mark.parametrize(("text", "word", "probability"), [(EIFFEL, " Paris", 0.58), (OBJECT, " Mary", None)])
 def test_it_knows_the_answer(model: Model, text: str, word: str, probability: float | None):
-    chances = logits(model, ids_of(model, text))[-1].softmax(-1)
+    chances = forward(model, ids_of(model, text))[-1].softmax(-1)
     assert model.tokenizer.decode([int(chances.argmax())]) == word
     if probability is not None:
         assert abs(chances.max().item() - probability) < PROBABILITY

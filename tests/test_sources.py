@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import Model, logits
+from attrib.model import Model, forward
 from attrib.types import FetchError, FormatError, InputError, Site, UnsupportedError
 from tests.builders import DTYPES, FAMILIES, VARIANTS, Family, all_sites, prompt, randomise, sae, tiny, tiny_gpt2, tiny_llama, tiny_variant
 from tests.tolerances import FOREIGN, assert_close
@@ -110,7 +110,7 @@ def assert_same_model(foreign: Any, model: Model, dtype: torch.dtype, *, positio
     tokens = prompt(positions, batch=(2,))
     with torch.no_grad():
         want, cache = foreign.run_with_cache(tokens)
-    assert_close(logits(model, tokens), want, FOREIGN[dtype], what="logits")
+    assert_close(forward(model, tokens), want, FOREIGN[dtype], what="logits")
     values = capture(model, tokens, all_sites(model.config.n_layers))
     for site, value in values.items():
         if site.kind == "mlp_in":
@@ -148,7 +148,7 @@ def test_hooked_transformer_with_a_context_beyond_its_first_rotary_tables():
     tokens = prompt(2060)
     with torch.no_grad():
         want = foreign(tokens[None])[0, 2040:]
-    assert_close(logits(model, tokens)[2040:], want)
+    assert_close(forward(model, tokens)[2040:], want)
 
 
 def test_weights_are_shared_where_they_can_be():
@@ -189,7 +189,7 @@ def test_processing_changes_the_stream_and_attrib_follows(tokenizer: Any, tmp_pa
     raw = attrib.from_transformer_lens(bridge(tiny_gpt2(), tokenizer, tmp_path / "raw", processed=False))
     folded = attrib.from_transformer_lens(bridge(tiny_gpt2(), tokenizer, tmp_path / "folded", processed=True))
     tokens, site = prompt(10), Site(2, "resid_pre")
-    assert_close(logits(raw, tokens).log_softmax(-1), logits(folded, tokens).log_softmax(-1))
+    assert_close(forward(raw, tokens).log_softmax(-1), forward(folded, tokens).log_softmax(-1))
     assert (capture(raw, tokens, [site])[site] - capture(folded, tokens, [site])[site]).abs().max() > 0.1
 
 
@@ -218,7 +218,7 @@ def test_a_transformers_model_is_left_as_it_is(family: Family, training: bool):
     foreign = tiny(family).train(training)
     before = everything_of(foreign)
     model = attrib.from_hugging_face(foreign)
-    logits(model, prompt(5))
+    forward(model, prompt(5))
     assert_untouched(foreign, before)
     assert model.params.W_E.data_ptr() == foreign.get_input_embeddings().weight.data_ptr()
     assert (model.tokenizer, model.name) == (None, family)
@@ -240,7 +240,7 @@ def test_a_folder(variant: str, dtype: torch.dtype, tmp_path: Path):
     assert (model.name, model.dtype, model.tokenizer) == ("tiny-model", dtype, None)
     tokens = prompt(12)
     with torch.no_grad():
-        assert_close(logits(model, tokens), foreign(tokens[None]).logits[0])
+        assert_close(forward(model, tokens), foreign(tokens[None]).logits[0])
     assert attrib.load_model(str(folder)).fingerprint == model.fingerprint
 
 

@@ -164,7 +164,7 @@ def test_what_is_measured(reads: Any, writes: Any, script: ModuleType) -> None:
     nothing = from_tensors(W_enc=torch.cat([eye, eye], 1), W_dec=torch.zeros(2 * d, d), b_enc=torch.zeros(2 * d), **both)
     found = measure(model, nothing, tokens, 1e9)
     ids = torch.from_numpy(tokens)
-    plain = torch.nn.functional.cross_entropy(attrib.logits(model, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    plain = torch.nn.functional.cross_entropy(attrib.forward(model, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert found["cross_entropy_spliced"] == pytest.approx(found["cross_entropy_zero"], abs=1e-5)
     assert found["loss_recovered"] == pytest.approx(0, abs=1e-4)
     assert found["explained_variance"] <= 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import attrib
 from attrib.capturing import capture
-from attrib.model import Model, logits
+from attrib.model import Model, forward
 from attrib.sources.hooked_config import HARMLESS, READ, REFUSED, hooked_config
 from attrib.types import Site, UnsupportedError
 from tests.builders import normal, prompt, sae, tiny_variant
@@ -216,7 +216,7 @@ PROCESSED = 2e-5
 
 
 def captured(model: Model, tokens: Tensor) -> dict[str, Tensor]:
-    return {str(site): value for site, value in capture(model, tokens, sites_of(model.config)).items()} | {"logits": logits(model, tokens)}
+    return {str(site): value for site, value in capture(model, tokens, sites_of(model.config)).items()} | {"logits": forward(model, tokens)}
 
 
 def pair(family: str, **options: bool) -> tuple[Model, dict[str, Tensor], Model, dict[str, Tensor]]:

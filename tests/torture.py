@@ -10,7 +10,7 @@ import traceback
 
 import torch
 
-from tests.torture_cases import RefusedError, configuration, fault_of
+from tests.torture_cases import RefusedError, budget_fault_of, configuration, fault_of
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     for seed in range(options.seed, options.seed + options.count):
         case = configuration(seed)
         try:
-            fault = fault_of(case)
+            fault = fault_of(case) or (budget_fault_of(case) if seed % 8 == 0 else None)
         except RefusedError:
             refused += 1
             continue

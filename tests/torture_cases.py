@@ -17,7 +17,7 @@ from torch.func import jacrev
 import attrib
 from attrib.dictionary import Dictionary, encode
 from attrib.model import Model, width
-from attrib.reading import chosen_positions
+from attrib.positions import chosen_positions, plain_positions
 from attrib.replacement import CutLeaves, Replacement
 from attrib.sources.tensors import from_tensors
 from attrib.types import (
@@ -34,7 +34,7 @@ from attrib.types import (
     Site,
     SiteKind,
     Threshold,
-    Tokens,
+    TokenLogits,
     TopK,
     TopLogits,
     UnsupportedError,
@@ -129,7 +129,7 @@ class Configuration:
     seed: int
     variant: str
     source: Spec | None
-    target: Spec | Tokens | Difference | TopLogits | tuple[Site, int] | str
+    target: Spec | TokenLogits | Difference | TopLogits | tuple[Site, int] | str
     """A tuple is a Direction: its site and the seed of its vector; "metric" is `metric`."""
     cuts: tuple[Spec, ...]
     lengths: tuple[int, ...]
@@ -194,7 +194,7 @@ def configuration(seed: int) -> Configuration:
     elif what == "direction":
         target = rng.choice(later), rng.randrange(1000)
     elif what == "logits":
-        target = rng.choice((Tokens((3, 5, 8)), Difference((3, 5), 8), TopLogits(4), TopLogits(20, 0.5)))
+        target = rng.choice((TokenLogits((3, 5, 8)), Difference((3, 5), 8), TopLogits(4), TopLogits(20, 0.5)))
     else:
         target = "metric"
     cuts: list[Spec] = []
@@ -313,6 +313,35 @@ def fault_of(case: Configuration) -> str | None:
     return None
 
 
+def named_budget(error: BudgetError) -> int:
+    """The bytes that are said to be enough."""
+    found = re.search(r"at least ([\d,]+)\.", str(error))
+    assert found is not None, error
+    return int(found[1].replace(",", ""))
+
+
+def budget_fault_of(case: Configuration) -> str | None:
+    """Whether the budget that a refusal names is enough for the whole call, and no byte less is; None where it is so."""
+    try:
+        replace(case, budget=1).attribute()
+        return "a budget of one byte is taken"
+    except BudgetError as error:
+        named = named_budget(error)
+    except (InputError, UnsupportedError) as refused:
+        if re.search(REFUSED, str(refused)):
+            raise RefusedError(str(refused)) from None
+        raise
+    try:
+        replace(case, budget=named).attribute()
+    except BudgetError as error:
+        return f"{named:,} bytes are named, and refused: {error}"
+    try:
+        replace(case, budget=named - 1).attribute()
+    except BudgetError:
+        return None
+    return f"{named:,} bytes are named, and fewer do"
+
+
 class RefusedError(Exception):
     """attrib says that this cannot be asked."""
 
@@ -320,7 +349,7 @@ class RefusedError(Exception):
 def _table_fault(case: Configuration, target: Dictionary, tokens: Tensor, part: attrib.Edges) -> str | None:
     """Whether the targets are those that are active at the chosen positions of the model's own pass."""
     true = attrib.capture(case.model, tokens, [target.site])[target.site]
-    at = chosen_positions(case.positions, len(tokens), tokens.device)
+    at = chosen_positions(plain_positions(case.positions, [len(tokens)]), len(tokens), tokens.device)
     wanted = [(p, i) for p, i in encode(target, true).nonzero().tolist() if p in at.tolist()]
     found = torch.stack([part.targets.position, part.targets.latent], 1).tolist()
     return None if [tuple(row) for row in found] == wanted else "other targets than are active"

@@ -95,9 +95,12 @@ def run(
     attempts: Annotated[int, typer.Option(min=1, help="How often a shard is tried")] = 3,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare shards that are there with their checksums")] = True,
     other_packages: Annotated[bool, typer.Option("--other-packages", help="Go on with other versions than the job was made with")] = False,
+    shard_timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds after which a worker that has a shard and says nothing is ended. Usually never")
+    ] = None,
 ) -> None:
     """Do what is missing. Stop it whenever you like: what is done stays, and the next run goes on."""
-    _run(folder, engine, device, workers, address, attempts=attempts, check=check, other_packages=other_packages)
+    _run(folder, engine, device, workers, address, shard_timeout, attempts=attempts, check=check, other_packages=other_packages)
 
 
 @app.command()
@@ -108,18 +111,21 @@ def retry(
     workers: Annotated[int | None, typer.Option(min=1, help="As of run")] = None,
     address: Annotated[str | None, typer.Option(help="As of run")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="How often a shard is tried")] = 3,
+    shard_timeout: Annotated[float | None, typer.Option(min=1, help="As of run")] = None,
 ) -> None:
     """Do only the shards that failed."""
-    _run(folder, engine, device, workers, address, attempts=attempts, only_failed=True)
+    _run(folder, engine, device, workers, address, shard_timeout, attempts=attempts, only_failed=True)
 
 
-def _run(folder: Path, engine: str, device: list[str] | None, workers: int | None, address: str | None, **options: Any) -> None:
+def _run(
+    folder: Path, engine: str, device: list[str] | None, workers: int | None, address: str | None, timeout: float | None, **options: Any
+) -> None:
     from attrib.commands.run_bar import RunBar
     from attrib.jobs.engines.choose import choose
     from attrib.jobs.run import run as run_job
     from attrib.jobs.status import status as status_of
 
-    chosen, launch = choose(folder, engine, device, workers, address)
+    chosen, launch = choose(folder, engine, device, workers, address, timeout)
     with bar() as shown, _ended_by_signal(folder):
         ran = run_job(folder, chosen, launch=launch, watch=RunBar(shown), **options)
     now = status_of(folder)
@@ -242,13 +248,13 @@ def merge(
 
 @app.command()
 def gc(folder: Folder, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed")] = False) -> None:
-    """Remove what killed runs left half-written, and what is not the job's."""
+    """Remove what killed runs left half-written, and what is not the job's; beside it, what a killed `init` left."""
     from attrib.jobs.tidy import tidy
 
     removed = tidy(folder, dry_run=dry_run)
     for path in removed:
         print(plain(path))
-    print(plain(f"{len(removed)} files {'would be' if dry_run else 'were'} removed"))
+    print(plain(f"{len(removed)} files or folders {'would be' if dry_run else 'were'} removed"))
 
 
 # ----------------------------------------------------------------------------------------------- output

@@ -37,7 +37,9 @@ def _options(
     method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N")] = None,
     budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB or 2GiB")] = None,
-    position: Annotated[list[int] | None, typer.Option(help="Target position, negative from the end; may be repeated")] = None,
+    position: Annotated[
+        list[str] | None, typer.Option(help="Target position, negative from the end, may be repeated; or last, all, or a slice as 1:")
+    ] = None,
     top_logits: Annotated[int | None, typer.Option(help="Logits of the most probable tokens")] = None,
     mass: Annotated[float | None, typer.Option(help="Of those, the fewest that reach this probability")] = None,
     logit_token: Annotated[list[str] | None, typer.Option(help="Logit of this token; may be repeated")] = None,
@@ -53,7 +55,7 @@ def _options(
     """The options as the keys of a run file."""
     of_run = {
         "model": model, "prompts": prompts, "prompt": prompt or None, "out": out, "keep": keep, "policy": policy, "dtype": dtype,
-        "device": device, "method": method, "precision_rows": precision_rows, "budget": budget, "positions": position or None,
+        "device": device, "method": method, "precision_rows": precision_rows, "budget": budget, "positions": _positions(position or []),
         "special_tokens": special_tokens, "error": error, "compression": compression, "overwrite": overwrite or None,
     }  # fmt: skip
     of_kinds = {
@@ -62,6 +64,14 @@ def _options(
     }  # fmt: skip
     given, shared = ({name: value for name, value in table.items() if value is not None} for table in (of_run, of_kinds))
     return {"config": config, "given": given, "kinds": kind or [], "shared": shared}
+
+
+def _positions(typed: list[str]) -> list[int] | str | None:
+    """Numbers, or the one text that stands for several."""
+    texts = [text for text in typed if not re.fullmatch(r"\s*-?\d{1,18}\s*", text)]
+    if texts and len(typed) > 1:
+        raise InputError(f"--position: {texts[0]!r} beside others; give numbers, or one of last, all and a slice.")
+    return texts[0] if texts else [int(text) for text in typed] or None
 
 
 _TYPED = {"cuts": "cut", "logit_tokens": "logit_token", "positions": "position", "attribution": "kind"}

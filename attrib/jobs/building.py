@@ -14,14 +14,14 @@ import stat
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrib.store.whole import PARTIAL, sync
 from attrib.types import AttribWarning
 
-MAKING = "making"
-"""The lock's name."""
+MAKING, UNLOCKED = "making", "locking"
+"""The lock's name, and the one that it has before it is held."""
 YOUNG = 3600.0
 """Seconds for which a folder without a lock may be one whose lock is about to be made, or was just removed."""
 
@@ -33,13 +33,15 @@ def built(target: Path) -> Iterator[Path]:
     What was left at this place by processes that were killed is removed, with a warning.
     """
     for left in left_behind(target):
-        shutil.rmtree(left, ignore_errors=True)
-        warnings.warn(f"{left}, which a killed `attrib job init` left, was removed.", AttribWarning, stacklevel=4)
+        with suppress(OSError):  # of somebody else: the new one has another name
+            shutil.rmtree(left)
+            warnings.warn(f"{left}, which a killed `attrib job init` left, was removed.", AttribWarning, stacklevel=4)
     building = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         building.mkdir()
-        with (building / MAKING).open("w") as lock:
+        with (building / UNLOCKED).open("w") as lock:
             _held(lock.fileno())
+            (building / UNLOCKED).rename(building / MAKING)  # under its name nobody meets it before it is locked
             yield building
             (building / MAKING).unlink()
             sync(building)

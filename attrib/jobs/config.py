@@ -32,7 +32,8 @@ class PromptsOf(BaseModel):
     """Files, folders, "hf:NAME" or "-", one after another, as `attrib.prompts.read` takes them."""
     form: Form | None = None
     field: str | None = None
-    split: str = "train"
+    split: str | None = None
+    """Of those that are data sets; None is "train"."""
     limit: Count | None = None
     """Prompts to read, at most."""
     max_tokens: Count | None = None

@@ -100,6 +100,9 @@ class Job:
     fixed: Fixed
     shards: tuple[Shard, ...]
 
+    def __repr__(self) -> str:
+        return f"Job({str(self.folder)!r}, {self.fixed.prompts:,} prompts, {self.fixed.tokens:,} tokens, {len(self.shards):,} shards)"
+
     @cached_property
     def config(self) -> JobFile:
         """What was asked for."""

@@ -17,17 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from attrib.store.whole import PARTIAL
+from attrib.store.whole import KINDS, PARTIAL
 from attrib.types import FormatError
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a text file of a job, at most: two million shards' listing."""
 
 _FLAGS: dict[str, int] = {"r": os.O_RDONLY, "r+": os.O_RDWR, "a+": os.O_RDWR | os.O_CREAT}
-_NAMES = {
-    stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFREG: "a file",
-}  # fmt: skip
 
 
 class Foreign(FormatError):  # noqa: N818
@@ -156,7 +152,7 @@ def _mode(parent: int, path: Path, error: OSError) -> int:
 def _require(path: Path, mode: int, kind: int) -> None:
     if (found := stat.S_IFMT(mode)) != kind:
         raise Foreign(
-            f"{path}: {_NAMES.get(found, 'something')}, where a job has {_NAMES[kind]} of its own; nothing is followed out of a job's "
+            f"{path}: {KINDS.get(found, 'something')}, where a job has {KINDS[kind]} of its own; nothing is followed out of a job's "
             "folder. Remove it, or move it elsewhere."
         )
 

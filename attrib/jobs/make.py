@@ -23,7 +23,8 @@ from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
-from attrib.prompts import Given, read
+from attrib.positions import least_length
+from attrib.prompts import Given, check_effect, read, uses
 from attrib.store.columns import packages
 from attrib.store.whole import sync
 from attrib.types import InputError, Progress
@@ -52,11 +53,12 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     named = {"model": config.model} | {f"dictionary {name}": name for name in config.dictionaries}
     places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
     sources = [_source(name, beside, allowed) for name in config.prompts.source]
+    check_effect(sources, config.prompts.form, field=config.prompts.field, split=config.prompts.split)
     loaded = load(config, torch.device("cpu"), places)
     context = loaded.model.config.n_ctx
     if (most := config.prompts.max_tokens or context) > context:
         raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
-    loaded.check([torch.zeros(min(max(_reach(config)), context), dtype=torch.int64)])
+    loaded.check([torch.zeros(least_length(config.positions, context), dtype=torch.int64)])
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
     with built(target) as building:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
@@ -77,11 +79,6 @@ def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
     if found.exists() and not (found.is_file() or found.is_dir() or found in allowed):  # a pipe would be waited for
         raise InputError(f"prompts.source: {name} is a pipe or a device; expected a file or a folder. Give it as --prompts {found}.")
     return found
-
-
-def _reach(config: JobFile) -> Iterator[int]:
-    """How many tokens each position asked for needs."""
-    return (position + 1 if position >= 0 else -position for position in config.positions or [0])
 
 
 # ---------------------------------------------------------------------------------------------- prompts
@@ -155,8 +152,13 @@ def _write_prompts(
 
 
 def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[Given]:
-    every = (found for source in sources for found in read(source, form=of.form, field=of.field, split=of.split, allowed=allowed))
-    return islice(every, of.limit)
+    options = {"field": of.field, "split": of.split}
+
+    def prompts_of(source: str | Path) -> Iterator[Given]:
+        used = {name: value for name, value in options.items() if name in uses(source, of.form)}
+        return read(source, form=of.form, allowed=allowed, **used)
+
+    return islice((found for source in sources for found in prompts_of(source)), of.limit)
 
 
 # ----------------------------------------------------------------------------------------------- shards

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
@@ -56,7 +56,7 @@ class Failure(BaseModel):
     id: str
     kind: FailureKind
     reason: str
-    details: str = ""
+    details: str = Field("", repr=False)
     """A traceback, where there is one."""
     attempts: Count
     finished: float

@@ -29,6 +29,10 @@ class Ran(NamedTuple):
     changed: str | None = None
     """Of a job that was done before: why its model or dictionaries, as they are now, are not what it was made with."""
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.done):,} shards done, {len(self.failed):,} failed, {len(self.damaged):,} made again"
+        return f"Ran({self.job!r}, {counts}{'' if self.changed is None else ', what they were made of changed'})"
+
     @property
     def put_down(self) -> list[Refused]:
         """Prompts of these shards that could not be computed, each with the reason."""

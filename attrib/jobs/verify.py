@@ -4,7 +4,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,8 +13,9 @@ from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, digest, record_or_fault
 from attrib.jobs.shard import compute, prepare
 from attrib.store import Store, save
+from attrib.store.contradictions import faults_of
 from attrib.store.shard import open_shard
-from attrib.types import FormatError
+from attrib.types import Dense, FormatError, Keep, Mass
 
 
 class Fault(NamedTuple):
@@ -34,8 +35,9 @@ def verify(
 ) -> list[Fault]:
     """What is wrong with a job's shards; those that are not done yet are among it, as `NOT_DONE`.
 
-    Of every other: that its bytes have the checksum on record, that all of it can be read, that its prompts are
-    those of the job with their numbers, its blocks those that were asked for, and its counts those on record.
+    Of every other: that its bytes have the checksum on record, that all of it can be read and nothing in it contradicts itself
+    (see `attrib.store.contradictions`), that its prompts are those of the job with their numbers, its blocks those that were
+    asked for, and its counts those on record.
 
     Args:
         recompute: how many shards, chosen at random, are computed again and compared byte for byte.
@@ -71,6 +73,10 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
         return
     try:
         with open_shard(path) as store:
+            at_fault = list(faults_of(store, _least_kept(job.config.keep)))
+            if at_fault:
+                yield from (str(fault).removeprefix(f"{path}: ") for fault in at_fault)
+                return
             yield from _rows(store, job, record)
             kept = [index for index, number in enumerate(numbers.tolist()) if number not in left_out]
             if store.prompts.numbers.tolist() != numbers[kept].tolist():
@@ -86,11 +92,15 @@ def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
     if kinds != wanted:
         yield f"it has the blocks {', '.join(kinds)}, and not {', '.join(wanted)}"
     count = 0
-    for edges in store.values():  # reading all of it checks every row, column and position
-        count += len(edges)
-        hashes = [edges.call["model"]["sha256"], *(part["sha256"] for part in _dictionaries(edges))]
-        if not set(hashes) <= {job.fixed.model, *job.fixed.dictionaries.values()}:
-            yield f"its {edges.kind} is of another model or dictionary than the job's"
+    for block in store.blocks:
+        count += int(store.sizes(block, range(len(store))).sum())
+        try:
+            hashes = _hashes(store.edges(*block, prompts=[]).call)
+        except (KeyError, TypeError):
+            yield f"the call of its {block.kind} does not say of what model and dictionaries it is"
+            continue
+        if not hashes <= {job.fixed.model, *job.fixed.dictionaries.values()}:
+            yield f"its {block.kind} is of another model or dictionary than the job's"
     prompts = store.prompts
     counts = {"prompts": len(prompts), "tokens": len(prompts.ids), "edges": count}
     for name, counted in counts.items():
@@ -98,9 +108,15 @@ def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
             yield f"it has {counted:,} {name}, and its record says {said:,}"
 
 
-def _dictionaries(edges: Edges) -> list[dict[str, str]]:
-    ends = (edges.call["source"], edges.call["target"], *edges.call["cuts"])
-    return [end for end in ends if isinstance(end, dict)]
+def _least_kept(keep: Keep) -> float:
+    """The fraction of each row's l1 that a rule keeps at least."""
+    return keep.fraction if isinstance(keep, Mass) else float(isinstance(keep, Dense))
+
+
+def _hashes(call: dict[str, Any]) -> set[str]:
+    """Of the model and dictionaries of a block."""
+    ends = (call["source"], call["target"], *call["cuts"])
+    return {call["model"]["sha256"], *(end["sha256"] for end in ends if isinstance(end, dict))}
 
 
 def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> Iterator[Fault]:

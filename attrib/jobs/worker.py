@@ -16,6 +16,7 @@ from attrib.jobs.inside import Foreign
 from attrib.jobs.records import Failure, FailureKind, Record
 from attrib.jobs.shard import Computed, Ready, commit, compute
 from attrib.jobs.witness import Overwritten
+from attrib.room import is_out_of_memory
 from attrib.types import AttribError
 
 
@@ -86,7 +87,7 @@ def attempt(step: Callable[[], Done], job: Job, shard: Shard) -> Done | Failure 
         if reason := _disk_fault(error):
             return Stop(f"{job.folder}: {reason}. What is done stays; mend that, and `attrib job run {job.folder}` goes on.")
         details = "".join(traceback.format_exception(error))
-        kind: FailureKind = "memory" if _is_out_of_memory(error) else "error"
+        kind: FailureKind = "memory" if is_out_of_memory(error) else "error"
         reason = str(error) if isinstance(error, AttribError) else f"{type(error).__name__}: {error}"
         failed = _failure(shard, kind, reason.split("\n")[0], details)
     if kind == "memory":  # here, where the error and the frames that it held are gone
@@ -123,9 +124,3 @@ def _disk_fault(error: BaseException) -> str | None:
         if isinstance(found, OSError):
             return str(found).split("\n")[0]
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory of the device or of the machine did not suffice: some say it in the words of a RuntimeError alone."""
-    words = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "can't start new thread")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in words)

@@ -133,5 +133,5 @@ _KINDS = {
     "text": ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"),
     "dictionary": ("dictionary",),
     "object": ("struct",),
-    "single": ("null", "primitive"),
+    "single": ("null", "boolean", "integer", "floating"),
 }

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attrib.tokenizer import fault_of_chat, fault_of_text
 from attrib.tokens import unpadded
 from attrib.types import InputError
 
@@ -80,10 +81,8 @@ def of_row(row: Mapping[str, Any], where: str, field: str | None) -> Given:
 def of_value(value: Any, where: str) -> Given:
     """A prompt from what stood in its place: text, token ids, or messages."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return Given(where, None, "holds a lone surrogate, which no UTF-8 has")
+        if fault := fault_of_text(value):
+            return Given(where, None, fault)
         return Given(where, value) if value.strip() else Given(where, None, "is an empty prompt")
     if isinstance(value, list | np.ndarray) and not len(value):
         return Given(where, None, "is an empty prompt")
@@ -93,7 +92,7 @@ def of_value(value: Any, where: str) -> Given:
             return Given(where, None, f"has token ids from {_brief.repr(least)} to {_brief.repr(most)}; expected 0 or more, below 2^31")
         return Given(where, torch.tensor(value, dtype=torch.int64))
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
-        fault = next((fault for number, message in enumerate(value) if (fault := _message_fault(number, message))), "")
+        fault = fault_of_chat(value)
         return Given(where, None, fault) if fault else Given(where, value)
     if isinstance(value, list) and all(isinstance(part, list | np.ndarray) for part in value):
         return Given(where, None, f"holds {len(value)} lists, as of a batch; expected one prompt. Give each list a line or row of its own")
@@ -105,17 +104,6 @@ def _is_whole(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "iu"
     return isinstance(value, list) and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
-
-
-def _message_fault(number: int, message: dict[str, Any]) -> str:
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            return f"has no text as the {key} of message {number}; expected {{'role': '...', 'content': '...'}}, got {_brief.repr(message)}"
-        try:
-            message[key].encode()
-        except UnicodeEncodeError:
-            return "holds a lone surrogate, which no UTF-8 has"
-    return ""
 
 
 def _holds_ids(key: str) -> bool:

@@ -12,13 +12,14 @@ from typing import Any, BinaryIO, cast
 
 from attrib.prompts import given
 from attrib.prompts.given import TWICE, Given, of_row, of_value
-from attrib.types import FormatError
+from attrib.types import FormatError, InputError
 
 MOST_PARTS = 1 << 17
-"""Lists and objects of a line of JSON, at most: in Python each takes a hundred times the bytes that it takes there."""
+"""Lists, objects and keys of a line of JSON, at most: in Python each takes up to a hundred times the bytes that it takes there."""
 
-_PART = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]', re.DOTALL)
-"""A string, in which brackets are text, or a bracket."""
+_OPENS = "[{:"
+_PART = re.compile(rf'"(?:[^"\\]++|\\.)*+"?|[{re.escape(_OPENS)}]', re.DOTALL)
+"""A string, in which brackets are text, or a bracket or colon."""
 
 
 def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
@@ -34,6 +35,9 @@ def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
             yield Given(where, None, f"is not UTF-8: {error.reason} at byte {error.start}")
             continue
         text = text.removeprefix("\ufeff") if number == 1 else text  # a mark of its encoding, and none of the prompt's
+        if "\0" in text and not is_json:
+            yield Given(where, None, "holds NUL characters, as text in UTF-16 does; expected UTF-8")
+            continue
         yield _of_json(text, where, field) if is_json else of_value(text, where)
 
 
@@ -53,6 +57,8 @@ def _lines(name: str) -> Iterator[bytes | None]:
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
+        if sys.stdin is None:
+            raise InputError("prompts: -, standard input, is closed; give a file, or text by a pipe.")
         yield sys.stdin.buffer
         return
     try:
@@ -63,13 +69,15 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _of_json(line: str, where: str, field: str | None) -> Given:
-    if line.count("[") + line.count("{") > MOST_PARTS and sum(found[0] in "[{" for found in _PART.finditer(line)) > MOST_PARTS:
-        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists and objects")
+    if sum(map(line.count, _OPENS)) > MOST_PARTS and sum(found[0] in _OPENS for found in _PART.finditer(line)) > MOST_PARTS:
+        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists, objects and keys")
     try:
         value = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return Given(where, None, f"is not JSON: {error}" if line.strip() else "is an empty prompt")
-    return of_row(value, where, field) if isinstance(value, dict) else of_value(value, where)
+    if isinstance(value, dict):
+        return of_row(value, where, field)
+    return of_value(value, where) if field is None else Given(where, None, f"is no object, so it has no key {field!r}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

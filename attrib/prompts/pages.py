@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 DEEPEST = 16
 """Structs in each other in a header; there are three."""
 
-_DICTIONARY, _DATA_HEADERS = 2, {0: 5, 3: 8}
-"""Kinds of pages; of those with data, the field of the header that says how many values there are."""
+_DATA_HEADERS, _ENCODINGS = {0: 5, 3: 8}, {0: 2, 3: 4}
+"""Of the kinds of pages with data, the field that says how many values there are, and the field within that which has their encoding."""
 
 
 class Page(NamedTuple):
@@ -24,6 +24,8 @@ class Page(NamedTuple):
     """Bytes in the file."""
     values: int
     """Of a page of data: values and nulls. Else 0."""
+    encoding: int | None
+    """Of a page of data: how its values are written, by its number in Parquet. Else None, or where it does not say."""
 
 
 def pages(file: BinaryIO, start: int, length: int) -> Iterator[Page]:
@@ -40,11 +42,11 @@ def pages(file: BinaryIO, start: int, length: int) -> Iterator[Page]:
         if not isinstance(kind, int) or not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
             raise ValueError(f"the page at byte {at} has no sizes")
         of_data = header.get(_DATA_HEADERS.get(kind, -1), {})
-        values = of_data.get(1, 0) if isinstance(of_data, dict) else 0
+        values, encoding = (of_data.get(1, 0), of_data.get(_ENCODINGS.get(kind, -1))) if isinstance(of_data, dict) else (0, None)
         at = file.tell() + packed
         if at > stop:
             raise ValueError(f"a page ends at byte {at}, and its column at {stop}")
-        yield Page(unpacked, packed, values if isinstance(values, int) and values > 0 else 0)
+        yield Page(unpacked, packed, values if isinstance(values, int) and values > 0 else 0, encoding)
 
 
 # --------------------------------------------------------------------------------------------- Thrift

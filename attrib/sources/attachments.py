@@ -5,6 +5,7 @@ model's values is refused by name, with how to take it off, and never ignored. T
 for transformers models a comparison with what their config makes, module by module, which takes no memory for weights.
 """
 
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from types import FunctionType
@@ -31,7 +32,7 @@ PACKAGES = ("torch", "transformers", "transformer_lens")
 HOOKS_OF = ("transformers.", "transformer_lens.model_bridge.")
 """Modules that hang hooks on a model to look at values and not to change them: for hidden states, for the stream before an MLP."""
 
-METHODS_OF = (*PACKAGES, "sae_lens")
+METHODS_OF = ("transformer_lens", "sae_lens")
 """Packages that put methods on objects for the same: a hook point before an MLP."""
 
 _OFF = {
@@ -80,6 +81,14 @@ def check_attachments(model: nn.Module) -> None:
                 f"model: {at} is a {kind.__name__} whose {method.__name__} was replaced by one of {method.__module__}, and attrib computes "
                 "what the class itself does. Make the model without that change."
             )
+    for module in sorted(
+        {*(kind.__module__ for kind in kinds if kind.__module__.startswith("transformers.models.")), "torch.nn.functional"}
+    ):
+        for name, part in _foreign_parts(module):
+            raise UnsupportedError(
+                f"model: {module}.{name} was replaced by one of {part.__module__}, and attrib computes what transformers' own does. "
+                "Make the model in a process without that change."
+            )
 
 
 def _global_hooks() -> Iterator[tuple[str, str]]:
@@ -126,12 +135,21 @@ _FILES = ("from_pretrained", "save_pretrained")
 
 
 def _foreign_methods(kind: type) -> Iterator[FunctionType]:
-    """Methods that another package put into a class of torch, transformers or TransformerLens."""
+    """Methods that were put into a class of torch, transformers or TransformerLens: of another package, or a pass of another class."""
     for base in kind.__mro__:
         if _package(base) in PACKAGES:
             for name, value in vars(base).items():
-                if isinstance(value, FunctionType) and _package(value) not in PACKAGES and name not in _FILES:
+                is_other_pass = name == "forward" and base is not nn.Module and _name(value) != f"{base.__qualname__}.forward"
+                if isinstance(value, FunctionType) and name not in _FILES and (is_other_pass or _package(value) not in PACKAGES):
                     yield value
+
+
+def _foreign_parts(module: str) -> Iterator[tuple[str, Any]]:
+    """What was put in place of functions and classes that a module of torch or transformers computes with, by their names there."""
+    for name, value in vars(sys.modules[module]).items():
+        computes = isinstance(value, FunctionType) or (isinstance(value, type) and issubclass(value, nn.Module))
+        if computes and _package(value) not in PACKAGES and _package(value) not in sys.stdlib_module_names:
+            yield name, value
 
 
 def _remedy(module: nn.Module, hook: Any) -> str:
@@ -263,6 +281,10 @@ def _overrides(kind: type, expected: type) -> str:
     return ""
 
 
+_NOT_COMPUTED = ("training", "gradient_checkpointing", "vocab_size")
+"""Attributes that no value follows from: they say how a model is trained, or what the shape of its embedding says."""
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The numbers and words that a module computes by, as its own attributes. What only training looks at is left out."""
     if isinstance(module, nn.Dropout):
@@ -270,5 +292,5 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name != "training" and "drop" not in name
+        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name not in _NOT_COMPUTED and "drop" not in name
     }

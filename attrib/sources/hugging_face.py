@@ -24,7 +24,7 @@ def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = N
     """attrib's model from a transformers causal language model, which is left as it is.
 
     Args:
-        model: the transformers model; its parameters are shared, not copied, and keep their dtype.
+        model: the transformers model; its parameters keep their dtype, and are shared but where attrib has them in another order (GPT-J).
         tokenizer: its tokenizer, to give prompts as text.
 
     Raises:

@@ -16,14 +16,16 @@ from attrib.sources.families.weights import is_buffer
 from attrib.sources.hugging_face import from_hugging_face
 from attrib.sources.private import make_private
 from attrib.sources.quiet import no_bars
-from attrib.sources.tensors import Shapes, read_json
+from attrib.sources.tensors import LONGEST_JSON, Shapes, read_json
 from attrib.tokenizer import guarded
 from attrib.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-LARGEST_TEXT = 1 << 26
-"""Bytes of a config or an index, at most."""
+LARGEST_INDEX = 1 << 24
+"""Bytes of an index, at most: of 150,000 weights."""
+LARGEST_VOCABULARY, LARGEST_OTHER = 1 << 26, 1 << 22
+"""Bytes of a tokenizer's JSON, and of what else transformers reads beside config.json. In memory JSON takes up to thirty times as much."""
 MOST_LAYERS = 10_000
 """transformers lists them, before there is a weight that bears them out."""
 TABLES, TABLES_PER_WEIGHT = 1 << 28, 4
@@ -45,7 +47,8 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"model: {folder} holds no {CONFIG}; expected a folder written by transformers' save_pretrained.")
-    facts = _json(folder / CONFIG)
+    facts = _json(folder / CONFIG, LONGEST_JSON)
+    _check_sizes(folder)
     check_architecture(facts.get("model_type"), SimpleNamespace(**facts))
     for key, value in facts.items():
         if ("layer" in key or key == "attention_types") and (most := max(_integers(value), default=0)) > MOST_LAYERS:
@@ -131,7 +134,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
     if not (folder / WEIGHTS).is_file():
         if not (folder / INDEX).is_file():
             raise InputError(f"model: {folder} holds no safetensors weights; expected a folder written by transformers' save_pretrained.")
-        parts = _json(folder / INDEX).get("weight_map")
+        parts = _json(folder / INDEX, LARGEST_INDEX).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(part, str) and Path(part).name == part for part in parts.values()):
             raise FormatError(f"model: {folder / INDEX} has no weight_map of names of files beside it.")
         files = sorted(set(parts.values()))
@@ -143,11 +146,17 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
             raise FormatError(f"model: {folder / file} is missing or damaged: {error}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A file's JSON object."""
-    if (size := path.stat().st_size) > LARGEST_TEXT:
-        raise FormatError(f"model: {path} has {size:,} bytes, more than {LARGEST_TEXT:,}.")
-    found = read_json(path, "model", most=LARGEST_TEXT)
+def _check_sizes(folder: Path) -> None:
+    """Raise FormatError where JSON that transformers reads whole is larger than any model's."""
+    for path in folder.glob("*.json"):
+        most = {INDEX: LARGEST_INDEX, "tokenizer.json": LARGEST_VOCABULARY, "vocab.json": LARGEST_VOCABULARY}.get(path.name, LARGEST_OTHER)
+        if path.is_file() and (size := path.stat().st_size) > most:
+            raise FormatError(f"model: {path} has {size:,} bytes; expected at most {most:,}.")
+
+
+def _json(path: Path, most: int) -> dict[str, Any]:
+    """A file's JSON object, of so many bytes at most."""
+    found = read_json(path, "model", most=most)
     if not isinstance(found, dict):
         raise FormatError(f"model: {path} holds a {type(found).__name__}, expected an object.")
     return found

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Container, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from attrib.labels import labels_of, unnamed
 from attrib.tokenizer import Messages, Tokenizer, guarded
@@ -30,6 +30,7 @@ def from_tokenizers(
         plain=_plain(backend),
         label=_label(lambda: backend_labels(backend)),
         special={number: token.content for number, token in backend.get_added_tokens_decoder().items() if token.special},
+        unknown=_unknown(backend),
         pad=number,
         pad_run=2 if pad in shared else 1,
         sha256=hashlib.sha256(backend.to_str().encode()).hexdigest(),
@@ -52,10 +53,19 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
         plain=None if backend is None else _plain(backend),
         label=_label(lambda: backend_labels(backend) if backend is not None else slow_labels(tokenizer)),
         special={number: str(token.content) for number, token in added.items() if token.special},
+        unknown=getattr(tokenizer, "unk_token_id", None) if backend is None else _unknown(backend),
         pad=pad,
         pad_run=2 if pad in ends else 1,
         sha256=hashlib.sha256(definition.encode()).hexdigest(),
     )
+
+
+def _unknown(backend: Any) -> int | None:
+    """The id that the model of a `tokenizers.Tokenizer` gives to what it does not know."""
+    if type(backend.model).__name__ == "Unigram":  # which alone says it by number, and in its definition alone
+        return cast(int | None, json.loads(backend.model.__getstate__())["unk_id"])
+    name = getattr(backend.model, "unk_token", None)
+    return None if name is None else cast(int | None, backend.token_to_id(name))
 
 
 def backend_labels(backend: Any) -> dict[int, str]:

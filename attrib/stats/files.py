@@ -11,11 +11,12 @@ from jaxtyping import Int64
 from attrib.stats import fixed
 from attrib.stats.bounds import DEPTH, LEAST_MEMORY, LEVELS, bits_of
 from attrib.stats.fixed import Fixed
-from attrib.stats.rows import COUNTS, LARGEST_LATENT, Rows, empty, keys_of, pairs_of
-from attrib.stats.sketch import Sketch
+from attrib.stats.rows import COUNTS, LARGEST_LATENT, Rows, empty, keys_of, pair_name, pairs_of, transposed
+from attrib.stats.sketch import Sketch, check
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import PART, Exact, Table
-from attrib.store import Block
+from attrib.store.fault import Fault
+from attrib.store.layout import REMEDY, Block
 from attrib.store.statistics import Column, Groups, Stored, Written, damaged_statistics, read_statistics, write_statistics
 from attrib.types import FormatError
 
@@ -38,19 +39,41 @@ def save(path: str | os.PathLike[str], statistics: Statistics, *, overwrite: boo
     return path
 
 
-def open(path: str | os.PathLike[str]) -> Statistics:
+def open(path: str | os.PathLike[str], *, verify: bool = False) -> Statistics:
     """Open a statistics file. Nothing but its header is read; what is asked for is read when it is.
+
+    `verify` reads everything, and holds the two orders of each table, or the rows of each sketch, against each other.
 
     Raises:
         InputError: there is no such file.
-        FormatError: it is not a statistics file, of another version, truncated or damaged.
+        FormatError: it is not a statistics file, of another version, truncated or damaged; with `verify`, the first fault that is found.
     """
+    if verify and (fault := next(faults(path), None)):
+        raise FormatError(f"{fault}. `attrib verify-file` lists all faults; {REMEDY}")
     path = Path(path)
     memory, blocks = read_statistics(path, _TABLE, _SKETCH)
     if memory < LEAST_MEMORY:
         raise FormatError(f"{path}: damaged: a memory bound of {memory} bytes, less than the least, {LEAST_MEMORY}.")
     held = [_stored_table(path, stored) if stored.bits is None else _stored_sketch(path, stored, memory) for stored in blocks]
     return Statistics(memory, tuple(BlockStatistics(b.block, one, b.call) for b, one in zip(blocks, held, strict=True)))
+
+
+def faults(path: str | os.PathLike[str]) -> Iterator[Fault]:
+    """What is wrong with a statistics file: everything is read. Raises InputError where there is none."""
+    path = Path(path)
+    try:
+        parts = open(path).parts
+    except FormatError as error:
+        yield Fault.of_error(path, error)
+        return
+    for part in parts:
+        try:
+            if isinstance(part.held, Sketch):
+                check(part.held)
+            elif isinstance(part.held, StoredTable):
+                yield from part.held.contradictions()
+        except FormatError as error:
+            yield Fault.of_error(path, error, f"/blocks/{part.block.group}")
 
 
 # -------------------------------------------------------------------------------------- writing
@@ -123,16 +146,37 @@ class StoredTable:
 
     def parts(self) -> Iterator[Rows]:
         """All pairs in ascending order of the key, some at a time. Raises FormatError where they are not."""
-        side, last = self.sides["by_target"], -1
+        return self._parts("by_target")
+
+    def contradictions(self) -> Iterator[Fault]:
+        """Where the two orders of the pairs do not hold the same. Raises FormatError where one of them is none."""
+        by_target, by_source = (np.concatenate([empty().key, *(rows.key for rows in self._parts(side))]) for side in _SIDES)
+        order = np.argsort(by_source)
+        columns = {"other": (by_target, by_source)} | {
+            name: (self.sides["by_target"][name], self.sides["by_source"][name]) for name in _COLUMNS
+        }
+        for name, (of_target, of_source) in columns.items():
+            apart = np.flatnonzero(of_target != of_source[order])
+            if len(apart):
+                row, first = int(order[apart[0]]), int(apart[0])
+                what = f"it has not what by_target has in row {first}, {pair_name(int(by_target[first]))}"
+                yield Fault(self.path, f"/blocks/{self.block.group}/by_source/{name}", what, None, row, len(apart) - 1)
+            if name == "other" and len(apart):
+                return  # of other pairs, all else differs
+
+    def _parts(self, name: str) -> Iterator[Rows]:
+        """All pairs in the order of one side."""
+        side, last = self.sides[name], -1
         latents, ptr = side["latent"].astype(np.int64), side["ptr"].astype(np.int64)
         if ptr[0] != 0 or ptr[-1] != len(self) or (np.diff(ptr) < 0).any():
-            raise self._damaged(f"by_target/ptr does not rise from 0 to {len(self)}")
+            raise self._damaged(f"{name}/ptr does not rise from 0 to {len(self)}")
         for start in range(0, len(self), PART):
             span = slice(start, min(start + PART, len(self)))
-            rows = self._rows(side, span, latents[np.searchsorted(ptr, np.arange(span.start, span.stop), "right") - 1], "by_target")
-            if int(rows.key[0]) <= last:
+            rows = self._rows(side, span, latents[np.searchsorted(ptr, np.arange(span.start, span.stop), "right") - 1], name)
+            order = rows.key if name == "by_target" else transposed(rows.key)
+            if int(order[0]) <= last:
                 raise self._damaged("the pairs do not ascend")
-            last = int(rows.key[-1])
+            last = int(order[-1])
             yield rows
 
     def _of(self, name: str, latent: int) -> Rows:
@@ -175,6 +219,16 @@ def _impossible(rows: Rows) -> str | None:
         return "the counts disagree"
     if not all(fixed.are_numbers(numbers) for numbers in (rows.l1, rows.sum, rows.squares)) or not np.isfinite(rows.maximum).all():
         return "a sum is no fixed-point number, or a maximum not finite"
+    # each value was rounded to the grid once, the same for both signs, so that these hold without rounding
+    size = fixed.magnitude(rows.sum)
+    if fixed.less(rows.l1, size).any() or (np.abs(rows.maximum) >= np.sqrt(fixed.LIMIT)).any():
+        return "a sum is larger than that of the absolute values, or a maximum than any can be"
+    if fixed.less(rows.l1, fixed.rounded(np.abs(rows.maximum))).any() or fixed.less(rows.squares, fixed.rounded(rows.maximum**2)).any():
+        return "a maximum is larger than the sum of the absolute values, or its square than that of the squares"
+    is_below, is_above = rows.sum.high < 0, fixed.less(Fixed(np.zeros(1, np.int64), np.zeros(1, np.int64)), rows.sum)
+    is_less = fixed.less(size, rows.l1)
+    if ((rows.negative == 0) & (is_below | is_less) | (rows.positive == 0) & (is_above | is_less)).any():
+        return "a pair has edges of one sign, and a sum that says otherwise"
     return None
 
 

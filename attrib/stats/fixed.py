@@ -79,14 +79,19 @@ def _joined(limbs: Sequence[np.ndarray]) -> tuple[Fixed, Bool[np.ndarray, " n"]]
     return Fixed((d << _HALF) | (c & _HALF_MASK), ((b & _HALF_MASK) << _HALF) | (a & _HALF_MASK)), passed
 
 
+def magnitude(numbers: Fixed) -> Fixed:
+    """The numbers without their signs."""
+    negative = numbers.high < 0
+    return _carried(np.where(negative, -numbers.high, numbers.high), np.where(negative, -numbers.low, numbers.low))
+
+
 def floats(numbers: Fixed) -> Float64[np.ndarray, " n"]:
     """The nearest float64, give or take one unit in its last place."""
     # Of a magnitude, or a small negative number would be the difference of two large ones.
     high, low = np.asarray(numbers.high, np.int64), np.asarray(numbers.low, np.int64)
-    negative = high < 0
-    magnitude = _carried(np.where(negative, -high, high), np.where(negative, -low, low))
-    value = np.ldexp(magnitude.high.astype(np.float64), _LOW - UNIT) + np.ldexp(magnitude.low.astype(np.float64), -UNIT)
-    return np.where(negative, -value, value)
+    size = magnitude(Fixed(high, low))
+    value = np.ldexp(size.high.astype(np.float64), _LOW - UNIT) + np.ldexp(size.low.astype(np.float64), -UNIT)
+    return np.where(high < 0, -value, value)
 
 
 def integers(numbers: Fixed) -> list[int]:

@@ -1,9 +1,23 @@
-from .collection import Collection, open, open_collection
+from .collection import Collection, faults, open, open_collection
 from .dataset import EdgeDataset
+from .fault import Fault
 from .layout import Block
 from .merged import merge
 from .select import select_latents
 from .shard import Store, open_shard
 from .write import save
 
-__all__ = ["Block", "Collection", "EdgeDataset", "Store", "merge", "open", "open_collection", "open_shard", "save", "select_latents"]
+__all__ = [
+    "Block",
+    "Collection",
+    "EdgeDataset",
+    "Fault",
+    "Store",
+    "faults",
+    "merge",
+    "open",
+    "open_collection",
+    "open_shard",
+    "save",
+    "select_latents",
+]

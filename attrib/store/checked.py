@@ -7,9 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
-from attrib.store.layout import BUILT_IN_FILTERS, CHUNK, FORMAT, MERGED, PLUGIN_FILTERS, REMEDY, STATISTICS, VERSION, import_plugin
-from attrib.types import AttribError, FormatError, InputError
+from attrib.store.layout import (
+    CHAINS,
+    CHUNK,
+    FORMAT,
+    MERGED,
+    PLUGINS,
+    REMEDY,
+    SHUFFLE,
+    STATISTICS,
+    VERSION,
+    Codec,
+    filter_name,
+    import_plugin,
+)
+from attrib.store.packed import Packed
+from attrib.store.whole import kind_of_file
+from attrib.types import AttribError, FormatError, InputError, logits_as_now
 
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
@@ -18,6 +34,16 @@ KINDS = {
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""
 POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)
+
+LARGEST_CHUNK = 16 * CHUNK
+"""Bytes of a chunk, at most: attrib writes a sixteenth, and others repack files."""
+FEW = 1 << 18
+"""Rows that a compressed column may have in a file of any size. One with more has a byte of the file for each: compression can leave
+thousands of rows that are all alike in a byte, which no results are, and who reads them needs memory for each."""
+LONGEST_TEXT = 1 << 24
+"""Bytes of a text attribute, at most."""
+MOST_PARTS = 1 << 17
+"""Lists and objects of a JSON attribute, at most: in Python each takes a hundred times the bytes that it takes there."""
 
 
 @contextmanager
@@ -40,8 +66,8 @@ def open_file(path: Path) -> h5py.File:
     usual one, since a file must be opened in one way within a process, and h5py may have it open too. Where the
     file system has no locks, it is opened without.
     """
-    if not path.is_file():  # a pipe would keep its reader waiting
-        raise InputError(f"path: there is no file {path}; expected a file that attrib wrote.")
+    if (kind := kind_of_file(path)) != "a file":  # a pipe would keep its reader waiting
+        raise InputError(f"path: {f'there is no file {path}' if kind is None else f'{path} is {kind}'}; expected a file that attrib wrote.")
     why: Exception
     for locking in ("best-effort", False, True):
         try:
@@ -65,9 +91,11 @@ def damaged(where: h5py.HLObject, fault: str) -> FormatError:
 
 
 def attribute(where: h5py.HLObject, name: str, kind: str) -> Any:
-    """An attribute whose numpy type is of this kind, or None; of another kind, it is not even read: see `_text`."""
+    """An attribute whose numpy type is of this kind, or None; of another kind, or too long, it is not even read: see `columns.text`."""
     attributes = where.attrs  # of a file, looked up anew each time
-    return attributes[name] if name in attributes and attributes.get_id(name).dtype.kind == kind else None
+    if name not in attributes or (found := attributes.get_id(name)).dtype.kind != kind or found.get_storage_size() > LONGEST_TEXT:
+        return None
+    return attributes[name]
 
 
 def format_of(file: h5py.File) -> str | None:
@@ -93,13 +121,32 @@ def check_version(file: h5py.File) -> None:
         )
 
 
+class Column:
+    """A dataset whose type, length, filters and storage are as they should be. It is sliced as an array; nothing is read before."""
+
+    def __init__(self, data: h5py.Dataset, packed: Packed | None) -> None:
+        self.data, self.packed = data, packed
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if self.packed is None:
+            return self.data[rows]
+        start, stop, _ = rows.indices(len(self))
+        try:
+            return self.packed.rows(start, stop)
+        except ValueError as error:
+            raise damaged(self.data, str(error)) from error
+
+
 class Checked(h5py.Group):  # type: ignore[misc]
     """A group that remembers which of its parts were checked: files do not change under their readers, and checks take time."""
 
     def __init__(self, bind: h5py.h5g.GroupID) -> None:
         super().__init__(bind)
         self.groups: dict[str, Checked] = {}
-        self.columns: dict[tuple[str, tuple[str, ...], int | None], h5py.Dataset] = {}
+        self.columns: dict[tuple[str, tuple[str, ...], int | None], Column] = {}
 
 
 def child(group: h5py.Group, name: str, kind: type) -> Any:
@@ -117,42 +164,81 @@ def child(group: h5py.Group, name: str, kind: type) -> Any:
     return known.setdefault(name, Checked(found))
 
 
-def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int | None = None) -> h5py.Dataset:
+def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int | None = None) -> Column:
     """A column whose type, length, filters and storage are as they should be. Nothing is read yet."""
     known, key = group.columns if isinstance(group, Checked) else {}, (name, dtypes, length)
     if key in known:
         return known[key]
     data = child(group, name, h5py.Dataset)
-    size = h5py.h5i.get_file_id(data.id).get_filesize()
     wanted = (data.size if length is None else length,)
     if data.dtype not in dtypes or data.shape != wanted:
         raise damaged(data, f"{data.dtype} {data.shape}, and not {' or '.join(dtypes)} {wanted}")
     if data.is_virtual or data.external:
         raise damaged(data, "its values lie in another file")
     created = data.id.get_create_plist()
-    filters = {created.get_filter(i)[0] for i in range(created.get_nfilters())}
-    if not filters <= BUILT_IN_FILTERS | PLUGIN_FILTERS:
-        raise damaged(data, f"the filters {sorted(filters)} are not all of format version {VERSION}")
-    if filters & PLUGIN_FILTERS:
+    filters = [created.get_filter(i) for i in range(created.get_nfilters())]
+    chain = tuple(code for code, *_ in filters)
+    if chain not in CHAINS or (chain and dtypes is BYTE):
+        names = ["none"] if dtypes is BYTE else [" and ".join(map(filter_name, one)) or "none" for one in CHAINS]
+        raise damaged(data, f"the filters {' and '.join(map(filter_name, chain))} are not as attrib writes them: {', or '.join(names)}")
+    if chain and chain[-1] in PLUGINS:
         import_plugin(f"{group.file.filename}: compressed, and reading it")
+    _check_storage(data, created.get_layout(), bool(chain))
+    if not chain:
+        return known.setdefault(key, Column(data, None))
+    chunk = data.chunks[0] * data.dtype.itemsize
+    options = [values for _, _, values, _ in filters]
+    # both say how much memory there is to be for a chunk, or how it lies in it
+    if (chain[0] == SHUFFLE and options[0][:1] != (data.dtype.itemsize,)) or (chain[-1] == Codec.LZF and options[-1][2:3] != (chunk,)):
+        raise damaged(data, f"the filters' own parameters {options} are not those of chunks of {chunk} bytes")
+    return known.setdefault(key, Column(data, Packed(data, Codec(chain[-1]), chain[0] == SHUFFLE)))
+
+
+def _check_storage(data: h5py.Dataset, layout: int, is_packed: bool) -> None:
+    """That all of a column is there, and that it claims no more than the file holds. What was never written would be read as zeros."""
+    size, length = h5py.h5i.get_file_id(data.id).get_filesize(), len(data)
     chunk = data.chunks[0] * data.dtype.itemsize if data.chunks else 0
-    # a compressed column is backed by chunks that are there, any other by bytes that are there
-    if chunk > 16 * CHUNK or data.nbytes > (data.id.get_num_chunks() * chunk if filters else size):
+    # first of all, so that nothing is done as often as a file pleases to claim
+    if chunk > min(LARGEST_CHUNK, max(CHUNK, data.nbytes)) or (length > max(size, FEW) if is_packed else data.nbytes > size):
         raise damaged(data, f"{data.nbytes} bytes in chunks of {chunk} are more than the file of {size} bytes holds")
-    return known.setdefault(key, data)
+    if layout == h5py.h5d.CONTIGUOUS and length:
+        offset = data.id.get_offset()
+        if offset is None or offset + data.nbytes > size:
+            raise damaged(data, "its values were never written" if offset is None else "its values lie beyond the end of the file")
+    if layout != h5py.h5d.CHUNKED:
+        return
+    there, wanted = data.id.get_num_chunks(), -(-length // data.chunks[0])
+    if there != wanted:
+        raise damaged(data, f"{there} of its {wanted} chunks were ever written")
+    if is_packed:
+        found: list[tuple[int, int]] = []
+        data.id.chunk_iter(lambda info: found.append((info.byte_offset, info.size)))
+        largest = chunk + (chunk >> 7) + 512  # what compression makes of numbers without order
+        if sum(stored for _, stored in found) > size or any(at + stored > size or stored > largest for at, stored in found):
+            raise damaged(data, f"its compressed chunks take more than the {chunk} bytes of each, or than the file of {size} bytes holds")
 
 
 def read_text(where: h5py.HLObject, name: str, among: Sequence[str] | None = None) -> str:
     """A text attribute, one of `among` where that is given."""
     value = attribute(where, name, "S")
     if value is None or (among is not None and value.decode() not in among):
-        raise damaged(where, f"the attribute {name} is {value}, and not {'text of fixed length' if among is None else ' or '.join(among)}")
+        wanted = f"text of fixed length, of {LONGEST_TEXT:,} bytes at most" if among is None else " or ".join(among)
+        raise damaged(where, f"the attribute {name} is {value}, and not {wanted}")
     return value.decode()
 
 
 def read_json(where: h5py.HLObject, name: str) -> dict[str, Any]:
     """An attribute that holds a JSON object."""
-    value = json.loads(read_text(where, name))
+    text = read_text(where, name)
+    if text.count("[") + text.count("{") > MOST_PARTS:
+        raise damaged(where, f"attribute {name} is JSON of more than {MOST_PARTS:,} lists and objects")
+    value = json.loads(text)
     if not isinstance(value, dict):
         raise damaged(where, f"attribute {name} is not a JSON object")
     return value
+
+
+def read_call(where: h5py.HLObject) -> dict[str, Any]:
+    """What a file says of how it was made, in the words of today, so that shards of before and after a change of words agree."""
+    call = read_json(where, "call")
+    return call | {"target": logits_as_now(target)} if isinstance(target := call.get("target"), str) else call

@@ -13,12 +13,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.edges import Edges, Prompts, Value, join
+from attrib.store.contradictions import faults_of_file
+from attrib.store.fault import Fault
 from attrib.store.handles import Handles
 from attrib.store.index import Identity, Index, Shard, differences, index_of, shared
-from attrib.store.layout import Block
+from attrib.store.layout import REMEDY, Block
 from attrib.store.merged import merged_names
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
-from attrib.store.select import Latents, Selection, pick_prompts, take_prompts
+from attrib.store.select import Latents, Selection, lengths, pick_prompts, take_prompts
 from attrib.store.shard import Store, open_shard, the_block
 from attrib.types import FormatError, InputError, Site
 
@@ -241,12 +243,12 @@ class Collection:
         shards, counts = self._index.shard_of(places).unique_consecutive(return_counts=True)
         for shard, group in zip(shards.tolist(), places.split(counts.tolist()), strict=True):
             own = (group - self._index.ptr[shard]).tolist()
-            lengths = [len(own)]
+            parts = [len(own)]
             if most is not None and len(own) > 1:
                 with self._reading(shard) as store:
-                    lengths = _lengths(store.sizes(block, own).tolist(), most)
+                    parts = lengths(store.sizes(block, own).tolist(), most)
             start = 0
-            for length in lengths:
+            for length in parts:
                 yield self._piece(block, shard, own[start : start + length], latents)
                 start += length
 
@@ -274,20 +276,57 @@ PIECE = 1 << 20
 """Edges that are read at a time where a caller did not say: some 16 MB."""
 
 
-def open(path: str | os.PathLike[str]) -> Store | Collection:
-    """Open a shard, or all of a folder or of a merged file (public as `attrib.open`). Only headers and numbers are read yet.
+def open(path: str | os.PathLike[str], *, verify: bool = False) -> Store | Collection:
+    """Open a shard, or all of a folder or of a merged file (public as `attrib.open`). What is read is read when it is asked for.
 
     A folder's shards are its files `*.h5`, or those of its subfolder `shards` where it has one, as a job's folder does.
     Names that begin with a dot are files that are being written, and not read.
 
+    Of a file, every part is looked at: that it is there, with the type, length, filters and storage that it should have. Of a folder's
+    shards, the headers and numbers. `verify` reads everything, and holds all that is told twice against each other; docs/format.md has
+    a table of what is checked when.
+
     Raises:
-        InputError: there is no such file or folder; a folder without shards; one of its shards is a link that leads out of it.
+        InputError: there is no such file or folder, or it is a pipe or a device; a folder without shards; one of its shards is a link
+            that leads out of it.
         FormatError: a file is not HDF5, not attrib's, of another version, truncated or damaged; the shards of a folder do not
-            belong together, or hold a prompt twice.
+            belong together, or hold a prompt twice; with `verify`, the first fault that is found.
     """
-    if Path(path).is_dir() or merged_names(Path(path)) is not None:
-        return open_collection(path)
-    return open_shard(path)
+    path = Path(path)
+    opened = open_collection(path) if path.is_dir() or merged_names(path) is not None else _open_file(path)
+    if verify and (fault := next(faults(path), None)):
+        opened.close()
+        raise FormatError(f"{fault}. `attrib verify-file` lists all faults; {REMEDY}")
+    return opened
+
+
+def _open_file(path: Path) -> Store:
+    opened = open_shard(path)
+    try:
+        for block in opened.blocks:
+            opened.check(block)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def faults(path: str | os.PathLike[str]) -> Iterator[Fault]:
+    """What is wrong with a shard, or with those of a folder or a merged file: everything is read. Raises InputError as `open` does."""
+    path = Path(path)
+    if not path.is_dir() and merged_names(path) is None:
+        yield from faults_of_file(path)
+        return
+    folder, right = folder_of(path), True
+    for shard in sorted(listed(path)):
+        for fault in faults_of_file(folder / shard.name):
+            right = False
+            yield fault
+    try:
+        open_collection(path).close()
+    except FormatError as error:
+        if right:  # else it may be said already
+            yield Fault.of_error(path, error)
 
 
 def open_collection(path: str | os.PathLike[str]) -> Collection:
@@ -355,15 +394,3 @@ def _in_slice(numbers: Int[Tensor, " prompts"], asked: slice) -> Int[Tensor, " c
     low, high = sorted((chosen[0], chosen[-1]))
     kept = ((numbers >= low) & (numbers <= high) & ((numbers - low) % abs(step) == 0)).nonzero()[:, 0]
     return kept if step > 0 else kept.flip(0)
-
-
-def _lengths(sizes: list[int], most: int) -> list[int]:
-    """How many successive prompts make up each piece of at most so many edges, or one prompt."""
-    lengths, edges = [0], 0
-    for size in sizes:
-        if lengths[-1] and edges + size > most:
-            lengths.append(0)
-            edges = 0
-        lengths[-1] += 1
-        edges += size
-    return lengths

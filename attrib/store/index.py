@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_json, translated
+from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.layout import Block
 from attrib.store.rows import read_column
 from attrib.store.select import ptr_of
@@ -135,7 +135,7 @@ def read_header(path: Path, identity: Identity) -> Header:
         if number is not None and (number < 0).any():
             raise damaged(prompts, "number falls below 0")
         # a block's name has its kind and sites; that its attributes say the same is seen when the shard is read
-        return Header(tuple(_block_named(listing, name) for name in listing), read_json(file, "call"), count, number)
+        return Header(tuple(_block_named(listing, name) for name in listing), read_call(file), count, number)
 
 
 def check_identity(path: Path, descriptor: int, identity: Identity) -> None:

@@ -1,6 +1,7 @@
 """What a shard is called: its format's version, its blocks, the filters that it may use."""
 
 import importlib
+from enum import IntEnum
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -12,8 +13,33 @@ MERGED, STATISTICS = "attrib-merged", "attrib-statistics"
 CHUNK = 1 << 20
 """Bytes of a chunk, at most. The reader accepts sixteen times as much, from files that were repacked."""
 REMEDY = "expected a file as attrib wrote it. Copy it again, or make it again."
-# HDF5's numbers of the filters that version 1 allows: deflate, shuffle, lzf; and, through hdf5plugin, blosc and zstd
-BUILT_IN_FILTERS, PLUGIN_FILTERS = {1, 2, 32000}, {32001, 32015}
+
+
+class Codec(IntEnum):
+    """HDF5's numbers of the filters that compress."""
+
+    DEFLATE, LZF, BLOSC, ZSTD = 1, 32000, 32001, 32015
+
+
+SHUFFLE = 2
+"""HDF5's number of the filter that puts the first bytes of all numbers first."""
+CHAINS: dict[tuple[int, ...], str | None] = {
+    (): None, (SHUFFLE, Codec.DEFLATE): "gzip", (SHUFFLE, Codec.LZF): "lzf", (Codec.BLOSC,): "blosc-lz4", (Codec.ZSTD,): "zstd",
+}  # fmt: skip
+"""The filters that a column of version 1 may have, in this order, and which compression of `save` they are."""
+PLUGINS = {Codec.BLOSC, Codec.ZSTD}
+"""Of them, what hdf5plugin brings."""
+
+
+def filter_name(code: int) -> str:
+    """A filter by its number among HDF5's registered ones; what a file calls it may be anything."""
+    return Codec(code).name.lower() if code in [*Codec] else _FILTERS.get(code, f"number {code}")
+
+
+_FILTERS = {
+    SHUFFLE: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 307: "bzip2", 32004: "lz4", 32008: "bitshuffle",
+    32013: "zfp", 32026: "blosc2",
+}  # fmt: skip
 
 
 class Block(NamedTuple):

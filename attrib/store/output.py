@@ -25,11 +25,11 @@ def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool
     if path.is_dir() or not overwrite:
         what = "" if path.is_dir() else f", or replace {named} with {OVERWRITE}"
         raise InputError(f"{argument}: {path} exists already; expected a new name. Choose another{what}.")
-    if kind is not None and _format(path) != kind:
+    if kind is not None and format_at(path) != kind:
         raise InputError(f"{argument}: {path} is not {named}, and {OVERWRITE} replaces nothing else here. Choose another name.")
 
 
-def _format(path: Path) -> str | None:
+def format_at(path: Path) -> str | None:
     """What a file says that it is; None for one that cannot be read."""
     try:
         with open_file(path) as file, translated(path):

@@ -20,8 +20,9 @@ def read_ptr(group: h5py.Group, name: str, count: int, entries: int, rows: slice
     """The pointers of `rows`, starting from 0, and the slice of the entries that they point to."""
     whole = dataset(group, name, POINTER, count + 1)
     ptr = torch.from_numpy(whole[rows.start : rows.stop + 1])
-    if (whole[0], whole[-1]) != (0, entries) or ptr[0] < 0 or ptr[-1] > entries or (ptr.diff() < 0).any():
-        raise damaged(whole, f"does not rise from 0 to {entries}")
+    ends = *whole[:1], *whole[-1:]
+    if ends != (0, entries) or ptr[0] < 0 or ptr[-1] > entries or (ptr.diff() < 0).any():
+        raise damaged(whole.data, f"does not rise from 0 to {entries}")
     return ptr - ptr[0], slice(int(ptr[0]), int(ptr[-1]))
 
 

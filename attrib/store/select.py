@@ -94,6 +94,18 @@ def ranges(starts: Int[Tensor, " parts"], counts: Int[Tensor, " parts"]) -> Int[
     return torch.repeat_interleave(starts - before, counts) + torch.arange(int(counts.sum()))
 
 
+def lengths(sizes: list[int], most: int) -> list[int]:
+    """How many successive prompts make up each piece of at most so many edges, or one prompt."""
+    found, edges = [0], 0
+    for size in sizes:
+        if found[-1] and edges + size > most:
+            found.append(0)
+            edges = 0
+        found[-1] += 1
+        edges += size
+    return found
+
+
 def _take_nodes(nodes: Nodes, order: Int[Tensor, " taken"]) -> tuple[Nodes, Int[Tensor, " rows"]]:
     counts = nodes.ptr.diff()[order]
     rows = ranges(nodes.ptr[order], counts)

@@ -23,6 +23,7 @@ from attrib.store.checked import (
     damaged,
     dataset,
     open_file,
+    read_call,
     read_json,
     read_text,
     translated,
@@ -41,7 +42,7 @@ class Store:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self._file, self._root = path, file, Checked(file["/"].id)
         check_version(file)
-        self.call: dict[str, Any] = read_json(file, "call")
+        self.call: dict[str, Any] = read_call(file)
         """What the blocks' calls have in common."""
         self.packages: dict[str, str] = read_json(file, "packages")
         """Versions of the packages that wrote the shard."""
@@ -53,6 +54,9 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __len__(self) -> int:
+        return self._count
 
     def __repr__(self) -> str:
         state = f"{self._count} prompts" if self._file else "closed"
@@ -70,8 +74,15 @@ class Store:
     @cached_property
     def prompts(self) -> Prompts:
         """All prompts of the shard. Raises FormatError where they are damaged."""
-        with self._reading() as file:
+        with self.reading() as file:
             return _read_prompts(file, slice(0, self._count), self._count)
+
+    @property
+    def numbers(self) -> Int[Tensor, " prompts"]:
+        """The numbers of the prompts in their data set; their places where the shard carries none."""
+        with self.reading() as file:
+            number = _read_number(child(file, "prompts", h5py.Group), slice(0, self._count), self._count)
+        return torch.arange(self._count) if number is None else number
 
     def edges(
         self,
@@ -99,7 +110,7 @@ class Store:
         runs = _runs(prompts, self._count)
         # an argument that cannot be used is no damage of the file: it is met before the reading
         sources, targets = checked_latents("source_latents", source_latents), checked_latents("target_latents", target_latents)
-        with self._reading() as file:
+        with self.reading() as file:
             parts = [_read_edges(file, block, run, self._count, targets) for run in runs]
         if sources is not None:
             parts = [select_latents(part, sources) for part in parts]
@@ -108,15 +119,23 @@ class Store:
     def sizes(self, block: Block, prompts: Sequence[int]) -> Int[Tensor, " prompts"]:
         """How many edges each of these prompts has in a block. Raises as `edges` does."""
         runs = _runs(prompts, self._count)
-        with self._reading() as file:
+        with self.reading() as file:
             return torch.cat([_read_sizes(file, block, run, self._count) for run in runs])
 
     def values(self) -> Iterator[Edges]:
         """All prompts of every block, one block after another."""
         return (self.edges(*block) for block in self.blocks)
 
+    def check(self, block: Block) -> None:
+        """Raises FormatError where a part of a block is missing, or has a type, length, filter or storage that docs/format.md has not."""
+        with self.reading() as file:
+            _read_edges(file, block, slice(0, 0), self._count)  # of no prompt, which looks at every part all the same
+            group = child(child(file, "blocks", h5py.Group), block.group, h5py.Group)
+            dataset(group, "remainder", FLOAT, len(dataset(group, "total", FLOAT)))
+
     @contextmanager
-    def _reading(self) -> Iterator[Checked]:
+    def reading(self) -> Iterator[Checked]:
+        """The file's root, to read from; whatever h5py raises at damage is a FormatError. Raises InputError where it is closed."""
         if not self._file:
             raise InputError(f"store: {self.path} is closed; read inside its `with` statement, or open it again.")
         with translated(self.path):
@@ -124,7 +143,7 @@ class Store:
 
 
 def open_shard(path: str | os.PathLike[str]) -> Store:
-    """Open one shard for reading. Nothing but its header is read yet.
+    """Open one shard for reading. Nothing but its header is read yet, and of its parts none is looked at before it is asked for.
 
     Raises:
         InputError: there is no such file.
@@ -188,8 +207,11 @@ def _read_prompts(file: h5py.Group, run: slice, count: int) -> Prompts:
     tokens = len(dataset(group, "ids", INTEGER))
     ptr, rows = read_ptr(group, "ptr", count, tokens, run)
     ids = read_column(group, "ids", INTEGER, tokens, rows)
-    number = read_column(group, "number", INTEGER, count, run) if "number" in group else None
-    return Prompts(ptr, ids, read_strings(child(group, "strings", h5py.Group), tokens, rows), number)
+    return Prompts(ptr, ids, read_strings(child(group, "strings", h5py.Group), tokens, rows), _read_number(group, run, count))
+
+
+def _read_number(group: h5py.Group, run: slice, count: int) -> Int[Tensor, " prompts"] | None:
+    return read_column(group, "number", INTEGER, count, run) if "number" in group else None
 
 
 def _read_nodes(group: h5py.Group, site: str, run: slice, count: int) -> tuple[Nodes, slice, int]:
@@ -249,7 +271,7 @@ def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_l
         total=total,
         l1=l1,
         prompts=_read_prompts(file, run, count),
-        call=read_json(group, "call"),
+        call=read_call(group),
     )
     if wrong := fault(edges):
         raise damaged(group, f"in prompts {run.start} to {run.stop}, {wrong}")

@@ -15,12 +15,12 @@ import h5py
 import numpy as np
 from jaxtyping import Shaped
 
-from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_json, read_text, translated
+from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_call, read_text, translated
 from attrib.store.columns import json_text, packages, text
 from attrib.store.created import created
 from attrib.store.layout import REMEDY, STATISTICS, Block
 from attrib.store.output import check_output
-from attrib.types import EdgeKind, FormatError, InputError
+from attrib.types import EdgeKind, FormatError
 
 VERSION = 1
 
@@ -77,8 +77,6 @@ def read_statistics(path: str | os.PathLike[str], table: Schema, sketch: Schema)
         FormatError: it is not a statistics file, of another version, truncated or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"path: there is no file {path}; expected statistics that attrib.stats.save wrote.")
     with translated(path), open_file(path) as file:
         memory = _read_header(file)
         raw = np.frombuffer(mmap.mmap(file.id.get_vfd_handle(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -119,12 +117,12 @@ def _read_block(group: h5py.Group, raw: np.ndarray, table: Schema, sketch: Schem
     for name, dtypes in (table if bits is None else sketch).items():
         held = child(group, name, h5py.Group)
         columns[name] = dict(_mapped(held, raw, dtypes))
-    return Stored(block, read_json(group, "call"), None if bits is None else int(bits), columns)
+    return Stored(block, read_call(group), None if bits is None else int(bits), columns)
 
 
 def _mapped(group: h5py.Group, raw: np.ndarray, dtypes: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Column]]:
     for name, allowed in dtypes.items():
-        data = dataset(group, name, allowed)
+        data = dataset(group, name, allowed).data
         offset = data.id.get_offset()
         if data.size and (offset is None or offset + data.nbytes > len(raw)):
             raise damaged(data, "its values do not lie in one stretch of the file")

@@ -22,6 +22,8 @@ def fault(edges: Edges) -> str | None:
         return "gradient and attribution, total and l1, or the prompts' ids and strings differ in length"
     if prompts.number is not None and (len(prompts.number) != len(prompts) or (prompts.number < 0).any()):
         return "the prompts' numbers are not one for each, or fall below 0"
+    if (prompts.ids < 0).any():
+        return f"prompts.ids has {int(prompts.ids.min())}, and token ids are numbers from 0"
     if {column.dtype for column in values} not in ({torch.float32}, {torch.float64}):
         return "gradient, attribution, total and l1 are neither all float32 nor all float64"
     for nodes in (sources, targets):

@@ -2,12 +2,27 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
 """What the names of files end in that are being written, or were when their writer was killed."""
+
+KINDS = {
+    stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFREG: "a file",
+}  # fmt: skip
+"""What may stand under a name, by the format of its mode."""
+
+
+def kind_of_file(path: Path) -> str | None:
+    """What stands at a path, links followed, without opening it: opening a pipe waits for its other end. None where nothing does."""
+    try:
+        return KINDS.get(stat.S_IFMT(path.stat().st_mode), "no file")
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.edges import Edges, Nodes
+from attrib.store.checked import FEW
 from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
 from attrib.store.created import created
 from attrib.store.layout import FORMAT, VERSION, Block
@@ -27,14 +28,30 @@ def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compre
 
     Raises:
         InputError: the path exists and `overwrite` is false, or its folder does not exist; two Edges are
-            one block, or have different prompts, or are malformed; the compression is not to be had.
+            one block, or have different prompts, or are malformed; the compression is not to be had, or leaves less than a byte of
+            each row.
     """
     path, filters = Path(path), filters_of(compression)
     check_output("path", path, None, overwrite=overwrite)
     blocks = _check_blocks([edges] if isinstance(edges, Edges) else edges)
     with created(path) as file:
         _write(file, blocks, filters)
+        if filters:
+            _check_size(file, blocks, compression)
     return path
+
+
+def _check_size(file: h5py.File, blocks: dict[Block, Edges], compression: str | None) -> None:
+    """What no reader would take is not written: see `FEW`."""
+    file.flush()
+    rows = max(
+        len(column) for edges in blocks.values() for column in (edges.prompts.ptr, edges.indptr, edges.indices, edges.sources.latent)
+    )
+    if rows > max(size := file.id.get_filesize(), FEW):
+        raise InputError(
+            f"compression: {compression!r} makes {size:,} bytes of columns of {rows:,} rows, and no reader believes a file that is so "
+            "much smaller than what it stands for; expected results that are not all alike. Save them without compression."
+        )
 
 
 def _check_blocks(edges: Sequence[Edges]) -> dict[Block, Edges]:

@@ -19,7 +19,7 @@ NAMES = ("auto", "local", "ray", "rank")
 
 
 def choose(
-    folder: Path, name: str, devices: Sequence[str] | None, workers: int | None, address: str | None
+    folder: Path, name: str, devices: Sequence[str] | None, workers: int | None, address: str | None, timeout: float | None = None
 ) -> tuple[Engine, tuple[str, int, int] | None]:
     """An engine, and for a rank its (launch, rank, world).
 
@@ -27,6 +27,7 @@ def choose(
         name: one of `NAMES`; auto is rank where the environment tells of a launch of several processes, else local.
         devices: None is every CUDA device, or the CPU where there is none.
         workers: processes on each device, but for ray. None is 1; on a CPU as many as its cores have threads for.
+        timeout: seconds without a word of a worker that has a shard, after which it is ended; not with ray. None is no end.
         address: of a ray cluster; None is RAY_ADDRESS of the environment, or else one that is started on this machine.
 
     Raises:
@@ -45,15 +46,18 @@ def choose(
             raise InputError(f"device: {', '.join(devices)}; ray chooses among its own. Give cpu or cuda, or leave it out.")
         if workers is not None:
             raise InputError(f"workers: {workers}; ray has as many as its nodes have room for. Leave it out.")
+        if timeout is not None:
+            raise InputError(f"shard_timeout: {timeout:g}; ray's actors are not watched for that. Leave it out.")
         return partial(cluster, address=address, device=devices[0] if devices else None), None
     if launch is not None and (name == "rank" or launch.world > 1):
         device = devices[0] if devices else f"cuda:{launch.on_machine % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-        return partial(ranked, launch=launch, device=device), (launch.name, launch.rank, launch.world)
+        return partial(ranked, launch=launch, device=device, timeout=timeout), (launch.name, launch.rank, launch.world)
     named = list(devices or ([f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]))
     for device in named:
         check_device(device)
     each = [workers or (max(1, _cores() // threads) if device == "cpu" else 1) for device in named]
-    return partial(local, devices=[device for device, count in zip(named, each, strict=True) for _ in range(count)]), None
+    of_each = [device for device, count in zip(named, each, strict=True) for _ in range(count)]
+    return partial(local, devices=of_each, timeout=timeout), None
 
 
 def _cores() -> int:

@@ -51,10 +51,12 @@ def launch_of(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return _checked(Launch(outer * of_inner + inner, count * of_inner, name, near))
 
 
-def ranked(job: Job, shards: Sequence[Shard], attempts: int, *, launch: Launch, device: str) -> Generator[Outcome, None, None]:
+def ranked(
+    job: Job, shards: Sequence[Shard], attempts: int, *, launch: Launch, device: str, timeout: float | None = None
+) -> Generator[Outcome, None, None]:
     """Do the shards of this rank, every `world`-th of the job: which those are does not follow from what is done."""
     own = [shard for shard in shards if shard.number % launch.world == launch.rank]
-    yield from of_this_machine.local(job, own, attempts, devices=[device])
+    yield from of_this_machine.local(job, own, attempts, devices=[device], timeout=timeout)
 
 
 def _number(environment: Mapping[str, str], name: str, usual: str | None = None) -> int:

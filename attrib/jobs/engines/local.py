@@ -1,14 +1,15 @@
 """Processes of this machine, one for each device, or as many as asked for on a CPU.
 
 Each holds the model once and does shard after shard. One that dies, by a signal or the kernel's want of memory,
-is replaced, and what it had is tried again. Ctrl-C reaches all processes of a terminal, and is the first one's alone, which
-then ends its workers.
+is replaced, and what it had is tried again; so is one of which nothing is heard for too long. Ctrl-C reaches all processes of a
+terminal, and is the first one's alone, which then ends its workers.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,12 +41,21 @@ class _Worker:
     is_ready: bool = False
     is_idle: bool = False
     has_died: bool = False
+    heard: float = 0.0
+    """When it last said something, or was given a shard, by time.monotonic()."""
+    silent: float | None = None
+    """Seconds without a word after which it was ended."""
     before: int = 0
     """Workers in its place that were killed, one after another, before they had loaded the model."""
 
 
-def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str]) -> Generator[Outcome, None, None]:
+def local(
+    job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence[str], timeout: float | None = None
+) -> Generator[Outcome, None, None]:
     """Do shards in processes of this machine, one for each of `devices`; a device may be named more than once.
+
+    Args:
+        timeout: seconds after which a worker that has a shard, and of which nothing is heard, is ended as if it had died.
 
     Yields:
         Each record, and each failure that is not tried again.
@@ -57,7 +67,7 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
     workers = [_start(job.folder, device) for device in devices[: len(shards)]]
     try:
         while queue.left:
-            for pipe in wait([worker.pipe for worker in workers]):
+            for pipe in wait([worker.pipe for worker in workers], _seconds(workers, timeout)):
                 worker = next(each for each in workers if each.pipe is pipe)
                 for outcome in _heard(job, worker):
                     shard = by_number[outcome.shard]
@@ -68,6 +78,9 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
                         queue.put_back(shard)
                     _replace(job, workers, worker)
             for worker in workers:
+                if timeout is not None and worker.has and time.monotonic() - worker.heard >= timeout and not worker.pipe.poll():
+                    worker.silent = timeout
+                    worker.process.kill()  # its pipe says the rest
                 if worker.is_idle and queue:
                     shard = queue.take()
                     worker.has.append(shard)
@@ -81,6 +94,12 @@ def local(job: Job, shards: Sequence[Shard], attempts: int, *, devices: Sequence
             worker.process.kill()  # what it was writing has no name yet
         for worker in workers:
             worker.process.join()
+
+
+def _seconds(workers: Sequence[_Worker], timeout: float | None) -> float | None:
+    """How long to wait for a word until the first of these may have been silent for too long."""
+    since = [worker.heard for worker in workers if worker.has]
+    return None if timeout is None or not since else max(0.01, min(since) + timeout - time.monotonic())
 
 
 def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
@@ -98,9 +117,10 @@ def _heard(job: Job, worker: _Worker) -> Iterator[Outcome]:
         for shard in tuple(worker.has):
             if record := record_of(job, shard):  # it was done, and there was no time to say so
                 yield record
-            elif shard.number == worker.computes:
+            elif shard.number == worker.computes or (worker.computes is None and worker.silent is not None):  # it wrote without an end
                 yield died(shard, _ending(worker))
         return
+    worker.heard = time.monotonic()
     match event:
         case Stop(reason):
             raise JobError(reason)
@@ -127,11 +147,14 @@ def _replace(job: Job, workers: list[_Worker], dead: _Worker) -> None:
 
 
 def _send(worker: _Worker, shard: Shard | None) -> None:
+    worker.heard = time.monotonic()
     with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as its pipe will say
         worker.pipe.send(shard)
 
 
 def _ending(worker: _Worker) -> str:
+    if worker.silent is not None:
+        return f"nothing was heard of it for {worker.silent:g} seconds"
     code = worker.process.exitcode or 0
     if code >= 0:
         return f"exit status {code}"

@@ -36,12 +36,16 @@ def act_and_slope(x: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     if activation == "gelu":
         below = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
         return x * below, below + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    y, y_slope = x, torch.ones_like(x)
+    y, y_slope = x, None
     if activation == "gelu_tanh":
         c = 2 * math.sqrt(2 / math.pi)
         y, y_slope = c * (x + 0.044715 * x * x * x), c * (1 + 3 * 0.044715 * x * x)
     gate = torch.sigmoid(y)
-    return x * gate, gate + x * gate * (1 - gate) * y_slope
+    del y  # each of these is as large as all hidden units
+    act = x * gate
+    slope = act * (1 - gate)
+    slope = slope if y_slope is None else slope * y_slope
+    return act, gate + slope
 
 
 def slopes(pre: Hidden, gate_pre: Hidden | None, activation: Activation) -> tuple[Hidden, ...]:
