@@ -208,21 +208,14 @@ def command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
-def test_one_of_three_nodes_is_killed(folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any]) -> None:
-    """It is not the shards' fault: each has one attempt."""
-    nodes = [add() for _ in range(3)]
-    watch = After(_3=lambda: head.remove_node(nodes[1], allow_graceful=False))
+def test_nodes_are_killed_and_one_joins(folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any]) -> None:
+    """One of two: the other goes on, and each shard has one attempt, since it is not the shards' fault. Then the other, too: what is left
+    is done on the new one."""
+    first, second = add(), add()
+    kill = partial(head.remove_node, allow_graceful=False)
+    watch = After(_2=lambda: kill(first), _4=add, _6=lambda: kill(second))
     assert run_there(folder, head, watch=watch).failed == []
     assert len(watch.outcomes) == len(undisturbed.files), "each shard is told of once"
-    assert_done(folder, undisturbed)
-
-
-def test_a_node_that_joins_does_shards(folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any]) -> None:
-    """The only other one is killed: what is left is done on the new one."""
-    first = add()
-    watch = After(_2=add, _4=lambda: head.remove_node(first, allow_graceful=False))
-    assert run_there(folder, head, watch=watch).failed == []
-    assert len(watch.outcomes) == len(undisturbed.files)
     assert_done(folder, undisturbed)
 
 

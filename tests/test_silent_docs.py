@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,16 @@ def test_the_commands_of_a_corpus_do_what_the_readme_says(corpus: Callable[[str]
     assert any(Path("tables").iterdir())
 
 
+LOADED: dict[str, Any] = {}
+
+
 @pytest.mark.parametrize("page", PYTHON)
-def test_the_python_of_a_page_runs(page: str, corpus: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_a_page_runs(
+    page: str, corpus: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From top to bottom, in one namespace; and it prints what stands beneath it as text."""
+    for load in (attrib.load_model, attrib.load_dictionary):  # what several pages load by name is loaded once
+        monkeypatch.setattr(attrib, load.__name__, LOADED.setdefault(load.__name__, cache(load)))
     names: dict[str, Any] = {"__name__": "__main__"}
     for code in PYTHON[page]:
         exec(compile(code, page, "exec"), names)
