@@ -345,7 +345,7 @@ def test_topk_needs_no_forward_pass(family: Family, kind: str, monkeypatch: pyte
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr("attrib.forecast.path_of", refuse)
+    monkeypatch.setattr("attrib.needs.path_of", refuse)
     assert planned(kind, model, tokens, k=5).flops > 0
     guessed = planned(kind, model, tokens, rule="standard", active=40)
     assert sum(pack.task.n_sources for pack in guessed.packs) == (13 if kind == "token_to_latent" else 40 * 13)

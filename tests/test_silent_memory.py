@@ -145,7 +145,7 @@ def test_allocators_say_one_line(fault: Callable[[], object], monkeypatch: pytes
 CALLS: dict[str, tuple[str, Callable[[], object]]] = {
     "plan": ("attrib.forecast.check", lambda: Small().plan()),
     "path": ("attrib.paths.path_of", lambda: attrib.path(build("llama"), *Small().ends, prompt(4))),
-    "capture": ("attrib.capturing.walk", lambda: attrib.capture(build("llama"), prompt(4), ["blocks.1.hook_resid_pre"])),
+    "capture": ("attrib.capturing.walk_model", lambda: attrib.capture(build("llama"), prompt(4), ["blocks.1.hook_resid_pre"])),
     "logits": ("attrib.capturing.unembed", lambda: attrib.forward(build("llama"), prompt(4))),
     "dense": ("attrib.edges.Edges.prompt", lambda: Small().run().dense(0)),
 }
