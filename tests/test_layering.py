@@ -14,7 +14,7 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "shown", "version", "types", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
+    "shown", "version", "types", "optional", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
     "edges", "ops", "fingerprints", "model",
     "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
     "descent", "through", "segments", "capturing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost", "through_cost",
