@@ -14,7 +14,8 @@ PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ORDER = [
-    "warned", "shown", "version", "types", "room", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer", "sparse",
+    "warned", "shown", "version", "types", "optional", "room", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer",
+    "sparse",
     "edges", "ops", "fingerprints", "model",
     "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
     "descent", "through", "segments", "capturing", "heads", "composing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost",

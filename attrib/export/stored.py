@@ -1,12 +1,13 @@
 """What is exported: blocks of a collection, in pieces of a size that fits in memory."""
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from attrib.edges import Edges, join
+from attrib.optional import needed
 from attrib.store import Block, Collection, Store, open_collection
 from attrib.store.select import Selection
 from attrib.types import FormatError, InputError, Site
@@ -18,13 +19,8 @@ LEAST, MOST = 1 << 18, 1 << 19
 """Edges of a piece: small shards are put together, large ones are taken apart. A prompt is never divided."""
 
 
-def import_needed(package: str) -> Any:
-    """A package that attrib does not depend on. Raises InputError where it is missing."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        name = package.partition(".")[0]
-        raise InputError(f"export: needs the package {name}, which is not installed; pip install 'attrib[export]'.") from error
+import_needed = partial(needed, argument="export", extra="export")
+"""A package that attrib does not depend on, by its name."""
 
 
 @contextmanager
