@@ -172,8 +172,8 @@ def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
     """Targets from `stop` to the first z, or to the resid_mid above it."""
     kind, n = task.stop.kind, task.n_targets
     layer = task.stop.layer - (kind == "resid_pre")
-    is_between = kind in ("resid_pre", "resid_post", "mlp_out") and task.start.depth < Site(layer, "mlp_out").depth
-    if is_between and task.passes_mlp(layer):
+    is_behind = kind in ("resid_pre", "resid_post", "mlp_out") and layer >= 0  # the MLP there; below the first layer is none
+    if is_behind and task.start.depth < Site(layer, "mlp_out").depth and task.passes_mlp(layer):
         mlp_rows(task, cost, "seeds", n)
         mlp_point(task, cost)
     if to_z and kind != "z":
