@@ -73,7 +73,8 @@ def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
-    forward.__module__ = LlamaRMSNorm.__module__  # attrib refuses methods that another package put into a class
+    # attrib refuses a method that another package, or a pass that another class, put into a class
+    forward.__module__, forward.__qualname__ = LlamaRMSNorm.__module__, LlamaRMSNorm.forward.__qualname__
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
