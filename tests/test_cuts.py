@@ -383,25 +383,30 @@ def silent(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 1e3))
 
 
-@pytest.mark.parametrize("effect", ["direct", "total"])
-@pytest.mark.parametrize("which", ["transcoders", "cross", "z", "residual"])
-def test_where_no_latent_is_active(which: str, effect: str):
-    """Of the source, the target, or the cuts: nothing is passed then but skip connections and scales."""
+@each_pair(
+    which=["transcoders", "cross", "z", "residual"], effect=["direct", "total"], silenced=["source", "target", "normalised target", "cuts"]
+)
+def test_where_no_latent_is_active(which: str, effect: str, silenced: str):
+    """Nothing is passed then but skip connections and scales."""
     model = build("gpt2", torch.float64)
     source, target, cuts = SOURCES["z"](model), TARGETS["mlp_in"](model), put_in("gpt2", which)
     assert source is not None
     assert target is not None
-    normalised = lens(model, "standard", "blocks.3.hook_attn_out", normalize_activations="layer_norm").ours
-    for a, b, between in (
-        (silent(source), target, cuts),
-        (source, silent(target), cuts),
-        (source, silent(normalised), cuts),
-        (source, target, [silent(cut) for cut in cuts]),
-    ):
-        got = attrib.latent_to_latent(model, a, b, PROMPTS, cuts=between, effect=effect)
-        want = attrib.latent_to_latent(model, a, b, PROMPTS, cuts=between, effect=effect, method="torch.func")
-        for row in range(len(PROMPTS)):
-            assert_close(got.dense(row), want.dense(row))
+    match silenced:
+        case "source":
+            source = silent(source)
+        case "target":
+            target = silent(target)
+        case "normalised target":
+            target = silent(lens(model, "standard", "blocks.3.hook_attn_out", normalize_activations="layer_norm").ours)
+        case "cuts":
+            cuts = [silent(cut) for cut in cuts]
+    got, want = (
+        attrib.latent_to_latent(model, source, target, PROMPTS, cuts=cuts, effect=effect, method=method)
+        for method in ("adjoint", "torch.func")
+    )
+    for row in range(len(PROMPTS)):
+        assert_close(got.dense(row), want.dense(row))
 
 
 def test_sites_in_any_order():
