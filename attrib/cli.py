@@ -161,9 +161,17 @@ def main() -> None:
         is_ours = isinstance(error, AttribError)
         if debug or not (is_ours or isinstance(error, OSError) or is_out_of_memory(error)):
             raise
-        said = message(error if is_ours or isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}")
-        print(f"error: {said or type(error).__name__}", file=sys.stderr)
+        if is_ours:
+            said = str(error)
+        else:
+            said = _of_system(error) if isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}"
+        print(f"error: {message(said) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says of a file, without its number: "out.h5: No space left on device"."""
+    return str(error) if error.strerror is None else ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
 
 
 def _one_line_each(debug: bool) -> None:

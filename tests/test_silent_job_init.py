@@ -1,5 +1,6 @@
 """Making a job of hostile prompts: what is refused is bounded, what is tokenised is bounded, and what a killed one left is found."""
 
+import errno
 import json
 import os
 import re
@@ -29,6 +30,9 @@ from attrib.types import AttribWarning, InputError
 from tests.builders import D_VOCAB, tiny
 from tests.job_cases import corpus, make_job
 from tests.typed import Command
+
+PLAIN = 'model = "model"\nprompts = "prompts.jsonl"\n[[attribution]]\nkind = "token_to_latent"\ntarget = "blocks.1.hook_resid_pre"\n'
+"""A job file beside the corpus."""
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +211,7 @@ def test_what_only_looks_like_it_is_left_alone(what: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "descriptor"])
 def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: Path, command: Command) -> None:
-    (beside / "pipes.toml").write_text(
-        'model = "model"\nprompts = "prompts.jsonl"\n[[attribution]]\nkind = "token_to_latent"\ntarget = "blocks.1.hook_resid_pre"\n'
-    )
+    (beside / "pipes.toml").write_text(PLAIN)
     if name == "descriptor":  # as a shell gives it for <(...)
         reader, writer = os.pipe()
         source = Path(f"/dev/fd/{reader}")
@@ -228,6 +230,17 @@ def test_a_pipe_that_the_user_names_is_read(name: str, tmp_path: Path, beside: P
     else:
         os.close(reader)
     assert open_job(tmp_path / "job").fixed.prompts == 2
+
+
+def test_a_full_disk_names_the_job(tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (config := beside / "full.toml").write_text(PLAIN)
+    monkeypatch.setattr(building, "sync", full)
+    ran = command("job", "init", tmp_path / "job", "--config", config)
+    assert (ran.status, ran.out, ran.err) == (1, "", f"error: {tmp_path / 'job'}: No space left on device\n")
+    assert not [*tmp_path.glob(".job*")]
 
 
 @pytest.mark.parametrize("is_made", [True, False])

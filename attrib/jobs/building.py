@@ -4,6 +4,7 @@ Whoever makes a job holds a lock in that folder, which the kernel lets go of whe
 left is told from what another is making now.
 """
 
+import errno
 import fcntl
 import glob
 import os
@@ -24,6 +25,10 @@ MAKING, UNLOCKED = "making", "locking"
 """The lock's name, and the one that it has before it is held."""
 YOUNG = 3600.0
 """Seconds for which a folder without a lock may be one whose lock is about to be made, or was just removed."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says where the disk, or what one may have of it, is full; it does not know which file it writes."""
 
 
 @contextmanager
@@ -47,8 +52,10 @@ def built(target: Path) -> Iterator[Path]:
             sync(building)
             building.rename(target)  # still locked: nobody takes it for left behind
         sync(target.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
