@@ -392,7 +392,7 @@ for folder in sys.argv[1:]:
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
-    counts = (3, 13)
+    counts = (3, 23)
     for count in counts:
         (tmp_path / str(count)).mkdir()
         for number in range(count):
@@ -402,8 +402,8 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     found = [int(line) for line in done.stdout.split()]
     assert [found[0:2], found[3:5]] == [[count * 256**2] * 2 for count in counts]
     peaks = found[2::3]
-    # the tables of 10 shards more would be 58 MB; a process's peak never falls
-    assert peaks[1] - peaks[0] < 30_000_000, f"peaks, in bytes: {peaks}"
-    with attrib.open(tmp_path / "13") as opened:
-        data = anndata.read_h5ad(next((tmp_path / "13.to_anndata").glob("*.h5ad")))
+    # the tables of 20 shards more would be 116 MB; a process's peak never falls
+    assert peaks[1] - peaks[0] < 58_000_000, f"peaks, in bytes: {peaks}"
+    with attrib.open(tmp_path / "23") as opened:
+        data = anndata.read_h5ad(next((tmp_path / "23.to_anndata").glob("*.h5ad")))
         assert data.X.nnz == sum(len(part) for part in opened.iterate(by="shard"))
