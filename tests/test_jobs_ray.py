@@ -96,6 +96,7 @@ def environment() -> Iterator[None]:
     more = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")]), "RAY_USAGE_STATS_ENABLED": "0"}
     more |= {"RAY_AUTH_MODE": "disabled"}  # else it leaves a token in the user's home
     more |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}  # usually a minute: after it a driver without a head gives up
+    more |= {"RAY_worker_niceness": "0"}  # usually 15: beside other tests its workers would hardly run
     with pytest.MonkeyPatch.context() as patch:
         for name, value in more.items():
             patch.setenv(name, value)
