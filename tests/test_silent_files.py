@@ -26,6 +26,7 @@ from attrib.store.contradictions import faults_of
 from attrib.store.shard import open_shard
 from attrib.types import Dense, FormatError, InputError, Keep, Mass, Threshold, TopK
 from tests.attribution_cases import all_four
+from tests.test_layering import ROOT
 from tests.test_stats import random_edges, wide_edges
 from tests.test_store import ARCHIVE, archive_edges
 
@@ -348,14 +349,12 @@ HUGE = 1 << 29
 """Bytes that a bomb would become."""
 
 READ = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 import torch
 import attrib
 from attrib import stats, store
 from attrib.types import AttribError
-def peak():  # what getrusage has is at least what the process had that started this one
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
+from tests.memory import peak
 def whole(path):
     with attrib.open(path) as opened:
         opened.prompts
@@ -373,7 +372,7 @@ for path in sys.argv[2:]:
             read(path)
         except AttribError as error:
             said.append(str(error))
-    print(json.dumps([peak() - before, said]))
+    print(json.dumps([peak() - before >> 20, said]))
 """
 
 
@@ -381,7 +380,6 @@ def deflated(size: int) -> bytes:
     """A stream of deflate that inflates to so many zeros: a mebibyte's blocks, over and over."""
     stream = zlib.compressobj(9)
     head = stream.compress(bytes(1 << 20)) + stream.flush(zlib.Z_FULL_FLUSH)
-    again = stream.compress(bytes(1 << 20)) + stream.flush(zlib.Z_FULL_FLUSH)
     again = stream.compress(bytes(1 << 20)) + stream.flush(zlib.Z_FULL_FLUSH)
     return head + again * ((size >> 20) - 1) + stream.flush()
 
@@ -497,7 +495,8 @@ def read(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     for number, (change, size, _) in enumerate(BOMBS.values()):
         paths.append(edit(Path(shutil.copy(honest, folder / f"{number}.h5")), change))
         assert paths[-1].stat().st_size < size, paths[-1].stat()
-    ran = subprocess.run([sys.executable, "-c", READ, honest, *paths], capture_output=True, text=True, check=False, timeout=100)
+    command = [sys.executable, "-c", READ, honest, *paths]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return dict(zip(BOMBS, map(json.loads, ran.stdout.splitlines()), strict=True))
 
