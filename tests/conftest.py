@@ -2,7 +2,7 @@
 
 from jaxtyping import install_import_hook
 
-HOOK = install_import_hook(["attrib", "attrib_kernels"], "beartype.beartype")
+HOOK = install_import_hook(["attrib", "attrib_kernels"], "tests.checked.first_calls")
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tests import checked  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.typed import Command
@@ -49,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, and else in the order in which they are found."""
     place = {name: number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
+
+
+@pytest.fixture(autouse=True)
+def checks(request: pytest.FixtureRequest) -> None:
+    """Each test, with all its cases, has the first calls of each function checked."""
+    checked.begin(request.node.nodeid.partition("[")[0])
 
 
 @pytest.fixture(autouse=True)

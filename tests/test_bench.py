@@ -26,7 +26,7 @@ import attrib
 from attrib.between import Effect
 from attrib.types import EXACT, LINEAR, InputError, Policy, Site, TopLogits
 
-with install_import_hook("bench", "beartype.beartype"):
+with install_import_hook("bench", "tests.checked.first_calls"):
     from bench import cases, check, compare, goals, measure, ours, output, plain, plots, recipes, run, weights
     from bench.cases import Case, Problem
     from bench.compare import Options

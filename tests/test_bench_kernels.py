@@ -26,7 +26,7 @@ pytest.importorskip("triton")
 from attrib_kernels.mlp_pointwise import triton as mlp_kernel
 from attrib_kernels.sparse_decode import rule as decode_rule
 
-with install_import_hook("bench", "beartype.beartype"):
+with install_import_hook("bench", "tests.checked.first_calls"):
     from bench import kernel_cases, kernel_ways, kernels
     from bench.kernel_cases import Attention, Case, Compact, CompactProduct, Pointwise, Sparse
     from bench.kernels import Bench

@@ -16,7 +16,7 @@ from tests.builders import prompt, randomise
 from tests.hooked import LAYER, LLAMA, TINY
 from tests.test_dictionary_folders import clt, transcoder_set
 
-with install_import_hook("bench", "beartype.beartype"):
+with install_import_hook("bench", "tests.checked.first_calls"):
     from bench import peer_graph
     from bench.measure import Time
     from bench.peer_graph import Graph

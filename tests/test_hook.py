@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 from attrib.dictionary import encode_at
 from attrib.model import normalise
 from tests.builders import build, dictionary, normal
+from tests.checked import CALLS, begin
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +36,19 @@ def test_a_wrong_shape_is_refused_by_dictionaries():
     assert encode_at(source, x, position, latent).shape == (2,)
     with pytest.raises(TypeCheckError, match=r"parameter '(position|latent)'"):
         encode_at(source, x, position, torch.tensor([3, 4, 5]))  # as many as positions
+
+
+def test_the_first_calls_in_each_test_are_checked():
+    model = build("gpt2")
+    for _ in range(CALLS):
+        with pytest.raises(TypeCheckError, match=r"parameter 'x'"):
+            normalise(model.config, model.params.norm_final, normal(32))
+    for _ in range(2 * CALLS):
+        normalise(model.config, model.params.norm_final, normal(5, 32))
+    assert normalise(model.config, model.params.norm_final, normal(32)).shape == (32,)  # enough has been seen
+    begin("the next test")
+    with pytest.raises(TypeCheckError, match=r"parameter 'x'"):
+        normalise(model.config, model.params.norm_final, normal(32))
 
 
 def test_the_hook_loads_every_module_of_attrib():
