@@ -24,10 +24,10 @@ check: $(READY)
 
 soak: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
-	$(BIN)/python -m bench.soak --minutes 10 --prompts 200
+	$(BIN)/python -m bench.jobs.soak --minutes 10 --prompts 200
 
 torture: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --seed 0 --count 3000
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.support.torture --seed 0 --count 3000
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

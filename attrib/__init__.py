@@ -8,7 +8,7 @@ import os
 
 import lazy_loader
 
-from attrib.warned import renamed
+from attrib.core.warned import renamed
 
 if os.environ.get("ATTRIB_TYPECHECK", "0") not in ("", "0"):
     from jaxtyping import install_import_hook

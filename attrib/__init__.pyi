@@ -1,30 +1,20 @@
 import torch
 import typing_extensions
 
-from . import dictionary as dictionary
+from . import adapters as adapters
+from . import core as core
+from . import dictionaries as dictionaries
 from . import export as export
-from . import fit as fit
 from . import jobs as jobs
-from . import model as model
+from . import models as models
 from . import paths as paths
-from . import sources as sources
 from . import stats as stats
 from . import store as store
-from . import types as types
-from .attribute import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
-from .capturing import capture, forward, walk
-from .composing import cut, decode, encode, encode_sparse, reconstruct
-from .dictionary import Dictionary
-from .edges import Edges
-from .forecast import Plan, plan
-from .heads import attention_heads, attention_patterns, head_outputs, head_weights
-from .model import Model, embed, unembed
-from .paths import path
-from .replacement import replace
-from .segments import block, segment
-from .sources import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
-from .store import open, save
-from .types import (
+from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from .attribution.plan import Plan, plan
+from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
+from .core.edges import Edges
+from .core.types import (
     EXACT,
     LINEAR,
     AttribError,
@@ -47,7 +37,16 @@ from .types import (
     TopLogits,
     UnsupportedError,
 )
-from .version import __version__
+from .core.version import __version__
+from .dictionaries.dictionary import Dictionary
+from .engine.segment import block, segment
+from .models.transformer import Model, embed, unembed
+from .passes.capture import capture, forward, walk
+from .passes.compose import cut, decode, encode, encode_sparse, reconstruct
+from .passes.heads import attention_heads, attention_patterns, head_outputs, head_weights
+from .passes.replacement import replace
+from .paths.path import path
+from .store import open, save
 
 __all__ = [
     "EXACT",

@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from attrib.types import InputError
-from bench.cases import GIB, Case, all_cases
-from bench.compare import Options, Result, run_case
-from bench.goals import GOALS, judge
+from attrib.core.types import InputError
+from bench.engine.cases import GIB, Case, all_cases
+from bench.engine.compare import Options, Result, run_case
+from bench.engine.goals import GOALS, judge
+from bench.engine.ours import METHOD, Dtype, Engine, check_engine
 from bench.measure import device_name
-from bench.ours import METHOD, Dtype, Engine, check_engine
 from bench.output import end, number, wide_console, write
 
 Name = TypeVar("Name", bound=str)

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from attrib.capturing import capture
-from attrib.model import Model
-from attrib.types import Site
+from attrib.core.types import Site
+from attrib.models.transformer import Model
+from attrib.passes.capture import capture
 
 console = Console()
 

@@ -10,12 +10,12 @@ from activation_store import HELD_OUT_EVERY, RUN, Store, console
 from rich.progress import track
 from torch.nn import functional as F
 
-from attrib.capturing import capture
-from attrib.dictionary import Dictionary, encode, reconstruct
-from attrib.model import Model, unembed
-from attrib.paths import base_site
-from attrib.segments import segment
-from attrib.types import Site
+from attrib.core.types import Site
+from attrib.dictionaries.dictionary import Dictionary, encode, reconstruct
+from attrib.engine.segment import segment
+from attrib.models.transformer import Model, unembed
+from attrib.passes.capture import capture
+from attrib.paths.path import base_site
 
 BINS = np.arange(-6, 0.01, 0.25)  # of log10 density
 

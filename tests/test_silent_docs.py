@@ -18,11 +18,11 @@ import torch
 import typer
 
 import attrib
-from attrib import cli
+from attrib.cli import main as cli
 from attrib.jobs.engines import choose as choosing
-from tests.job_cases import here
+from tests.support.job_cases import here
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

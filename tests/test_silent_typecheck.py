@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.test_layering import ROOT
+from tests.support.root import ROOT
 
 WRONG = """
 import sys
@@ -14,7 +14,7 @@ import attrib
 heavy = {"torch"} & {*sys.modules}
 hooked = "jaxtyping" in sys.modules
 import torch
-from attrib.model import cap
+from attrib.models.transformer import cap
 from attrib_kernels.compact import compact
 
 def refused(call):

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize
 
 import attrib
-from attrib.sources import from_tensors
+from attrib.adapters import from_tensors
+from tests.support.root import ROOT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 FOLDERS = {"sae": "blocks.{}.hook_resid_pre", "transcoder": "blocks.{}.mlp.hook_in"}
 
 
@@ -192,7 +193,7 @@ def linear_map() -> tuple[torch.Tensor, torch.Tensor]:
 
 def trained(script: ModuleType, read: torch.Tensor, written: torch.Tensor, folder: Path, **changed: Any) -> Path:
     """The folder of a transcoder trained on given values."""
-    from attrib.types import Site
+    from attrib.core.types import Site
 
     reads, writes = Site(0, "mlp_in"), Site(0, "mlp_out")
     store = script.Store(folder / "work", [reads, writes], np.zeros((len(read) // 16, 16), dtype=np.int32), read.shape[1])

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from attrib.edges import Edges, Nodes, Prompts
+from attrib.core.edges import Edges, Nodes, Prompts
+from attrib.core.types import Site
 from attrib.export.folder import whole_folder
 from attrib.export.stored import Stored, collected, file_name, fitting, import_needed, manifest, pieces, plain
 from attrib.store import Block
 from attrib.store.select import Selection
-from attrib.types import Site
 
 CHUNK = {"anndata": 1 << 15, "zarr": 1 << 18}
 """Values of a chunk. In HDF5 the last one is as long on the disk as the others; in Zarr each is a file, and compressed."""

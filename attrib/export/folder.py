@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from attrib.core.types import InputError
 from attrib.store.output import OVERWRITE
 from attrib.store.whole import PARTIAL, sync
-from attrib.types import InputError
 
 MANIFEST = "_attrib.json"
 """What was exported. Arrow passes over names that begin with an underscore, so a folder of Parquet files opens as one."""

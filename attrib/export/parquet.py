@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes
+from attrib.core.edges import Edges, Nodes
+from attrib.core.types import Site
 from attrib.export.folder import whole_folder
 from attrib.export.stored import Stored, collected, file_name, fitting, import_needed, manifest, pieces, plain, types_of
 from attrib.store.select import Selection
-from attrib.types import Site
 
 ROWS = 1 << 18
 """Rows of a group: what a reader holds at least, and the writer at most."""

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from attrib.edges import Edges, join
-from attrib.optional import needed
+from attrib.core.edges import Edges, join
+from attrib.core.optional import needed
+from attrib.core.types import FormatError, InputError, Site
 from attrib.store import Block, Collection, Store, open_collection
 from attrib.store.select import Selection
-from attrib.types import FormatError, InputError, Site
 
 Stored = str | os.PathLike[str] | Store | Collection
 """A shard, a folder of shards, or what `attrib.open` made of one."""

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from attrib.prompts import Form
-from attrib.types import InputError
-from attrib.work import Work, checked
+from attrib.core.types import InputError
+from attrib.runs.prompts import Form
+from attrib.runs.spec import Work, checked
 
 Count = Annotated[int, Field(ge=1, lt=1 << 63, strict=True)]
 
@@ -29,7 +29,7 @@ class PromptsOf(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)]
-    """Files, folders, "hf:NAME" or "-", one after another, as `attrib.prompts.read` takes them."""
+    """Files, folders, "hf:NAME" or "-", one after another, as `attrib.runs.prompts.read` takes them."""
     form: Form | None = None
     field: str | None = None
     split: str | None = None

@@ -32,11 +32,11 @@ from jaxtyping import Int, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from attrib.asked import faults_of
+from attrib.core.types import FormatError, InputError
 from attrib.jobs import inside
 from attrib.jobs.config import JobFile
-from attrib.types import FormatError, InputError
-from attrib.work import STORED, checked
+from attrib.runs.asked import faults_of
+from attrib.runs.spec import STORED, checked
 
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]

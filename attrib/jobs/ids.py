@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attrib.core.types import InputError
 from attrib.jobs.config import PromptsOf
-from attrib.model import Model
-from attrib.prompts import Given
-from attrib.tokens import check_ids, to_ids
-from attrib.types import InputError
+from attrib.models.tokens import check_ids, to_ids
+from attrib.models.transformer import Model
+from attrib.runs.prompts import Given
 
 LONGEST_TEXT = 1 << 21
 """Characters that are tokenised at once, at most."""

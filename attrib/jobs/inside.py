@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
+from attrib.core.types import FormatError
 from attrib.store.whole import KINDS, PARTIAL
-from attrib.types import FormatError
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a text file of a job, at most: two million shards' listing."""

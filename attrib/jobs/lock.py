@@ -24,9 +24,9 @@ from typing import IO, Annotated
 
 from pydantic import BaseModel, Field
 
+from attrib.core.types import InputError
 from attrib.jobs import inside
 from attrib.store.whole import PARTIAL
-from attrib.types import InputError
 
 TOUCHED_EVERY = 5.0
 """Seconds."""

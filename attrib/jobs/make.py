@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from attrib.core.positions import least_length
+from attrib.core.types import InputError, Progress
 from attrib.jobs.building import built
 from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
-from attrib.positions import least_length
-from attrib.prompts import Given, check_effect, read, uses
+from attrib.runs.prompts import Given, check_effect, read, uses
+from attrib.runs.spec import Loaded, load
 from attrib.store.columns import packages
 from attrib.store.whole import sync
-from attrib.types import InputError, Progress
-from attrib.work import Loaded, load
 
 STEPS = 4
 """Buckets of lengths in each doubling: the shortest prompt of a shard is at least 0.84 of its longest."""

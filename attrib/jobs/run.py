@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from attrib.core.types import AttribError, InputError
 from attrib.jobs import inside
 from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
@@ -14,7 +15,6 @@ from attrib.jobs.records import Failure, Record, Refused, digest, failures, reco
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome
 from attrib.store.columns import packages
-from attrib.types import AttribError, InputError
 
 
 class Ran(NamedTuple):

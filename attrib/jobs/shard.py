@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attrib.edges import Edges
-from attrib.fingerprints import seal
+from attrib.core.edges import Edges
+from attrib.core.fingerprints import seal
+from attrib.core.types import AttribWarning, InputError, UnsupportedError
 from attrib.jobs import inside
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.jobs.witness import Witness
+from attrib.runs.spec import Loaded, check_device, load
 from attrib.store import save
-from attrib.types import AttribWarning, InputError, UnsupportedError
-from attrib.work import Loaded, check_device, load
 
 _OF_A_PROMPT = (InputError, UnsupportedError)
 """What puts a prompt down, where it is raised of that prompt alone: too long, no such position, a number that is none. A file that is

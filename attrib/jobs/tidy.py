@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from attrib.core.types import InputError
 from attrib.jobs import inside
 from attrib.jobs.building import left_behind
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, open_job
 from attrib.jobs.lock import check_free, held
 from attrib.jobs.records import records
-from attrib.types import InputError
 
 
 def tidy(folder: Path, *, dry_run: bool = False) -> list[Path]:

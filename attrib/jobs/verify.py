@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attrib.edges import Edges
+from attrib.core.edges import Edges
+from attrib.core.types import Dense, FormatError, Keep, Mass
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, digest, record_or_fault
 from attrib.jobs.shard import compute, prepare
 from attrib.store import Store, save
 from attrib.store.contradictions import faults_of
 from attrib.store.shard import open_shard
-from attrib.types import Dense, FormatError, Keep, Mass
 
 
-class Fault(NamedTuple):
+class FaultyShard(NamedTuple):
     """A shard that is not what it should be."""
 
     shard: Shard
@@ -32,7 +32,7 @@ def verify(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> list[Fault]:
+) -> list[FaultyShard]:
     """What is wrong with a job's shards; those that are not done yet are among it, as `NOT_DONE`.
 
     Of every other: that its bytes have the checksum on record, that all of it can be read and nothing in it contradicts itself
@@ -47,12 +47,12 @@ def verify(
         InputError: where there is no such job, or the model is another now.
     """
     job = open_job(folder)
-    found: list[Fault] = []
+    found: list[FaultyShard] = []
     right: list[tuple[Shard, str]] = []
     for count, shard in enumerate(job.shards, 1):
         record = record_or_fault(job, shard)
         faults = [record] if isinstance(record, str) else list(_faults(job, shard, record))
-        found += [Fault(shard, what) for what in faults]
+        found += [FaultyShard(shard, what) for what in faults]
         if isinstance(record, Record) and record.sha256 and not faults:
             right.append((shard, record.sha256))
         if progress:
@@ -119,7 +119,7 @@ def _hashes(call: dict[str, Any]) -> set[str]:
     return {call["model"]["sha256"], *(end["sha256"] for end in ends if isinstance(end, dict))}
 
 
-def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> Iterator[Fault]:
+def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> Iterator[FaultyShard]:
     """Of shards with these checksums, those that come out otherwise."""
     if not sample:
         return
@@ -129,7 +129,7 @@ def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> I
         with tempfile.TemporaryDirectory() as scratch:
             again = save(Path(scratch) / "again.h5", computed.edges, compression=ready.job.config.compression)
             if digest(again.parent, again) != sha256:
-                yield Fault(shard, _difference(ready.job.file(shard), computed.edges))
+                yield FaultyShard(shard, _difference(ready.job.file(shard), computed.edges))
 
 
 def _difference(path: Path, again: list[Edges]) -> str:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from attrib.fingerprints import Fingerprinted
-from attrib.types import AttribError
+from attrib.core.fingerprints import Fingerprinted
+from attrib.core.types import AttribError
 
 
 class Overwritten(AttribError):  # noqa: N818

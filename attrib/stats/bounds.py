@@ -1,6 +1,6 @@
 """What follows from a memory bound: how many pairs a table may have, and how wide the sketch is that takes its place."""
 
-from attrib.types import InputError
+from attrib.core.types import InputError
 
 DEPTH = 4
 """Rows of every level of a sketch: an estimate fails with probability e**-DEPTH."""

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attrib.edges import Edges
+from attrib.core.edges import Edges
+from attrib.core.types import InputError
 from attrib.stats.accumulate import Accumulator
 from attrib.stats.bounds import DEFAULT_MEMORY, check_memory
 from attrib.stats.calls import check_same, common, plain
@@ -16,7 +17,6 @@ from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block, open_collection
 from attrib.store.collection import listed
 from attrib.store.wellformed import fault
-from attrib.types import InputError
 
 
 def of(edges: Edges | Iterable[Edges], *, memory: int = DEFAULT_MEMORY) -> Statistics:

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
+from attrib.core.types import InputError
 from attrib.store import Block
-from attrib.types import InputError
 
 _ONE = ("model", "source", "target", "cuts", "effect", "policy", "error")
 """What must be the same: statistics over other models, dictionaries or derivatives would be of nothing."""

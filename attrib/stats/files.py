@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from attrib.core.types import FormatError
 from attrib.stats import fixed
 from attrib.stats.bounds import DEPTH, LEAST_MEMORY, LEVELS, bits_of
 from attrib.stats.fixed import Fixed
@@ -18,7 +19,6 @@ from attrib.stats.table import PART, Exact, Table
 from attrib.store.fault import Fault
 from attrib.store.layout import REMEDY, Block
 from attrib.store.statistics import Column, Groups, Stored, Written, damaged_statistics, read_statistics, write_statistics
-from attrib.types import FormatError
 
 _INTEGER = ("<i4", "<i8")
 _COLUMNS: dict[str, tuple[str, ...]] = {name: ("<f8",) if name == "maximum" else _INTEGER for name in Rows._fields if name != "key"}

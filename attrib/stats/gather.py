@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from attrib.edges import Edges
+from attrib.core.edges import Edges
+from attrib.core.types import InputError
 from attrib.stats import fixed
 from attrib.stats.rows import LARGEST_LATENT, Rows, collapse, keys_of
-from attrib.types import InputError
 
 EDGES_AT_ONCE = 1 << 18
 """Prompts are taken together until they have so many edges."""

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from attrib.core.types import InputError
 from attrib.stats import fixed
 from attrib.stats.heavy import Estimates
 from attrib.stats.rows import Rows, pairs_of
-from attrib.types import InputError
 
 BY = ("l1", "sum", "mean", "max", "count")
 """What pairs may be ranked by."""

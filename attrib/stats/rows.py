@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped, UInt64
 
+from attrib.core.types import InputError
 from attrib.stats import fixed
 from attrib.stats.fixed import Fixed
-from attrib.types import InputError
 
 LARGEST_LATENT = 2**32 - 2
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt64
 
+from attrib.core.types import FormatError, InputError
 from attrib.stats import fixed
 from attrib.stats.bounds import DEPTH, LEVELS
 from attrib.stats.fixed import Fixed
 from attrib.stats.hashing import cells
 from attrib.stats.rows import COUNTS, Rows, collapse, empty
-from attrib.types import FormatError, InputError
 
 LEAF = len(LEVELS)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from attrib.core.types import InputError
 from attrib.stats.accumulate import Held
 from attrib.stats.bounds import DEPTH, max_pairs
 from attrib.stats.fixed import UNIT
@@ -13,12 +14,11 @@ from attrib.stats.rows import LARGEST_LATENT
 from attrib.stats.sketch import Sketch
 from attrib.store import Block
 from attrib.store.numbers import checked_number
-from attrib.types import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from attrib.types import Site
+    from attrib.core.types import Site
 
 
 @dataclass(frozen=True)

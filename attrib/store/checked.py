@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from attrib.core.types import AttribError, FormatError, InputError, logits_as_now
 from attrib.store.layout import (
     CHAINS,
     CHUNK,
@@ -25,7 +26,6 @@ from attrib.store.layout import (
 )
 from attrib.store.packed import Packed
 from attrib.store.whole import kind_of_file
-from attrib.types import AttribError, FormatError, InputError, logits_as_now
 
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",

@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import Edges, Prompts, Value, join
+from attrib.core.edges import Edges, Prompts, Value, join
+from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
 from attrib.store.fault import Fault
 from attrib.store.handles import Handles
-from attrib.store.index import Identity, Index, Shard, differences, index_of, shared
+from attrib.store.index import Identity, Index, ShardFile, differences, index_of, shared
 from attrib.store.layout import REMEDY, Block
 from attrib.store.merged import merged_names
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
 from attrib.store.select import Latents, Selection, lengths, pick_prompts, take_prompts
 from attrib.store.shard import Store, open_shard, the_block
-from attrib.types import FormatError, InputError, Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -346,13 +346,13 @@ def folder_of(path: Path) -> Path:
     return path.parent
 
 
-def listed(path: Path) -> list[Shard]:
+def listed(path: Path) -> list[ShardFile]:
     """The shards that are there now."""
     folder, found = folder_of(path), []
     if not path.is_dir():
         if (names := merged_names(path)) is not None:
             return [_named(folder, name) for name in names]
-        return [Shard(path.name, Identity.of(path.stat()))]
+        return [ShardFile(path.name, Identity.of(path.stat()))]
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or not entry.name.endswith(".h5"):
@@ -365,15 +365,15 @@ def listed(path: Path) -> list[Shard]:
             if not entry.is_file():
                 raise InputError(f"{entry.path}: neither a file nor a link to one in the folder; expected a shard. Move it elsewhere.")
             with suppress(FileNotFoundError):  # removed in this very moment
-                found.append(Shard(entry.name, Identity.of(entry.stat())))
+                found.append(ShardFile(entry.name, Identity.of(entry.stat())))
     return found
 
 
-def _named(folder: Path, name: str) -> Shard:
+def _named(folder: Path, name: str) -> ShardFile:
     """A shard that a merged file names."""
     if not (folder / name).is_file():
         raise InputError(f"{folder / name}: it is gone since the merged file was made. Put it back, or merge again.")
-    return Shard(name, Identity.of((folder / name).stat()))
+    return ShardFile(name, Identity.of((folder / name).stat()))
 
 
 def _ends(source_latents: Latents, target_latents: Latents) -> dict[str, list[int] | None]:

@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from attrib.core.types import InputError
 from attrib.store.layout import CHUNK, import_plugin
-from attrib.types import InputError
 
 
 def filters_of(compression: str | None) -> dict[str, Any]:

@@ -23,14 +23,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes
+from attrib.core.edges import Edges, Nodes
+from attrib.core.types import FormatError
 from attrib.store.checked import FLOAT, INTEGER, POINTER, Checked, attribute, child, dataset, read_json, read_text
 from attrib.store.fault import Fault
 from attrib.store.layout import Block
 from attrib.store.rows import read_column
 from attrib.store.select import lengths
 from attrib.store.shard import Store, open_shard
-from attrib.types import FormatError
 
 AT_ONCE = 1 << 20
 """Edges that are looked at together, or one prompt's."""

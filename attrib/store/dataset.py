@@ -3,12 +3,12 @@
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attrib.edges import Value
+from attrib.core.edges import Value
+from attrib.core.types import InputError
 from attrib.store.collection import Collection
 from attrib.store.layout import Block
 from attrib.store.numbers import checked_latents
 from attrib.store.select import Latents
-from attrib.types import InputError
 
 
 class EdgeDataset(Dataset[dict[str, Tensor]]):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from attrib.types import AttribError
+from attrib.core.types import AttribError
 
 
 class Fault(NamedTuple):

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from attrib.core.types import InputError
 from attrib.store.index import Index, check_identity
 from attrib.store.shard import Store, open_shard
-from attrib.types import InputError
 
 MOST = 8
 """Shards open at a time."""

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.types import EdgeKind, FormatError, InputError
 from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.layout import Block
 from attrib.store.rows import read_column
 from attrib.store.select import ptr_of
-from attrib.types import EdgeKind, FormatError, InputError
 
 OWN = frozenset({"prompts", "method", "budget", "seed", "precision_error"})
 """What shards of one data set may differ in: their prompts, and how each was computed."""
@@ -36,7 +36,7 @@ class Identity(NamedTuple):
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class Shard(NamedTuple):
+class ShardFile(NamedTuple):
     """A file of the folder, as it was when it was found."""
 
     name: str
@@ -60,7 +60,7 @@ class Index:
     """
 
     folder: Path
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[ShardFile, ...] = ()
     ptr: Int[Tensor, " shards_plus_1"] = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     number: Int[Tensor, " prompts"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """The number in the data set of the prompt at each place."""
@@ -88,7 +88,7 @@ class Index:
         return torch.where(self.number[places] == prompts, places, -1)
 
 
-def index_of(folder: Path, shards: Iterable[Shard], known: Index | None = None) -> Index:
+def index_of(folder: Path, shards: Iterable[ShardFile], known: Index | None = None) -> Index:
     """Read the headers of shards, but for those that `known` has already.
 
     Raises:

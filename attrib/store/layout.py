@@ -5,7 +5,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from attrib.types import InputError
+from attrib.core.types import InputError
 
 FORMAT, VERSION = "attrib", 1
 MERGED, STATISTICS = "attrib-merged", "attrib-statistics"

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
-from attrib.types import InputError
+from attrib.core.types import InputError
 
 LIMIT = 1 << 63
 """What a column of integers holds is below."""

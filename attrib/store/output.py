@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from attrib.core.types import AttribError, InputError
 from attrib.store.checked import format_of, open_file, translated
 from attrib.store.layout import MERGED, STATISTICS
-from attrib.types import AttribError, InputError
 
 OVERWRITE = "--overwrite (in Python, overwrite=True)"
 """How a caller says it."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes, Prompts
+from attrib.core.edges import Edges, Nodes, Prompts
 from attrib.store.numbers import checked_latents
 
 Several = SupportsIndex | Sequence[SupportsIndex] | Integer[Tensor, " _"] | Integer[np.ndarray, " _"]

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes, Prompts, join
+from attrib.core.edges import Edges, Nodes, Prompts, join
+from attrib.core.types import EdgeKind, InputError, NodeKind, Site, as_now
 from attrib.store.checked import (
     FLOAT,
     INTEGER,
@@ -33,7 +34,6 @@ from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, chec
 from attrib.store.rows import read_column, read_ptr, read_strings
 from attrib.store.select import Latents, Selection, is_among, keep_nodes, ptr_of, ranges, select_latents
 from attrib.store.wellformed import fault
-from attrib.types import EdgeKind, InputError, NodeKind, Site, as_now
 
 
 class Store:

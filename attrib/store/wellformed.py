@@ -2,7 +2,7 @@
 
 import torch
 
-from attrib.edges import Edges
+from attrib.core.edges import Edges
 
 
 def fault(edges: Edges) -> str | None:

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes
+from attrib.core.edges import Edges, Nodes
+from attrib.core.types import InputError
 from attrib.store.checked import FEW
 from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
 from attrib.store.created import created
 from attrib.store.layout import FORMAT, VERSION, Block
 from attrib.store.output import check_output
 from attrib.store.wellformed import fault
-from attrib.types import InputError
 
 
 def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compression: str | None = None, overwrite: bool = False) -> Path:
@@ -61,7 +61,7 @@ def _check_blocks(edges: Sequence[Edges]) -> dict[Block, Edges]:
     for part in edges:
         block, first = _block_of(part), edges[0].prompts
         if block in blocks:
-            raise InputError(f"edges: two of them are the block '{block}'; expected one. Join them first with attrib.edges.join.")
+            raise InputError(f"edges: two of them are the block '{block}'; expected one. Join them first with attrib.core.edges.join.")
         if wrong := fault(part):
             raise InputError(f"edges: in '{block}', {wrong}; expected a result as attrib's functions return it.")
         if not part.prompts.equals(first):

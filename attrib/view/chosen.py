@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes
-from attrib.types import InputError
+from attrib.core.edges import Edges, Nodes
+from attrib.core.types import InputError
 from attrib.view.terminal import plain
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from attrib.edges import Edges, Nodes
+from attrib.core.edges import Edges, Nodes
 from attrib.view.chosen import Chosen
 from attrib.view.terminal import plain
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from rich.table import Table
 from torch import Tensor
 
-from attrib.edges import Edges, Nodes
+from attrib.core.edges import Edges, Nodes
 from attrib.view.chosen import Chosen
 from attrib.view.terminal import own, plain, table
 

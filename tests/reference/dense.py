@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attrib.types import Site
+from attrib.core.types import Site
 
 CHUNK = 128
 """Cotangents of one vmap."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attrib.sources.families import family_of
-from attrib.types import Site
+from attrib.adapters.models.families import family_of
+from attrib.core.types import Site
 
 Put = Callable[[Tensor], Tensor]
 """What stands at a site [positions, width], from what would stand there."""

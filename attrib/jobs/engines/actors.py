@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attrib.core.types import InputError
 from attrib.jobs.engines.engine import JobError
 from attrib.jobs.engines.queue import Queue
 from attrib.jobs.folder import Job, Shard
@@ -23,7 +24,6 @@ from attrib.jobs.records import FailureKind, record_of
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, died, do
 from attrib.store.columns import packages
-from attrib.types import InputError
 
 LOSSES = 10
 """How often a shard's node is lost until that, too, is a failure of the shard."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from attrib.core.types import InputError
 from attrib.jobs.engines import Engine
 from attrib.jobs.engines.cluster import cluster
 from attrib.jobs.engines.launch import launch_of, ranked
 from attrib.jobs.engines.local import local
 from attrib.jobs.folder import open_job
-from attrib.types import InputError
-from attrib.work import check_device
+from attrib.runs.spec import check_device
 
 NAMES = ("auto", "local", "ray", "rank")
 

@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attrib.core.types import AttribError, InputError
 from attrib.jobs.engines.actors import place
 from attrib.jobs.engines.engine import JobError
 from attrib.jobs.engines.local import end_with_parent, start
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.worker import Outcome
-from attrib.types import AttribError, InputError
 
 GRACE = 10.0
 """Seconds that a driver is given to leave its cluster, and to end one that it started."""

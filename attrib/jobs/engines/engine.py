@@ -5,9 +5,9 @@ It yields what becomes of each, and raises `JobError` where the job cannot go on
 
 from collections.abc import Callable, Generator, Sequence
 
+from attrib.core.types import AttribError
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.worker import Outcome
-from attrib.types import AttribError
 
 Engine = Callable[[Job, Sequence[Shard], int], Generator[Outcome, None, None]]
 

@@ -4,10 +4,10 @@ import os
 from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
+from attrib.core.types import InputError
 from attrib.jobs.engines import local as of_this_machine
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.worker import Outcome
-from attrib.types import InputError
 
 
 class Launch(NamedTuple):

@@ -1,0 +1,1 @@
+"""Dictionaries of other libraries, into the pytree of attrib.dictionaries.dictionary."""

@@ -1,0 +1,1 @@
+"""Models of other libraries, into the pytree of attrib.models.transformer."""

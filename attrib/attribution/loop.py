@@ -1,0 +1,127 @@
+"""The one loop of all attributions: paths are opened, packed, taken to tiles, and each prompt's rows joined."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from attrib.attribution.needs import Needs
+from attrib.attribution.options import Options, check_call
+from attrib.attribution.record import call_record
+from attrib.attribution.rows import metric_edges, path_edges
+from attrib.core.edges import Edges, join
+from attrib.core.finite import of_prompt
+from attrib.core.room import memory_named
+from attrib.core.types import BudgetError, EdgeKind, InputError, Progress
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.fit import known_to
+from attrib.engine.blocks.kernels import Impl
+from attrib.engine.path import Path
+from attrib.engine.plan.choose import packs
+from attrib.engine.tiles import adjoint, sampled_error, task_of
+from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
+from attrib.models.tokens import TokensLike
+from attrib.models.transformer import Model
+from attrib.paths.cuts import apart_from
+from attrib.paths.path import path_of
+from attrib.paths.targets import read_site
+
+Result = TypeVar("Result")
+
+
+def run(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: Options, error: bool) -> Edges:
+    """Check everything, then attribute pack by pack and join."""
+    if not isinstance(error, bool):
+        raise InputError(f"error: {error!r}; expected True or False.")
+    cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
+    options = replace(options, cuts=cuts)
+    source = None if source is None else known_to(model, source, "source")
+    target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
+    start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error)
+    options = replace(options, positions=positions)
+    call = call_record(kind, model, source, target, prompts, options, precision, error)
+    doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
+    with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+        model, source, target, put_in = needs.in_precision()
+        done = _track(prompts, options.progress)
+        if kind == "latent_to_metric":
+            assert source is not None
+            of_prompt_alone = partial(metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
+            return join([_of_prompt(number, of_prompt_alone, ids) for number, ids in enumerate(done)], release=True)
+        others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
+        opened = partial(path_of, model, source, target, **put_in, **others)
+        paths = ((ids, _of_prompt(number, opened, ids)) for number, ids in enumerate(done))
+        jacobians = (_by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
+        named = start if source is None else source.site, read_site(model, target)
+        parts: list[Edges] = []
+        for ids, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
+            if needs.rows and not parts:
+                sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
+                call |= {"precision_error": sampled._asdict(), "seed": 0}
+            parts.append(_of_prompt(len(parts), partial(path_edges, kind, model, *named, found, tiles), ids, options, call))
+            del found, tiles
+        return join(parts, release=True)
+
+
+def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function makes of a prompt; what it raises names the prompt."""
+    with of_prompt(number):
+        return function(*arguments)
+
+
+Prompted = tuple[Tensor, Path]
+"""A prompt's tokens and its path."""
+
+
+Jacobian = tuple[Tensor, Path, Iterator[Tile]]
+"""The same, and the tiles of its Jacobian."""
+
+
+def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], _: Impl) -> Iterator[Jacobian]:
+    """Plain torch.func, prompt by prompt: tangents from tokens, cotangents to latents."""
+    grow = needs.growing(prompts)
+    for number, (ids, found) in enumerate(paths):
+        try:
+            rows = chunk_size(with_writes(needs.working(len(ids)), found), needs.budget, number)
+        except BudgetError:
+            needs.refuse(prompts)
+        grow(task_of([found]))
+        transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
+        yield ids, found, transform(found, rows)
+
+
+def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
+    """The written sweeps, pack by pack."""
+    grow = needs.growing(prompts)
+    planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget)
+    while True:
+        try:
+            pack, plan = next(planned)
+        except StopIteration:
+            return
+        except BudgetError:
+            needs.refuse(prompts)
+        grow(plan.task)
+        tiles = adjoint([found for _, found in pack], plan, needs.precision, impl)
+        if len(pack) == 1:
+            yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
+        else:
+            for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
+                yield *pack[number], (tile for _, tile in its_tiles)
+        del pack, plan, tiles
+
+
+def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
+    if progress is True:
+        from rich.progress import track
+
+        yield from track(items, description="attributing")
+        return
+    for number, item in enumerate(items):
+        yield item
+        if progress:
+            progress(number + 1, len(items))

@@ -1,0 +1,106 @@
+"""What a call is asked for, and whether that can be: everything that is wrong is said before anything is computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from attrib.attribution.needs import Needs
+from attrib.core.positions import Positions, PositionsLike, plain_positions
+from attrib.core.sparse import check_keep
+from attrib.core.types import EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.blocks.kernels import Impl, check_impl
+from attrib.engine.precision import Precision, precision_of
+from attrib.models.tokens import TokensLike, to_prompts
+from attrib.models.transformer import Model
+from attrib.paths.cuts import cuts_between
+from attrib.paths.path import check_source, start_site, stop_site
+
+Method = Literal["adjoint", "adjoint-triton", "torch.func"]
+
+SAMPLED_ROWS = 16
+"""Rows that are computed again in float64, to tell the error of a reduced precision."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the four functions are asked for beside what they are of; each says in its docstring what it means."""
+
+    policy: Policy
+    keep: Keep
+    positions: PositionsLike
+    dtype: torch.dtype | str | None
+    budget: int
+    method: Method
+    progress: bool | Progress
+    precision_rows: int | None = None
+    cuts: Sequence[Dictionary] = ()
+    effect: Effect = "direct"
+    result_fits: bool = True
+    """Whether the result has to fit into memory: a plan only tells its size."""
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        rows = self.precision_rows
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
+            raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
+        if not (isinstance(self.progress, bool) or callable(self.progress)):
+            raise InputError(f"progress: {self.progress!r}; expected True, False or a function called with (prompts done, prompts in all).")
+        if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
+            raise InputError(
+                f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
+            )
+        if self.method not in get_args(Method):
+            raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
+        check_impl(self.impl)
+
+    @property
+    def impl(self) -> Impl:
+        """Whose attention maps and selection are used."""
+        return "triton" if self.method == "adjoint-triton" else "torch"
+
+
+class Call(NamedTuple):
+    """A call whose arguments were found good: where it starts and ends, its prompts and their sweeps."""
+
+    start: Site
+    stop: Site
+    precision: Precision
+    prompts: list[Tensor]
+    positions: Positions
+    needs: Needs
+
+
+def check_call(
+    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: Options, error: bool
+) -> Call:
+    """Raise what is wrong with a call's arguments."""
+    precision = precision_of(model, options.dtype)
+    if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
+        raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
+    if options.precision_rows and options.method == "torch.func":
+        raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
+    prompts = to_prompts(model, tokens)
+    start = start_site(source)
+    if kind == "latent_to_metric" and not callable(target):
+        raise InputError(f"metric: {target!r:.60}; expected a function from logits [positions, d_vocab] to a scalar tensor.")
+    stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
+    if source is not None:
+        check_source(model, source, stop, target)
+    cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
+    positions = plain_positions(options.positions, [len(ids) for ids in prompts])
+    is_reference, rows = options.method == "torch.func", sampled_rows(options.precision_rows, precision, options.method)
+    needs = Needs(
+        kind, model, source, target, options.cuts, options.effect, options.policy, positions, error, precision, is_reference, rows,
+        options.keep, options.budget,
+    )  # fmt: skip
+    needs.check(prompts, result=options.result_fits)
+    return Call(start, stop, precision, prompts, positions, needs)
+
+
+def sampled_rows(asked: int | None, precision: Precision, method: Method = "adjoint") -> int:
+    """How many rows are computed again, of what was asked for."""
+    return (SAMPLED_ROWS if precision.is_measured and method != "torch.func" else 0) if asked is None else asked

@@ -1,0 +1,178 @@
+"""What a call will cost, told before it runs: `plan`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from attrib.adapters.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
+from attrib.attribution.needs import Needs
+from attrib.attribution.opening import Counts, counts_known, known_task, positions_read
+from attrib.attribution.questions import check
+from attrib.core.positions import PositionsLike
+from attrib.core.room import memory_named
+from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, Policy
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.plan.choose import PackPlan, packs, plan_pack
+from attrib.engine.plan.cost import Cost, Part
+from attrib.engine.plan.result import result_bytes, size_of
+from attrib.engine.plan.task import Task
+from attrib.engine.tiles import DEFAULT_BUDGET, LEAST_FOR_SAMPLES, sampled_task
+from attrib.models.tokens import TokensLike, to_prompts
+from attrib.models.transformer import Model
+from attrib.paths.targets import LogitsLike, as_logits
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What an attribution will do and cost. Operations are those of matrix products, 2 m k n each."""
+
+    packs: tuple[PackPlan, ...]
+    """The sweeps, pack of prompts by pack of prompts: way, where both sides meet, bands, runs of targets."""
+    flops_by_part: Mapping[Part, int]
+    bytes_by_part: Mapping[Part, int]
+    """Operands and results of every product, once each."""
+    peak: int
+    """Bytes of working memory at the fullest moment, beside the parameters and the result."""
+    floor: int
+    """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
+    floor_bytes: int
+    result: int
+    """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
+    copies: int
+    """Bytes of parameters in another precision than they are given in, beside the working memory."""
+
+    @property
+    def flops(self) -> int:
+        """Operations of all parts."""
+        return sum(self.flops_by_part.values())
+
+    @property
+    def direction(self) -> str:
+        """The ways taken, the same for all packs or joined by commas: local, reverse, forward, both."""
+        return ", ".join(sorted({pack.way for pack in self.packs}))
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, "
+            f"peak {size_of(self.peak)}, result up to {size_of(self.result)}, {len(self.packs)} pack(s))"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
+            f"result up to {size_of(self.result)}" + (f", {size_of(self.copies)} of parameters in another precision" if self.copies else "")
+        ]
+        lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
+        return "\n".join([*lines, *(f"  {line}" for line in self._pack_lines)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{part}</td><td>{flops / 1e9:,.3f}</td><td>{size / 1e6:,.1f}</td></tr>" for part, flops, size in self._parts
+        )
+        head = "<tr><th>part</th><th>GFLOP</th><th>MB moved</th></tr>"
+        packs = "<br>".join(self._pack_lines[:10]) + ("<br>…" if len(self.packs) > 10 else "")
+        return f"<div><p>{str(self).splitlines()[0]}</p><table>{head}{rows}</table><p>{packs}</p></div>"
+
+    @property
+    def _parts(self) -> list[tuple[Part, int, int]]:
+        return [(part, flops, self.bytes_by_part[part]) for part, flops in self.flops_by_part.items()]
+
+    @property
+    def _pack_lines(self) -> list[str]:
+        lines = []
+        for pack in self.packs:
+            met = "" if pack.layer is None else f" at the MLP of layer {pack.layer}"
+            prompts, sweeps = len(pack.task.targets), len(pack.sweeps)
+            size = f"{pack.task.n_targets} × {pack.task.n_sources}"
+            lines.append(f"{prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
+        return lines
+
+
+@memory_named("planning")
+@takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries, budget=as_bytes)
+def plan(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | LogitsLike,
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
+    positions: PositionsLike = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    precision_rows: int | None = None,
+    active: int | None = None,
+) -> Plan:
+    """The plan of an attribution, without computing it.
+
+    Args:
+        source: a dictionary, or None for the tokens' scales (`token_to_latent`).
+        target: a dictionary, or a choice of logits, as `latent_to_logit` takes it.
+        keep: for the size of the result. One that memory cannot hold is planned, and refused when it is run.
+        precision_rows: how many rows of the first prompt are computed again in float64.
+        active: how many latents are active at each position. None: k for dictionaries that have one; where a dictionary
+            with another rule takes part, or there are cuts, active latents are counted, which costs a forward pass.
+
+    The other options and errors are those of `attrib.latent_to_latent`.
+    """
+    kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
+    target = target if isinstance(target, Dictionary) else as_logits(target)
+    prompts = to_prompts(model, tokens)
+    needs = check(
+        kind, model, source, target, prompts, cuts=cuts, effect=effect, policy=policy, keep=keep, positions=positions, error=error,
+        dtype=dtype, budget=budget, precision_rows=precision_rows, result_fits=False,
+    )  # fmt: skip
+    if active is not None and active < 1:
+        raise InputError(f"active: {active}; expected at least 1, or None to count.")
+    opening, known = needs.opening, needs.opening.cuts is None and counts_known(source, target, active)
+    if opening.cuts is not None and active is not None:
+        raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
+    tasks, opened = [], Cost(opening.itemsize)
+    for ids, found in needs.opened_paths(prompts) if not known else ((ids, None) for ids in prompts):
+        read = positions_read(target, needs.positions, len(ids))
+        if found is None:
+            counted = known_task(model, source, target, len(ids), policy, needs.positions, opening.itemsize, active)
+            task = opening.opened(counted, read)
+        else:
+            task = needs.opened(ids, found)
+        tasks.append(task)
+        opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
+    planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
+    again = _sampled(tasks[0], needs)
+    total = sum((part.cost for part in (*planned, *again)), opened)
+    least = sum((pack.floor for pack in planned), opened)
+    peak = max(part.peak for part in (*planned, *again))
+    size = sum(result_bytes(task, keep) for task in tasks)
+    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size, _copies(needs))
+
+
+def _sampled(task: Task, needs: Needs) -> list[PackPlan]:
+    """The sweeps over the first prompt's sampled rows: as the others, and in float64, where the primal is walked again."""
+    if not needs.rows or not task.n_targets:
+        return []
+    sampled = sampled_task(task, needs.rows, task.itemsize)
+    tasks = sampled, replace(sampled, itemsize=8, walks=needs.opening.cuts is None)
+    return [plan_pack(each, max(needs.budget, LEAST_FOR_SAMPLES)) for each in tasks]
+
+
+def _copies(needs: Needs) -> int:
+    """Bytes of parameters that are converted: all to the path's precision, the blocks between its ends to the sweep's, and to float64."""
+
+    def numbers(params: Any) -> int:
+        return sum(leaf.numel() for leaf in pytree.tree_leaves(params) if isinstance(leaf, torch.Tensor))
+
+    opening, path, sweep = needs.opening, needs.precision.path, needs.precision.sweep
+    given: list[Any] = [needs.model.params] if needs.model.dtype != path else []
+    dictionaries = [d for d in (needs.source, needs.target, *needs.cuts) if isinstance(d, Dictionary) and not d.config.lazy]
+    given += [d.params for d in dictionaries if d.params.W_dec.dtype != path]
+    blocks = numbers(needs.model.params.blocks[opening.start.layer : opening.stop.layer + 1])
+    swept = [sweep] if sweep != path else []
+    swept += [torch.float64] if needs.rows and path != torch.float64 else []
+    return numbers(given) * path.itemsize + blocks * sum(dtype.itemsize for dtype in swept)

@@ -1,0 +1,183 @@
+"""The four attributions: token → latent, latent → latent, latent → logit, latent → metric.
+
+Each is a loop over prompts (loop.py): the path at its primal point, its Jacobian in tiles, what is kept of each tile (rows.py), and all
+prompts joined. Attribution is gradient × source activation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
+from attrib.attribution.loop import run
+from attrib.attribution.needs import Needs
+from attrib.attribution.options import Method, Options, check_call
+from attrib.core.edges import Edges
+from attrib.core.positions import PositionsLike
+from attrib.core.types import EXACT, Dense, EdgeKind, Effect, Keep, Policy, Progress, TopLogits
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.models.tokens import TokensLike
+from attrib.models.transformer import Model
+from attrib.paths.cuts import apart_from
+from attrib.paths.targets import LogitsLike, as_logits
+
+
+@takes(model=as_model, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+def token_to_latent(
+    model: Model,
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
+    positions: PositionsLike = None,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "adjoint",
+    precision_rows: int | None = None,
+    progress: bool | Progress = False,
+) -> Edges:
+    """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
+
+    See `latent_to_latent` for the options.
+    """
+    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
+    return run("token_to_latent", model, None, target, tokens, options, error=True)
+
+
+@takes(model=as_model, source=as_dictionary, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+def latent_to_latent(
+    model: Model,
+    source: Dictionary,
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    positions: PositionsLike = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "adjoint",
+    precision_rows: int | None = None,
+    progress: bool | Progress = False,
+) -> Edges:
+    """How the active latents of `target` move with the active latents of `source`.
+
+    Args:
+        tokens: the prompts: text, token ids, chats or a tokenizer's encodings, one or a list of them; docs/prompts.md.
+        cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
+            docs/cuts.md. A source that writes at several sites takes their place too.
+        effect: "direct", derivatives stop at the cuts; or "total", they pass through the cuts' active latents.
+        policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
+        keep: which edges are kept; row totals are over all of them whatever is kept.
+        positions: of the targets: a number, or several, negative ones from the end; "last" or "all"; a slice; or a mask of
+            booleans. None is all.
+        error: whether the source's error is added to its reconstruction, as a constant.
+        dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
+            "bfloat16". None is the model's own.
+        budget: bytes of working memory, beside the parameters and the result.
+        method: "adjoint", the written sweeps; "adjoint-triton", the same with Triton kernels; or "torch.func", plain
+            transforms over the segment: the slow reference.
+        precision_rows: how many rows of the first prompt, chosen at random, are computed again in float64; how far they
+            are off is `call["precision_error"]`. None is 16 where the products have fewer digits than the result, else 0. That takes
+            up to 1 GiB where `budget` is less.
+        progress: True for a bar, or a function called with (prompts done, prompts in all).
+
+    Raises:
+        InputError: for a bad argument, before anything is computed.
+        BudgetError: where the budget is too small for one row of some prompt.
+        NotFiniteError: for a prompt at which a value is NaN or infinite.
+    """
+    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
+    return run("latent_to_latent", model, source, target, tokens, options, error)
+
+
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+def latent_to_logit(
+    model: Model,
+    source: Dictionary,
+    tokens: TokensLike,
+    *,
+    logits: LogitsLike = TopLogits(),  # noqa: B008
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    positions: PositionsLike = None,
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "adjoint",
+    precision_rows: int | None = None,
+    progress: bool | Progress = False,
+) -> Edges:
+    """How chosen logits move with the active latents of `source`.
+
+    Args:
+        logits: TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
+            token ids, is these tokens; a whole number alone is the k of the k largest, and no id.
+        positions: where the logits are read; None is the last position.
+
+    The other options and errors are those of `latent_to_latent`.
+    """
+    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
+    return run("latent_to_logit", model, source, as_logits(logits), tokens, options, error)
+
+
+@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+def latent_to_metric(
+    model: Model,
+    source: Dictionary,
+    tokens: TokensLike,
+    metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008
+    error: bool = True,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "adjoint",
+    progress: bool | Progress = False,
+) -> Edges:
+    """How a scalar of the logits moves with the active latents of `source`: one target row per prompt.
+
+    Args:
+        metric: from the logits of a prompt [positions, d_vocab] to a scalar tensor.
+
+    The other options and errors are those of `latent_to_latent`.
+    """
+    options = Options(policy, keep, None, dtype, budget, method, progress, None, cuts, effect)
+    return run("latent_to_metric", model, source, metric, tokens, options, error)
+
+
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:
+    """Raise what the attribution of this kind would raise for these arguments, and say what it needs of memory; computes nothing.
+
+    Args:
+        target: a dictionary, a choice of logits, or a metric.
+    """
+    usual: dict[str, Any] = {
+        "policy": EXACT,
+        "keep": Dense(),
+        "positions": None,
+        "dtype": None,
+        "budget": DEFAULT_BUDGET,
+        "method": "adjoint",
+        "progress": False,
+    }
+    error = options.pop("error", True) or source is None
+    if kind == "latent_to_logit":
+        target = as_logits(target)
+    options["cuts"] = apart_from(options.get("cuts", ()), source, target)
+    return check_call(kind, model, source, target, tokens, Options(**(usual | options)), error).needs

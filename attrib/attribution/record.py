@@ -1,0 +1,42 @@
+"""What a result says of how it was made: enough to make it again."""
+
+from typing import Any
+
+from torch import Tensor
+
+from attrib.attribution.options import Options
+from attrib.core.fingerprints import sha256_of
+from attrib.core.types import EdgeKind
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.precision import Precision
+from attrib.models.transformer import Model
+
+
+def call_record(
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary | None,
+    target: Any,
+    prompts: list[Tensor],
+    options: Options,
+    precision: Precision,
+    error: bool,
+) -> dict[str, Any]:
+    """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
+
+    def named(dictionary: Dictionary | None) -> dict[str, Any] | None:
+        if dictionary is None:
+            return None
+        return {"name": dictionary.name, "site": str(dictionary.site), "d_sae": dictionary.d_sae, "sha256": dictionary.fingerprint}
+
+    what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)
+    return {
+        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
+        "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
+        "prompts": {"count": len(prompts), "sha256": sha256_of([*prompts])}, "source": named(source), "target": what,
+        "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
+        "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
+        "positions": list(options.positions) if isinstance(options.positions, tuple) else options.positions,
+        "dtype": precision.name, "method": options.method, "budget": options.budget,
+        "seed": None, "precision_error": None,
+    }  # fmt: skip

@@ -1,0 +1,194 @@
+"""The command line. Errors are one clear message, warnings one line; `--debug` adds the traceback, and other libraries' warnings."""
+
+import importlib.metadata
+import io
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import attrib
+from attrib.cli import job, stats
+from attrib.cli.export import export
+from attrib.cli.run import plan, run
+from attrib.cli.show import show
+from attrib.cli.verify_file import verify_file
+from attrib.core.room import is_out_of_memory
+from attrib.core.types import AttribError, AttribWarning, InputError, first_line
+from attrib.view.terminal import facts, message, plain
+from attrib.view.terminal import show as print_table
+
+if TYPE_CHECKING:
+    from attrib.adapters.dictionaries.kinds import DictionaryKind
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog="Give --debug for the traceback of an error.",
+)  # fmt: skip
+app.command("run")(run)
+app.command("plan")(plan)
+app.command()(show)
+app.command()(export)
+app.command()(verify_file)
+app.add_typer(job.app, name="job")
+app.add_typer(stats.app, name="stats")
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"attrib {attrib.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit")] = False,
+) -> None:
+    """Exact attributions between tokens, sparse latents and logits."""
+
+
+@app.command()
+def rerun(
+    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, or a folder of them")],
+    prompt: Annotated[int, typer.Option(help="Its number in the data set; in a file without numbers, its place from 0")],
+    at: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, where a model or dictionary lies; may be repeated")] = None,
+) -> None:
+    """Make a prompt's edges again, as the file says that they were made, and compare."""
+    from attrib.jobs.folder import places_of
+    from attrib.runs.rerun import rerun as rerun_prompt
+
+    given = dict(each.partition("=")[::2] for each in at or [])
+    if wrong := [name for name, folder in given.items() if not folder]:
+        raise InputError(f"at: {wrong[0]!r}; expected NAME=FOLDER.")
+    compared = rerun_prompt(file, prompt, places=places_of(file.resolve()) | given)
+    for one in compared:
+        also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
+        verdict = "NOT THE SAME" if not one.is_same else "the same to rounding" if one.apart else "the same"
+        named = plain(f"{one.kind} {one.source} -> {one.target}")
+        print(f"{named}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
+    if not all(one.is_same for one in compared):
+        raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2-135m")]) -> None:
+    """Download a model into the cache, checked and ready."""
+    from attrib.adapters import SMOLLM2
+    from attrib.adapters.models import smollm2
+
+    if name != SMOLLM2:
+        raise InputError(f"name: {name!r} cannot be fetched; expected {SMOLLM2}. Models of a hub are loaded by name, without fetching.")
+    print(smollm2.fetch(lambda step: print(step, file=sys.stderr)))
+
+
+@app.command()
+def info() -> None:
+    """Models, dictionaries, devices and versions."""
+    import torch
+
+    from attrib.adapters import SMOLLM2, shipped
+    from attrib.adapters.dictionaries.kinds import KINDS
+    from attrib.adapters.models.families import FAMILIES
+    from attrib.adapters.models.smollm2 import cache_folder
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    cached = (cache_folder() / SMOLLM2).is_dir()
+    rows: dict[str, Any] = {
+        "models": f"{SMOLLM2} ({'fetched' if cached else f'run `attrib fetch {SMOLLM2}`'}), local folders, TransformerLens names",
+        "architectures": ", ".join(sorted(FAMILIES)),
+        "dictionaries": "\n".join(shipped()) or "none shipped",
+        **{f"of {library}": "\n".join(kinds) for library, kinds in _kinds(KINDS).items()},
+        "cache": cache_folder(),
+        "devices": ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("attrib", "torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
+    }
+    print_table(facts(rows))
+
+
+def _kinds(known: "Sequence[DictionaryKind]") -> dict[str, list[str]]:
+    """The kinds of each library, and which are refused."""
+    found: dict[str, list[str]] = {}
+    for kind in known:
+        found.setdefault(kind.library, []).append(kind.name if kind.rule else f"{kind.name} (refused: {kind.remark})")
+    return found
+
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What other libraries are told: what they would write into the output of our commands is theirs, and of no use there."""
+
+
+LESS_MEMORY = "Take fewer or shorter prompts, --keep topk:K, or a smaller --budget, or close what else runs."
+
+
+def _keep_out_of_files() -> None:
+    """Put nothing in the place of standard output or errors that are closed: else the next file that is opened is in their place,
+    and what libraries print there is written into it."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == descriptor and name == "stderr":  # where there is none, Python prints to the other
+                sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def main() -> None:
+    """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
+    _keep_out_of_files()
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    for name, value in QUIET.items() if not debug else ():
+        os.environ.setdefault(name, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding, no text ends a command
+    try:
+        with warnings.catch_warnings():
+            _one_line_each(debug)
+            app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (AttribError, OSError, MemoryError, RuntimeError) as error:
+        is_ours = isinstance(error, AttribError)
+        if debug or not (is_ours or isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
+        if is_ours:
+            said = str(error)
+        else:
+            said = _of_system(error) if isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}"
+        print(f"error: {message(said) or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says of a file, without its number: "out.h5: No space left on device"."""
+    return str(error) if error.strerror is None else ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+
+
+def _one_line_each(debug: bool) -> None:
+    """Our own warnings as one line; those of other libraries, which say nothing to who types a command, with --debug or -W alone."""
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", AttribWarning)
+
+    def show_warning(text: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        is_ours = issubclass(category, AttribWarning)
+        print(
+            f"warning: {message(text)}" if is_ours else message(warnings.formatwarning(text, category, filename, lineno)), file=sys.stderr
+        )
+
+    warnings.showwarning = show_warning  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main()

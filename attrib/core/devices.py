@@ -1,0 +1,37 @@
+"""Devices and dtypes as users give them, by name or as torch's own, and held against what there is."""
+
+import torch
+
+from attrib.core.types import InputError
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What parameters may be in."""
+
+
+def check_device(given: torch.device | str | int) -> torch.device:
+    """A device that this machine has and attrib computes on. Raises InputError for any other."""
+    try:
+        if isinstance(given, bool):
+            raise TypeError
+        device = torch.device(given)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device: {given!r} is not a device; expected cpu, cuda or cuda:N.") from None
+    match device.type:
+        case "cpu" if not device.index:
+            return torch.device("cpu")
+        case "cpu":
+            raise InputError(f"device: {str(given)!r}; there is one cpu, without a number.")
+        case "cuda" if torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
+            return device
+        case "cuda":
+            raise InputError(f"device: {str(given)!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices.")
+    raise InputError(f"device: {str(given)!r}; attrib computes on cpu, cuda or cuda:N.")
+
+
+def check_dtype(given: torch.dtype | str) -> torch.dtype:
+    """A floating dtype, by torch's name for it or as torch has it. Raises InputError for any other."""
+    named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    found = named.get(str(given).removeprefix("torch."))
+    if found is None:
+        raise InputError(f"dtype: {given!r}; expected one of {', '.join(named)}.")
+    return found

@@ -1,0 +1,349 @@
+"""Edges: the result of every attribution, a CSR matrix over targets × sources with its node tables.
+
+Rows are the targets of all prompts, columns the sources of all prompts; a prompt's edges lie in its own
+rows and columns. Both tables are in canonical order: by prompt, then (position, latent); logits stand in
+the order in which they were asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.core.room import memory_named
+from attrib.core.types import EdgeKind, InputError, NodeKind
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse
+
+Value = Literal["gradient", "attribution"]
+
+SHOWN = 8
+"""Edges that a notebook shows of a result."""
+
+
+@dataclass(frozen=True, repr=False)
+class Prompts:
+    """The prompts of a result: token ids one after another, where each begins, and their strings."""
+
+    ptr: Int[Tensor, " prompts_plus_1"]
+    ids: Int[Tensor, " tokens"]
+    strings: tuple[str, ...]
+    number: Int[Tensor, " prompts"] | None = None
+    """The number of each prompt in the data set that it was taken from; None where that is its place here."""
+
+    def __len__(self) -> int:
+        return self.ptr.shape[0] - 1
+
+    def __repr__(self) -> str:
+        return f"Prompts({len(self):,} of {len(self.ids):,} tokens in all)"
+
+    def equals(self, other: "Prompts") -> bool:
+        """Whether both are the same prompts of the same numbers."""
+        numbered = torch.equal(self.numbers, other.numbers)
+        return numbered and torch.equal(self.ptr, other.ptr) and torch.equal(self.ids, other.ids) and self.strings == other.strings
+
+    @property
+    def numbers(self) -> Int[Tensor, " prompts"]:
+        """The number of each prompt in its data set."""
+        return torch.arange(len(self)) if self.number is None else self.number
+
+    def slice(self, prompts: slice) -> "Prompts":
+        """A run of successive prompts, with the numbers that they have here."""
+        ptr = self.ptr[prompts.start : prompts.stop + 1]
+        tokens = slice(int(ptr[0]), int(ptr[-1]))
+        return Prompts(ptr - ptr[0], self.ids[tokens], self.strings[tokens], None if self.number is None else self.number[prompts])
+
+    def text(self, prompt: int) -> tuple[str, ...]:
+        """The token strings of one prompt."""
+        return self.strings[int(self.ptr[prompt]) : int(self.ptr[prompt + 1])]
+
+
+@dataclass(frozen=True, repr=False)
+class Nodes:
+    """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
+
+    `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for a difference, a
+    direction or a metric. `activation` is the latent's activation, a token's scale (1), or the value of a
+    logit, direction or metric. Targets have their value at the end of the path: with `error=False`, what the
+    reconstruction alone leads to, which is 0 for a latent that is not active there.
+    """
+
+    kind: NodeKind
+    site: str
+    ptr: Int[Tensor, " prompts_plus_1"]
+    position: Int[Tensor, " nodes"]
+    latent: Int[Tensor, " nodes"]
+    activation: Float[Tensor, " nodes"]
+    labels: tuple[str, ...] = ()
+    """A name for each row that is not a latent: a token's string, 'A - B' of a difference. Empty for latents."""
+    probability: Float[Tensor, " nodes"] | None = None
+    """The probability of each logit's token; NaN for a difference or direction. None for other kinds."""
+
+    def __len__(self) -> int:
+        return self.position.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Nodes({len(self):,} {self.kind}s at {self.site}, {len(self.ptr) - 1:,} prompts)"
+
+    @property
+    def prompt(self) -> Int[Tensor, " nodes"]:
+        """The prompt number of every row."""
+        return torch.repeat_interleave(torch.arange(len(self.ptr) - 1), self.ptr.diff())
+
+    def rows(self, prompt: int) -> slice:
+        """The rows of one prompt."""
+        return slice(int(self.ptr[prompt]), int(self.ptr[prompt + 1]))
+
+
+@dataclass(frozen=True, repr=False)
+class Edges:
+    """Gradients and attributions from sources to targets; see the module's docstring for the order.
+
+    Row t holds entries `indptr[t]:indptr[t+1]`: columns `indices` (ascending, into `sources`), `gradient`
+    = d target / d source, `attribution` = gradient × source activation. `total` and `l1` are the sums of
+    attribution and of |attribution| over all sources of the row, kept or not.
+    """
+
+    kind: EdgeKind
+    sources: Nodes
+    targets: Nodes
+    indptr: Int[Tensor, " targets_plus_1"]
+    indices: Int[Tensor, " edges"]
+    gradient: Float[Tensor, " edges"]
+    attribution: Float[Tensor, " edges"]
+    total: Float[Tensor, " targets"]
+    l1: Float[Tensor, " targets"]
+    prompts: Prompts
+    call: dict[str, Any] = field(default_factory=dict)
+    """What was asked for, and hashes of what it was asked of; see docs/format.md."""
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    def __repr__(self) -> str:
+        dtype = str(self.gradient.dtype).removeprefix("torch.")
+        return (
+            f"Edges({self.kind} {self.sources.site} -> {self.targets.site}: {len(self.prompts):,} prompts, "
+            f"{len(self.targets):,} targets x {len(self.sources):,} sources, {len(self):,} edges, {dtype})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The strongest edges as a small table, for notebooks."""
+        shown = self.top(SHOWN).to_html(index=False, border=0, float_format="{:.4g}".format)
+        return f"<div><p>{escape(repr(self))}; the strongest:</p>{shown}</div>"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(targets, sources), over all prompts."""
+        return len(self.targets), len(self.sources)
+
+    @property
+    def row(self) -> Int[Tensor, " edges"]:
+        """The target row of every entry."""
+        return torch.repeat_interleave(torch.arange(len(self.targets)), self.indptr.diff())
+
+    @property
+    def remainder(self) -> Float[Tensor, " targets"]:
+        """The attribution of each row that `keep` dropped."""
+        return self.total - torch.zeros_like(self.total).index_add(0, self.row, self.attribution)
+
+    def prompt(self, number: int) -> "Edges":
+        """The edges of one prompt, with its own rows and columns. Negative numbers count from the end."""
+        count = len(self.prompts)
+        if not -count <= number < count:
+            raise InputError(f"prompt: {number} is outside the {count} prompts of this result.")
+        number %= count
+        rows, columns = self.targets.rows(number), self.sources.rows(number)
+        entries = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
+        return Edges(
+            kind=self.kind,
+            sources=_slice_nodes(self.sources, columns),
+            targets=_slice_nodes(self.targets, rows),
+            indptr=self.indptr[rows.start : rows.stop + 1] - self.indptr[rows.start],
+            indices=self.indices[entries] - columns.start,
+            gradient=self.gradient[entries],
+            attribution=self.attribution[entries],
+            total=self.total[rows],
+            l1=self.l1[rows],
+            prompts=self.prompts.slice(slice(number, number + 1)),
+            call=self.call,
+        )
+
+    @memory_named("making a dense matrix", "It has all pairs: take fewer targets, or `to_scipy`, which has the edges alone.")
+    def dense(self, prompt: int = 0, value: Value = "gradient") -> Float[Tensor, "targets sources"]:
+        """One prompt's edges as a dense matrix in canonical order; entries that were not kept are zero."""
+        part = self.prompt(prompt)
+        return torch.zeros(part.shape, dtype=part.gradient.dtype).index_put((part.row, part.indices), part.values(value))
+
+    def values(self, value: Value) -> Float[Tensor, " edges"]:
+        """The entries of one of the two values."""
+        if value not in ("gradient", "attribution"):
+            raise InputError(f"value: {value!r}; expected 'gradient' or 'attribution'.")
+        return self.gradient if value == "gradient" else self.attribution
+
+    def to_scipy(self, value: Value = "attribution") -> "scipy.sparse.csr_array":
+        """All prompts as one scipy CSR array [targets, sources]."""
+        import scipy.sparse
+
+        return scipy.sparse.csr_array((self.values(value).numpy(), self.indices.numpy(), self.indptr.numpy()), shape=self.shape)
+
+    @memory_named("making a table", "Take `top(k)`, or `prompt(number)` first.")
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per edge, with both ends' columns spelled out."""
+        return self._table(torch.arange(len(self)))
+
+    def top(self, k: int, value: Value = "attribution") -> "pd.DataFrame":
+        """The k edges of largest absolute value over all prompts, strongest first. Raises InputError where k is below 1."""
+        if k < 1:
+            raise InputError(f"k: {k}; expected at least 1.")
+        return self._table(_largest(self.values(value), k))
+
+    def _table(self, entries: Int[Tensor, " chosen"]) -> "pd.DataFrame":
+        """Chosen entries as a table, in the order in which they are given; the cost is theirs alone."""
+        import pandas as pd
+
+        row = _part_of(self.indptr, entries)
+        prompt = _part_of(self.targets.ptr, row)
+        first = self.prompts.ptr[prompt]
+        table: dict[str, Any] = {"prompt": prompt.numpy()}
+        for name, nodes, at in (("source", self.sources, self.indices[entries]), ("target", self.targets, row)):
+            position = nodes.position[at]
+            table[f"{name}_position"] = position.numpy()
+            table[f"{name}_token"] = [self.prompts.strings[i] for i in (first + position).tolist()]
+            table[f"{name}_latent"] = nodes.latent[at].numpy()
+            table[f"{name}_activation"] = nodes.activation[at].numpy()
+            if nodes.labels:
+                table[f"{name}_label"] = [nodes.labels[i] for i in at.tolist()]
+        values: dict[str, Any] = {name: self.values(name)[entries].numpy() for name in get_args(Value)}
+        return pd.DataFrame(table | values)
+
+
+def _part_of(ptr: Int[Tensor, " parts_plus_1"], entries: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+    """Which part each entry lies in, where part i is `ptr[i]:ptr[i+1]`. Empty parts hold nothing."""
+    return torch.searchsorted(ptr, entries, right=True) - 1
+
+
+def _largest(values: Float[Tensor, " entries"], k: int) -> Int[Tensor, " chosen"]:
+    """Where the k largest absolute values are, largest first; of equal ones the first. Only those that may be among them are sorted."""
+    size = values.abs()
+    places = (size >= size.topk(min(k, len(size))).values[-1:]).nonzero()[:, 0]
+    return places[size[places].argsort(descending=True, stable=True)[:k]]
+
+
+def _slice_nodes(nodes: Nodes, rows: slice) -> Nodes:
+    return replace(
+        nodes,
+        ptr=torch.tensor([0, rows.stop - rows.start]),
+        position=nodes.position[rows],
+        latent=nodes.latent[rows],
+        activation=nodes.activation[rows],
+        labels=nodes.labels[rows],
+        probability=None if nodes.probability is None else nodes.probability[rows],
+    )
+
+
+def _join_ptr(ptrs: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " total_plus_1"]:
+    """Pointers of parts laid one after another."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat([ptr.diff() for ptr in ptrs]).cumsum(0)])
+
+
+def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
+    first = parts[0]
+    return replace(
+        first,
+        ptr=_join_ptr([n.ptr for n in parts]),
+        position=torch.cat([n.position for n in parts]),
+        latent=torch.cat([n.latent for n in parts]),
+        activation=torch.cat([n.activation for n in parts]),
+        labels=tuple(label for n in parts for label in n.labels),
+        probability=None if first.probability is None else torch.cat([n.probability for n in parts if n.probability is not None]),
+    )
+
+
+def _join_prompts(parts: Sequence[Prompts]) -> Prompts:
+    numbered = [part.number for part in parts if part.number is not None]
+    return Prompts(
+        _join_ptr([part.ptr for part in parts]),
+        torch.cat([part.ids for part in parts]),
+        tuple(string for part in parts for string in part.strings),
+        torch.cat(numbered) if len(numbered) == len(parts) else None,
+    )
+
+
+def concatenated(pieces: list[Tensor]) -> Tensor:
+    """One piece after another, each let go of as soon as it is copied: the list is empty afterwards.
+
+    `torch.cat` would hold everything twice, and a result can be larger than all else in memory.
+    """
+    if len(pieces) == 1:
+        return pieces.pop()
+    whole, at = pieces[0].new_empty(sum(map(len, pieces))), 0
+    pieces.reverse()
+    while pieces:
+        piece = pieces.pop()
+        whole[at : at + len(piece)] = piece
+        at += len(piece)
+        del piece
+    return whole
+
+
+class Growing:
+    """A column that grows at its end, in blocks that double up to a size which the machine takes back when they are let go of.
+
+    Many small tensors would stay in the process's heap, beside the whole that they are copied to.
+    """
+
+    BLOCK = 1 << 23
+
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
+        self.used = self.size = 0
+
+    def add(self, piece: Tensor) -> None:
+        """Append a piece."""
+        while len(piece):
+            if not self.blocks or self.used == len(self.blocks[-1]):
+                self.blocks.append(piece.new_empty(max(len(piece), min(self.size, self.BLOCK))))
+                self.used = 0
+            taken = min(len(piece), len(self.blocks[-1]) - self.used)
+            self.blocks[-1][self.used : self.used + taken] = piece[:taken]
+            self.used, self.size, piece = self.used + taken, self.size + taken, piece[taken:]
+
+    def whole(self, none: Tensor) -> Tensor:
+        """All of it; `none` where there is nothing. The column is empty afterwards."""
+        if self.blocks:
+            self.blocks[-1] = self.blocks[-1][: self.used]
+        return concatenated(self.blocks or [none])
+
+
+def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
+    """Results of the same call on successive prompts, as one.
+
+    Args:
+        release: whether to empty the list of parts, and let go of each as it is copied, so that the whole is never held twice.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    offsets = torch.tensor([0, *(len(p.sources) for p in parts)]).cumsum(0)
+    tables: dict[str, Any] = {
+        "kind": parts[0].kind,
+        "call": parts[0].call,
+        "sources": _join_nodes([p.sources for p in parts]),
+        "targets": _join_nodes([p.targets for p in parts]),
+        "indptr": _join_ptr([p.indptr for p in parts]),
+        "prompts": _join_prompts([p.prompts for p in parts]),
+    }
+    columns = {name: [getattr(p, name) for p in parts] for name in ("gradient", "attribution", "total", "l1", "indices")}
+    sizes = [len(p) for p in parts]
+    if release:
+        cast(list[Edges], parts).clear()
+    values: dict[str, Any] = {name: concatenated(column) for name, column in columns.items()}
+    for offset, of_part in zip(offsets.tolist(), values["indices"].split(sizes), strict=False):
+        of_part.add_(offset)
+    return Edges(**tables, **values)

@@ -1,0 +1,4 @@
+from . import dictionary as dictionary
+from . import fit as fit
+
+__all__ = ["dictionary", "fit"]

@@ -1,0 +1,412 @@
+"""The heads of one layer linearised at their primal point: the tangent map and the adjoint of attention, written out.
+
+For one head, with c the scale of its scores:
+
+    a = softmax(c q k^T),  z = a v,  o the cotangent of z
+    ds[t,s] = c a[t,s] (o[t]·v[s] - o[t]·z[t])
+    q̄[t] = Σ_s ds[t,s] k[s],  k̄[s] = Σ_t ds[t,s] q[t],  v̄[s] = Σ_t a[t,s] o[t]        frozen: v̄ alone
+    ż[t] = Σ_s a[t,s] v̇[s] + Σ_s ds[t,s] (v[s] - z[t]),  ds[t,s] = c a[t,s] (q̇[t]·k[s] + q[t]·k̇[s])
+
+Where scores are capped, c a[t,s] is times the cap's slope (`_gain`); where queries and keys are normed, q̄ and k̄ go
+through N of that norm before they are projected (`HeadNorm`). A window needs nothing: a is zero outside it.
+
+In *head space* a row holds the queries, keys and values of all heads side by side, q | k | v, before norms and
+rotation; where attention is frozen, v alone. Rows are [positions, rows, width]. docs/engine.md derives each map.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from attrib.core.types import Policy
+from attrib.engine.blocks import kernels as ops
+from attrib.engine.blocks.kernels import AttentionCotangents, FrozenCotangents, Impl
+from attrib.engine.blocks.norm_mlp import Rows, fold_norm
+from attrib.models.transformer import (
+    Model,
+    ModelConfig,
+    attention_pattern,
+    attention_scores,
+    enter,
+    project,
+    rotary,
+    turned_heads,
+    window,
+)
+
+QUERY_BLOCK = 64
+"""Query positions of one block of the attention maps: blocks skip what causality masks, and bound the memory."""
+
+
+# ------------------------------------------------------------------------- norms of queries and keys
+
+
+class HeadNorm(NamedTuple):
+    """The point of a norm of queries or keys, before they are rotated; of no width where there is none.
+
+    `inverse` and `weight` are of each head, or of one that stands for all where they are normed together.
+    """
+
+    unit: Float[Tensor, "positions heads d_unit"]
+    inverse: Float[Tensor, "positions normed 1"]
+    weight: Float[Tensor, "weights d_unit"]
+
+    def at(self, index: slice) -> "HeadNorm":
+        """The point of some positions."""
+        return HeadNorm(self.unit[index], self.inverse[index], self.weight)
+
+
+def head_norm(config: ModelConfig, weight: Float[Tensor, " d_weight"], y: Float[Tensor, "positions width"], n_heads: int) -> HeadNorm:
+    """The point of the norm of projected queries or keys `y`."""
+    if config.qk_norm == "none":  # not views, which would hold what they are views of
+        none = y.new_zeros(len(y), n_heads, 0)
+        return HeadNorm(none, y.new_zeros(len(y), n_heads, 1), none[0])
+    y = rearrange(y, "t (heads d) -> t heads d", heads=n_heads)
+    over = (1, 2) if config.qk_norm == "whole" else (2,)
+    inverse = (y.pow(2).mean(over, keepdim=True) + config.eps).rsqrt()
+    return HeadNorm(y * inverse, inverse, rearrange(weight, "(heads d) -> heads d", d=y.shape[-1]))
+
+
+def head_norm_map(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> Tensor:
+    """N(y), in place; weights are the caller's, who knows their side."""
+    if policy.norm == "exact":
+        along = (y * norm.unit[:, None]).sum(-1, keepdim=True)
+        size = y.shape[-1]
+        if norm.inverse.shape[1] != y.shape[2]:
+            along, size = along.sum(2, keepdim=True), size * y.shape[2]
+        y.addcmul_(along, norm.unit[:, None], value=-1 / size)
+    return y.mul_(norm.inverse[:, None])
+
+
+def head_norm_pull(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> None:
+    """Cotangents before the norm from those after it, in place."""
+    if norm.unit.shape[-1]:
+        head_norm_map(norm, y.mul_(norm.weight), policy)
+
+
+def head_norm_push(norm: HeadNorm, y: Float[Tensor, "positions rows heads d_head"], policy: Policy) -> Tensor:
+    """Tangents after the norm from those before it."""
+    return head_norm_map(norm, y.clone(), policy).mul_(norm.weight) if norm.unit.shape[-1] else y
+
+
+# ------------------------------------------------------------------------------------------ maps
+
+
+class AttentionPoint(NamedTuple):
+    """The heads of one prompt, normed and rotated; query heads are grouped by the key head that they read."""
+
+    q: Float[Tensor, "kv_heads group positions d_head"]
+    k: Float[Tensor, "kv_heads positions d_head"]
+    v: Float[Tensor, "kv_heads positions d_head"]
+    z: Float[Tensor, "kv_heads group positions d_head"]
+    pattern: Float[Tensor, "kv_heads group positions positions"]
+    slope: Float[Tensor, "kv_heads group capped capped"]  # of the cap on scores; `capped` is 0 where there is none
+    q_norm: HeadNorm
+    k_norm: HeadNorm
+    cos: Float[Tensor, "positions d_rotary"]  # d_rotary is 0 where positions are not rotary
+    sin: Float[Tensor, "positions d_rotary"]
+
+
+class AttentionWeights(NamedTuple):
+    """One layer's matrices into head space, norm_1 folded in, and out of it."""
+
+    W_in: Float[Tensor, "d_model d_heads"]
+    W_out: Float[Tensor, "d_q d_model"]
+
+
+def attention_weights(model: Model, layer: int, policy: Policy) -> AttentionWeights:
+    """q | k | v side by side, or v alone where attention is frozen."""
+    block = model.params.blocks[layer]
+    p = block.attention
+    parts = [p.W_V] if policy.attention == "frozen" else [p.W_Q, p.W_K, p.W_V]
+    return AttentionWeights(fold_norm(model.config, block.norm_1, *parts), p.W_O)
+
+
+def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_model"]) -> AttentionPoint:
+    """The point of a layer's heads at the whole stream `x` of one prompt."""
+    config, p = model.config, model.params.blocks[layer]
+    projected = project(model, layer, enter(config, p.norm_1, x))
+    q, k, v = turned_heads(model, layer, projected)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+    z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
+    slope = pattern.new_zeros(*pattern.shape[:2], 0, 0)
+    if config.score_cap is not None:
+        slope = 1 - (attention_scores(q, k, config.attention_scale) / config.score_cap).tanh().square()
+    q_norm = head_norm(config, p.attention.q_norm, projected.q, config.n_heads)
+    k_norm = head_norm(config, p.attention.k_norm, projected.k, config.n_kv_heads)
+    return AttentionPoint(q, k, v, z, pattern, slope, q_norm, k_norm, *rotary(model, layer, len(x)))
+
+
+Index = slice | int
+
+
+def _gain(point: AttentionPoint, queries: Index, keys: Index, scale: float) -> Float[Tensor, "kv_heads group *some"]:
+    """What the product of queries and keys is worth to the softmax: c a, less what a cap takes."""
+    gain = point.pattern[:, :, queries, keys] * scale
+    return gain * point.slope[:, :, queries, keys] if point.slope.numel() else gain
+
+
+def turn(
+    y: Float[Tensor, "*rows d_head"],
+    cos: Float[Tensor, "*tables d_rotary"],
+    sin: Float[Tensor, "*tables d_rotary"],
+    back: bool,
+    out: Float[Tensor, "*both d_head"] | None = None,
+) -> Float[Tensor, "*both d_head"]:
+    """`model.rotate`, or `back` its adjoint, written where it is wanted; rows and tables broadcast. `out` is not `y`."""
+    width = cos.shape[-1]
+    if out is None:
+        out = y.new_empty(*torch.broadcast_shapes(y.shape[:-1], cos.shape[:-1]), y.shape[-1])
+    out[..., width:] = y[..., width:]
+    if not width:
+        return out
+    turned = torch.mul(y[..., :width], cos, out=out[..., :width])
+    (y_1, y_2), (sin_1, sin_2), (out_1, out_2) = (part.chunk(2, dim=-1) for part in (y[..., :width], sin, turned))
+    out_1.addcmul_(y_2, sin_2 if back else sin_1, value=1 if back else -1)
+    out_2.addcmul_(y_1, sin_1 if back else sin_2, value=-1 if back else 1)
+    return out
+
+
+def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None) -> Rows:
+    """Head-space cotangents from those of z, on the first `positions` positions of the prompt; in `out` where it is given."""
+    kv, group, _, d_head = point.q.shape
+    positions, rows, d_q = o.shape
+    exact = policy.attention == "exact"
+    if out is None:
+        out = o.new_empty(positions, rows, kv * d_head + (d_q + kv * d_head if exact else 0))
+    if impl == "triton" and not point.slope.numel():  # the kernels know no caps
+        return out.copy_(_pull_by_kernel(point, o, scale, policy))
+    parts = rearrange(out, "t n (heads d) -> t n heads d", d=d_head)
+    o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
+    dv = o.new_zeros(kv, positions, rows * d_head)
+    dk = o.new_zeros(kv, rows, positions, d_head) if exact else None
+    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+    for first in range(0, positions, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, positions)
+        block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
+        to_values = rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)")
+        torch.baddbmm(dv[:, :end], *to_values, out=dv[:, :end])
+        if dk is None:
+            continue
+        ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
+        ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
+        ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True))
+        ds.mul_(_gain(point, slice(first, end), slice(end), scale)[:, :, :, None])
+        q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (g t) d")
+        to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
+        dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
+        to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
+        at = slice(first, end), slice(None), slice(kv * group)
+        turn(rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=parts[at])
+        head_norm_pull(point.q_norm.at(slice(first, end)), parts[at], policy)
+        del ds, to_keys, to_queries  # a block is gone before the next is made
+    parts[:, :, -kv:] = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
+    if dk is not None:
+        turn(rearrange(dk, "kv n s d -> s n kv d"), cos, sin, True, out=parts[:, :, kv * group : -kv])
+        head_norm_pull(point.k_norm.at(slice(positions)), parts[:, :, kv * group : -kv], policy)
+    return out
+
+
+def _on_first(point: AttentionPoint, positions: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pattern, q, k, v and z of the first positions, with all heads in one dimension, as the kernels take them."""
+    q, z = point.q[:, :, :positions].flatten(0, 1), point.z[:, :, :positions].flatten(0, 1)
+    return point.pattern[:, :, :positions, :positions].flatten(0, 1), q, point.k[:, :positions], point.v[:, :positions], z
+
+
+def _pull_by_kernel(point: AttentionPoint, o: Rows, scale: float, policy: Policy) -> Rows:
+    positions, d_head = len(o), point.q.shape[-1]
+    o = rearrange(o, "t n (heads d) -> t n heads d", d=d_head).contiguous()
+    found = ops.attention_pull(o, *_on_first(point, positions), scale, policy.attention == "frozen")
+    if found.q is None or found.k is None:
+        return rearrange(found.v, "t n heads d -> t n (heads d)")
+    cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
+    parts = [turn(part, cos, sin, back=True) for part in (found.q, found.k)]
+    for part, norm in zip(parts, (point.q_norm, point.k_norm), strict=True):
+        head_norm_pull(norm.at(slice(positions)), part, policy)
+    return rearrange(torch.cat([*parts, found.v], dim=2), "t n heads d -> t n (heads d)")
+
+
+def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy) -> Rows:
+    kv, group, total, d_head = point.q.shape
+    begin = total - len(tangents)
+    split = rearrange(F.pad(tangents, (0, 0, 0, 0, begin, 0)), "t n (heads d) -> t n heads d", d=d_head)
+    v = split[:, :, -kv:].contiguous()
+    carried: AttentionCotangents | FrozenCotangents = FrozenCotangents(None, None, v)
+    if policy.attention == "exact":
+        raw = [split[:, :, : kv * group], split[:, :, kv * group : -kv]]
+        normed = [head_norm_push(norm, part, policy) for norm, part in zip((point.q_norm, point.k_norm), raw, strict=True)]
+        turned = turn(torch.cat(normed, dim=2), point.cos[:, None, None], point.sin[:, None, None], back=False)
+        carried = AttentionCotangents(turned[:, :, : kv * group].contiguous(), turned[:, :, kv * group :].contiguous(), v)
+    z = ops.attention_push(carried, *_on_first(point, total), scale)
+    return rearrange(z[begin:], "t n heads d -> t n (heads d)")
+
+
+def attention_push(
+    point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None
+) -> Rows:
+    """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
+    if out is None:
+        out = tangents.new_empty(*tangents.shape[:2], point.q.shape[0] * point.q.shape[1] * point.q.shape[3])
+    if impl == "triton" and not point.slope.numel():
+        return out.copy_(_push_by_kernel(point, tangents, scale, policy))
+    kv, group, total, d_head = point.q.shape
+    positions, rows, _ = tangents.shape
+    begin = total - positions
+    exact = policy.attention == "exact"
+    split = rearrange(tangents, "t n (heads d) -> t n heads d", d=d_head)
+    v = rearrange(split[:, :, -kv:], "s n kv d -> kv s (n d)")
+    if exact:
+        cos, sin = (table[begin:, None, None] for table in (point.cos, point.sin))
+        parts = [split[:, :, : kv * group], split[:, :, kv * group : -kv]]
+        for which, norm in enumerate((point.q_norm, point.k_norm)):
+            parts[which] = head_norm_push(norm.at(slice(begin, None)), parts[which], policy)
+            if point.cos.shape[-1]:
+                parts[which] = turn(parts[which], cos, sin, back=False)
+        q, k = rearrange(parts[0], "t n (kv g) d -> kv g t n d", g=group), rearrange(parts[1], "s n kv d -> kv n s d")
+    z = rearrange(out, "t n (kv g d) -> t n kv g d", kv=kv, g=group)
+    for first in range(0, positions, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, positions)
+        at, reach = slice(begin + first, begin + end), begin + end
+        a = point.pattern[:, :, at, :reach]
+        moved = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
+        if exact:
+            ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
+            ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
+            ds[..., begin:] += _by_key(point.q[:, :, at], k[:, :, :end])
+            ds.mul_(_gain(point, at, slice(reach), scale)[:, :, :, None])
+            by_row = rearrange(moved, "kv gt (n d) -> kv (gt n) d", n=rows)
+            torch.baddbmm(by_row, rearrange(ds, "kv g t n s -> kv (g t n) s"), point.v[:, :reach], out=by_row)
+        moved = rearrange(moved, "kv (g t) (n d) -> kv g t n d", g=group, n=rows)
+        if exact:
+            moved.addcmul_(ds.sum(-1, keepdim=True), point.z[:, :, at, None], value=-1)
+        z[first:end] = rearrange(moved, "kv g t n d -> t n kv g d")
+        if exact:
+            del ds, by_row  # a block is gone before the next is made
+        del moved
+    return out
+
+
+def _by_key(q: Float[Tensor, "kv group t d"], k: Float[Tensor, "kv rows s d"]) -> Float[Tensor, "kv group t rows s"]:
+    """q[t] · k̇[s] of every row."""
+    by_key = rearrange(q, "kv g t d -> kv (g t) d") @ rearrange(k, "kv n s d -> kv d (n s)")
+    return rearrange(by_key, "kv (g t) (n s) -> kv g t n s", g=q.shape[1], n=k.shape[1])
+
+
+def attention_pull_at(
+    point: AttentionPoint,
+    weights: AttentionWeights,
+    o: Float[Tensor, "rows d_q"],
+    position: int,
+    scale: float,
+    policy: Policy,
+    out: Float[Tensor, "prefix rows d_model"] | None = None,
+) -> Float[Tensor, "prefix rows d_model"]:
+    """`attention_pull` and W_in^T of cotangents that live at one position only, on all positions up to it.
+
+    Each head's value cotangent is a[p, s] o, of rank one over s, and its key cotangent ds[p, s] q[p]: so o is
+    projected through W_V once, q[p] through W_K once for all rows, and both are spread over s by numbers.
+    The cotangents are those of `unit`, the norm's own adjoint is still to come.
+    """
+    kv, group, _, d_head = point.q.shape
+    rows, end, d_q = len(o), position + 1, kv * group * d_head
+    exact = policy.attention == "exact"
+    a = point.pattern[:, :, position, :end]
+    o = rearrange(o, "n (kv g d) -> kv (g n) d", kv=kv, g=group)
+    through = o @ rearrange(weights.W_in[:, -kv * d_head :], "m (kv d) -> kv d m", kv=kv)
+    y = through.new_empty(end, rows, through.shape[-1]) if out is None else out
+    factors = rearrange(a, "kv g s -> s (kv g)"), rearrange(through, "kv (g n) m -> (kv g) (n m)", g=group)
+    torch.mm(*factors, out=rearrange(y, "s n m -> s (n m)"))
+    if not exact:
+        return y
+    ds = rearrange(o @ point.v[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    ds.sub_((rearrange(o, "kv (g n) d -> kv g n d", g=group) * point.z[:, :, position, None]).sum(-1, keepdim=True))
+    ds.mul_(_gain(point, position, slice(end), scale)[:, :, None])
+    q, W_K = point.q[:, :, position], rearrange(weights.W_in[:, d_q : -kv * d_head], "m (kv d) -> kv d m", kv=kv)
+    spread = rearrange(ds, "kv g n s -> s n (kv g)").contiguous()  # or it is multiplied position by position
+    if point.cos.shape[-1] or point.k_norm.unit.shape[-1]:
+        keys = _keys_through(point, q, W_K, end, policy)
+        torch.baddbmm(y, spread, rearrange(keys, "kv g s m -> s (kv g) m"), out=y)
+    else:
+        flat = rearrange(y, "s n m -> (s n) m")
+        torch.addmm(flat, rearrange(spread, "s n h -> (s n) h"), rearrange(q @ W_K, "kv g m -> (kv g) m"), out=flat)
+    to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
+    if point.cos.shape[-1]:
+        to_queries = turn(to_queries, point.cos[position], point.sin[position], back=True)
+    head_norm_pull(point.q_norm.at(slice(position, end)), to_queries[None], policy)
+    torch.addmm(y[position], rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T, out=y[position])
+    return y
+
+
+def _keys_through(
+    point: AttentionPoint,
+    q: Float[Tensor, "kv_heads group d_head"],
+    W_K: Float[Tensor, "kv_heads d_head d_model"],
+    end: int,
+    policy: Policy,
+) -> Float[Tensor, "kv_heads group end d_model"]:
+    """q as a cotangent of the key at each position, back through rotation, norm and W_K."""
+    kv, group, d_head = q.shape
+    back = turn(q[:, :, None].expand(kv, group, end, d_head), point.cos[:end], point.sin[:end], back=True)
+    norm = point.k_norm.at(slice(end))
+    if not norm.unit.shape[-1]:
+        return rearrange(rearrange(back, "kv g s d -> kv (g s) d") @ W_K, "kv (g s) m -> kv g s m", g=group)
+    back = rearrange(back, "kv g s d -> s g kv d") * norm.weight
+    apart = norm.inverse.shape[1] == kv
+    if apart:
+        head_norm_map(norm, back, policy)
+    keys = rearrange(rearrange(back, "s g kv d -> kv (g s) d") @ W_K, "kv (g s) m -> kv g s m", g=group)
+    if apart:
+        return keys
+    if policy.norm == "exact":  # N(y) = (y - unit ⟨unit, y⟩ / D) / s, and unit goes through W_K once for all heads
+        along = rearrange((back * norm.unit[:, None]).sum(-1), "s g kv -> kv g s 1") / (kv * d_head)
+        keys.addcmul_(along, rearrange(norm.unit, "s kv d -> s (kv d)") @ rearrange(W_K, "kv d m -> (kv d) m"), value=-1)
+    return keys.mul_(norm.inverse[:, 0])  # in place: of the size of all heads, it is the largest part of many a step
+
+
+def attention_push_at(
+    point: AttentionPoint,
+    weights: AttentionWeights,
+    tangents: Float[Tensor, "rows d_heads"],
+    position: int,
+    scale: float,
+    policy: Policy,
+    out: Float[Tensor, "suffix rows d_model"] | None = None,
+) -> Float[Tensor, "suffix rows d_model"]:
+    """`attention_push` and W_O of head-space tangents that live at one position only, on all positions from it on.
+
+    The mirror of `attention_pull_at`: v̇ goes through W_O once, (v[p] - z[t]) W_O is shared by all rows.
+    """
+    kv, group, _, d_head = point.q.shape
+    rows = len(tangents)
+    exact = policy.attention == "exact"
+    split = rearrange(tangents, "n (heads d) -> n heads d", d=d_head)
+    a, gain = point.pattern[:, :, position:, position], _gain(point, slice(position, None), position, scale)
+    W_O = rearrange(weights.W_out, "(kv g d) m -> kv g d m", kv=kv, g=group)
+    through = rearrange(split[:, -kv:], "n kv d -> kv n d")[:, None] @ W_O
+    if out is None:
+        out = through.new_empty(a.shape[-1], rows, through.shape[-1])
+    factors = rearrange(a, "kv g t -> t (kv g)"), rearrange(through, "kv g n m -> (kv g) (n m)")
+    torch.mm(*factors, out=rearrange(out, "t n m -> t (n m)"))
+    if not exact:
+        return out
+    here, parts = slice(position, position + 1), (split[:, : kv * group], split[:, kv * group : -kv])
+    normed = [head_norm_push(norm.at(here), part[None], policy)[0] for norm, part in zip((point.q_norm, point.k_norm), parts, strict=True)]
+    turned = torch.cat(normed, dim=1)
+    if point.cos.shape[-1]:
+        turned = turn(turned, point.cos[position], point.sin[position], back=False)
+    k = rearrange(turned[:, kv * group :], "n kv d -> kv d n")
+    ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
+    ds = ds * gain[..., None]
+    moved = (point.v[:, None, position, None] - point.z[:, :, position:]) @ W_O
+    torch.baddbmm(out, rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"), out=out)
+    q = rearrange(turned[:, : kv * group], "n (kv g) d -> kv (g n) d", g=group)
+    own = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    own = own * _gain(point, position, slice(position + 1), scale)[:, :, None]
+    z = rearrange(rearrange(own, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
+    z = z - own.sum(-1, keepdim=True) * point.z[:, :, position, None]
+    torch.addmm(out[0], rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out, out=out[0])
+    return out

@@ -1,0 +1,84 @@
+"""The one door to attrib_kernels. `impl` is "torch" or "triton", and is always chosen by the caller.
+
+Triton kernels run on CUDA, and on a CPU under TRITON_INTERPRET=1; they are imported on use. None is used
+where it was not asked for: the READMEs beside the kernels say what was measured of each.
+"""
+
+from typing import Literal
+
+import torch
+from attrib_kernels.attention_adjoint import AttentionCotangents, FrozenCotangents, attention_adjoint, attention_tangent
+from attrib_kernels.compact import Compacted
+from attrib_kernels.compact import compact as _compact
+from attrib_kernels.mlp_pointwise import slopes
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.core.types import Dense, InputError, Keep, Mass, Threshold, TopK
+
+__all__ = [
+    "AttentionCotangents",
+    "Compacted",
+    "FrozenCotangents",
+    "Impl",
+    "attention_pull",
+    "attention_push",
+    "check_impl",
+    "compact",
+    "slopes",
+]
+
+Impl = Literal["torch", "triton"]
+
+
+def check_impl(impl: Impl) -> None:
+    """Raises InputError where `impl` cannot run here."""
+    if impl != "triton":
+        return
+    try:
+        import triton
+    except ImportError:
+        raise InputError("method: 'adjoint-triton' needs triton, which is not installed. Install attrib[gpu], or use 'adjoint'.") from None
+    if not torch.cuda.is_available() and not triton.knobs.runtime.interpret:
+        raise InputError("method: 'adjoint-triton' needs CUDA, and there is none here. Use 'adjoint', or set TRITON_INTERPRET=1 to try it.")
+
+
+def attention_pull(
+    o: Float[Tensor, "positions rows heads d_head"],
+    pattern: Float[Tensor, "heads positions positions"],
+    q: Float[Tensor, "heads positions d_head"],
+    k: Float[Tensor, "kv_heads positions d_head"],
+    v: Float[Tensor, "kv_heads positions d_head"],
+    z: Float[Tensor, "heads positions d_head"],
+    scale: float,
+    frozen: bool,
+) -> AttentionCotangents | FrozenCotangents:
+    """Cotangents of (rotated) queries, keys and values by the Triton kernel."""
+    return attention_adjoint(o, pattern, q, k, v, z, scale, impl="triton", frozen=frozen)
+
+
+def attention_push(
+    tangents: AttentionCotangents | FrozenCotangents,
+    pattern: Float[Tensor, "heads positions positions"],
+    q: Float[Tensor, "heads positions d_head"],
+    k: Float[Tensor, "kv_heads positions d_head"],
+    v: Float[Tensor, "kv_heads positions d_head"],
+    z: Float[Tensor, "heads positions d_head"],
+    scale: float,
+) -> Float[Tensor, "positions rows heads d_head"]:
+    """Tangents of z by the Triton kernel."""
+    return attention_tangent(tangents, pattern, q, k, v, z, scale, impl="triton")
+
+
+def compact(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], keep: Keep, impl: Impl) -> Compacted:
+    """Select from a tile of a Jacobian where it lies; see attrib.core.types for the rules."""
+    where: Literal["reference", "triton"] = "triton" if impl == "triton" else "reference"
+    match keep:
+        case TopK(k=k):
+            return _compact(gradient, activation, "topk", k, impl=where)
+        case Threshold(t=t):
+            return _compact(gradient, activation, "threshold", t, impl=where)
+        case Mass(fraction=fraction):
+            return _compact(gradient, activation, "mass", fraction, impl=where)
+        case Dense():
+            return _compact(gradient, activation, "dense", impl=where)

@@ -1,0 +1,58 @@
+"""How large a result is, and whether it fits beside what runs already: told from the rows at both ends, before any of it is computed."""
+
+from itertools import accumulate
+
+from attrib.core.types import BudgetError, Dense, Keep, TopK
+from attrib.engine.plan.task import Task
+
+SHARE = 0.5
+"""Of the free memory, what a result may take: whoever reads it works on copies of its columns."""
+
+
+def edges_at_most(task: Task, keep: Keep) -> int:
+    """How many edges a pack of prompts can have: of each target those to the sources that it can see, or TopK's k of them.
+
+    Mass and Threshold choose by value, so they are bounded by all.
+    """
+    found = 0
+    for rows, columns in zip(task.targets, task.sources, strict=True):
+        for targets, seen in zip(rows, accumulate(columns), strict=True):
+            found += targets * (min(seen, keep.k) if isinstance(keep, TopK) else seen)
+    return found
+
+
+def result_bytes(task: Task, keep: Keep) -> int:
+    """Bytes of a pack's `Edges` at most: an index, a gradient and an attribution for each edge, and both tables."""
+    number = number_size(task.itemsize)
+    tables = task.n_targets * (3 * 8 + 3 * number) + task.n_sources * (2 * 8 + number)
+    return edges_at_most(task, keep) * (8 + 2 * number) + tables
+
+
+def number_size(itemsize: int) -> int:
+    """Bytes of a value in a result, which has no halves."""
+    return max(4, itemsize)
+
+
+def fits(needed: int, keep: Keep, free: int) -> bool:
+    """Whether a result may be made in so much free memory; one whose size is known only as a bound may."""
+    return needed <= SHARE * free or not isinstance(keep, Dense | TopK)
+
+
+def check_fits(needed: int, keep: Keep, targets: int, itemsize: int, free: int) -> None:
+    """Raises BudgetError where a result of known size takes too much of the free memory; names rules that keep less."""
+    if fits(needed, keep, free):
+        return
+    k = int(SHARE * free / max(1, targets) - 6 * 8) // (8 + 2 * number_size(itemsize))
+    fitting = f"keep=TopK({k:,}) or fewer fits; Mass(0.9) and Threshold(t) keep what weighs most" if k > 0 else "no TopK(k) fits"
+    raise BudgetError(
+        f"keep: {keep} gives a result of up to {size_of(needed)} for {targets:,} targets, and {size_of(free)} of memory are free, of which "
+        f"a result may take half. {fitting}. Or give fewer prompts or positions at a time."
+    )
+
+
+def size_of(count: int) -> str:
+    """Bytes in a unit that people read."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,154 @@
+"""One pack's work in numbers: its ends, its rows, and what stands between. What is planned, counted and cached by."""
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+from attrib.core.types import Policy, Site
+from attrib.engine.blocks.attention import QUERY_BLOCK
+from attrib.engine.blocks.passing import Passed
+from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
+from attrib.engine.sweep.primal import BESIDE, attentions_between
+from attrib.models.transformer import ModelConfig
+
+
+class Opened(NamedTuple):
+    """Bytes of a path, or of the paths of a pack, beside what sweeps are counted with; see opening.py."""
+
+    peak: int
+    """At the fullest moment of opening it."""
+    held: int
+    """As long as the path is there, beside its rows and the streams of its primal."""
+    whole: int
+    """As long as the path is there, in all."""
+
+    def __add__(self, other: "Opened") -> "Opened":  # type: ignore[override]
+        """One path that is held while the next is opened."""
+        return Opened(max(self.peak, self.whole + other.peak), self.held + other.held, self.whole + other.whole)
+
+
+NOTHING_OPENED = Opened(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pack's work: where it starts and stops, and how many rows are seeded at each position of each prompt."""
+
+    config: ModelConfig
+    policy: Policy
+    start: Site
+    stop: Site
+    targets: tuple[tuple[int, ...], ...]
+    """[prompts][positions]"""
+    sources: tuple[tuple[int, ...], ...]
+    itemsize: int
+    walks: bool = False
+    """Whether the primal is walked again, from x, and not taken from the prompt's own pass."""
+    beside: int = 0
+    """Targets of the path that this sweep leaves to others: their rows are in memory all the same."""
+    pieces: Pieces = ON_CPU
+    writes: tuple[Site, ...] = ()
+    """Where sources write, where that is at several sites."""
+    held: frozenset[Site] = frozenset()
+    """The places that dictionaries write between the ends; see passing.py."""
+    passed: tuple[Passed, ...] = ()
+    """The dictionaries that derivatives pass there."""
+    opened: Opened = NOTHING_OPENED
+    """What opening the paths takes, and what they hold."""
+    queries: int = QUERY_BLOCK
+    """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
+
+    def __add__(self, other: "Task") -> "Task":
+        """The same work on more prompts."""
+        passed = tuple(a._replace(terms=a.terms + b.terms) for a, b in zip(self.passed, other.passed, strict=True))
+        return replace(
+            self,
+            targets=self.targets + other.targets,
+            sources=self.sources + other.sources,
+            passed=passed,
+            opened=self.opened + other.opened,
+        )
+
+    @property
+    def is_through(self) -> bool:
+        """Whether more stands between than MLPs that nothing moves through, or the path ends within an MLP beside attention.
+
+        Then there is the way of compute.py alone.
+        """
+        is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
+        begins_within = self.start.kind in BESIDE and not self.layers
+        is_beside = self.config.parallel and self.stop.kind in BESIDE and not begins_within
+        return bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
+
+    @property
+    def shut_mlps(self) -> frozenset[int]:
+        """Layers through whose MLP nothing moves."""
+        return frozenset() if self.is_through else frozenset(site.layer for site in self.held)
+
+    def passes_mlp(self, layer: int) -> bool:
+        """As of the primal."""
+        return self.policy.mlp == "exact" and layer not in self.shut_mlps
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of all prompts."""
+        return sum(map(sum, self.targets))
+
+    @property
+    def n_sources(self) -> int:
+        """Sources of all prompts."""
+        return sum(map(sum, self.sources))
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all prompts."""
+        return sum(map(len, self.targets))
+
+    @property
+    def cells(self) -> int:
+        """(row, position) pairs of the smaller of the two cones."""
+        return min(sum(map(sum, self.down())), sum(map(sum, self.up())))
+
+    @property
+    def layers(self) -> range:
+        """The layers whose attention is passed."""
+        return attentions_between(self.start, self.stop)
+
+    @property
+    def d_q(self) -> int:
+        """Width of z."""
+        return self.config.n_heads * self.config.d_head
+
+    @property
+    def d_heads(self) -> int:
+        """Width of head space."""
+        d_kv = self.config.n_kv_heads * self.config.d_head
+        return d_kv if self.policy.attention == "frozen" else self.d_q + 2 * d_kv
+
+    @property
+    def d_hidden(self) -> int:
+        """Columns of the MLP's input matrices together."""
+        return self.config.d_mlp * (2 if self.config.gated else 1)
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether what the answer needs is counted, and not what a sweep does."""
+        return self.queries == 1
+
+    @property
+    def block(self) -> int:
+        """Cells of a block of several bands at most; the floor has none, since there are zeros in it."""
+        return 0 if self.is_floor else self.pieces.band
+
+    def bands(self, up: bool) -> tuple[Band, ...]:
+        """Of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
+        counts, most = self.sources if up else self.targets, 1 << 62 if self.is_floor else self.pieces.band
+        return cone_of(counts, "up" if up else "down", most).bands
+
+    def down(self) -> list[list[int]]:
+        """Cotangents alive at each position: those seeded there or later."""
+        return [list(accumulate(reversed(rows)))[::-1] for rows in self.targets]
+
+    def up(self) -> list[list[int]]:
+        """Tangents alive at each position: those seeded there or before."""
+        return [list(accumulate(rows)) for rows in self.sources]

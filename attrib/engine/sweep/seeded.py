@@ -1,0 +1,184 @@
+"""Rows that live at their own position: through norms, projections and MLPs, until the first attention spreads them.
+
+A cotangent on its way down, or a tangent on its way up, is a row [width] with a position. The MLP of a layer with its
+norms (`LayerMLP`) is here too, since the spread rows of steps.py pass the same one.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.core.types import SITE_KINDS, Policy, Site
+from attrib.engine.blocks.norm_mlp import (
+    FoldSpace,
+    Leaving,
+    MLPPoint,
+    MLPWeights,
+    NormPoint,
+    Rows,
+    leave_pull,
+    leave_push,
+    mlp_fold,
+    mlp_pull,
+    mlp_push,
+    mlp_weights,
+    norm_map,
+    norm_pull,
+    norm_push,
+)
+from attrib.engine.sweep.cells import even
+from attrib.engine.sweep.primal import Primal, Seeds
+from attrib.models.transformer import ModelConfig, Norm
+
+
+def fold_rows(config: ModelConfig) -> float:
+    """From how many rows at one position on its MLP is cheaper as one matrix, by products counted.
+
+    Building costs 2 d² d_mlp (a gate's two halves are added before the product), a row then 2 d² in place of
+    4 d d_mlp, with a gate 6 d d_mlp.
+    """
+    d, f = config.d_model, config.d_mlp
+    saved = (6 if config.gated else 4) * d * f - 2 * d * d
+    return 2 * d * d * f / saved if saved > 0 else float("inf")
+
+
+class LayerMLP(NamedTuple):
+    """norm_2 and the MLP of one layer at its primal."""
+
+    config: ModelConfig
+    policy: Policy
+    weights: MLPWeights
+    gain: Norm | None
+    """norm_2's parameters where they are not folded into the weights: that costs a pass over the matrices, this one over the rows."""
+    point: MLPPoint
+    norm: NormPoint
+    leaving: Leaving | None
+
+    def change(self, rows: Rows, at: slice | Tensor, up: bool) -> Rows:
+        """Rows at some positions through both, without the residual; `up` pushes tangents, else cotangents are pulled."""
+        point, norm = self.point.at(at), self.norm.at(at)
+        if up:
+            entering = rows.clone() if self.gain is None else norm_push(self.config, self.gain, norm, rows, self.policy)
+            entering = norm_map(norm, entering, self.policy) if self.gain is None else entering
+            return leave_push(self.config, self.leaving, mlp_push(self.weights, point, entering), at, self.policy)
+        pulled = mlp_pull(self.weights, point, leave_pull(self.config, self.leaving, rows, at, self.policy))
+        return norm_map(norm, pulled, self.policy) if self.gain is None else norm_pull(self.config, self.gain, norm, pulled, self.policy)
+
+    def change_alone(self, rows: Float[Tensor, "rows d_model"], token: Tensor, up: bool) -> Float[Tensor, "rows d_model"]:
+        """The same for rows that each have a position of their own."""
+        return self.change(rows[:, None], token, up)[:, 0]
+
+    def fold(self, at: slice, space: FoldSpace) -> Float[Tensor, "d_model d_model"]:
+        """The Jacobian of resid_mid → resid_post at one position; the weights are folded."""
+        assert self.gain is None
+        leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
+        (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space, leave)
+        return M
+
+
+def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:
+    """The MLP of a layer; `fold` its norm's weight into it where many rows go through."""
+    model = primal.weights
+    gain = None if fold else model.params.blocks[layer].norm_2
+    weights = mlp_weights(model, layer, fold=fold)
+    return LayerMLP(model.config, primal.policy, weights, gain, primal.mlp(layer), primal.norm_2(layer), primal.leaving_2(layer))
+
+
+class Station(NamedTuple):
+    """The cotangents at a site: of the stream at a site of the stream, else of the component that the site is named for."""
+
+    site: Site
+    rows: Float[Tensor, "rows width"]
+    stream: Float[Tensor, "rows d_model"] | None
+    """Of the stream beside it; None below a component's site where nothing else was read."""
+
+
+def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]:
+    """Cotangents from `stop` down to the first `z`, where they are about to be spread, station by station."""
+    if stop.kind == "resid_pre" and stop.layer > 0:
+        stop = Site(stop.layer - 1, "resid_post")
+    rows, stream = targets.value, targets.value if stop.is_residual else None
+    yield Station(stop, rows, stream)
+    model, policy, layer = primal.weights, primal.policy, stop.layer
+    beside: Tensor | None = None
+    for kind in reversed(SITE_KINDS[1 : SITE_KINDS.index(stop.kind)] if stop.kind != "resid_pre" else ()):
+        match kind:
+            case "mlp_out":
+                assert stream is not None
+                rows = stream
+            case "mlp_in" if not primal.passes_mlp(layer):
+                rows = torch.zeros_like(rows)
+            case "mlp_in":
+                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+                pulled = [
+                    mlp_pull(weights, point.at(at), leave_pull(model.config, leaving, r[:, None], at, policy))[:, 0]
+                    for r, at in _parts(primal, rows, targets.token)
+                ]
+                rows = torch.cat(pulled)
+                del pulled
+            case "resid_mid" if model.config.parallel and Site(layer, "resid_pre") not in primal.streams:
+                assert stream is not None
+                rows = beside = stream  # the path begins beside this MLP, which does not read what moves
+            case "resid_mid":
+                norm = primal.norm_2(layer).at(targets.token)
+                below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
+                below = below if stream is None else stream + below
+                if model.config.parallel:  # what came through the MLP is the stream's before attention
+                    assert stream is not None  # see path.py: nothing between attention and MLP is a target there
+                    rows, beside = stream, below
+                else:
+                    rows = stream = below
+            case "attn_out":
+                assert stream is not None
+                rows = stream
+            case "z":
+                left = leave_pull(model.config, primal.leaving_1(layer), rows[:, None], targets.token, policy)[:, 0]
+                rows, stream = left @ model.params.blocks[layer].attention.W_O.T, stream if beside is None else beside
+        yield Station(Site(layer, kind), rows, stream)
+
+
+def _parts(primal: Primal, rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = even(len(rows), primal.pieces.mlp)
+    yield from zip(rows.split(size), token.split(size), strict=True)
+
+
+def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
+    """Tangents of the stream that enters the first attention after `start`, from those at `start`; both at the same position."""
+    model, rows, layer, token = primal.weights, sources.value, start.layer, sources.token
+    block = model.params.blocks[layer]
+    for kind in SITE_KINDS[SITE_KINDS.index(start.kind) : -1]:
+        match kind:
+            case "resid_pre":
+                return start, sources
+            case "z":
+                written = (rows @ block.attention.W_O)[:, None]
+                rows = leave_push(model.config, primal.leaving_1(layer), written, token, primal.policy)[:, 0]
+            case "attn_out" | "mlp_out":
+                pass  # the base that it is added to is held
+            case "resid_mid":
+                rows = rows if model.config.parallel else with_mlp(primal, layer, sources._replace(value=rows)).value
+                break
+            case "mlp_in" if not primal.passes_mlp(layer):
+                rows = torch.zeros_like(rows)
+                break
+            case "mlp_in":
+                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+                pushed = [
+                    leave_push(model.config, leaving, mlp_push(weights, point.at(at), r[:, None]), at, primal.policy)[:, 0]
+                    for r, at in _parts(primal, rows, token)
+                ]
+                rows = torch.cat(pushed)
+                break
+    return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
+
+
+def with_mlp(primal: Primal, layer: int, sources: Seeds) -> Seeds:
+    """Tangents with what the layer's norm and MLP make of them at their own position."""
+    if not primal.passes_mlp(layer) or not len(sources.value):
+        return sources
+    mlp = layer_mlp(primal, layer, fold=len(sources.value) >= primal.model.config.d_mlp)
+    changed = [mlp.change_alone(part, at, up=True) for part, at in _parts(primal, sources.value, sources.token)]
+    return sources._replace(value=sources.value + torch.cat(changed))

@@ -1,0 +1,350 @@
+"""Sweeps: cotangents of many targets pulled down a segment, tangents of many sources pushed up, over their cones.
+
+Rows go through two regimes. A row is *seeded*: it lives at its own position, and norms, projections and MLPs
+run on that one position. The first attention that it meets spreads it over its cone, cheaply, because what
+comes from one position is of low rank (`attention_pull_at`, `attention_push_at`). From there on it is
+*spread*: each layer is an attention map per band, and products over all bands at once.
+
+A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one station of the segment, with
+cotangents g pulled down to it and tangents x pushed up to it. Where one side is still seeded, one term of the
+sum is left.
+
+    reverse   cotangents go down and are read out against seeded sources, at every source site that they pass;
+              in the lowest layer in head space, where the sources were pushed once
+    forward   tangents go up and are read out against seeded targets
+    meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.core.types import SITE_KINDS, Policy, Site
+from attrib.engine.blocks.attention import (
+    AttentionPoint,
+    AttentionWeights,
+    attention_pull,
+    attention_pull_at,
+    attention_push,
+    attention_push_at,
+    attention_weights,
+)
+from attrib.engine.blocks.norm_mlp import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
+from attrib.engine.blocks.passing import station
+from attrib.engine.sweep.cells import Band, Block, Cone, blocks, cells_of, even
+from attrib.engine.sweep.primal import Primal, Seeds
+from attrib.engine.sweep.seeded import Station, fold_rows, layer_mlp
+
+Flat = Float[Tensor, "_ _"]
+
+
+def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collection[Site]) -> Iterator[Station]:
+    """Cotangents over a cone from `top` down, at the stations wanted, the last of them last.
+
+    `rows` is overwritten on the way, and so is what was yielded: it is to be used before the next.
+    """
+    model, config = primal.weights, primal.model.config
+    left = {station(site) for site in wanted}
+    top = station(top)
+    layer, stream = top.layer, rows if top.is_residual else None
+    beside: Flat | None = None
+    if top in left:
+        yield Station(top, rows, stream)
+    left.discard(top)
+    kinds = SITE_KINDS[: SITE_KINDS.index(top.kind)]
+    while left:
+        for kind in reversed(kinds):
+            site = Site(layer, kind)
+            match kind:
+                case "mlp_out" | "attn_out":
+                    assert stream is not None
+                    rows = stream
+                case "mlp_in" if site in left or stream is None:
+                    rows = pull_to_mlp_in(primal, layer, cone, rows)
+                case "resid_mid" if stream is None:
+                    rows = stream = through_norm_2(primal, layer, cone, rows)
+                case "resid_mid" if config.parallel:
+                    assert stream is not None
+                    rows = stream
+                    if any(other.depth <= Site(layer, "resid_pre").depth for other in left):
+                        beside = stream.clone()
+                        through_mlp(primal, layer, cone, beside, up=False)
+                case "resid_mid":
+                    assert stream is not None
+                    through_mlp(primal, layer, cone, stream, up=False)
+                    rows = stream
+                case "z" if site in left or stream is None:
+                    rows = leaving_rows(primal, cone.bands, primal.leaving_1(layer), rows) @ model.params.blocks[layer].attention.W_O.T
+                case "resid_pre":
+                    z, into = rows if stream is None else None, beside if stream is None or beside is not None else stream
+                    into = rows.new_zeros(len(rows), config.d_model) if into is None else into
+                    pull_attention(primal, layer, cone, into, z, stream)
+                    rows, stream, beside = into, into, None
+            if site in left or station(site) in left:
+                left.discard(station(site))
+                yield Station(site, rows, stream)
+            if not left:
+                return
+        layer, kinds = layer - 1, SITE_KINDS[:-1]
+
+
+def through_norm_2(primal: Primal, layer: int, cone: Cone, rows: Flat) -> Flat:
+    """Cotangents of the stream from those of mlp_in."""
+    model, point, out = primal.weights, primal.norm_2(layer), torch.empty_like(rows)
+    norm = model.params.blocks[layer].norm_2
+    for band in cone.bands:
+        at = point.at(primal.tokens(band))
+        band.of(out).copy_(norm_pull(model.config, norm, at, band.of(rows), primal.policy))
+    return out
+
+
+def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
+    """Cotangents of mlp_in from those of mlp_out."""
+    if not primal.passes_mlp(layer):
+        return torch.zeros_like(g)
+    weights, point, leaving = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+    out = torch.empty_like(g)
+    for band in cone.bands:
+        at = primal.tokens(band)
+        band.of(out).copy_(mlp_pull(weights, point.at(at), leave_pull(primal.model.config, leaving, band.of(g), at, primal.policy)))
+    return out
+
+
+def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None, g: Flat) -> Flat:
+    """Cotangents of what a component computes from those of what it adds to the stream; the same where no norm is between."""
+    if leaving is None:
+        return g
+    out = torch.empty_like(g)
+    for band in bands:
+        band.of(out).copy_(leave_pull(primal.model.config, leaving, band.of(g), primal.tokens(band), primal.policy))
+    return out
+
+
+def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
+    """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
+    points, scale = primal.attentions(layer), primal.model.config.attention_scale
+    out = z.value.new_empty(cone.cells, primal.model.config.d_model)
+    beside = None if stream is None else z._replace(value=stream)
+    for band in cone.bands:
+        g = attention_pull_at(points[band.prompt], weights, z.rows(band), band.end - 1, scale, primal.policy, out=band.of(out))
+        norm_map(norm.at(primal.tokens(band)), g, primal.policy)
+        if beside is not None:
+            g[-1] += beside.rows(band)
+    return out
+
+
+def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None = None) -> Flat:
+    """Tangents of resid_mid over their cone, from seeded ones of resid_pre.
+
+    Args:
+        beside: what they are at their own position beside attention; None is `sources` itself.
+    """
+    weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
+    pushed, scale = sources._replace(value=into_heads(primal, layer, sources, weights)), primal.model.config.attention_scale
+    out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
+    for is_alone, block in spread_blocks(cone.bands, primal.policy, primal.pieces.band):
+        point = points[block.prompt]
+        if is_alone:
+            torch.mm(_spread_block(primal, point, pushed, block), weights.W_out, out=out[block.part])
+            continue
+        for band in block.bands:
+            attention_push_at(point, weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
+    leaving = primal.leaving_1(layer, points)
+    for band in cone.bands:
+        if leaving is not None:
+            band.of(out).copy_(leave_push(primal.model.config, leaving, band.of(out), primal.tokens(band), primal.policy))
+        band.of(out)[0] += (beside or sources).rows(band)
+    return out
+
+
+def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[tuple[bool, Block]]:
+    """The blocks in which tangents are spread, and whether each of their rows is alone at its position.
+
+    Rows of one position share most of their products in `attention_push_at`; one alone would have them all to itself.
+    """
+    for is_alone, run in groupby(bands, key=lambda band: band.rows == 1 and policy.attention == "exact"):
+        for block in blocks(list(run), most):
+            yield is_alone, block
+
+
+def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Block) -> Float[Tensor, "cells d_q"]:
+    """Tangents of z, as cells, from seeded ones in head space, by the map for tangents that live anywhere."""
+    seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
+    for row, band in enumerate(block.bands):
+        seeded[band.begin - block.begin, row] = pushed.rows(band)[0]
+    moved = attention_push(point, seeded, primal.model.config.attention_scale, primal.policy, primal.impl)
+    z = moved.new_empty(block.part.stop - block.part.start, moved.shape[-1])
+    block.moved(block.part.start).scatter(moved, z)
+    return z
+
+
+def into_heads(primal: Primal, layer: int, sources: Seeds, weights: AttentionWeights | None = None) -> Float[Tensor, "rows d_heads"]:
+    """Seeded tangents of resid_pre through norm_1 into head space, by the layer's weights, which are made where they are not at hand."""
+    weights, norm = weights or attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
+    return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
+
+
+def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None, written: Flat | None = None) -> None:
+    """From resid_mid to resid_pre, in place.
+
+    Args:
+        z, written: cotangents of z, or of what attention adds to the stream, where that is not `g`; what comes through
+            them is added to `g`.
+    """
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
+    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z):
+        y = heads @ weights.W_in.T
+        for band in bands:
+            norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
+        g[part] += y
+        del heads, y
+
+
+def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
+    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
+    W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
+    leaving = primal.leaving_1(layer, points) if z is None else None
+    for part, bands in cone.chunks(primal.pieces.chunk):
+        o = leaving_rows(primal, bands, leaving, g[part]) @ W_O.T if z is None else z[part]
+        heads = o.new_empty(len(o), head_width(primal))
+        _attend(primal, points, attention_pull, bands, o, heads)
+        del o  # a chunk is gone before the next is made: see memory.py
+        yield part, bands, heads
+        del heads
+
+
+Move = Callable[..., Rows]
+"""`attention_pull` or `attention_push`."""
+
+
+def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
+    """Rows through an attention map, block by block, into `out`."""
+    scale = primal.model.config.attention_scale
+    for block in blocks(bands, primal.pieces.band):
+        point = points[block.prompt]
+        if len(block.bands) == 1:
+            (band,) = block.bands
+            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out))
+        else:
+            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl), out)
+
+
+def head_width(primal: Primal) -> int:
+    """Width of head space: q | k | v of all heads, or v alone."""
+    c = primal.model.config
+    return c.d_head * (c.n_kv_heads if primal.policy.attention == "frozen" else c.n_heads + 2 * c.n_kv_heads)
+
+
+def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat | None = None) -> None:
+    """From resid_pre to resid_mid, in place; what attention makes of `read` is added to `x` where that is not `x`."""
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
+    points = primal.attentions(layer)
+    leaving = primal.leaving_1(layer, points)
+    for part, bands in cone.chunks(primal.pieces.chunk):
+        unit = (x if read is None else read)[part].clone()
+        for band in bands:
+            norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
+        heads = unit @ weights.W_in
+        del unit
+        z = heads.new_empty(len(heads), len(weights.W_out))
+        _attend(primal, points, attention_push, bands, heads, z)
+        if leaving is None:
+            torch.addmm(x[part], z, weights.W_out, out=x[part])
+        else:
+            written = z @ weights.W_out
+            for band in bands:
+                at = primal.tokens(band)
+                band.of(x[part]).add_(leave_push(primal.model.config, leaving, band.of(written), at, primal.policy))
+            del written
+        del heads, z
+
+
+def pull_layer(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
+    """Cotangents from resid_post to resid_pre; `g` is overwritten, or let go of."""
+    if not primal.model.config.parallel:
+        through_mlp(primal, layer, cone, g, up=False)
+        pull_attention(primal, layer, cone, g)
+        return g
+    below = g.clone()
+    through_mlp(primal, layer, cone, below, up=False)
+    pull_attention(primal, layer, cone, below, written=g)
+    return below
+
+
+def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
+    """Tangents through a parallel block, from resid_pre to resid_post."""
+    above = x.clone()
+    through_mlp(primal, layer, cone, above, up=True)
+    push_attention(primal, layer, cone, above, read=x)
+    return above
+
+
+def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
+    """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
+    if not primal.passes_mlp(layer):
+        return
+    config, pays = primal.model.config, fold_rows(primal.model.config)
+    folds = [[count > pays for count in cone.rows_at(prompt, length)] for prompt, length in enumerate(primal.lengths)]
+    mlp = layer_mlp(primal, layer, fold=cone.cells >= config.d_mlp or any(map(any, folds)))
+    rest: list[tuple[Band, int, int]] = []
+    space = None
+    for prompt, of_prompt in enumerate(folds):
+        bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
+        cells = cells_of(cone, prompt, len(of_prompt), rows.device) if any(of_prompt) else None
+        for t in (t for t, folded in enumerate(of_prompt) if folded):
+            assert cells is not None
+            space = space or fold_space(mlp.weights)
+            M, here = mlp.fold(slice(first + t, first + t + 1), space), cells.at(t)
+            rows.index_copy_(0, here, rows.index_select(0, here) @ (M.T if up else M))
+        rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
+    del space
+    for pieces in _pieces(rest, primal.pieces.mlp):
+        views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
+        firsts = [primal.first(band.prompt) for band, _, _ in pieces]
+        if len(views) == 1:  # one stretch of positions shares its points among all its rows
+            ((_, lo, hi),), (first,) = pieces, firsts
+            views[0] += mlp.change(views[0], slice(first + lo, first + hi), up)
+            continue
+        token = torch.cat([_tokens(first, *piece, device=rows.device) for first, piece in zip(firsts, pieces, strict=True)])
+        flat = [view.flatten(0, 1) for view in views]
+        together = torch.cat(flat)
+        _put(flat, together + mlp.change_alone(together, token, up))
+
+
+def _put(views: Sequence[Tensor], rows: Flat) -> None:
+    """Write rows that were gathered from views back into them."""
+    for view, part in zip(views, rows.split([len(view) for view in views]), strict=True):
+        view.copy_(part)
+
+
+def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Maximal stretches of positions that are not folded."""
+    for folded, run in groupby(range(len(folds)), key=lambda t: folds[t]):
+        if not folded:
+            positions = list(run)
+            yield positions[0], positions[-1] + 1
+
+
+def _pieces(rest: list[tuple[Band, int, int]], most: int) -> Iterator[list[tuple[Band, int, int]]]:
+    """Stretches of bands in groups of about `most` cells; a long one is cut evenly by positions, and stands alone."""
+    short: list[tuple[Band, int, int]] = []
+    for band, lo, hi in rest:
+        parts = -(-(hi - lo) * band.rows // most)
+        for begin, end in pairwise(lo + (hi - lo) * part // parts for part in range(parts + 1)):
+            if (end - begin) * band.rows > most // 3:
+                yield [(band, begin, end)]
+            elif begin < end:
+                short.append((band, begin, end))
+    ends = list(accumulate((end - begin) * band.rows for band, begin, end in short))
+    size = even(ends[-1], most) if ends else most
+    for _, group in groupby(zip(ends, short, strict=True), key=lambda piece: (piece[0] - 1) // size):
+        yield [piece for _, piece in group]
+
+
+def _tokens(first: int, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:
+    """The packed indices of a stretch's cells."""
+    return torch.arange(first + lo, first + hi, device=device).repeat_interleave(band.rows)

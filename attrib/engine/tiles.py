@@ -1,0 +1,218 @@
+"""The engine: the Jacobian of paths, tile by tile, within a memory budget.
+
+`adjoint` runs the written sweeps of sweep/meet.py over a pack of prompts, as its plan says. transforms.py has the plain way beside it.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.core.types import Site
+from attrib.engine.blocks.kernels import Impl
+from attrib.engine.blocks.passing import Between, in_float64, passed_of, station, together
+from attrib.engine.path import Path, Targets
+from attrib.engine.plan.choose import PackPlan, plan_pack
+from attrib.engine.plan.memory import Way
+from attrib.engine.plan.task import NOTHING_OPENED, Task
+from attrib.engine.precision import Error, Precision, error_of, precision_of, products
+from attrib.engine.sweep.cells import Cone, cone, pieces_of
+from attrib.engine.sweep.compute import through
+from attrib.engine.sweep.meet import both, empty, forward, lift, reverse
+from attrib.engine.sweep.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
+from attrib.engine.sweep.seeded import push_seeded
+from attrib.engine.transforms import Tile
+from attrib.models.transformer import width
+
+DEFAULT_BUDGET = 1 << 30
+
+
+def task_of(paths: Sequence[Path]) -> Task:
+    """What a pack of paths, which differ in their prompts alone, asks of the engine."""
+    run, x = paths[0].through, paths[0].x
+    targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
+    sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
+    walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
+    between = together([p.between for p in paths], [len(p.x) for p in paths])
+    passed = tuple(passed_of(passing, [len(p.x) for p in paths]) for passing in between.passing)
+    return Task(
+        run.model.config, run.policy, run.start, run.stop, targets, sources, x.dtype.itemsize, walks=walks, pieces=pieces,
+        writes=paths[0].writes, held=between.held, passed=passed,
+    )  # fmt: skip
+
+
+def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None = None, impl: Impl = "torch") -> Iterator[tuple[int, Tile]]:
+    """Tiles of a pack of paths by the written sweeps, with the number of the path that each is of, in order.
+
+    Args:
+        precision: of the sweep's products; None is the path's own dtype.
+        impl: of the attention maps.
+
+    Warns:
+        UserWarning: where the device ran out of memory and a sweep is done in halves.
+    """
+    precision = precision or precision_of(paths[0].through.model, None)
+    orders = [path.targets.position.argsort(stable=True) for path in paths]
+    todo, scattered, shared = list(reversed(plan.sweeps)), dict[int, Tensor](), None
+    is_out_of_memory = False
+    while todo and not is_out_of_memory:
+        first, end = todo.pop()
+        chosen = [order[first:end] if len(paths) == 1 else order for order in orders]
+        try:
+            shared = shared or _share(paths, plan, precision, impl)
+            found = _sweep(shared, plan, precision, paths, chosen)
+        except torch.OutOfMemoryError:
+            if len(paths) > 1 or (shared is None and plan.way in ("forward", "both")):
+                is_out_of_memory = True
+                continue
+            if shared is None or end - first < 2:
+                raise
+            middle = (first + end) // 2
+            warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
+            todo += [(middle, end), (first, middle)]
+            continue
+        for number, (rows, gradient) in enumerate(zip(chosen, found, strict=True)):
+            if bool((orders[number].diff() == 1).all()):
+                yield number, Tile(first if len(paths) == 1 else 0, gradient)
+                continue
+            # targets that are not sorted by position: their rows go back to their places
+            whole = scattered.setdefault(number, gradient.new_zeros(len(orders[number]), gradient.shape[1]))
+            whole[rows] = gradient
+            if len(paths) > 1 or not todo:
+                yield number, Tile(0, whole)
+        del found, gradient  # before the next sweep fills another tile
+    if is_out_of_memory:
+        # not in the handler: an exception at hand holds the frames that it came from, and all their tensors
+        del shared
+        yield from _smaller(paths, plan, precision, impl)
+
+
+def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:
+    """What takes less memory than a pack, or than tangents of all sources: cotangents, prompt by prompt."""
+    warnings.warn(f"out of memory with {len(paths)} prompt(s) going {plan.way}; going on in reverse, one at a time.", stacklevel=3)
+    for number, path in enumerate(paths):
+        whole = ((0, len(path.targets.position)),)
+        way: Way = "through" if plan.way == "through" else "reverse" if plan.task.layers else "local"
+        task = replace(task_of([path]), pieces=plan.task.pieces.smaller)
+        alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
+        for _, tile in adjoint([path], alone, precision, impl):
+            yield number, tile
+
+
+def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budget: int, seed: int = 0) -> Error:
+    """The error of randomly chosen rows against float64, at the same primal point and with the same active latents.
+
+    Both are computed anew, for these rows alone: the same arithmetic as in the whole, in smaller sweeps.
+    """
+    chosen = sampled(len(path.targets.position), rows, seed).to(path.targets.position.device)
+    part = replace(path, targets=Targets(*(column[chosen] for column in path.targets)))
+    found, exact = _matrix(part, precision, impl, budget), _matrix(_in_float64(part), None, "torch", budget)
+    return error_of(found, exact, path.sources.value)
+
+
+LEAST_FOR_SAMPLES = 1 << 30
+"""Bytes that sampled rows may take in any case."""
+
+
+def sampled(count: int, rows: int, seed: int = 0) -> Int[Tensor, " chosen"]:
+    """Which of a path's targets are computed again, ascending."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].sort().values
+
+
+def sampled_task(task: Task, rows: int, itemsize: int) -> Task:
+    """The task of the sampled rows of one prompt, in numbers of `itemsize` bytes."""
+    (targets,) = task.targets
+    position = torch.arange(len(targets)).repeat_interleave(torch.tensor(targets))
+    at = torch.bincount(position[sampled(len(position), rows)], minlength=len(targets))
+    return replace(task, targets=(tuple(at.tolist()),), itemsize=itemsize, opened=NOTHING_OPENED)
+
+
+def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
+    """The whole Jacobian of a path with few targets."""
+    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, LEAST_FOR_SAMPLES)), precision, impl)]
+    return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
+
+
+def _in_float64(path: Path) -> Path:
+    """The same path, at the same point, in float64; only the blocks that it passes are converted."""
+    run = path.through
+    model = cast_blocks(run.model, run.start, run.stop, torch.float64)
+    params = model.params._replace(rotary_cos=model.params.rotary_cos.double(), rotary_sin=model.params.rotary_sin.double())
+
+    def double(columns: Any) -> Any:
+        return type(columns)(*(c.double() if c.is_floating_point() else c for c in columns))
+
+    return replace(
+        path,
+        through=replace(run, model=replace(model, params=params)),
+        x=path.x.double(),
+        base=None if path.base is None else path.base.double(),
+        streams=None if path.streams is None or not path.is_cut else {at: value.double() for at, value in path.streams.items()},
+        sources=double(path.sources),
+        targets=double(path.targets),
+        between=in_float64(path.between),
+    )
+
+
+class _Shared(NamedTuple):
+    """What all sweeps of a pack share."""
+
+    on: Primal
+    start: Site
+    sources: Mapping[Site, Seeds]
+    """What they write, by the place."""
+    between: Between
+    up: Cone
+    lifted: Float[Tensor, "cells d_model"] | None
+    """The sources' tangents, where they are lifted."""
+
+
+@torch.no_grad()
+def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> _Shared:
+    """The primal, the sources, and their tangents where the plan wants them."""
+    run, lengths = paths[0].through, [len(path.x) for path in paths]
+    streams = [path.streams or walked(run.model, run.start, run.stop, path.x, path.base) for path in paths]
+    on = primal(
+        run.model, run.policy, run.start, run.stop, streams, lengths, dtype=precision.sweep, impl=impl, pieces=plan.task.pieces,
+        shut_mlps=plan.task.shut_mlps,
+    )  # fmt: skip
+    widths = [width(run.model.config, site) for site in paths[0].writes]
+    directions = zip(*(path.sources.direction.split(widths, dim=1) for path in paths), strict=True)
+    positions = [path.sources.position for path in paths]
+    sources = {station(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
+    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band)
+    start, between = station(run.start), together([path.between for path in paths], lengths)
+    if plan.way not in ("forward", "both"):
+        return _Shared(on, start, sources, between, up, None)
+    with products(precision):
+        start, pushed = push_seeded(on, run.start, sources[start])
+        lifted = lift(on, start, pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
+        return _Shared(on, start, {start: pushed}, between, up, lifted)
+
+
+@torch.no_grad()
+def _sweep(
+    shared: _Shared, plan: PackPlan, precision: Precision, paths: Sequence[Path], chosen: Sequence[Int[Tensor, " _"]]
+) -> list[Float[Tensor, "_ _"]]:
+    """One sweep over the chosen targets of each path."""
+    on, start, sources, between, up, lifted = shared
+    stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
+    with products(precision):
+        targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
+        if plan.way == "forward":
+            assert lifted is not None
+            return forward(on, stop, targets, sources[start], up, lifted)
+        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
+        if plan.way == "both":
+            assert lifted is not None
+            assert plan.layer is not None
+            return both(on, stop, targets, down, sources[start], up, lifted, plan.layer)
+        if plan.way == "through":
+            return through(on, between, stop, targets, down, start, sources)
+        found = empty(on, targets, sources[start])
+        reverse(on, stop, targets, down, sources, dict.fromkeys(sources, found))
+        return found

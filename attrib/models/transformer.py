@@ -1,0 +1,509 @@
+"""A transformer as a pure function: parameters as a pytree, a frozen config, and what to do with them.
+
+    x_0   = W_E[token] · scale (+ W_pos)                                    embed
+    z     = softmax(q k^T · scale, causal) v,  (q, k, v) = norm(x) W + b    attention
+    mid   = x + z W_O + b_O                                                 resid_mid
+    post  = mid + mlp(norm(mid))                                            resid_post
+    logit = norm(x_L) W_U + b_U                                             unembed
+
+Families differ in what ModelConfig says: norms before or after what is added to the stream, or both; an MLP that
+reads `x` beside the attention (`parallel`; `mid` is then only a sum); norms on queries and keys; windows; soft caps.
+What can be said by other parameters is: rotary pairs are laid out as halves, a norm's (1 + w) is its weight.
+
+Nothing here knows where the parameters came from (see sources/), and nothing is mutated. Shapes carry
+any leading batch dimensions; positions start at 0, so a prefix of a prompt is a prompt.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from attrib.core.devices import check_device, check_dtype
+from attrib.core.fingerprints import Fingerprinted, moved
+from attrib.core.shown import record
+from attrib.core.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
+from attrib.core.warned import renamed
+from attrib.models.tokenizer import Tokenizer as Tokenizer
+
+Stream = Float[Tensor, "*batch positions d_model"]
+
+Put = Callable[[Site, Tensor], Tensor]
+"""What stands at a place, from what the model has computed there."""
+
+
+class Norm(NamedTuple):
+    """LayerNorm or RMSNorm; a folded norm has weight 1 and bias 0."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+ABSENT = Norm(torch.empty(0), torch.empty(0))
+"""In place of a norm that a family does not have."""
+
+
+class Attention(NamedTuple):
+    """Heads lie side by side in the columns; with grouped queries, `d_kv < d_q`."""
+
+    W_Q: Float[Tensor, "d_model d_q"]
+    b_Q: Float[Tensor, " d_q"]
+    W_K: Float[Tensor, "d_model d_kv"]
+    b_K: Float[Tensor, " d_kv"]
+    W_V: Float[Tensor, "d_model d_kv"]
+    b_V: Float[Tensor, " d_kv"]
+    W_O: Float[Tensor, "d_q d_model"]
+    b_O: Float[Tensor, " d_model"]
+    q_norm: Float[Tensor, " d_q_norm"] = ABSENT.weight  # [d_head], or [d_q] where all heads are normed together
+    k_norm: Float[Tensor, " d_k_norm"] = ABSENT.weight
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+class MLP(NamedTuple):
+    """`act(x W_in + b_in) W_out + b_out`; when gated, `act(x W_gate + b_gate) * (x W_in + b_in)` in the middle."""
+
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, " d_mlp"]
+    W_gate: Float[Tensor, "d_model d_gate"]  # d_gate is d_mlp, or 0 where there is no gate
+    b_gate: Float[Tensor, " d_gate"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, " d_model"]
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+class Block(NamedTuple):
+    """One layer: attention and MLP, each behind its norm, and the norms of what they write where there are such."""
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    mlp: MLP
+    post_1: Norm = ABSENT
+    post_2: Norm = ABSENT
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+class Params(NamedTuple):
+    """Every tensor of the model. Unused tables have no rows."""
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx_learned d_model"]
+    rotary_cos: Float[Tensor, "tables n_ctx_rotary d_rotary"]
+    rotary_sin: Float[Tensor, "tables n_ctx_rotary d_rotary"]
+    blocks: tuple[Block, ...]
+    norm_final: Norm
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, " d_vocab"]
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The static facts of a model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    norm: Literal["layer", "rms"]
+    eps: float
+    activation: Activation
+    gated: bool
+    positions: Literal["learned", "rotary"]
+    attention_scale: float
+    parallel: bool = False
+    """The MLP reads the stream that attention reads, and not what attention has added to it."""
+    pre_norm: bool = True
+    """Attention and MLP read a normed stream."""
+    post_norm: bool = False
+    """What attention and MLP write is normed before it is added to the stream."""
+    qk_norm: Literal["none", "head", "whole"] = "none"
+    """An RMSNorm of queries and keys before they are rotated: of each head, or of all heads together."""
+    windows: tuple[int | None, ...] = ()
+    """How many positions each layer's queries see, their own among them; None is all. Empty where no layer has a window."""
+    rotary_tables: tuple[int, ...] = ()
+    """Which rotary table each layer uses; empty where all use the first."""
+    score_cap: float | None = None
+    """Attention scores s become cap · tanh(s / cap)."""
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def last(self) -> Site:
+        """The residual stream that the unembedding reads."""
+        return Site(self.n_layers - 1, "resid_post")
+
+
+@dataclass(frozen=True)
+class Model(Fingerprinted):
+    """Parameters, config and (where known) tokenizer of one transformer."""
+
+    params: Params
+    config: ModelConfig
+    name: str
+    tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        c, dtype = self.config, str(self.dtype).removeprefix("torch.")
+        p = self.params._replace(rotary_cos=self.params.W_E, rotary_sin=self.params.W_E)
+        held = {(leaf.data_ptr(), leaf.numel()) for leaf in pytree.tree_leaves(p)}  # tied tables once
+        return (
+            f"Model({self.name!r}, {c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads of {c.d_head}, vocabulary {c.d_vocab:,}, "
+            f"{sum(numbers for _, numbers in held):,} parameters, {dtype}, {self.device})"
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every parameter."""
+        return self.params.W_E.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of every parameter."""
+        return self.params.W_E.device
+
+    def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Model":
+        """The same model in another dtype or on another device; itself where nothing changes.
+
+        Raises:
+            InputError: for a dtype that is none, and a device that is not there.
+        """
+        dtype = None if dtype is None else check_dtype(dtype)
+        device = None if device is None else check_device(device)
+        if dtype in (None, self.dtype) and device in (None, self.device):
+            return self
+        params = pytree.tree_map(lambda p: p.to(dtype=dtype, device=device), self.params)
+        moved(self.params, params)
+        return replace(self, params=params)
+
+    def _hashed(self, how: Callable[..., str]) -> str:
+        return how(self.params, self.config)
+
+    def with_special_tokens(self, special_tokens: str) -> "Model":
+        """The same model, whose prompts take a special token that is spelled out in their text as it says.
+
+        Args:
+            special_tokens: "allow", it is that token, as the tokenizer has it; "text", it is text like any other; "refuse", an error.
+
+        Raises:
+            InputError: for another choice, or where there is no tokenizer that could take it.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"special_tokens: {self.name} has no tokenizer, so no text is taken.")
+        return replace(self, tokenizer=self.tokenizer.with_special_tokens(special_tokens))
+
+
+# ----------------------------------------------------------------------------- pieces of a block
+
+
+def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """LayerNorm or RMSNorm over the last dimension; a frozen norm holds its denominator."""
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return _rms(config, x, policy) * norm.weight + norm.bias
+
+
+def enter(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """What attention or an MLP reads of the stream."""
+    return normalise(config, norm, x, policy) if config.pre_norm else x
+
+
+def leave(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
+    """What attention or an MLP adds to the stream."""
+    return normalise(config, norm, x, policy) if config.post_norm else x
+
+
+def _rms(config: ModelConfig, x: Float[Tensor, "*batch d"], policy: Policy) -> Float[Tensor, "*batch d"]:
+    return x / rms(config, x, policy)
+
+
+def rms(config: ModelConfig, x: Float[Tensor, "*batch d"], policy: Policy = EXACT) -> Float[Tensor, "*batch 1"]:
+    """A norm's denominator: the root of the mean square of `x`, which LayerNorm has centred."""
+    denominator = (x.pow(2).mean(-1, keepdim=True) + config.eps).sqrt()
+    return denominator.detach() if policy.norm == "frozen" else denominator
+
+
+def cap(x: Float[Tensor, "*any"], at: float | None, policy: Policy = EXACT) -> Float[Tensor, "*any"]:
+    """`at` · tanh(x / at); None does nothing. Where norms are frozen it is a scale, held at its primal value as theirs is."""
+    if at is None:
+        return x
+    capped = at * (x / at).tanh()
+    return x * (capped / x).where(x != 0, 1).detach() if policy.norm == "frozen" else capped
+
+
+def rotate(
+    x: Float[Tensor, "*batch positions d_head"], cos: Float[Tensor, "*tables d_rotary"], sin: Float[Tensor, "*tables d_rotary"]
+) -> Float[Tensor, "*batch positions d_head"]:
+    """Rotary embedding, halves turned against each other (Su et al. 2021, GPT-NeoX layout); the tables broadcast over heads."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+
+def attention_pattern(
+    q: Float[Tensor, "*batch kv_heads group positions d_head"],
+    k: Float[Tensor, "*batch kv_heads positions d_head"],
+    scale: float,
+    window: int | None = None,
+    score_cap: float | None = None,
+) -> Float[Tensor, "*batch kv_heads group positions positions"]:
+    """Causal softmax attention of grouped query heads; each group shares its keys."""
+    scores = cap(attention_scores(q, k, scale), score_cap)
+    seen = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+
+
+def attention_scores(
+    q: Float[Tensor, "*batch kv_heads group positions d_head"], k: Float[Tensor, "*batch kv_heads positions d_head"], scale: float
+) -> Float[Tensor, "*batch kv_heads group positions positions"]:
+    """Scaled products of queries and keys, before cap and mask."""
+    # one product per key head: the queries of a group stand below each other, so keys are never copied
+    scores = rearrange(q, "... group pos d -> ... (group pos) d") @ k.transpose(-1, -2)
+    return rearrange(scores, "... (group pos) key -> ... group pos key", pos=q.shape[-2]) * scale
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values of one layer, rotated where the model rotates."""
+
+    q: Float[Tensor, "*batch kv_heads group positions d_head"]
+    k: Float[Tensor, "*batch kv_heads positions d_head"]
+    v: Float[Tensor, "*batch kv_heads positions d_head"]
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values side by side, before norms and rotation."""
+
+    q: Float[Tensor, "*batch positions d_q"]
+    k: Float[Tensor, "*batch positions d_kv"]
+    v: Float[Tensor, "*batch positions d_kv"]
+
+    def __repr__(self) -> str:
+        return record(self)
+
+
+def project(model: Model, layer: int, x: Stream) -> Projected:
+    """The normed stream `x` through the matrices into head space."""
+    p = model.params.blocks[layer].attention
+    return Projected(x @ p.W_Q + p.b_Q, x @ p.W_K + p.b_K, x @ p.W_V + p.b_V)
+
+
+def heads(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Heads:
+    """Queries, keys and values from the normed stream `x`."""
+    return turned_heads(model, layer, project(model, layer, x), policy)
+
+
+def turned_heads(model: Model, layer: int, projected: Projected, policy: Policy = EXACT) -> Heads:
+    """The heads apart, with their norms and rotation."""
+    config, p = model.config, model.params.blocks[layer].attention
+    q, k, v = projected
+    if config.qk_norm == "whole":
+        q, k = _rms(config, q, policy) * p.q_norm, _rms(config, k, policy) * p.k_norm
+    q = rearrange(q, "... pos (kv group d) -> ... kv group pos d", kv=config.n_kv_heads, d=config.d_head)
+    k, v = (rearrange(part, "... pos (kv d) -> ... kv pos d", kv=config.n_kv_heads) for part in (k, v))
+    if config.qk_norm == "head":
+        q, k = _rms(config, q, policy) * p.q_norm, _rms(config, k, policy) * p.k_norm
+    if config.positions == "rotary":
+        cos, sin = rotary(model, layer, q.shape[-2])
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return Heads(q, k, v)
+
+
+def rotary(model: Model, layer: int, positions: int) -> tuple[Float[Tensor, "positions d_rotary"], Float[Tensor, "positions d_rotary"]]:
+    """A layer's cos and sin; of no width where positions are not rotary."""
+    config, params = model.config, model.params
+    if config.positions != "rotary":
+        return (params.W_E.new_zeros(positions, 0),) * 2
+    table = config.rotary_tables[layer] if config.rotary_tables else 0
+    return params.rotary_cos[table, :positions], params.rotary_sin[table, :positions]
+
+
+def window(config: ModelConfig, layer: int) -> int | None:
+    """How many positions a layer's queries see; None is all."""
+    return config.windows[layer] if config.windows else None
+
+
+def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
+    """`z` of one layer from the normed stream `x`."""
+    config = model.config
+    q, k, v = heads(model, layer, x, policy)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+    if policy.attention == "frozen":
+        pattern = pattern.detach()
+    z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
+    return rearrange(z, "... kv (group pos) d -> ... pos (kv group d)", pos=x.shape[-2])
+
+
+def attention_written(model: Model, layer: int, z: Float[Tensor, "*batch positions d_q"], policy: Policy = EXACT) -> Stream:
+    """`attn_out` from `z`."""
+    p = model.params.blocks[layer]
+    return leave(model.config, p.post_1, z @ p.attention.W_O + p.attention.b_O, policy)
+
+
+def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
+    """`mlp_out` from `mlp_in`."""
+    out = leave(model.config, model.params.blocks[layer].post_2, mlp_raw(model, layer, x), policy)
+    return out.detach() if policy.mlp == "frozen" else out
+
+
+def mlp_raw(model: Model, layer: int, x: Stream) -> Stream:
+    """The MLP's own output, before the norm that some families put behind it."""
+    p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
+    hidden = x @ p.W_in + p.b_in
+    hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
+    return hidden @ p.W_out + p.b_out
+
+
+# --------------------------------------------------------------------------- the whole transformer
+
+
+def embed(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Stream:
+    """Sum of token and (where learned) position embeddings: `resid_pre` of layer 0.
+
+    Raises:
+        InputError: for a prompt longer than the model's context.
+    """
+    if tokens.shape[-1] > model.config.n_ctx:
+        raise InputError(f"tokens: {tokens.shape[-1]} positions, and {model.name} has {model.config.n_ctx}. Shorten the prompt.")
+    x = F.embedding(tokens, model.params.W_E)
+    if model.config.embedding_scale != 1:
+        x = x * model.config.embedding_scale
+    return x + model.params.W_pos[: tokens.shape[-1]] if model.config.positions == "learned" else x
+
+
+def walk(
+    model: Model,
+    start: Site,
+    x: Float[Tensor, "*batch positions width"],
+    base: Stream | None = None,
+    policy: Policy = EXACT,
+    put: Put | None = None,
+) -> Iterator[tuple[Site, Tensor]]:
+    """Yield every site from `start` on, in order of computation, with its value.
+
+    Args:
+        x: the value at `start`.
+        base: the residual stream to which a component's output is added; needed where `start` is not
+            itself the stream: `resid_pre` for z and attn_out, `resid_mid` for mlp_in and mlp_out.
+        put: what takes the place of each value, `x` among them, on which all that follows is computed. It is asked once of each
+            place, by the name that `place` gives it.
+
+    Raises:
+        InputError: where `base` is missing or not wanted.
+        UnsupportedError: at `resid_mid` of a parallel block, which nothing reads.
+    """
+    blocks, config = model.params.blocks, model.config
+    if start.is_residual == (base is not None):
+        what = "missing" if base is None else "not wanted"
+        raise InputError(f"base: {what} for a path that starts at {start}; only components that add to the stream need it.")
+    if config.parallel and start.kind == "resid_mid":
+        raise UnsupportedError(
+            f"{start}: attention and MLP of {model.name} both read resid_pre, and nothing reads the stream between them."
+        )
+
+    def stands(at: Site, value: Tensor) -> Tensor:
+        return value if put is None else put(place(model, at), value)
+
+    value, done = stands(start, x), SITE_KINDS.index(start.kind)
+    stream = before = value if base is None else base
+    yield start, value
+    for layer in range(start.layer, config.n_layers):
+        for kind in SITE_KINDS[done + 1 :]:
+            at = Site(layer, kind)
+            match kind:
+                case "z":
+                    before = stream
+                    value = stands(at, attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy))
+                case "attn_out":
+                    value = stands(at, attention_written(model, layer, value, policy))
+                case "resid_mid" | "resid_post":
+                    value = stream = stands(at, stream + value)
+                case "mlp_in":
+                    value = stands(at, enter(config, blocks[layer].norm_2, before if config.parallel else stream, policy))
+                case "mlp_out":
+                    value = stands(at, mlp(model, layer, value, policy))
+            yield at, value
+        done = 0
+        if layer + 1 < config.n_layers:
+            yield Site(layer + 1, "resid_pre"), stream
+
+
+def unembed(model: Model, x: Stream, *, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_vocab"]:
+    """Logits from the last `resid_post`."""
+    raw = normalise(model.config, model.params.norm_final, x, policy) @ model.params.W_U + model.params.b_U
+    return cap(raw, model.config.logit_cap, policy)
+
+
+def forward(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tensor, "*batch positions d_vocab"]:
+    """The whole model: logits from ids."""
+    *_, (_, last) = walk(model, Site(0, "resid_pre"), embed(model, tokens))
+    return unembed(model, last)
+
+
+def place(model: Model, site: Site) -> Site:
+    """One name for `resid_post` of a layer and `resid_pre` of the next, which are the same value: the latter."""
+    return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" and site != model.config.last else site
+
+
+def width(config: ModelConfig, site: Site) -> int:
+    """The size of the vector at a site."""
+    return config.n_heads * config.d_head if site.kind == "z" else config.d_model
+
+
+def check_site(model: Model, site: Site | str, argument: str) -> Site:
+    """Parse a site and see that the model has it."""
+    site = Site.parse(site)
+    if site.layer >= model.config.n_layers:
+        raise InputError(f"{argument}: {site} is outside {model.name}, which has layers 0 to {model.config.n_layers - 1}.")
+    return site
+
+
+def check_end(model: Model, site: Site | str, argument: str) -> Site:
+    """Parse a site and see that a path can begin or end there."""
+    site = check_site(model, site, argument)
+    if model.config.parallel and site.kind == "resid_mid":
+        raise InputError(
+            f"{argument}: {site} is only a sum in {model.name}, whose attention and MLP both read resid_pre. "
+            "Take resid_pre, attn_out, mlp_out or resid_post."
+        )
+    return site
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, logits="forward")

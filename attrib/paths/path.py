@@ -1,0 +1,425 @@
+"""Paths: leaves → targets as a pure function, with the linear ends that the engine contracts.
+
+A path is  leaves a → x_A = Σ_i a_i D_i + constants → x_B = S(x_A) → targets b_j = r_j(x_B[p_j]).  Its
+Jacobian at the primal is
+
+    J[j, i] = G_j · (∂x_B[p_j] / ∂x_A[q_i]) · D_i,      G_j = ∂r_j / ∂x_B[p_j]
+
+so only the segment S needs a transform: `Sources` of engine/path.py holds D_i (a decoder row, or a token's embedding),
+`Targets` holds G_j (an encoder column times act', or a logit's cotangent). `Path.function` is the whole
+as one plain function, for torch.func and for people who compose.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import vjp
+
+from attrib.adapters.given import as_dictionaries, as_model, as_source, as_target, takes
+from attrib.core.finite import require_finite
+from attrib.core.positions import Positions, PositionsLike, plain_positions
+from attrib.core.room import memory_named
+from attrib.core.types import EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.dictionaries.fit import check_fit, fitted
+from attrib.engine.blocks.passing import NOTHING, Between, part_of, station
+from attrib.engine.path import Path, Sources, Targets
+from attrib.engine.segment import Segment, segment
+from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
+from attrib.models.tokens import TokensLike, one_prompt
+from attrib.models.transformer import Model, embed, enter, mlp, unembed, walk
+from attrib.passes.capture import capture, cut
+from attrib.paths.cuts import Cuts, apart_from, cuts_between
+from attrib.paths.targets import LogitsLike, as_logits, read_direction, read_latents, read_logits, read_site
+
+# ---------------------------------------------------------------------------------- where it starts
+
+
+class Start(NamedTuple):
+    """The leaves at a path's beginning and the function that puts them into the stream."""
+
+    sources: Sources
+    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
+
+
+def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"]) -> Start:
+    """Token scales: one factor for each position's embedding sum, 1 at the primal."""
+    ones = torch.ones_like(embedded[:, 0])
+    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded)
+    return Start(sources, lambda scales: embedded * scales[:, None])
+
+
+def start_at_latents(
+    source: Dictionary, x: Float[Tensor, "positions width_read"], written: Float[Tensor, "positions width_a"], error: bool
+) -> Start:
+    """The source dictionary's active latents; its error, its skip connection and the scale of its input are constants.
+
+    Args:
+        x: what it reads.
+        written: the true value where it writes.
+    """
+    leaves = cut(source, x, written)
+    position, latent, _ = leaves.latents
+    beside = skip(source, x) if source.has_skip else None
+
+    def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
+        out = decode_at(source, values, position, latent, leaves.scale)
+        out = out if beside is None else out + beside
+        return out + leaves.error if error else out
+
+    return Start(latent_sources(source, x, source.writes, leaves.latents), enter)
+
+
+def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
+    """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
+
+    def written(site: Site) -> Float[Tensor, "sources width"]:
+        return source.decoder_rows(latents.latent, part_of(source, station(site)))
+
+    direction = written(writes[0]) if len(writes) == 1 else torch.cat([written(site) for site in writes], dim=1)
+    scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
+    return Sources(*latents, direction.to(x.dtype).mul_(scale))  # in place: these rows are the largest part of many a path
+
+
+# --------------------------------------------------------------------------------- the path itself
+
+
+def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
+    """Raises InputError where the source does not fit the model, or the target is not after it.
+
+    Logits, directions and metrics may be read at the source's own site: nothing then lies between.
+
+    Args:
+        stop: where the path ends; see `stop_site`.
+    """
+    check_fit(model, source, "source")
+    start = start_site(source)
+    if stop.depth > start.depth or (stop.depth == start.depth and not isinstance(target, Dictionary)):
+        return
+    read = read_site(model, target)
+    why = (
+        "attributions run forward" if read.depth <= start.depth else f"the MLP of {model.name} stands beside attention and does not read it"
+    )
+    raise InputError(f"target: {read} is not after the source's {start}; {why}. Choose a later target.")
+
+
+def start_site(source: Dictionary | None) -> Site:
+    """Where a path from a dictionary's latents, or from the tokens, enters the model: the first site that is written."""
+    return Site(0, "resid_pre") if source is None else min(source.writes, key=lambda site: site.depth)
+
+
+def base_site(start: Site) -> Site | None:
+    """The stream to which a component's output is added; None where `start` is the stream."""
+    match start.kind:
+        case "z" | "attn_out":
+            return Site(start.layer, "resid_pre")
+        case "mlp_in" | "mlp_out":
+            return Site(start.layer, "resid_mid")
+    return None
+
+
+class _Opening(NamedTuple):
+    """The half of a path that does not depend on what is read at its end."""
+
+    sources: Sources
+    through: Segment
+    x: Float[Tensor, "positions width_a"]
+    base: Float[Tensor, "positions d_model"] | None
+    true: Float[Tensor, "positions width_b"]
+    reached: Float[Tensor, "positions width_b"]
+    streams: Streams | None
+    read: Float[Tensor, "positions width_read"]
+    """The true value at the site that is read, where that is not the path's end."""
+    writes: tuple[Site, ...]
+    between: Between
+    active: tuple[int, ...]
+    function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
+    """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
+
+
+def _open(
+    model: Model,
+    source: Dictionary | None,
+    site: Site,
+    stop: Site,
+    tokens: Int[Tensor, " positions"],
+    policy: Policy,
+    error: bool,
+    cuts: Cuts | None,
+) -> _Opening:
+    start = start_site(source)
+    base, sites = base_site(start), stream_sites(start, stop)
+    seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
+    _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
+    true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
+    run = segment(model, start, stop, policy=policy)
+    if cuts is not None:
+        return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
+    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
+    x, reached = true_a, seen
+    if source is not None and not error:  # with the error in, the primal is the true one, not its reconstruction up to rounding
+        x = head.enter(head.sources.value)
+        reached = _walked_to(model, start, stop, x, stream)
+    streams = {at: reached[at] for at in sites}
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
+        return run(head.enter(values), stream)
+
+    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
+
+
+def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
+    """Where the model's own pass is looked at, to open a path that is read at `site`."""
+    start = start_site(source)
+    base = base_site(start)
+    read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
+    put_in = set() if cuts is None or error else cuts.replaced.sites
+    return {start, stop, site, *stream_sites(start, stop), *read, *put_in, *([base] if base else [])}
+
+
+def _walked_to(
+    model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
+) -> dict[Site, Float[Tensor, "positions _"]]:
+    """The values from `start` to `stop`, and nothing beyond, where x stands at `start`."""
+    wanted, found = {start, *stream_sites(start, stop)}, {}
+    for site, value in walk(model, start, x, base):
+        if site in wanted:
+            found[site] = value
+        if site.depth == stop.depth:
+            found[stop] = value
+            return found
+    raise AssertionError(f"{stop} is not after {start}")
+
+
+def _require_finite(
+    model: Model, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Float[Tensor, "positions _"]], ends: Iterable[Site]
+) -> None:
+    """Raises NotFiniteError where the ends of a path do not hold finite numbers, for the first place of the model that does not."""
+    try:
+        require_finite({str(at): seen[at] for at in ends})
+    except NotFiniteError:
+        # attention takes NaN to positions before it as well, as 0 · NaN: so the prompt is followed from its embeddings
+        for at, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
+            require_finite({str(at): value})
+        raise
+
+
+def _open_cut(
+    source: Dictionary | None,
+    site: Site,
+    tokens: Int[Tensor, " positions"],
+    error: bool,
+    cuts: Cuts,
+    run: Segment,
+    base: Float[Tensor, "positions d_model"] | None,
+    seen: Mapping[Site, Float[Tensor, "positions _"]],
+) -> _Opening:
+    """The same through cuts: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
+    start, stop, sites = run.start, run.stop, stream_sites(run.start, run.stop)
+    writes: tuple[Site, ...] = (start,)
+    if source is None:
+        sources = start_at_tokens(seen[start], tokens).sources
+    else:
+        x = seen[source.site]
+        writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
+        sources = latent_sources(source, x, writes, encode_sparse(source, x))
+    reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
+    active: tuple[int, ...] = ()
+    if not error:
+        leaves = cuts.leaves(tokens, error=False, true=seen)
+        sites += [at for at in cuts.held if at.kind == "z"]  # which is not what its attention makes
+        wanted = {start, stop, *sites}
+        reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
+        active = tuple(len(each) for each in leaves.activations)
+        read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
+    streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
+    return _Opening(
+        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), active, function
+    )  # fmt: skip
+
+
+@memory_named("opening a path")
+@takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries)
+def path(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | LogitsLike,
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    positions: PositionsLike = None,
+    error: bool = True,
+) -> Path:
+    """The path of one prompt from its leaves to its targets, at the primal point.
+
+    Args:
+        source: a dictionary, whose active latents are the leaves, or None for the token scales.
+        target: a dictionary, whose active latents are the targets, or a choice of logits, as `attrib.latent_to_logit` takes it.
+        tokens: of one prompt, as the attributions take it; docs/prompts.md. It and the dictionaries are brought to the model's device.
+        cuts: dictionaries that are put in on the way, as `attrib.replace` means it.
+        effect: whether derivatives stop at the cuts ("direct") or pass their active latents ("total").
+        positions: of the targets; None is all for latents and the last for logits.
+        error: whether the source's error is added to its reconstruction, as a constant. Without it the
+            Jacobian is taken where the reconstruction alone leads, and targets that are not active there
+            have no gradient.
+
+    Raises:
+        InputError: where the dictionaries do not fit the model or each other.
+    """
+    ids = one_prompt(model, tokens)
+
+    def there(dictionary: Dictionary) -> Dictionary:
+        return dictionary.to(dtype=model.dtype, device=model.device)
+
+    return path_of(
+        model, None if source is None else there(source), there(target) if isinstance(target, Dictionary) else as_logits(target), ids,
+        cuts=[there(cut) for cut in apart_from(cuts, source, target)], effect=effect, policy=policy,
+        positions=plain_positions(positions, [len(ids)]), error=error,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def path_of(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    tokens: Int[Tensor, " positions"],
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    positions: Positions = None,
+    error: bool = True,
+) -> Path:
+    """`path` of ids, positions and dictionaries that are what they should be.
+
+    Raises:
+        InputError: as `path`.
+        NotFiniteError: where an end of the path, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
+    """
+    cuts = apart_from(cuts, source, target)
+    site, stop = read_site(model, target), stop_site(model, target, (source, *cuts))
+    if source is not None:
+        check_source(model, source, stop, target)
+        source = fitted(model, source, "source")
+    if isinstance(target, Dictionary):
+        target = fitted(model, target, "target")
+    put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
+    at = _open(model, source, site, stop, tokens, policy, error, put_in)
+    if isinstance(target, Dictionary):
+        reached_site = at.read if at.reached is at.true else _beside(model, site, stop, at.reached, policy)
+        read = read_latents(target, at.read, reached_site, positions)
+    elif isinstance(target, Direction):
+        read = read_direction(target, at.read, positions)
+    else:
+        read = read_logits(model, target, at.true, positions, policy)
+
+    def end(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
+        return read.function(_beside(model, site, stop, rows, policy))
+
+    value, pull, *_ = vjp(end, at.reached.index_select(0, read.position))
+    require_finite({f"the targets at {site}": value}, from_below=True, position=read.position)
+    (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
+    begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
+        return last(begin(values).index_select(0, read.position))
+
+    targets = Targets(read.position, read.latent, value, cotangent)
+    return Path(
+        at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
+        at.writes, at.between, at.active,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MetricPath:
+    """One prompt's path to a scalar of all its logits: no single row is read, so the whole stream moves it.
+
+    `gradient` is that of the metric by the sources; `function` maps `sources.value` to `value`.
+    """
+
+    sources: Sources
+    value: Float[Tensor, ""]
+    gradient: Float[Tensor, " sources"]
+    function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
+
+    def __repr__(self) -> str:
+        return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
+
+
+@torch.no_grad()
+def metric_path(
+    model: Model,
+    source: Dictionary,
+    tokens: Int[Tensor, " positions"],
+    metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    error: bool = True,
+) -> MetricPath:
+    """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
+
+    Raises:
+        InputError: where the metric does not give one number that depends on the logits, or the dictionary does not fit the model.
+        NotFiniteError: where an end of the path, or the metric, is NaN or infinite.
+    """
+    last, cuts = model.config.last, apart_from(cuts, source)
+    check_source(model, source, last, metric)
+    source = fitted(model, source, "source")
+    put_in = cuts_between(model, source, metric, start_site(source), last, cuts, effect, policy)
+    at = _open(model, source, last, last, tokens, policy, error, put_in)
+
+    begin = at.function
+
+    def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
+        logits = unembed(model, begin(values), policy=policy)
+        value = metric(logits)
+        if not isinstance(value, Tensor) or value.shape != ():
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"metric: gave {got}; expected a scalar tensor made from the logits [positions, d_vocab].")
+        if logits.requires_grad and not value.requires_grad:
+            raise InputError(
+                "metric: gave a number that does not depend on the logits, so nothing moves it; expected a scalar tensor made from "
+                "the logits [positions, d_vocab] by torch alone, without item(), detach() or argmax()."
+            )
+        return value
+
+    value, pull, *_ = vjp(function, at.sources.value)
+    require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
+    (gradient,) = pull(torch.ones_like(value))
+    return MetricPath(at.sources, value, gradient, function)
+
+
+def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:
+    """Where the path to a target ends.
+
+    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off
+    resid_pre. But where a dictionary writes between the two, what it writes is on the way, and the path ends where the target reads.
+
+    Args:
+        written_by: the source and the cuts.
+    """
+    site = read_site(model, target)
+    if not (model.config.parallel and site.kind in BESIDE):
+        return site
+    before = Site(site.layer, "resid_pre")
+    places = (at for d in written_by if d is not None for at in d.writes)
+    is_written = any(at.kind in BESIDE and before.depth < at.depth <= site.depth for at in places)
+    return site if is_written else before
+
+
+def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:
+    """The value at `site` of a parallel block's MLP, from resid_pre."""
+    if site == stop:
+        return rows
+    entered = enter(model.config, model.params.blocks[site.layer].norm_2, rows, policy)
+    return entered if site.kind == "mlp_in" else mlp(model, site.layer, entered, policy)

@@ -1,0 +1,1 @@
+"""Work that is described in a file: its prompts, its model and attributions, its result, and the result made again."""

@@ -1,0 +1,128 @@
+"""A run: prompts from a file or as text, one model, some attributions, one HDF5 file. The CLI's work, as a function.
+
+A run is described by `RunFile`, whose fields are the options of `attrib run` and the keys of its TOML
+file. Everything that can be refused is refused before anything is computed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from attrib import store
+from attrib.attribution.plan import Plan
+from attrib.core.edges import Edges
+from attrib.core.types import InputError, Progress
+from attrib.runs.prompts import Messages, read
+from attrib.runs.spec import Loaded, Work, check_device, checked, load, toml_table
+
+
+class RunFile(Work):
+    """Everything that `attrib run` needs."""
+
+    prompts: Path | None = None
+    """A file of prompts, as `attrib.runs.prompts.read` takes it."""
+    prompt: Annotated[list[str], Field(min_length=1)] | None = None
+    """Prompts themselves, in place of a file."""
+    out: Path | None = None
+    """The file to write; a plan needs none."""
+    device: str = "cpu"
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> "RunFile":
+        if (self.prompts is None) == (self.prompt is None):
+            given = "missing" if self.prompt is None else "given beside prompt"
+            raise ValueError(f"prompts: {given}; expected either prompts, a file, or prompt, the text itself.")
+        return self
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys of a TOML run file; a relative path of prompts is taken from its folder."""
+    table = toml_table(path)
+    if isinstance(named := table.get("prompts"), str) and named != "-" and not named.startswith("hf:"):
+        table["prompts"] = path.parent / named
+    return table
+
+
+def run_file(table: dict[str, Any]) -> RunFile:
+    """A checked run from its keys. Raises InputError naming every key that is wrong."""
+    return checked(RunFile, table, "run")
+
+
+def read_prompts(path: Path) -> list[str | Tensor | Messages]:
+    """All prompts of a file, as `attrib.runs.prompts.read` finds them.
+
+    Raises:
+        InputError: where the file is missing, or holds something else than a prompt; names the line.
+    """
+    name = str(path)
+    if name != "-" and not name.startswith("hf:") and not _exists(path):
+        raise InputError(
+            f"prompts: {name} does not exist; expected a file, one prompt a line, or .jsonl. Text itself is given with --prompt "
+            "(in a run file, prompt = [...])."
+        )
+    given = []
+    for found in read(name):
+        if found.prompt is None:
+            raise InputError(f"prompts: {found.where} {found.fault}. Remove it, or write a prompt there.")
+        given.append(found.prompt)
+    if not given:
+        raise InputError(f"prompts: {path} is empty; expected one prompt a line.")
+    return given
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a name, or with a NUL: text
+        return False
+
+
+def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
+    """A run's prompts. Raises what `read_prompts` raises, and InputError for a text that is none."""
+    if run.prompt is None:
+        assert run.prompts is not None
+        return read_prompts(run.prompts)
+    if empty := [number for number, text in enumerate(run.prompt) if not text.strip()]:
+        raise InputError(f"prompt: number {empty[0]} is empty; expected text.")
+    return list(run.prompt)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raises InputError where the file exists and may not be replaced, or its folder does not."""
+    if path.exists() and not overwrite:
+        raise InputError(f"out: {path} exists; give --overwrite to replace it, or another name.")
+    if not path.parent.is_dir():
+        raise InputError(f"out: the folder {path.parent} does not exist.")
+
+
+def execute(run: RunFile, progress: Progress | None = None) -> list[Edges]:
+    """Compute a run and write its file; returns what was written.
+
+    Args:
+        progress: called with (prompts done, prompts in all), over all attributions.
+    """
+    if run.out is None:
+        raise InputError("out: missing; expected the HDF5 file to write.")
+    loaded, prompts = _ready(run)
+    loaded.check(prompts)
+    results = loaded.attribute(prompts, progress)
+    store.save(run.out, results, compression=run.compression, overwrite=run.overwrite)
+    return results
+
+
+def forecast(run: RunFile) -> list[Plan | None]:
+    """What `execute` would do for each attribution, and raise before it computes; None for one that is not planned."""
+    if run.method == "torch.func":
+        raise InputError("method: torch.func goes row by row, without a plan; expected adjoint or adjoint-triton.")
+    loaded, prompts = _ready(run)
+    return loaded.plan(prompts)
+
+
+def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages]]:
+    if run.out is not None:
+        check_output(run.out, run.overwrite)
+    prompts = prompts_of(run)
+    return load(run, check_device(run.device)), prompts

@@ -1,0 +1,385 @@
+"""What is to be computed of any prompts: a model, some attributions between its dictionaries, and their options.
+
+`Work` is the part that a run file and a job have in common; `Loaded` is a work with its model and dictionaries in memory.
+"""
+
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from torch import Tensor
+
+from attrib.adapters import load_dictionary, load_model
+from attrib.attribution import questions
+from attrib.attribution.options import Method
+from attrib.attribution.plan import Plan, plan
+from attrib.core.devices import check_device as check_device
+from attrib.core.edges import Edges
+from attrib.core.fingerprints import seal
+from attrib.core.positions import plain_positions
+from attrib.core.types import (
+    POLICIES,
+    Dense,
+    Difference,
+    EdgeKind,
+    Effect,
+    InputError,
+    Keep,
+    Logits,
+    Mass,
+    Progress,
+    Threshold,
+    TokenLogits,
+    TopK,
+    TopLogits,
+    first_line,
+)
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.fit import known_to
+from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.models.tokenizer import SpecialTokens
+from attrib.models.transformer import Model
+from attrib.runs.asked import faults_of
+
+LONGEST_CONFIG = 1 << 20
+"""Bytes of a TOML file, at most."""
+
+KINDS: tuple[EdgeKind, ...] = get_args(EdgeKind)
+Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
+"""TOML has whole numbers of any length, and nothing behind it has; and true is no number."""
+
+
+def _positions(given: Any) -> Any:
+    """Positions as they are written, once it is seen that they are some. Raises ValueError."""
+    try:
+        plain_positions(given, [])
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("positions: ")) from None
+    return given
+
+
+Written = Annotated[int | str | list[int] | list[bool] | None, PlainValidator(_positions)]
+"""Positions in every form that TOML has: a number, a list of them, a mask, "last", "all", or a slice as text."""
+
+
+USUAL_KEEP = Mass(0.99)
+"""What files keep, where nobody says: of a dense result most edges are too small to matter, and it may not fit in memory.
+
+The functions of Python, whose result is in memory anyway, keep everything.
+"""
+
+
+def keep_text(keep: Keep) -> str:
+    """The text that `parse_keep` reads as this rule."""
+    return ":".join([type(keep).__name__.lower(), *(repr(number) for number in keep)])
+
+
+def parse_keep(text: object) -> Keep:
+    """`dense`, `topk:32`, `threshold:0.1` or `mass:0.99`."""
+    if isinstance(text, Dense | TopK | Threshold | Mass):
+        return text
+    rules: dict[str, Callable[[str], Keep]] = {
+        "dense": lambda _: Dense(),
+        "topk": lambda k: TopK(int(k)),
+        "threshold": lambda t: Threshold(float(t)),
+        "mass": lambda fraction: Mass(float(fraction)),
+    }
+    name, _, number = str(text).partition(":")
+    try:
+        return rules[name](number)
+    except (KeyError, ValueError):
+        raise ValueError(f"{text!r} is not a rule; expected dense, topk:K, threshold:T or mass:FRACTION") from None
+
+
+_OF_LOGITS = ("top_logits", "mass", "logit_tokens", "logit_difference")
+_NEEDS: dict[EdgeKind, tuple[str, ...]] = {
+    "token_to_latent": ("target",), "latent_to_latent": ("source", "target"), "latent_to_logit": ("source",),
+    "latent_to_metric": ("source", "metric"),
+}  # fmt: skip
+TAKES: dict[EdgeKind, frozenset[str]] = {
+    kind: frozenset({*needs, "cuts", "effect", *(_OF_LOGITS if kind == "latent_to_logit" else ())}) for kind, needs in _NEEDS.items()
+}
+"""The keys of an attribution that each kind uses."""
+
+_UNUSED: dict[str, tuple[EdgeKind, ...]] = {
+    "error": ("token_to_latent",), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
+    "precision_rows": ("latent_to_metric",),
+}  # fmt: skip
+"""Options of a whole work, and the kinds that have no use for them."""
+
+STORED = {"stored": True}
+"""Validation's context for a description that attrib wrote down itself, with every option's usual value in it."""
+
+
+def _given(described: BaseModel, info: Any) -> set[str]:
+    """The keys that somebody set, whatever to. `info` is pydantic's ValidationInfo, a protocol that beartype cannot check."""
+    return set() if (info.context or {}).get("stored") else described.model_fields_set
+
+
+class Attribution(BaseModel):
+    """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: EdgeKind
+    source: str | None = None
+    target: str | None = None
+    cuts: list[str] = Field(default_factory=list)
+    effect: Effect = "direct"
+    top_logits: Annotated[Whole, Field(ge=1)] = 10
+    mass: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    logit_tokens: list[Whole | str] = Field(default_factory=list)
+    logit_difference: tuple[Whole | str, Whole | str] | None = None
+    metric: str | None = None
+    """`module:function`, of latent_to_metric."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "Attribution":
+        missing = [name for name in _NEEDS[self.kind] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{self.kind} needs a {' and a '.join(missing)}{' dictionary' if missing != ['metric'] else ''}.")
+        return self
+
+    @model_validator(mode="after")
+    def _uses_what_it_is_given(self, info: Any) -> "Attribution":
+        """An option that changes nothing was meant to change something."""
+        given = _given(self, info)
+        if unused := sorted(given - TAKES[self.kind] - {"kind"}):
+            raise ValueError(f"{', '.join(unused)}: no effect on {self.kind}, which takes {', '.join(sorted(TAKES[self.kind]))}.")
+        if "effect" in given and not self.cuts:
+            raise ValueError(f"effect: {self.effect!r} has no effect without cuts; leave it out, or name the cuts.")
+        choices = [", ".join(of) for one in (_OF_LOGITS[:2], _OF_LOGITS[2:3], _OF_LOGITS[3:]) if (of := [n for n in one if n in given])]
+        if len(choices) > 1:
+            raise ValueError(f"{' and '.join(choices)}: each says which logits, and one of them would have no effect. Give one.")
+        if "logit_tokens" in given and not self.logit_tokens:
+            raise ValueError("logit_tokens: an empty list; expected at least one token.")
+        return self
+
+    @property
+    def logits(self) -> Logits:
+        """Which logits are the targets."""
+        if self.logit_difference is not None:
+            return Difference(*self.logit_difference)
+        return TokenLogits(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
+
+
+class Work(BaseModel):
+    """What to compute, and how: everything that a result's numbers follow from, but for the prompts and the device."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    attribution: list[Attribution] = Field(min_length=1)
+    keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
+    policy: Literal["exact", "linear"] = "exact"
+    dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
+    precision_rows: Annotated[Whole, Field(ge=0)] | None = None
+    method: Method = "adjoint"
+    budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
+    positions: Written = None
+    error: bool = True
+    special_tokens: SpecialTokens = "allow"
+    compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
+
+    @model_validator(mode="after")
+    def _uses_what_it_is_given(self, info: Any) -> "Work":
+        kinds = {one.kind for one in self.attribution}
+        for name, useless in _UNUSED.items():
+            if name in _given(self, info) and kinds <= {*useless}:
+                raise ValueError(f"{name}: no effect on {' and '.join(sorted(kinds))}; leave it out.")
+        return self
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """The names of all dictionaries that take part, each once."""
+        named = (name for a in self.attribution for name in (a.source, a.target, *a.cuts) if name is not None)
+        return list(dict.fromkeys(named))
+
+
+# Python's reader takes time in the square of a key's parts: minutes for `a.a.a…` of 100 kB. A run that \w+ or quotes begin is met once.
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![\w\\-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}")
+
+
+def toml_table(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file. Raises InputError where it cannot be read, is too long, or no TOML."""
+    try:
+        with path.open("rb") as file:
+            read = file.read(LONGEST_CONFIG + 1)
+        if len(read) > LONGEST_CONFIG:
+            raise InputError(f"config: {path} has more than {LONGEST_CONFIG:,} bytes, which no config needs.")
+        if found := _LONG_KEY.search(text := read.decode("utf-8-sig")):
+            raise InputError(f"config: {path} has a key of more than 64 parts: {found[0][:40]}...")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"config: {path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"config: {path} cannot be read: {error.strerror}.") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML or UTF-8, or a number of too many digits
+        raise InputError(f"config: {path} is not TOML: {error}.") from None
+
+
+Description = TypeVar("Description", bound=BaseModel)
+
+
+def checked(kind: type[Description], table: dict[str, Any], what: str, *, context: dict[str, Any] | None = None) -> Description:
+    """A checked description from its keys. Raises InputError naming every key that is wrong.
+
+    Args:
+        context: STORED, for what attrib wrote down itself.
+    """
+    try:
+        return kind.model_validate(table, context=context)
+    except ValidationError as error:
+        raise InputError("\n".join(faults_of(error, what))) from None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A work whose model and dictionaries are in memory: a function from prompts to edges. `load` makes one."""
+
+    work: Work
+    model: Model
+    dictionaries: dict[str, Dictionary]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        work = self.work
+        return {
+            "policy": POLICIES[work.policy], "keep": work.keep, "dtype": work.dtype, "budget": int(work.budget),
+            "positions": work.positions, "method": work.method, "precision_rows": work.precision_rows,
+        }  # fmt: skip
+
+    def check(self, prompts: Sequence[Any]) -> None:
+        """Raise what attributing these prompts would raise, as far as that is known before anything is computed."""
+        for item in self.work.attribution:
+            source, to = self._ends(item)
+            questions.check(item.kind, self.model, source, to, prompts, **self._options, **self._put_in(item))
+        _check_apart(self.work.attribution, self.dictionaries)
+
+    def attribute(self, prompts: Sequence[Any], progress: Progress | None = None) -> list[Edges]:
+        """The edges of all attributions, one after another.
+
+        Args:
+            progress: called with (prompts done, prompts in all), over all attributions.
+        """
+        results = []
+        for number, item in enumerate(self.work.attribution):
+            report = _shifted(progress, number * len(prompts), len(self.work.attribution) * len(prompts))
+            results.append(self._attribute(item, prompts, self._options | self._put_in(item) | {"progress": report}))
+        return results
+
+    def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
+        """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
+        self.check(prompts)
+        options = {name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")}
+        options["error"] = self.work.error
+
+        def planned(item: Attribution) -> Plan | None:
+            source, to = self._ends(item)
+            return None if item.kind == "latent_to_metric" else plan(self.model, source, to, prompts, **options, **self._put_in(item))
+
+        return [planned(item) for item in self.work.attribution]
+
+    def _ends(self, item: Attribution) -> tuple[Dictionary | None, Any]:
+        """The source, None for tokens; and the target: a dictionary, a choice of logits, or a metric."""
+        source = None if item.source is None else self.dictionaries[item.source]
+        if item.metric is not None:
+            return source, metric_of(item.metric)
+        return source, item.logits if item.target is None else self.dictionaries[item.target]
+
+    def _put_in(self, item: Attribution) -> dict[str, Any]:
+        """What is put in on the way, as the attributions' options."""
+        return {"cuts": [self.dictionaries[name] for name in item.cuts], "effect": item.effect}
+
+    def _attribute(self, item: Attribution, prompts: Sequence[Any], options: dict[str, Any]) -> Edges:
+        source, to = self._ends(item)
+        if source is None:
+            return questions.token_to_latent(self.model, to, prompts, **options)
+        options["error"] = self.work.error
+        match item.kind:
+            case "latent_to_latent":
+                return questions.latent_to_latent(self.model, source, to, prompts, **options)
+            case "latent_to_logit":
+                return questions.latent_to_logit(self.model, source, prompts, logits=to, **options)
+        of_metric = {name: value for name, value in options.items() if name not in ("positions", "precision_rows")}
+        return questions.latent_to_metric(self.model, source, prompts, to, **of_metric)
+
+
+def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
+    """The model and dictionaries of a work. Raises what `load_model` and `load_dictionary` raise.
+
+    Warns once of each dictionary that was made for another model, and not again for every prompt.
+
+    Args:
+        places: where those lie whose names are not enough to find them.
+    """
+    for item in work.attribution:  # before the model, which takes time
+        if item.metric is not None:
+            metric_of(item.metric)
+    places = places or {}
+    model = load_model(places.get(work.model, work.model)).to(device=device)
+    if work.special_tokens != "allow":
+        model = model.with_special_tokens(work.special_tokens)
+    dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
+    # nobody else holds them: one hash does for every prompt that they are used on
+    return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
+
+
+def metric_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that `module:function` names, from this folder or from what is installed. This runs the module's code.
+
+    Raises:
+        InputError: where there is no such module or function, or importing it fails.
+    """
+    module, colon, function = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise InputError(f"metric: {name!r}; expected module:function, as my_metrics:entropy.")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as `python -m` does
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+        raise InputError(f"metric: {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}.") from error  # type: ignore[arg-type]
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise InputError(f"metric: {name!r} is a {type(found).__name__}; expected a function from logits to a scalar.")
+    return found
+
+
+def _check_apart(blocks: Sequence[Attribution], dictionaries: dict[str, Dictionary]) -> None:
+    """Raises InputError where two attributions are between the same places: a file has one block for each such pair."""
+    seen: dict[tuple[object, ...], int] = {}
+    for number, item in enumerate(blocks):
+        ends = [None if name is None else dictionaries[name].site for name in (item.source, item.target)]
+        if (first := seen.setdefault((item.kind, *ends), number)) != number:
+            raise InputError(
+                f"attribution[{number}]: {item.kind} between the same places as attribution[{first}]; a file holds one of them. "
+                "Write the other, with its own options, to a file of its own."
+            )
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Progress | Literal[False]:
+    return (lambda done, _: progress(before + done, total)) if progress else False

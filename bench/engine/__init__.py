@@ -1,0 +1,1 @@
+"""The engine against other ways to the same Jacobian, values first."""

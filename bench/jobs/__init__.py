@@ -1,0 +1,1 @@
+"""Jobs, files and statistics at size, and disturbed."""

@@ -1,0 +1,5 @@
+"""`python -m bench.jobs`."""
+
+from bench.jobs.cost import main
+
+main()

@@ -1,0 +1,1 @@
+"""The Triton kernels beside plain torch and torch.compile."""

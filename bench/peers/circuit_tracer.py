@@ -1,0 +1,250 @@
+"""circuit-tracer's attribution graphs and attrib's edges between the same latents, value by value.
+
+The two run in environments of their own, since circuit-tracer pins other versions, and meet in a folder:
+
+    python -m venv ct && ct/bin/pip install -r bench/peers/requirements.txt
+    ct/bin/python -m bench.peers.circuit_tracer graph FOLDER     # random models and transcoders, and circuit-tracer's graph of each
+    python -m bench.peers.circuit_tracer compare FOLDER          # attrib's edges of what lies there; exits 1 where any differ
+
+With transcoders in place of all MLPs, and attention patterns and norm scales held fixed, circuit-tracer's edge from latent s to
+latent t is a_s · D_s · J · E_t: the activation of s, its decoder row, the residual stream's linear map, the encoder column
+of t. That is attrib's attribution with every transcoder a cut, effect="direct" and LINEAR. circuit-tracer has no latents
+at the first position, so attrib's of that position are left out. Its logits are less their mean over the vocabulary; the
+random unembeddings are centred, so that the mean does not depend on the latents.
+
+Times are of a second run: of attribute() there, of all calls together here, one latent_to_latent for each pair of layers and
+one latent_to_logit for each layer; ratios are theirs over attrib's. Each call runs the prompt anew; attribute() runs it once,
+and finds edges from errors and tokens too. They compare where both ran on one machine, with as many threads (OMP_NUM_THREADS).
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.measure import Time, timed
+
+T = TypeVar("T")
+Facts = dict[str, Any]
+Kind = Literal["set", "set-skip", "set-jump", "clt"]
+
+TOLERANCE = 1e-5  # of float32 values, relative to the largest of their kind in the case
+BATCH = 16  # rows of one backward pass of circuit-tracer: on a CPU its default of 512 takes three times as long for gpt2-small
+
+LAYER: Facts = {"normalization_type": "LN", "act_fn": "gelu_new", "positional_embedding_type": "standard", "device": "cpu"}
+RMS: Facts = {"normalization_type": "RMS", "act_fn": "silu", "positional_embedding_type": "rotary", "gated_mlp": True, "device": "cpu"}
+TINY: Facts = {"n_layers": 4, "d_model": 32, "n_ctx": 64, "n_heads": 4, "d_head": 8, "d_mlp": 96, "d_vocab": 60}
+SMALL: Facts = {"n_layers": 12, "d_model": 768, "n_ctx": 64, "n_heads": 12, "d_head": 64, "d_mlp": 3072, "d_vocab": 1000}
+SHAPES = {"gpt2": LAYER | TINY, "llama": RMS | TINY | {"rotary_dim": 8}, "gpt2-small": LAYER | SMALL}  # of HookedTransformerConfig
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random transcoders at a hook of a random model; about `active` latents of each are active per position."""
+
+    shape: str
+    kind: Kind
+    hook: str
+    d_sae: int = 60
+    active: int = 12
+    positions: int = 12
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape}-{self.kind}-{self.hook}"
+
+
+HOOKS = ("hook_resid_mid", "ln2.hook_normalized")
+CASES = [Case(shape, kind, hook) for shape in ("gpt2", "llama") for kind in get_args(Kind) for hook in HOOKS]
+CASES.append(Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=16))
+
+
+class Graph(NamedTuple):
+    """Active latents (layer, position, index), ascending, and the edges from them, row from column. Errors and tokens are left out."""
+
+    tokens: Int[Tensor, " positions"]
+    logits: Int[Tensor, " logits"]
+    latents: Int[Tensor, "latents 3"]
+    activation: Float[Tensor, " latents"]
+    to_latents: Float[Tensor, "latents latents"]
+    to_logits: Float[Tensor, "logits latents"]
+
+
+def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, time: Time) -> None:
+    """All that `compare` reads beside the folder `transcoders`."""
+    for name, tensors in (("model", parameters), ("graph", graph._asdict())):
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
+    (folder / "facts.json").write_text(json.dumps({"config": config, "time": time._asdict()}, indent=1))
+
+
+def second_of(run: Callable[[], T]) -> tuple[T, Time]:
+    """The result and the time of a second run: the first one loads and allocates."""
+    run()
+    return timed(run, torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------------------------- circuit-tracer's half
+
+
+class Ids:
+    """As much of a tokenizer as attribute() asks for. Prompts begin with a special token, so that none is put before them."""
+
+    all_special_ids, vocab_size, padding_side = (0,), 0, "right"
+
+    def decode(self, ids: object) -> str:
+        return str(ids)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module) -> None:
+    """Matrices keep the size of what they multiply, norm weights lie near 1, biases near 0."""
+    for name, parameter in module.named_parameters():
+        kind, noise = name.split(".")[-1], torch.randn_like(parameter)
+        if kind == "w":
+            parameter.copy_(1 + 0.1 * noise)
+        elif kind.startswith("b"):
+            parameter.copy_(0.1 * noise)
+        elif kind != "threshold":
+            parameter.copy_(noise * parameter.shape[-2] ** -0.5)
+
+
+@torch.no_grad()
+def transcoders_of(case: Case, inputs: list[Float[Tensor, "positions d_model"]]) -> Any:
+    """circuit-tracer's transcoders; in each layer one bias, with which `active · positions` latents pass zero or their threshold."""
+    names = ("single_layer_transcoder", "cross_layer_transcoder", "activation_functions")
+    single, cross, act = (import_module(f"circuit_tracer.transcoder.{name}") for name in names)
+    n_layers, d_model, on = len(inputs), inputs[0].shape[1], {"device": torch.device("cpu"), "dtype": torch.float32}
+    threshold, skips = 0.3 if case.kind == "set-jump" else 0.0, case.kind == "set-skip"
+    if case.kind == "clt":
+        made = cross.CrossLayerTranscoder(n_layers, case.d_sae, d_model, lazy_decoder=False, feature_input_hook=case.hook, **on)
+    else:
+        rules = [act.JumpReLU(torch.full((case.d_sae,), threshold)) if threshold else torch.relu for _ in inputs]
+        layers = {i: single.SingleLayerTranscoder(d_model, case.d_sae, rule, i, skips, **on) for i, rule in enumerate(rules)}
+        made = single.TranscoderSet(layers, case.hook, "hook_mlp_out")
+    made.scan = "random"  # it warns without
+    randomise(made)
+    for number, x in enumerate(inputs):
+        W_enc, b_enc = (made.W_enc[number], made.b_enc[number]) if case.kind == "clt" else (made[number].W_enc, made[number].b_enc)
+        largest = (x @ W_enc.T).flatten().topk(case.active * len(x) + 1).values
+        b_enc.fill_(threshold - float(largest[-2:].mean()))
+    return made
+
+
+def write_graph(folder: Path, case: Case) -> Time:
+    """Build a case, have circuit-tracer attribute it, and write both."""
+    attribute, lens = import_module("circuit_tracer").attribute, import_module("transformer_lens")
+    replacement = import_module("circuit_tracer.replacement_model.replacement_model_transformerlens")
+    torch.manual_seed(0)
+    config, logits = SHAPES[case.shape], torch.tensor([3, 7, 9])
+    model = replacement.TransformerLensReplacementModel(lens.HookedTransformerConfig(**config))
+    randomise(model)
+    model.unembed.W_U.data -= model.unembed.W_U.data.mean(1, keepdim=True)
+    parameters = dict(model.named_parameters())  # by the names of a HookedTransformer, before others are put in
+    tokens = torch.randint(1, config["d_vocab"], (case.positions,)).index_fill(0, torch.tensor([0]), 0)
+    hooks = [f"blocks.{layer}.{case.hook}" for layer in range(config["n_layers"])]
+    _, cache = model.run_with_cache(tokens, names_filter=hooks)
+    transcoders = transcoders_of(case, [cache[hook][0] for hook in hooks])
+    transcoders.to_safetensors(str(folder / "transcoders"))
+    names = {"model_kind": "cross_layer_transcoder" if case.kind == "clt" else "transcoder_set"}
+    names |= {"feature_input_hook": case.hook, "feature_output_hook": "hook_mlp_out"}
+    (folder / "transcoders" / "config.yaml").write_text(json.dumps(names))  # JSON is YAML
+    model._configure_replacement_model(transcoders)  # the rest of its from_config, which would begin with other parameters
+    model.tokenizer = Ids()
+    found, time = second_of(partial(attribute, tokens, model, attribution_targets=logits, batch_size=BATCH))
+    edges = found.adjacency_matrix[:, : (of := len(found.active_features))]  # the other columns are errors, tokens and logits
+    graph = Graph(tokens, logits, found.active_features, found.activation_values, edges[:of], edges[-len(logits) :])
+    write_case(folder, config, parameters, graph, time)
+    return time
+
+
+# ------------------------------------------------------------------------------------------------ attrib's half
+
+
+def attrib_graph(model: Any, layers: list[Any], tokens: Tensor, logits: Tensor, method: str = "adjoint") -> Graph:
+    """The same of attrib's model and dictionaries, with one call for each pair of ends."""
+    import attrib
+
+    options: Facts = {"cuts": layers, "effect": "direct", "policy": attrib.LINEAR, "method": method}
+    last = [attrib.latent_to_logit(model, layer, tokens, logits=attrib.TokenLogits(logits.tolist()), **options) for layer in layers]
+    sources = [edges.sources for edges in last]
+    place = torch.tensor([(i, p, n) for i, s in enumerate(sources) for p, n in zip(s.position.tolist(), s.latent.tolist(), strict=True)])
+    rows = [slice(*ends) for ends in pairwise(torch.tensor([0, *map(len, sources)]).cumsum(0).tolist())]
+    to_latents = torch.zeros(len(place), len(place))
+    for a, b in combinations(range(len(layers)), 2):
+        edges = attrib.latent_to_latent(model, layers[a], layers[b], tokens, **options)
+        to_latents[rows[b], rows[a]] = edges.dense(0, "attribution")
+    activation, to_logits = torch.cat([s.activation for s in sources]), torch.cat([edges.dense(0, "attribution") for edges in last], 1)
+    later = place[:, 1] > 0
+    return Graph(tokens, logits, place[later], activation[later], to_latents[later][:, later], to_logits[:, later])
+
+
+def distance(mine: Graph, theirs: Graph) -> tuple[float, float]:
+    """The largest difference of an edge, and of any value relative to the largest of its kind; infinite where other latents are active."""
+    if not torch.equal(mine.latents, theirs.latents):
+        return float("inf"), float("inf")
+    pairs = [(getattr(mine, kind), getattr(theirs, kind)) for kind in ("to_latents", "to_logits", "activation")]
+    differences, largest = (torch.stack(values) for values in zip(*(((a - b).abs().max(), b.abs().max()) for a, b in pairs), strict=True))
+    return differences[:2].max().item(), (differences / largest).max().item()
+
+
+def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time]:
+    """attrib's model and dictionaries, circuit-tracer's graph and its time."""
+    import attrib
+    from attrib.adapters import load_dictionaries
+
+    lens, facts = import_module("transformer_lens"), json.loads((folder / "facts.json").read_text())
+    hooked = lens.HookedTransformer(lens.HookedTransformerConfig(**facts["config"]))
+    hooked.load_state_dict(hooked.state_dict() | load_file(folder / "model.safetensors"))  # which has no masks and rotary tables
+    model, graph = attrib.from_transformer_lens(hooked, name=folder.name), Graph(**load_file(folder / "graph.safetensors"))
+    return model, load_dictionaries(folder / "transcoders"), graph, Time(**facts["time"])
+
+
+def compare(folder: Path) -> bool:
+    """Print a table of all cases of a folder, and say whether there are any and all agree."""
+    from rich.table import Table
+
+    from bench.output import wide_console
+
+    table = Table("case", title="attrib beside circuit-tracer: edges that are not zero, differences, and seconds of CPU time")
+    for column in ("edges", "largest", "difference", "relative", "attrib s", "circuit-tracer s", "ratio", "wall ratio"):
+        table.add_column(column, justify="right")
+    passed = []
+    for path in sorted(file.parent for file in folder.glob("*/facts.json")):
+        model, layers, theirs, their_time = read_case(path)
+        mine, time = second_of(partial(attrib_graph, model, layers, theirs.tokens, theirs.logits))
+        difference, relative = distance(mine, theirs)
+        edges = torch.cat([theirs.to_latents, theirs.to_logits])
+        values = (f"{edges.count_nonzero():,}", f"{edges.abs().max():.2g}", f"{difference:.1e}", f"{relative:.1e}")
+        times = (time.cpu, their_time.cpu, their_time.cpu / time.cpu, their_time.wall / time.wall)
+        passed.append(relative <= TOLERANCE)  # false of NaN
+        table.add_row(path.name, *values, *(f"{figure:.2f}" for figure in times), style=None if passed[-1] else "red")
+    wide_console().print(table)
+    return bool(passed) and all(passed)
+
+
+def main() -> bool:
+    """Run one half on a folder."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("half", choices=["graph", "compare"])
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    if given.half == "compare":
+        return compare(given.folder)
+    for case in CASES:
+        (folder := given.folder / case.name).mkdir(parents=True, exist_ok=True)
+        print(f"{case.name}: {write_graph(folder, case).cpu:.2f} s of CPU time")
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(not main())

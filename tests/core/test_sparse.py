@@ -1,0 +1,148 @@
+"""Sparse containers: what goes in comes out, in canonical order, and selections keep what their rule says."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import Tensor
+
+from attrib.core.sparse import check_keep, from_dense, kept, select, to_csr, to_dense
+from attrib.core.types import Dense, InputError, Mass, SparseLatents, Threshold, TopK
+
+SHAPES = st.tuples(st.integers(0, 6), st.integers(0, 9))
+# few different numbers, so that zeros and ties are common
+NUMBERS = st.sampled_from([0.0, 0.0, 0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 3.25, 1e-20])
+MATRICES = arrays.arrays(np.float64, SHAPES, elements=NUMBERS).map(torch.from_numpy)
+MASKS = arrays.arrays(np.bool_, SHAPES).map(torch.from_numpy)
+quick = settings(deadline=None)
+
+
+@quick
+@given(MATRICES, st.sampled_from([torch.float32, torch.float64]))
+def test_latents_come_back_from_their_sparse_form(matrix: Tensor, dtype: torch.dtype):
+    matrix = matrix.to(dtype)
+    latents = from_dense(matrix)
+    assert latents.value.dtype == dtype
+    assert torch.equal(to_dense(latents, *matrix.shape), matrix)
+
+
+@quick
+@given(MATRICES)
+def test_latents_are_sorted_unique_and_not_zero(matrix: Tensor):
+    latents = from_dense(matrix)
+    pairs = list(zip(latents.position.tolist(), latents.latent.tolist(), strict=True))
+    assert pairs == sorted(set(pairs))
+    assert len(pairs) == int((matrix != 0).sum())
+    assert latents.value.tolist() == [matrix[pair] for pair in pairs]
+    assert latents.position.dtype == latents.latent.dtype == torch.int64
+
+
+@quick
+@given(MATRICES, st.randoms(use_true_random=False))
+def test_the_order_of_latents_does_not_matter_to_the_dense_form(matrix: Tensor, random):
+    latents = from_dense(matrix)
+    order = torch.tensor(random.sample(range(len(latents.value)), len(latents.value)), dtype=torch.int64)
+    assert torch.equal(to_dense(SparseLatents(*(column[order] for column in latents)), *matrix.shape), matrix)
+
+
+@quick
+@given(MATRICES, st.integers(0, 6))
+def test_a_selection_is_that_of_the_rows(matrix: Tensor, position: int):
+    latents = from_dense(matrix)
+    part = select(latents, latents.position == position)
+    alone = torch.where(torch.arange(len(matrix))[:, None] == position, matrix, 0.0)
+    assert torch.equal(to_dense(part, *matrix.shape), alone)
+
+
+@quick
+@given(MASKS)
+def test_csr_is_scipys(mask: Tensor):
+    indptr, indices, place = to_csr(mask)
+    want = scipy.sparse.csr_array(mask.numpy())
+    want.sort_indices()
+    assert indptr.tolist() == want.indptr.tolist()
+    assert indices.tolist() == want.indices.tolist()
+    assert torch.equal(mask.flatten()[place], torch.ones_like(place, dtype=torch.bool))
+    assert torch.equal(place, mask.flatten().nonzero().flatten())
+    assert indptr.dtype == indices.dtype == torch.int64
+
+
+# --------------------------------------------------------------------------------------- keep
+
+
+def kept_columns(keep, gradient: Tensor, attribution: Tensor) -> list[list[int]]:
+    mask = kept(keep, gradient, attribution)
+    assert mask.dtype == torch.bool
+    assert not mask[gradient == 0].any()
+    return [row.nonzero()[:, 0].tolist() for row in mask]
+
+
+@st.composite
+def tiles(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """A gradient and the attribution that belongs to it, for sources whose activations are not zero."""
+    gradient = draw(MATRICES)
+    activation = torch.tensor(draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=gradient.shape[1], max_size=gradient.shape[1])))
+    return gradient, gradient * activation
+
+
+@quick
+@given(tiles())
+def test_dense_keeps_every_gradient_that_is_not_zero(tile: tuple[Tensor, Tensor]):
+    gradient, attribution = tile
+    assert torch.equal(kept(Dense(), gradient, attribution), gradient != 0)
+
+
+@quick
+@given(tiles(), st.integers(1, 12))
+def test_top_k_with_ties_to_the_earlier_source(tile: tuple[Tensor, Tensor], k: int):
+    gradient, attribution = tile
+    for columns, row in zip(kept_columns(TopK(k), gradient, attribution), attribution.abs().tolist(), strict=True):
+        ranked = sorted((c for c in range(len(row)) if row[c]), key=lambda c: (-row[c], c))
+        assert columns == sorted(ranked[:k])
+
+
+@quick
+@given(tiles(), st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 100.0]))
+def test_threshold_keeps_what_reaches_it(tile: tuple[Tensor, Tensor], t: float):
+    gradient, attribution = tile
+    for columns, row in zip(kept_columns(Threshold(t), gradient, attribution), attribution.abs().tolist(), strict=True):
+        assert columns == [c for c in range(len(row)) if row[c] and row[c] >= t]
+
+
+@quick
+@given(tiles(), st.sampled_from([1e-6, 0.1, 0.3, 0.5, 0.75, 0.9, 0.999, 1.0]))
+def test_mass_keeps_the_fewest_that_reach_it(tile: tuple[Tensor, Tensor], fraction: float):
+    gradient, attribution = tile
+    for columns, row in zip(kept_columns(Mass(fraction), gradient, attribution), attribution.abs().tolist(), strict=True):
+        goal, held = fraction * sum(row), [row[c] for c in columns]
+        rest = [row[c] for c in range(len(row)) if c not in columns]
+        rounding = 1e-12 * sum(row)
+        assert sum(held) >= goal - rounding
+        if held:
+            assert sum(held) - min(held) < goal + rounding  # with one fewer it falls short
+            assert min(held) >= max(rest, default=0.0)  # and no other choice would do with fewer
+        else:
+            assert sum(row) == 0
+
+
+@pytest.mark.parametrize("keep", [Dense(), TopK(1), Threshold(0.0), Mass(1.0)])
+def test_a_rule_that_makes_sense_is_returned(keep):
+    assert check_keep(keep) is keep
+
+
+@pytest.mark.parametrize("keep", [TopK(0), TopK(-3), Threshold(-0.1), Threshold(float("nan")), Mass(0.0), Mass(1.1), Mass(float("nan"))])
+def test_a_rule_that_makes_none_is_refused_by_name(keep):
+    with pytest.raises(InputError, match=r"^keep: ") as caught:
+        check_keep(keep)
+    assert repr(keep)[: repr(keep).index("(")] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "columns"), [(0.25, [1]), (0.5, [1]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 3]), (1.0, [0, 1, 3])]
+)
+def test_mass_that_is_reached_exactly_asks_for_no_more(fraction: float, columns: list[int]):
+    row = torch.tensor([[1.0, -2.0, 0.0, 1.0]])
+    assert kept_columns(Mass(fraction), row, row) == [columns]

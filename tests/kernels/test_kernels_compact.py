@@ -1,0 +1,340 @@
+"""Compaction of a tile: what is kept and how it lies are those of attrib.core.sparse, entry by entry, in both implementations."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.root import ROOT
+
+# Triton's own functions become interpreted when triton is first imported, or never.
+os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+import torch
+from attrib_kernels.compact import Compacted, compact, compact_product
+from attrib_kernels.compact.rules import check_rule, check_tile
+from attrib_kernels.impl import check_impl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import Tensor
+
+from attrib.core.sparse import kept, to_csr
+from attrib.core.types import Dense, Mass, Threshold, TopK
+from tests.support.builders import normal
+
+triton = pytest.importorskip("triton")
+assert type(triton.language.sum).__name__ == "InterpretedFunction", (
+    "triton was imported before TRITON_INTERPRET=1 was set, so its functions cannot be interpreted: set it in the shell"
+)
+
+from attrib_kernels.compact.product import compact_product_triton  # noqa: E402
+from attrib_kernels.compact.triton import SPAN, compact_triton  # noqa: E402
+
+# numbers that are not finite are part of the tests; the interpreter computes with numpy, which warns of them
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
+RULES = {"dense": Dense, "topk": TopK, "threshold": Threshold, "mass": Mass}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+IMPLS = ("reference", "triton")
+AMOUNTS = {
+    "dense": [0],
+    "topk": [1, 2, 3, 5, 100],
+    "threshold": [0.0, 0.1, 0.5, 1.0, 3.25, 1e30, float("inf")],
+    "mass": [1e-6, 0.1, 0.5, 0.75, 0.999, 1.0],
+}
+
+# few different numbers, so that zeros and ties are common, and whose sums no dtype rounds
+FINITE = st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 3.25])
+ANY = st.one_of(FINITE, st.sampled_from([float("nan"), float("inf"), -float("inf"), 2.0**-7]))
+
+
+@st.composite
+def tiles(draw: st.DrawFn, numbers: Any = FINITE) -> tuple[Tensor, Tensor]:
+    """A gradient [rows, columns] and an activation [columns] of one dtype, either of which may be empty."""
+    rows, columns = draw(st.integers(0, 4)), draw(st.integers(0, 9))
+    gradient, activation = (draw(arrays.arrays("float64", shape, elements=numbers)) for shape in ((rows, columns), (columns,)))
+    dtype = draw(st.sampled_from(DTYPES))
+    return torch.from_numpy(gradient).to(dtype), torch.from_numpy(activation).to(dtype)
+
+
+def wanted(gradient: Tensor, activation: Tensor, rule: str, amount: float) -> Compacted:
+    """The same from attrib.core.sparse, as attrib.attribution.rows puts a tile into Edges."""
+    attribution = gradient * activation
+    mask = kept(RULES[rule](*([] if rule == "dense" else [amount])), gradient, attribution)
+    return Compacted(*to_csr(mask)[:2], gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
+
+
+def assert_same(got: Compacted, want: Compacted) -> None:
+    """Bit by bit, but for the sign of zero and the payload of NaN."""
+    for name in Compacted._fields:
+        ours, theirs = getattr(got, name), getattr(want, name)
+        assert ours.dtype == theirs.dtype, name
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poison() -> Iterator[None]:
+    """Memory that is not written holds NaN, or an index far outside."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **options: Any) -> Tensor:
+        out = empty(*args, **options)
+        return out.fill_(torch.nan if out.is_floating_point() else -1_000_000_007)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        yield
+
+
+def test_unwritten_memory_is_poisoned():
+    assert torch.empty(3).isnan().all()
+
+
+# ------------------------------------------------------------------------------------- the four rules
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=60)
+@given(tile=tiles(ANY), data=st.data())
+def test_the_reference_is_attribs(rule: str, tile: tuple[Tensor, Tensor], data: st.DataObject):
+    amount = data.draw(st.sampled_from(AMOUNTS[rule]))
+    assert_same(compact(*tile, rule, amount, impl="reference"), wanted(*tile, rule, amount))
+
+
+@pytest.mark.parametrize("numbers", [FINITE, ANY], ids=["finite", "any"])
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_the_kernel_is_attribs(rule: str, numbers: Any, data: st.DataObject):
+    tile = data.draw(tiles(numbers))
+    amount = data.draw(st.sampled_from(AMOUNTS[rule]))
+    block, span = data.draw(st.sampled_from([(1024, 4096), (4, 4), (2, 4)]))
+    assert_same(compact_triton(*tile, rule, amount, block=block, span=span), wanted(*tile, rule, amount))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_kernel_in_its_own_blocks_on_rows_longer_than_a_program(rule: str):
+    gradient, activation = normal(2, SPAN + 37), normal(SPAN + 37, seed=3)
+    gradient[0, ::3] = 0
+    gradient[:, 100:1500] = gradient[:, 100:101]  # a tie across blocks, whatever the cut
+    activation[100:1500] = activation[100]
+    size = (gradient * activation).abs()
+    amount = {"dense": 0, "topk": int((size[0] > size[0, 100]).sum()) + 900, "threshold": 1.0, "mass": 0.9}[rule]
+    got, want = (make(gradient, activation, rule, amount) for make in (compact_triton, wanted))
+    assert_same(got._replace(total=want.total, l1=want.l1), want)
+    for sums, exact in ((got.total, gradient * activation), (got.l1, size)):
+        bound = torch.finfo(torch.float32).eps * size.double().sum(-1)
+        assert ((sums.double() - exact.double().sum(-1)).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_are_rounded_once(dtype: torch.dtype):
+    gradient, activation = normal(3, 700, dtype=dtype), normal(700, dtype=dtype, seed=3)
+    got = compact(gradient, activation, "dense", impl="triton")
+    attribution = (gradient * activation).double()
+    half = torch.finfo(dtype).eps / 2
+    slack = 64 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps * attribution.abs().sum(-1)
+    for ours, exact in ((got.total, attribution.sum(-1)), (got.l1, attribution.abs().sum(-1))):
+        assert ((ours.double() - exact).abs() <= half * exact.abs() + slack).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attributions_are_rounded_to_the_tile_before_they_are_judged(dtype: torch.dtype):
+    gradient, activation = normal(4, 90, dtype=dtype), normal(90, dtype=dtype, seed=3)
+    bound = float((gradient * activation)[1, 7].abs())  # reached exactly by one entry
+    got, want = compact(gradient, activation, "threshold", bound, impl="triton"), wanted(gradient, activation, "threshold", bound)
+    assert_same(got._replace(total=want.total, l1=want.l1), want)
+    assert 7 in got.indices[got.indptr[1] : got.indptr[2]]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (3, 1), (1, 17)])
+def test_small_and_empty_tiles(impl: Any, rule: Any, shape: tuple[int, int]):
+    gradient, activation = normal(*shape, dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)
+    gradient[-1:] = 0  # a row of zeros, the last
+    amount = AMOUNTS[rule][0]
+    got = compact(gradient, activation, rule, amount, impl=impl)
+    assert_same(got, wanted(gradient, activation, rule, amount))
+    assert got.indptr.shape == (shape[0] + 1,)
+    assert got.indptr.dtype == got.indices.dtype == torch.int64
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_tile_with_strides(impl: Any, rule: Any):
+    whole, activation = normal(11, 10, dtype=torch.float64), normal(22, dtype=torch.float64, seed=3)
+    amount = AMOUNTS[rule][len(AMOUNTS[rule]) // 2]
+    for tile in (whole.T, whole.T[:, ::2], whole.T.flip(0), whole[:1].T.expand(10, 11)):
+        own = activation[: 2 * tile.shape[1] : 2]
+        got, want = compact(tile, own, rule, amount, impl=impl), wanted(tile, own, rule, amount)
+        torch.testing.assert_close(got.total, want.total)
+        torch.testing.assert_close(got.l1, want.l1)
+        assert_same(got._replace(total=want.total, l1=want.l1), want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_result_carries_no_graph(impl: Any):
+    gradient = normal(2, 3).requires_grad_()
+    assert not any(t.requires_grad for t in compact(gradient, normal(3), "dense", impl=impl))
+    assert not any(t.requires_grad for t in compact_product(gradient, normal(4, 3), normal(4), "dense", impl=impl))
+
+
+# ------------------------------------------------------------------------------- fused with the product
+
+
+def whole_numbers(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Numbers from -2 to 2, whose products of a few no dtype rounds."""
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(19, 35, 21), (33, 70, 33), (1, 1, 1), (3, 5, 0), (0, 5, 3), (5, 0, 3)], ids=str)
+def test_the_fused_product_is_the_product_compacted(dtype: torch.dtype, shape: tuple[int, int, int]):
+    rows, columns, width = shape
+    cotangent, direction = whole_numbers(rows, width, dtype=dtype, seed=1), whole_numbers(columns, width, dtype=dtype, seed=2)
+    cotangent[:1] = 0  # an empty row
+    activation = torch.arange(columns).remainder(3).to(dtype)
+    for rule, amount in (("dense", 0), ("threshold", 4)):
+        want = wanted(cotangent @ direction.T, activation, rule, amount)
+        assert_same(compact_product(cotangent, direction, activation, rule, amount, impl="reference"), want)
+        assert_same(compact_product(cotangent, direction, activation, rule, amount, impl="triton"), want)
+        if rows < 32:
+            assert_same(compact_product_triton(cotangent, direction, activation, rule, amount, blocks=(16, 16, 16)), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_fused_product_rounds_as_a_product_in_memory(dtype: torch.dtype):
+    """The gradient is rounded to the dtype before it is multiplied, and the attribution before it is judged."""
+    cotangent, direction, activation = normal(5, 3, dtype=dtype), torch.eye(3, dtype=dtype), normal(3, dtype=dtype, seed=3)
+    direction[2] = 1  # one column that is a sum, and two that are a copy
+    got = compact_product(cotangent, direction, activation, "dense", impl="triton")
+    exact = cotangent.double() @ direction.double().T
+    torch.testing.assert_close(got.gradient.reshape(5, 3), exact.to(dtype))
+    assert torch.equal(got.gradient.reshape(5, 3)[:, :2], cotangent[:, :2])
+    assert torch.equal(got.attribution, got.gradient * activation.repeat(5))
+
+
+def test_what_lies_beyond_the_edges_is_not_seen():
+    """An infinite cotangent meets the zeros with which a block is filled up; NaN must not come of it."""
+    cotangent, direction = torch.ones(3, 5), torch.ones(7, 5)
+    cotangent[1, 2] = torch.inf
+    direction[4, 1] = torch.nan
+    want = wanted(cotangent @ direction.T, torch.ones(7), "dense", 0)
+    assert_same(compact_product(cotangent, direction, torch.ones(7), "dense", impl="triton"), want)
+    assert int(want.indptr[-1]) == 21
+
+
+def test_the_fused_product_of_operands_with_strides():
+    make = {"dtype": torch.float64}
+    cotangent, direction = whole_numbers(6, 9, **make, seed=1).T, whole_numbers(6, 40, **make, seed=2).T[::2]
+    activation = whole_numbers(40, **make, seed=3)[::2]
+    want = wanted(cotangent @ direction.T, activation, "threshold", 2)
+    assert_same(compact_product(cotangent, direction, activation, "threshold", 2, impl="triton"), want)
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("rule", "amount", "message"),
+    [
+        ("topk", 0, r"amount: 0 for rule 'topk'.*>= 1"),
+        ("topk", 1.5, r"amount: 1.5 for rule 'topk'"),
+        ("topk", float("inf"), r"amount: inf for rule 'topk'"),
+        ("threshold", -0.1, r"amount: -0.1 for rule 'threshold'.*>= 0"),
+        ("threshold", float("nan"), r"amount: nan for rule 'threshold'"),
+        ("mass", 0, r"amount: 0 for rule 'mass'.*<= 1"),
+        ("mass", 1.1, r"amount: 1.1 for rule 'mass'"),
+    ],
+)
+def test_an_amount_that_makes_no_sense_is_refused_by_name(rule: Any, amount: float, message: str):
+    for impl in IMPLS:
+        with pytest.raises(ValueError, match=message):
+            compact(torch.ones(2, 3), torch.ones(3), rule, amount, impl=impl)
+
+
+def test_names_that_are_none_are_refused():
+    """Annotations refuse them first in these tests, but not where people run."""
+    with pytest.raises(ValueError, match=r"impl: 'cuda'; expected 'reference' or 'triton'"):
+        check_impl("cuda")
+    with pytest.raises(ValueError, match=r"rule: 'top'; expected one of dense, topk, threshold, mass"):
+        check_rule("top", 1)
+
+
+@pytest.mark.parametrize("rule", ["topk", "mass"])
+def test_a_rule_that_ranks_rows_is_refused_by_the_fused_product(rule: Any):
+    with pytest.raises(ValueError, match=rf"rule: '{rule}' ranks whole rows.*Use compact"):
+        compact_product(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4), rule, 1, impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("activation", "direction", "message"),
+    [
+        (torch.ones(4), None, r"activation: shape \[4\]; expected \[3\]"),
+        (torch.ones(3, dtype=torch.float64), None, r"activation: torch.float64.*expected torch.float32"),
+        (torch.ones(5), torch.ones(5, 2), r"direction: shape \[5, 2\]; expected rows of 3"),
+        (torch.ones(4), torch.ones(5, 3), r"activation: shape \[4\]; expected \[5\]"),
+        (torch.ones(5), torch.ones(5, 3).half(), r"direction: torch.float16.*expected torch.float32"),
+        (torch.ones(3, device="meta"), None, r"activation: torch.float32 on meta; expected torch.float32 on cpu"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(activation: Tensor, direction: Tensor | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        check_tile(torch.ones(2, 3), activation, direction)
+
+
+# --------------------------------------------------------------------- without triton, and for a device
+
+
+def test_the_reference_needs_no_triton_and_the_kernel_a_device():
+    program = """
+import sys, torch, attrib_kernels
+from attrib_kernels.compact import compact
+tile = torch.eye(3), torch.ones(3)
+assert compact(*tile, "dense", impl="reference").indices.tolist() == [0, 1, 2]
+assert "triton" not in sys.modules
+try:
+    compact(*tile, "dense", impl="triton")
+except ValueError as error:
+    print(error)
+"""
+    assert "gradient: on cpu" in run(program)
+
+
+def test_the_kernels_compile_for_a_device(tmp_path: Path):
+    """The interpreter takes what the compiler would not. No device is needed to compile for one."""
+    program = """
+import torch, triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from attrib_kernels.compact import product, triton as tile
+
+def build(kernel, tile_type, wide, **constants):
+    constants["ACC"] = getattr(tl, {"fp32": "float32", "fp64": "float64"}[wide])
+    kinds = dict.fromkeys("gradient activation bound kept_gradient kept_attribution cotangent direction".split(), "*" + tile_type)
+    kinds |= dict.fromkeys("ties offsets indices".split(), "*i64") | dict.fromkeys("total l1".split(), "*" + wide) | {"counts": "*i32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
+    source = triton.compiler.ASTSource(kernel, signature, constants)
+    assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+    print(kernel.__name__, tile_type, constants["RULE"])
+
+for kernel in (tile._count, tile._write):
+    build(kernel, "bf16", "fp32", RULE="ranked", BLOCK=256)
+for kernel in (product._count, product._write):
+    build(kernel, "fp64", "fp64", RULE="threshold", WIDEN=False, BLOCK_ROWS=16, BLOCK_COLUMNS=16, BLOCK_WIDTH=16)
+"""
+    assert len(run(program, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 4
+
+
+def run(program: str, **environment: str) -> str:
+    """What a fresh, uninterpreted Python prints."""
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = plain | {"PYTHONPATH": path} | environment
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
