@@ -4,6 +4,7 @@ import gzip
 import importlib
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyarrow import parquet
 from attrib.core.types import FetchError, FormatError, InputError
 from attrib.runs.prompts import LONGEST_LINE, Given, read
 from attrib.runs.prompts import given as given_module
+from tests.support.root import ROOT
 
 ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -289,6 +291,34 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     for data in (b"", b"PAR1", whole[:-20], whole[:4] + b"\xff" * 60 + whole[64:], b"\x00" * 100):
         with pytest.raises(FormatError, match=r"prompts: .*a\.parquet is not Parquet, or damaged: \w"):
             list(read(written(path, data)))
+
+
+EACH_VALUE = """
+import sys
+from pathlib import Path
+from attrib.core.types import AttribError
+from attrib.runs.prompts import read
+path, at = Path(sys.argv[1]), int(sys.argv[2])
+whole, refused = path.read_bytes(), 0
+for byte in range(256):
+    path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+    try:
+        list(read(path))
+    except AttribError:
+        refused += 1
+print(refused)
+"""
+
+
+def test_a_footer_whose_parts_do_not_agree_does_not_end_the_process(tmp_path: Path) -> None:
+    """Arrow counts how often each level of nesting occurs, and aborts where a column has other levels than were counted."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b", None]}), path)
+    at = path.read_bytes().index(b"\x25\x02\x18\x04text") + 1  # of the schema: whether there are nulls
+    command = [sys.executable, "-c", EACH_VALUE, str(path), str(at)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 100
 
 
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.booleans())

@@ -6,12 +6,14 @@ there is room for, if each had the largest text of all. Texts in lists, of which
 lie in the file: each once, and numbers that name them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from attrib.core.types import AttribError, FormatError, first_line
 from attrib.runs.prompts.columns import Limits, columns, of_batch
+from attrib.runs.prompts.footer import Group, groups_of
 from attrib.runs.prompts.given import LONGEST_LINE, Given
 from attrib.runs.prompts.library import library
 from attrib.runs.prompts.pages import pages
@@ -50,45 +52,41 @@ def read_parquet(path: Path, field: str | None) -> Iterator[Given]:
         schema = metadata.schema.to_arrow_schema()
         names = columns(schema.names, field, str(path))
         limits = Limits(str(path), path.stat().st_size)
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        limits.take_rows(sum(group.num_rows for group in groups))
-        _check_columns(schema, metadata, names, path)
-        kept = _texts_in_lists(metadata, names)
-        with path.open("rb") as raw, parquet.ParquetFile(path, metadata=metadata, read_dictionary=kept, buffer_size=1 << 20) as file:
-            for number, group in enumerate(groups):
-                at_once = _rows_at_once(raw, metadata.schema, group, names, kept, f"{path}, row group {number}")
-                for batch in file.iter_batches(batch_size=at_once, row_groups=[number], columns=names, use_threads=False):
-                    yield from of_batch(batch, limits, before, field)
-                    before += batch.num_rows
+        chosen = {number: leaf for number in range(len(metadata.schema)) if _root(leaf := metadata.schema.column(number)) in names}
+        leaves = list(chosen.values())
+        _check_columns(schema, leaves, names, path)
+        with path.open("rb") as raw:
+            groups = groups_of(raw, path.stat().st_size, len(metadata.schema), list(chosen))
+            limits.take_rows(sum(group.rows for group in groups))
+            kept = _texts_in_lists(leaves, groups)
+            with parquet.ParquetFile(path, metadata=metadata, read_dictionary=kept, buffer_size=1 << 20) as file:
+                for number, group in enumerate(groups):
+                    at_once = _rows_at_once(raw, leaves, group, names, kept, f"{path}, row group {number}")
+                    for batch in file.iter_batches(batch_size=at_once, row_groups=[number], columns=names, use_threads=False):
+                        yield from of_batch(batch, limits, before, field)
+                        before += batch.num_rows
     except AttribError:
         raise
     except Exception as error:  # of a damaged file, Arrow hands on whatever its parts raise
         raise FormatError(f"prompts: {path} is not Parquet, or damaged: {first_line(error)}.") from error
 
 
-def _leaves(of: Any, names: list[str]) -> Iterator[Any]:
-    """The columns of a row group, or of the schema, in which those of the names lie."""
-    count = of.num_columns if hasattr(of, "num_columns") else len(of)
-    path = "path_in_schema" if hasattr(of, "num_columns") else "path"
-    yield from (leaf for leaf in (of.column(number) for number in range(count)) if getattr(leaf, path).split(".")[0] in names)
+def _root(leaf: Any) -> str:
+    """The column of a table that a column of the file is part of."""
+    return str(leaf.path.split(".")[0])
 
 
-def _texts_in_lists(metadata: Any, names: list[str]) -> list[str]:
+def _texts_in_lists(leaves: Sequence[Any], groups: Sequence[Group]) -> list[str]:
     """Paths of the columns with texts of which a row may have several, and which stand in a dictionary."""
-    found = set[str]()
-    for number in range(metadata.num_row_groups):
-        for leaf, of_group in zip(_leaves(metadata.schema, names), _leaves(metadata.row_group(number), names), strict=True):
-            if _is_text_in_lists(leaf) and any("DICTIONARY" in encoding for encoding in of_group.encodings):
-                found.add(leaf.path)
-    return sorted(found)
+    pairs = (pair for group in groups for pair in zip(leaves, group.chunks, strict=True))
+    return sorted({leaf.path for leaf, chunk in pairs if _is_text_in_lists(leaf) and chunk.is_in_dictionary})
 
 
 def _is_text_in_lists(leaf: Any) -> bool:
     return leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0
 
 
-def _check_columns(schema: Any, metadata: Any, names: list[str], path: Path) -> None:
-    leaves = list(_leaves(metadata.schema, names))
+def _check_columns(schema: Any, leaves: Sequence[Any], names: list[str], path: Path) -> None:
     if len(leaves) > MOST_COLUMNS:
         raise FormatError(f"prompts: {path} has {len(leaves):,} columns in {names[0]!r} and beside it; up to {MOST_COLUMNS:,} are read.")
     widths = [leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"]
@@ -99,19 +97,16 @@ def _check_columns(schema: Any, metadata: Any, names: list[str], path: Path) -> 
         raise FormatError(f"prompts: {path} has lists of {max(sizes):,} values each in {names[0]!r}; expected text or token ids.")
 
 
-def _rows_at_once(raw: BinaryIO, schema: Any, group: Any, names: list[str], kept: list[str], where: str) -> int:
+def _rows_at_once(raw: BufferedIOBase, leaves: Sequence[Any], group: Group, names: list[str], kept: list[str], where: str) -> int:
     """How many rows of a row group there is room for at once. Raises FormatError where its pages are more than they account for."""
-    largest, together, leaves = 1, 0, list(_leaves(group, names))
-    most_values = VALUES + VALUES_A_BYTE * max(leaf.total_compressed_size for leaf in leaves)
-    for place, leaf in zip(_leaves(schema, names), leaves, strict=True):
-        encodings = _KEPT if place.path in kept else _UNPACKED if _is_text_in_lists(place) else None
-        if leaf.file_path:
-            raise FormatError(f"prompts: {where} has its values in {leaf.file_path!r}; expected them in the file itself.")
-        start = leaf.data_page_offset
-        if leaf.has_dictionary_page and 0 < leaf.dictionary_page_offset < start:
-            start = leaf.dictionary_page_offset
+    largest, together = 1, 0
+    most_values = VALUES + VALUES_A_BYTE * max(chunk.packed for chunk in group.chunks)
+    for leaf, chunk in zip(leaves, group.chunks, strict=True):
+        encodings = _KEPT if leaf.path in kept else _UNPACKED if _is_text_in_lists(leaf) else None
+        if chunk.elsewhere:
+            raise FormatError(f"prompts: {where} has its values in {chunk.elsewhere!r}; expected them in the file itself.")
         values = 0
-        for page in pages(raw, start, leaf.total_compressed_size):
+        for page in pages(raw, chunk.start, chunk.packed):
             values += page.values
             most = min(LARGEST_PAGE, PAGE + UNPACKED_A_BYTE * page.packed)
             if page.unpacked > most:
@@ -121,15 +116,15 @@ def _rows_at_once(raw: BinaryIO, schema: Any, group: Any, names: list[str], kept
                 )
             if encodings is not None and page.encoding is not None and page.encoding not in encodings:
                 raise FormatError(
-                    f"prompts: {where} has texts of {place.path} in encoding {page.encoding} of Parquet, whose size shows only when they "
+                    f"prompts: {where} has texts of {leaf.path} in encoding {page.encoding} of Parquet, whose size shows only when they "
                     f"are unpacked; in lists, {', '.join(map(str, encodings))} are read. Write the file with a dictionary, or plain."
                 )
             largest = max(largest, page.unpacked)
-        if values != leaf.num_values:
-            raise ValueError(f"{where} has {values:,} values in its pages, and {leaf.num_values:,} by its footer")
+        if values != chunk.values:
+            raise ValueError(f"{where} has {values:,} values in its pages, and {chunk.values:,} by its footer")
         if values > most_values:
             raise FormatError(
-                f"prompts: {where} has {values:,} values of {leaf.path_in_schema}, more than {leaf.total_compressed_size:,} bytes have; "
+                f"prompts: {where} has {values:,} values of {leaf.path}, more than {chunk.packed:,} bytes have; "
                 f"up to {most_values:,} are read. Write the file with smaller row groups."
             )
         together += values
