@@ -7,7 +7,6 @@ Compaction decides, and a number that is rounded otherwise may be decided otherw
 numbers whose products and sums no dtype and no order rounds: what is kept is then one answer, also in float64.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
-from attrib_kernels.compact import Rule, compact, compact_product
+from attrib_kernels.compact import Rule, compact
 from attrib_kernels.mlp_pointwise import Activation, mlp_pointwise, mlp_pointwise_tangent
-from attrib_kernels.sparse_decode import sparse_decode
-from attrib_kernels.sparse_encode import sparse_encode
 from torch import Tensor
 
 Impl = Literal["reference", "triton"]
@@ -219,80 +216,6 @@ class Compact(Case):
         return replace(self, rows=9, columns=64, positions=3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompactProduct(Case):
-    """A tile compacted as it is made. Operands are ±1, so that the product is exact in 16 bits too."""
-
-    rule: Literal["dense", "threshold"]
-    rows: int
-    columns: int
-    width: int
-
-    waits_for_host = True
-
-    @property
-    def amount(self) -> int:
-        """What about one entry of ten reaches: activations are 1, 2 or 4, and gradients vary by the root of the width."""
-        return int(4.6 * math.sqrt(self.width)) if self.rule == "threshold" else 0
-
-    @property
-    def what(self) -> str:
-        return f"product and compact, {judgement(self.rule, self.amount)}: tile of {self.rows} × {self.columns}, width {self.width}"
-
-    def tensors(self, device: torch.device) -> Tensors:
-        draw = whole(device)
-        cotangent, direction = (2 * draw(0, 1, n, self.width) - 1 for n in (self.rows, self.columns))
-        activation = torch.tensor([1, 2, 4], device=device)[draw(0, 2, self.columns)]
-        return tuple(x.to(self.dtype) for x in (cotangent, direction, activation))
-
-    def function(self, impl: Impl) -> Callable[..., Any]:
-        rule, amount = self.rule, self.amount
-        return lambda cotangent, direction, activation: compact_product(cotangent, direction, activation, rule, amount, impl=impl)
-
-    def tiny(self) -> "CompactProduct":
-        return replace(self, rows=9, columns=33, width=21)
-
-
-# ------------------------------------------------------------------------------------------------ sparse
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sparse(Case):
-    """Chosen latents, no two the same, spread evenly over the positions: decoded, or encoded with W_encᵀ in whole rows."""
-
-    kind: Literal["decode", "encode"]
-    positions: int
-    pairs: int
-    d_sae: int
-    width: int
-
-    @property
-    def what(self) -> str:
-        return f"sparse {self.kind}: {self.pairs} pairs of {self.d_sae} latents at {self.positions} positions, width {self.width}"
-
-    def tensors(self, device: torch.device) -> Tensors:
-        """The values of the pairs, or x; their positions; their latents; the table [d_sae, width]."""
-        draw = normal(device)
-        carried = draw(self.pairs) if self.kind == "decode" else draw(self.positions, self.width)
-        position = torch.arange(self.pairs, device=device) * self.positions // self.pairs
-        latent = torch.randperm(self.d_sae, generator=generator(device), device=device)[: self.pairs].clone()
-        return carried.to(self.dtype), position, latent, draw(self.d_sae, self.width).to(self.dtype)
-
-    def function(self, impl: Impl) -> Callable[..., Any]:
-        positions = self.positions
-        if self.kind == "decode":
-            return lambda value, position, latent, table: sparse_decode(value, position, latent, table, positions, impl=impl)
-        return lambda x, position, latent, table: sparse_encode(x, table.T, position, latent, impl=impl)
-
-    def least_bytes(self, tensors: Tensors, results: Results) -> int:
-        """Of the table only the chosen rows."""
-        *others, table = tensors
-        return bytes_of(*others, *results.values()) + self.pairs * self.width * table.element_size()
-
-    def tiny(self) -> "Sparse":
-        return replace(self, positions=5, pairs=11, d_sae=40, width=24)
-
-
 # --------------------------------------------------------------------------------------------- the list
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -316,7 +239,7 @@ TILES = {1600: 32, 6400: 128}
 
 def all_cases() -> dict[str, Case]:
     """Every case by its name."""
-    return {case.name: case for case in (*attention_cases(), *pointwise_cases(), *compact_cases(), *sparse_cases())}
+    return {case.name: case for case in (*attention_cases(), *pointwise_cases(), *compact_cases())}
 
 
 def attention_cases() -> Iterator[Case]:
@@ -351,18 +274,3 @@ def compact_cases() -> Iterator[Case]:
             for rule in rules:
                 sizes = {"rows": size, "columns": size, "positions": positions}
                 yield Compact(name=f"compact-{rule}-{end}", dtype=dtype, quick=quick, rule=rule, **sizes)
-    for size in TILES:
-        for dtype in (FLOAT32, BFLOAT16):
-            for judged in ("dense", "threshold"):
-                name, quick = f"compact-product-{judged}-{size}-{dtype_name(dtype)}", size == 1600 and judged == "threshold"
-                yield CompactProduct(name=name, dtype=dtype, quick=quick, rule=judged, rows=size, columns=size, width=768)
-
-
-def sparse_cases() -> Iterator[Case]:
-    """GPT-2's width and a dictionary of 24576 latents."""
-    for kind in ("decode", "encode"):
-        for pairs, positions in TILES.items():
-            for dtype in (FLOAT32, BFLOAT16, FLOAT16):
-                name, quick = f"sparse-{kind}-{pairs}-{dtype_name(dtype)}", pairs == 1600 and dtype == FLOAT32
-                sizes = {"positions": positions, "pairs": pairs, "d_sae": 24576, "width": 768}
-                yield Sparse(name=name, dtype=dtype, quick=quick, kind=kind, **sizes)

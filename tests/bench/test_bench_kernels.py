@@ -26,13 +26,12 @@ from typer.testing import CliRunner
 pytest.importorskip("triton")
 
 from attrib_kernels.mlp_pointwise import triton as mlp_kernel
-from attrib_kernels.sparse_decode import rule as decode_rule
 
 with install_import_hook("bench", "tests.support.checked.first_calls"):
     from bench.kernels import cases as kernel_cases
     from bench.kernels import run as kernels
     from bench.kernels import ways as kernel_ways
-    from bench.kernels.cases import Attention, Case, Compact, CompactProduct, Pointwise, Sparse
+    from bench.kernels.cases import Attention, Case, Compact, Pointwise
     from bench.kernels.run import Bench
     from bench.measure import Time
 
@@ -40,18 +39,17 @@ CPU = torch.device("cpu")
 ONCE = Bench(CPU, times_kernels=False, rounds=1, enough_s=0.0)
 
 F32, BF16 = torch.float32, torch.bfloat16
-DECODE = Sparse(name="decode", dtype=F32, kind="decode", positions=3, pairs=5, d_sae=9, width=7)
 MLP = Pointwise(name="mlp", dtype=F32, kind="tangent", activation="silu", gated=True, positions=2, rows=3, d_mlp=10)
 CASES: dict[str, Case] = {
     "adjoint": Attention(name="a", dtype=F32, kind="adjoint", positions=7, rows=3, heads=3, kv_heads=1, d_head=10),
     "tangent": Attention(name="a", dtype=BF16, kind="tangent", positions=7, rows=3, heads=4, kv_heads=2, d_head=10),
     "frozen": Attention(name="a", dtype=F32, kind="frozen", positions=3, rows=2, heads=2, kv_heads=2, d_head=5),
     "mlp": MLP,
+    "plain": Pointwise(name="mlp", dtype=torch.float16, kind="adjoint", activation="gelu_tanh", gated=False, positions=2, rows=3, d_mlp=10),
     "compact": Compact(name="c", dtype=BF16, rule="threshold", rows=5, columns=33, positions=3),
     "mass": Compact(name="c", dtype=F32, rule="mass", rows=5, columns=33, positions=3),
-    "product": CompactProduct(name="p", dtype=BF16, rule="dense", rows=5, columns=7, width=9),
-    "decode": DECODE,
-    "encode": Sparse(name="e", dtype=torch.float16, kind="encode", positions=3, pairs=5, d_sae=9, width=7),
+    "dense": Compact(name="c", dtype=BF16, rule="dense", rows=5, columns=7, positions=3),
+    "topk": Compact(name="c", dtype=F32, rule="topk", rows=5, columns=70, positions=3),
 }
 Call = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -107,19 +105,19 @@ def wrong(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_wrong_kernel_stops_the_figures_of_its_case(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
-    monkeypatch.setattr(decode_rule, "sparse_decode_triton", wrong(decode_rule.sparse_decode_triton))
-    result, found = call("--case", "sparse-*-1600-float32")
+    monkeypatch.setattr(mlp_kernel, "tangent", wrong(mlp_kernel.tangent))
+    result, found = call("--case", "mlp-*-plain-float32")
     assert result.exit_code == 1
-    assert "Values differ: sparse-decode-1600-float32." in result.output
-    figures = found["sparse-decode-1600-float32"]
+    assert "Values differ: mlp-tangent-plain-float32." in result.output
+    figures = found["mlp-tangent-plain-float32"]
     assert figures["checked"] is False
     assert figures["faults"] == ["triton: result is 1.0e-03 from float64; the bound is 5e-06"]
     assert all(figures[key] is None for key in kernels.FIGURES)
-    assert found["sparse-encode-1600-float32"]["checked"] is True
+    assert found["mlp-adjoint-plain-float32"]["checked"] is True
 
 
 def test_cases_by_pattern(call: Call) -> None:
-    names = ["mlp-tangent-gated-float32", "mlp-tangent-gated-bfloat16", "mlp-tangent-gated-float16", "sparse-encode-1600-float32"]
+    names = ["mlp-tangent-gated-float32", "mlp-tangent-gated-bfloat16", "mlp-tangent-gated-float16", "compact-dense-1600-float32"]
     assert list(call("--case", "mlp-tangent-gated-*", "--case", names[-1])[1]) == names
     result, _ = call("--case", "nothing-*")
     assert result.exit_code == 2
@@ -218,9 +216,10 @@ def test_a_wrong_torch_compile_stops_the_figures_too(monkeypatch: pytest.MonkeyP
 
 
 def test_a_reference_that_fails_is_a_fault() -> None:
-    found = kernels.run_case(Sparse(name="d", dtype=F32, kind="decode", positions=3, pairs=5, d_sae=2, width=7), ONCE)
+    """Of fewer than 32 columns the case would keep none, which the operation refuses."""
+    found = kernels.run_case(Compact(name="c", dtype=F32, rule="topk", rows=5, columns=31, positions=3), ONCE)
     assert found["checked"] is False
-    assert found["faults"][0].startswith("float64 reference: ")
+    assert found["faults"][0].startswith("float64 reference: ValueError: amount: 0 for rule 'topk'")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_distances(got: Tensor, want: Tensor, error: float) -> None:
 
 def test_the_cases_hold_every_operation_at_real_sizes() -> None:
     cases = kernel_cases.all_cases()
-    for kind in (Attention, Pointwise, Compact, CompactProduct, Sparse):
+    for kind in (Attention, Pointwise, Compact):
         of_kind = [case for case in cases.values() if isinstance(case, kind)]
         assert {F32, BF16} <= {case.dtype for case in of_kind}
         assert any(case.quick for case in of_kind)
@@ -263,9 +262,6 @@ def test_no_tile_holds_a_number_that_its_dtype_rounds() -> None:
             gradient, activation = case.largest
             assert gradient * activation <= exact
             assert case.columns * gradient * activation <= 2**24  # any sum of a row, in float32
-        if isinstance(case, CompactProduct):
-            assert 8 * case.width**0.5 <= exact  # 8 standard deviations of a gradient
-        if isinstance(case, Compact | CompactProduct):
             assert torch.tensor(float(case.amount)).to(case.dtype) == case.amount
 
 
@@ -284,13 +280,12 @@ def test_least_bytes_are_those_of_the_readmes() -> None:
         tensors = case.tensors(CPU)
         return case.least_bytes(tensors, kernel_ways.named(case.function("reference")(*tensors)))
 
-    adjoint, mlp, decode = CASES["adjoint"], CASES["mlp"], CASES["decode"]
+    adjoint, mlp = CASES["adjoint"], CASES["mlp"]
     assert isinstance(adjoint, Attention)
     S = 4 * 3 * 3 * 7 * 10
     assert least(adjoint) == 2 * S + 2 * S // 3
     G, P = 4 * 2 * 3 * 10, 4 * 2 * 10
     assert least(mlp) == 3 * G + 2 * P
-    assert least(decode) == 4 * (5 + 5 * 7 + 3 * 7) + 16 * 5
     tile, activation = CASES["mass"].tensors(CPU)
     kept = CASES["mass"].function("reference")(tile, activation)
     assert least(CASES["mass"]) == 4 * 5 * 33 + 4 * 33 + 8 * 6 + 2 * 4 * 5 + 16 * len(kept.indices)
@@ -305,7 +300,7 @@ def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
     monkeypatch.setattr(kernel_ways, "captured", lambda run: run)
     monkeypatch.setattr(kernels, "take_turns", lambda ways, bench: {name: [Time(0.0, 0.0, gpu=s) for s in rounds[name]] for name in ways})
-    found = kernels.run_case(DECODE, Bench(CPU, times_kernels=True, copy_rate=1000.0))
+    found = kernels.run_case(MLP, Bench(CPU, times_kernels=True, copy_rate=1000.0))
     assert found["checked"] is True
     assert found["seconds"] == {"torch": 6.0, "torch.compile": 4.0, "triton": 2.0, "cuda_graph": 1.0}
     assert (found["torch_over_triton"], found["compile_over_triton"]) == (3.0, 2.0)
@@ -321,7 +316,7 @@ def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_call_that_waits_for_the_host_is_not_captured() -> None:
     for case in CASES.values():
         captured = "cuda_graph" in kernel_ways.makers(case, case.tensors(CPU), graphs=True)
-        assert captured == (not isinstance(case, Compact | CompactProduct)), case.what
+        assert captured == (not isinstance(case, Compact)), case.what
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
-from attrib_kernels.compact import Compacted, compact, compact_product
+from attrib_kernels.compact import Compacted, compact
 from attrib_kernels.compact.rules import check_rule, check_tile
 from attrib_kernels.impl import check_impl
 from hypothesis import given, settings
@@ -31,7 +31,6 @@ assert type(triton.language.sum).__name__ == "InterpretedFunction", (
     "triton was imported before TRITON_INTERPRET=1 was set, so its functions cannot be interpreted: set it in the shell"
 )
 
-from attrib_kernels.compact.product import compact_product_triton  # noqa: E402
 from attrib_kernels.compact.triton import SPAN, compact_triton  # noqa: E402
 
 # numbers that are not finite are part of the tests; the interpreter computes with numpy, which warns of them
@@ -181,60 +180,6 @@ def test_a_tile_with_strides(impl: Any, rule: Any):
 def test_the_result_carries_no_graph(impl: Any):
     gradient = normal(2, 3).requires_grad_()
     assert not any(t.requires_grad for t in compact(gradient, normal(3), "dense", impl=impl))
-    assert not any(t.requires_grad for t in compact_product(gradient, normal(4, 3), normal(4), "dense", impl=impl))
-
-
-# ------------------------------------------------------------------------------- fused with the product
-
-
-def whole_numbers(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Numbers from -2 to 2, whose products of a few no dtype rounds."""
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(19, 35, 21), (33, 70, 33), (1, 1, 1), (3, 5, 0), (0, 5, 3), (5, 0, 3)], ids=str)
-def test_the_fused_product_is_the_product_compacted(dtype: torch.dtype, shape: tuple[int, int, int]):
-    rows, columns, width = shape
-    cotangent, direction = whole_numbers(rows, width, dtype=dtype, seed=1), whole_numbers(columns, width, dtype=dtype, seed=2)
-    cotangent[:1] = 0  # an empty row
-    activation = torch.arange(columns).remainder(3).to(dtype)
-    for rule, amount in (("dense", 0), ("threshold", 4)):
-        want = wanted(cotangent @ direction.T, activation, rule, amount)
-        assert_same(compact_product(cotangent, direction, activation, rule, amount, impl="reference"), want)
-        assert_same(compact_product(cotangent, direction, activation, rule, amount, impl="triton"), want)
-        if rows < 32:
-            assert_same(compact_product_triton(cotangent, direction, activation, rule, amount, blocks=(16, 16, 16)), want)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_fused_product_rounds_as_a_product_in_memory(dtype: torch.dtype):
-    """The gradient is rounded to the dtype before it is multiplied, and the attribution before it is judged."""
-    cotangent, direction, activation = normal(5, 3, dtype=dtype), torch.eye(3, dtype=dtype), normal(3, dtype=dtype, seed=3)
-    direction[2] = 1  # one column that is a sum, and two that are a copy
-    got = compact_product(cotangent, direction, activation, "dense", impl="triton")
-    exact = cotangent.double() @ direction.double().T
-    torch.testing.assert_close(got.gradient.reshape(5, 3), exact.to(dtype))
-    assert torch.equal(got.gradient.reshape(5, 3)[:, :2], cotangent[:, :2])
-    assert torch.equal(got.attribution, got.gradient * activation.repeat(5))
-
-
-def test_what_lies_beyond_the_edges_is_not_seen():
-    """An infinite cotangent meets the zeros with which a block is filled up; NaN must not come of it."""
-    cotangent, direction = torch.ones(3, 5), torch.ones(7, 5)
-    cotangent[1, 2] = torch.inf
-    direction[4, 1] = torch.nan
-    want = wanted(cotangent @ direction.T, torch.ones(7), "dense", 0)
-    assert_same(compact_product(cotangent, direction, torch.ones(7), "dense", impl="triton"), want)
-    assert int(want.indptr[-1]) == 21
-
-
-def test_the_fused_product_of_operands_with_strides():
-    make = {"dtype": torch.float64}
-    cotangent, direction = whole_numbers(6, 9, **make, seed=1).T, whole_numbers(6, 40, **make, seed=2).T[::2]
-    activation = whole_numbers(40, **make, seed=3)[::2]
-    want = wanted(cotangent @ direction.T, activation, "threshold", 2)
-    assert_same(compact_product(cotangent, direction, activation, "threshold", 2, impl="triton"), want)
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -266,26 +211,17 @@ def test_names_that_are_none_are_refused():
         check_rule("top", 1)
 
 
-@pytest.mark.parametrize("rule", ["topk", "mass"])
-def test_a_rule_that_ranks_rows_is_refused_by_the_fused_product(rule: Any):
-    with pytest.raises(ValueError, match=rf"rule: '{rule}' ranks whole rows.*Use compact"):
-        compact_product(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4), rule, 1, impl="triton")
-
-
 @pytest.mark.parametrize(
-    ("activation", "direction", "message"),
+    ("activation", "message"),
     [
-        (torch.ones(4), None, r"activation: shape \[4\]; expected \[3\]"),
-        (torch.ones(3, dtype=torch.float64), None, r"activation: torch.float64.*expected torch.float32"),
-        (torch.ones(5), torch.ones(5, 2), r"direction: shape \[5, 2\]; expected rows of 3"),
-        (torch.ones(4), torch.ones(5, 3), r"activation: shape \[4\]; expected \[5\]"),
-        (torch.ones(5), torch.ones(5, 3).half(), r"direction: torch.float16.*expected torch.float32"),
-        (torch.ones(3, device="meta"), None, r"activation: torch.float32 on meta; expected torch.float32 on cpu"),
+        (torch.ones(4), r"activation: shape \[4\]; expected \[3\]"),
+        (torch.ones(3, dtype=torch.float64), r"activation: torch.float64.*expected torch.float32"),
+        (torch.ones(3, device="meta"), r"activation: torch.float32 on meta; expected torch.float32 on cpu"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_by_name(activation: Tensor, direction: Tensor | None, message: str):
+def test_tensors_that_do_not_fit_are_refused_by_name(activation: Tensor, message: str):
     with pytest.raises(ValueError, match=message):
-        check_tile(torch.ones(2, 3), activation, direction)
+        check_tile(torch.ones(2, 3), activation)
 
 
 # --------------------------------------------------------------------- without triton, and for a device
@@ -311,11 +247,11 @@ def test_the_kernels_compile_for_a_device(tmp_path: Path):
     program = """
 import torch, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
-from attrib_kernels.compact import product, triton as tile
+from attrib_kernels.compact import triton as tile
 
 def build(kernel, tile_type, wide, **constants):
     constants["ACC"] = getattr(tl, {"fp32": "float32", "fp64": "float64"}[wide])
-    kinds = dict.fromkeys("gradient activation bound kept_gradient kept_attribution cotangent direction".split(), "*" + tile_type)
+    kinds = dict.fromkeys("gradient activation bound kept_gradient kept_attribution".split(), "*" + tile_type)
     kinds |= dict.fromkeys("ties offsets indices".split(), "*i64") | dict.fromkeys("total l1".split(), "*" + wide) | {"counts": "*i32"}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
     source = triton.compiler.ASTSource(kernel, signature, constants)
@@ -324,8 +260,7 @@ def build(kernel, tile_type, wide, **constants):
 
 for kernel in (tile._count, tile._write):
     build(kernel, "bf16", "fp32", RULE="ranked", BLOCK=256)
-for kernel in (product._count, product._write):
-    build(kernel, "fp64", "fp64", RULE="threshold", WIDEN=False, BLOCK_ROWS=16, BLOCK_COLUMNS=16, BLOCK_WIDTH=16)
+    build(kernel, "fp64", "fp64", RULE="threshold", BLOCK=64)
 """
     assert len(run(program, TRITON_CACHE_DIR=str(tmp_path)).splitlines()) == 4
 

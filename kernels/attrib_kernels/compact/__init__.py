@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib_kernels.compact.reference import compact_product_reference, compact_reference
+from attrib_kernels.compact.reference import compact_reference
 from attrib_kernels.compact.rules import Compacted, Rule, check_rule, check_tile
 from attrib_kernels.impl import Impl, check_impl
 
-__all__ = ["Compacted", "Impl", "Rule", "compact", "compact_product"]
+__all__ = ["Compacted", "Impl", "Rule", "compact"]
 
 
 @torch.no_grad()
@@ -48,36 +48,3 @@ def compact(
     from attrib_kernels.compact.triton import compact_triton
 
     return compact_triton(gradient, activation, rule, amount)
-
-
-@torch.no_grad()
-def compact_product(
-    cotangent: Float[Tensor, "rows width"],
-    direction: Float[Tensor, "columns width"],
-    activation: Float[Tensor, " columns"],
-    rule: Rule,
-    amount: float | int = 0,
-    *,
-    impl: Impl,
-) -> Compacted:
-    """`compact` of gradient = cotangent · directionᵀ; with impl="triton" the gradient is never in memory as a whole.
-
-    The product is computed twice, once to count and once to write: README.md says when that pays.
-
-    Args:
-        rule: "dense" or "threshold", which judge each entry alone.
-        amount: the bound on |attribution| of "threshold".
-
-    Raises:
-        ValueError: for a rule that ranks a row, a bad amount, or tensors that do not fit together.
-    """
-    check_impl(impl)
-    if rule not in ("dense", "threshold"):
-        raise ValueError(f"rule: {rule!r} ranks whole rows, which are never whole here; expected 'dense' or 'threshold'. Use compact.")
-    check_rule(rule, amount)
-    check_tile(cotangent, activation, direction)
-    if impl == "reference":
-        return compact_product_reference(cotangent, direction, activation, rule, amount)
-    from attrib_kernels.compact.product import compact_product_triton
-
-    return compact_product_triton(cotangent, direction, activation, rule, amount)

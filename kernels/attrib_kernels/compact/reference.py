@@ -34,14 +34,3 @@ def compact_reference(
     row, column = mask.nonzero(as_tuple=True)
     indptr = torch.searchsorted(row, torch.arange(len(gradient) + 1, device=row.device))
     return Compacted(indptr, column, gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
-
-
-def compact_product_reference(
-    cotangent: Float[Tensor, "rows width"],
-    direction: Float[Tensor, "columns width"],
-    activation: Float[Tensor, " columns"],
-    rule: Rule,
-    amount: float | int,
-) -> Compacted:
-    """See `compact_product`."""
-    return compact_reference(cotangent @ direction.T, activation, rule, amount)

@@ -56,20 +56,13 @@ def check_rule(rule: str, amount: float | int) -> None:
             raise ValueError(f"rule: {rule!r}; expected one of {', '.join(get_args(Rule))}.")
 
 
-def check_tile(tile: Tensor, activation: Tensor, direction: Tensor | None = None) -> None:
-    """Raises ValueError where shapes, dtypes or devices do not fit: a kernel would read beyond the end.
-
-    Args:
-        tile: the gradient [rows, columns]; with `direction` [columns, width], the cotangent [rows, width].
-    """
-    columns = tile.shape[-1] if direction is None else direction.shape[0]
+def check_tile(tile: Tensor, activation: Tensor) -> None:
+    """Raises ValueError where shapes, dtypes or devices do not fit: a kernel would read beyond the end."""
+    columns = tile.shape[-1]
     if activation.shape != (columns,):
         raise ValueError(f"activation: shape {list(activation.shape)}; expected [{columns}], one number for each column of the tile.")
-    if direction is not None and direction.shape[1:] != tile.shape[1:]:
-        raise ValueError(f"direction: shape {list(direction.shape)}; expected rows of {tile.shape[1]}, the width of the cotangent.")
-    for name, other in (("activation", activation), ("direction", direction)):
-        if other is not None and (other.dtype, other.device) != (tile.dtype, tile.device):
-            raise ValueError(f"{name}: {other.dtype} on {other.device}; expected {tile.dtype} on {tile.device}, as the tile.")
+    if (activation.dtype, activation.device) != (tile.dtype, tile.device):
+        raise ValueError(f"activation: {activation.dtype} on {activation.device}; expected {tile.dtype} on {tile.device}, as the tile.")
 
 
 def cut(size: Float[Tensor, "rows columns"], rule: Rule, amount: float | int) -> Cut:

@@ -120,7 +120,7 @@ def offsets_of(counts: Int[Tensor, "rows parts"]) -> Int[Tensor, " parts_plus_1"
     return torch.cat([ends.new_zeros(1), ends])
 
 
-def nothing(tile: Float[Tensor, "rows width"]) -> Compacted:
+def nothing(tile: Float[Tensor, "rows columns"]) -> Compacted:
     """The result for a tile without entries."""
     rows = len(tile)
     pointer, empty, sums = torch.zeros(rows + 1, dtype=torch.int64, device=tile.device), tile.new_zeros(0), tile.new_zeros(rows)
