@@ -13,17 +13,6 @@ from torch import Tensor
 from attrib.core.types import Dense, InputError, Keep, Mass, SparseLatents, Threshold, TopK
 
 
-def from_dense(latents: Float[Tensor, "positions d_sae"]) -> SparseLatents:
-    """The non-zero latents, sorted by (position, latent)."""
-    position, latent = latents.nonzero(as_tuple=True)
-    return SparseLatents(position, latent, latents[position, latent])
-
-
-def to_dense(latents: SparseLatents, positions: int, d_sae: int) -> Float[Tensor, "positions d_sae"]:
-    """The dense tensor that `from_dense` came from."""
-    return latents.value.new_zeros(positions, d_sae).index_put((latents.position, latents.latent), latents.value)
-
-
 def select(latents: SparseLatents, mask: Bool[Tensor, " active"]) -> SparseLatents:
     """The latents where `mask` is true."""
     return SparseLatents(*(column[mask] for column in latents))

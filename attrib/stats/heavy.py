@@ -16,7 +16,6 @@ from attrib.stats.sketch import LEAF, Sketch
 _LEVEL_OF = {lengths: level for level, lengths in enumerate((*LEVELS, (32, 32)))}
 _OF_TARGET = ((32, 0), (32, 8), (32, 16), (32, 24), (32, 32))
 _OF_SOURCE = ((0, 32), (8, 32), (16, 32), (24, 32), (32, 32))
-_OF_ALL = ((0, 0), (8, 0), (16, 0), (24, 0), *_OF_TARGET)
 _AT_ONCE = 1 << 12
 """Prefixes whose 256 children are looked up together."""
 
@@ -48,11 +47,6 @@ def heavy_sources(sketch: Sketch, target: int) -> Estimates:
 def heavy_targets(sketch: Sketch, source: int) -> Estimates:
     """All pairs of one source with at least phi of the sketch's mass, and perhaps a few with less."""
     return _descend(sketch, np.array([source + 1], np.uint64), _OF_SOURCE)
-
-
-def heavy_pairs(sketch: Sketch) -> Estimates:
-    """All pairs with at least phi of the sketch's mass, and perhaps a few with less."""
-    return _descend(sketch, np.zeros(1, np.uint64), _OF_ALL)
 
 
 def mass_estimate(sketch: Sketch, key: UInt64[np.ndarray, " n"], level: int) -> tuple[Fixed, Int64[np.ndarray, " n"]]:

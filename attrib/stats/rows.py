@@ -63,8 +63,6 @@ class Rows(NamedTuple):
         return self.each(lambda column: column[index])
 
 
-BYTES = 8 * len(Rows._fields)
-"""Of one row in memory."""
 COUNTS = ("count", "positive", "negative", "prompts")
 
 

@@ -25,7 +25,7 @@ from attrib import stats
 from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator, Held
 from attrib.stats.bounds import BYTES_PER_PAIR
-from attrib.stats.rows import BYTES, Rows, collapse, keys_of, pairs_of
+from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
 from attrib.stats.sketch import Sketch
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
@@ -125,7 +125,8 @@ def main(pairs: int, folder: Path) -> None:
     assert isinstance(held, Table)
     print(f"table: {len(held):,} pairs of {count:,} edges, {count / seconds / 1e6:.2f} million edges a second", end="; ")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak {peak / 1e9:.2f} GB, bound {BYTES_PER_PAIR * len(held) / 1e9:.2f} GB, table {BYTES * len(held) / 1e9:.2f} GB")
+    table = 8 * len(Rows._fields) * len(held)
+    print(f"peak {peak / 1e9:.2f} GB, bound {BYTES_PER_PAIR * len(held) / 1e9:.2f} GB, table {table / 1e9:.2f} GB")
     path, memory = folder / "bench-stats.h5", BYTES_PER_PAIR * len(held)
     begin = time.perf_counter()
     stats.save(path, Statistics(memory, (BlockStatistics(BLOCK, held),)), overwrite=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 import attrib
 from attrib.adapters import load_dictionaries
 from attrib.adapters.dictionaries import kinds
-from attrib.core.sparse import to_dense
 from attrib.core.types import AttribError, FormatError, InputError, Site, UnsupportedError
 from attrib.dictionaries.dictionary import (
     Dictionary,
@@ -34,7 +33,7 @@ from attrib.dictionaries.dictionary import (
     split,
 )
 from tests.engine.test_budget import peak
-from tests.support.builders import D_MODEL, normal, sae
+from tests.support.builders import D_MODEL, normal, sae, to_dense
 from tests.support.tolerances import DICTIONARY, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

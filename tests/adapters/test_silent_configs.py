@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import attrib
-from attrib.core.sparse import to_dense
 from attrib.core.types import FormatError, InputError, UnsupportedError
 from attrib.dictionaries.dictionary import encode, encode_at, encode_sparse, reconstruct, wins_at
 from tests.adapters.test_dictionary_folders import OLD, change_config, clt, gemma_scope_2, old_folder, rewrite, sparsify, transcoder_set
-from tests.support.builders import D_MODEL, normal, sae
+from tests.support.builders import D_MODEL, normal, sae, to_dense
 from tests.support.tolerances import DICTIONARY, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,7 +14,6 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 import attrib
-from attrib.core.sparse import to_dense
 from attrib.core.types import FormatError, InputError, Site, UnsupportedError
 from attrib.dictionaries.dictionary import (
     Dictionary,
@@ -28,7 +27,7 @@ from attrib.dictionaries.dictionary import (
     reconstruct,
 )
 from attrib.passes.capture import cut
-from tests.support.builders import D_MODEL, DTYPES, KINDS, Kind, dictionary, normal, sae
+from tests.support.builders import D_MODEL, DTYPES, KINDS, Kind, dictionary, normal, sae, to_dense
 from tests.support.tolerances import DICTIONARY, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

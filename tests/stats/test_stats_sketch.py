@@ -10,7 +10,7 @@ from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator
 from attrib.stats.bounds import DEPTH, LEVELS, bits_of
 from attrib.stats.hashing import cells
-from attrib.stats.heavy import Estimates, heavy_pairs, heavy_sources, heavy_targets, mass_estimate
+from attrib.stats.heavy import Estimates, heavy_sources, heavy_targets, mass_estimate
 from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
 from attrib.stats.sketch import LEAF, Sketch, add_pairs, add_sketch, blank, check, prefix
 from attrib.stats.statistics import BlockStatistics, Statistics
@@ -72,8 +72,7 @@ def test_no_estimate_is_too_small_and_few_are_beyond_the_bound(skewed: Skewed, l
 
 def assert_found(found: Estimates, truth: Rows, skewed: Skewed) -> None:
     """All of the true pairs that are heavy are among those found, and what is said of each holds."""
-    heavy = fixed.floats(truth.l1) >= skewed.sketch.phi * fixed.total(skewed.truth.l1) * 2.0**-fixed.UNIT
-    assert set(truth.key[heavy].tolist()) <= set(found.rows.key.tolist())
+    assert set(truth.key[is_heavy(truth, skewed)].tolist()) <= set(found.rows.key.tolist())
     assert np.unique(found.rows.key).size == len(found.rows.key)
     at = np.searchsorted(truth.key, found.rows.key)
     at = np.minimum(at, len(truth.key) - 1)
@@ -96,21 +95,24 @@ def assert_found(found: Estimates, truth: Rows, skewed: Skewed) -> None:
     assert not estimates.is_exact.any()
 
 
-def test_all_heavy_pairs_are_found(skewed: Skewed) -> None:
-    found = heavy_pairs(skewed.sketch)
-    assert len(found.rows.key) >= 10
-    assert_found(found, skewed.truth, skewed)
-    assert 0 < found.has_place.sum() < len(found.has_place), "both kinds of maximum are met"
+def is_heavy(truth: Rows, skewed: Skewed) -> np.ndarray:
+    """Which of the true pairs a search must find."""
+    return fixed.floats(truth.l1) >= skewed.sketch.phi * fixed.total(skewed.truth.l1) * 2.0**-fixed.UNIT
 
 
 def test_all_heavy_parents_and_children_are_found(skewed: Skewed) -> None:
-    of, heavy = pairs_of(skewed.truth.key), heavy_pairs(skewed.sketch)
+    """Of every latent that has any: so all heavy pairs are found from either end."""
+    of = pairs_of(skewed.truth.key)
+    heavy = pairs_of(skewed.truth.key[is_heavy(skewed.truth, skewed)])
+    assert len(heavy[0]) >= 10
     for end, ask in enumerate((heavy_sources, heavy_targets)):
-        latents = np.unique(pairs_of(heavy.rows.key)[end])
-        for latent in latents[:12].tolist():
+        has_place = []
+        for latent in np.unique(heavy[end]).tolist():
             found = ask(skewed.sketch, latent)
             assert (pairs_of(found.rows.key)[end] == latent).all()
             assert_found(found, skewed.truth.take(np.flatnonzero(of[end] == latent)), skewed)
+            has_place += found.has_place.tolist()
+        assert 0 < sum(has_place) < len(has_place), "both kinds of maximum are met"
         assert len(ask(skewed.sketch, LATENTS + 5).rows.key) == 0
 
 
@@ -125,7 +127,7 @@ def test_a_narrower_sketch_is_a_wider_one_folded(skewed: Skewed) -> None:
 def test_ranks_that_a_sketch_cannot_tell_are_refused(skewed: Skewed) -> None:
     block = Block("latent_to_latent", "a", "b")
     statistics = Statistics(MEMORY, (BlockStatistics(block, skewed.sketch),))
-    target = int(pairs_of(heavy_pairs(skewed.sketch).rows.key)[0][0])
+    target = int(pairs_of(skewed.truth.key[is_heavy(skewed.truth, skewed)])[0][0])
     for by in ("mean", "max", "count"):
         with pytest.raises(InputError, match=rf"by: '{by}'; 'latent_to_latent a -> b' is a sketch, which ranks by 'l1' or 'sum' alone"):
             statistics.top_parents(target, by=by)
@@ -146,7 +148,7 @@ def test_a_sketch_that_cannot_be_is_refused(skewed: Skewed) -> None:
     for level in spoilt.levels[1:]:
         level.high[:] = 1 << 40  # every prefix is heavy, and there would be 2**64
     with pytest.raises(FormatError, match=r"are heavy, and an eighth can be; the file is damaged"):
-        heavy_pairs(spoilt)
+        heavy_sources(spoilt, 0)
 
 
 def test_hashes_are_what_they_were() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import attrib
-from attrib.core.types import SITE_KINDS, Site
+from attrib.core.types import SITE_KINDS, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
 
@@ -229,6 +229,11 @@ def prompt(positions: int = 12, *, batch: tuple[int, ...] = (), seed: int = 1, d
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 2) -> Tensor:
     """Standard normal numbers, the same ones in every dtype."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def to_dense(latents: SparseLatents, positions: int, d_sae: int) -> Tensor:
+    """Sparse latents as [positions, d_sae]."""
+    return latents.value.new_zeros(positions, d_sae).index_put((latents.position, latents.latent), latents.value)
 
 
 def all_sites(n_layers: int = N_LAYERS) -> list[Site]:
