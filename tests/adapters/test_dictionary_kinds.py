@@ -58,7 +58,6 @@ def options_of(kind: str) -> Iterator[dict[str, Any]]:
 INSTANCES = [(kind, options) for kind in SAE_LENS for options in options_of(kind)]
 IDS = ["-".join(str(part) for part in (kind, *options.values())) for kind, options in INSTANCES]
 each_instance = pytest.mark.parametrize(("kind", "options"), INSTANCES, ids=IDS)
-each_kind = pytest.mark.parametrize("kind", SAE_LENS)
 each_transcoder = pytest.mark.parametrize("kind", TRANSCODERS)
 
 

@@ -28,7 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module:h
 
 SLOW = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 ENDS = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
-EXACT_FIELDS = [name for name in Rows._fields if name not in ("key", "maximum", "prompt", "target_position", "source_position")]
 
 # ------------------------------------------------------------------------------------------ building
 
