@@ -162,7 +162,7 @@ def _remedy(module: nn.Module, hook: Any) -> str:
 
 
 def _is_hook_point(module: nn.Module) -> bool:
-    """Of TransformerLens."""
+    """Whether a module is one of TransformerLens' hook points."""
     return hasattr(module, "fwd_hooks")
 
 
@@ -239,7 +239,7 @@ def as_configured(model: Any) -> Any:
 
 
 def check_parts_of_bridge(model: Any) -> None:
-    """The same for a bridge, whose modules stand in other places: each is a bridge's own, or of a class that the config makes."""
+    """Look through a bridge, whose modules stand in other places: each is a bridge's own, or of a class that the config makes."""
     known = {type(module) for module in as_configured(model.original_model).modules()}
     for at, module in model.named_modules():
         kind = type(module)
@@ -251,7 +251,7 @@ def check_parts_of_bridge(model: Any) -> None:
 
 
 def check_parts_of_hooked(model: Any) -> None:
-    """The same for a HookedTransformer: every part is of TransformerLens or torch."""
+    """Look through a HookedTransformer: every part is of TransformerLens or torch."""
     for at, module in model.named_modules():
         if at and _package(type(module)) not in ("transformer_lens", "torch"):
             raise UnsupportedError(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in memory of their own."""
+    """Copy tensors into memory of their own."""
     return {name: tensor.clone() for name, tensor in state.items()}
 
 

@@ -78,7 +78,7 @@ Prompted = tuple[Tensor, Path]
 
 
 Jacobian = tuple[Tensor, Path, Iterator[Tile]]
-"""The same, and the tiles of its Jacobian."""
+"""A prompt's tokens, its path, and the tiles of its Jacobian."""
 
 
 def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], _: Impl) -> Iterator[Jacobian]:

@@ -57,7 +57,7 @@ Part = TypeVar("Part", bound=Fingerprinted)
 
 
 def seal(part: Part, known: str | None = None) -> Part:
-    """The same model or dictionary with its fingerprint as it is now, for who holds weights that nobody else can edit.
+    """Give a model or dictionary its fingerprint as it is now, for who holds weights that nobody else can edit.
 
     Args:
         known: a stored hash that it `matches`; a job of version 0.1 goes on under the hashes that it was made with.

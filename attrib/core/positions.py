@@ -39,7 +39,7 @@ def plain_positions(given: PositionsLike, lengths: Sequence[int]) -> Positions:
 
 
 def least_length(given: PositionsLike, most: int) -> int:
-    """Of the lengths up to `most`, the least of a prompt that has all these positions; or `most`, where none of them is enough."""
+    """The least length up to `most` of a prompt that has all these positions; or `most`, where none of them is enough."""
     positions, masked = _plain(given)
 
     def has_them(length: int) -> bool:

@@ -19,7 +19,7 @@ def select(latents: SparseLatents, mask: Bool[Tensor, " active"]) -> SparseLaten
 
 
 def canonical(latents: SparseLatents) -> SparseLatents:
-    """The same latents, each (position, latent) given once, in canonical order."""
+    """Put latents, each (position, latent) given once, into canonical order."""
     by_latent = latents.latent.argsort(stable=True)
     order = by_latent[latents.position[by_latent].argsort(stable=True)]
     return SparseLatents(*(column[order] for column in latents))

@@ -3,7 +3,7 @@
 from importlib import metadata
 
 HERE = "0.1.0"
-"""As pyproject.toml has it: for a copy of the source that nobody installed."""
+"""The version in pyproject.toml, for a copy of the source that nobody installed."""
 
 
 def _installed() -> str:

@@ -114,7 +114,7 @@ class Dictionary(Fingerprinted):
     config: DictionaryConfig
     name: str
     files: tuple[Opened, ...] = ()
-    """Of a lazy dictionary: those that W_enc and W_dec are maps of."""
+    """The files that W_enc and W_dec of a lazy dictionary are maps of."""
 
     def __repr__(self) -> str:
         c = self.config
@@ -155,7 +155,7 @@ class Dictionary(Fingerprinted):
         return self.params.W_skip.numel() > 0
 
     def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Dictionary":
-        """The same dictionary in another dtype or on another device. Maps of a file stay in its dtype, and on this device.
+        """Put the dictionary into another dtype or on another device. Maps of a file stay in its dtype, and on this device.
 
         Raises:
             InputError: for a dtype that is none, and a device that is not there or cannot read the file.
@@ -329,7 +329,7 @@ def encode_at(
 
 
 def selected(dictionary: Dictionary) -> Dictionary:
-    """The same dictionary where latents have been selected already: `encode_at` gives the value of whichever it is asked for."""
+    """Give a dictionary for latents that have been selected already: `encode_at` gives the value of whichever it is asked for."""
     return replace(dictionary, config=replace(dictionary.config, rule="abstopk"))
 
 
@@ -484,7 +484,7 @@ def split(dictionary: Dictionary, written: Float[Tensor, "*batch d_out"]) -> dic
 
 
 def after_gain(dictionary: Dictionary, w: Float[Tensor, " d_in"], b: Float[Tensor, " d_in"]) -> Dictionary:
-    """The same dictionary, reading x w + b in place of x: behind a norm's weights rather than before them.
+    """Give a dictionary that reads x w + b in place of x: behind a norm's weights rather than before them.
 
     A transcoder trained on "ln2.hook_normalized" of a model whose norms keep their weights reads before them,
     while attrib's mlp_in is what enters the MLP:  x W_enc = (x w + b) W_enc / w - (b / w) W_enc. An SAE, which writes

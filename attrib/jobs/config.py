@@ -33,7 +33,7 @@ class PromptsOf(BaseModel):
     form: Form | None = None
     field: str | None = None
     split: str | None = None
-    """Of those that are data sets; None is "train"."""
+    """The split that is read of paths that are data sets; None is "train"."""
     limit: Count | None = None
     """Prompts to read, at most."""
     max_tokens: Count | None = None

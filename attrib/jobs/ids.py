@@ -18,7 +18,7 @@ from attrib.runs.prompts import Given
 LONGEST_TEXT = 1 << 21
 """Characters that are tokenised at once, at most."""
 CHARACTERS = 16
-"""Of a text's beginning, for each token that is wanted of it, at first."""
+"""How many characters of a text's beginning are tokenised at first, for each token that is wanted of it."""
 BEYOND = 64
 """Tokens behind those that are taken, and as many as those: so far from where a text is cut, the cut changes nothing."""
 

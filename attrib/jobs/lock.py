@@ -50,7 +50,7 @@ class Holder(BaseModel):
     host: str
     pid: int
     launch: str
-    """The same for the ranks of one launch; else of this process alone."""
+    """A name that the ranks of one launch share; outside of a launch, a name of this process alone."""
     began: Annotated[float, Field(ge=0, lt=1e11)]
     """Seconds since 1970."""
 

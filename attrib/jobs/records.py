@@ -33,14 +33,14 @@ class Record(BaseModel):
     shard: Count
     id: str
     sha256: str | None
-    """Of its file; None where there is none, since all its prompts were refused."""
+    """The checksum of its file; None where there is no file, since all its prompts were refused."""
     bytes: Count
     prompts: Count
     tokens: Count
     edges: Count
     refused: list[Refused] = []
     seconds: float
-    """Of computing, and choosing what is kept."""
+    """How long computing took, the choice of what is kept included."""
     seconds_writing: float
     device: str
     finished: float

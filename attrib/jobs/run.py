@@ -27,7 +27,7 @@ class Ran(NamedTuple):
     damaged: list[Shard]
     """Shards that were done once, found to be damaged, and done again."""
     changed: str | None = None
-    """Of a job that was done before: why its model or dictionaries, as they are now, are not what it was made with."""
+    """Why the model or dictionaries of a job that was done before, as they are now, are not what it was made with."""
 
     def __repr__(self) -> str:
         counts = f"{len(self.done):,} shards done, {len(self.failed):,} failed, {len(self.damaged):,} made again"

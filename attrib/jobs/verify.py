@@ -114,13 +114,13 @@ def _least_kept(keep: Keep) -> float:
 
 
 def _hashes(call: dict[str, Any]) -> set[str]:
-    """Of the model and dictionaries of a block."""
+    """The checksums of the model and the dictionaries that a block names."""
     ends = (call["source"], call["target"], *call["cuts"])
     return {call["model"]["sha256"], *(end["sha256"] for end in ends if isinstance(end, dict))}
 
 
 def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> Iterator[FaultyShard]:
-    """Of shards with these checksums, those that come out otherwise."""
+    """Compute shards with these checksums again, and give those that come out otherwise."""
     if not sample:
         return
     ready = prepare(folder, device)

@@ -34,7 +34,7 @@ class Tokenizer:
     """The tokens of a prompt, with what the tokenizer puts around it; None where that is nothing."""
     chat_template: Callable[[Messages], list[int]] | None = None
     plain: Callable[[str], list[int]] | None = None
-    """As `encode`, but a special token that is spelled out is text like any other."""
+    """Encode a text in which a special token that is spelled out is text like any other."""
     label: Callable[[int], str] | None = None
     """A token as it reads in context, no two alike; see labels.py. None is `decode`."""
     special: Mapping[int, str] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Tokenizer:
             )
 
     def with_special_tokens(self, special_tokens: str) -> "Tokenizer":
-        """The same tokenizer, which takes special tokens in text as this says."""
+        """Give a tokenizer that takes special tokens in text as this says."""
         if special_tokens not in get_args(SpecialTokens):
             raise InputError(f"special_tokens: {special_tokens!r}; expected one of {', '.join(map(repr, get_args(SpecialTokens)))}.")
         if special_tokens == "text" and self.plain is None:

@@ -195,7 +195,7 @@ class Model(Fingerprinted):
         return self.params.W_E.device
 
     def to(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None) -> "Model":
-        """The same model in another dtype or on another device; itself where nothing changes.
+        """Put the model into another dtype or on another device; it is given back itself where nothing changes.
 
         Raises:
             InputError: for a dtype that is none, and a device that is not there.
@@ -212,7 +212,7 @@ class Model(Fingerprinted):
         return how(self.params, self.config)
 
     def with_special_tokens(self, special_tokens: str) -> "Model":
-        """The same model, whose prompts take a special token that is spelled out in their text as it says.
+        """Give the model with prompts that take a special token that is spelled out in their text as it says.
 
         Args:
             special_tokens: "allow", it is that token, as the tokenizer has it; "text", it is text like any other; "refuse", an error.

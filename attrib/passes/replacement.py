@@ -85,7 +85,7 @@ class CutLeaves(NamedTuple):
         return tuple(cut.latents.value for cut in self.cuts)
 
     def with_activations(self, activations: Sequence[Float[Tensor, " _"]]) -> "CutLeaves":
-        """The same leaves with other values of the same latents."""
+        """Give these leaves other values of the same latents."""
         cuts = (cut._replace(latents=cut.latents._replace(value=value)) for cut, value in zip(self.cuts, activations, strict=True))
         return self._replace(cuts=tuple(cuts))
 

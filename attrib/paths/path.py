@@ -218,7 +218,7 @@ def _open_cut(
     base: Float[Tensor, "positions d_model"] | None,
     seen: Mapping[Site, Float[Tensor, "positions _"]],
 ) -> _Opening:
-    """The same through cuts: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
+    """Open a path with cuts on it: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
     start, stop, sites = run.start, run.stop, stream_sites(run.start, run.stop)
     writes: tuple[Site, ...] = (start,)
     if source is None:

@@ -27,9 +27,11 @@ from attrib.store import open_collection, open_shard
 from attrib.store.collection import SHARDS, folder_of
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
-"""Of the prompt's largest attribution. Products of another number of rows end in other digits: a prompt alone, and in its shard."""
+"""How far an edge may be off, as a share of the prompt's largest attribution: a prompt alone and a prompt in its shard are products of
+different numbers of rows, which end in other digits.
+"""
 REDUCED = 5e-2
-"""The same for tf32 and bfloat16."""
+"""How far it may be off where products are in tf32 or bfloat16."""
 
 Part = TypeVar("Part", Model, Dictionary)
 Places = Mapping[str, str | Path]
@@ -104,7 +106,7 @@ class _Loaded:
 
 
 def _again(stored: Edges, loaded: _Loaded) -> Edges:
-    """The same prompt, attributed anew as the call says."""
+    """Attribute a stored prompt anew, as its call says."""
     call = stored.call
     try:
         source = None if call["source"] is None else loaded.dictionary(call["source"])

@@ -55,7 +55,7 @@ class Rows(NamedTuple):
         return Fixed(self.squares_high, self.squares_low)
 
     def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "Rows":
-        """The same change of every column."""
+        """Change every column by one function."""
         return Rows(*(change(column) for column in self))
 
     def take(self, index: slice | Shaped[np.ndarray, " _"]) -> "Rows":

@@ -100,7 +100,7 @@ def _of_block(store: Store, block: Block, least_kept: float) -> Iterator[Fault]:
 
 
 def _first_damaged(store: Store, block: Block, prompts: slice) -> tuple[int, FormatError]:
-    """Of prompts that cannot be read together, the first that is at fault, and the error."""
+    """The first prompt that is at fault among those that cannot be read together, and the error."""
     start, stop = prompts.start, prompts.stop
     while stop - start > 1:
         middle = (start + stop) // 2

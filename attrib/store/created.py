@@ -55,7 +55,7 @@ class _Sink(io.FileIO):
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        """As of any file, which this may make longer."""
+        """Seek as in any file, which this may make longer."""
         try:
             return super().truncate(size)
         except OSError as error:

@@ -145,7 +145,7 @@ def check_identity(path: Path, descriptor: int, identity: Identity) -> None:
 
 
 def shared(call: dict[str, Any]) -> dict[str, Any]:
-    """Of a shard's call, what is the same for every shard of a data set."""
+    """The part of a shard's call that every shard of a data set shares."""
     return {key: value for key, value in call.items() if key not in OWN}
 
 

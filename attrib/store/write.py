@@ -120,7 +120,7 @@ def _array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
 
 
 def _integers(column: Int[Tensor, " n"]) -> np.ndarray:
-    """As int32 where every value fits, else as int64."""
+    """Give the numbers as int32 where every value fits, else as int64."""
     values, limits = _array(column, np.int64), np.iinfo(np.int32)
     fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
     return values.astype(np.int32) if fits else values

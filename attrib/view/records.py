@@ -16,7 +16,7 @@ FIELDS = (
     "target_position", "target_token", "target_latent", "target_label", "target_activation", "target_probability",
     "gradient", "attribution",
 )  # fmt: skip
-"""As the columns of `Edges.to_pandas`, and the block. `latent` of a token or logit is its vocabulary id."""
+"""The columns of `Edges.to_pandas`, and the block. `latent` of a token or logit is its vocabulary id."""
 
 
 def records(edges: Edges, chosen: Chosen) -> Iterator[dict[str, Any]]:

@@ -220,7 +220,7 @@ class TensorFile(NamedTuple):
         return self.stored(key).to(torch.float32, copy=True)
 
     def take(self, key: str, lazy: bool) -> Tensor:
-        """As `read` gives it, or as it is stored."""
+        """The tensor as `read` gives it, or as it is stored."""
         return self.stored(key) if lazy else self.read(key)
 
 

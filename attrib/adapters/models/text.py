@@ -75,7 +75,7 @@ def backend_labels(backend: Any) -> dict[int, str]:
 
 
 def slow_labels(tokenizer: Any) -> dict[int, str]:
-    """The same for transformers' tokenizers in Python."""
+    """Labels of the tokens of a tokenizer that transformers has in Python."""
     return labels_of(_by_id(tokenizer.get_vocab()), tokenizer.convert_tokens_to_string, tokenizer.added_tokens_decoder)
 
 

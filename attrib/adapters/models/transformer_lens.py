@@ -113,7 +113,7 @@ def _params(state: State, config: ModelConfig, cos: Table, sin: Table) -> Params
 
 
 def _plain(model: Any, state: State, config: ModelConfig) -> tuple[State, ModelConfig, Table, Table]:
-    """The same computation with parameters as attrib reads them, and its rotary tables."""
+    """Give parameters of the same computation as attrib reads them, and its rotary tables."""
     cfg = model.cfg
     if config.gated:
         state = _without_gated_bias(state, config)

@@ -169,7 +169,7 @@ def _heard(ray: Any, reference: Any) -> str | Outcome | Stop | _Ended | None:
 
 
 def _last_line(error: Exception) -> str:
-    """Of an error with the traceback of another process in its text, what was raised."""
+    """What was raised in another process, from an error that has that process's traceback in its text."""
     return str(error).strip().splitlines()[-1]
 
 

@@ -48,7 +48,7 @@ class Queue:
         self._again.append(shard)
 
     def heard(self, shard: Shard, outcome: Outcome) -> Iterator[Outcome]:
-        """Of what became of a shard, what is final. Raises JobError where the job is given up."""
+        """Take what became of a shard, and give what is final of it. Raises JobError where the job is given up."""
         if not isinstance(outcome, Failure):
             self._failed.clear()
             self._probes.clear()

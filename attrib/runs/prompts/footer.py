@@ -13,7 +13,7 @@ DICTIONARIES = {2, 8}
 
 _FACTS = {2: [None]}
 _CHUNK = {1: bytes, 3: _FACTS}
-"""Of a column in a row group: the name of another file where its values are, and facts; of these, encodings."""
+"""What is asked for of a column in a row group: the name of another file where its values are, and facts with its encodings."""
 
 
 class Chunk(NamedTuple):
@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
     rows: int
     chunks: list[Chunk]
-    """Of the columns that were asked for."""
+    """One for each of the columns that were asked for."""
 
 
 def groups_of(file: BufferedIOBase, size: int, columns: int, chosen: Sequence[int]) -> list[Group]:

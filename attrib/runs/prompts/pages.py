@@ -11,7 +11,7 @@ from typing import NamedTuple
 from attrib.runs.prompts.thrift import read_struct
 
 _DATA_HEADERS, _ENCODINGS = {0: 5, 3: 8}, {0: 2, 3: 4}
-"""Of the kinds of pages with data, the field that says how many values there are, and the field within that which has their encoding."""
+"""For each kind of page with data, the field that says how many values there are, and the field within that which has their encoding."""
 
 
 class Page(NamedTuple):
@@ -22,9 +22,9 @@ class Page(NamedTuple):
     packed: int
     """Bytes in the file."""
     values: int
-    """Of a page of data: values and nulls. Else 0."""
+    """How many values and nulls a page of data has; 0 for other pages."""
     encoding: int | None
-    """Of a page of data: how its values are written, by its number in Parquet. Else None, or where it does not say."""
+    """How a page of data writes its values, by the number that Parquet has for it; None for other pages, or where it does not say."""
 
 
 def pages(file: BufferedIOBase, start: int, length: int) -> Iterator[Page]:

@@ -12,8 +12,11 @@ DEEPEST = 16
 """Structs in each other; the footer of a file has five."""
 
 Asked = Mapping[int, Any]
-"""Of the fields of a struct, by their numbers: `bytes` for a text, `[one]` for a list of which each is asked for as `one`, an `Asked` for
-a struct, and a pair (asked, function) for what a function makes of it as soon as it is read. Numbers are always read."""
+"""What is asked for of a struct's fields, by their numbers.
+
+`bytes` asks for a text; `[one]` for a list, of which each is asked for as `one`; an `Asked` for parts of a struct; and a pair (asked,
+function) for what a function makes of a value as soon as it is read. Numbers are always read.
+"""
 
 
 def read_struct(file: BufferedIOBase, asked: Asked | None = None, deep: int = DEEPEST) -> dict[int, Any]:

@@ -211,7 +211,7 @@ def _tangent_kernel(
 def adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, *, frozen: bool = False
 ) -> AttentionCotangents | FrozenCotangents:
-    """As `reference.adjoint`. Arguments that are not contiguous are copied.
+    """Compute what `reference.adjoint` does. Arguments that are not contiguous are copied.
 
     Raises:
         ValueError: for float64, and for tensors on a device that Triton does not reach.
@@ -242,7 +242,7 @@ def adjoint(
 def tangent(
     tangents: AttentionCotangents | FrozenCotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float
 ) -> Rows:
-    """As `reference.tangent`. Arguments that are not contiguous are copied.
+    """Compute what `reference.tangent` does. Arguments that are not contiguous are copied.
 
     Raises:
         ValueError: for float64, and for tensors on a device that Triton does not reach.

@@ -88,7 +88,7 @@ def _kernel(
 
 
 def pointwise(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activation) -> HiddenRows:
-    """As `reference.pointwise`. Arguments that are not contiguous are copied.
+    """Compute what `reference.pointwise` does. Arguments that are not contiguous are copied.
 
     Raises:
         ValueError: for float64, and for tensors on a device that Triton does not reach.
@@ -99,7 +99,7 @@ def pointwise(g: Rows, pre: Hidden, gate_pre: Hidden | None, activation: Activat
 
 
 def tangent(x_dot: HiddenRows, pre: Hidden, gate_pre: Hidden | None, activation: Activation) -> Rows:
-    """As `reference.tangent`. Arguments that are not contiguous are copied.
+    """Compute what `reference.tangent` does. Arguments that are not contiguous are copied.
 
     Raises:
         ValueError: for float64, and for tensors on a device that Triton does not reach.
