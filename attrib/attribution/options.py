@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attrib.attribution.needs import Needs
+from attrib.core.keep import check_keep
 from attrib.core.positions import Positions, PositionsLike, plain_positions
-from attrib.core.sparse import check_keep
 from attrib.core.types import EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl

@@ -11,7 +11,8 @@ from torch import Tensor
 from attrib.attribution.options import Options
 from attrib.core.edges import Edges, Growing, Nodes, Prompts
 from attrib.core.finite import require_finite
-from attrib.core.sparse import kept, to_csr
+from attrib.core.keep import kept
+from attrib.core.sparse import to_csr
 from attrib.core.types import EdgeKind, Keep, NodeKind, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Compacted, compact

@@ -145,8 +145,9 @@ def _attributions(kinds: list[str], shared: dict[str, Any]) -> list[dict[str, An
 
 def run_work(run: "RunFile") -> None:
     """Attribute every prompt of a file, or of --prompt, and write sparse HDF5."""
+    from attrib.core.keep import keep_text
     from attrib.runs.run import execute
-    from attrib.runs.spec import USUAL_KEEP, keep_text
+    from attrib.runs.spec import USUAL_KEEP
 
     with bar() as shown:
         task = shown.add_task("attributing", total=None)

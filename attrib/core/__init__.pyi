@@ -2,6 +2,7 @@ from . import devices as devices
 from . import edges as edges
 from . import fingerprints as fingerprints
 from . import finite as finite
+from . import keep as keep
 from . import labels as labels
 from . import names as names
 from . import optional as optional
@@ -19,6 +20,7 @@ __all__ = [
     "edges",
     "fingerprints",
     "finite",
+    "keep",
     "labels",
     "names",
     "optional",

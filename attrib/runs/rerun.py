@@ -8,16 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
 from attrib.core.edges import Edges
+from attrib.core.keep import RULES
 from attrib.core.types import (
-    Dense,
     Difference,
     FormatError,
     InputError,
-    Mass,
     Policy,
-    Threshold,
     TokenLogits,
-    TopK,
     TopLogits,
     UnsupportedError,
 )
@@ -35,7 +32,7 @@ REDUCED = 5e-2
 
 Part = TypeVar("Part", Model, Dictionary)
 Places = Mapping[str, str | Path]
-_RULES: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Dense, TopK, Threshold, Mass, TopLogits, TokenLogits, Difference)}
+_RULES: dict[str, Callable[..., Any]] = RULES | {kind.__name__: kind for kind in (TopLogits, TokenLogits, Difference)}
 
 
 class Compared(NamedTuple):

@@ -33,10 +33,10 @@ from attrib.attribution.plan import Plan, plan
 from attrib.core.devices import check_device as check_device
 from attrib.core.edges import Edges
 from attrib.core.fingerprints import seal
+from attrib.core.keep import keep_text, parse_keep
 from attrib.core.positions import plain_positions
 from attrib.core.types import (
     POLICIES,
-    Dense,
     Difference,
     EdgeKind,
     Effect,
@@ -45,9 +45,7 @@ from attrib.core.types import (
     Logits,
     Mass,
     Progress,
-    Threshold,
     TokenLogits,
-    TopK,
     TopLogits,
     first_line,
 )
@@ -84,28 +82,6 @@ USUAL_KEEP = Mass(0.99)
 
 The functions of Python, whose result is in memory anyway, keep everything.
 """
-
-
-def keep_text(keep: Keep) -> str:
-    """The text that `parse_keep` reads as this rule."""
-    return ":".join([type(keep).__name__.lower(), *(repr(number) for number in keep)])
-
-
-def parse_keep(text: object) -> Keep:
-    """`dense`, `topk:32`, `threshold:0.1` or `mass:0.99`."""
-    if isinstance(text, Dense | TopK | Threshold | Mass):
-        return text
-    rules: dict[str, Callable[[str], Keep]] = {
-        "dense": lambda _: Dense(),
-        "topk": lambda k: TopK(int(k)),
-        "threshold": lambda t: Threshold(float(t)),
-        "mass": lambda fraction: Mass(float(fraction)),
-    }
-    name, _, number = str(text).partition(":")
-    try:
-        return rules[name](number)
-    except (KeyError, ValueError):
-        raise ValueError(f"{text!r} is not a rule; expected dense, topk:K, threshold:T or mass:FRACTION") from None
 
 
 _OF_LOGITS = ("top_logits", "mass", "logit_tokens", "logit_difference")
@@ -187,7 +163,7 @@ class Work(BaseModel):
 
     model: str
     attribution: list[Attribution] = Field(min_length=1)
-    keep: Annotated[Dense | TopK | Threshold | Mass, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
+    keep: Annotated[Keep, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
     policy: Literal["exact", "linear"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     precision_rows: Annotated[Whole, Field(ge=0)] | None = None

@@ -10,6 +10,7 @@ import torch
 import attrib
 from attrib.adapters.dictionaries.kinds import KINDS
 from attrib.adapters.models.families import FAMILIES
+from attrib.core.keep import parse_keep
 from attrib.core.types import Dense, InputError, Mass, Threshold, TopK
 from attrib.runs import run
 from attrib.runs import spec as work
@@ -322,7 +323,7 @@ def test_debug_gives_the_traceback(tmp_path: Path, command: Command) -> None:
 
 
 def test_keep_rules_as_text() -> None:
-    assert [work.parse_keep(text) for text in ("dense", "topk:3", "threshold:0.5", "mass:0.9")] == [
+    assert [parse_keep(text) for text in ("dense", "topk:3", "threshold:0.5", "mass:0.9")] == [
         Dense(),
         TopK(3),
         Threshold(0.5),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from attrib.core.sparse import check_keep, kept, select, to_csr
+from attrib.core.keep import check_keep, kept
+from attrib.core.sparse import select, to_csr
 from attrib.core.types import Dense, InputError, Mass, SparseLatents, Threshold, TopK
 
 SHAPES = st.tuples(st.integers(0, 6), st.integers(0, 9))

@@ -1,4 +1,4 @@
-"""Compaction of a tile: what is kept and how it lies are those of attrib.core.sparse, entry by entry, in both implementations."""
+"""Compaction of a tile: what is kept and how it lies are those of attrib.core.keep, entry by entry, in both implementations."""
 
 import os
 import subprocess
@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from attrib.core.sparse import kept, to_csr
+from attrib.core.keep import kept
+from attrib.core.sparse import to_csr
 from attrib.core.types import Dense, Mass, Threshold, TopK
 from tests.support.builders import normal
 
@@ -61,7 +62,7 @@ def tiles(draw: st.DrawFn, numbers: Any = FINITE) -> tuple[Tensor, Tensor]:
 
 
 def wanted(gradient: Tensor, activation: Tensor, rule: str, amount: float) -> Compacted:
-    """The same from attrib.core.sparse, as attrib.attribution.rows puts a tile into Edges."""
+    """The same from attrib.core.keep, as attrib.attribution.rows puts a tile into Edges."""
     attribution = gradient * activation
     mask = kept(RULES[rule](*([] if rule == "dense" else [amount])), gradient, attribution)
     return Compacted(*to_csr(mask)[:2], gradient[mask], attribution[mask], attribution.sum(-1), attribution.abs().sum(-1))
