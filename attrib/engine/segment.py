@@ -1,7 +1,7 @@
 """A segment of the model as a pure function, whose reverse derivative is the written adjoint.
 
 `segment(model, a, b)` is a plain function to every transform of torch.func. Where one differentiates it by `x`
-in reverse (vjp, vmap(vjp), jacrev), the cotangents go down the sweep of steps.py, many together on one primal
+in reverse (vjp, vmap(vjp), jacrev), the cotangents go down the way of compute.py, many together on one primal
 and without a tape. The derivative of the derivative, forward mode, batched primals, and gradients by `base` or
 by the model's parameters go through the plain function.
 """
@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from attrib.adapters.given import as_model, takes
 from attrib.core.types import EXACT, InputError, Policy, Site
 from attrib.engine.sweep.cells import Band, Cone
+from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import primal, walked
-from attrib.engine.sweep.steps import descend
 from attrib.models.transformer import Model, Stream, check_end, walk
 
 
@@ -62,8 +62,9 @@ class Segment:
         whole = Cone((Band(0, 0, positions, 0, rows, 0),))
         streams = walked(self.model, self.start, self.stop, x, base)
         on = primal(self.model, self.policy, self.start, self.stop, [streams], [positions])
-        (found,) = descend(on, self.stop, whole, g.flatten(0, 1).clone(), [self.start])
-        return found.rows.unflatten(0, (positions, rows))
+        found: list[Tensor] = []
+        Down(on, self.stop, whole, [self.start], lambda _, pulled, __: found.append(pulled)).everywhere(g.flatten(0, 1).clone())
+        return found[0].unflatten(0, (positions, rows)) if found else g.new_zeros(positions, rows, x.shape[-1])
 
 
 class _Run(torch.autograd.Function):

@@ -21,7 +21,6 @@ from attrib.engine.plan.memory import Way
 from attrib.engine.plan.task import NOTHING_OPENED, Task
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
 from attrib.engine.sweep.cells import Cone, cone, pieces_of
-from attrib.engine.sweep.compute import through
 from attrib.engine.sweep.meet import both, empty, forward, lift, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.engine.sweep.seeded import push_seeded
@@ -203,16 +202,14 @@ def _sweep(
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
+        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
         if plan.way == "forward":
             assert lifted is not None
-            return forward(on, stop, targets, sources[start], up, lifted)
-        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
+            return forward(on, stop, targets, down, sources[start], up, lifted, between)
         if plan.way == "both":
             assert lifted is not None
             assert plan.layer is not None
-            return both(on, stop, targets, down, sources[start], up, lifted, plan.layer)
-        if plan.way == "through":
-            return through(on, between, stop, targets, down, start, sources)
-        found = empty(on, targets, sources[start])
-        reverse(on, stop, targets, down, sources, dict.fromkeys(sources, found))
+            return both(on, stop, targets, down, sources[start], up, lifted, plan.layer, between)
+        found = empty(on, targets, next(iter(sources.values())))
+        reverse(on, stop, targets, down, sources, dict.fromkeys(sources, found), between)
         return found

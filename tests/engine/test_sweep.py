@@ -21,10 +21,11 @@ import attrib.engine.sweep.steps
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
 from attrib.engine.segment import segment
 from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, blocks, cells_of, cone, cone_of, even
+from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import both, forward, lift, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, primal, seeds, walked
-from attrib.engine.sweep.seeded import layer_mlp, pull_seeded, push_seeded
-from attrib.engine.sweep.steps import descend, head_width, pull_attention, push_attention, spread_down, spread_up
+from attrib.engine.sweep.seeded import layer_mlp, push_seeded
+from attrib.engine.sweep.steps import head_width, pull_attention, push_attention, spread_down, spread_up
 from attrib.models.transformer import width
 from attrib.passes.capture import capture
 from attrib.paths.path import base_site
@@ -136,7 +137,7 @@ def ways(pack: Pack) -> Iterator[tuple[str, list[Tensor]]]:
     yield "reverse to pushed sources", reverse(on, stop, targets, down, {start: sources})[start]
     if stop.kind in ("z", "attn_out"):
         return
-    yield "forward", forward(on, stop, targets, sources, up, lift(on, start, sources, up, layers[-1]))
+    yield "forward", forward(on, stop, targets, down, sources, up, lift(on, start, sources, up, layers[-1]))
     for layer in layers[:-1]:
         x = lift(on, start, sources, up, layer)
         for time in ("once", "again"):  # tangents that were lifted serve many sweeps
@@ -289,12 +290,13 @@ def test_rows_on_their_cone_are_rows_on_the_whole_prompt(family: Family, policy:
     for band in on_cone.bands:
         band.of(flat)[-1] = rows.rows(band)
     full[at, range(len(at))] = rows.value
-    (narrow,) = descend(on, top, on_cone, flat, [start])
-    (wide,) = descend(on, top, whole, full.flatten(0, 1), [start])
-    everywhere = wide.rows.unflatten(0, (length, len(at)))
+    found: list[Tensor] = []
+    for lying, given in ((on_cone, flat), (whole, full.flatten(0, 1))):
+        Down(on, top, lying, [start], lambda site, rows, is_spread: found.append(rows)).everywhere(given)
+    narrow, everywhere = found[0], found[1].unflatten(0, (length, len(at)))
     for band in on_cone.bands:
         mine = everywhere[:, band.row : band.row + band.rows]
-        assert_close(band.of(narrow.rows), mine[: band.end], COMPONENT, "within the cone")
+        assert_close(band.of(narrow), mine[: band.end], COMPONENT, "within the cone")
         assert not mine[band.end :].any()  # exactly zero: masked work was never worth doing
 
 
@@ -330,16 +332,19 @@ def test_seeded_rows_are_rows_of_the_cone_at_their_own_position(family: Family, 
     z = Site(2, "z")
     on = on_prompts(family, Site(2, "resid_pre"), stop, policy, (length,))
     targets = seeded(on, TARGETS[:1], 32, 100)
-    *_, at_z = pull_seeded(on, stop, targets)
     down = cone([targets.token.tolist()], (length,), "down")
     flat = targets.value.new_zeros(down.cells, 32)
     for band in down.bands:
         band.of(flat)[-1] = targets.rows(band)
-    (spread,) = descend(on, stop, down, flat, [z])
-    assert (at_z.site, spread.site) == (z, z)
+    read: list[tuple[Site, Tensor, bool]] = []
+    way = [Down(on, stop, down, [z], lambda *found: read.append(found)) for _ in range(2)]
+    way[0].seeded(targets)
+    way[1].everywhere(flat)
+    (alone_site, alone, is_alone_spread), (site, spread, is_spread) = read
+    assert (alone_site, site, is_alone_spread, is_spread) == (z, z, False, True)
     for band in down.bands:
-        cells = band.of(spread.rows)
-        assert_close(at_z.rows[band.row : band.row + band.rows], cells[-1], COMPONENT)
+        cells = band.of(spread)
+        assert_close(alone[band.row : band.row + band.rows], cells[-1], COMPONENT)
         assert not cells[:-1].any()
 
 
@@ -529,3 +534,16 @@ def test_sources_meet_in_head_space(family: Family, policy: Policy, pays: bool, 
     got = reverse(pack.on, pack.stop, pack.targets, pack.down, {start: pack.sources})[start]
     assert_jacobians(got, pack.want, "reverse")
     assert calls == ([0 if start.kind == "resid_pre" else 1] if pays else [])
+
+
+@each_pair(pays=[True, False], within=["z", "attn_out", "mlp_in", "mlp_out"], family=["gpt2", "llama", "gpt_neox"], policy=TWO)
+def test_what_is_read_within_the_lowest_layer_beside_head_space(
+    family: Family, policy: Policy, pays: bool, within: SiteKind, monkeypatch: pytest.MonkeyPatch
+):
+    """Rows that come to a place of the layer whose attention is read out in head space go on as if they had not."""
+    monkeypatch.setattr(attrib.engine.sweep.meet, "heads_pay", lambda *args: pays)
+    start, site, stop = Site(0, "resid_pre"), Site(0, within), Site(3, "resid_pre")
+    low, high = (make(family, at, stop, policy) for at in (start, site))
+    together = reverse(low.on, stop, low.targets, low.down, {start: low.sources, site: high.sources})
+    assert_jacobians(together[start], low.want, "at the stream")
+    assert_jacobians(together[site], high.want, f"at {site}")

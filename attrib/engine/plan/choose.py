@@ -12,10 +12,9 @@ from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from attrib.core.types import BudgetError
-from attrib.engine.plan.cost import Cost, both_cost, forward_cost, lift_cost, local_cost, reverse_cost
+from attrib.engine.plan.cost import Cost, both_cost, forward_cost, lift_cost, reverse_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.task import Task
-from attrib.engine.plan.through_cost import through_cost
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class _Option:
 
 def _options(task: Task) -> Iterator[_Option]:
     if task.is_through:
-        yield _Option("through", None, through_cost, None)
+        yield _Option("through", None, reverse_cost, None)
         return
     if not task.layers:
-        yield _Option("local", None, local_cost, None)
+        yield _Option("local", None, reverse_cost, None)
         return
     yield _Option("reverse", None, reverse_cost, None)
     if task.stop.kind not in ("z", "attn_out") and len(task.writes) < 2:

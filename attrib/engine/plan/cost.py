@@ -1,25 +1,32 @@
 """What a sweep costs, counted before it runs: the products of meet.py and steps.py, one by one.
 
+The way down is route.py's, taken by the number of rows in place of the rows: no step that a sweep takes can be missing.
+
 Every count is of matrix products, 2 m k n operations for [m, k] @ [k, n], as torch's own counter has it; the
 pointwise work between them is bounded by the same bytes. A test holds the counts against torch's.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
+from attrib.engine.blocks.passing import station
 from attrib.engine.plan.task import Task
 from attrib.engine.sweep.cells import Block, blocks
-from attrib.engine.sweep.primal import attentions_between, stream_sites
+from attrib.engine.sweep.primal import stream_sites
+from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.seeded import fold_rows
 from attrib.engine.sweep.steps import spread_blocks
-from attrib.models.transformer import ModelConfig
+from attrib.models.transformer import ModelConfig, width
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
+
+Rows = Sequence[Sequence[int]]
+"""How many are at each position of each prompt."""
 
 
 @dataclass
@@ -54,7 +61,7 @@ def mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
     cost.mm(part, rows, task.d_hidden, d)
 
 
-def mlp(task: Task, cost: Cost, layer: int, alive: Sequence[Sequence[int]]) -> None:
+def mlp(task: Task, cost: Cost, layer: int, alive: Rows, part: Part = "mlp") -> None:
     """So many rows at each position of each prompt through the MLP of a layer."""
     if not task.passes_mlp(layer):
         return
@@ -62,10 +69,10 @@ def mlp(task: Task, cost: Cost, layer: int, alive: Sequence[Sequence[int]]) -> N
     for rows in alive:
         for count in rows:
             if count > pays:
-                cost.mm("mlp", d, task.config.d_mlp, d)
-                cost.mm("mlp", count, d, d)
+                cost.mm(part, d, task.config.d_mlp, d)
+                cost.mm(part, count, d, d)
             elif count:
-                mlp_rows(task, cost, "mlp", count)
+                mlp_rows(task, cost, part, count)
     mlp_point(task, cost)
 
 
@@ -97,13 +104,14 @@ def _queries(positions: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, positions)) for first in range(0, positions, size)]
 
 
-def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False) -> None:
-    """A cone through an attention; `is_from_z`, from its heads' outputs on."""
+def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_heads: bool = False) -> None:
+    """A cone through an attention; `is_from_z`, from its heads' outputs on; `is_to_heads`, and no further than head space."""
     d, alive = task.config.d_model, task.up() if up else task.down()
     cells = sum(map(sum, alive))
     if not is_from_z:
         cost.mm("attention", cells, d, task.d_q)
-    cost.mm("attention", cells, d, task.d_heads)
+    if not is_to_heads:
+        cost.mm("attention", cells, d, task.d_heads)
     maps = attention_maps(task, up)
     cost.flops.update(maps.flops)
     cost.bytes.update(maps.bytes)
@@ -168,20 +176,6 @@ def _spread_up(task: Task, cost: Cost) -> None:
     attention_point(task, cost)
 
 
-def _seeds(task: Task, cost: Cost, to_z: bool) -> None:
-    """Targets from `stop` to the first z, or to the resid_mid above it."""
-    kind, n = task.stop.kind, task.n_targets
-    layer = task.stop.layer - (kind == "resid_pre")
-    is_behind = kind in ("resid_pre", "resid_post", "mlp_out") and layer >= 0  # the MLP there; below the first layer is none
-    if is_behind and task.start.depth < Site(layer, "mlp_out").depth and task.passes_mlp(layer):
-        mlp_rows(task, cost, "seeds", n)
-        mlp_point(task, cost)
-    if to_z and kind != "z":
-        cost.mm("seeds", n, task.config.d_model, task.d_q)
-        if task.config.post_norm:
-            attention_point(task, cost)
-
-
 def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     """A cone against what is seeded on the other side."""
     others = task.targets if up else task.sources
@@ -226,16 +220,6 @@ MIDDLE = ("z", "attn_out", "resid_mid", "mlp_in")
 """Kinds of sites that have an MLP between them and the next attention."""
 
 
-def local_cost(task: Task) -> Cost:
-    """Of a path that meets no attention: targets are pulled, seeded, to the source's site."""
-    cost = Cost(task.itemsize)
-    _seeds(task, cost, to_z=False)
-    for _ in task.writes or (task.start,):
-        meet_seeded(task, cost, task.config.d_model)
-    walk(task, cost)
-    return cost
-
-
 def meet_seeded(task: Task, cost: Cost, width: int) -> None:
     """Both sides at their own positions."""
     for rows, others in zip(task.targets, task.sources, strict=True):
@@ -259,40 +243,24 @@ def push_cost(task: Task) -> Cost:
 
 
 def reverse_cost(task: Task) -> Cost:
-    """Of `meet.reverse` to the source's own site."""
-    cost, d = Cost(task.itemsize), task.config.d_model
-    walk(task, cost)
-    _seeds(task, cost, to_z=True)
-    spread_down(task, cost)
-    down = task.down()
-    heads = task.start.kind in ("resid_pre", "resid_post") and len(task.layers) > 1 and in_head_space(task)
-    for layer in task.layers[:-1]:
-        if heads and task.config.parallel and layer == task.layers[0]:
-            if task.passes_mlp(layer):  # sources pass the lowest MLP, and not the cone
-                mlp_rows(task, cost, "readout", task.n_sources)
-                mlp_point(task, cost)
-        else:
-            mlp(task, cost, layer, down)
-        attention(task, cost, up=False)
-    if heads:
-        cost.flops["attention"] -= 2 * sum(map(sum, down)) * d * task.d_heads  # the cone stays in head space
-        cost.mm("readout", task.n_sources, d, task.d_heads)
-    if task.start.kind == "mlp_in" and task.passes_mlp(task.start.layer):
-        mlp_rows(task, cost, "mlp", sum(map(sum, down)))
-        mlp_point(task, cost)
-    elif task.start.kind in MIDDLE and not task.config.parallel:
-        mlp(task, cost, task.start.layer, down)
-    if task.start.kind == "z":
-        cost.mm("seeds", sum(map(sum, down)), d, task.d_q)
-    width = task.d_q if task.start.kind == "z" else d + task.d_heads if heads else d
-    readout(task, cost, False, width)
-    above = [attentions_between(site, task.stop) for site in task.writes[1:]]  # which, where there are several, lie at mlp_out
-    for layers in above:
-        if layers:
-            readout(task, cost, False, d)
-        else:
-            meet_seeded(task, cost, d)
-    return cost
+    """Of `meet.reverse`, whatever stands between; where no attention does, it is the way called local."""
+    way = _Count(task, task.writes or (task.start,), in_heads=reads_in_heads(task))
+    way.run(_Moving())
+    walk(task, way.cost)
+    return way.cost
+
+
+def _pulled(task: Task, to: Site) -> "_Count":
+    """The way of `meet.pulled`, counted: what is done with the rows at the place that they come down to is not in it."""
+    way = _Count(task, (to,), reads=False)
+    way.run(_Moving())
+    return way
+
+
+def reads_in_heads(task: Task) -> bool:
+    """Whether `meet.reverse` reads the lowest attention out in head space."""
+    is_open = not task.passed and all(site.layer in task.shut_mlps for site in task.held)
+    return is_open and station(task.start).kind == "resid_pre" and len(task.layers) > 1 and in_head_space(task)
 
 
 def in_head_space(task: Task) -> bool:
@@ -305,13 +273,14 @@ def forward_cost(task: Task) -> Cost:
     """Of `meet.forward`, with the sources pushed to the first attention."""
     cost = push_cost(task)
     walk(task, cost)
-    if not task.config.parallel:
-        _seeds(task, cost, to_z=False)
+    pulled = _pulled(task, Site(task.layers[-1], "resid_post" if task.config.parallel else "resid_mid"))
+    cost += pulled.cost
     _spread_up(task, cost)
     for layer in task.layers[1:] if task.config.parallel else task.layers[:-1]:
         mlp(task, cost, layer, task.up())
         attention(task, cost, up=True)
-    readout(task, cost, True, task.config.d_model)
+    if pulled.arrives:
+        readout(task, cost, True, task.config.d_model)
     return cost
 
 
@@ -328,12 +297,10 @@ def lift_cost(task: Task, layer: int) -> Cost:
 
 def both_cost(task: Task, layer: int) -> Cost:
     """Of `meet.both` at the MLP of `layer`, after `lift`."""
-    cost, d, pays = Cost(task.itemsize), task.config.d_model, fold_rows(task.config)
-    _seeds(task, cost, to_z=True)
-    spread_down(task, cost)
-    for above in range(layer + 1, task.layers[-1]):
-        mlp(task, cost, above, task.down())
-        attention(task, cost, up=False)
+    pulled, d, pays = _pulled(task, Site(layer, "resid_post")), task.config.d_model, fold_rows(task.config)
+    if not pulled.arrives:
+        return pulled.cost
+    cost = pulled.cost
     for rows, others in zip(task.down(), task.up(), strict=True):
         for n, m in zip(rows, others, strict=True):
             fewer = min(n, m)
@@ -347,3 +314,103 @@ def both_cost(task: Task, layer: int) -> Cost:
     if task.passes_mlp(layer) and not task.config.parallel:
         mlp_point(task, cost)
     return cost
+
+
+# ------------------------------------------------------------------------------- the way down, counted
+
+
+class _Moving:
+    """Rows that are not zero. All that is known of them is that they are there, and which they are."""
+
+
+class _Count(Descent[_Moving]):
+    """The products of compute.py's `Down`, step by step."""
+
+    def __init__(self, task: Task, wanted: Collection[Site], in_heads: bool = False, reads: bool = True) -> None:
+        super().__init__(task.config, task.policy, task.stop, task.held, task.passed, wanted, in_heads)
+        self.task, self.cost, self.reads, self.arrives = task, Cost(task.itemsize), reads, False
+        self.alive: Rows = task.targets
+        self.waits: dict[int, Rows] = {}
+
+    @property
+    def part(self) -> Part:
+        """What products of an MLP are a part of."""
+        return "mlp" if self.is_spread else "seeds"
+
+    @property
+    def cells(self) -> int:
+        return sum(map(sum, self.alive))
+
+    def add(self, a: _Moving, b: _Moving) -> _Moving:
+        return _Moving()
+
+    def through_mlp(self, layer: int, stream: _Moving, keeps: bool) -> _Moving:
+        mlp(self.task, self.cost, layer, self.alive, self.part)
+        return _Moving() if keeps else stream
+
+    def through_mlp_alone(self, layer: int, rows: _Moving) -> _Moving:
+        mlp(self.task, self.cost, layer, self.alive, self.part)
+        return rows
+
+    def through_matrices(self, layer: int, rows: _Moving) -> _Moving:
+        mlp_rows(self.task, self.cost, self.part, self.cells)
+        mlp_point(self.task, self.cost)
+        return _Moving()
+
+    def through_norm(self, layer: int, rows: _Moving) -> _Moving:
+        return _Moving()
+
+    def through_output(self, layer: int, rows: _Moving) -> _Moving:
+        self.cost.mm("seeds", self.cells, self.config.d_model, self.task.d_q)
+        if self.config.post_norm and self.task.start == Site(layer, "z"):  # whose value is at hand
+            self.cost.mm("primal", self.task.tokens, self.task.d_q, self.config.d_model)
+        elif self.config.post_norm:
+            attention_point(self.task, self.cost)
+        return _Moving()
+
+    def through_attention(self, layer: int, below: _Moving | None, written: _Moving) -> _Moving:
+        attention(self.task, self.cost, up=False)
+        return _Moving() if below is None else below
+
+    def through_heads(self, layer: int, below: _Moving | None, z: _Moving) -> _Moving:
+        attention(self.task, self.cost, up=False, is_from_z=True)
+        return _Moving() if below is None else below
+
+    def spread(self, layer: int, below: _Moving | None, z: _Moving) -> _Moving:
+        spread_down(self.task, self.cost)
+        self.alive = self.task.down()
+        return _Moving()
+
+    def enter(self, number: int, site: Site, rows: _Moving) -> None:
+        passed, size = self.task.passed[number], width(self.config, site)
+        self._terms(self.alive, passed.terms, size)
+        if passed.has_skip:
+            self.cost.mm("cuts", self.cells, size, passed.d_in)
+        self.waits[number] = self.alive
+
+    def arrive(self, number: int) -> _Moving:
+        passed = self.task.passed[number]
+        self._terms(self.waits.pop(number), passed.terms, passed.d_in)
+        return _Moving()
+
+    def _terms(self, alive: Rows, terms: Rows, size: int) -> None:
+        for rows, count in zip(chain(*alive), chain(*terms), strict=True):
+            self.cost.mm("cuts", rows, size, count)
+
+    def read_heads(self, layer: int, stream: _Moving, z: _Moving | None) -> None:
+        task, d, d_heads = self.task, self.config.d_model, self.task.d_heads
+        attention(task, self.cost, up=False, is_from_z=z is not None, is_to_heads=True)
+        if self.config.parallel and task.passes_mlp(layer):  # which sources pass, and not the cone
+            mlp_rows(task, self.cost, "readout", task.n_sources)
+            mlp_point(task, self.cost)
+        self.cost.mm("readout", task.n_sources, d, d_heads)
+        readout(task, self.cost, False, d + d_heads)
+
+    def read(self, site: Site, rows: _Moving) -> None:
+        self.arrives = True
+        if not self.reads:
+            return
+        if self.is_spread:
+            readout(self.task, self.cost, False, width(self.config, site))
+        else:
+            meet_seeded(self.task, self.cost, width(self.config, site))

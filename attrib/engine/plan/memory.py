@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from attrib.engine.plan.cost import in_head_space
+from attrib.engine.plan.cost import reads_in_heads
 from attrib.engine.plan.task import Task
 from attrib.engine.sweep.cells import Band, Block, Cone, blocks, even
 from attrib.engine.sweep.seeded import fold_rows
 from attrib.engine.sweep.steps import spread_blocks
 
 Way = Literal["local", "reverse", "forward", "both", "through"]
-"""`local`: no attention between, targets meet sources at their own positions. `through`: that of compute.py.
-The others are those of meet.py."""
+"""`local`: `reverse` where no attention is between, so that targets meet sources at their own positions. `through`: `reverse` with more
+than MLPs cut, which no tangents pass. The others are those of meet.py."""
 
 Rows = Sequence[Sequence[int]]
 """Rows at each position of each prompt."""
@@ -59,12 +59,13 @@ class _Sizes:
         if way == "reverse" and n_layers > 1:
             yield down + self.mlp(task.down(), task.targets, is_down=True)
             yield down + self.attention(is_down=True)
-            if in_head_space(task):  # beside the rows that are read out, sources as they are and in head space
-                seeds = task.n_sources * (d + task.d_heads)
-                chunk, joined = self.chunk(is_down=True), self.joined(is_down=True)
-                read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
-                read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
-                yield down + self.points + seeds + read
+        if way in ("reverse", "through") and reads_in_heads(task):
+            # beside the rows that are read out, sources as they are and in head space
+            seeds = task.n_sources * (d + task.d_heads)
+            chunk, joined = self.chunk(is_down=True), self.joined(is_down=True)
+            read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
+            read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
+            yield down + self.points + seeds + read
         if (way == "forward" and n_layers > 1) or (layer is not None and layer > task.layers[0]):
             yield up + self.mlp(task.up(), task.sources, is_down=False)
             yield up + self.attention(is_down=False)
@@ -135,8 +136,13 @@ class _Sizes:
         """Seeded rows through the MLP, some at a time."""
         task, c = self.task, self.task.config
         rows = even(task.n_targets, task.pieces.mlp) * (task.d_hidden + c.d_mlp * (2 if c.gated else 1) + 2 * c.d_model)
+        most, fold = max(map(max, task.targets)), 0
+        if most > fold_rows(c):  # beside the weights that a fold reads, with the norm folded in
+            fold = c.d_model * task.d_hidden + c.d_model * (c.d_mlp + 2 * c.d_model + 2 * most)
+        elif task.n_targets >= c.d_mlp:
+            rows += c.d_model * task.d_hidden
         # the MLP, and then the norm of all rows
-        return self.slopes + task.n_targets * c.d_model * 2 + max(5 * task.tokens * c.d_mlp, rows, 3 * task.n_targets * c.d_model)
+        return self.slopes + task.n_targets * c.d_model * 2 + max(5 * task.tokens * c.d_mlp, rows, fold, 3 * task.n_targets * c.d_model)
 
     def spread(self, seeds: Rows, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""

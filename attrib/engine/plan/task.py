@@ -73,7 +73,7 @@ class Task:
     def is_through(self) -> bool:
         """Whether more stands between than MLPs that nothing moves through, or the path ends within an MLP beside attention.
 
-        Then there is the way of compute.py alone.
+        Then cotangents come all the way down: tangents know no way up.
         """
         is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
         begins_within = self.start.kind in BESIDE and not self.layers

@@ -1,35 +1,17 @@
-"""Cotangents through written places: the way down of route.py, taken by rows."""
+"""Cotangents on the way down of route.py, whatever stands between."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import Between, Passing
-from attrib.engine.sweep.cells import Cone, cells_of, seeded_cone
-from attrib.engine.sweep.meet import Jacobians, contract, contract_seeded, empty
+from attrib.engine.blocks.passing import NOTHING, Between, Passing
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.steps import Flat, leaving_rows, pull_attention, pull_to_mlp_in, spread_down, through_mlp, through_norm_2
-
-
-def through(
-    primal: Primal, between: Between, stop: Site, targets: Seeds, down: Cone, start: Site, sources: Mapping[Site, Seeds]
-) -> Jacobians:
-    """The Jacobian by all sources together, down through what stands between.
-
-    Args:
-        down: the cone of the targets.
-        start: the lowest place at which sources are, or the tokens' embeddings are read.
-        sources: what they write at each place.
-    """
-    found = empty(primal, targets, next(iter(sources.values())))
-    ends = _Ends(targets, down, sources, found)
-    _Down(primal, between, start, stop, ends).run(targets.value.clone())
-    return found
 
 
 class _Waiting:
@@ -43,33 +25,53 @@ class _Waiting:
         self.skip: Flat | None = None
 
 
-class _Ends(NamedTuple):
-    """What a sweep begins with, and what it is read out to."""
-
-    targets: Seeds
-    down: Cone
-    sources: Mapping[Site, Seeds]
-    found: Jacobians
-
-
-class _Down(Descent[Tensor]):
+class Down(Descent[Tensor]):
     """Rows over a cone. Until the first attention each lives at its own position, and the cone is one of points."""
 
-    def __init__(self, primal: Primal, between: Between, start: Site, stop: Site, ends: _Ends) -> None:
-        super().__init__(primal.model.config, primal.policy, start, stop, between.held, between.passing, ends.sources)
-        self.primal = primal
-        self.targets, self.down, self.sources, self.found = ends
+    def __init__(
+        self,
+        primal: Primal,
+        stop: Site,
+        down: Cone,
+        wanted: Collection[Site],
+        read: Callable[[Site, Flat, bool], None],
+        *,
+        between: Between = NOTHING,
+        read_heads: Callable[[int, Flat, Flat | None], None] | None = None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            down: what the rows see.
+            wanted: where they are read out; the lowest of them is the end.
+            read: is given the place, the rows, and whether they lie on `down` or each at its own position. They are overwritten later.
+            between: what stands on the way.
+            read_heads: is given the lowest attention's layer, the stream behind it, and z where rows have come there; None: no head space.
+        """
+        super().__init__(primal.model.config, primal.policy, stop, between.held, between.passing, wanted, read_heads is not None)
+        self.primal, self.down, self.reader, self.heads_reader = primal, down, read, read_heads
         self.waits = [_Waiting(passing, sum(primal.lengths)) for passing in between.passing]
+
+    def seeded(self, targets: Seeds) -> None:
+        """Bring down rows that are each at their own position."""
+        self.targets = targets
         self._lie(seeded_cone(self.down))
+        self.run(targets.value.clone())
+
+    def everywhere(self, rows: Flat) -> None:
+        """Bring down rows that lie on all that they see already; they are overwritten."""
+        self.is_spread = True
+        self._lie(self.down)
+        self.run(rows)
 
     def _lie(self, cone: Cone) -> None:
-        self.cone = cone
-        device = self.targets.value.device
-        self.cells = [cells_of(cone, prompt, length, device) for prompt, length in enumerate(self.primal.lengths)]
+        self.cone, self.cells = cone, list[Cells]()
 
     def _positions(self, waiting: _Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
         """Every position with rows and terms: its packed index, the cells of the rows, the terms."""
-        for prompt, length in enumerate(self.primal.lengths):
+        lengths = self.primal.lengths
+        self.cells = self.cells or [cells_of(self.cone, prompt, length, waiting.passing.x.device) for prompt, length in enumerate(lengths)]
+        for prompt, length in enumerate(lengths):
             first = self.primal.first(prompt)
             for t in range(length):
                 terms = slice(waiting.bounds[first + t], waiting.bounds[first + t + 1])
@@ -77,38 +79,47 @@ class _Down(Descent[Tensor]):
                     yield first + t, here, terms
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum, in the memory of `b`."""
         return b.add_(a)
 
-    def through_mlp(self, layer: int, rows: Tensor) -> Tensor:
+    def through_mlp(self, layer: int, stream: Tensor, keeps: bool) -> Tensor:
+        """In place, folded where many rows share a position; on a copy where the stream goes by beside a parallel MLP."""
+        rows = stream.clone() if keeps else stream
         through_mlp(self.primal, layer, self.cone, rows, up=False)
         return rows
 
     def through_mlp_alone(self, layer: int, rows: Tensor) -> Tensor:
-        moved = rows.clone()
-        through_mlp(self.primal, layer, self.cone, moved, up=False)
-        return moved.sub_(rows)
+        """In place, and without the residual."""
+        through_mlp(self.primal, layer, self.cone, rows, up=False, is_alone=True)
+        return rows
 
     def through_matrices(self, layer: int, rows: Tensor) -> Tensor:
+        """Through the factors of the MLP, which is never folded here: a fold has the norm in it."""
         return pull_to_mlp_in(self.primal, layer, self.cone, rows)
 
     def through_norm(self, layer: int, rows: Tensor) -> Tensor:
+        """Through the norm before the MLP."""
         return through_norm_2(self.primal, layer, self.cone, rows)
 
     def through_output(self, layer: int, rows: Tensor) -> Tensor:
+        """Through the norm behind attention, where there is one, and W_O."""
         W_O = self.primal.weights.params.blocks[layer].attention.W_O
         return leaving_rows(self.primal, self.cone.bands, self.primal.leaving_1(layer), rows) @ W_O.T
 
     def through_attention(self, layer: int, below: Tensor | None, written: Tensor) -> Tensor:
+        """Added to what goes by beside attention, in its memory."""
         into = torch.zeros_like(written) if below is None else below
         pull_attention(self.primal, layer, self.cone, into, written=None if written is into else written)
         return into
 
     def through_heads(self, layer: int, below: Tensor | None, z: Tensor) -> Tensor:
+        """Added to what goes by beside attention, in its memory."""
         into = z.new_zeros(len(z), self.config.d_model) if below is None else below
         pull_attention(self.primal, layer, self.cone, into, z)
         return into
 
     def spread(self, layer: int, below: Tensor | None, z: Tensor) -> Tensor:
+        """To the cone of what each row sees, with what waits in dictionaries: nothing lives at one position alone from here on."""
         out = spread_down(self.primal, layer, self.targets._replace(value=z), below, self.down)
         for waiting in self.waits:
             if waiting.skip is not None:
@@ -124,6 +135,7 @@ class _Down(Descent[Tensor]):
         return out
 
     def enter(self, number: int, site: Site, rows: Tensor) -> None:
+        """Rows become numbers of the terms that are active at their position, and what the skip connection reads."""
         waiting = self.waits[number]
         writing = waiting.passing.writing(site).to(rows.dtype)
         for token, here, terms in self._positions(waiting):
@@ -135,8 +147,9 @@ class _Down(Descent[Tensor]):
             waiting.skip = self.sum(waiting.skip, rows @ W_skip.to(rows.dtype).T)
 
     def arrive(self, number: int) -> Tensor:
+        """The terms that have waited become rows again."""
         waiting = self.waits[number]
-        reading = waiting.passing.reading().to(self.targets.value.dtype)
+        reading = waiting.passing.reading().to(self.primal.weights.dtype)
         out = reading.new_zeros(self.cone.cells, reading.shape[1]) if waiting.skip is None else waiting.skip
         for token, here, terms in self._positions(waiting):
             if (reached := waiting.terms.get(token)) is not None:
@@ -144,9 +157,11 @@ class _Down(Descent[Tensor]):
         waiting.terms, waiting.skip = {}, None  # let go of: nothing comes to it below the place that it reads
         return out
 
+    def read_heads(self, layer: int, stream: Tensor, z: Tensor | None) -> None:
+        """Handed to the reader in head space."""
+        assert self.heads_reader is not None
+        self.heads_reader(layer, stream, z)
+
     def read(self, site: Site, rows: Tensor) -> None:
-        seeds = self.sources[site]
-        if self.is_spread:
-            contract(self.primal, self.cone, rows, seeds, self.found)
-        else:
-            contract_seeded(self.primal, self.targets._replace(value=rows), seeds, self.found)
+        """Handed to the reader, with the knowledge of where rows lie."""
+        self.reader(site, rows, self.is_spread)

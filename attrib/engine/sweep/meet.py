@@ -14,22 +14,12 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import NOTHING, Between, station
 from attrib.engine.sweep.cells import Cone, blocks, cells_of
-from attrib.engine.sweep.primal import Primal, Seeds, bounds
-from attrib.engine.sweep.seeded import Station, fold_rows, layer_mlp, pull_seeded, with_mlp
-from attrib.engine.sweep.steps import (
-    Flat,
-    descend,
-    into_heads,
-    pull_layer,
-    pulled_heads,
-    push_attention,
-    push_layer,
-    spread_down,
-    spread_up,
-    through_mlp,
-)
+from attrib.engine.sweep.compute import Down
+from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
+from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
+from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads, push_attention, push_layer, spread_up, through_mlp
 
 Jacobians = list[Float[Tensor, "_ _"]]
 """[targets, sources] of each prompt of a pack."""
@@ -64,41 +54,49 @@ def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
 
 
 def reverse(
-    primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Mapping[Site, Seeds], found: Mapping[Site, Jacobians] | None = None
+    primal: Primal,
+    stop: Site,
+    targets: Seeds,
+    down: Cone,
+    sources: Mapping[Site, Seeds],
+    found: Mapping[Site, Jacobians] | None = None,
+    between: Between = NOTHING,
 ) -> Mapping[Site, Jacobians]:
-    """Cotangents go down, and are read out at every site of `sources` that they pass.
+    """Cotangents go down, through what stands between, and are read out at every site of `sources` that they pass.
 
     Args:
         found: what is read at each site is added to; None is zeros. Sources that write at several sites have one for all.
     """
     found = found or {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
-    left = dict(sources)
+    low = station(min(sources, key=lambda site: site.depth))
 
-    def here(at: Station) -> list[tuple[Seeds, Jacobians]]:
-        return [(left.pop(site), found[site]) for site in list(left) if station(site) == station(at.site)]
+    def at(place: Site) -> list[tuple[Seeds, Jacobians]]:
+        return [(seeds, found[site]) for site, seeds in sources.items() if station(site) == place]
 
-    for at in pull_seeded(primal, stop, targets):
-        for seeds, out in here(at):
-            contract_seeded(primal, targets._replace(value=at.rows), seeds, out)
-        if not left:
-            return found
-    layer = at.site.layer
-    g = spread_down(primal, layer, targets._replace(value=at.rows), at.stream, down)
-    del at  # its rows are in the cone
-    bottom = min(left, key=lambda site: site.depth)
-    low = station(bottom)
-    in_heads = low.kind == "resid_pre" and low.layer < layer and heads_pay(primal, down, left[bottom])
-    wanted = [site for site in left if not (in_heads and station(site) == low)]
-    if in_heads:
-        wanted.append(Site(low.layer, "resid_post" if primal.model.config.parallel else "resid_mid"))
-    for at in descend(primal, Site(layer, "resid_pre"), down, g, wanted):
-        for seeds, out in here(at):
-            contract(primal, down, at.rows, seeds, out)
-        if at.stream is not None:
-            g = at.stream  # which may have moved to other memory
-    for site, seeds in left.items():
-        read_in_head_space(primal, low.layer, down, g, seeds, found[site])
+    def read(place: Site, rows: Flat, is_spread: bool) -> None:
+        for seeds, out in at(place):
+            if is_spread:
+                contract(primal, down, rows, seeds, out)
+            else:
+                contract_seeded(primal, targets._replace(value=rows), seeds, out)
+
+    def read_heads(layer: int, stream: Flat, z: Flat | None) -> None:
+        for seeds, out in at(low):
+            read_in_head_space(primal, layer, down, stream, seeds, out, z)
+
+    # in head space the whole of the lowest layer is passed at once, so nothing may be written there that sources would pass
+    is_open = not between.passing and all(site.layer in primal.shut_mlps for site in between.held)
+    can = is_open and low.kind == "resid_pre" and len(attentions_between(low, stop)) > 1
+    pays = can and all(heads_pay(primal, down, seeds) for seeds, _ in at(low))
+    Down(primal, stop, down, sources, read, between=between, read_heads=read_heads if pays else None).seeded(targets)
     return found
+
+
+def pulled(primal: Primal, stop: Site, targets: Seeds, down: Cone, to: Site, between: Between) -> Flat | None:
+    """Cotangents at a place below `stop`: on their cone, or each at its own position where no attention is between; None is zeros."""
+    found: list[Flat] = []
+    Down(primal, stop, down, [to], lambda _, rows, __: found.append(rows), between=between).seeded(targets)
+    return found[0] if found else None
 
 
 def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
@@ -108,14 +106,14 @@ def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
     return met + len(sources.value) * primal.model.config.d_model < cone.cells * primal.model.config.d_model
 
 
-def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources: Seeds, out: Jacobians) -> None:
-    """Read out at resid_pre with g at resid_mid: sources are pushed through norm and projections, once for all rows.
+def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources: Seeds, out: Jacobians, z: Flat | None = None) -> None:
+    """Read out at resid_pre with g at resid_mid, and z if it is known: sources are pushed through norm and projections, once for all rows.
 
     In a parallel block g is that of resid_post too, and sources pass the MLP at their own position.
     """
     beside = with_mlp(primal, layer, sources) if primal.model.config.parallel else sources
     seeds = sources._replace(value=torch.cat([beside.value, into_heads(primal, layer, sources)], dim=1))
-    for part, bands, heads in pulled_heads(primal, layer, cone, g):
+    for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
         contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
         del heads
 
@@ -137,28 +135,36 @@ def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> F
     return x
 
 
-def forward(primal: Primal, stop: Site, targets: Seeds, sources: Seeds, up: Cone, x: Flat) -> Jacobians:
+def forward(
+    primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds, up: Cone, x: Flat, between: Between = NOTHING
+) -> Jacobians:
     """Tangents `x`, lifted to the layer of the last attention, are read out against the seeded targets.
 
     `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
     """
     found = empty(primal, targets, sources)
-    met = "resid_post" if primal.model.config.parallel else "resid_mid"
-    seeded = next(at for at in pull_seeded(primal, stop, targets) if at.site.kind == met)
-    contract(primal, up, x, targets._replace(value=seeded.rows), [jacobian.T for jacobian in found])
+    last = attentions_between(Site(0, "resid_pre"), stop)[-1]
+    met = Site(last, "resid_post" if primal.model.config.parallel else "resid_mid")
+    if (rows := pulled(primal, stop, targets, down, met, between)) is not None:
+        contract(primal, up, x, targets._replace(value=rows), [jacobian.T for jacobian in found])
     return found
 
 
-def both(primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds, up: Cone, x: Flat, layer: int) -> Jacobians:
+def both(
+    primal: Primal,
+    stop: Site,
+    targets: Seeds,
+    down: Cone,
+    sources: Seeds,
+    up: Cone,
+    x: Flat,
+    layer: int,
+    between: Between = NOTHING,
+) -> Jacobians:
     """Cotangents go down to the MLP of `layer`, below at least one attention, and meet tangents `x` lifted to it."""
     found = empty(primal, targets, sources)
-    *_, at = pull_seeded(primal, stop, targets)
-    top = at.site.layer
-    g = spread_down(primal, top, targets._replace(value=at.rows), at.stream, down)
-    del at  # its rows are in the cone
-    for above in range(top - 1, layer, -1):
-        g = pull_layer(primal, above, down, g)
-    meet_at_mlp(primal, layer, down, g, up, x, found)
+    if (g := pulled(primal, stop, targets, down, Site(layer, "resid_post"), between)) is not None:
+        meet_at_mlp(primal, layer, down, g, up, x, found)
     return found
 
 

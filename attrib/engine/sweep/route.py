@@ -1,4 +1,7 @@
-"""The way down through written places, step by step, whatever goes down: rows (compute.py) or their number (cost.py).
+"""The way down a model, step by step, whatever goes down: rows (compute.py) or their number (cost.py).
+
+This is the one place that knows in which order a block's places are met, and what lies beside what. Every way of taking a Jacobian
+that brings cotangents down takes it: from targets to sources, to where tangents come up to, or to the start of a segment.
 
 Where a dictionary writes, what comes down is taken: it goes no further, or, where dictionaries are passed, waits until
 the place is reached that they read (see passing.py). So at some places nothing is left of the stream, or of what a
@@ -23,59 +26,63 @@ class Descent(ABC, Generic[Rows]):
         self,
         config: ModelConfig,
         policy: Policy,
-        start: Site,
         stop: Site,
         held: Collection[Site],
         passing: Sequence[Passing | Passed],
         wanted: Collection[Site],
+        in_heads: bool = False,
     ) -> None:
         """Make one.
 
         Args:
-            start, stop: the ends, the start being the lower one.
-            held: written places between them.
+            stop: where it begins: derivatives are of what stands there.
+            held: written places on the way.
             passing: the dictionaries that are passed.
-            wanted: where rows are read out.
+            wanted: where rows are read out; the lowest of them is the end.
+            in_heads: whether the lowest attention is read out in head space, and the MLP beside it in a parallel block left to the sources.
         """
-        self.config, self.policy, self.start, self.stop = config, policy, station(start), station(stop)
+        self.config, self.policy, self.stop = config, policy, station(stop)
         self.held, self.passing, self.wanted = held, passing, {station(site) for site in wanted}
+        self.start = min(self.wanted, key=lambda site: site.depth)
         self.waiting: set[int] = set()
-        self.is_spread = False
+        self.is_spread, self.in_heads = False, in_heads
 
     def run(self, rows: Rows) -> None:
-        """From `stop`, where `rows` are, to `start`."""
+        """From `stop`, where `rows` are, to the lowest place that is wanted. `rows` may be overwritten."""
         stream: Rows | None = None
         part: Rows | None = rows
         beside: Rows | None = None
         written: Rows | None = None
+        del rows  # so that they are let go of where they are not needed any more
         for site in self._places():
             layer, is_parallel = site.layer, self.config.parallel
-            # from within a parallel block nothing moves what the MLP beside it reads
-            is_moved = not (is_parallel and layer == self.start.layer and self.start.kind != "resid_pre")
+            # nothing within a parallel block moves what the MLP beside it reads; in head space, sources pass that MLP themselves
+            is_moved = not (is_parallel and layer == self.start.layer and (self.in_heads or self.start.kind != "resid_pre"))
             match site.kind:
                 case _ if site == self.stop:
                     pass
+                case _ if self._is_end(site):
+                    part = None  # what it would take to come here is saved
                 case "mlp_out":
                     part = stream
                 case "mlp_in" if part is not None and self.policy.mlp == "exact":
                     if not self._is_plain(site):
                         part = self.through_matrices(layer, part)
-                    elif part is stream and not is_parallel:
-                        stream, part = self.through_mlp(layer, part), None
-                    elif is_moved:
-                        beside, part = self.through_mlp_alone(layer, part), None
-                    else:
+                    elif not is_moved:
                         part = None
+                    elif part is stream:
+                        beside, part = self.through_mlp(layer, part, is_parallel), None
+                    else:
+                        beside, part = self.sum(stream, self.through_mlp_alone(layer, part)), None
                 case "mlp_in":
                     part = None
                 case "resid_mid":
                     if part is not None and is_moved:
-                        beside = self.through_norm(layer, part)
-                    part = None  # let go of before the next is made
+                        beside = self.sum(stream, self.through_norm(layer, part))
                     if is_parallel:
-                        part = stream
+                        part = stream  # what came through the MLP is the stream's before attention
                     else:
-                        part, beside = self.sum(stream, beside), None
+                        part, beside = stream if beside is None else beside, None
                 case "attn_out":
                     part = stream
                 case "z" if part is not None and self.is_spread and self._is_plain(site):
@@ -83,8 +90,11 @@ class Descent(ABC, Generic[Rows]):
                 case "z" if part is not None:
                     part = self.through_output(layer, part)
                 case "resid_pre":
-                    below = self.sum(stream, beside)
-                    if written is not None:
+                    below, beside = stream if beside is None else beside, None
+                    if below is not None and self.in_heads and site == self.start:
+                        self.read_heads(layer, below, part)
+                        part = None
+                    elif written is not None:
                         part = self.through_attention(layer, below, written)
                     elif part is not None and self.is_spread:
                         part = self.through_heads(layer, below, part)
@@ -92,7 +102,7 @@ class Descent(ABC, Generic[Rows]):
                         part, self.is_spread = self.spread(layer, below, part), True
                     else:
                         part = below
-                    beside = written = None
+                    below = written = None
             part = self._cross(site, part)
             if site.is_residual:
                 stream = part
@@ -103,6 +113,12 @@ class Descent(ABC, Generic[Rows]):
             for kind in reversed(SITE_KINDS[:-1]):
                 if self.start.depth <= (site := Site(layer, kind)).depth <= self.stop.depth:
                     yield site
+
+    def _is_end(self, site: Site) -> bool:
+        """Whether what comes down to a component goes nowhere: its place is written by others, and nothing there is entered or read."""
+        if site.is_residual or site not in self.held or site in self.wanted:
+            return False
+        return not any(site in passing.writes for passing in self.passing)
 
     def _is_plain(self, site: Site) -> bool:
         """Whether rows pass a place without anything being done to them."""
@@ -142,12 +158,12 @@ class Descent(ABC, Generic[Rows]):
         """The sum of both, in the place of `b` if that helps; `a` stays as it is."""
 
     @abstractmethod
-    def through_mlp(self, layer: int, rows: Rows) -> Rows:
-        """From resid_post to resid_mid; `rows` may be overwritten."""
+    def through_mlp(self, layer: int, stream: Rows, keeps: bool) -> Rows:
+        """From the stream behind an MLP to the one that it reads; in the place of `stream`, unless that is kept beside it."""
 
     @abstractmethod
     def through_mlp_alone(self, layer: int, rows: Rows) -> Rows:
-        """From mlp_out to the stream that the norm before the MLP reads."""
+        """From mlp_out to the stream that the MLP reads, without what goes by beside it; `rows` may be overwritten."""
 
     @abstractmethod
     def through_matrices(self, layer: int, rows: Rows) -> Rows:
@@ -180,6 +196,10 @@ class Descent(ABC, Generic[Rows]):
     @abstractmethod
     def arrive(self, number: int) -> Rows:
         """What has waited, at the place that the dictionary reads."""
+
+    @abstractmethod
+    def read_heads(self, layer: int, stream: Rows, z: Rows | None) -> None:
+        """Read the lowest attention out in head space, from the stream behind it, and from z where rows have come there already."""
 
     @abstractmethod
     def read(self, site: Site, rows: Rows) -> None:

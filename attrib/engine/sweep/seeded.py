@@ -1,7 +1,7 @@
-"""Rows that live at their own position: through norms, projections and MLPs, until the first attention spreads them.
+"""Tangents that live at their own position: through norms, projections and MLPs, until the first attention spreads them.
 
-A cotangent on its way down, or a tangent on its way up, is a row [width] with a position. The MLP of a layer with its
-norms (`LayerMLP`) is here too, since the spread rows of steps.py pass the same one.
+A tangent on its way up is a row [width] with a position. The MLP of a layer with its norms (`LayerMLP`) is here too, since the
+rows of steps.py pass the same one.
 """
 
 from collections.abc import Iterator
@@ -85,59 +85,6 @@ def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:
     gain = None if fold else model.params.blocks[layer].norm_2
     weights = mlp_weights(model, layer, fold=fold)
     return LayerMLP(model.config, primal.policy, weights, gain, primal.mlp(layer), primal.norm_2(layer), primal.leaving_2(layer))
-
-
-class Station(NamedTuple):
-    """The cotangents at a site: of the stream at a site of the stream, else of the component that the site is named for."""
-
-    site: Site
-    rows: Float[Tensor, "rows width"]
-    stream: Float[Tensor, "rows d_model"] | None
-    """Of the stream beside it; None below a component's site where nothing else was read."""
-
-
-def pull_seeded(primal: Primal, stop: Site, targets: Seeds) -> Iterator[Station]:
-    """Cotangents from `stop` down to the first `z`, where they are about to be spread, station by station."""
-    if stop.kind == "resid_pre" and stop.layer > 0:
-        stop = Site(stop.layer - 1, "resid_post")
-    rows, stream = targets.value, targets.value if stop.is_residual else None
-    yield Station(stop, rows, stream)
-    model, policy, layer = primal.weights, primal.policy, stop.layer
-    beside: Tensor | None = None
-    for kind in reversed(SITE_KINDS[1 : SITE_KINDS.index(stop.kind)] if stop.kind != "resid_pre" else ()):
-        match kind:
-            case "mlp_out":
-                assert stream is not None
-                rows = stream
-            case "mlp_in" if not primal.passes_mlp(layer):
-                rows = torch.zeros_like(rows)
-            case "mlp_in":
-                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
-                pulled = [
-                    mlp_pull(weights, point.at(at), leave_pull(model.config, leaving, r[:, None], at, policy))[:, 0]
-                    for r, at in _parts(primal, rows, targets.token)
-                ]
-                rows = torch.cat(pulled)
-                del pulled
-            case "resid_mid" if model.config.parallel and Site(layer, "resid_pre") not in primal.streams:
-                assert stream is not None
-                rows = beside = stream  # the path begins beside this MLP, which does not read what moves
-            case "resid_mid":
-                norm = primal.norm_2(layer).at(targets.token)
-                below = norm_pull(model.config, model.params.blocks[layer].norm_2, norm, rows[:, None], policy)[:, 0]
-                below = below if stream is None else stream + below
-                if model.config.parallel:  # what came through the MLP is the stream's before attention
-                    assert stream is not None  # see path.py: nothing between attention and MLP is a target there
-                    rows, beside = stream, below
-                else:
-                    rows = stream = below
-            case "attn_out":
-                assert stream is not None
-                rows = stream
-            case "z":
-                left = leave_pull(model.config, primal.leaving_1(layer), rows[:, None], targets.token, policy)[:, 0]
-                rows, stream = left @ model.params.blocks[layer].attention.W_O.T, stream if beside is None else beside
-        yield Station(Site(layer, kind), rows, stream)
 
 
 def _parts(primal: Primal, rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,7 @@ comes from one position is of low rank (`attention_pull_at`, `attention_push_at`
 
 A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one station of the segment, with
 cotangents g pulled down to it and tangents x pushed up to it. Where one side is still seeded, one term of the
-sum is left.
+sum is left. These are the steps of both sides; route.py knows the order of those that go down, meet.py the order of those that go up.
 
     reverse   cotangents go down and are read out against seeded sources, at every source site that they pass;
               in the lowest layer in head space, where the sources were pushed once
@@ -15,14 +15,15 @@ sum is left.
     meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.types import SITE_KINDS, Policy, Site
+from attrib.core.types import Policy
 from attrib.engine.blocks.attention import (
     AttentionPoint,
     AttentionWeights,
@@ -33,83 +34,54 @@ from attrib.engine.blocks.attention import (
     attention_weights,
 )
 from attrib.engine.blocks.norm_mlp import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
-from attrib.engine.blocks.passing import station
 from attrib.engine.sweep.cells import Band, Block, Cone, blocks, cells_of, even
 from attrib.engine.sweep.primal import Primal, Seeds
-from attrib.engine.sweep.seeded import Station, fold_rows, layer_mlp
+from attrib.engine.sweep.seeded import fold_rows, layer_mlp
 
 Flat = Float[Tensor, "_ _"]
 
 
-def descend(primal: Primal, top: Site, cone: Cone, rows: Flat, wanted: Collection[Site]) -> Iterator[Station]:
-    """Cotangents over a cone from `top` down, at the stations wanted, the last of them last.
+class Part(NamedTuple):
+    """Cells that lie behind each other, and where their points are: a rectangle of positions and rows, or rows of one position each."""
 
-    `rows` is overwritten on the way, and so is what was yielded: it is to be used before the next.
-    """
-    model, config = primal.weights, primal.model.config
-    left = {station(site) for site in wanted}
-    top = station(top)
-    layer, stream = top.layer, rows if top.is_residual else None
-    beside: Flat | None = None
-    if top in left:
-        yield Station(top, rows, stream)
-    left.discard(top)
-    kinds = SITE_KINDS[: SITE_KINDS.index(top.kind)]
-    while left:
-        for kind in reversed(kinds):
-            site = Site(layer, kind)
-            match kind:
-                case "mlp_out" | "attn_out":
-                    assert stream is not None
-                    rows = stream
-                case "mlp_in" if site in left or stream is None:
-                    rows = pull_to_mlp_in(primal, layer, cone, rows)
-                case "resid_mid" if stream is None:
-                    rows = stream = through_norm_2(primal, layer, cone, rows)
-                case "resid_mid" if config.parallel:
-                    assert stream is not None
-                    rows = stream
-                    if any(other.depth <= Site(layer, "resid_pre").depth for other in left):
-                        beside = stream.clone()
-                        through_mlp(primal, layer, cone, beside, up=False)
-                case "resid_mid":
-                    assert stream is not None
-                    through_mlp(primal, layer, cone, stream, up=False)
-                    rows = stream
-                case "z" if site in left or stream is None:
-                    rows = leaving_rows(primal, cone.bands, primal.leaving_1(layer), rows) @ model.params.blocks[layer].attention.W_O.T
-                case "resid_pre":
-                    z, into = rows if stream is None else None, beside if stream is None or beside is not None else stream
-                    into = rows.new_zeros(len(rows), config.d_model) if into is None else into
-                    pull_attention(primal, layer, cone, into, z, stream)
-                    rows, stream, beside = into, into, None
-            if site in left or station(site) in left:
-                left.discard(station(site))
-                yield Station(site, rows, stream)
-            if not left:
-                return
-        layer, kinds = layer - 1, SITE_KINDS[:-1]
+    cells: slice
+    rows: int
+    at: slice | Int[Tensor, " cells"]
+
+    def of(self, flat: Flat) -> Float[Tensor, "positions rows width"]:
+        """Its part of a flat array, as a view."""
+        return flat[self.cells].view((self.cells.stop - self.cells.start) // self.rows, self.rows, flat.shape[1])
+
+
+def parts(primal: Primal, bands: Sequence[Band], most: int) -> Iterator[Part]:
+    """Bands one by one; or, where each is at one position alone, as before the first attention, about `most` rows of them at once."""
+    if any(band.end - band.begin > 1 for band in bands):
+        for band in bands:
+            yield Part(slice(band.offset, band.offset + band.cells), band.rows, primal.tokens(band))
+        return
+    token = _tokens(primal, [(band, band.begin, band.end) for band in bands])
+    first, size = 0, even(len(token), most)
+    for at in token.split(size):
+        yield Part(slice(first, first + len(at)), 1, at)
+        first += len(at)
 
 
 def through_norm_2(primal: Primal, layer: int, cone: Cone, rows: Flat) -> Flat:
     """Cotangents of the stream from those of mlp_in."""
     model, point, out = primal.weights, primal.norm_2(layer), torch.empty_like(rows)
     norm = model.params.blocks[layer].norm_2
-    for band in cone.bands:
-        at = point.at(primal.tokens(band))
-        band.of(out).copy_(norm_pull(model.config, norm, at, band.of(rows), primal.policy))
+    for part in parts(primal, cone.bands, max(1, cone.cells)):
+        part.of(out).copy_(norm_pull(model.config, norm, point.at(part.at), part.of(rows), primal.policy))
     return out
 
 
 def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
     """Cotangents of mlp_in from those of mlp_out."""
-    if not primal.passes_mlp(layer):
-        return torch.zeros_like(g)
     weights, point, leaving = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
     out = torch.empty_like(g)
-    for band in cone.bands:
-        at = primal.tokens(band)
-        band.of(out).copy_(mlp_pull(weights, point.at(at), leave_pull(primal.model.config, leaving, band.of(g), at, primal.policy)))
+    for part in parts(primal, cone.bands, primal.pieces.mlp):
+        left = leave_pull(primal.model.config, leaving, part.of(g), part.at, primal.policy)
+        part.of(out).copy_(mlp_pull(weights, point.at(part.at), left))
     return out
 
 
@@ -118,8 +90,8 @@ def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None,
     if leaving is None:
         return g
     out = torch.empty_like(g)
-    for band in bands:
-        band.of(out).copy_(leave_pull(primal.model.config, leaving, band.of(g), primal.tokens(band), primal.policy))
+    for part in parts(primal, bands, max(1, len(g))):
+        part.of(out).copy_(leave_pull(primal.model.config, leaving, part.of(g), part.at, primal.policy))
     return out
 
 
@@ -263,18 +235,6 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat |
         del heads, z
 
 
-def pull_layer(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
-    """Cotangents from resid_post to resid_pre; `g` is overwritten, or let go of."""
-    if not primal.model.config.parallel:
-        through_mlp(primal, layer, cone, g, up=False)
-        pull_attention(primal, layer, cone, g)
-        return g
-    below = g.clone()
-    through_mlp(primal, layer, cone, below, up=False)
-    pull_attention(primal, layer, cone, below, written=g)
-    return below
-
-
 def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
     """Tangents through a parallel block, from resid_pre to resid_post."""
     above = x.clone()
@@ -283,8 +243,12 @@ def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
     return above
 
 
-def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) -> None:
-    """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position."""
+def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is_alone: bool = False) -> None:
+    """From resid_post to resid_mid, or `up` from resid_mid to resid_post, in place; folded where many rows share a position.
+
+    Args:
+        is_alone: whether the rows are of the MLP alone: what goes by beside it is not among what they become.
+    """
     if not primal.passes_mlp(layer):
         return
     config, pays = primal.model.config, fold_rows(primal.model.config)
@@ -299,26 +263,27 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool) ->
             assert cells is not None
             space = space or fold_space(mlp.weights)
             M, here = mlp.fold(slice(first + t, first + t + 1), space), cells.at(t)
-            rows.index_copy_(0, here, rows.index_select(0, here) @ (M.T if up else M))
+            given = rows.index_select(0, here)
+            moved = given @ (M.T if up else M)
+            rows.index_copy_(0, here, moved.sub_(given) if is_alone else moved)
+            del given, moved
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
     del space
     for pieces in _pieces(rest, primal.pieces.mlp):
-        views = [band.of(rows)[lo - band.begin : hi - band.begin] for band, lo, hi in pieces]
-        firsts = [primal.first(band.prompt) for band, _, _ in pieces]
-        if len(views) == 1:  # one stretch of positions shares its points among all its rows
-            ((_, lo, hi),), (first,) = pieces, firsts
-            views[0] += mlp.change(views[0], slice(first + lo, first + hi), up)
-            continue
-        token = torch.cat([_tokens(first, *piece, device=rows.device) for first, piece in zip(firsts, pieces, strict=True)])
-        flat = [view.flatten(0, 1) for view in views]
-        together = torch.cat(flat)
-        _put(flat, together + mlp.change_alone(together, token, up))
-
-
-def _put(views: Sequence[Tensor], rows: Flat) -> None:
-    """Write rows that were gathered from views back into them."""
-    for view, part in zip(views, rows.split([len(view) for view in views]), strict=True):
-        view.copy_(part)
+        where = [band.offset + (t - band.begin) * band.rows for band, *ends in pieces for t in ends]
+        runs = [slice(first, end) for first, end in zip(where[::2], where[1::2], strict=True)]
+        is_one = all(one.stop == following.start for one, following in pairwise(runs))
+        given = rows[runs[0].start : runs[-1].stop] if is_one else torch.cat([rows[run] for run in runs])
+        if len(pieces) == 1:  # one stretch of positions shares its points among all its rows
+            ((band, lo, hi),) = pieces
+            first = primal.first(band.prompt)
+            changed = mlp.change(given.view(hi - lo, band.rows, -1), slice(first + lo, first + hi), up).flatten(0, 1)
+        else:
+            changed = mlp.change_alone(given, _tokens(primal, pieces), up)
+        moved = given.copy_(changed) if is_alone else given.add_(changed)
+        if not is_one:
+            for run, part in zip(runs, moved.split([run.stop - run.start for run in runs]), strict=True):
+                rows[run] = part
 
 
 def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
@@ -345,6 +310,10 @@ def _pieces(rest: list[tuple[Band, int, int]], most: int) -> Iterator[list[tuple
         yield [piece for _, piece in group]
 
 
-def _tokens(first: int, band: Band, lo: int, hi: int, device: torch.device) -> Int[Tensor, " cells"]:
-    """The packed indices of a stretch's cells."""
-    return torch.arange(first + lo, first + hi, device=device).repeat_interleave(band.rows)
+def _tokens(primal: Primal, pieces: Sequence[tuple[Band, int, int]]) -> Int[Tensor, " cells"]:
+    """The packed index of the position of every cell of some stretches of bands."""
+    firsts = [primal.first(band.prompt) for band, _, _ in pieces]
+    position = [first + t for first, (_, lo, hi) in zip(firsts, pieces, strict=True) for t in range(lo, hi)]
+    count = [band.rows for band, lo, hi in pieces for _ in range(lo, hi)]
+    at, times = (torch.tensor(numbers, dtype=torch.int64, device=primal.model.device) for numbers in (position, count))
+    return at.repeat_interleave(times, output_size=sum(count))
