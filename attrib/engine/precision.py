@@ -21,9 +21,9 @@ class Precision(NamedTuple):
 
     name: str
     path: torch.dtype
-    """Of the activations, the primal and the result."""
+    """The dtype of the activations, the primal and the result."""
     sweep: torch.dtype
-    """Of the rows and weights of a sweep."""
+    """The dtype of the rows and weights of a sweep."""
     tf32: bool = False
 
     @property
@@ -103,7 +103,7 @@ class Error(NamedTuple):
     rows: int
     relative_frobenius: float
     top_1_percent_overlap: float
-    """Of each row's largest 1% of |attribution| (at least one), the part that float64 ranks there too; mean over rows."""
+    """The share of each row's largest 1% of |attribution| (at least one) that float64 ranks there too; mean over rows."""
 
 
 def error_of(rows: Float[Tensor, "rows sources"], exact: Float[Tensor, "rows sources"], activation: Float[Tensor, " sources"]) -> Error:

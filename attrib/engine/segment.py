@@ -51,7 +51,7 @@ class Segment:
         return _Run.apply(x, base, self)  # type: ignore[no-untyped-call]
 
     def plain(self, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """The same value by torch's operations alone, which differentiate in every way."""
+        """The segment's value by torch's operations alone, which differentiate in every way."""
         return next(value for site, value in walk(self.model, self.start, x, base, self.policy) if site.depth == self.stop.depth)
 
     def pull(

@@ -137,7 +137,7 @@ def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) ->
 
 
 def _in_float64(path: Path) -> Path:
-    """The same path, at the same point, in float64; only the blocks that it passes are converted."""
+    """Put a path into float64, at the same point; only the blocks that it passes are converted."""
     run = path.through
     model = cast_blocks(run.model, run.start, run.stop, torch.float64)
     params = model.params._replace(rotary_cos=model.params.rotary_cos.double(), rotary_sin=model.params.rotary_sin.double())

@@ -110,7 +110,7 @@ def chunk_size(working: Working, budget: int, prompt: int) -> int:
 
 
 def with_writes(working: Working, path: Path) -> Working:
-    """The same for a path whose rows each hold, once more, what every source writes."""
+    """Working memory for a path whose rows each hold, beside the rest, what every source writes."""
     if not path.is_cut:
         return working
     return working._replace(row=working.row + path.x.dtype.itemsize * path.sources.direction.numel())

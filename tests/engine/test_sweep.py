@@ -20,7 +20,7 @@ import attrib.engine.sweep.seeded
 import attrib.engine.sweep.steps
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
 from attrib.engine.segment import segment
-from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, blocks, cells_of, cone, cone_of, even
+from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, cells_of, cone, cone_of, even, rectangles
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import both, forward, lift, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, primal, seeds, walked
@@ -243,7 +243,7 @@ def test_no_cell_behind_the_cone_is_held():
 def test_blocks_are_bands_side_by_side(direction: Direction, most: int):
     on_cone = cone_of(SOURCES, direction, 8)
     flat = torch.arange(1, on_cone.cells + 1.0)[:, None]
-    found, back = list(blocks(on_cone.bands, most)), torch.zeros_like(flat)
+    found, back = list(rectangles(on_cone.bands, most)), torch.zeros_like(flat)
     assert [band for block in found for band in block.bands] == list(on_cone.bands)
     for block in found:
         rectangle = block.gather(flat)

@@ -81,7 +81,7 @@ class Passing:
         return torch.cat([self.latents.position, *[tokens] * self.scale_terms])
 
     def reading(self) -> Float[Tensor, "terms d_in"]:
-        """Of each term, how it moves with what is read."""
+        """How each term moves with what is read."""
         position, latent, _ = self.latents
         chosen, rows = selected(self.dictionary), torch.arange(len(latent), device=latent.device)
         value, pull, *_ = vjp(lambda x: encode_at(chosen, x, rows, latent), self.x.index_select(0, position))
@@ -90,12 +90,12 @@ class Passing:
         return torch.cat(terms).index_select(0, self._unsorted.argsort(stable=True))
 
     def _scale_gradient(self, number: int) -> Float[Tensor, "tokens d_in"]:
-        """Of the scale (0) or the shift (1) by each position's input."""
+        """The gradient of the scale (0) or the shift (1) by each position's input."""
         value, pull, *_ = vjp(lambda x: normalise_input(self.dictionary, x)[1][1 - number], self.x)
         return pull(torch.ones_like(value))[0]
 
     def writing(self, site: Site) -> Float[Tensor, "terms width"]:
-        """Of each term, how what is written at a place moves with it."""
+        """How what is written at a place moves with each term."""
         p, columns = self.dictionary.params, part_of(self.dictionary, site)
         position, latent, value = self.latents
         rows = self.dictionary.decoder_rows(latent, columns).to(self.x.dtype)
@@ -136,7 +136,7 @@ def together(parts: Sequence[Between], lengths: Sequence[int]) -> Between:
 
 
 def in_float64(between: Between) -> Between:
-    """The same, to be passed in float64."""
+    """What stands between, to be passed in float64."""
     double = torch.float64
     passing = [
         replace(p, dictionary=p.dictionary.to(dtype=double), x=p.x.to(double), latents=p.latents._replace(value=p.latents.value.to(double)))
@@ -158,7 +158,7 @@ class Passed(NamedTuple):
 
     @property
     def reads_before(self) -> bool:
-        """As of `Passing`."""
+        """Whether it reads what the model brings to a place, which it writes, and not what stands there."""
         return self.reads in self.writes
 
 

@@ -33,7 +33,7 @@ class PackPlan:
 
     @property
     def floor(self) -> Cost:
-        """Of the cheapest way, in one sweep, with no masked work and without the primal: see docs/engine.md."""
+        """What the cheapest way costs in one sweep, with no masked work and without the primal: see docs/engine.md."""
         return floor(self.task)  # counted when it is asked for: a run does without
 
     @property

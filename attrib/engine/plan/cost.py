@@ -16,7 +16,7 @@ from typing import Literal
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import station
 from attrib.engine.plan.task import Task
-from attrib.engine.sweep.cells import Block, blocks
+from attrib.engine.sweep.cells import Rectangle, rectangles
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.seeded import fold_rows
@@ -122,13 +122,13 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_h
 def attention_maps(task: Task, up: bool) -> Cost:
     """A cone through the maps of all heads of one layer: the same in every layer, and in every way of the plan."""
     cost = Cost(task.itemsize)
-    for block in blocks(task.bands(up), task.block):
+    for block in rectangles(task.bands(up), task.block):
         _maps(task, cost, "attention", block, up)
     return cost
 
 
-def _maps(task: Task, cost: Cost, part: Part, block: Block, up: bool) -> None:
-    """Of one block's rows through the maps of all heads."""
+def _maps(task: Task, cost: Cost, part: Part, block: Rectangle, up: bool) -> None:
+    """Count one block's rows through the maps of all heads."""
     begin = block.begin
     for first, end in _queries(block.end - begin, task.queries):
         maps = [end, end, end + begin, end + begin] if up else [end] * 4
@@ -181,7 +181,7 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     others = task.targets if up else task.sources
     seeded = [list(accumulate(rows, initial=0)) for rows in others]
     places = [list(accumulate((count > 0 for count in rows), initial=0)) for rows in others]
-    for block in blocks(task.bands(up), task.block):
+    for block in rectangles(task.bands(up), task.block):
         met, at = (of_prompt[block.prompt][block.end] - of_prompt[block.prompt][block.begin] for of_prompt in (seeded, places))
         cost.flops["readout"] += 2 * block.rows * width * met
         cost.bytes["readout"] += cost.itemsize * (at * block.rows * width + (block.rows + width) * met)
@@ -228,7 +228,7 @@ def meet_seeded(task: Task, cost: Cost, width: int) -> None:
 
 
 def push_cost(task: Task) -> Cost:
-    """Of pushing seeded sources to the first attention; in a parallel block, through the MLP beside it as well."""
+    """Count pushing seeded sources to the first attention; in a parallel block, through the MLP beside it as well."""
     cost, is_parallel = Cost(task.itemsize), task.config.parallel
     if task.start.kind == "z":
         cost.mm("seeds", task.n_sources, task.d_q, task.config.d_model)
@@ -243,7 +243,7 @@ def push_cost(task: Task) -> Cost:
 
 
 def reverse_cost(task: Task) -> Cost:
-    """Of `meet.reverse`, whatever stands between; where no attention does, it is the way called local."""
+    """Count `meet.reverse`, whatever stands between; where no attention does, it is the way called local."""
     way = _Count(task, task.writes or (task.start,), in_heads=reads_in_heads(task))
     way.run(_Moving())
     walk(task, way.cost)
@@ -270,7 +270,7 @@ def in_head_space(task: Task) -> bool:
 
 
 def forward_cost(task: Task) -> Cost:
-    """Of `meet.forward`, with the sources pushed to the first attention."""
+    """Count `meet.forward`, with the sources pushed to the first attention."""
     cost = push_cost(task)
     walk(task, cost)
     pulled = _pulled(task, Site(task.layers[-1], "resid_post" if task.config.parallel else "resid_mid"))
@@ -285,7 +285,7 @@ def forward_cost(task: Task) -> Cost:
 
 
 def lift_cost(task: Task, layer: int) -> Cost:
-    """Of `meet.lift` to the MLP of `layer`, with the sources pushed to the first attention."""
+    """Count `meet.lift` to the MLP of `layer`, with the sources pushed to the first attention."""
     cost = push_cost(task)
     walk(task, cost)
     _spread_up(task, cost)
@@ -296,7 +296,7 @@ def lift_cost(task: Task, layer: int) -> Cost:
 
 
 def both_cost(task: Task, layer: int) -> Cost:
-    """Of `meet.both` at the MLP of `layer`, after `lift`."""
+    """Count `meet.both` at the MLP of `layer`, after `lift`."""
     pulled, d, pays = _pulled(task, Site(layer, "resid_post")), task.config.d_model, fold_rows(task.config)
     if not pulled.arrives:
         return pulled.cost

@@ -15,7 +15,7 @@ from typing import Literal
 
 from attrib.engine.plan.cost import reads_in_heads
 from attrib.engine.plan.task import Task
-from attrib.engine.sweep.cells import Band, Block, Cone, blocks, even
+from attrib.engine.sweep.cells import Band, Cone, Rectangle, even, rectangles
 from attrib.engine.sweep.seeded import fold_rows
 from attrib.engine.sweep.steps import spread_blocks
 
@@ -23,8 +23,8 @@ Way = Literal["local", "reverse", "forward", "both", "through"]
 """`local`: `reverse` where no attention is between, so that targets meet sources at their own positions. `through`: `reverse` with more
 than MLPs cut, which no tangents pass. The others are those of meet.py."""
 
-Rows = Sequence[Sequence[int]]
-"""Rows at each position of each prompt."""
+Counts = Sequence[Sequence[int]]
+"""How many rows there are at each position of each prompt."""
 
 
 def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
@@ -144,11 +144,11 @@ class _Sizes:
         # the MLP, and then the norm of all rows
         return self.slopes + task.n_targets * c.d_model * 2 + max(5 * task.tokens * c.d_mlp, rows, fold, 3 * task.n_targets * c.d_model)
 
-    def spread(self, seeds: Rows, is_down: bool) -> int:
+    def spread(self, seeds: Counts, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""
         return self.once("spread", is_down, lambda: self._spread(seeds, is_down))
 
-    def _spread(self, seeds: Rows, is_down: bool) -> int:
+    def _spread(self, seeds: Counts, is_down: bool) -> int:
         task, c = self.task, self.task.config
         longest, most = max(map(len, seeds)), max(map(max, seeds))
         reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
@@ -164,7 +164,7 @@ class _Sizes:
         # softmaxes are made before the rows: what that takes is gone by then
         return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, band, reach * c.d_model if is_down else 0)
 
-    def seeded(self, block: Block) -> int:
+    def seeded(self, block: Rectangle) -> int:
         """Rows that are each alone at their positions, spread as a rectangle."""
         rectangle, cells = block.rows * (block.end - block.begin), sum(band.cells for band in block.bands)
         gathered = rectangle * (self.task.d_q + self.task.d_heads) if len(block.bands) == 1 else 0  # else counted below
@@ -191,22 +191,22 @@ class _Sizes:
         runs = self.runs_down if is_down else self.runs_up
         return self.once("chunk", is_down, lambda: max((sum(band.cells for band in run) for run in runs), default=0))
 
-    def blocks(self, is_down: bool) -> Iterator[Block]:
+    def rectangles(self, is_down: bool) -> Iterator[Rectangle]:
         """In which rows pass the maps of an attention."""
         for run in self.runs_down if is_down else self.runs_up:
-            yield from blocks(run, self.task.block)
+            yield from rectangles(run, self.task.block)
 
     def joined(self, is_down: bool) -> int:
         """Cells of the largest block of several bands, whose rows are gathered."""
-        joined = (block for block in self.blocks(is_down) if len(block.bands) > 1)
+        joined = (block for block in self.rectangles(is_down) if len(block.bands) > 1)
         return max((block.rows * (block.end - block.begin) for block in joined), default=0)
 
     def maps(self, is_down: bool) -> int:
         """What one block's attention map is made in."""
-        return self.once("maps", is_down, lambda: max((self.map(block, is_down) for block in self.blocks(is_down)), default=0))
+        return self.once("maps", is_down, lambda: max((self.map(block, is_down) for block in self.rectangles(is_down)), default=0))
 
-    def map(self, block: Block, is_down: bool) -> int:
-        """The same for this block."""
+    def map(self, block: Rectangle, is_down: bool) -> int:
+        """What the maps of one block are made in."""
         task, c = self.task, self.task.config
         rows, length = block.rows, block.end - block.begin
         ends = [min(first + task.queries, length) for first in range(0, length, task.queries)]
@@ -233,11 +233,11 @@ class _Sizes:
         written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
         return self.beside(is_down) + d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
 
-    def mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
+    def mlp(self, alive: Counts, seeds: Counts, is_down: bool) -> int:
         """A cone through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
         return self.once("mlp", is_down, lambda: self._mlp(alive, seeds, is_down))
 
-    def _mlp(self, alive: Rows, seeds: Rows, is_down: bool) -> int:
+    def _mlp(self, alive: Counts, seeds: Counts, is_down: bool) -> int:
         task, c = self.task, self.task.config
         d, f, pays = c.d_model, c.d_mlp, fold_rows(c)
         most, gates, piece = max(map(max, alive)), 2 if c.gated else 1, task.pieces.mlp

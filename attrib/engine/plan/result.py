@@ -6,7 +6,7 @@ from attrib.core.types import BudgetError, Dense, Keep, TopK
 from attrib.engine.plan.task import Task
 
 SHARE = 0.5
-"""Of the free memory, what a result may take: whoever reads it works on copies of its columns."""
+"""The share of the free memory that a result may take: whoever reads it works on copies of its columns."""
 
 
 def edges_at_most(task: Task, keep: Keep) -> int:

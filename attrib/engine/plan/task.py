@@ -18,9 +18,9 @@ class Opened(NamedTuple):
     peak: int
     """At the fullest moment of opening it."""
     held: int
-    """As long as the path is there, beside its rows and the streams of its primal."""
+    """Held until the path is let go of, beside its rows and the streams of its primal."""
     whole: int
-    """As long as the path is there, in all."""
+    """Held until the path is let go of, in all."""
 
     def __add__(self, other: "Opened") -> "Opened":  # type: ignore[override]
         """One path that is held while the next is opened."""
@@ -59,7 +59,7 @@ class Task:
     """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
 
     def __add__(self, other: "Task") -> "Task":
-        """The same work on more prompts."""
+        """Put the work of more prompts to this one's."""
         passed = tuple(a._replace(terms=a.terms + b.terms) for a, b in zip(self.passed, other.passed, strict=True))
         return replace(
             self,
@@ -86,7 +86,7 @@ class Task:
         return frozenset() if self.is_through else frozenset(site.layer for site in self.held)
 
     def passes_mlp(self, layer: int) -> bool:
-        """As of the primal."""
+        """Whether anything moves through a layer's MLP."""
         return self.policy.mlp == "exact" and layer not in self.shut_mlps
 
     @property
@@ -141,7 +141,7 @@ class Task:
         return 0 if self.is_floor else self.pieces.band
 
     def bands(self, up: bool) -> tuple[Band, ...]:
-        """Of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
+        """Bands of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
         counts, most = self.sources if up else self.targets, 1 << 62 if self.is_floor else self.pieces.band
         return cone_of(counts, "up" if up else "down", most).bands
 

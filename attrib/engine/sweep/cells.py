@@ -20,13 +20,13 @@ class Pieces(NamedTuple):
     """In what pieces a sweep goes, in cells: enough for products to be fast, few enough to take little memory."""
 
     band: int
-    """Of one band at most, where it has more than one row: a longer one is cut by rows; and of a block of several bands."""
+    """Cells of one band at most, where it has more than one row: a longer one is cut by rows; and of a block of several bands."""
     chunk: int
-    """Of one product where bands share it, about."""
+    """Cells of one product that bands share, about."""
     mlp: int
     """In an MLP's hidden layer at once."""
     pack: int
-    """Of a pack of prompts: beyond, its products are large enough, and more prompts would only take memory."""
+    """Cells of a pack of prompts: beyond, its products are large enough, and more prompts would only take memory."""
     select: int
     """Numbers of a tile that are selected from at once, whole rows of it: ranking takes several times their memory."""
 
@@ -76,7 +76,7 @@ class Band(NamedTuple):
         return flat[self.offset : self.offset + self.cells].view(self.end - self.begin, self.rows, -1)
 
     def moved(self, start: int) -> "Band":
-        """The same band where the flat array begins at cell `start`."""
+        """Give the band's place in a flat array that begins at cell `start`."""
         return self._replace(offset=self.offset - start)
 
 
@@ -111,7 +111,7 @@ class Cone(NamedTuple):
 
 
 def seeded_cone(down: Cone) -> Cone:
-    """The same rows at the positions where they are seeded, and nowhere else."""
+    """The cone of the rows at the positions where they are seeded, and nowhere else."""
     bands, offset = [], 0
     for band in down.bands:
         bands.append(band._replace(begin=band.end - 1, offset=offset))
@@ -151,7 +151,7 @@ def _part(run: list[Band]) -> tuple[slice, list[Band]]:
     return slice(start, run[-1].offset + run[-1].cells), [band.moved(start) for band in run]
 
 
-class Block(NamedTuple):
+class Rectangle(NamedTuple):
     """Neighbouring bands of one prompt, moved through attention at once."""
 
     bands: tuple[Band, ...]
@@ -181,9 +181,9 @@ class Block(NamedTuple):
         """Its cells in the flat array."""
         return slice(self.bands[0].offset, self.bands[-1].offset + self.bands[-1].cells)
 
-    def moved(self, start: int) -> "Block":
-        """The same block where the flat array begins at cell `start`."""
-        return Block(tuple(band.moved(start) for band in self.bands))
+    def moved(self, start: int) -> "Rectangle":
+        """Give the block's place in a flat array that begins at cell `start`."""
+        return Rectangle(tuple(band.moved(start) for band in self.bands))
 
     def gather(self, flat: Float[Tensor, "cells width"]) -> Float[Tensor, "positions rows width"]:
         """Its part of a flat array as a rectangle, with zeros where a row does not live; a single band's is a view."""
@@ -206,17 +206,17 @@ class Block(NamedTuple):
             row += band.rows
 
 
-def blocks(bands: Sequence[Band], most: int) -> Iterator[Block]:
+def rectangles(bands: Sequence[Band], most: int) -> Iterator[Rectangle]:
     """Bands that lie behind each other, in blocks of one prompt whose rectangles have at most `most` cells; a larger band is alone."""
     block: list[Band] = []
     for band in bands:
-        joined = Block((*block, band))
+        joined = Rectangle((*block, band))
         if block and (band.prompt != joined.prompt or (joined.end - joined.begin) * joined.rows > most):
-            yield Block(tuple(block))
+            yield Rectangle(tuple(block))
             block = []
         block.append(band)
     if block:
-        yield Block(tuple(block))
+        yield Rectangle(tuple(block))
 
 
 Direction = Literal["down", "up"]
@@ -237,7 +237,7 @@ def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Dire
 
 
 def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band) -> Cone:
-    """The same by how many rows are seeded at each position of each prompt."""
+    """The cone by how many rows are seeded at each position of each prompt."""
     bands: list[Band] = []
     offset = 0
     for prompt, seeded in enumerate(counts):
@@ -251,6 +251,6 @@ def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = O
 
 
 def _cut(count: int, most: int) -> Iterable[int]:
-    """As few parts as possible of at most `most`, about equal."""
+    """Cut into as few parts as possible, of at most `most` each and about equal."""
     parts = -(-count // most)
     return [count * (i + 1) // parts - count * i // parts for i in range(parts)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
 from attrib.engine.blocks.passing import NOTHING, Between, station
-from attrib.engine.sweep.cells import Cone, blocks, cells_of
+from attrib.engine.sweep.cells import Cone, cells_of, rectangles
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
@@ -28,7 +28,7 @@ Jacobians = list[Float[Tensor, "_ _"]]
 def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
     """Add rows[r, t] · seeded[c], for every seed c at position t of the cone, to `out` [rows, seeds] of each prompt."""
     at = bounds(primal, seeded)
-    for block in blocks(cone.bands, primal.pieces.band):
+    for block in rectangles(cone.bands, primal.pieces.band):
         first, begins, row = seeded.first(block.prompt), at[block.prompt], block.bands[0].row
         into, rectangle = out[block.prompt][row : row + block.rows], block.gather(rows)
         for t in range(block.begin, block.end):
@@ -38,7 +38,7 @@ def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequenc
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
-    """The same where both sides are seeded: only rows at one position meet."""
+    """Contract where both sides are seeded: only rows at one position meet."""
     at_target, at_source = bounds(primal, targets), bounds(primal, sources)
     for prompt, (rows, columns) in enumerate(zip(at_target, at_source, strict=True)):
         first_row, first_column = targets.first(prompt), sources.first(prompt)

@@ -31,7 +31,7 @@ class Primal:
     model: Model
     """From which points are computed."""
     weights: Model
-    """The same model in the dtype of the sweep's products."""
+    """The model in the dtype of the sweep's products."""
     policy: Policy
     impl: Impl
     pieces: Pieces

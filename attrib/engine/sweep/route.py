@@ -187,7 +187,7 @@ class Descent(ABC, Generic[Rows]):
 
     @abstractmethod
     def spread(self, layer: int, below: Rows | None, z: Rows) -> Rows:
-        """The same for rows at their own positions, which are then on all that they see."""
+        """To resid_pre, from z and what goes by beside attention, for rows at their own positions, which are then on all that they see."""
 
     @abstractmethod
     def enter(self, number: int, site: Site, rows: Rows) -> None:

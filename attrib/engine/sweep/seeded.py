@@ -68,7 +68,7 @@ class LayerMLP(NamedTuple):
         return norm_map(norm, pulled, self.policy) if self.gain is None else norm_pull(self.config, self.gain, norm, pulled, self.policy)
 
     def change_alone(self, rows: Float[Tensor, "rows d_model"], token: Tensor, up: bool) -> Float[Tensor, "rows d_model"]:
-        """The same for rows that each have a position of their own."""
+        """Rows through both without the residual, where each has a position of its own."""
         return self.change(rows[:, None], token, up)[:, 0]
 
     def fold(self, at: slice, space: FoldSpace) -> Float[Tensor, "d_model d_model"]:

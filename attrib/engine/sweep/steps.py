@@ -34,7 +34,7 @@ from attrib.engine.blocks.attention import (
     attention_weights,
 )
 from attrib.engine.blocks.norm_mlp import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
-from attrib.engine.sweep.cells import Band, Block, Cone, blocks, cells_of, even
+from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
 
@@ -133,17 +133,17 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
     return out
 
 
-def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[tuple[bool, Block]]:
+def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[tuple[bool, Rectangle]]:
     """The blocks in which tangents are spread, and whether each of their rows is alone at its position.
 
     Rows of one position share most of their products in `attention_push_at`; one alone would have them all to itself.
     """
     for is_alone, run in groupby(bands, key=lambda band: band.rows == 1 and policy.attention == "exact"):
-        for block in blocks(list(run), most):
+        for block in rectangles(list(run), most):
             yield is_alone, block
 
 
-def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Block) -> Float[Tensor, "cells d_q"]:
+def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Rectangle) -> Float[Tensor, "cells d_q"]:
     """Tangents of z, as cells, from seeded ones in head space, by the map for tangents that live anywhere."""
     seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
     for row, band in enumerate(block.bands):
@@ -196,7 +196,7 @@ Move = Callable[..., Rows]
 def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
     """Rows through an attention map, block by block, into `out`."""
     scale = primal.model.config.attention_scale
-    for block in blocks(bands, primal.pieces.band):
+    for block in rectangles(bands, primal.pieces.band):
         point = points[block.prompt]
         if len(block.bands) == 1:
             (band,) = block.bands
