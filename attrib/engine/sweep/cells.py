@@ -113,9 +113,9 @@ class Cone(NamedTuple):
 def seeded_cone(down: Cone) -> Cone:
     """The cone of the rows at the positions where they are seeded, and nowhere else."""
     bands, offset = [], 0
-    for band in down.bands:
-        bands.append(band._replace(begin=band.end - 1, offset=offset))
-        offset += band.rows
+    for prompt, _, end, row, rows, _ in down.bands:
+        bands.append(Band(prompt, end - 1, end, row, rows, offset))
+        offset += rows
     return Cone(tuple(bands))
 
 
