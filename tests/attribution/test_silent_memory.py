@@ -79,9 +79,9 @@ def test_a_result_that_memory_cannot_hold_is_refused(rule: str, method: str, mon
     free = int(case.plan().result)  # of which it may take half
     monkeypatch.setattr(attrib.attribution.needs, "free_memory", lambda: free)
     for name in ("path_of", "adjoint", "by_vjp"):
-        plain = getattr(attrib.attribution.questions, name)
+        plain = getattr(attrib.attribution.loop, name)
         spied = lambda *a, plain=plain, name=name, **b: (computed.append(name), plain(*a, **b))[1]  # noqa: E731
-        monkeypatch.setattr(attrib.attribution.questions, name, spied)
+        monkeypatch.setattr(attrib.attribution.loop, name, spied)
     with pytest.raises(
         BudgetError, match=r"keep: Dense\(\) gives a result of up to \d.* memory are free.*keep=TopK\(\d+\) or fewer"
     ) as refused:
