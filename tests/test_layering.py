@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rooms import DOCUMENT, imports_of, package_of, written
+from tests.support.rooms import DOCUMENT, PACKAGE, imports_of, package_of, written
 from tests.support.root import ROOT
 
-PACKAGE = ROOT / "attrib"
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ROOMS = [

@@ -15,7 +15,7 @@ from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import station
-from attrib.engine.plan.task import Task
+from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.cells import Rectangle, rectangles
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
@@ -24,9 +24,6 @@ from attrib.engine.sweep.steps import spread_blocks
 from attrib.models.transformer import ModelConfig, width
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
-
-Rows = Sequence[Sequence[int]]
-"""How many are at each position of each prompt."""
 
 
 @dataclass
@@ -55,13 +52,13 @@ class Cost:
 
 
 def mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
-    """Rows through the matrices of an MLP."""
+    """Counts through the matrices of an MLP."""
     d, f = task.config.d_model, task.config.d_mlp
     cost.mm(part, rows, d, f)
     cost.mm(part, rows, task.d_hidden, d)
 
 
-def mlp(task: Task, cost: Cost, layer: int, alive: Rows, part: Part = "mlp") -> None:
+def mlp(task: Task, cost: Cost, layer: int, alive: Counts, part: Part = "mlp") -> None:
     """So many rows at each position of each prompt through the MLP of a layer."""
     if not task.passes_mlp(layer):
         return
@@ -209,7 +206,7 @@ def model_pass(cost: Cost, part: Part, config: ModelConfig, lengths: Sequence[in
 
 
 def plain_mlp(cost: Cost, part: Part, config: ModelConfig, rows: int, layers: int = 1) -> None:
-    """Rows through MLPs as the model has them."""
+    """Counts through MLPs as the model has them."""
     cost.mm(part, rows, config.d_model, config.d_mlp * (2 if config.gated else 1), batch=layers)
     cost.mm(part, rows, config.d_mlp, config.d_model, batch=layers)
 
@@ -297,22 +294,15 @@ def lift_cost(task: Task, layer: int) -> Cost:
 
 def both_cost(task: Task, layer: int) -> Cost:
     """Count `meet.both` at the MLP of `layer`, after `lift`."""
-    pulled, d, pays = _pulled(task, Site(layer, "resid_post")), task.config.d_model, fold_rows(task.config)
+    pulled, d = _pulled(task, Site(layer, "resid_post")), task.config.d_model
     if not pulled.arrives:
         return pulled.cost
-    cost = pulled.cost
-    for rows, others in zip(task.down(), task.up(), strict=True):
+    cost, down, up = pulled.cost, task.down(), task.up()
+    if not task.config.parallel:
+        mlp(task, cost, layer, [list(map(min, rows, others)) for rows, others in zip(down, up, strict=True)])
+    for rows, others in zip(down, up, strict=True):
         for n, m in zip(rows, others, strict=True):
-            fewer = min(n, m)
-            if fewer and task.passes_mlp(layer) and not task.config.parallel:
-                if fewer > pays:
-                    cost.mm("mlp", d, task.config.d_mlp, d)
-                    cost.mm("mlp", fewer, d, d)
-                else:
-                    mlp_rows(task, cost, "mlp", fewer)
             cost.mm("readout", n, d, m)
-    if task.passes_mlp(layer) and not task.config.parallel:
-        mlp_point(task, cost)
     return cost
 
 
@@ -320,7 +310,7 @@ def both_cost(task: Task, layer: int) -> Cost:
 
 
 class _Moving:
-    """Rows that are not zero. All that is known of them is that they are there, and which they are."""
+    """Counts that are not zero. All that is known of them is that they are there, and which they are."""
 
 
 class _Count(Descent[_Moving]):
@@ -329,8 +319,8 @@ class _Count(Descent[_Moving]):
     def __init__(self, task: Task, wanted: Collection[Site], in_heads: bool = False, reads: bool = True) -> None:
         super().__init__(task.config, task.policy, task.stop, task.held, task.passed, wanted, in_heads)
         self.task, self.cost, self.reads, self.arrives = task, Cost(task.itemsize), reads, False
-        self.alive: Rows = task.targets
-        self.waits: dict[int, Rows] = {}
+        self.alive: Counts = task.targets
+        self.waits: dict[int, Counts] = {}
 
     @property
     def part(self) -> Part:
@@ -393,7 +383,7 @@ class _Count(Descent[_Moving]):
         self._terms(self.waits.pop(number), passed.terms, passed.d_in)
         return _Moving()
 
-    def _terms(self, alive: Rows, terms: Rows, size: int) -> None:
+    def _terms(self, alive: Counts, terms: Counts, size: int) -> None:
         for rows, count in zip(chain(*alive), chain(*terms), strict=True):
             self.cost.mm("cuts", rows, size, count)
 

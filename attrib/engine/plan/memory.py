@@ -8,13 +8,13 @@ what its own products are made in. Sizes are counts of numbers; the letters are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from attrib.engine.plan.cost import reads_in_heads
-from attrib.engine.plan.task import Task
+from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.cells import Band, Cone, Rectangle, even, rectangles
 from attrib.engine.sweep.seeded import fold_rows
 from attrib.engine.sweep.steps import spread_blocks
@@ -22,9 +22,6 @@ from attrib.engine.sweep.steps import spread_blocks
 Way = Literal["local", "reverse", "forward", "both", "through"]
 """`local`: `reverse` where no attention is between, so that targets meet sources at their own positions. `through`: `reverse` with more
 than MLPs cut, which no tangents pass. The others are those of meet.py."""
-
-Counts = Sequence[Sequence[int]]
-"""How many rows there are at each position of each prompt."""
 
 
 def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:

@@ -1,5 +1,6 @@
 """One pack's work in numbers: its ends, its rows, and what stands between. What is planned, counted and cached by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from attrib.engine.blocks.passing import Passed
 from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
 from attrib.engine.sweep.primal import BESIDE, attentions_between
 from attrib.models.transformer import ModelConfig
+
+Counts = Sequence[Sequence[int]]
+"""How many rows there are at each position of each prompt."""
 
 
 class Opened(NamedTuple):
