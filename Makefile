@@ -12,10 +12,12 @@ demo: $(READY)
 	$(BIN)/attrib run examples/demo.toml --out demo.h5
 	$(BIN)/attrib show demo.h5 --top 5 --first-position 1
 
-# One thread a process: several processes side by side finish sooner than threads within one. A file is one process's, in the order
-# of tests/conftest.py, so that what its tests share is made once
+# One thread a process: several processes side by side finish sooner than threads within one, and one more of them than there
+# are cores, since tests of jobs wait for others. A file is one process's, in the order of tests/conftest.py, so that what its
+# tests share is made once
+PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

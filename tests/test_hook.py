@@ -1,17 +1,20 @@
 """The checks of shapes are live: without them every other test would pass over a wrong shape in silence."""
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from torch import Tensor
 
-from attrib.dictionaries.dictionary import encode_at
+from attrib.dictionaries.dictionary import encode_at, encode_sparse
 from attrib.models.transformer import normalise
+from attrib.paths.path import start_at_latents
 from tests.support.builders import build, dictionary, normal
-from tests.support.checked import CALLS, begin
+from tests.support.checked import CALLS, MADE, begin
 from tests.support.root import ROOT
 
 
@@ -48,6 +51,24 @@ def test_the_first_calls_in_each_test_are_checked():
     begin("the next test")
     with pytest.raises(TypeCheckError, match=r"parameter 'x'"):
         normalise(model.config, model.params.norm_final, normal(32))
+
+
+def test_the_first_of_a_function_that_is_made_within_another_are_checked_in_each_test():
+    source, x = dictionary("standard"), normal(5, 32)
+
+    def entering() -> Callable[[Tensor], Tensor]:
+        return start_at_latents(source, x, x, error=True).enter
+
+    count = len(encode_sparse(source, x).value)
+    begin("a test")
+    for _ in range(MADE):
+        with pytest.raises(TypeCheckError, match=r"parameter 'values'"):
+            entering()(normal(count, 1))
+    with pytest.raises(TypeCheckError, match=r"parameter 'value'"):  # of a function that it calls: of itself enough has been seen
+        entering()(normal(count, 1))
+    begin("the next test")
+    with pytest.raises(TypeCheckError, match=r"parameter 'values'"):
+        entering()(normal(count, 1))
 
 
 def test_the_hook_loads_every_module_of_attrib():

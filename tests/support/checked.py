@@ -1,7 +1,8 @@
 """Shape and type checks of each function's first calls in each test.
 
 A check takes longer than most functions do on tiny tensors: were every call checked, half of the tests' time would go into it.
-What a test calls a hundred times in the same way is as well checked by the first twenty.
+What a test calls a hundred times in the same way is as well checked by the first twenty. A function that is made within
+another's call is made anew each time, and so is its check: the first two are checked.
 """
 
 import inspect
@@ -17,6 +18,9 @@ from beartype import beartype
 CALLS = 20
 """So many calls of each function are checked, in all cases of a test together."""
 
+MADE = 2
+"""So many of each function that is made within another's call are checked, as often: to make a check takes longer than most calls."""
+
 
 class _Checks:
     """What has been checked in the test that runs."""
@@ -24,13 +28,20 @@ class _Checks:
     test = ""
     made: ClassVar[Counter[str]] = Counter()
     """Of each function; jaxtyping makes two for a call: of its arguments, and of these with its result."""
+    within: ClassVar[Counter[str]] = Counter()
+    """How many were made of each function within another; jaxtyping makes two checks for each."""
     enough: ClassVar[list[FunctionType]] = []
     """Functions that are not checked any more."""
 
 
 def first_calls(function: FunctionType) -> Callable[..., Any]:
     """Beartype, for jaxtyping's import hook."""
-    checked, name = beartype(function), f"{function.__module__}:{function.__qualname__}"
+    name = f"{function.__module__}:{function.__qualname__}"
+    if "<locals>" in name:
+        _Checks.within[name] += 1
+        if _Checks.within[name] > 2 * MADE:
+            return function
+    checked = beartype(function)
 
     @wraps(checked)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -49,12 +60,13 @@ def begin(test: str) -> None:
         return
     _Checks.test = test
     _Checks.made.clear()
+    _Checks.within.clear()
     while _Checks.enough:
         vars(_Checks.enough.pop()).pop("__no_type_check__", None)
 
 
 def _function(module: str, qualname: str) -> FunctionType | None:
-    """What stands in a module by a name, without its decorators; None for what is made within a function, which is always checked."""
+    """What stands in a module by a name, without its decorators; None for what is made within a function."""
     found: Any = sys.modules[module]
     for part in qualname.split("."):
         found = getattr(found, "__dict__", {}).get(part)
