@@ -11,6 +11,7 @@ from . import paths as paths
 from . import stats as stats
 from . import store as store
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from .attribution.jacobian import jacobian
 from .attribution.plan import Plan, plan
 from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .core.edges import Edges
@@ -23,6 +24,7 @@ from .core.types import (
     Dense,
     Difference,
     Direction,
+    ErrorAt,
     FetchError,
     FormatError,
     InputError,
@@ -60,6 +62,7 @@ __all__ = [
     "Difference",
     "Direction",
     "Edges",
+    "ErrorAt",
     "FetchError",
     "FormatError",
     "InputError",
@@ -92,6 +95,7 @@ __all__ = [
     "from_transformer_lens",
     "head_outputs",
     "head_weights",
+    "jacobian",
     "latent_to_latent",
     "latent_to_logit",
     "latent_to_metric",

@@ -21,7 +21,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.path import Path
-from attrib.engine.plan.choose import packs
+from attrib.engine.plan.choose import packs, plan_pack
 from attrib.engine.tiles import adjoint, sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
 from attrib.models.tokens import TokensLike
@@ -47,14 +47,14 @@ def run(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, to
     doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
     with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
         model, source, target, put_in = needs.in_precision()
-        done = _track(prompts, options.progress)
+        done = track(prompts, options.progress)
         if kind == "latent_to_metric":
             assert source is not None
             of_prompt_alone = partial(metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
-            return join([_of_prompt(number, of_prompt_alone, ids) for number, ids in enumerate(done)], release=True)
+            return join([of_prompt_number(number, of_prompt_alone, ids) for number, ids in enumerate(done)], release=True)
         others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
         opened = partial(path_of, model, source, target, **put_in, **others)
-        paths = ((ids, _of_prompt(number, opened, ids)) for number, ids in enumerate(done))
+        paths = ((ids, of_prompt_number(number, opened, ids)) for number, ids in enumerate(done))
         jacobians = (_by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
         parts: list[Edges] = []
@@ -62,12 +62,12 @@ def run(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, to
             if needs.rows and not parts:
                 sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
                 call |= {"precision_error": sampled._asdict(), "seed": 0}
-            parts.append(_of_prompt(len(parts), partial(path_edges, kind, model, *named, found, tiles), ids, options, call))
+            parts.append(of_prompt_number(len(parts), partial(path_edges, kind, model, *named, found, tiles), ids, options, call))
             del found, tiles
         return join(parts, release=True)
 
 
-def _of_prompt(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
+def of_prompt_number(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
     """What a function makes of a prompt; what it raises names the prompt."""
     with of_prompt(number):
         return function(*arguments)
@@ -97,7 +97,7 @@ def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor
 def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
     """The written sweeps, pack by pack."""
     grow = needs.growing(prompts)
-    planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget)
+    planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget, plan_pack)
     while True:
         try:
             pack, plan = next(planned)
@@ -115,7 +115,8 @@ def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], 
         del pack, plan, tiles
 
 
-def _track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
+def track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:
+    """The items, with a bar, or a function told of each that is done."""
     if progress is True:
         from rich.progress import track
 

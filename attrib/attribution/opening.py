@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
+
 from attrib.core.positions import Positions, numbers_of
 from attrib.core.types import Difference, Direction, Effect, Logits, Policy, Site, TokenLogits, TopLogits
 from attrib.dictionaries.dictionary import TILE, Dictionary
+from attrib.engine.bundle import Bundle
 from attrib.engine.plan.cost import Cost, model_pass, plain_mlp
 from attrib.engine.plan.task import Opened, Task
 from attrib.engine.sweep.cells import pieces_of
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, ModelConfig, width
+from attrib.paths.bundle import Ends
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.path import sites_seen, start_site, stop_site
 from attrib.paths.targets import read_site
@@ -218,6 +222,38 @@ def opening_of(
     stop = stop_site(model, target, (source, *cuts))
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
     return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize)
+
+
+def ends_opened(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) -> Opened:
+    """Bytes for opening many ends of one prompt at once; a bound of the fullest moment, and what stays as long as they do.
+
+    Args:
+        read: at how many positions each target is read.
+    """
+    config, tokens, d = ends.model.config, bundle.length, ends.model.config.d_model
+    number, nothing = max(1, 8 // itemsize), Opening(config, None, Direction(torch.zeros(0)), ends.stop, ends.stop, None, True, itemsize)
+    entry = 2 * number + 1  # a position, a latent and a value
+    sources = [(len(end.sources.position), end.sources.direction.shape[1]) for end in bundle.sources]
+    targets = [len(end.targets.position) for end in bundle.targets]
+    rows, leaves = sum(n * size for n, size in sources), sum(n for n, _ in sources) * entry
+    passed = sum(len(passing.latents.position) for passing in bundle.between.passing) * entry
+    passed += tokens * sum(d.d_in for d in ends.passed)
+    written = tokens * sum(width(config, site) for site in ends.replaced.written) if ends.replaced else 0
+
+    def making(dictionary: object, count: int) -> int:
+        return nothing._encoding(dictionary, tokens, count) if isinstance(dictionary, Dictionary) else 0
+
+    made = [nothing._passing(tokens)]
+    made += [making(source, count) + count * size for source, (count, size) in zip(ends.sources, sources, strict=True)]
+    made += [making(cut, tokens * min(cut.d_sae, 64)) for cut in (*ends.passed, *(ends.replaced.dictionaries if ends.replaced else ()))]
+    for target, count, at, stop in zip(ends.targets, targets, read, ends.stops, strict=True):
+        one = Opening(config, None, target, read_site(ends.model, target), stop, None, True, itemsize)
+        made.append(one._reading(Counts(tokens, 0, count, at), number))
+    kept = leaves + passed + written + sum(targets) * 2 * entry
+    streams = nothing._widths(stream_sites(ends.start, ends.stop)) * tokens
+    held = kept + sum(targets) * d
+    peak = nothing._widths(ends.seen) * tokens + held + rows + sum(targets) * d + 2 * written + max(made)
+    return Opened(*(itemsize * size for size in (peak, held, held + rows + streams + sum(targets) * d)))
 
 
 def positions_read(target: Dictionary | Logits, positions: Positions, length: int) -> int:

@@ -144,7 +144,7 @@ def plan(
             task = needs.opened(ids, found)
         tasks.append(task)
         opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
-    planned = [pack for _, pack in packs(tasks, lambda task: task, budget)]
+    planned = [pack for _, pack in packs(tasks, lambda task: task, budget, plan_pack)]
     again = _sampled(tasks[0], needs)
     total = sum((part.cost for part in (*planned, *again)), opened)
     least = sum((pack.floor for pack in planned), opened)

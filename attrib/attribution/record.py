@@ -6,7 +6,7 @@ from torch import Tensor
 
 from attrib.attribution.options import Options
 from attrib.core.fingerprints import sha256_of
-from attrib.core.types import EdgeKind
+from attrib.core.types import EdgeKind, ErrorAt
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.precision import Precision
 from attrib.models.transformer import Model
@@ -15,7 +15,7 @@ from attrib.models.transformer import Model
 def call_record(
     kind: EdgeKind,
     model: Model,
-    source: Dictionary | None,
+    source: Dictionary | ErrorAt | str | None,
     target: Any,
     prompts: list[Tensor],
     options: Options,
@@ -24,9 +24,11 @@ def call_record(
 ) -> dict[str, Any]:
     """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
 
-    def named(dictionary: Dictionary | None) -> dict[str, Any] | None:
-        if dictionary is None:
-            return None
+    def named(dictionary: Any) -> dict[str, Any] | None:
+        if isinstance(dictionary, ErrorAt):
+            return {"name": "error", "site": str(dictionary.site)}
+        if not isinstance(dictionary, Dictionary):
+            return None  # token scales, which are the model's own
         return {"name": dictionary.name, "site": str(dictionary.site), "d_sae": dictionary.d_sae, "sha256": dictionary.fingerprint}
 
     what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)

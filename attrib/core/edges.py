@@ -68,8 +68,8 @@ class Prompts:
 class Nodes:
     """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
 
-    `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for a difference, a
-    direction or a metric. `activation` is the latent's activation, a token's scale (1), or the value of a
+    `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for an error, a difference, a
+    direction or a metric. `activation` is the latent's activation, a token's or an error's scale (1), or the value of a
     logit, direction or metric. Targets have their value at the end of the path: with `error=False`, what the
     reconstruction alone leads to, which is 0 for a latent that is not active there.
     """

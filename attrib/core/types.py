@@ -207,11 +207,15 @@ POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR}
 
 # ---------------------------------------------------------------------------------------- edges
 
-NodeKind = Literal["token", "latent", "logit", "metric"]
+NodeKind = Literal["token", "latent", "error", "logit", "metric"]
 Effect = Literal["direct", "total"]
 """Whether derivatives stop at intermediate dictionaries or pass through their active latents."""
 
-EdgeKind = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"]
+Question = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"]
+"""The attributions of one source and one target, each a function of its own."""
+
+EdgeKind = Literal[Question, "token_to_logit", "error_to_latent", "error_to_logit"]
+"""What edges go from and to; those that are no question of their own come from `attrib.jacobian`."""
 
 # -------------------------------------------------------------------------------------- latents
 
@@ -285,6 +289,13 @@ class Direction(NamedTuple):
 
 
 Logits = TopLogits | TokenLogits | Difference | Direction
+
+
+class ErrorAt(NamedTuple):
+    """What stands at a place beyond what the cuts there decode: one source for each position, whose scale is 1 as it is."""
+
+    site: Site | str
+
 
 Progress = Callable[[int, int], None]
 """Called with (prompts done, prompts in all)."""

@@ -25,7 +25,7 @@ from attrib.engine.sweep.meet import both, empty, forward, lift, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.engine.sweep.seeded import push_seeded
 from attrib.engine.transforms import Tile
-from attrib.models.transformer import width
+from attrib.models.transformer import Model, width
 
 DEFAULT_BUDGET = 1 << 30
 
@@ -136,18 +136,23 @@ def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) ->
     return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
 
 
+def in_float64_between(model: Model, start: Site, stop: Site) -> Model:
+    """The model with the blocks between two sites in float64, and no others."""
+    model = cast_blocks(model, start, stop, torch.float64)
+    params = model.params._replace(rotary_cos=model.params.rotary_cos.double(), rotary_sin=model.params.rotary_sin.double())
+    return replace(model, params=params)
+
+
 def _in_float64(path: Path) -> Path:
     """Put a path into float64, at the same point; only the blocks that it passes are converted."""
     run = path.through
-    model = cast_blocks(run.model, run.start, run.stop, torch.float64)
-    params = model.params._replace(rotary_cos=model.params.rotary_cos.double(), rotary_sin=model.params.rotary_sin.double())
 
     def double(columns: Any) -> Any:
         return type(columns)(*(c.double() if c.is_floating_point() else c for c in columns))
 
     return replace(
         path,
-        through=replace(run, model=replace(model, params=params)),
+        through=replace(run, model=in_float64_between(run.model, run.start, run.stop)),
         x=path.x.double(),
         base=None if path.base is None else path.base.double(),
         streams=None if path.streams is None or not path.is_cut else {at: value.double() for at, value in path.streams.items()},

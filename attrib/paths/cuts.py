@@ -144,8 +144,9 @@ def apart_from(cuts: Sequence[Dictionary], *ends: object) -> tuple[Dictionary, .
         if not isinstance(cut, Dictionary):
             raise InputError(f"cuts[{number}]: {type(cut).__name__}; expected dictionaries. Load them with load_dictionary.")
     dictionaries = [end for end in ends if isinstance(end, Dictionary)]
-    return tuple(cut for cut in given if not any(_is_same(cut, end) for end in dictionaries))
+    return tuple(cut for cut in given if not any(is_same(cut, end) for end in dictionaries))
 
 
-def _is_same(a: Dictionary, b: Dictionary) -> bool:
+def is_same(a: Dictionary, b: Dictionary) -> bool:
+    """Whether two dictionaries are one."""
     return a is b or (a.site == b.site and a.writes == b.writes and a.fingerprint == b.fingerprint)

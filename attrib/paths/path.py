@@ -34,7 +34,7 @@ from attrib.models.tokens import TokensLike, one_prompt
 from attrib.models.transformer import Model, embed, enter, mlp, unembed, walk
 from attrib.passes.capture import capture, cut
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
-from attrib.paths.targets import LogitsLike, as_logits, read_direction, read_latents, read_logits, read_site
+from attrib.paths.targets import LogitsLike, Read, as_logits, read_direction, read_latents, read_logits, read_site
 
 # ---------------------------------------------------------------------------------- where it starts
 
@@ -154,7 +154,7 @@ def _open(
     start = start_site(source)
     base, sites = base_site(start), stream_sites(start, stop)
     seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
-    _require_finite(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
+    require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
     if cuts is not None:
@@ -195,7 +195,7 @@ def _walked_to(
     raise AssertionError(f"{stop} is not after {start}")
 
 
-def _require_finite(
+def require_finite_ends(
     model: Model, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Float[Tensor, "positions _"]], ends: Iterable[Site]
 ) -> None:
     """Raises NotFiniteError where the ends of a path do not hold finite numbers, for the first place of the model that does not."""
@@ -312,30 +312,60 @@ def path_of(
         target = fitted(model, target, "target")
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
     at = _open(model, source, site, stop, tokens, policy, error, put_in)
-    if isinstance(target, Dictionary):
-        reached_site = at.read if at.reached is at.true else _beside(model, site, stop, at.reached, policy)
-        read = read_latents(target, at.read, reached_site, positions)
-    elif isinstance(target, Direction):
-        read = read_direction(target, at.read, positions)
-    else:
-        read = read_logits(model, target, at.true, positions, policy)
-
-    def end(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
-        return read.function(_beside(model, site, stop, rows, policy))
-
-    value, pull, *_ = vjp(end, at.reached.index_select(0, read.position))
-    require_finite({f"the targets at {site}": value}, from_below=True, position=read.position)
-    (cotangent,) = pull(torch.ones_like(value))  # each target reads its own row, so one pull gives every row
+    read, end, targets = read_end(model, target, site, stop, at.read, at.true, at.reached, positions, policy)
     begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
         return last(begin(values).index_select(0, read.position))
 
-    targets = Targets(read.position, read.latent, value, cotangent)
     return Path(
         at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
         at.writes, at.between, at.active,
     )  # fmt: skip
+
+
+class End(NamedTuple):
+    """What is read at a path's end."""
+
+    read: Read
+    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
+    """Of each target's row of the value at `stop`."""
+    targets: Targets
+
+
+def read_end(
+    model: Model,
+    target: Dictionary | Logits,
+    site: Site,
+    stop: Site,
+    value: Float[Tensor, "positions _"],
+    true: Float[Tensor, "positions width_b"],
+    reached: Float[Tensor, "positions width_b"],
+    positions: Positions,
+    policy: Policy,
+) -> End:
+    """The targets of a path, and the cotangent of each.
+
+    Args:
+        site, value: where they are read, and the true value there.
+        stop, true: where the path ends, which differs in a parallel block (see `stop_site`), and the true value there.
+        reached: the value at `stop` along the path, the same tensor where that is the true one.
+    """
+    if isinstance(target, Dictionary):
+        reached_site = value if reached is true else _beside(model, site, stop, reached, policy)
+        read = read_latents(target, value, reached_site, positions)
+    elif isinstance(target, Direction):
+        read = read_direction(target, value, positions)
+    else:
+        read = read_logits(model, target, true, positions, policy)
+
+    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
+        return read.function(_beside(model, site, stop, rows, policy))
+
+    values, pull, *_ = vjp(function, reached.index_select(0, read.position))
+    require_finite({f"the targets at {site}": values}, from_below=True, position=read.position)
+    (cotangent,) = pull(torch.ones_like(values))  # each target reads its own row, so one pull gives every row
+    return End(read, function, Targets(read.position, read.latent, values, cotangent))
 
 
 @dataclass(frozen=True)

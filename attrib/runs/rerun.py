@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
@@ -14,6 +14,7 @@ from attrib.core.types import (
     FormatError,
     InputError,
     Policy,
+    Question,
     TokenLogits,
     TopLogits,
     UnsupportedError,
@@ -104,6 +105,10 @@ class _Loaded:
 
 def _again(stored: Edges, loaded: _Loaded) -> Edges:
     """Attribute a stored prompt anew, as its call says."""
+    if stored.kind not in get_args(Question):
+        raise UnsupportedError(
+            f"rerun: edges from errors, and from tokens to logits, are not made again ({stored.kind}); attrib.jacobian does."
+        )
     call = stored.call
     try:
         source = None if call["source"] is None else loaded.dictionary(call["source"])

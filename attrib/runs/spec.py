@@ -38,13 +38,13 @@ from attrib.core.positions import plain_positions
 from attrib.core.types import (
     POLICIES,
     Difference,
-    EdgeKind,
     Effect,
     InputError,
     Keep,
     Logits,
     Mass,
     Progress,
+    Question,
     TokenLogits,
     TopLogits,
     first_line,
@@ -59,7 +59,7 @@ from attrib.runs.asked import faults_of
 LONGEST_CONFIG = 1 << 20
 """Bytes of a TOML file, at most."""
 
-KINDS: tuple[EdgeKind, ...] = get_args(EdgeKind)
+KINDS: tuple[Question, ...] = get_args(Question)
 Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
 """TOML has whole numbers of any length, and nothing behind it has; and true is no number."""
 
@@ -85,16 +85,16 @@ The functions of Python, whose result is in memory anyway, keep everything.
 
 
 _OF_LOGITS = ("top_logits", "mass", "logit_tokens", "logit_difference")
-_NEEDS: dict[EdgeKind, tuple[str, ...]] = {
+_NEEDS: dict[Question, tuple[str, ...]] = {
     "token_to_latent": ("target",), "latent_to_latent": ("source", "target"), "latent_to_logit": ("source",),
     "latent_to_metric": ("source", "metric"),
 }  # fmt: skip
-TAKES: dict[EdgeKind, frozenset[str]] = {
+TAKES: dict[Question, frozenset[str]] = {
     kind: frozenset({*needs, "cuts", "effect", *(_OF_LOGITS if kind == "latent_to_logit" else ())}) for kind, needs in _NEEDS.items()
 }
 """The keys of an attribution that each kind uses."""
 
-_UNUSED: dict[str, tuple[EdgeKind, ...]] = {
+_UNUSED: dict[str, tuple[Question, ...]] = {
     "error": ("token_to_latent",), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
     "precision_rows": ("latent_to_metric",),
 }  # fmt: skip
@@ -114,7 +114,7 @@ class Attribution(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: EdgeKind
+    kind: Question
     source: str | None = None
     target: str | None = None
     cuts: list[str] = Field(default_factory=list)

@@ -222,7 +222,7 @@ def _of_nodes(edges: Edges, nodes: Nodes, table: str, end: str) -> Iterator[_Wro
     bounds = f"from {least}" if most is None else f"from {least} to {most - 1}, as its block's call has it"
     yield _Wrong(f"{table}/latent", table, outside, lambda row: f"the {nodes.kind} is {latent[row]}, and expected {bounds}")
     falls = (prompt[1:] == prompt[:-1]) & (position[1:] <= position[:-1]) & ((position[1:] < position[:-1]) | (latent[1:] <= latent[:-1]))
-    is_ordered = nodes.kind in ("latent", "token")  # logits stand as they were asked for
+    is_ordered = nodes.kind in ("latent", "token", "error")  # logits stand as they were asked for
     falls = torch.cat([falls.new_zeros(min(1, len(nodes))), falls & is_ordered])
     yield _Wrong(f"{table}/position", table, falls, lambda row: f"{nodes.kind} {latent[row]} at {position[row]} stands behind its place")
     token = edges.prompts.ids[edges.prompts.ptr[prompt] + position]

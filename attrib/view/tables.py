@@ -23,7 +23,7 @@ def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table |
         order = chosen.order(one)
         text = plain("".join(one.prompts.strings))
         yield strongest(one, order[: chosen.top], f'prompt {number}: "{text}"\n{len(one):,} edges stored; the strongest{chosen.words}')
-        if edges.kind in ("token_to_latent", "latent_to_latent"):
+        if edges.targets.kind == "latent":
             apart = order[one.sources.position[one.indices[order]] != one.targets.position[one.row[order]]]
             yield strongest(one, apart[: chosen.top], "the strongest between different tokens")
 
@@ -81,6 +81,8 @@ def node_name(one: Edges, nodes: Nodes, row: int) -> str:
             return token
         case "latent":
             return f"{int(nodes.latent[row])} at {token}"
+        case "error":
+            return plain(f"error at {token}")
     label = nodes.labels[row] if nodes.labels else str(int(nodes.latent[row]))
     if nodes.probability is None or nodes.probability[row].isnan():
         return plain(f"{label} = {float(nodes.activation[row]):.3g}")

@@ -691,7 +691,7 @@ def virtual(file: h5py.File) -> None:
             set_attribute(BLOCK, "kind", "latent_to_moon"),
             r"attribute kind is b'latent_to_moon', and not token_to_latent or latent_to_latent",
         ),
-        (set_attribute(f"{BLOCK}/sources", "kind", 3), r"attribute kind is None, and not token or latent or logit or metric"),
+        (set_attribute(f"{BLOCK}/sources", "kind", 3), r"attribute kind is None, and not token or latent or error or logit or metric"),
         (set_attribute(BLOCK, "call", "{"), r"truncated or damaged"),
         (set_attribute(BLOCK, "call", "[" * 100_000), r"truncated or damaged"),
         (set_attribute("/", "call", "[1]"), r"attribute call is not a JSON object"),

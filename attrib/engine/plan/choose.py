@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.types import BudgetError
 from attrib.engine.plan.cost import Cost, both_cost, forward_cost, lift_cost, reverse_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.task import Task
+from attrib.engine.sweep.cells import Pieces
 
 
 @dataclass(frozen=True)
@@ -111,25 +112,48 @@ def least_memory(task: Task) -> int:
     return min(_memory(cut, option) for option, part in parts for cut in _in_pieces(part))
 
 
+@runtime_checkable
+class Plannable(Protocol):
+    """The work of prompts, which may be put together."""
+
+    def __add__(self, other: Any) -> Any: ...
+
+    @property
+    def cells(self) -> int:
+        """(row, position) pairs."""
+
+    @property
+    def pieces(self) -> Pieces:
+        """Those of the device."""
+
+
 Item = TypeVar("Item")
+Work = TypeVar("Work", bound=Plannable)
+Planned = TypeVar("Planned")
 
 
-def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -> Iterator[tuple[list[Item], PackPlan]]:
+def packs(
+    items: Iterable[Item], task_of: Callable[[Item], Work], budget: int, plan: Callable[[Work, int, int], Planned]
+) -> Iterator[tuple[list[Item], Planned]]:
     """Prompts in packs: those whose sweeps are small share one, as far as a single sweep over them fits the budget.
 
+    Args:
+        plan: the plan of some work within a budget, for a prompt's number: `plan_pack`, or another.
+
     Raises:
-        BudgetError: where a prompt alone does not fit; see `plan_pack`.
+        BudgetError: where a prompt alone does not fit.
     """
     pack: list[Item] = []
-    task = planned = None
+    task: Work | None = None
+    planned: Planned | None = None
     for number, item in enumerate(items):
         alone = task_of(item)
         together = None if task is None else task + alone
-        joined = None if together is None else _planned(together, budget)
+        joined = None if together is None else _planned(together, budget, plan)
         if joined is None:
             if planned is not None:
                 yield pack, planned
-            pack, task, planned = [item], alone, plan_pack(alone, budget, number)
+            pack, task, planned = [item], alone, plan(alone, budget, number)
         else:
             pack, task, planned = [*pack, item], together, joined
         if task is not None and task.cells > task.pieces.pack and planned is not None:
@@ -139,12 +163,12 @@ def packs(items: Iterable[Item], task_of: Callable[[Item], Task], budget: int) -
         yield pack, planned
 
 
-def _planned(task: Task, budget: int) -> PackPlan | None:
+def _planned(task: Work, budget: int, plan: Callable[[Work, int, int], Planned]) -> Planned | None:
     """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
     if task.cells > task.pieces.pack:
         return None
     try:
-        return plan_pack(task, budget)
+        return plan(task, budget, 0)
     except BudgetError:
         return None
 
@@ -190,7 +214,7 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
         return None, smallest, smallest
     sweeps, first, peak = [], 0, 0
     while first < count:
-        rows, used = _most(partial(_peak, task, option, first), count - first, budget)
+        rows, used = most_that_fit(partial(_peak, task, option, first), count - first, budget)
         sweeps.append((first, first + rows))
         peak = max(peak, used)
         first += rows
@@ -207,7 +231,7 @@ def _memory(task: Task, option: _Option) -> int:
     return max(task.opened.peak, task.opened.held + peak_memory(task, option.way, option.layer))
 
 
-def _most(peak: Callable[[int], int], count: int, budget: int) -> tuple[int, int]:
+def most_that_fit(peak: Callable[[int], int], count: int, budget: int) -> tuple[int, int]:
     """About the most of `count` rows that fit, at most a fiftieth fewer, and their peak; one row is known to fit."""
     low, high, used, over = 1, count, peak(1), peak(count)
     if over <= budget:

@@ -241,29 +241,32 @@ def push_cost(task: Task) -> Cost:
 
 def reverse_cost(task: Task) -> Cost:
     """Count `meet.reverse`, whatever stands between; where no attention does, it is the way called local."""
-    way = _Count(task, task.writes or (task.start,), in_heads=reads_in_heads(task))
-    way.run(_Moving())
+    low = station(task.start)
+    above = [site for site in task.writes if station(site) != low]
+    way = DescentCount(task, above, [low], in_heads=reads_in_heads(task))
+    way.run(Moving())
     walk(task, way.cost)
     return way.cost
 
 
-def _pulled(task: Task, to: Site) -> "_Count":
+def _pulled(task: Task, to: Site) -> "DescentCount":
     """The way of `meet.pulled`, counted: what is done with the rows at the place that they come down to is not in it."""
-    way = _Count(task, (to,), reads=False)
-    way.run(_Moving())
+    way = DescentCount(task, (), [to], reads=False)
+    way.run(Moving())
     return way
 
 
 def reads_in_heads(task: Task) -> bool:
     """Whether `meet.reverse` reads the lowest attention out in head space."""
     is_open = not task.passed and all(site.layer in task.shut_mlps for site in task.held)
-    return is_open and station(task.start).kind == "resid_pre" and len(task.layers) > 1 and in_head_space(task)
+    return is_open and station(task.start).kind == "resid_pre" and len(task.layers) > 1 and heads_pay(task, task.sources)
 
 
-def in_head_space(task: Task) -> bool:
-    """Whether pushing the sources into head space is fewer products than pulling the cone out of it."""
-    met = sum(n * m for rows, others in zip(task.down(), task.sources, strict=True) for n, m in zip(rows, others, strict=True))
-    return met + task.n_sources * task.config.d_model < sum(map(sum, task.down())) * task.config.d_model
+def heads_pay(task: Task, sources: Counts) -> bool:
+    """Whether pushing sources into head space is fewer products than pulling the cone out of it."""
+    d, down = task.config.d_model, task.down()
+    met = sum(n * m for rows, others in zip(down, sources, strict=True) for n, m in zip(rows, others, strict=True))
+    return met + sum(map(sum, sources)) * d < sum(map(sum, down)) * d
 
 
 def forward_cost(task: Task) -> Cost:
@@ -309,17 +312,28 @@ def both_cost(task: Task, layer: int) -> Cost:
 # ------------------------------------------------------------------------------- the way down, counted
 
 
-class _Moving:
+class Moving:
     """Counts that are not zero. All that is known of them is that they are there, and which they are."""
 
 
-class _Count(Descent[_Moving]):
+class DescentCount(Descent[Moving]):
     """The products of compute.py's `Down`, step by step."""
 
-    def __init__(self, task: Task, wanted: Collection[Site], in_heads: bool = False, reads: bool = True) -> None:
-        low = min(map(station, wanted), key=lambda site: site.depth)
-        above = [site for site in wanted if station(site) != low]
-        super().__init__(task.config, task.policy, task.stop, task.held, task.passed, above, brought=[low], in_heads=in_heads)
+    def __init__(
+        self,
+        task: Task,
+        wanted: Collection[Site],
+        brought: Collection[Site],
+        *,
+        stop: Site | None = None,
+        stops_below: bool = False,
+        in_heads: bool = False,
+        reads: bool = True,
+    ) -> None:
+        super().__init__(
+            task.config, task.policy, stop or task.stop, task.held, task.passed, wanted, brought=brought, stops_below=stops_below,
+            in_heads=in_heads,
+        )  # fmt: skip
         self.task, self.cost, self.reads, self.arrives = task, Cost(task.itemsize), reads, False
         self.alive: Counts = task.targets
         self.waits: dict[int, Counts] = {}
@@ -331,65 +345,78 @@ class _Count(Descent[_Moving]):
 
     @property
     def cells(self) -> int:
+        """How many rows there are, at all positions."""
         return sum(map(sum, self.alive))
 
-    def add(self, a: _Moving, b: _Moving) -> _Moving:
-        return _Moving()
+    def add(self, a: Moving, b: Moving) -> Moving:
+        """No product."""
+        return Moving()
 
-    def through_mlp(self, layer: int, stream: _Moving, keeps: bool) -> _Moving:
+    def through_mlp(self, layer: int, stream: Moving, keeps: bool) -> Moving:
+        """Its matrices for each row, or once for all rows at a position where they are many."""
         mlp(self.task, self.cost, layer, self.alive, self.mlp_part)
-        return _Moving() if keeps else stream
+        return Moving() if keeps else stream
 
-    def through_mlp_alone(self, layer: int, rows: _Moving) -> _Moving:
+    def through_mlp_alone(self, layer: int, rows: Moving) -> Moving:
+        """The residual that is left out is no product."""
         mlp(self.task, self.cost, layer, self.alive, self.mlp_part)
         return rows
 
-    def through_matrices(self, layer: int, rows: _Moving) -> _Moving:
+    def through_matrices(self, layer: int, rows: Moving) -> Moving:
+        """Row by row: a fold would have the norm in it."""
         mlp_rows(self.task, self.cost, self.mlp_part, self.cells)
         mlp_point(self.task, self.cost)
-        return _Moving()
+        return Moving()
 
-    def through_norm(self, layer: int, rows: _Moving) -> _Moving:
-        return _Moving()
+    def through_norm(self, layer: int, rows: Moving) -> Moving:
+        """No product."""
+        return Moving()
 
-    def through_output(self, layer: int, rows: _Moving) -> _Moving:
+    def through_output(self, layer: int, rows: Moving) -> Moving:
+        """W_O, and what the norm behind it wants to know."""
         self.cost.mm("seeds", self.cells, self.config.d_model, self.task.d_q)
         if self.config.post_norm and self.task.start == Site(layer, "z"):  # whose value is at hand
             self.cost.mm("primal", self.task.tokens, self.task.d_q, self.config.d_model)
         elif self.config.post_norm:
             attention_point(self.task, self.cost)
-        return _Moving()
+        return Moving()
 
-    def through_attention(self, layer: int, below: _Moving | None, written: _Moving) -> _Moving:
+    def through_attention(self, layer: int, below: Moving | None, written: Moving) -> Moving:
+        """The whole of an attention, over the cone."""
         attention(self.task, self.cost, up=False)
-        return _Moving() if below is None else below
+        return Moving() if below is None else below
 
-    def through_heads(self, layer: int, below: _Moving | None, z: _Moving) -> _Moving:
+    def through_heads(self, layer: int, below: Moving | None, z: Moving) -> Moving:
+        """The same without W_O."""
         attention(self.task, self.cost, up=False, is_from_z=True)
-        return _Moving() if below is None else below
+        return Moving() if below is None else below
 
-    def spread(self, layer: int, below: _Moving | None, z: _Moving) -> _Moving:
+    def spread(self, layer: int, below: Moving | None, z: Moving) -> Moving:
+        """The first attention, and from then on every position that rows see."""
         spread_down(self.task, self.cost)
         self.alive = self.task.down()
-        return _Moving()
+        return Moving()
 
-    def enter(self, number: int, site: Site, rows: _Moving) -> None:
+    def enter(self, number: int, site: Site, rows: Moving) -> None:
+        """Each row against what is active at its position, and the skip connection."""
         passed, size = self.task.passed[number], width(self.config, site)
         self._terms(self.alive, passed.terms, size)
         if passed.has_skip:
             self.cost.mm("cuts", self.cells, size, passed.d_in)
         self.waits[number] = self.alive
 
-    def arrive(self, number: int) -> _Moving:
+    def arrive(self, number: int) -> Moving:
+        """From each of these to what the dictionary reads."""
         passed = self.task.passed[number]
         self._terms(self.waits.pop(number), passed.terms, passed.d_in)
-        return _Moving()
+        return Moving()
 
     def _terms(self, alive: Counts, terms: Counts, size: int) -> None:
         for rows, count in zip(chain(*alive), chain(*terms), strict=True):
             self.cost.mm("cuts", rows, size, count)
 
-    def read_heads(self, layer: int, stream: _Moving, z: _Moving | None) -> None:
+    def read_heads(self, layer: int, stream: Moving, z: Moving | None) -> None:
+        """The cone goes as far as head space, and the sources come to meet it there."""
         task, d, d_heads = self.task, self.config.d_model, self.task.d_heads
         attention(task, self.cost, up=False, is_from_z=z is not None, is_to_heads=True)
         if self.config.parallel and task.passes_mlp(layer):  # which sources pass, and not the cone
@@ -398,7 +425,8 @@ class _Count(Descent[_Moving]):
         self.cost.mm("readout", task.n_sources, d, d_heads)
         readout(task, self.cost, False, d + d_heads)
 
-    def read(self, site: Site, rows: _Moving, is_brought: bool) -> None:
+    def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
+        """Rows against the sources that they see, or those at their own position."""
         self.arrives = True
         if not self.reads:
             return

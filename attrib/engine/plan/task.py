@@ -59,6 +59,8 @@ class Task:
     """The dictionaries that derivatives pass there."""
     opened: Opened = NOTHING_OPENED
     """What opening the paths takes, and what they hold."""
+    ends_within: bool = False
+    """Whether some targets are read behind an MLP though what it writes is taken from elsewhere: they still pass it."""
     queries: int = QUERY_BLOCK
     """Query positions that an attention map takes at once; 1 counts no masked work at all, which is the floor."""
 
@@ -82,7 +84,9 @@ class Task:
         is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
         begins_within = self.start.kind in BESIDE and not self.layers
         is_beside = self.config.parallel and self.stop.kind in BESIDE and not begins_within
-        return bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
+        return (
+            self.ends_within or bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
+        )
 
     @property
     def shut_mlps(self) -> frozenset[int]:

@@ -19,7 +19,7 @@ from attrib.engine.blocks.attention import AttentionPoint, attention_point
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.norm_mlp import Leaving, MLPPoint, NormPoint, mlp_point, norm_point
 from attrib.engine.sweep.cells import Band, Pieces, pieces_of
-from attrib.models.transformer import Model, Norm, mlp_raw, walk
+from attrib.models.transformer import Model, ModelConfig, Norm, mlp_raw, walk
 
 Point = TypeVar("Point")
 
@@ -101,6 +101,12 @@ class Primal:
 def attentions_between(start: Site, stop: Site) -> range:
     """The layers whose attention lies between two sites."""
     return range(start.layer + (start.kind != "resid_pre"), stop.layer + (stop.kind != "resid_pre"))
+
+
+def is_spread_above(config: ModelConfig, low: Site, stop: Site) -> bool:
+    """Whether rows on their way down from `stop` have been spread before they come to the layer of `low`, which begins there."""
+    top = Site(stop.layer, "resid_pre") if config.parallel and stop.kind in BESIDE else stop
+    return len(attentions_between(low, top)) > 1
 
 
 STREAMS: tuple[SiteKind, ...] = ("resid_pre", "resid_mid", "mlp_in")

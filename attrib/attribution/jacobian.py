@@ -1,0 +1,274 @@
+"""`jacobian`: many sources and many targets in one sweep, an `Edges` for each pair.
+
+It computes what the attributions of one source and one target compute with the same cuts, and less often: a prompt is passed
+once, each dictionary encodes once, and cotangents of all targets go down together (engine/sweep/join.py).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_target, takes
+from attrib.attribution.loop import of_prompt_number, track
+from attrib.attribution.needs import constant
+from attrib.attribution.opening import ends_opened, positions_read
+from attrib.attribution.options import Method, Options, sampled_rows
+from attrib.attribution.record import call_record
+from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
+from attrib.core.edges import Edges, join
+from attrib.core.positions import Positions, PositionsLike, plain_positions
+from attrib.core.room import free_memory, memory_named
+from attrib.core.types import (
+    EXACT,
+    BudgetError,
+    Dense,
+    EdgeKind,
+    Effect,
+    ErrorAt,
+    InputError,
+    Keep,
+    NodeKind,
+    Policy,
+    Progress,
+)
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.fit import fitted
+from attrib.engine.bundle import Bundle, Rows, jacobians, joint_of, sampled_rows_error
+from attrib.engine.plan.choose import packs
+from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
+from attrib.engine.plan.result import check_fits, result_bytes
+from attrib.engine.precision import precision_of
+from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.models.tokens import TokensLike, to_prompts
+from attrib.models.transformer import Model
+from attrib.paths.bundle import Ends, Source, Target
+from attrib.paths.cuts import apart_from
+from attrib.paths.targets import LogitsLike, as_logits, read_site
+
+
+def as_sources(given: Any, argument: str) -> tuple[Source, ...]:
+    """Sources from one or several: dictionaries as `as_dictionary` takes each, "tokens", or ErrorAt a place."""
+    is_one = isinstance(given, Dictionary | ErrorAt | str) or not isinstance(given, Iterable)
+    found: list[Source] = []
+    for number, one in enumerate([given] if is_one else given):
+        found.append(one if isinstance(one, ErrorAt) else "tokens" if one == "tokens" else as_dictionary(one, f"{argument}[{number}]"))
+    if not found:
+        raise InputError(f"{argument}: none; expected dictionaries, 'tokens', or attrib.ErrorAt(site).")
+    return tuple(found)
+
+
+def as_targets(given: Any, argument: str) -> tuple[Target, ...]:
+    """Targets from one or a list of them: dictionaries as `as_dictionary` takes each, or choices of logits."""
+    several = given if isinstance(given, list | tuple) and not hasattr(given, "_fields") else [given]
+    if not several:
+        raise InputError(f"{argument}: none; expected dictionaries, or choices of logits such as TopLogits(10).")
+    found = (as_target(one, f"{argument}[{number}]") for number, one in enumerate(several))
+    return tuple(one if isinstance(one, Dictionary) else as_logits(one) for one in found)
+
+
+@takes(model=as_model, sources=as_sources, targets=as_targets, cuts=as_dictionaries, budget=as_bytes)
+def jacobian(
+    model: Model,
+    sources: Source | Sequence[Source],
+    targets: Dictionary | LogitsLike | Sequence[Dictionary | LogitsLike],
+    tokens: TokensLike,
+    *,
+    cuts: Sequence[Dictionary] = (),
+    effect: Effect = "direct",
+    policy: Policy = EXACT,
+    keep: Keep = Dense(),  # noqa: B008 - an immutable value
+    positions: PositionsLike = None,
+    dtype: torch.dtype | str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    method: Method = "adjoint",
+    precision_rows: int | None = None,
+    progress: bool | Progress = False,
+) -> dict[tuple[int, int], Edges]:
+    """How many targets move with many sources, in one sweep: an `Edges` for each pair (source, target), by their numbers.
+
+    Each is what the attribution of this source and this target gives with the same cuts: `latent_to_latent`, `latent_to_logit` or
+    `token_to_latent`. Pairs whose target is not behind the source are left out. Every derivative is taken at the model's
+    own pass: the dictionaries' errors are there, as constants, or as sources.
+
+    Args:
+        sources: dictionaries, whose active latents are sources; "tokens", the scale of each token's embedding sum; or
+            `ErrorAt(site)`, what stands at a place beyond what the cuts decode there, as one source for each position. One or several.
+        targets: dictionaries, whose active latents are targets, or choices of logits as `latent_to_logit` takes them. One, or a
+            list of them; a list of token strings is a target of its own only inside a list.
+        cuts: dictionaries that are put in on all ways. A source or a target may be one of them: it is no cut on its own paths,
+            and stands in the way of all others.
+        positions: of all targets; None is all for latents and the last for logits.
+        method: "adjoint" or "adjoint-triton".
+        progress: True for a bar, or a function called with (prompts done, prompts in all); a source that writes at several places and
+            is none of the cuts goes through all prompts by itself, which are then counted again.
+
+    The other options and errors are those of `latent_to_latent`.
+    """
+    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
+    if method == "torch.func":
+        raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
+    prompts = to_prompts(model, tokens)
+    options = replace(options, positions=plain_positions(positions, [len(ids) for ids in prompts]))
+    return _Call(model, tuple(sources), tuple(targets), prompts, options).run()  # type: ignore[arg-type]
+
+
+class _Call:
+    """One call: its ends as they were given, and in the precision of their paths."""
+
+    def __init__(
+        self, model: Model, sources: tuple[Source, ...], targets: tuple[Target, ...], prompts: list[Tensor], options: Options
+    ) -> None:
+        self.model, self.sources, self.targets, self.prompts, self.options = model, sources, targets, prompts, options
+        self.precision = precision_of(model, options.dtype)
+        self.rows = sampled_rows(options.precision_rows, self.precision)
+        self.ends = self._in_precision()
+        self.groups = list(self.ends.groups())
+        self.parts: dict[tuple[int, int], list[Edges]] = {pair: [] for pair in self.ends.pairs}
+        self.free, self.needed = free_memory(), 0
+
+    @property
+    def positions(self) -> Positions:
+        """Of all targets, as plain numbers."""
+        found: Any = self.options.positions
+        return found
+
+    def _in_precision(self) -> Ends:
+        """The ends in the precision of the paths, each dictionary once, on the model's device and without autograd."""
+        model, made = constant(self.model.to(dtype=self.precision.path)), dict[int, Dictionary]()
+
+        def there(one: Any, argument: str) -> Any:
+            if not isinstance(one, Dictionary):
+                return one
+            if id(one) not in made:
+                made[id(one)] = constant(fitted(model, one.to(dtype=model.dtype, device=model.device), argument))
+            return made[id(one)]
+
+        several = zip(("sources", "targets", "cuts"), (self.sources, self.targets, self.options.cuts), strict=True)
+        sources, targets, cuts = (tuple(there(one, f"{name}[{n}]") for n, one in enumerate(given)) for name, given in several)
+        return Ends(model, sources, targets, cuts, self.options.effect, self.options.policy)
+
+    def run(self) -> dict[tuple[int, int], Edges]:
+        """Sweep by sweep, pack by pack."""
+        doing = f"attributing {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
+        sampled = None
+        with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+            done = iter(track(self.prompts * len(self.groups), self.options.progress))
+            for ends, sources, targets in self.groups:
+                for number, ids, bundle, rows in self._swept(ends, done):
+                    if self.rows and not number:
+                        error = sampled_rows_error(bundle, self.rows, self.precision, self.options.impl, self.options.budget)
+                        sampled = sampled or error._asdict()
+                    self._take(ends, sources, targets, number, ids, bundle, rows)
+                    del bundle, rows
+            next(done, None)  # which tells that the last is done
+            return {pair: self._joined(pair, parts, sampled) for pair, parts in self.parts.items()}
+
+    def _swept(self, ends: Ends, done: Iterator[Tensor]) -> Iterator[tuple[int, Tensor, Bundle, Iterator[Rows]]]:
+        """Every prompt's number, tokens, bundle, and rows."""
+        opened = (
+            (ids, of_prompt_number(number, ends.open, ids, self.positions)) for number, ids in enumerate(islice(done, len(self.prompts)))
+        )
+        planned, first = packs(opened, partial(self._joint, ends), self.options.budget, plan_joint), 0
+        while True:
+            try:
+                pack, plan = next(planned)
+            except StopIteration:
+                return
+            except BudgetError:
+                self._refuse(ends)
+            self._grow(ends, plan.joint)
+            found = jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
+            for number, rows in groupby(found, key=itemgetter(0)):
+                yield first + number, *pack[number], map(itemgetter(1), rows)
+            first += len(pack)
+            del pack, plan, found
+
+    def _joint(self, ends: Ends, opened: tuple[Tensor, Bundle]) -> Joint:
+        """The work of a prompt whose bundle is open."""
+        ids, bundle = opened
+        joint = replace(joint_of([bundle]), itemsize=self.precision.path.itemsize)
+        read = [positions_read(target, self.positions, len(ids)) for target in ends.targets]
+        return replace(joint, opened=ends_opened(ends, bundle, read, joint.itemsize))
+
+    def _refuse(self, ends: Ends) -> None:
+        """Raises BudgetError with what is enough for all prompts."""
+        least = [least_joint_memory(self._joint(ends, (ids, ends.open(ids, self.positions)))) for ids in self.prompts]
+        number = max(range(len(least)), key=least.__getitem__)
+        raise BudgetError.of(self.options.budget, number, least[number])
+
+    def _grow(self, ends: Ends, joint: Joint) -> None:
+        """Raises BudgetError where the result so far would be too large for the memory that is free."""
+        for i, j in ends.pairs:
+            task = replace(joint.whole, sources=joint.sources[i].counts, targets=joint.targets[j].counts)
+            self.needed += result_bytes(task, self.options.keep)
+        check_fits(self.needed, self.options.keep, joint.n_targets * len(joint.sources), joint.itemsize, self.free)
+
+    def _take(
+        self, ends: Ends, sources: list[int], targets: list[int], number: int, ids: Tensor, bundle: Bundle, tiles: Iterator[Rows]
+    ) -> None:
+        """The edges of every pair of one prompt."""
+        growing = {pair: _PairRows(self, ends, bundle, *pair) for pair in ends.pairs}
+        for rows in tiles:
+            of_set, place = (column[rows.first : rows.end] for column in bundle.order)
+            chosen = [(of_set == number).nonzero().squeeze(1) for number in range(len(ends.targets))]
+            for (i, j), pair in growing.items():
+                pair.add(rows.gradient[i].index_select(0, chosen[j].to(rows.gradient[i].device)), place[chosen[j]])
+            del rows  # before the next is computed
+        for (i, j), pair in growing.items():
+            self.parts[sources[i], targets[j]].append(of_prompt_number(number, pair.edges, ids))
+
+    def _joined(self, pair: tuple[int, int], parts: list[Edges], sampled: Mapping[str, Any] | None) -> Edges:
+        """All prompts' edges of a pair, with the record of the call."""
+        source, target = self.sources[pair[0]], self.targets[pair[1]]
+        found = join(parts, release=True)
+        options = replace(self.options, cuts=apart_from(self.options.cuts, source, target))
+        call = call_record(found.kind, self.model, source, target, self.prompts, options, self.precision, error=True)
+        if sampled is not None:
+            call |= {"precision_error": sampled, "seed": 0}
+        return replace(found, call=call)
+
+
+class _PairRows:
+    """The rows of one pair, in the order of its targets, which is that of their positions but where positions were asked for in another."""
+
+    def __init__(self, call: _Call, ends: Ends, bundle: Bundle, i: int, j: int) -> None:
+        source, end = ends.sources[i], bundle.targets[j]
+        self.model = ends.model
+        sources = bundle.sources[i].sources
+        kind: NodeKind = "token" if source == "tokens" else "error" if isinstance(source, ErrorAt) else "latent"
+        is_logit = not isinstance(ends.targets[j], Dictionary)
+        edges: EdgeKind = _KINDS[kind, is_logit]
+        site = source.site if isinstance(source, Dictionary) else ends.start_of(source)
+        table = target_nodes(is_logit, read_site(ends.model, ends.targets[j]), end.targets, end.labels, end.probability)
+        self.rows = EdgeRows(edges, source_nodes(ends.model, kind, site, sources), table, sources, call.options)
+        at = end.targets.position
+        self.whole = None if bool((at.diff() >= 0).all()) else end.targets.value.new_zeros(len(at), len(sources.position))
+
+    def add(self, gradient: Tensor, place: Tensor) -> None:
+        """Take some rows, and where each stands among the targets."""
+        if self.whole is None:
+            self.rows.add(gradient)
+        else:
+            self.whole[place.to(gradient.device)] = gradient
+
+    def edges(self, ids: Tensor) -> Edges:
+        """All of them."""
+        if self.whole is not None:
+            self.rows.add(self.whole)
+        return self.rows.edges(self.model, ids, {})
+
+
+_KINDS: dict[tuple[NodeKind, bool], EdgeKind] = {
+    ("token", False): "token_to_latent",
+    ("token", True): "token_to_logit",
+    ("latent", False): "latent_to_latent",
+    ("latent", True): "latent_to_logit",
+    ("error", False): "error_to_latent",
+    ("error", True): "error_to_logit",
+}

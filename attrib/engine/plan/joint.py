@@ -1,0 +1,262 @@
+"""The plan of a sweep that several sets of targets join: what it costs, what it holds, and in which runs of rows it is done.
+
+There is one way, down (sweep/join.py), so that what is to be chosen is how many rows go at once. The products are those of the
+same route on counts, as for every way down (cost.py); memory is bounded by that of one path from the lowest source to the
+highest target with the rows of all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+from attrib.core.types import BudgetError, Policy, Site
+from attrib.engine.blocks.passing import Passed, station
+from attrib.engine.plan.choose import most_that_fit
+from attrib.engine.plan.cost import Cost, DescentCount, Moving, attention, heads_pay, meet_seeded, mlp_point, mlp_rows, readout
+from attrib.engine.plan.memory import peak_memory
+from attrib.engine.plan.task import NOTHING_OPENED, Counts, Opened, Task
+from attrib.engine.sweep.cells import Pieces
+from attrib.engine.sweep.primal import is_spread_above
+from attrib.engine.sweep.route import Joining, descend
+from attrib.models.transformer import ModelConfig, width
+
+Seeded = tuple[tuple[int, ...], ...]
+"""How many rows are seeded at each position of each prompt."""
+
+
+class TargetCounts(NamedTuple):
+    """How many targets of one kind there are, and where they are read."""
+
+    stop: Site
+    counts: Seeded
+    stops_below: bool
+    barred: frozenset[int]
+
+
+class SourceCounts(NamedTuple):
+    """How many sources of one kind there are, and where they write."""
+
+    writes: tuple[Site, ...]
+    counts: Seeded
+    is_brought: bool
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One pack's work."""
+
+    config: ModelConfig
+    policy: Policy
+    start: Site
+    stop: Site
+    targets: tuple[TargetCounts, ...]
+    sources: tuple[SourceCounts, ...]
+    itemsize: int
+    pieces: Pieces
+    held: frozenset[Site] = frozenset()
+    passed: tuple[Passed, ...] = ()
+    opened: Opened = NOTHING_OPENED
+    """What opening the bundles takes, and what they hold."""
+    beside: int = 0
+    """Targets that this sweep leaves to others."""
+
+    def __add__(self, other: "Joint") -> "Joint":
+        """Put the work of more prompts to this one's."""
+
+        def joined(mine: Sequence[Any], theirs: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(a._replace(counts=a.counts + b.counts) for a, b in zip(mine, theirs, strict=True))
+
+        passed = tuple(a._replace(terms=a.terms + b.terms) for a, b in zip(self.passed, other.passed, strict=True))
+        targets, sources = joined(self.targets, other.targets), joined(self.sources, other.sources)
+        return replace(self, targets=targets, sources=sources, passed=passed, opened=self.opened + other.opened)
+
+    @cached_property
+    def whole(self) -> Task:
+        """The same as one path from the lowest source to the highest target, with all rows."""
+        is_within = any(end.stop.kind == "mlp_out" for end in self.targets)
+        return Task(
+            self.config, self.policy, self.start, self.stop, added([end.counts for end in self.targets]),
+            added([end.counts for end in self.sources]), self.itemsize, beside=self.beside, pieces=self.pieces, held=self.held,
+            passed=self.passed, opened=self.opened, ends_within=is_within,
+        )  # fmt: skip
+
+    @property
+    def cells(self) -> int:
+        """(row, position) pairs of the cone."""
+        return sum(map(sum, self.whole.down()))
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of all kinds and prompts."""
+        return self.whole.n_targets
+
+    @property
+    def reads_in_heads(self) -> bool:
+        """Whether the lowest attention is read out in head space, where rows have been spread before."""
+        low = station(self.start)
+        if self.passed or low.kind != "resid_pre" or not all(site.layer in self.whole.shut_mlps for site in self.held):
+            return False
+        lowest = [end.counts for end in self.sources if low in map(station, end.writes)]
+        return all(heads_pay(self.whole, counts) for counts in lowest)
+
+
+def added(counts: Sequence[Counts]) -> Seeded:
+    """Rows of several sets together."""
+    return tuple(tuple(map(sum, zip(*prompt, strict=True))) for prompt in zip(*counts, strict=True))
+
+
+# ------------------------------------------------------------------------------------ what it costs
+
+
+def joint_cost(joint: Joint) -> Cost:
+    """Count a sweep over all rows."""
+    cost = Cost(joint.itemsize)
+    descend([_JoiningCount(joint, end, cost) for end in joint.targets if any(map(any, end.counts))])
+    return cost
+
+
+class _JoiningCount(DescentCount, Joining[Moving]):
+    """One set of targets on its way down, or those that have come together, counted."""
+
+    def __init__(self, joint: Joint, end: TargetCounts, cost: Cost) -> None:
+        wanted, brought = (
+            {site for each in joint.sources if each.is_brought is is_brought for site in each.writes} for is_brought in (False, True)
+        )
+        task = replace(joint.whole, targets=end.counts)
+        super().__init__(task, wanted, brought, stop=end.stop, stops_below=end.stops_below)
+        self.in_heads = joint.reads_in_heads and is_spread_above(joint.config, self.start, self.stop)
+        self.joint, self.end, self.cost = joint, end, cost
+
+    def begin(self) -> Moving:
+        """Counts that are there."""
+        return Moving()
+
+    def take_in(self, others: Sequence[Any]) -> None:
+        """Count the rows of all."""
+        ways: list[_JoiningCount] = [self, *others]
+        self.stream = self.part = Moving() if any(way.stream is not None for way in ways) else None
+        self.task = replace(self.task, targets=added([way.task.targets for way in ways]))
+        self.alive = self.task.down()
+        waits: dict[int, list[Counts]] = {}
+        for way in ways:
+            for number, counts in way.waits.items():
+                waits.setdefault(number, []).append(counts)
+        self.waits = {number: added(counts) for number, counts in waits.items()}
+        self.waiting = set(waits)
+
+    def _sources(self, site: Site, is_brought: bool) -> list[SourceCounts]:
+        barred = self.end.barred if site == self.stop else frozenset()
+        return [
+            each
+            for number, each in enumerate(self.joint.sources)
+            if each.is_brought == is_brought and number not in barred and site in map(station, each.writes)
+        ]
+
+    def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
+        for each in self._sources(site, is_brought):
+            task = replace(self.task, sources=each.counts)
+            if self.is_spread:
+                readout(task, self.cost, False, width(self.config, site))
+            else:
+                meet_seeded(task, self.cost, width(self.config, site))
+
+    def read_heads(self, layer: int, stream: Moving, z: Moving | None) -> None:
+        d, d_heads = self.config.d_model, self.task.d_heads
+        attention(self.task, self.cost, up=False, is_from_z=z is not None, is_to_heads=True)
+        for each in self._sources(self.start, False) + self._sources(self.start, True):
+            task = replace(self.task, sources=each.counts)
+            if self.config.parallel and task.passes_mlp(layer):  # which sources pass, and not the cone
+                mlp_rows(task, self.cost, "readout", task.n_sources)
+                mlp_point(task, self.cost)
+            self.cost.mm("readout", task.n_sources, d, d_heads)
+            readout(task, self.cost, False, d + d_heads)
+
+
+# --------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """In which runs of rows a pack's sweep is done."""
+
+    joint: Joint
+    sweeps: tuple[tuple[int, int], ...]
+    """Runs of rows `[first, end)` in order of position; one prompt's. A pack of many prompts has one sweep over all."""
+    cost: Cost
+    peak: int
+    """Bytes of working memory at the fullest moment."""
+
+
+def joint_memory(joint: Joint) -> int:
+    """Bytes at the fullest moment: of opening the bundles, or of the sweep beside what they hold."""
+    several = sum((len(each.writes) - 1) * sum(map(sum, each.counts)) for each in joint.sources) * joint.config.d_model
+    # what a way reads before it is put to the Jacobian of all is as large as that at most
+    out = sum(sum(map(sum, [rows])) * sum(columns) for rows, columns in zip(joint.whole.targets, joint.whole.sources, strict=True))
+    return max(joint.opened.peak, joint.opened.held + peak_memory(joint.whole, "through") + joint.itemsize * (several + out))
+
+
+def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
+    """In as few sweeps as fit.
+
+    Args:
+        budget: bytes of working memory, beside the parameters and the result.
+        prompt: the number of the pack's first prompt, for the error.
+
+    Raises:
+        BudgetError: where not even one row at a time fits; names the smallest budget that would do.
+    """
+    least = joint_memory(joint)
+    while True:
+        if (whole := joint_memory(joint)) <= budget:
+            return JointPlan(joint, ((0, joint.n_targets),), joint_cost(joint), whole)
+        least = min(least, whole)
+        if len(joint.whole.targets) == 1 and joint.n_targets > 1:
+            smallest = joint_memory(part_of(joint, joint.n_targets - 1, joint.n_targets))
+            if smallest <= budget:
+                return _in_sweeps(joint, budget)
+            least = min(least, smallest)
+        if joint.pieces.smaller == joint.pieces:
+            raise BudgetError.of(budget, prompt, least)
+        joint = replace(joint, pieces=joint.pieces.smaller)
+
+
+def least_joint_memory(joint: Joint) -> int:
+    """The smallest budget with which there is a plan for one prompt."""
+    while joint.pieces.smaller != joint.pieces:
+        joint = replace(joint, pieces=joint.pieces.smaller)
+    return joint_memory(part_of(joint, max(0, joint.n_targets - 1), joint.n_targets))
+
+
+def in_smaller_pieces(joint: Joint, plan: JointPlan) -> JointPlan:
+    """The plan of one prompt out of a pack that was too large, in smaller pieces and one sweep."""
+    return replace(plan, joint=replace(joint, pieces=plan.joint.pieces.smaller), sweeps=((0, joint.n_targets),))
+
+
+def _in_sweeps(joint: Joint, budget: int) -> JointPlan:
+    """Runs of rows that fit, each as long as it may be."""
+    count, first, sweeps, peak, cost = joint.n_targets, 0, [], 0, Cost(joint.itemsize)
+    while first < count:
+        rows, used = most_that_fit(partial(_peak, joint, first), count - first, budget)
+        sweeps.append((first, first + rows))
+        cost += joint_cost(part_of(joint, first, first + rows))
+        peak, first = max(peak, used), first + rows
+    return JointPlan(joint, tuple(sweeps), cost, peak)
+
+
+def _peak(joint: Joint, first: int, rows: int) -> int:
+    return joint_memory(part_of(joint, first, first + rows))
+
+
+def part_of(joint: Joint, first: int, end: int) -> Joint:
+    """The work of some rows of one prompt: by position, and at one position set by set."""
+    if first == 0 and end == joint.n_targets:
+        return joint
+    parts: list[list[int]] = [[] for _ in joint.targets]
+    begin = 0
+    for rows in zip(*(each.counts[0] for each in joint.targets), strict=True):
+        for part, count in zip(parts, rows, strict=True):
+            part.append(max(0, min(end, begin + count) - max(first, begin)))
+            begin += count
+    targets = tuple(each._replace(counts=(tuple(part),)) for each, part in zip(joint.targets, parts, strict=True))
+    return replace(joint, targets=targets, beside=joint.n_targets - (end - first))
