@@ -4,11 +4,10 @@ It computes what the attributions of one source and one target compute with the 
 once, each dictionary encodes once, and cotangents of all targets go down together (engine/sweep/join.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,11 +38,11 @@ from attrib.core.types import (
 )
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
-from attrib.engine.bundle import Bundle, Rows, jacobians, joint_of, sampled_rows_error
+from attrib.engine.bundle import Bundle, Piece, jacobians, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs
 from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
 from attrib.engine.plan.result import check_fits, result_bytes
-from attrib.engine.precision import precision_of
+from attrib.engine.precision import Error, precision_of
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -118,6 +117,10 @@ def jacobian(
     return _Call(model, tuple(sources), tuple(targets), prompts, options).run()  # type: ignore[arg-type]
 
 
+Opened = tuple[Tensor, Bundle]
+"""A prompt's tokens, and its ends."""
+
+
 class _Call:
     """One call: its ends as they were given, and in the precision of their paths."""
 
@@ -160,17 +163,16 @@ class _Call:
         with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
             done = iter(track(self.prompts * len(self.groups), self.options.progress))
             for ends, sources, targets in self.groups:
-                for number, ids, bundle, rows in self._swept(ends, done):
-                    if self.rows and not number:
-                        error = sampled_rows_error(bundle, self.rows, self.precision, self.options.impl, self.options.budget)
-                        sampled = sampled or error._asdict()
-                    self._take(ends, sources, targets, number, ids, bundle, rows)
-                    del bundle, rows
+                for first, pack, pieces in self._swept(ends, done):
+                    if self.rows and sampled is None:
+                        sampled = sampled_rows_error(pack[0][1], self.rows, self.precision, self.options.impl, self.options.budget)
+                    self._take(ends, sources, targets, first, pack, pieces)
+                    del pack, pieces
             next(done, None)  # which tells that the last is done
             return {pair: self._joined(pair, parts, sampled) for pair, parts in self.parts.items()}
 
-    def _swept(self, ends: Ends, done: Iterator[Tensor]) -> Iterator[tuple[int, Tensor, Bundle, Iterator[Rows]]]:
-        """Every prompt's number, tokens, bundle, and rows."""
+    def _swept(self, ends: Ends, done: Iterator[Tensor]) -> Iterator[tuple[int, list[Opened], Iterator[tuple[int, Piece]]]]:
+        """Pack by pack the number of its first prompt, its tokens and bundles, and the pieces of their Jacobians."""
         opened = (
             (ids, of_prompt_number(number, ends.open, ids, self.positions)) for number, ids in enumerate(islice(done, len(self.prompts)))
         )
@@ -183,13 +185,11 @@ class _Call:
             except BudgetError:
                 self._refuse(ends)
             self._grow(ends, plan.joint)
-            found = jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
-            for number, rows in groupby(found, key=itemgetter(0)):
-                yield first + number, *pack[number], map(itemgetter(1), rows)
+            yield first, pack, jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
             first += len(pack)
-            del pack, plan, found
+            del pack, plan
 
-    def _joint(self, ends: Ends, opened: tuple[Tensor, Bundle]) -> Joint:
+    def _joint(self, ends: Ends, opened: Opened) -> Joint:
         """The work of a prompt whose bundle is open."""
         ids, bundle = opened
         joint = replace(joint_of([bundle]), itemsize=self.precision.path.itemsize)
@@ -210,27 +210,25 @@ class _Call:
         check_fits(self.needed, self.options.keep, joint.n_targets * len(joint.sources), joint.itemsize, self.free)
 
     def _take(
-        self, ends: Ends, sources: list[int], targets: list[int], number: int, ids: Tensor, bundle: Bundle, tiles: Iterator[Rows]
+        self, ends: Ends, sources: list[int], targets: list[int], first: int, pack: list[Opened], pieces: Iterator[tuple[int, Piece]]
     ) -> None:
-        """The edges of every pair of one prompt."""
-        growing = {pair: _PairRows(self, ends, bundle, *pair) for pair in ends.pairs}
-        for rows in tiles:
-            of_set, place = (column[rows.first : rows.end] for column in bundle.order)
-            chosen = [(of_set == number).nonzero().squeeze(1) for number in range(len(ends.targets))]
-            for (i, j), pair in growing.items():
-                pair.add(rows.gradient[i].index_select(0, chosen[j].to(rows.gradient[i].device)), place[chosen[j]])
-            del rows  # before the next is computed
-        for (i, j), pair in growing.items():
-            self.parts[sources[i], targets[j]].append(of_prompt_number(number, pair.edges, ids))
+        """The edges of every pair of a pack's prompts."""
+        growing = [{pair: _PairRows(self, ends, bundle, *pair) for pair in ends.pairs} for _, bundle in pack]
+        for number, piece in pieces:
+            growing[number][piece.source, piece.target].add(piece)
+            del piece  # before the next is computed
+        for number, ((ids, _), pairs) in enumerate(zip(pack, growing, strict=True)):
+            for (i, j), pair in pairs.items():
+                self.parts[sources[i], targets[j]].append(of_prompt_number(first + number, pair.edges, ids))
 
-    def _joined(self, pair: tuple[int, int], parts: list[Edges], sampled: Mapping[str, Any] | None) -> Edges:
+    def _joined(self, pair: tuple[int, int], parts: list[Edges], sampled: Error | None) -> Edges:
         """All prompts' edges of a pair, with the record of the call."""
         source, target = self.sources[pair[0]], self.targets[pair[1]]
         found = join(parts, release=True)
         options = replace(self.options, cuts=apart_from(self.options.cuts, source, target))
         call = call_record(found.kind, self.model, source, target, self.prompts, options, self.precision, error=True)
         if sampled is not None:
-            call |= {"precision_error": sampled, "seed": 0}
+            call |= {"precision_error": sampled._asdict(), "seed": 0}
         return replace(found, call=call)
 
 
@@ -250,12 +248,12 @@ class _PairRows:
         at = end.targets.position
         self.whole = None if bool((at.diff() >= 0).all()) else end.targets.value.new_zeros(len(at), len(sources.position))
 
-    def add(self, gradient: Tensor, place: Tensor) -> None:
-        """Take some rows, and where each stands among the targets."""
+    def add(self, piece: Piece) -> None:
+        """Take some rows."""
         if self.whole is None:
-            self.rows.add(gradient)
+            self.rows.add(piece.gradient)
         else:
-            self.whole[place.to(gradient.device)] = gradient
+            self.whole[piece.place.to(piece.gradient.device), : piece.gradient.shape[1]] = piece.gradient
 
     def edges(self, ids: Tensor) -> Edges:
         """All of them."""

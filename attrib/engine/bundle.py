@@ -5,8 +5,8 @@ encoding of each dictionary, and one sweep.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,13 +17,14 @@ from torch import Tensor
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import NOTHING, Between, in_float64, passed_of, station, together
-from attrib.engine.path import Sources, Targets
-from attrib.engine.plan.joint import Joint, JointPlan, SourceCounts, TargetCounts, in_smaller_pieces, plan_joint
+from attrib.engine.path import Path, Sources, Targets
+from attrib.engine.plan.joint import Joint, JointPlan, PairWay, SourceCounts, TargetCounts, in_smaller_pieces, plan_joint
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
+from attrib.engine.segment import Segment
 from attrib.engine.sweep.cells import pieces_of
 from attrib.engine.sweep.join import SourceSet, TargetSet, join
-from attrib.engine.sweep.primal import Primal, Seeds, Streams, primal, seeds
-from attrib.engine.tiles import LEAST_FOR_SAMPLES, in_float64_between, sampled
+from attrib.engine.sweep.primal import Primal, Seeds, Streams, primal, seeds, stream_sites
+from attrib.engine.tiles import LEAST_FOR_SAMPLES, adjoint, in_float64_between, sampled
 from attrib.models.transformer import Model, width
 
 
@@ -65,6 +66,8 @@ class Bundle:
     sources: tuple[SourceEnd, ...]
     targets: tuple[TargetEnd, ...]
     between: Between = NOTHING
+    pairs: Mapping[tuple[int, int], PairWay] = field(default_factory=dict)
+    """What stands on the way of each pair of sources and targets that could be swept alone."""
 
     def __repr__(self) -> str:
         sources, targets = (sum(len(each[0].position) for each in ends) for ends in (self.sources, self.targets))
@@ -81,6 +84,21 @@ class Bundle:
         place = torch.cat([torch.arange(size) for size in sizes.tolist()])
         sorted_by = torch.cat([each.targets.position for each in self.targets]).cpu().argsort(stable=True)
         return number[sorted_by], place[sorted_by]
+
+    def path(self, source: int, target: int) -> Path:
+        """One pair alone, as the sweeps of one and one take it."""
+        way, end, (sources, writes, is_brought) = self.pairs[source, target], self.targets[target], self.sources[source]
+        reached = [site for site in writes if site.depth <= end.stop.depth]
+        columns = sum(width(self.model.config, site) for site in reached)
+        streams = {site: self.streams[site] for site in stream_sites(writes[0], end.stop)}
+        passing = tuple(self.between.passing[number] for number in way.passed)
+        between = Between(way.held, passing) if way.held or passing or len(writes) > 1 else NOTHING
+        x = self.streams[self.stop] if self.stop in self.streams else next(iter(self.streams.values()))
+        return Path(
+            Segment(self.model, writes[0], end.stop, self.policy), x, None,
+            sources._replace(direction=sources.direction[:, :columns]), end.targets, _unknown, from_tokens=is_brought, streams=streams,
+            writes=tuple(reached), between=between,
+        )  # fmt: skip
 
     def only(self, rows: Int[Tensor, " chosen"]) -> "Bundle":
         """The same with some of its rows, by the numbers that `order` gives them."""
@@ -102,18 +120,22 @@ class Bundle:
         return replace(self, model=model, streams=streams, sources=sources, targets=targets, between=in_float64(self.between))
 
 
+def _unknown(values: Tensor) -> Tensor:
+    raise AssertionError("a bundle's ends are swept, and are no plain function of each other")
+
+
 def _double(column: Tensor) -> Tensor:
     return column.double() if column.is_floating_point() else column
 
 
-class Rows(NamedTuple):
-    """Rows of a bundle's Jacobian, complete: of each set of targets those that a sweep has taken."""
+class Piece(NamedTuple):
+    """Rows of the Jacobian of one kind of targets by one kind of sources."""
 
-    first: int
-    end: int
-    """Which of the rows that `Bundle.order` tells they are."""
-    gradient: list[Float[Tensor, "rows _"]]
-    """By every set of sources."""
+    source: int
+    target: int
+    place: Int[Tensor, " rows"]
+    """Which of the targets they are."""
+    gradient: Float[Tensor, "rows _"]
 
 
 def joint_of(bundles: Sequence[Bundle]) -> Joint:
@@ -135,12 +157,12 @@ def joint_of(bundles: Sequence[Bundle]) -> Joint:
     ]
     return Joint(
         one.model.config, one.policy, one.start, one.stop, tuple(targets), tuple(sources), one.model.dtype.itemsize,
-        pieces_of(one.model.device), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
+        pieces_of(one.model.device), between.held, tuple(passed_of(passing, lengths) for passing in between.passing), one.pairs,
     )  # fmt: skip
 
 
-def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl = "torch") -> Iterator[tuple[int, Rows]]:
-    """The Jacobians of a pack of bundles, with the number of the prompt that each is of, in order.
+def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl = "torch") -> Iterator[tuple[int, Piece]]:
+    """The Jacobians of a pack of bundles, with the number of the prompt that each piece is of. Rows of one pair come in order of position.
 
     Args:
         precision: of the sweep's products.
@@ -149,6 +171,11 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves, or a pack prompt by prompt.
     """
+    for (source, target), alone in plan.alone.items():
+        for number, tile in adjoint([bundle.path(source, target) for bundle in bundles], alone, precision, impl):
+            place = torch.arange(tile.first, tile.first + len(tile.gradient))
+            yield number, Piece(source, target, place, tile.gradient)
+            del tile
     todo, shared = list(reversed(plan.sweeps)), None
     is_out_of_memory = False
     while todo and not is_out_of_memory:
@@ -167,14 +194,35 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
             todo += [(middle, end), (first, middle)]
             continue
         for number, rows in enumerate(found):
-            yield number, rows
+            yield from ((number, piece) for piece in _pieces(bundles[number], plan.joint.left_out, rows))
         del found, rows  # before the next sweep fills another
     if is_out_of_memory:
         del shared  # and not in the handler: an exception at hand holds the frames that it came from, and all their tensors
         warnings.warn(f"out of memory with {len(bundles)} prompts together; going on one at a time.", stacklevel=2)
         for number, bundle in enumerate(bundles):
-            for _, rows in jacobians([bundle], in_smaller_pieces(joint_of([bundle]), plan), precision, impl):
-                yield number, rows
+            joint = joint_of([bundle])
+            joint = joint.without(plan.joint.left_out) if plan.joint.left_out else joint
+            for _, piece in jacobians([bundle], in_smaller_pieces(joint, plan), precision, impl):
+                yield number, piece
+
+
+class _Rows(NamedTuple):
+    """Rows of a bundle, of each kind of targets those that a sweep has taken, by every kind of sources."""
+
+    first: int
+    end: int
+    """Which of the rows that `Bundle.order` tells they are."""
+    gradient: list[Float[Tensor, "rows _"]]
+
+
+def _pieces(bundle: Bundle, left_out: Collection[int], rows: _Rows) -> Iterator[Piece]:
+    """Pair by pair."""
+    of_set, place = (column[rows.first : rows.end] for column in bundle.order)
+    for target, end in enumerate(bundle.targets):
+        chosen = (of_set == target).nonzero().squeeze(1)
+        for source, gradient in enumerate(rows.gradient):
+            if source not in end.barred and source not in left_out and len(chosen):
+                yield Piece(source, target, place[chosen], gradient.index_select(0, chosen.to(gradient.device)))
 
 
 class _Shared(NamedTuple):
@@ -189,15 +237,18 @@ class _Shared(NamedTuple):
 def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> _Shared:
     one, lengths, whole = bundles[0], [bundle.length for bundle in bundles], plan.joint.whole
     on = primal(
-        one.model, one.policy, one.start, one.stop, [bundle.streams for bundle in bundles], lengths, dtype=precision.sweep, impl=impl,
+        one.model, one.policy, whole.start, one.stop, [bundle.streams for bundle in bundles], lengths, dtype=precision.sweep, impl=impl,
         pieces=whole.pieces, shut_mlps=whole.shut_mlps,
     )  # fmt: skip
     between = together([bundle.between for bundle in bundles], lengths)
-    return _Shared(on, [_source_set(on, [bundle.sources[number] for bundle in bundles]) for number in range(len(one.sources))], between)
+    ends = ([bundle.sources[number] for bundle in bundles] for number in range(len(one.sources)))
+    return _Shared(on, [_source_set(on, end, number in plan.joint.left_out) for number, end in enumerate(ends)], between)
 
 
-def _source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
-    """The sources of one kind, of all prompts, by the place at which they write."""
+def _source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> SourceSet:
+    """The sources of one kind, of all prompts, by the place at which they write; at none, where they are left to others."""
+    if is_left_out:
+        return SourceSet({}, ends[0].is_brought)
     widths = [width(on.model.config, site) for site in ends[0].writes]
     directions = zip(*(end.sources.direction.split(widths, dim=1) for end in ends), strict=True)
     positions = [end.sources.position for end in ends]
@@ -206,14 +257,15 @@ def _source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
 
 
 @torch.no_grad()
-def _sweep(shared: _Shared, bundles: Sequence[Bundle], precision: Precision, first: int, end: int) -> list[Rows]:
+def _sweep(shared: _Shared, bundles: Sequence[Bundle], precision: Precision, first: int, end: int) -> list[_Rows]:
     """One sweep over the rows `first:end` of one bundle, or over all rows of several."""
     on, sources, between = shared
     ends = [(first, end) if len(bundles) == 1 else (0, len(bundle.order[0])) for bundle in bundles]
     with products(precision):
         targets = [_target_set(on, bundles, number, ends) for number in range(len(bundles[0].targets))]
         found = join(on, targets, sources, between)
-    return [Rows(*of_prompt, [jacobian[prompt] for jacobian in found]) for prompt, of_prompt in enumerate(ends)]
+    none = torch.zeros(0)  # of sources that are left to others
+    return [_Rows(*of_prompt, [jacobian[prompt] if jacobian else none for jacobian in found]) for prompt, of_prompt in enumerate(ends)]
 
 
 def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, ends: Sequence[tuple[int, int]]) -> TargetSet:
@@ -246,4 +298,10 @@ def _matrix(bundle: Bundle, precision: Precision | None, impl: Impl, budget: int
     """The whole Jacobian of a bundle with few targets, all sources side by side."""
     precision = precision or precision_of(bundle.model, None)
     plan = plan_joint(joint_of([bundle]), max(budget, LEAST_FOR_SAMPLES))
-    return torch.cat([torch.cat(rows.gradient, dim=1) for _, rows in jacobians([bundle], plan, precision, impl)])
+    columns = [len(end.sources.position) for end in bundle.sources]
+    found = [[end.targets.value.new_zeros(len(end.targets.position), count) for count in columns] for end in bundle.targets]
+    for _, piece in jacobians([bundle], plan, precision, impl):
+        found[piece.target][piece.source][piece.place.to(piece.gradient.device), : piece.gradient.shape[1]] = piece.gradient.to(
+            found[0][0].dtype
+        )
+    return torch.cat([torch.cat(rows, dim=1) for rows in found])

@@ -7,7 +7,7 @@ so that a dictionary's latents, or what is left of a place beside them, can be s
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -19,6 +19,7 @@ from attrib.dictionaries.dictionary import Dictionary, encode_sparse
 from attrib.engine.blocks.passing import Between, Passing, station
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources
+from attrib.engine.plan.joint import PairWay
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, check_end, embed, place
 from attrib.passes.capture import capture
@@ -29,6 +30,15 @@ from attrib.paths.targets import read_site
 
 Source = Dictionary | ErrorAt | Literal["tokens"]
 Target = Dictionary | Logits
+
+
+class Pair(NamedTuple):
+    """One source, and one target behind it."""
+
+    stop: Site
+    """Where their path ends."""
+    cuts: Cuts | None
+    """What is put in on it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Ends:
     policy: Policy
 
     @cached_property
-    def pairs(self) -> dict[tuple[int, int], Cuts | None]:
+    def pairs(self) -> "dict[tuple[int, int], Pair]":
         """What stands between each source and each target that is behind it, by their numbers.
 
         Raises:
@@ -58,7 +68,8 @@ class Ends:
                 stop = stop_site(self.model, target, (dictionary, *cuts))
                 if self._is_before(source, stop, target):
                     start = self.start_of(source)
-                    found[i, j] = cuts_between(self.model, dictionary, target, start, stop, cuts, self.effect, self.policy)
+                    put_in = cuts_between(self.model, dictionary, target, start, stop, cuts, self.effect, self.policy)
+                    found[i, j] = Pair(stop, put_in)
         if not found:
             raise InputError(
                 "targets: none is behind any of the sources; attributions run forward. Choose later targets, or earlier sources."
@@ -129,12 +140,12 @@ class Ends:
     @property
     def held(self) -> frozenset[Site]:
         """The places written on the way."""
-        return frozenset[Site]().union(*(cuts.held for cuts in self.pairs.values() if cuts is not None))
+        return frozenset[Site]().union(*(pair.cuts.held for pair in self.pairs.values() if pair.cuts is not None))
 
     @cached_property
     def passed(self) -> list[Dictionary]:
         """The cuts that derivatives pass."""
-        found = [d for cuts in self.pairs.values() if cuts is not None for d in cuts.passed_dictionaries]
+        found = [d for pair in self.pairs.values() if pair.cuts is not None for d in pair.cuts.passed_dictionaries]
         return [d for number, d in enumerate(found) if not any(is_same(d, other) for other in found[:number])]
 
     @cached_property
@@ -176,8 +187,21 @@ class Ends:
         streams = {site: seen[site] for site in stream_sites(self.start, self.stop)}
         return Bundle(
             self.model, self.policy, self.start, self.stop, len(tokens), streams, sources, tuple(targets),
-            Between(self.held, tuple(passing)),
+            Between(self.held, tuple(passing)), self._ways,
         )  # fmt: skip
+
+    @cached_property
+    def _ways(self) -> dict[tuple[int, int], PairWay]:
+        """What stands on the way of each pair alone; but of those whose path alone would end, or begin, at values that are not at hand."""
+        found = {}
+        for (i, j), pair in self.pairs.items():
+            start = self.start_of(self.sources[i])
+            if isinstance(self.sources[i], ErrorAt) or pair.stop != self.stops[j] or (start.kind == "z" and start != self.start):
+                continue
+            held, passed = (frozenset[Site](), []) if pair.cuts is None else (pair.cuts.held, pair.cuts.passed_dictionaries)
+            numbers = tuple(n for n, d in enumerate(self.passed) if any(is_same(d, other) for other in passed))
+            found[i, j] = PairWay(held, numbers)
+        return found
 
     def _open_source(
         self, source: Source, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Tensor], leaves: CutLeaves | None

@@ -19,10 +19,10 @@ from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model, place
 from attrib.paths.bundle import Ends
 from attrib.runs.rerun import rerun
-from tests.attribution.test_plan import WIDTH, assert_about, flops, large
+from tests.attribution.test_plan import LARGE, WIDTH, assert_about, flops, large
 from tests.engine.test_budget import peak
 from tests.paths.test_cuts import ALL_SETS, FEW, PROMPTS, SOURCES, TARGETS, attribute, is_taken, put_in
-from tests.support.builders import Family, build, dictionary, prompt, tiny
+from tests.support.builders import Family, attrib_model, build, dictionary, prompt, tiny
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SOME, TOKENS, cross, foreign_logits, ours
 from tests.support.exact_transformers import keep_dtype
@@ -251,12 +251,16 @@ def test_several_fall_apart_into_sweeps_only_where_places_are_taken_from_one():
 # ----------------------------------------------------------------------------------------- operations, memory
 
 
+def options_of(policy: Policy, cuts: list[Dictionary], effect: Any) -> Options:
+    return Options(policy, Dense(), None, None, 1 << 30, "adjoint", False, None, cuts, effect)
+
+
 def opened(family: Family, policy: Policy, lengths: tuple[int, ...], effect: Any = "direct") -> tuple[Ends, _Call]:
     model = large(family)
     sites = [f"blocks.{layer}.hook_mlp_out" for layer in (1, 2, 3)]
     cuts = [dictionary("topk", site=site, d_in=WIDTH, d_sae=300, k=12) for site in sites]
     between = dictionary("topk", site="blocks.2.hook_resid_mid", d_in=WIDTH, d_sae=300, k=9) if not model.config.parallel else cuts[0]
-    options = Options(policy, Dense(), None, None, 1 << 30, "adjoint", False, None, cuts, effect)
+    options = options_of(policy, cuts, effect)
     tokens = to_prompts(model, [prompt(length, seed=length) for length in lengths])
     call = _Call(model, ("tokens", *cuts, attrib.ErrorAt(sites[0])), (*cuts, between, TopLogits(10)), tokens, options)
     ((of_group, _, _),) = call.groups
@@ -270,10 +274,10 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
     of_group, call = opened(family, policy, lengths, effect)
     bundles = [of_group.open(ids, None) for ids in call.prompts]
     joint = joint_of(bundles)
-    plan = plan_joint(joint, 1 << 40)
-    got = flops(lambda: [rows for _, rows in jacobians(bundles, plan, call.precision)])
-    assert_about(got, plan.cost.total, 1.1, (family, policy, lengths))
-    assert plan.cost.total == joint_cost(joint).total
+    chosen, whole = plan_joint(joint, 1 << 40), JointPlan(joint, ((0, joint.n_targets),), joint_cost(joint), joint_memory(joint))
+    for plan in (chosen, whole):
+        got = flops(lambda plan=plan: [piece for _, piece in jacobians(bundles, plan, call.precision)])
+        assert_about(got, plan.cost.total, 1.1, (family, policy, lengths))
 
 
 @each_pair(family=["gpt2", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"])
@@ -284,11 +288,30 @@ def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect
     rows = sum(end[0][3].numel() * bundle.model.dtype.itemsize for end in (*bundle.sources, *bundle.targets))
     for budget in (1 << 40, 2 * least_joint_memory(found)):
         plan = plan_joint(found, budget)
-        used = peak(lambda plan=plan: sum(sum(map(Tensor.numel, rows.gradient)) for _, rows in jacobians([bundle], plan, call.precision)))
+        used = peak(lambda plan=plan: sum(piece.gradient.numel() for _, piece in jacobians([bundle], plan, call.precision)))
         share = (used + rows) / (plan.peak - held)  # as close as the plans of one source and one target are held to
         assert 0.4 <= share <= 1.2, f"{share:.3f} of what was planned, in {len(plan.sweeps)} sweeps"
     used = peak(lambda: of_group.open(call.prompts[0], None))
     assert used <= found.opened.peak <= 3 * used
+
+
+def test_one_sweep_takes_fewer_operations_than_one_for_each_pair():
+    model, ids = attrib_model("gpt2", n_layers=8, **LARGE["gpt2"]), prompt(16)
+    cuts = [dictionary("topk", site=f"blocks.{layer}.hook_mlp_out", d_in=WIDTH, d_sae=300, k=12) for layer in range(8)]
+    call = _Call(model, ("tokens", *cuts), (*cuts, TopLogits(10)), to_prompts(model, ids), options_of(LINEAR, cuts, "direct"))
+    ((ends_of_call, _, _),) = call.groups
+    joint = joint_of([ends_of_call.open(call.prompts[0], None)])
+    plan = plan_joint(joint, 1 << 40)
+    assert plan.cost.total < joint_cost(joint).total  # tokens go up to each target alone: they are few, and lie below all
+    assert {source for source, _ in plan.alone} == {0}
+    alone = 0
+    for i, j in ends_of_call.pairs:
+        source, target = ends_of_call.sources[i], ends_of_call.targets[j]
+        if isinstance(source, Dictionary) or isinstance(target, Dictionary):
+            from_one = source if isinstance(source, Dictionary) else None
+            parts = attrib.plan(model, from_one, target, ids, cuts=cuts, policy=LINEAR).flops_by_part
+            alone += sum(count for part, count in parts.items() if part != "capture")
+    assert plan.cost.total < alone / 1.8
 
 
 def test_out_of_memory_goes_on_in_halves_and_prompt_by_prompt(monkeypatch: pytest.MonkeyPatch):

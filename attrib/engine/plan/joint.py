@@ -5,14 +5,14 @@ same route on counts, as for every way down (cost.py); memory is bounded by that
 highest target with the rows of all.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from attrib.core.types import BudgetError, Policy, Site
 from attrib.engine.blocks.passing import Passed, station
-from attrib.engine.plan.choose import most_that_fit
+from attrib.engine.plan.choose import PackPlan, most_that_fit, plan_pack
 from attrib.engine.plan.cost import Cost, DescentCount, Moving, attention, heads_pay, meet_seeded, mlp_point, mlp_rows, readout
 from attrib.engine.plan.memory import peak_memory
 from attrib.engine.plan.task import NOTHING_OPENED, Counts, Opened, Task
@@ -42,6 +42,14 @@ class SourceCounts(NamedTuple):
     is_brought: bool
 
 
+class PairWay(NamedTuple):
+    """What stands on the way from one kind of sources to one kind of targets, where that is swept alone."""
+
+    held: frozenset[Site]
+    passed: tuple[int, ...]
+    """Numbers of the dictionaries that derivatives pass."""
+
+
 @dataclass(frozen=True)
 class Joint:
     """One pack's work."""
@@ -56,10 +64,14 @@ class Joint:
     pieces: Pieces
     held: frozenset[Site] = frozenset()
     passed: tuple[Passed, ...] = ()
+    pairs: Mapping[tuple[int, int], PairWay] = field(default_factory=dict)
+    """Those that could be swept alone, by the numbers of their sources and targets."""
     opened: Opened = NOTHING_OPENED
     """What opening the bundles takes, and what they hold."""
     beside: int = 0
     """Targets that this sweep leaves to others."""
+    left_out: frozenset[int] = frozenset()
+    """Numbers of the sources that it leaves to others."""
 
     def __add__(self, other: "Joint") -> "Joint":
         """Put the work of more prompts to this one's."""
@@ -91,14 +103,34 @@ class Joint:
         """Targets of all kinds and prompts."""
         return self.whole.n_targets
 
+    def without(self, alone: Collection[int]) -> "Joint":
+        """The sweep that leaves out some sources, which have none of their numbers taken by others."""
+        sources = tuple(each._replace(counts=_none(each.counts)) if n in alone else each for n, each in enumerate(self.sources))
+        beside = self.beside + sum(len(self.sources[n].writes) * sum(map(sum, self.sources[n].counts)) for n in alone)
+        left = [site for n, each in enumerate(self.sources) if n not in alone for site in each.writes]
+        return replace(self, sources=sources, start=min(left, key=lambda site: site.depth), left_out=frozenset(alone), beside=beside)
+
+    def pair(self, source: int, target: int) -> Task:
+        """The work of one kind of sources and one kind of targets alone."""
+        way, stop = self.pairs[source, target], self.targets[target].stop
+        writes = tuple(site for site in self.sources[source].writes if site.depth <= stop.depth)
+        return Task(
+            self.config, self.policy, writes[0], stop, self.targets[target].counts, self.sources[source].counts, self.itemsize,
+            pieces=self.pieces, writes=writes, held=way.held, passed=tuple(self.passed[n] for n in way.passed), opened=self.opened,
+        )  # fmt: skip
+
     @property
     def reads_in_heads(self) -> bool:
         """Whether the lowest attention is read out in head space, where rows have been spread before."""
         low = station(self.start)
         if self.passed or low.kind != "resid_pre" or not all(site.layer in self.whole.shut_mlps for site in self.held):
             return False
-        lowest = [end.counts for end in self.sources if low in map(station, end.writes)]
+        lowest = [end.counts for n, end in enumerate(self.sources) if low in map(station, end.writes) and n not in self.left_out]
         return all(heads_pay(self.whole, counts) for counts in lowest)
+
+
+def _none(counts: Seeded) -> Seeded:
+    return tuple((0,) * len(prompt) for prompt in counts)
 
 
 def added(counts: Sequence[Counts]) -> Seeded:
@@ -120,8 +152,9 @@ class _JoiningCount(DescentCount, Joining[Moving]):
     """One set of targets on its way down, or those that have come together, counted."""
 
     def __init__(self, joint: Joint, end: TargetCounts, cost: Cost) -> None:
+        there = [each for number, each in enumerate(joint.sources) if number not in joint.left_out]
         wanted, brought = (
-            {site for each in joint.sources if each.is_brought is is_brought for site in each.writes} for is_brought in (False, True)
+            {site for each in there if each.is_brought is is_brought for site in each.writes} for is_brought in (False, True)
         )
         task = replace(joint.whole, targets=end.counts)
         super().__init__(task, wanted, brought, stop=end.stop, stops_below=end.stops_below)
@@ -150,7 +183,7 @@ class _JoiningCount(DescentCount, Joining[Moving]):
         return [
             each
             for number, each in enumerate(self.joint.sources)
-            if each.is_brought == is_brought and number not in barred and site in map(station, each.writes)
+            if each.is_brought == is_brought and number not in barred | self.joint.left_out and site in map(station, each.writes)
         ]
 
     def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
@@ -178,7 +211,7 @@ class _JoiningCount(DescentCount, Joining[Moving]):
 
 @dataclass(frozen=True)
 class JointPlan:
-    """In which runs of rows a pack's sweep is done."""
+    """In which runs of rows a pack's sweep is done, and what is swept alone."""
 
     joint: Joint
     sweeps: tuple[tuple[int, int], ...]
@@ -186,6 +219,8 @@ class JointPlan:
     cost: Cost
     peak: int
     """Bytes of working memory at the fullest moment."""
+    alone: Mapping[tuple[int, int], PackPlan] = field(default_factory=dict)
+    """Pairs of the lowest sources, each by its own way, where that takes fewer products than it would to bring all rows down to them."""
 
 
 def joint_memory(joint: Joint) -> int:
@@ -197,7 +232,7 @@ def joint_memory(joint: Joint) -> int:
 
 
 def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
-    """In as few sweeps as fit.
+    """In as few sweeps as fit; and the lowest sources apart, as far as that takes fewer products.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
@@ -206,6 +241,39 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
     Raises:
         BudgetError: where not even one row at a time fits; names the smallest budget that would do.
     """
+    best = _together(joint, budget, prompt)
+    apart: list[int] = []
+    # tokens are few, and lie below everything: where they go up to each target alone, no row has to come down to them
+    for number in sorted(range(len(joint.sources)), key=lambda n: min(site.depth for site in joint.sources[n].writes))[:-1]:
+        apart.append(number)
+        alone = _alone(joint, number, budget, best.alone)
+        if alone is None or sum(plan.cost.total for plan in alone.values()) >= best.cost.total:
+            break
+        found = _together(joint.without(apart), budget, prompt)
+        cost = sum((plan.cost for plan in alone.values()), found.cost)
+        if cost.total >= best.cost.total:
+            break
+        best = replace(found, cost=cost, peak=max(found.peak, *(plan.peak for plan in alone.values())), alone=alone)
+    return best
+
+
+def _alone(joint: Joint, source: int, budget: int, others: Mapping[tuple[int, int], PackPlan]) -> dict[tuple[int, int], PackPlan] | None:
+    """With others, the plans of one kind of sources to every target behind it; None where some cannot be swept alone."""
+    found = dict(others)
+    for number, end in enumerate(joint.targets):
+        if source in end.barred or not any(map(any, end.counts)) or not any(map(any, joint.sources[source].counts)):
+            continue
+        if (source, number) not in joint.pairs:
+            return None
+        try:
+            found[source, number] = plan_pack(joint.pair(source, number), budget)
+        except BudgetError:
+            return None
+    return found
+
+
+def _together(joint: Joint, budget: int, prompt: int) -> JointPlan:
+    """One way down for all sources that are not left out, in as few sweeps as fit."""
     least = joint_memory(joint)
     while True:
         if (whole := joint_memory(joint)) <= budget:
@@ -230,7 +298,8 @@ def least_joint_memory(joint: Joint) -> int:
 
 def in_smaller_pieces(joint: Joint, plan: JointPlan) -> JointPlan:
     """The plan of one prompt out of a pack that was too large, in smaller pieces and one sweep."""
-    return replace(plan, joint=replace(joint, pieces=plan.joint.pieces.smaller), sweeps=((0, joint.n_targets),))
+    smaller = replace(joint, pieces=plan.joint.pieces.smaller)
+    return JointPlan(smaller, ((0, joint.n_targets),), joint_cost(smaller), joint_memory(smaller))
 
 
 def _in_sweeps(joint: Joint, budget: int) -> JointPlan:

@@ -49,10 +49,10 @@ class TargetSet(NamedTuple):
 def join(primal: Primal, targets: Sequence[TargetSet], sources: Sequence[SourceSet], between: Between) -> list[Jacobians]:
     """For every set of sources its Jacobian: of each prompt [rows of all sets, sources].
 
-    Targets that do not lie behind a source have zeros there.
+    Targets that do not lie behind a source have zeros there. Sources that write nowhere have no Jacobian.
     """
     positions = _positions(primal, targets)
-    found = [_zeros(primal, positions, source) for source in sources]
+    found = [_zeros(primal, positions, source) if source.writes else [] for source in sources]
     sweep = _Sweep(primal, positions, sources, found, between)
     descend([_JoiningDown(sweep, each) for each in targets if len(each.seeds.token)])
     return found
