@@ -292,7 +292,7 @@ def test_rows_on_their_cone_are_rows_on_the_whole_prompt(family: Family, policy:
     full[at, range(len(at))] = rows.value
     found: list[Tensor] = []
     for lying, given in ((on_cone, flat), (whole, full.flatten(0, 1))):
-        Down(on, top, lying, [start], lambda site, rows, is_spread: found.append(rows)).everywhere(given)
+        Down(on, top, lying, [start], lambda site, rows, is_brought: found.append(rows)).everywhere(given)
     narrow, everywhere = found[0], found[1].unflatten(0, (length, len(at)))
     for band in on_cone.bands:
         mine = everywhere[:, band.row : band.row + band.rows]
@@ -340,8 +340,8 @@ def test_seeded_rows_are_rows_of_the_cone_at_their_own_position(family: Family, 
     way = [Down(on, stop, down, [z], lambda *found: read.append(found)) for _ in range(2)]
     way[0].seeded(targets)
     way[1].everywhere(flat)
-    (alone_site, alone, is_alone_spread), (site, spread, is_spread) = read
-    assert (alone_site, site, is_alone_spread, is_spread) == (z, z, False, True)
+    (alone_site, alone, _), (site, spread, _) = read
+    assert (alone_site, site, way[0].is_spread, way[1].is_spread) == (z, z, False, True)
     for band in down.bands:
         cells = band.of(spread)
         assert_close(alone[band.row : band.row + band.rows], cells[-1], COMPONENT)

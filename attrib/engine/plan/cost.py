@@ -317,13 +317,15 @@ class _Count(Descent[_Moving]):
     """The products of compute.py's `Down`, step by step."""
 
     def __init__(self, task: Task, wanted: Collection[Site], in_heads: bool = False, reads: bool = True) -> None:
-        super().__init__(task.config, task.policy, task.stop, task.held, task.passed, wanted, in_heads)
+        low = min(map(station, wanted), key=lambda site: site.depth)
+        above = [site for site in wanted if station(site) != low]
+        super().__init__(task.config, task.policy, task.stop, task.held, task.passed, above, brought=[low], in_heads=in_heads)
         self.task, self.cost, self.reads, self.arrives = task, Cost(task.itemsize), reads, False
         self.alive: Counts = task.targets
         self.waits: dict[int, Counts] = {}
 
     @property
-    def part(self) -> Part:
+    def mlp_part(self) -> Part:
         """What products of an MLP are a part of."""
         return "mlp" if self.is_spread else "seeds"
 
@@ -335,15 +337,15 @@ class _Count(Descent[_Moving]):
         return _Moving()
 
     def through_mlp(self, layer: int, stream: _Moving, keeps: bool) -> _Moving:
-        mlp(self.task, self.cost, layer, self.alive, self.part)
+        mlp(self.task, self.cost, layer, self.alive, self.mlp_part)
         return _Moving() if keeps else stream
 
     def through_mlp_alone(self, layer: int, rows: _Moving) -> _Moving:
-        mlp(self.task, self.cost, layer, self.alive, self.part)
+        mlp(self.task, self.cost, layer, self.alive, self.mlp_part)
         return rows
 
     def through_matrices(self, layer: int, rows: _Moving) -> _Moving:
-        mlp_rows(self.task, self.cost, self.part, self.cells)
+        mlp_rows(self.task, self.cost, self.mlp_part, self.cells)
         mlp_point(self.task, self.cost)
         return _Moving()
 
@@ -396,7 +398,7 @@ class _Count(Descent[_Moving]):
         self.cost.mm("readout", task.n_sources, d, d_heads)
         readout(task, self.cost, False, d + d_heads)
 
-    def read(self, site: Site, rows: _Moving) -> None:
+    def read(self, site: Site, rows: _Moving, is_brought: bool) -> None:
         self.arrives = True
         if not self.reads:
             return

@@ -14,7 +14,7 @@ from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.steps import Flat, leaving_rows, pull_attention, pull_to_mlp_in, spread_down, through_mlp, through_norm_2
 
 
-class _Waiting:
+class Waiting:
     """Rows in a dictionary: by position, as so many rows of so many terms; and as they come out of its skip connection."""
 
     def __init__(self, passing: Passing, tokens: int) -> None:
@@ -36,6 +36,8 @@ class Down(Descent[Tensor]):
         wanted: Collection[Site],
         read: Callable[[Site, Flat, bool], None],
         *,
+        brought: Collection[Site] = (),
+        stops_below: bool = False,
         between: Between = NOTHING,
         read_heads: Callable[[int, Flat, Flat | None], None] | None = None,
     ) -> None:
@@ -43,31 +45,40 @@ class Down(Descent[Tensor]):
 
         Args:
             down: what the rows see.
-            wanted: where they are read out; the lowest of them is the end.
-            read: is given the place, the rows, and whether they lie on `down` or each at its own position. They are overwritten later.
+            wanted, brought: where they are read out; the lowest of them is the end.
+            read: is given the place, the rows, and whether they are of what the model brings there. They are overwritten later.
+            stops_below: whether they begin at what the model brings to `stop`.
             between: what stands on the way.
             read_heads: is given the lowest attention's layer, the stream behind it, and z where rows have come there; None: no head space.
         """
-        super().__init__(primal.model.config, primal.policy, stop, between.held, between.passing, wanted, read_heads is not None)
+        super().__init__(
+            primal.model.config, primal.policy, stop, between.held, between.passing, wanted, brought=brought, stops_below=stops_below,
+            in_heads=read_heads is not None,
+        )  # fmt: skip
         self.primal, self.down, self.reader, self.heads_reader = primal, down, read, read_heads
-        self.waits = [_Waiting(passing, sum(primal.lengths)) for passing in between.passing]
+        self.waits = [Waiting(passing, sum(primal.lengths)) for passing in between.passing]
 
     def seeded(self, targets: Seeds) -> None:
         """Bring down rows that are each at their own position."""
+        self.run(self.seed(targets))
+
+    def seed(self, targets: Seeds) -> Flat:
+        """Be given rows that are each at their own position; what is returned is theirs to be overwritten."""
         self.targets = targets
-        self._lie(seeded_cone(self.down))
-        self.run(targets.value.clone())
+        self.lie(seeded_cone(self.down))
+        return targets.value.clone()
 
     def everywhere(self, rows: Flat) -> None:
         """Bring down rows that lie on all that they see already; they are overwritten."""
         self.is_spread = True
-        self._lie(self.down)
+        self.lie(self.down)
         self.run(rows)
 
-    def _lie(self, cone: Cone) -> None:
+    def lie(self, cone: Cone) -> None:
+        """Have rows on a cone from here on."""
         self.cone, self.cells = cone, list[Cells]()
 
-    def _positions(self, waiting: _Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
+    def _positions(self, waiting: Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
         """Every position with rows and terms: its packed index, the cells of the rows, the terms."""
         lengths = self.primal.lengths
         self.cells = self.cells or [cells_of(self.cone, prompt, length, waiting.passing.x.device) for prompt, length in enumerate(lengths)]
@@ -124,7 +135,7 @@ class Down(Descent[Tensor]):
         for waiting in self.waits:
             if waiting.skip is not None:
                 waiting.skip = self._widened(waiting.skip)
-        self._lie(self.down)
+        self.lie(self.down)
         return out
 
     def _widened(self, rows: Tensor) -> Tensor:
@@ -162,6 +173,6 @@ class Down(Descent[Tensor]):
         assert self.heads_reader is not None
         self.heads_reader(layer, stream, z)
 
-    def read(self, site: Site, rows: Tensor) -> None:
-        """Handed to the reader, with the knowledge of where rows lie."""
-        self.reader(site, rows, self.is_spread)
+    def read(self, site: Site, rows: Tensor, is_brought: bool) -> None:
+        """Handed to the reader."""
+        self.reader(site, rows, is_brought)

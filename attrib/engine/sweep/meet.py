@@ -69,33 +69,34 @@ def reverse(
     """
     found = found or {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
     low = station(min(sources, key=lambda site: site.depth))
+    above = [site for site in sources if station(site) != low]
 
     def at(place: Site) -> list[tuple[Seeds, Jacobians]]:
         return [(seeds, found[site]) for site, seeds in sources.items() if station(site) == place]
 
-    def read(place: Site, rows: Flat, is_spread: bool) -> None:
+    def read(place: Site, rows: Flat, _: bool) -> None:
         for seeds, out in at(place):
-            if is_spread:
+            if way.is_spread:
                 contract(primal, down, rows, seeds, out)
             else:
                 contract_seeded(primal, targets._replace(value=rows), seeds, out)
 
     def read_heads(layer: int, stream: Flat, z: Flat | None) -> None:
-        for seeds, out in at(low):
-            read_in_head_space(primal, layer, down, stream, seeds, out, z)
+        read_in_head_space(primal, layer, down, stream, at(low), z)
 
     # in head space the whole of the lowest layer is passed at once, so nothing may be written there that sources would pass
     is_open = not between.passing and all(site.layer in primal.shut_mlps for site in between.held)
     can = is_open and low.kind == "resid_pre" and len(attentions_between(low, stop)) > 1
     pays = can and all(heads_pay(primal, down, seeds) for seeds, _ in at(low))
-    Down(primal, stop, down, sources, read, between=between, read_heads=read_heads if pays else None).seeded(targets)
+    way = Down(primal, stop, down, above, read, brought=[low], between=between, read_heads=read_heads if pays else None)
+    way.seeded(targets)
     return found
 
 
 def pulled(primal: Primal, stop: Site, targets: Seeds, down: Cone, to: Site, between: Between) -> Flat | None:
     """Cotangents at a place below `stop`: on their cone, or each at its own position where no attention is between; None is zeros."""
     found: list[Flat] = []
-    Down(primal, stop, down, [to], lambda _, rows, __: found.append(rows), between=between).seeded(targets)
+    Down(primal, stop, down, (), lambda _, rows, __: found.append(rows), brought=[to], between=between).seeded(targets)
     return found[0] if found else None
 
 
@@ -106,16 +107,25 @@ def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
     return met + len(sources.value) * primal.model.config.d_model < cone.cells * primal.model.config.d_model
 
 
-def read_in_head_space(primal: Primal, layer: int, cone: Cone, g: Flat, sources: Seeds, out: Jacobians, z: Flat | None = None) -> None:
+def read_in_head_space(
+    primal: Primal, layer: int, cone: Cone, g: Flat, sources: Sequence[tuple[Seeds, Jacobians]], z: Flat | None = None
+) -> None:
     """Read out at resid_pre with g at resid_mid, and z if it is known: sources are pushed through norm and projections, once for all rows.
 
     In a parallel block g is that of resid_post too, and sources pass the MLP at their own position.
+
+    Args:
+        sources: sets of them, each with the Jacobian that is added to.
     """
-    beside = with_mlp(primal, layer, sources) if primal.model.config.parallel else sources
-    seeds = sources._replace(value=torch.cat([beside.value, into_heads(primal, layer, sources)], dim=1))
+    pushed = []
+    for seeds, out in sources:
+        beside = with_mlp(primal, layer, seeds) if primal.model.config.parallel else seeds
+        pushed.append((seeds._replace(value=torch.cat([beside.value, into_heads(primal, layer, seeds)], dim=1)), out))
     for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
-        contract(primal, Cone(tuple(bands)), torch.cat([g[part], heads], dim=1), seeds, out)
-        del heads
+        rows = torch.cat([g[part], heads], dim=1)
+        for seeds, out in pushed:
+            contract(primal, Cone(tuple(bands)), rows, seeds, out)
+        del heads, rows
 
 
 def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> Flat:

@@ -6,17 +6,27 @@ that brings cotangents down takes it: from targets to sources, to where tangents
 Where a dictionary writes, what comes down is taken: it goes no further, or, where dictionaries are passed, waits until
 the place is reached that they read (see passing.py). So at some places nothing is left of the stream, or of what a
 component gets, and steps that would move nothing are left out.
+
+Several sets of targets, which are read at several places, go down as one (`descend`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 from attrib.core.types import SITE_KINDS, Policy, Site
 from attrib.engine.blocks.passing import Passed, Passing, station
 from attrib.models.transformer import ModelConfig
 
 Rows = TypeVar("Rows")
+
+
+def places(top: Site, lowest: Site) -> Iterator[Site]:
+    """Every place of the way down, both ends included, as `station` names them."""
+    for layer in range(top.layer, lowest.layer - 1, -1):
+        for kind in reversed(SITE_KINDS[:-1]):
+            if lowest.depth <= (site := Site(layer, kind)).depth <= top.depth:
+                yield site
 
 
 class Descent(ABC, Generic[Rows]):
@@ -30,6 +40,9 @@ class Descent(ABC, Generic[Rows]):
         held: Collection[Site],
         passing: Sequence[Passing | Passed],
         wanted: Collection[Site],
+        *,
+        brought: Collection[Site] = (),
+        stops_below: bool = False,
         in_heads: bool = False,
     ) -> None:
         """Make one.
@@ -38,106 +51,126 @@ class Descent(ABC, Generic[Rows]):
             stop: where it begins: derivatives are of what stands there.
             held: written places on the way.
             passing: the dictionaries that are passed.
-            wanted: where rows are read out; the lowest of them is the end.
+            wanted: where rows are read out of what stands there, as it is what sources write.
+            brought: where they are read out of what the model brings there, before anything is written. The lowest of both is the end.
+            stops_below: whether derivatives are of what the model brings to `stop`, and not of what is written there.
             in_heads: whether the lowest attention is read out in head space, and the MLP beside it in a parallel block left to the sources.
         """
         self.config, self.policy, self.stop = config, policy, station(stop)
-        self.held, self.passing, self.wanted = held, passing, {station(site) for site in wanted}
-        self.start = min(self.wanted, key=lambda site: site.depth)
+        self.held, self.passing, self.stops_below = held, passing, stops_below
+        self.wanted, self.brought = ({station(site) for site in sites} for sites in (wanted, brought))
+        self.read_out = self.wanted | self.brought
+        self.start = min(self.read_out, key=lambda site: site.depth)
         self.waiting: set[int] = set()
         self.is_spread, self.in_heads = False, in_heads
+        self.stream: Rows | None = None
+        self.part: Rows | None = None
+        self.beside: Rows | None = None
+        self.written: Rows | None = None
 
     def run(self, rows: Rows) -> None:
-        """From `stop`, where `rows` are, to the lowest place that is wanted. `rows` may be overwritten."""
-        stream: Rows | None = None
-        part: Rows | None = rows
-        beside: Rows | None = None
-        written: Rows | None = None
+        """From `stop`, where `rows` are, to the lowest place that is read out. `rows` may be overwritten."""
+        self.part = rows
         del rows  # so that they are let go of where they are not needed any more
-        for site in self._places():
-            layer, is_parallel = site.layer, self.config.parallel
-            # nothing within a parallel block moves what the MLP beside it reads; in head space, sources pass that MLP themselves
-            is_moved = not (is_parallel and layer == self.start.layer and (self.in_heads or self.start.kind != "resid_pre"))
-            match site.kind:
-                case _ if site == self.stop:
-                    pass
-                case _ if self._is_end(site):
-                    part = None  # what it would take to come here is saved
-                case "mlp_out":
-                    part = stream
-                case "mlp_in" if part is not None and self.policy.mlp == "exact":
-                    if not self._is_plain(site):
-                        part = self.through_matrices(layer, part)
-                    elif not is_moved:
-                        part = None
-                    elif part is stream:
-                        beside, part = self.through_mlp(layer, part, is_parallel), None
-                    else:
-                        beside, part = self.sum(stream, self.through_mlp_alone(layer, part)), None
-                case "mlp_in":
-                    part = None
-                case "resid_mid":
-                    if part is not None and is_moved:
-                        beside = self.sum(stream, self.through_norm(layer, part))
-                    if is_parallel:
-                        part = stream  # what came through the MLP is the stream's before attention
-                    else:
-                        part, beside = stream if beside is None else beside, None
-                case "attn_out":
-                    part = stream
-                case "z" if part is not None and self.is_spread and self._is_plain(site):
-                    written, part = part, None  # which attention takes in chunks
-                case "z" if part is not None:
-                    part = self.through_output(layer, part)
-                case "resid_pre":
-                    below, beside = stream if beside is None else beside, None
-                    if below is not None and self.in_heads and site == self.start:
-                        self.read_heads(layer, below, part)
-                        part = None
-                    elif written is not None:
-                        part = self.through_attention(layer, below, written)
-                    elif part is not None and self.is_spread:
-                        part = self.through_heads(layer, below, part)
-                    elif part is not None:
-                        part, self.is_spread = self.spread(layer, below, part), True
-                    else:
-                        part = below
-                    below = written = None
-            part = self._cross(site, part)
-            if site.is_residual:
-                stream = part
+        for site in places(self.stop, self.start):
+            self.step(site)
 
-    def _places(self) -> Iterator[Site]:
-        """Every place from `stop` down to `start`."""
-        for layer in range(self.stop.layer, self.start.layer - 1, -1):
-            for kind in reversed(SITE_KINDS[:-1]):
-                if self.start.depth <= (site := Site(layer, kind)).depth <= self.stop.depth:
-                    yield site
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left of the rows, at a place of the stream that has been passed."""
+        return self.stream is None and not self.waiting
+
+    def step(self, site: Site) -> None:
+        """From the place above to this one, which follows it.
+
+        Four are under way: the stream at the last of its places (`stream`), what a component gets that is on its way
+        through it (`part`), what has come through a component and is to be added where it reads the stream (`beside`),
+        and what attention has written, where that is taken in chunks (`written`).
+        """
+        layer, is_parallel = site.layer, self.config.parallel
+        # nothing within a parallel block moves what the MLP beside it reads; in head space, sources pass that MLP themselves
+        is_moved = not (is_parallel and layer == self.start.layer and (self.in_heads or self.start.kind != "resid_pre"))
+        match site.kind:
+            case _ if site == self.stop:
+                pass
+            case _ if self._is_end(site):
+                self.part = None  # what it would take to come here is saved
+            case "mlp_out":
+                self.part = self.stream
+            case "mlp_in" if self.part is not None and self.policy.mlp == "exact":
+                if not self._is_plain(site):
+                    self.part = self.through_matrices(layer, self.part)
+                elif not is_moved:
+                    self.part = None
+                elif self.part is self.stream:
+                    self.beside, self.part = self.through_mlp(layer, self.part, is_parallel), None
+                else:
+                    self.beside, self.part = self.sum(self.stream, self.through_mlp_alone(layer, self.part)), None
+            case "mlp_in":
+                self.part = None
+            case "resid_mid":
+                if self.part is not None and is_moved:
+                    self.beside = self.sum(self.stream, self.through_norm(layer, self.part))
+                if is_parallel:
+                    self.part = self.stream  # what came through the MLP is the stream's before attention
+                else:
+                    self.part, self.beside = self._beside_stream(), None
+            case "attn_out":
+                self.part = self.stream
+            case "z" if self.part is not None and self.is_spread and self._is_plain(site):
+                self.written, self.part = self.part, None  # which attention takes in chunks
+            case "z" if self.part is not None:
+                self.part = self.through_output(layer, self.part)
+            case "resid_pre":
+                self._through_attention(site)
+        self.part = self._cross(site, self.part)
+        if site.is_residual:
+            self.stream = self.part
+
+    def _beside_stream(self) -> Rows | None:
+        """The stream with what has come through a component."""
+        return self.stream if self.beside is None else self.beside
+
+    def _through_attention(self, site: Site) -> None:
+        """To the stream that an attention reads, in whichever form rows have come to it."""
+        layer, below, part, written = site.layer, self._beside_stream(), self.part, self.written
+        self.stream = self.part = self.beside = self.written = None
+        if below is not None and self.in_heads and site == self.start:
+            self.read_heads(layer, below, part)
+        elif written is not None:
+            self.part = self.through_attention(layer, below, written)
+        elif part is not None and self.is_spread:
+            self.part = self.through_heads(layer, below, part)
+        elif part is not None:
+            self.part, self.is_spread = self.spread(layer, below, part), True
+        else:
+            self.part = below
 
     def _is_end(self, site: Site) -> bool:
         """Whether what comes down to a component goes nowhere: its place is written by others, and nothing there is entered or read."""
-        if site.is_residual or site not in self.held or site in self.wanted:
+        if site.is_residual or site not in self.held or site in self.read_out:
             return False
         return not any(site in passing.writes for passing in self.passing)
 
     def _is_plain(self, site: Site) -> bool:
         """Whether rows pass a place without anything being done to them."""
-        return site not in self.held and site not in self.wanted and not any(self.passing[n].reads == site for n in self.waiting)
+        return site not in self.held and site not in self.read_out and not any(self.passing[n].reads == site for n in self.waiting)
 
     def _cross(self, site: Site, rows: Rows | None) -> Rows | None:
         """From what stands at a place to what the model brings there."""
-        rows = self._arrivals(site, rows, before=False)
-        if site in self.wanted and site != self.start and rows is not None:
-            self.read(site, rows)
-        if site in self.held:
-            for number, passing in enumerate(self.passing):
-                if rows is not None and site in passing.writes:
-                    self.enter(number, site, rows)
-                    self.waiting.add(number)
-            rows = None
-        rows = self._arrivals(site, rows, before=True)
-        if site == self.start and rows is not None:
-            self.read(site, rows)
+        if not (self.stops_below and site == self.stop):
+            rows = self._arrivals(site, rows, before=False)
+            if site in self.wanted and rows is not None:
+                self.read(site, rows, is_brought=False)
+            if site in self.held:
+                for number, passing in enumerate(self.passing):
+                    if rows is not None and site in passing.writes:
+                        self.enter(number, site, rows)
+                        self.waiting.add(number)
+                rows = None
+            rows = self._arrivals(site, rows, before=True)
+        if site in self.brought and rows is not None:
+            self.read(site, rows, is_brought=True)
         return rows
 
     def _arrivals(self, site: Site, rows: Rows | None, before: bool) -> Rows | None:
@@ -202,5 +235,43 @@ class Descent(ABC, Generic[Rows]):
         """Read the lowest attention out in head space, from the stream behind it, and from z where rows have come there already."""
 
     @abstractmethod
-    def read(self, site: Site, rows: Rows) -> None:
-        """Read out."""
+    def read(self, site: Site, rows: Rows, is_brought: bool) -> None:
+        """Read out what stands at a place, or what the model brings there."""
+
+
+class Joining(Descent[Rows]):
+    """A way down of one of several sets of targets, or of those that have come together."""
+
+    @abstractmethod
+    def begin(self) -> Rows:
+        """The rows at `stop`."""
+
+    @abstractmethod
+    def take_in(self, others: Sequence[Any]) -> None:
+        """Go on with the rows of others of its class too, at a place of the stream.
+
+        All have been spread; some may have no rows left but what waits.
+        """
+
+
+def descend(ways: Iterable[Joining[Rows]]) -> None:
+    """Several sets of targets on one way down: each joins where it stops, and from the attention on that spreads it goes with the others.
+
+    All are read out at the same places. Where rows lie on all that they see, those of all sets go through the products of a step at
+    once; so whatever joins pays for its own first attention alone. They come together where a layer begins: there, no row is
+    within a component.
+    """
+    joining = sorted(ways, key=lambda way: way.stop.depth)  # the next to join is the last
+    going: list[Joining[Rows]] = []
+    for site in places(joining[-1].stop, joining[-1].start):
+        while joining and joining[-1].stop == site:
+            going.append(joining.pop())
+            going[-1].part = going[-1].begin()
+        for way in going:
+            way.step(site)
+        if site.kind == "resid_pre":
+            going = [way for way in going if not way.is_over]
+            spread = [way for way in going if way.is_spread]
+            if len(spread) > 1:
+                spread[0].take_in(spread[1:])
+                going = [way for way in going if way not in spread[1:]]
