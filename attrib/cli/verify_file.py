@@ -38,7 +38,7 @@ def _faults(file: Path) -> Iterator["Fault"]:
     """What is wrong with a file; that it cannot be opened is among it, so that the others are looked at all the same."""
     from attrib import stats, store
     from attrib.store.layout import STATISTICS
-    from attrib.store.output import format_at
+    from attrib.store.writing import format_at
 
     try:
         yield from (stats if format_at(file) == STATISTICS else store).faults(file)

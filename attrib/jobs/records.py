@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from attrib.core.types import FormatError
 from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
-from attrib.store.whole import whole
+from attrib.store.writing import whole
 
 FailureKind = Literal["memory", "died", "error"]
 

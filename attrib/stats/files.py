@@ -16,8 +16,8 @@ from attrib.stats.rows import COUNTS, LARGEST_LATENT, Rows, empty, keys_of, pair
 from attrib.stats.sketch import Sketch, check
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import PART, Exact, Table
-from attrib.store.fault import Fault
 from attrib.store.layout import REMEDY, Block
+from attrib.store.reading import Fault
 from attrib.store.statistics import Column, Groups, Stored, Written, damaged_statistics, read_statistics, write_statistics
 
 _INTEGER = ("<i4", "<i8")

@@ -16,12 +16,12 @@ from attrib.core.edges import Edges, Prompts, Value, join, join_prompts
 from attrib.core.slices import ptr_of
 from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
-from attrib.store.fault import Fault
 from attrib.store.handles import Handles
 from attrib.store.index import Identity, Index, ShardFile, differences, index_of, shared
 from attrib.store.layout import REMEDY, Block
 from attrib.store.merged import merged_names
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
+from attrib.store.reading import Fault
 from attrib.store.select import Latents, Selection, lengths
 from attrib.store.shard import Store, open_shard, the_block
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attrib.core.slices import part_of, ptr_of
 from attrib.core.types import EdgeKind, FormatError, InputError
-from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.layout import Block
+from attrib.store.reading import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.rows import read_column
 
 OWN = frozenset({"prompts", "method", "budget", "seed", "precision_error"})

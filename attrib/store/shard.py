@@ -15,7 +15,9 @@ from torch import Tensor
 from attrib.core.edges import Edges, Nodes, Prompts, join
 from attrib.core.slices import ptr_of, ranges
 from attrib.core.types import EdgeKind, InputError, NodeKind, Site, as_now
-from attrib.store.checked import (
+from attrib.store.layout import Block
+from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, checked_slice
+from attrib.store.reading import (
     FLOAT,
     INTEGER,
     POINTER,
@@ -30,8 +32,6 @@ from attrib.store.checked import (
     read_text,
     translated,
 )
-from attrib.store.layout import Block
-from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, checked_slice
 from attrib.store.rows import read_column, read_ptr, read_strings
 from attrib.store.select import Latents, Selection, is_among, keep_nodes, select_latents
 from attrib.store.wellformed import fault
