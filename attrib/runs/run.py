@@ -16,6 +16,7 @@ from attrib.core.edges import Edges
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read
 from attrib.runs.spec import Loaded, Work, check_device, checked, load, toml_table
+from attrib.store.writing import check_output
 
 
 class RunFile(Work):
@@ -90,14 +91,6 @@ def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     return list(run.prompt)
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises InputError where the file exists and may not be replaced, or its folder does not."""
-    if path.exists() and not overwrite:
-        raise InputError(f"out: {path} exists; give --overwrite to replace it, or another name.")
-    if not path.parent.is_dir():
-        raise InputError(f"out: the folder {path.parent} does not exist.")
-
-
 def execute(run: RunFile, progress: Progress | None = None) -> list[Edges]:
     """Compute a run and write its file; returns what was written.
 
@@ -123,6 +116,6 @@ def forecast(run: RunFile) -> list[Plan | None]:
 
 def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages]]:
     if run.out is not None:
-        check_output(run.out, run.overwrite)
+        check_output("out", run.out, None, overwrite=run.overwrite)
     prompts = prompts_of(run)
     return load(run, check_device(run.device)), prompts
