@@ -33,7 +33,7 @@ from attrib.core.finite import require_finite, total
 from attrib.core.shown import in_one_line
 from attrib.core.sparse import canonical, columns_of, holds
 from attrib.core.types import FormatError, InputError, Site, SparseLatents
-from attrib.core.weights import Opened, check_finite
+from attrib.core.weights import OpenedFile, check_finite
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
 """Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
@@ -111,7 +111,7 @@ class Dictionary(Fingerprinted):
     params: DictionaryParams
     config: DictionaryConfig
     name: str
-    files: tuple[Opened, ...] = ()
+    files: tuple[OpenedFile, ...] = ()
     """The files that W_enc and W_dec of a lazy dictionary are maps of."""
 
     def __repr__(self) -> str:
