@@ -294,32 +294,32 @@ def concatenated(pieces: list[Tensor]) -> Tensor:
 
 
 class Growing:
-    """A column that grows at its end, in blocks that double up to a size which the machine takes back when they are let go of.
+    """A column that grows at its end, in pieces that double up to a size which the machine takes back when they are let go of.
 
     Many small tensors would stay in the process's heap, beside the whole that they are copied to.
     """
 
-    BLOCK = 1 << 23
+    LARGEST = 1 << 23
 
     def __init__(self) -> None:
-        self.blocks: list[Tensor] = []
+        self.pieces: list[Tensor] = []
         self.used = self.size = 0
 
     def add(self, piece: Tensor) -> None:
         """Append a piece."""
         while len(piece):
-            if not self.blocks or self.used == len(self.blocks[-1]):
-                self.blocks.append(piece.new_empty(max(len(piece), min(self.size, self.BLOCK))))
+            if not self.pieces or self.used == len(self.pieces[-1]):
+                self.pieces.append(piece.new_empty(max(len(piece), min(self.size, self.LARGEST))))
                 self.used = 0
-            taken = min(len(piece), len(self.blocks[-1]) - self.used)
-            self.blocks[-1][self.used : self.used + taken] = piece[:taken]
+            taken = min(len(piece), len(self.pieces[-1]) - self.used)
+            self.pieces[-1][self.used : self.used + taken] = piece[:taken]
             self.used, self.size, piece = self.used + taken, self.size + taken, piece[taken:]
 
     def whole(self, none: Tensor) -> Tensor:
         """All of it; `none` where there is nothing. The column is empty afterwards."""
-        if self.blocks:
-            self.blocks[-1] = self.blocks[-1][: self.used]
-        return concatenated(self.blocks or [none])
+        if self.pieces:
+            self.pieces[-1] = self.pieces[-1][: self.used]
+        return concatenated(self.pieces or [none])
 
 
 def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
