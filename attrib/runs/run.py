@@ -4,6 +4,7 @@ A run is described by `RunFile`, whose fields are the options of `attrib run` an
 file. Everything that can be refused is refused before anything is computed.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,7 @@ def read_prompts(path: Path) -> list[str | Tensor | Messages]:
         InputError: where the file is missing, or holds something else than a prompt; names the line.
     """
     name = str(path)
-    if name != "-" and not name.startswith("hf:") and not _exists(path):
+    if name != "-" and not name.startswith("hf:") and not os.path.exists(path):  # a text that is no name, such as a long one, is none
         raise InputError(
             f"prompts: {name} does not exist; expected a file, one prompt a line, or .jsonl. Text itself is given with --prompt "
             "(in a run file, prompt = [...])."
@@ -72,13 +73,6 @@ def read_prompts(path: Path) -> list[str | Tensor | Messages]:
     if not given:
         raise InputError(f"prompts: {path} is empty; expected one prompt a line.")
     return given
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a NUL: text
-        return False
 
 
 def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:

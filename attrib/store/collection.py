@@ -35,7 +35,7 @@ SHARDS = "shards"
 """The folder of a job that its shards lie in."""
 
 
-class Collection:
+class Collection(AbstractContextManager["Collection"]):
     """The shards of a folder as they were when it was opened; use it in a `with` statement. `attrib.open` makes one.
 
     Prompts go by their numbers in the data set. Shards that carry none count theirs one after another, in the order of
@@ -46,9 +46,6 @@ class Collection:
         self.path = path
         self._index, self._handles, self._closed = index, Handles(index), False
         self._calls: dict[Block, tuple[dict[str, Any], Path]] = {}
-
-    def __enter__(self) -> "Collection":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +37,7 @@ from attrib.store.select import Latents, Selection, is_among, keep_nodes, select
 from attrib.store.wellformed import fault
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """An open shard, read on demand; use it in a `with` statement. `attrib.open` makes one."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -49,9 +49,6 @@ class Store:
         """Versions of the packages that wrote the shard."""
         self.blocks: list[Block] = _read_blocks(child(file, "blocks", h5py.Group))
         self._count: int = len(dataset(child(file, "prompts", h5py.Group), "ptr", POINTER)) - 1
-
-    def __enter__(self) -> "Store":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
