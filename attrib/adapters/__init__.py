@@ -3,20 +3,36 @@
 import re
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lazy_loader  # type: ignore[import-untyped]
 import torch
 
 from attrib.adapters.given import as_dictionary as as_dictionary
 from attrib.adapters.given import as_model as as_model
+from attrib.adapters.loading import make_private, no_bars
 from attrib.adapters.models.check import Check as Check
 from attrib.adapters.models.check import check_model as check_model
-from attrib.adapters.private import make_private
-from attrib.adapters.quiet import no_bars
 from attrib.core.devices import check_device, check_dtype
 from attrib.core.types import InputError, Site, natural
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
+
+if TYPE_CHECKING:
+    from attrib.adapters.dictionaries.sae_lens import from_sae_lens as from_sae_lens
+    from attrib.adapters.dictionaries.tensors import from_tensors as from_tensors
+    from attrib.adapters.models.hugging_face import from_hugging_face as from_hugging_face
+    from attrib.adapters.models.transformer_lens import from_transformer_lens as from_transformer_lens
+
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "dictionaries.sae_lens": ["from_sae_lens"],
+        "dictionaries.tensors": ["from_tensors"],
+        "models.hugging_face": ["from_hugging_face"],
+        "models.transformer_lens": ["from_transformer_lens"],
+    },
+)
 
 SMOLLM2 = "smollm2-135m"
 SHIPPED = Path(__file__).parent.parent / "shipped"
@@ -77,6 +93,8 @@ def load_model(name: Any, *, device: torch.device | str | None = None, dtype: to
 def _load_lens(name: str, options: dict[str, Any]) -> Model:
     """A model that TransformerLens knows."""
     from transformer_lens import HookedTransformer
+
+    from attrib.adapters.models.transformer_lens import from_transformer_lens
 
     try:
         with no_bars():
@@ -203,31 +221,3 @@ def _refuse_options(name: str | Path, **options: object) -> None:
 def shipped() -> list[str]:
     """Names of the dictionaries that come with attrib, layer by layer."""
     return sorted((f"{cfg.parent.parent.name}/{cfg.parent.name}" for cfg in SHIPPED.glob("*/*/cfg.json")), key=natural)
-
-
-def from_transformer_lens(model: Any, *, name: str | None = None) -> Model:
-    """See `attrib.adapters.models.transformer_lens.from_transformer_lens`."""
-    from attrib.adapters.models import transformer_lens
-
-    return transformer_lens.from_transformer_lens(model, name=name)
-
-
-def from_hugging_face(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
-    """See `attrib.adapters.models.hugging_face.from_hugging_face`."""
-    from attrib.adapters.models import hugging_face
-
-    return hugging_face.from_hugging_face(model, tokenizer, name=name)
-
-
-def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
-    """See `attrib.adapters.dictionaries.sae_lens.from_sae_lens`."""
-    from attrib.adapters.dictionaries import sae_lens
-
-    return sae_lens.from_sae_lens(sae, name=name)
-
-
-def from_tensors(**tensors: Any) -> Dictionary:
-    """See `attrib.adapters.dictionaries.tensors.from_tensors`."""
-    from attrib.adapters.dictionaries import tensors as adapter
-
-    return adapter.from_tensors(**tensors)

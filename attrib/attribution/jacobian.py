@@ -8,33 +8,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_target, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant
 from attrib.attribution.opening import ends_opened, positions_read
-from attrib.attribution.options import Method, Options, sampled_rows
+from attrib.attribution.options import CallOptions, Options, sampled_rows, with_options
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
 from attrib.core.edges import Edges, join
-from attrib.core.positions import Positions, PositionsLike, plain_positions
+from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
 from attrib.core.types import (
-    EXACT,
     BudgetError,
-    Dense,
     EdgeKind,
-    Effect,
     ErrorAt,
     InputError,
-    Keep,
     NodeKind,
-    Policy,
-    Progress,
 )
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
@@ -43,7 +36,6 @@ from attrib.engine.plan.choose import packs
 from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Error, precision_of
-from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 from attrib.paths.bundle import Ends, Source, Target
@@ -72,22 +64,13 @@ def as_targets(given: Any, argument: str) -> tuple[Target, ...]:
 
 
 @takes(model=as_model, sources=as_sources, targets=as_targets, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def jacobian(
     model: Model,
     sources: Source | Sequence[Source],
     targets: Dictionary | LogitsLike | Sequence[Dictionary | LogitsLike],
     tokens: TokensLike,
-    *,
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008 - an immutable value
-    positions: PositionsLike = None,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    method: Method = "adjoint",
-    precision_rows: int | None = None,
-    progress: bool | Progress = False,
+    **options: Unpack[CallOptions],
 ) -> dict[tuple[int, int], Edges]:
     """How many targets move with many sources, in one sweep: an `Edges` for each pair (source, target), by their numbers.
 
@@ -109,12 +92,12 @@ def jacobian(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
-    if method == "torch.func":
+    asked = Options(**options)
+    if asked.method == "torch.func":
         raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
     prompts = to_prompts(model, tokens)
-    options = replace(options, positions=plain_positions(positions, [len(ids) for ids in prompts]))
-    return _Call(model, tuple(sources), tuple(targets), prompts, options).run()  # type: ignore[arg-type]
+    asked = replace(asked, positions=plain_positions(asked.positions, [len(ids) for ids in prompts]))
+    return _Call(model, tuple(sources), tuple(targets), prompts, asked).run()  # type: ignore[arg-type]
 
 
 Opened = tuple[Tensor, Bundle]

@@ -1,8 +1,9 @@
 """What a call is asked for, and whether that can be: everything that is wrong is said before anything is computed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -10,35 +11,67 @@ from torch import Tensor
 from attrib.attribution.needs import Needs
 from attrib.core.keep import check_keep
 from attrib.core.positions import Positions, PositionsLike, plain_positions
-from attrib.core.types import EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
+from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl
 from attrib.engine.precision import Precision, precision_of
+from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 from attrib.paths.cuts import cuts_between
 from attrib.paths.path import check_source, start_site, stop_site
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
 
 SAMPLED_ROWS = 16
 """Rows that are computed again in float64, to tell the error of a reduced precision."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the four functions are asked for beside what they are of; each says in its docstring what it means."""
+class CommonOptions(TypedDict, total=False):
+    """The options that every attribution and its plan have; what each means is said by `latent_to_latent`."""
 
+    cuts: Sequence[Dictionary]
+    effect: Effect
     policy: Policy
     keep: Keep
-    positions: PositionsLike
     dtype: torch.dtype | str | None
     budget: int
+
+
+class MetricOptions(CommonOptions, total=False):
+    """Those of an attribution to a metric, which has no positions, and one row alone."""
+
     method: Method
     progress: bool | Progress
-    precision_rows: int | None = None
+
+
+class PlanOptions(CommonOptions, total=False):
+    """Those of a plan, which is the same whatever the method."""
+
+    positions: PositionsLike
+    precision_rows: int | None
+
+
+class CallOptions(MetricOptions, PlanOptions, total=False):
+    """Those of every other attribution."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a call, found good, each with its default: no other place states one."""
+
     cuts: Sequence[Dictionary] = ()
     effect: Effect = "direct"
+    policy: Policy = EXACT
+    keep: Keep = Dense()  # noqa: RUF009 - an immutable value
+    positions: PositionsLike = None
+    dtype: torch.dtype | str | None = None
+    budget: int = DEFAULT_BUDGET
+    method: Method = "adjoint"
+    precision_rows: int | None = None
+    progress: bool | Progress = False
     result_fits: bool = True
     """Whether the result has to fit into memory: a plan only tells its size."""
 
@@ -61,6 +94,23 @@ class Options:
     def impl(self) -> Impl:
         """Whose attention maps and selection are used."""
         return "triton" if self.method == "adjoint-triton" else "torch"
+
+
+def with_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose signature spells out the options that it names as a typed dictionary, each with its default of `Options`.
+
+    So `help` shows them, and `takes` refuses any other by its name, as Python does.
+    """
+    plain = signature(function)
+    *named, options = plain.parameters.values()
+    types = get_type_hints(get_args(options.annotation)[0])
+    spelled = [
+        Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=types[option.name])
+        for option in fields(Options)
+        if option.name in types
+    ]
+    function.__signature__ = plain.replace(parameters=[*named, *spelled])  # type: ignore[attr-defined]
+    return function
 
 
 class Call(NamedTuple):

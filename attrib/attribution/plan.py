@@ -1,8 +1,8 @@
 """What a call will cost, told before it runs: `plan`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.utils import _pytree as pytree
@@ -10,16 +10,16 @@ from torch.utils import _pytree as pytree
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.attribution.needs import Needs
 from attrib.attribution.opening import Counts, counts_known, known_task, positions_read
+from attrib.attribution.options import PlanOptions, with_options
 from attrib.attribution.questions import check
-from attrib.core.positions import PositionsLike
 from attrib.core.room import memory_named
-from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, Policy
+from attrib.core.types import EdgeKind, InputError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import PackPlan, packs, plan_pack
 from attrib.engine.plan.cost import Cost, Part
 from attrib.engine.plan.result import result_bytes, size_of
 from attrib.engine.plan.task import Task
-from attrib.engine.tiles import DEFAULT_BUDGET, LEAST_FOR_SAMPLES, sampled_task
+from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 from attrib.paths.targets import LogitsLike, as_logits
@@ -93,22 +93,16 @@ class Plan:
 
 @memory_named("planning")
 @takes(model=as_model, source=as_source, target=as_target, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def plan(
     model: Model,
     source: Dictionary | None,
     target: Dictionary | LogitsLike,
     tokens: TokensLike,
     *,
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008 - an immutable value
-    positions: PositionsLike = None,
     error: bool = True,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    precision_rows: int | None = None,
     active: int | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """The plan of an attribution, without computing it.
 
@@ -125,10 +119,7 @@ def plan(
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
     target = target if isinstance(target, Dictionary) else as_logits(target)
     prompts = to_prompts(model, tokens)
-    needs = check(
-        kind, model, source, target, prompts, cuts=cuts, effect=effect, policy=policy, keep=keep, positions=positions, error=error,
-        dtype=dtype, budget=budget, precision_rows=precision_rows, result_fits=False,
-    )  # fmt: skip
+    needs = check(kind, model, source, target, prompts, error=error, **options, result_fits=False)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
     opening, known = needs.opening, needs.opening.cuts is None and counts_known(source, target, active)
@@ -138,18 +129,18 @@ def plan(
     for ids, found in needs.opened_paths(prompts) if not known else ((ids, None) for ids in prompts):
         read = positions_read(target, needs.positions, len(ids))
         if found is None:
-            counted = known_task(model, source, target, len(ids), policy, needs.positions, opening.itemsize, active)
+            counted = known_task(model, source, target, len(ids), needs.policy, needs.positions, opening.itemsize, active)
             task = opening.opened(counted, read)
         else:
             task = needs.opened(ids, found)
         tasks.append(task)
         opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
-    planned = [pack for _, pack in packs(tasks, lambda task: task, budget, plan_pack)]
+    planned = [pack for _, pack in packs(tasks, lambda task: task, needs.budget, plan_pack)]
     again = _sampled(tasks[0], needs)
     total = sum((part.cost for part in (*planned, *again)), opened)
     least = sum((pack.floor for pack in planned), opened)
     peak = max(part.peak for part in (*planned, *again))
-    size = sum(result_bytes(task, keep) for task in tasks)
+    size = sum(result_bytes(task, needs.keep) for task in tasks)
     return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size, _copies(needs))
 
 

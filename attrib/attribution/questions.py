@@ -4,22 +4,19 @@ Each is a loop over prompts (loop.py): the path at its primal point, its Jacobia
 prompts joined. Attribution is gradient × source activation.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.attribution.loop import run
 from attrib.attribution.needs import Needs
-from attrib.attribution.options import Method, Options, check_call
+from attrib.attribution.options import CallOptions, MetricOptions, Options, check_call, with_options
 from attrib.core.edges import Edges
-from attrib.core.positions import PositionsLike
-from attrib.core.types import EXACT, Dense, EdgeKind, Effect, Keep, Policy, Progress, TopLogits
+from attrib.core.types import EdgeKind, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model
 from attrib.paths.cuts import apart_from
@@ -27,48 +24,30 @@ from attrib.paths.targets import LogitsLike, as_logits
 
 
 @takes(model=as_model, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def token_to_latent(
     model: Model,
     target: Dictionary,
     tokens: TokensLike,
-    *,
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008 - an immutable value
-    positions: PositionsLike = None,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    method: Method = "adjoint",
-    precision_rows: int | None = None,
-    progress: bool | Progress = False,
+    **options: Unpack[CallOptions],
 ) -> Edges:
     """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
 
     See `latent_to_latent` for the options.
     """
-    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
-    return run("token_to_latent", model, None, target, tokens, options, error=True)
+    return run("token_to_latent", model, None, target, tokens, Options(**options), error=True)
 
 
 @takes(model=as_model, source=as_dictionary, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def latent_to_latent(
     model: Model,
     source: Dictionary,
     target: Dictionary,
     tokens: TokensLike,
     *,
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008
-    positions: PositionsLike = None,
     error: bool = True,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    method: Method = "adjoint",
-    precision_rows: int | None = None,
-    progress: bool | Progress = False,
+    **options: Unpack[CallOptions],
 ) -> Edges:
     """How the active latents of `target` move with the active latents of `source`.
 
@@ -97,28 +76,19 @@ def latent_to_latent(
         BudgetError: where the budget is too small for one row of some prompt.
         NotFiniteError: for a prompt at which a value is NaN or infinite.
     """
-    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
-    return run("latent_to_latent", model, source, target, tokens, options, error)
+    return run("latent_to_latent", model, source, target, tokens, Options(**options), error)
 
 
 @takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def latent_to_logit(
     model: Model,
     source: Dictionary,
     tokens: TokensLike,
     *,
     logits: LogitsLike = TopLogits(),  # noqa: B008
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008
-    positions: PositionsLike = None,
     error: bool = True,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    method: Method = "adjoint",
-    precision_rows: int | None = None,
-    progress: bool | Progress = False,
+    **options: Unpack[CallOptions],
 ) -> Edges:
     """How chosen logits move with the active latents of `source`.
 
@@ -129,26 +99,19 @@ def latent_to_logit(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = Options(policy, keep, positions, dtype, budget, method, progress, precision_rows, cuts, effect)
-    return run("latent_to_logit", model, source, as_logits(logits), tokens, options, error)
+    return run("latent_to_logit", model, source, as_logits(logits), tokens, Options(**options), error)
 
 
 @takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@with_options
 def latent_to_metric(
     model: Model,
     source: Dictionary,
     tokens: TokensLike,
     metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
     *,
-    cuts: Sequence[Dictionary] = (),
-    effect: Effect = "direct",
-    policy: Policy = EXACT,
-    keep: Keep = Dense(),  # noqa: B008
     error: bool = True,
-    dtype: torch.dtype | str | None = None,
-    budget: int = DEFAULT_BUDGET,
-    method: Method = "adjoint",
-    progress: bool | Progress = False,
+    **options: Unpack[MetricOptions],
 ) -> Edges:
     """How a scalar of the logits moves with the active latents of `source`: one target row per prompt.
 
@@ -157,8 +120,7 @@ def latent_to_metric(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    options = Options(policy, keep, None, dtype, budget, method, progress, None, cuts, effect)
-    return run("latent_to_metric", model, source, metric, tokens, options, error)
+    return run("latent_to_metric", model, source, metric, tokens, Options(**options), error)
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:
@@ -167,17 +129,8 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
     Args:
         target: a dictionary, a choice of logits, or a metric.
     """
-    usual: dict[str, Any] = {
-        "policy": EXACT,
-        "keep": Dense(),
-        "positions": None,
-        "dtype": None,
-        "budget": DEFAULT_BUDGET,
-        "method": "adjoint",
-        "progress": False,
-    }
     error = options.pop("error", True) or source is None
     if kind == "latent_to_logit":
         target = as_logits(target)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
-    return check_call(kind, model, source, target, tokens, Options(**(usual | options)), error).needs
+    return check_call(kind, model, source, target, tokens, Options(**options), error).needs

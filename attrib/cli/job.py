@@ -15,7 +15,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from attrib.cli.bars import bar
+from attrib.cli.bars import bar, counted
 from attrib.core.types import InputError
 from attrib.view.terminal import console, facts, plain
 from attrib.view.terminal import show as print_table
@@ -55,9 +55,8 @@ def init(
         wanted = job_file(table)
     except InputError as error:
         raise InputError("\n".join(f"{config}: {line}" for line in str(error).splitlines())) from None
-    with bar() as shown:
-        task = shown.add_task("reading prompts", total=None)
-        job = make(folder, wanted, config.parent, allowed=allowed, progress=lambda read, _: shown.update(task, completed=read))
+    with counted("reading prompts") as progress:
+        job = make(folder, wanted, config.parent, allowed=allowed, progress=progress)
     fixed = job.fixed
     print(plain(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards"))
     if fixed.refused:
@@ -208,15 +207,8 @@ def verify(
     from attrib.jobs.records import NOT_DONE
     from attrib.jobs.verify import verify as verify_job
 
-    with bar() as shown:
-        task = shown.add_task("reading shards", total=None)
-        faults = verify_job(
-            folder,
-            recompute=recompute,
-            seed=seed,
-            device=device,
-            progress=lambda done, total: shown.update(task, completed=done, total=total),
-        )
+    with counted("reading shards") as progress:
+        faults = verify_job(folder, recompute=recompute, seed=seed, device=device, progress=progress)
     left = sum(fault.what == NOT_DONE for fault in faults)
     for fault in faults:
         if fault.what != NOT_DONE:

@@ -14,10 +14,8 @@ import typer
 
 import attrib
 from attrib.cli import job, stats
-from attrib.cli.export import export
+from attrib.cli.files import export, show, verify_file
 from attrib.cli.run import plan, run
-from attrib.cli.show import show
-from attrib.cli.verify_file import verify_file
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain

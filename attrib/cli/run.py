@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attrib.cli.bars import bar
+from attrib.cli.bars import counted
 from attrib.core.types import InputError
 from attrib.view.terminal import plain
 
@@ -149,9 +149,8 @@ def run_work(run: "RunFile") -> None:
     from attrib.runs.run import execute
     from attrib.runs.spec import USUAL_KEEP
 
-    with bar() as shown:
-        task = shown.add_task("attributing", total=None)
-        results = execute(run, lambda done, total: shown.update(task, completed=done, total=total))
+    with counted("attributing") as progress:
+        results = execute(run, progress)
     assert run.out is not None
     edges = sum(len(result) for result in results)
     size = run.out.stat().st_size / 1e6

@@ -141,7 +141,7 @@ def _bytes(size: str) -> int:
 def _check_out(out: Path, given: list[Path], overwrite: bool) -> None:
     """Before hours of work, not after."""
     from attrib.store.layout import STATISTICS
-    from attrib.store.output import check_output
+    from attrib.store.writing import check_output
 
     check_output("out", out, STATISTICS, overwrite=overwrite)
     if out.exists() and any(path.exists() and path.samefile(out) for path in given):

@@ -9,6 +9,7 @@ from . import optional as optional
 from . import positions as positions
 from . import room as room
 from . import shown as shown
+from . import slices as slices
 from . import sparse as sparse
 from . import types as types
 from . import version as version
@@ -27,6 +28,7 @@ __all__ = [
     "positions",
     "room",
     "shown",
+    "slices",
     "sparse",
     "types",
     "version",

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.room import memory_named
+from attrib.core.slices import Chosen, counts_of, entries_of, join_ptr, part_of, ptr_of, taken
 from attrib.core.types import EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class Prompts:
         """The number of each prompt in its data set."""
         return torch.arange(len(self)) if self.number is None else self.number
 
-    def slice(self, prompts: slice) -> "Prompts":
-        """A run of successive prompts, with the numbers that they have here."""
-        ptr = self.ptr[prompts.start : prompts.stop + 1]
-        tokens = slice(int(ptr[0]), int(ptr[-1]))
-        return Prompts(ptr - ptr[0], self.ids[tokens], self.strings[tokens], None if self.number is None else self.number[prompts])
+    def take(self, prompts: Chosen) -> "Prompts":
+        """Some prompts, by their place here, with the numbers that they have here."""
+        tokens = entries_of(self.ptr, prompts)
+        number = None if self.number is None else self.number[prompts]
+        return Prompts(ptr_of(counts_of(self.ptr, prompts)), self.ids[tokens], taken(self.strings, tokens), number)
 
     def text(self, prompt: int) -> tuple[str, ...]:
         """The token strings of one prompt."""
@@ -99,6 +100,18 @@ class Nodes:
     def rows(self, prompt: int) -> slice:
         """The rows of one prompt."""
         return slice(int(self.ptr[prompt]), int(self.ptr[prompt + 1]))
+
+    def take(self, rows: Chosen, counts: Int[Tensor, " prompts"]) -> "Nodes":
+        """Some rows, prompt by prompt: so many of each."""
+        return replace(
+            self,
+            ptr=ptr_of(counts),
+            position=self.position[rows],
+            latent=self.latent[rows],
+            activation=self.activation[rows],
+            labels=taken(self.labels, rows) if self.labels else (),
+            probability=None if self.probability is None else self.probability[rows],
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,21 +171,29 @@ class Edges:
         count = len(self.prompts)
         if not -count <= number < count:
             raise InputError(f"prompt: {number} is outside the {count} prompts of this result.")
-        number %= count
-        rows, columns = self.targets.rows(number), self.sources.rows(number)
-        entries = slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
-        return Edges(
-            kind=self.kind,
-            sources=_slice_nodes(self.sources, columns),
-            targets=_slice_nodes(self.targets, rows),
-            indptr=self.indptr[rows.start : rows.stop + 1] - self.indptr[rows.start],
-            indices=self.indices[entries] - columns.start,
+        return self.take(slice(number % count, number % count + 1))
+
+    def take(self, prompts: Chosen) -> "Edges":
+        """The edges of some prompts, by their place here, with their own rows and columns; one may be taken again."""
+        columns, rows = (entries_of(nodes.ptr, prompts) for nodes in (self.sources, self.targets))
+        sources = self.sources.take(columns, counts_of(self.sources.ptr, prompts))
+        targets = self.targets.take(rows, counts_of(self.targets.ptr, prompts))
+        counts, entries = counts_of(self.indptr, rows), entries_of(self.indptr, rows)
+        if isinstance(columns, slice):
+            moved: int | Tensor = -columns.start
+        else:  # a prompt's columns move together: by this much for each of its rows, and so for each of their entries
+            moved = (sources.ptr[:-1] - self.sources.ptr[prompts]).repeat_interleave(targets.ptr.diff()).repeat_interleave(counts)
+        return replace(
+            self,
+            sources=sources,
+            targets=targets,
+            indptr=ptr_of(counts),
+            indices=self.indices[entries] + moved,
             gradient=self.gradient[entries],
             attribution=self.attribution[entries],
             total=self.total[rows],
             l1=self.l1[rows],
-            prompts=self.prompts.slice(slice(number, number + 1)),
-            call=self.call,
+            prompts=self.prompts.take(prompts),
         )
 
     @memory_named("making a dense matrix", "It has all pairs: take fewer targets, or `to_scipy`, which has the edges alone.")
@@ -208,8 +229,8 @@ class Edges:
         """Chosen entries as a table, in the order in which they are given; the cost is theirs alone."""
         import pandas as pd
 
-        row = _part_of(self.indptr, entries)
-        prompt = _part_of(self.targets.ptr, row)
+        row = part_of(self.indptr, entries)
+        prompt = part_of(self.targets.ptr, row)
         first = self.prompts.ptr[prompt]
         table: dict[str, Any] = {"prompt": prompt.numpy()}
         for name, nodes, at in (("source", self.sources, self.indices[entries]), ("target", self.targets, row)):
@@ -224,11 +245,6 @@ class Edges:
         return pd.DataFrame(table | values)
 
 
-def _part_of(ptr: Int[Tensor, " parts_plus_1"], entries: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
-    """Which part each entry lies in, where part i is `ptr[i]:ptr[i+1]`. Empty parts hold nothing."""
-    return torch.searchsorted(ptr, entries, right=True) - 1
-
-
 def _largest(values: Float[Tensor, " entries"], k: int) -> Int[Tensor, " chosen"]:
     """Where the k largest absolute values are, largest first; of equal ones the first. Only those that may be among them are sorted."""
     size = values.abs()
@@ -236,28 +252,11 @@ def _largest(values: Float[Tensor, " entries"], k: int) -> Int[Tensor, " chosen"
     return places[size[places].argsort(descending=True, stable=True)[:k]]
 
 
-def _slice_nodes(nodes: Nodes, rows: slice) -> Nodes:
-    return replace(
-        nodes,
-        ptr=torch.tensor([0, rows.stop - rows.start]),
-        position=nodes.position[rows],
-        latent=nodes.latent[rows],
-        activation=nodes.activation[rows],
-        labels=nodes.labels[rows],
-        probability=None if nodes.probability is None else nodes.probability[rows],
-    )
-
-
-def _join_ptr(ptrs: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " total_plus_1"]:
-    """Pointers of parts laid one after another."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat([ptr.diff() for ptr in ptrs]).cumsum(0)])
-
-
 def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
     first = parts[0]
     return replace(
         first,
-        ptr=_join_ptr([n.ptr for n in parts]),
+        ptr=join_ptr([n.ptr for n in parts]),
         position=torch.cat([n.position for n in parts]),
         latent=torch.cat([n.latent for n in parts]),
         activation=torch.cat([n.activation for n in parts]),
@@ -266,10 +265,11 @@ def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
     )
 
 
-def _join_prompts(parts: Sequence[Prompts]) -> Prompts:
+def join_prompts(parts: Sequence[Prompts]) -> Prompts:
+    """Prompts of several results, one after another."""
     numbered = [part.number for part in parts if part.number is not None]
     return Prompts(
-        _join_ptr([part.ptr for part in parts]),
+        join_ptr([part.ptr for part in parts]),
         torch.cat([part.ids for part in parts]),
         tuple(string for part in parts for string in part.strings),
         torch.cat(numbered) if len(numbered) == len(parts) else None,
@@ -294,32 +294,32 @@ def concatenated(pieces: list[Tensor]) -> Tensor:
 
 
 class Growing:
-    """A column that grows at its end, in blocks that double up to a size which the machine takes back when they are let go of.
+    """A column that grows at its end, in pieces that double up to a size which the machine takes back when they are let go of.
 
     Many small tensors would stay in the process's heap, beside the whole that they are copied to.
     """
 
-    BLOCK = 1 << 23
+    LARGEST = 1 << 23
 
     def __init__(self) -> None:
-        self.blocks: list[Tensor] = []
+        self.pieces: list[Tensor] = []
         self.used = self.size = 0
 
     def add(self, piece: Tensor) -> None:
         """Append a piece."""
         while len(piece):
-            if not self.blocks or self.used == len(self.blocks[-1]):
-                self.blocks.append(piece.new_empty(max(len(piece), min(self.size, self.BLOCK))))
+            if not self.pieces or self.used == len(self.pieces[-1]):
+                self.pieces.append(piece.new_empty(max(len(piece), min(self.size, self.LARGEST))))
                 self.used = 0
-            taken = min(len(piece), len(self.blocks[-1]) - self.used)
-            self.blocks[-1][self.used : self.used + taken] = piece[:taken]
+            taken = min(len(piece), len(self.pieces[-1]) - self.used)
+            self.pieces[-1][self.used : self.used + taken] = piece[:taken]
             self.used, self.size, piece = self.used + taken, self.size + taken, piece[taken:]
 
     def whole(self, none: Tensor) -> Tensor:
         """All of it; `none` where there is nothing. The column is empty afterwards."""
-        if self.blocks:
-            self.blocks[-1] = self.blocks[-1][: self.used]
-        return concatenated(self.blocks or [none])
+        if self.pieces:
+            self.pieces[-1] = self.pieces[-1][: self.used]
+        return concatenated(self.pieces or [none])
 
 
 def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
@@ -336,8 +336,8 @@ def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
         "call": parts[0].call,
         "sources": _join_nodes([p.sources for p in parts]),
         "targets": _join_nodes([p.targets for p in parts]),
-        "indptr": _join_ptr([p.indptr for p in parts]),
-        "prompts": _join_prompts([p.prompts for p in parts]),
+        "indptr": join_ptr([p.indptr for p in parts]),
+        "prompts": join_prompts([p.prompts for p in parts]),
     }
     columns = {name: [getattr(p, name) for p in parts] for name in ("gradient", "attribution", "total", "l1", "indices")}
     sizes = [len(p) for p in parts]

@@ -1,6 +1,8 @@
 """How objects that hold tensors are shown: one line, with shapes in place of numbers, in characters that every terminal has."""
 
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind", bound=type)
 
 
 def shown(value: Any) -> str:
@@ -22,3 +24,9 @@ def shown(value: Any) -> str:
 def record(self: Any) -> str:
     """`__repr__` of a named tuple of tensors."""
     return f"{type(self).__name__}({', '.join(f'{name}={shown(value)}' for name, value in zip(self._fields, self, strict=True))})"
+
+
+def in_one_line(kind: Kind) -> Kind:
+    """A class of named tuples of tensors, each of which is shown in one line."""
+    kind.__repr__ = record  # type: ignore[assignment]
+    return kind

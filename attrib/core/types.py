@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, Int
 
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.warned import renamed, warn_at_caller
 
 if TYPE_CHECKING:  # the command line speaks these words too, and would wait for torch
@@ -220,15 +220,13 @@ EdgeKind = Literal[Question, "token_to_logit", "error_to_latent", "error_to_logi
 # -------------------------------------------------------------------------------------- latents
 
 
+@in_one_line
 class SparseLatents(NamedTuple):
     """The active latents of one prompt, sorted by (position, latent)."""
 
     position: "Int[Tensor, ' active']"
     latent: "Int[Tensor, ' active']"
     value: "Float[Tensor, ' active']"
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 # ----------------------------------------------------------------------------------------- keep

@@ -11,7 +11,7 @@ from torch import Tensor
 from attrib.core.types import AttribError, FormatError, InputError
 
 
-class Opened(NamedTuple):
+class OpenedFile(NamedTuple):
     """A file as it was when it was opened. What is mapped of it is what was hashed only as long as nobody writes into it."""
 
     path: Path
@@ -20,7 +20,7 @@ class Opened(NamedTuple):
     written: int
 
     @classmethod
-    def of(cls, path: Path) -> "Opened":
+    def of(cls, path: Path) -> "OpenedFile":
         """The file now."""
         now = path.stat()
         return cls(path, now.st_ino, now.st_size, now.st_mtime_ns)
@@ -28,7 +28,7 @@ class Opened(NamedTuple):
     def check(self) -> None:
         """Raises FormatError where the file was written into. One that was put in its place leaves the old one mapped, and whole."""
         try:
-            now = Opened.of(self.path)
+            now = OpenedFile.of(self.path)
         except FileNotFoundError:
             return
         if now.inode == self.inode and now != self:

@@ -30,10 +30,10 @@ from torch.utils import _pytree as pytree
 from attrib.core.devices import check_device, check_dtype
 from attrib.core.fingerprints import Fingerprinted, moved
 from attrib.core.finite import require_finite, total
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.sparse import canonical, columns_of, holds
 from attrib.core.types import FormatError, InputError, Site, SparseLatents
-from attrib.core.weights import Opened, check_finite
+from attrib.core.weights import OpenedFile, check_finite
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
 """Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
@@ -96,14 +96,12 @@ class DictionaryConfig:
     lazy: bool = False
 
 
+@in_one_line
 class InputScale(NamedTuple):
     """What normalisation took out of the input and decoding puts back, per position."""
 
     shift: Float[Tensor, "*batch positions 1"]
     scale: Float[Tensor, "*batch positions 1"]
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Dictionary(Fingerprinted):
     params: DictionaryParams
     config: DictionaryConfig
     name: str
-    files: tuple[Opened, ...] = ()
+    files: tuple[OpenedFile, ...] = ()
     """The files that W_enc and W_dec of a lazy dictionary are maps of."""
 
     def __repr__(self) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attrib.core.types import InputError
-from attrib.store.output import OVERWRITE
-from attrib.store.whole import PARTIAL, sync
+from attrib.store.writing import OVERWRITE, PARTIAL, sync
 
 MANIFEST = "_attrib.json"
 """What was exported. Arrow passes over names that begin with an underscore, so a folder of Parquet files opens as one."""

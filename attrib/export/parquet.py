@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
+from attrib.core.slices import part_of
 from attrib.core.types import Site
 from attrib.export.folder import whole_folder
 from attrib.export.stored import Stored, collected, file_name, fitting, import_needed, manifest, pieces, plain, types_of
@@ -76,7 +77,7 @@ def _tables(arrow: Any, schema: Any, edges: Edges) -> Iterator[Any]:
     prompt_of = {end: nodes.prompt for end, nodes in ends.items()}
     for start in range(0, len(edges), ROWS):
         entries = slice(start, min(start + ROWS, len(edges)))
-        row = torch.searchsorted(edges.indptr, torch.arange(entries.start, entries.stop), right=True) - 1
+        row = part_of(edges.indptr, torch.arange(entries.start, entries.stop))
         columns: dict[str, Any] = {"prompt": edges.prompts.numbers[prompt_of["target"][row]].numpy()}
         for end, at in (("source", edges.indices[entries]), ("target", row)):
             nodes: Nodes = ends[end]

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrib.core.types import AttribWarning
-from attrib.store.whole import PARTIAL, sync
+from attrib.store.writing import PARTIAL, sync
 
 MAKING, UNLOCKED = "making", "locking"
 """The lock's name, and the one that it has before it is held."""

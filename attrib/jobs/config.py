@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from attrib.core.types import InputError
 from attrib.runs.prompts import Form
@@ -23,10 +23,8 @@ def _once(sources: list[str]) -> list[str]:
     return sources
 
 
-class PromptsOf(BaseModel):
+class PromptsOf(BaseModel, extra="forbid"):
     """Where a job's prompts come from, and which of them it takes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), AfterValidator(_once), Field(min_length=1)]
     """Files, folders, "hf:NAME" or "-", one after another, as `attrib.runs.prompts.read` takes them."""
@@ -48,10 +46,8 @@ class PromptsOf(BaseModel):
         return self
 
 
-class ShardsOf(BaseModel):
+class ShardsOf(BaseModel, extra="forbid"):
     """How large a shard may become. One shard is in memory at a time, and another while it is written."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompts: Count = 64
     tokens: Count = 2048

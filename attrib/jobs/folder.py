@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, Int64
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from attrib.core.types import FormatError, InputError
@@ -42,10 +42,8 @@ JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards",
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-class Fixed(BaseModel):
+class Fixed(BaseModel, extra="forbid"):
     """What job.json holds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal["attrib-job"] = "attrib-job"
     version: Literal[1] = 1
@@ -67,10 +65,8 @@ class Fixed(BaseModel):
     tokens: Count
 
 
-class _Listed(BaseModel):
+class _Listed(BaseModel, extra="forbid", strict=True):
     """A line of shards.jsonl."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     prompts: Annotated[Count, Field(ge=1)]

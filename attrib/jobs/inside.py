@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from attrib.core.types import FormatError
-from attrib.store.whole import KINDS, PARTIAL
+from attrib.store.reading import FILE_KINDS
+from attrib.store.writing import PARTIAL
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a text file of a job, at most: two million shards' listing."""
@@ -152,8 +153,8 @@ def _mode(parent: int, path: Path, error: OSError) -> int:
 def _require(path: Path, mode: int, kind: int) -> None:
     if (found := stat.S_IFMT(mode)) != kind:
         raise Foreign(
-            f"{path}: {KINDS.get(found, 'something')}, where a job has {KINDS[kind]} of its own; nothing is followed out of a job's "
-            "folder. Remove it, or move it elsewhere."
+            f"{path}: {FILE_KINDS.get(found, 'something')}, where a job has {FILE_KINDS[kind]} of its own; nothing is followed out of a "
+            "job's folder. Remove it, or move it elsewhere."
         )
 
 

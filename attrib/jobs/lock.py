@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 
 from attrib.core.types import InputError
 from attrib.jobs import inside
-from attrib.store.whole import PARTIAL
+from attrib.store.writing import PARTIAL
 
 TOUCHED_EVERY = 5.0
 """Seconds."""

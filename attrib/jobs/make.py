@@ -28,7 +28,7 @@ from attrib.jobs.refusals import Refusals
 from attrib.runs.prompts import Given, check_effect, read, uses
 from attrib.runs.spec import Loaded, load
 from attrib.store.columns import packages
-from attrib.store.whole import sync
+from attrib.store.writing import sync
 
 STEPS = 4
 """Buckets of lengths in each doubling: the shortest prompt of a shard is at least 0.84 of its longest."""

@@ -6,29 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from attrib.core.types import FormatError
 from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
-from attrib.store.whole import whole
+from attrib.store.writing import whole
 
 FailureKind = Literal["memory", "died", "error"]
 
 
-class Refused(BaseModel):
+class Refused(BaseModel, extra="forbid"):
     """A prompt of a shard that could not be attributed."""
-
-    model_config = ConfigDict(extra="forbid")
 
     number: Count
     reason: str
 
 
-class Record(BaseModel):
+class Record(BaseModel, extra="forbid"):
     """A shard that is done."""
-
-    model_config = ConfigDict(extra="forbid")
 
     shard: Count
     id: str
@@ -47,10 +43,8 @@ class Record(BaseModel):
     """Seconds since 1970."""
 
 
-class Failure(BaseModel):
+class Failure(BaseModel, extra="forbid"):
     """A shard that was tried and is not done."""
-
-    model_config = ConfigDict(extra="forbid")
 
     shard: Count
     id: str

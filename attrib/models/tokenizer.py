@@ -15,9 +15,10 @@ SpecialTokens = Literal["allow", "text", "refuse"]
 Messages = Sequence[Mapping[str, Any]]
 """A chat: messages with a role and a content, which is text, and what else its model's template asks for."""
 
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 60
-_brief.maxlevel = 3
+brief = reprlib.Repr()
+brief.maxstring = brief.maxother = brief.maxlong = 60
+brief.maxlevel = 3
+"""What came, short enough for a message."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,7 +122,7 @@ def fault_of_chat(messages: Messages) -> str:
         for key in ("role", "content"):
             if not isinstance(text := message.get(key), str):
                 expected = "{'role': '...', 'content': '...'}"
-                return f"has no text as the {key} of message {number}; expected {expected}, got {_brief.repr(message)}"
+                return f"has no text as the {key} of message {number}; expected {expected}, got {brief.repr(message)}"
             if fault := fault_of_text(text):
                 return fault
     return ""

@@ -27,24 +27,24 @@ _BESIDE = frozenset({"special_tokens_mask", "offset_mapping", "length"})
 """Keys of an encoding that say nothing of what the model computes."""
 
 
-class Prompts(list[Tensor]):
-    """Prompts that `to_prompts` made: it takes them as they are."""
+class PromptIds(list[Tensor]):
+    """Prompts as `to_prompts` makes them: it takes these as they are."""
 
 
-def to_prompts(model: Model, tokens: TokensLike) -> Prompts:
+def to_prompts(model: Model, tokens: TokensLike) -> PromptIds:
     """Prompts as a list of 1-D int64 tensors on the model's device.
 
     Raises:
         InputError: for what is no prompt, for none, an empty one, one longer than the context, or ids outside the vocabulary.
     """
-    if isinstance(tokens, Prompts):
+    if isinstance(tokens, PromptIds):
         return tokens
     items, _ = prompts_in(tokens)
-    prompts = Prompts(to_ids(model, number, item) for number, item in enumerate(items))
+    prompts = PromptIds(to_ids(model, number, item) for number, item in enumerate(items))
     for number, ids in enumerate(prompts):
         check_ids(model, number, ids)
     _warn_of_padding(model, [(number, prompts[number]) for number, item in enumerate(items) if _is_bare(item)])
-    return Prompts(ids.to(device=model.device) for ids in prompts)
+    return PromptIds(ids.to(device=model.device) for ids in prompts)
 
 
 def one_prompt(model: Model, tokens: TokensLike) -> Int[Tensor, " positions"]:

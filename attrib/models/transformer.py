@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.core.devices import check_device, check_dtype
 from attrib.core.fingerprints import Fingerprinted, moved
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 from attrib.core.warned import renamed
 from attrib.models.tokenizer import Tokenizer as Tokenizer
@@ -39,20 +39,19 @@ Put = Callable[[Site, Tensor], Tensor]
 """What stands at a place, from what the model has computed there."""
 
 
+@in_one_line
 class Norm(NamedTuple):
     """LayerNorm or RMSNorm; a folded norm has weight 1 and bias 0."""
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
 
-    def __repr__(self) -> str:
-        return record(self)
-
 
 ABSENT = Norm(torch.empty(0), torch.empty(0))
 """In place of a norm that a family does not have."""
 
 
+@in_one_line
 class Attention(NamedTuple):
     """Heads lie side by side in the columns; with grouped queries, `d_kv < d_q`."""
 
@@ -67,10 +66,8 @@ class Attention(NamedTuple):
     q_norm: Float[Tensor, " d_q_norm"] = ABSENT.weight  # [d_head], or [d_q] where all heads are normed together
     k_norm: Float[Tensor, " d_k_norm"] = ABSENT.weight
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class MLP(NamedTuple):
     """`act(x W_in + b_in) W_out + b_out`; when gated, `act(x W_gate + b_gate) * (x W_in + b_in)` in the middle."""
 
@@ -81,10 +78,8 @@ class MLP(NamedTuple):
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class Block(NamedTuple):
     """One layer: attention and MLP, each behind its norm, and the norms of what they write where there are such."""
 
@@ -95,10 +90,8 @@ class Block(NamedTuple):
     post_1: Norm = ABSENT
     post_2: Norm = ABSENT
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class Params(NamedTuple):
     """Every tensor of the model. Unused tables have no rows."""
 
@@ -110,9 +103,6 @@ class Params(NamedTuple):
     norm_final: Norm
     W_U: Float[Tensor, "d_model d_vocab"]
     b_U: Float[Tensor, " d_vocab"]
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -296,6 +286,7 @@ def attention_scores(
     return rearrange(scores, "... (group pos) key -> ... group pos key", pos=q.shape[-2]) * scale
 
 
+@in_one_line
 class Heads(NamedTuple):
     """Queries, keys and values of one layer, rotated where the model rotates."""
 
@@ -303,19 +294,14 @@ class Heads(NamedTuple):
     k: Float[Tensor, "*batch kv_heads positions d_head"]
     v: Float[Tensor, "*batch kv_heads positions d_head"]
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class Projected(NamedTuple):
     """Queries, keys and values side by side, before norms and rotation."""
 
     q: Float[Tensor, "*batch positions d_q"]
     k: Float[Tensor, "*batch positions d_kv"]
     v: Float[Tensor, "*batch positions d_kv"]
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 def project(model: Model, layer: int, x: Stream) -> Projected:

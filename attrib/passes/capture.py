@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_model, takes
 from attrib.core.room import memory_named
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, InputError, Policy, Site, SparseLatents
 from attrib.core.warned import renamed
 from attrib.dictionaries.dictionary import Dictionary, InputScale, decode_at, encode_sparse, normalise_input, skip
@@ -158,15 +158,13 @@ def _edited(site: Site, edit: Any, value: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- the leaves
 
 
+@in_one_line
 class Leaves(NamedTuple):
     """What a cut holds constant: the dictionary's active latents, its error and the scale of its input."""
 
     latents: SparseLatents
     error: Float[Tensor, "positions d_out"]
     scale: InputScale
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 def cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], written: Float[Tensor, "positions d_out"] | None = None) -> Leaves:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_model, takes
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, InputError, Policy, Site
 from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model, Stream, attention_pattern, enter, heads, rms, window
@@ -22,6 +22,7 @@ Layers = int | Iterable[int] | None
 """A layer, several, or all of them."""
 
 
+@in_one_line
 class AttentionHeads(NamedTuple):
     """What the heads of one layer compute of a stream.
 
@@ -36,10 +37,8 @@ class AttentionHeads(NamedTuple):
     pattern: Float[Tensor, "*batch heads positions positions"]
     z: Float[Tensor, "*batch heads positions d_head"]
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class HeadWeights(NamedTuple):
     """One layer's matrices, head by head.
 
@@ -55,9 +54,6 @@ class HeadWeights(NamedTuple):
     b_V: Float[Tensor, "heads d_head"]
     W_O: Float[Tensor, "heads d_head d_model"]
     b_O: Float[Tensor, " d_model"]
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 @takes(model=as_model)

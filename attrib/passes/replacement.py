@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.core.shown import record
+from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, Effect, InputError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import (
     COMPETING,
@@ -59,16 +59,15 @@ Errors = Sequence[Float[Tensor, "positions _"]]
 # ---------------------------------------------------------------------------------------- the leaves
 
 
+@in_one_line
 class Cut(NamedTuple):
     """One dictionary's share of the leaves."""
 
     latents: SparseLatents
     scale: InputScale
 
-    def __repr__(self) -> str:
-        return record(self)
 
-
+@in_one_line
 class CutLeaves(NamedTuple):
     """What a replaced forward pass is a function of, for one prompt. A pytree; only `positions` and `latents` inside are integers.
 
@@ -88,9 +87,6 @@ class CutLeaves(NamedTuple):
         """Give these leaves other values of the same latents."""
         cuts = (cut._replace(latents=cut.latents._replace(value=value)) for cut, value in zip(self.cuts, activations, strict=True))
         return self._replace(cuts=tuple(cuts))
-
-    def __repr__(self) -> str:
-        return record(self)
 
 
 def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:

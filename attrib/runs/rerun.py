@@ -9,16 +9,7 @@ from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
 from attrib.core.edges import Edges
 from attrib.core.keep import RULES
-from attrib.core.types import (
-    Difference,
-    FormatError,
-    InputError,
-    Policy,
-    Question,
-    TokenLogits,
-    TopLogits,
-    UnsupportedError,
-)
+from attrib.core.types import Difference, FormatError, InputError, Policy, Question, TokenLogits, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
 from attrib.store import open_collection, open_shard

@@ -4,6 +4,7 @@ A run is described by `RunFile`, whose fields are the options of `attrib run` an
 file. Everything that can be refused is refused before anything is computed.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from attrib.core.edges import Edges
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read
 from attrib.runs.spec import Loaded, Work, check_device, checked, load, toml_table
+from attrib.store.writing import check_output
 
 
 class RunFile(Work):
@@ -58,7 +60,7 @@ def read_prompts(path: Path) -> list[str | Tensor | Messages]:
         InputError: where the file is missing, or holds something else than a prompt; names the line.
     """
     name = str(path)
-    if name != "-" and not name.startswith("hf:") and not _exists(path):
+    if name != "-" and not name.startswith("hf:") and not os.path.exists(path):  # a text that is no name, such as a long one, is none
         raise InputError(
             f"prompts: {name} does not exist; expected a file, one prompt a line, or .jsonl. Text itself is given with --prompt "
             "(in a run file, prompt = [...])."
@@ -73,13 +75,6 @@ def read_prompts(path: Path) -> list[str | Tensor | Messages]:
     return given
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a NUL: text
-        return False
-
-
 def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     """A run's prompts. Raises what `read_prompts` raises, and InputError for a text that is none."""
     if run.prompt is None:
@@ -88,14 +83,6 @@ def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     if empty := [number for number, text in enumerate(run.prompt) if not text.strip()]:
         raise InputError(f"prompt: number {empty[0]} is empty; expected text.")
     return list(run.prompt)
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises InputError where the file exists and may not be replaced, or its folder does not."""
-    if path.exists() and not overwrite:
-        raise InputError(f"out: {path} exists; give --overwrite to replace it, or another name.")
-    if not path.parent.is_dir():
-        raise InputError(f"out: the folder {path.parent} does not exist.")
 
 
 def execute(run: RunFile, progress: Progress | None = None) -> list[Edges]:
@@ -123,6 +110,6 @@ def forecast(run: RunFile) -> list[Plan | None]:
 
 def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages]]:
     if run.out is not None:
-        check_output(run.out, run.overwrite)
+        check_output("out", run.out, None, overwrite=run.overwrite)
     prompts = prompts_of(run)
     return load(run, check_device(run.device)), prompts

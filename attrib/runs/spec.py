@@ -17,7 +17,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -109,10 +108,8 @@ def _given(described: BaseModel, info: Any) -> set[str]:
     return set() if (info.context or {}).get("stored") else described.model_fields_set
 
 
-class Attribution(BaseModel):
+class Attribution(BaseModel, extra="forbid"):
     """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones."""
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Question
     source: str | None = None
@@ -156,10 +153,8 @@ class Attribution(BaseModel):
         return TokenLogits(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
 
 
-class Work(BaseModel):
+class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
     """What to compute, and how: everything that a result's numbers follow from, but for the prompts and the device."""
-
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     model: str
     attribution: list[Attribution] = Field(min_length=1)

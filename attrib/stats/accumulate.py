@@ -1,8 +1,7 @@
 """Many parts of one block's statistics into one, within the memory bound."""
 
-from attrib.stats.bounds import bits_of, max_pairs
 from attrib.stats.rows import Rows, collapse, empty
-from attrib.stats.sketch import Sketch, add_pairs, add_sketch, blank
+from attrib.stats.sketch import Sketch, add_pairs, add_sketch, bits_of, blank, max_pairs
 from attrib.stats.table import PART, Exact, Table
 
 Held = Exact | Sketch

@@ -1,5 +1,6 @@
 """Edges to statistics, and statistics to one."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,14 +9,13 @@ from typing import Any
 from attrib.core.edges import Edges
 from attrib.core.types import InputError
 from attrib.stats.accumulate import Accumulator
-from attrib.stats.bounds import DEFAULT_MEMORY, check_memory
-from attrib.stats.calls import check_same, common, plain
 from attrib.stats.files import open
 from attrib.stats.gather import EDGES_AT_ONCE, pairs_of_edges
-from attrib.stats.sketch import Sketch, check
+from attrib.stats.sketch import DEFAULT_MEMORY, Sketch, check, check_memory
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block, open_collection
 from attrib.store.collection import listed
+from attrib.store.columns import as_json
 from attrib.store.wellformed import fault
 
 
@@ -65,7 +65,7 @@ class Building:
         block = Block(edges.kind, edges.sources.site, edges.targets.site)
         if wrong := fault(edges):
             raise InputError(f"edges: in '{block}', {wrong}; expected a result as attrib's functions return it.")
-        into = self._into(block, plain(edges.call))
+        into = self._into(block, json.loads(as_json(edges.call)))
         for rows in pairs_of_edges(edges):
             into.add_rows(rows)
 
@@ -112,3 +112,40 @@ def of_files(paths: Iterable[str | os.PathLike[str]], *, memory: int = DEFAULT_M
                 for edges in shards.iterate(*block, by="shard", most=EDGES_AT_ONCE):
                     building.add_edges(edges)
     return building.result()
+
+
+# ------------------------------------------------------------------------ which calls go together
+
+_ONE = ("model", "source", "target", "cuts", "effect", "policy", "error")
+"""What must be the same: statistics over other models, dictionaries or derivatives would be of nothing."""
+
+
+def check_same(block: Block, a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Raises InputError where two calls of a block are not of one model, source, target and way to differentiate."""
+    for name in _ONE:
+        first, second = _identity(a.get(name)), _identity(b.get(name))
+        if first != second:
+            raise InputError(
+                f"edges: the calls of '{block}' differ in {name}: {first!r} and {second!r}; expected the same. Keep their statistics apart."
+            )
+
+
+def common(a: Any, b: Any) -> Any:
+    """What two calls share, key by key. The same for any order and grouping of several."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        both = {key: common(a[key], b[key]) for key in sorted(a.keys() & b.keys())}
+        return {key: value for key, value in both.items() if value is not _DIFFERENT}
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        items = [common(*pair) for pair in zip(a, b, strict=True)]
+        return _DIFFERENT if any(item is _DIFFERENT for item in items) else items
+    return a if type(a) is type(b) and a == b else _DIFFERENT
+
+
+_DIFFERENT = object()
+
+
+def _identity(value: Any) -> Any:
+    """Parameters are known by their hash, whatever they are called."""
+    if isinstance(value, dict):
+        return value.get("sha256", value)
+    return [_identity(item) for item in value] if isinstance(value, list) else value

@@ -10,14 +10,13 @@ from jaxtyping import Int64
 
 from attrib.core.types import FormatError
 from attrib.stats import fixed
-from attrib.stats.bounds import DEPTH, LEAST_MEMORY, LEVELS, bits_of
 from attrib.stats.fixed import Fixed
 from attrib.stats.rows import COUNTS, LARGEST_LATENT, Rows, empty, keys_of, pair_name, pairs_of, transposed
-from attrib.stats.sketch import Sketch, check
+from attrib.stats.sketch import DEPTH, LEAST_MEMORY, LEVELS, Sketch, bits_of, check
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import PART, Exact, Table
-from attrib.store.fault import Fault
 from attrib.store.layout import REMEDY, Block
+from attrib.store.reading import Fault
 from attrib.store.statistics import Column, Groups, Stored, Written, damaged_statistics, read_statistics, write_statistics
 
 _INTEGER = ("<i4", "<i8")

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float64, Int64, UInt64
 
 from attrib.core.types import FormatError
 from attrib.stats import fixed
-from attrib.stats.bounds import DEPTH, LEVELS
 from attrib.stats.fixed import Fixed
 from attrib.stats.rows import COUNTS, Rows
-from attrib.stats.sketch import LEAF, Sketch
+from attrib.stats.sketch import DEPTH, LEAF, LEVELS, Sketch
 
 _LEVEL_OF = {lengths: level for level, lengths in enumerate((*LEVELS, (32, 32)))}
 _OF_TARGET = ((32, 0), (32, 8), (32, 16), (32, 24), (32, 32))

@@ -7,22 +7,81 @@ Algorithms 55 (2005) 58-75; the hierarchy for heavy hitters is that of their sec
 
 All cells are sums of integers or maxima under a total order. So a sketch of two tables merged is the sketches of
 the two merged, bit for bit: it does not matter when a table turned into a sketch. docs/statistics.md has the guarantees.
+
+A prefix of a pair is two numbers below 2**32, (t, s). Its cell among 2**bits is
+
+    h(t, s) = ((a·t + b·s + c) mod 2**64) >> (64 - bits),        bits <= 33,
+
+the vector multiply-shift of Dietzfelbinger (1996), as Thorup (2015, arXiv:1504.06804, section 3.5) writes it: with
+a, b and c drawn from all 64-bit numbers it is strongly universal, so two prefixes meet with probability 2**-bits.
+A cell among half as many is the same number without its last bit: a sketch can be folded to a smaller one. The functions
+are the same on every machine and for ever.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 
 from attrib.core.types import FormatError, InputError
 from attrib.stats import fixed
-from attrib.stats.bounds import DEPTH, LEVELS
 from attrib.stats.fixed import Fixed
-from attrib.stats.hashing import cells
 from attrib.stats.rows import COUNTS, Rows, collapse, empty
 
+DEPTH = 4
+"""Rows of every level of a sketch: an estimate fails with probability e**-DEPTH."""
+LEVELS = ((8, 0), (16, 0), (24, 0), (32, 0), (32, 8), (32, 16), (32, 24), (8, 32), (16, 32), (24, 32))
+"""The prefixes whose mass a sketch holds: how many of the first bits of the target and of the source."""
 LEAF = len(LEVELS)
+
+DEFAULT_MEMORY = 1 << 30
+LEAST_MEMORY = 1 << 16
+# A table of n rows of 120 bytes is merged with up to a quarter of new rows into a third, beside sorted columns of one at a time.
+BYTES_PER_PAIR = 400
+# A cell has 120 bytes in the leaves and 16 in each level. Half of the memory is left for what is added to it.
+BYTES_PER_COLUMN = 2 * DEPTH * (120 + 16 * len(LEVELS))
+
+
+def max_pairs(memory: int) -> int:
+    """The pairs that a block's table may have."""
+    return memory // BYTES_PER_PAIR
+
+
+def bits_of(memory: int) -> int:
+    """log2 of the width of a block's sketch."""
+    return min((memory // BYTES_PER_COLUMN).bit_length() - 1, 32)
+
+
+def check_memory(memory: int) -> int:
+    """A memory bound that can be used. Raises InputError."""
+    if memory < LEAST_MEMORY:
+        raise InputError(f"memory: {memory:,} bytes; expected at least {LEAST_MEMORY:,} for each block, and 1 GiB for 2.7 million pairs.")
+    return memory
+
+
+# ----------------------------------------------------------------------------------- cells of a pair
+
+_SEED = 0x617474726962  # "attrib" in ASCII
+_MASK = (1 << 64) - 1
+
+
+def _splitmix64(index: int) -> int:
+    """Number `index` of the generator of Steele, Lea and Flood (2014), from _SEED."""
+    z = (_SEED + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def cells(key: UInt64[np.ndarray, " n"], level: int, row: int, bits: int) -> Int64[np.ndarray, " n"]:
+    """The cell of every key in one row of a level. `level` and `row` choose the constants a, b and c; both are below 32."""
+    a, b, c = (np.uint64(_splitmix64((level * 32 + row) * 3 + i)) for i in range(3))
+    t, s = key >> np.uint64(32), key & np.uint64(2**32 - 1)
+    return ((a * t + b * s + c) >> np.uint64(64 - bits)).astype(np.int64)
+
+
+# --------------------------------------------------------------------------------------- the sketch
 
 
 @dataclass(frozen=True)

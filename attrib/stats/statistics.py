@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from attrib.core.types import InputError
 from attrib.stats.accumulate import Held
-from attrib.stats.bounds import DEPTH, max_pairs
 from attrib.stats.fixed import UNIT
 from attrib.stats.heavy import Estimates, certain, heavy_sources, heavy_targets
 from attrib.stats.ranking import BY, ranked
 from attrib.stats.rows import LARGEST_LATENT
-from attrib.stats.sketch import Sketch
+from attrib.stats.sketch import DEPTH, Sketch, max_pairs
 from attrib.store import Block
 from attrib.store.numbers import checked_number
 

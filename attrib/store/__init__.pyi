@@ -1,8 +1,8 @@
 from .collection import Collection, faults, open, open_collection
 from .dataset import EdgeDataset
-from .fault import Fault
 from .layout import Block
 from .merged import merge
+from .reading import Fault
 from .select import select_latents
 from .shard import Store, open_shard
 from .write import save

@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.core.edges import Edges, Prompts, Value, join
+from attrib.core.edges import Edges, Prompts, Value, join, join_prompts
+from attrib.core.slices import ptr_of
 from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
-from attrib.store.fault import Fault
 from attrib.store.handles import Handles
 from attrib.store.index import Identity, Index, ShardFile, differences, index_of, shared
 from attrib.store.layout import REMEDY, Block
 from attrib.store.merged import merged_names
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
-from attrib.store.select import Latents, Selection, lengths, pick_prompts, take_prompts
+from attrib.store.reading import Fault
+from attrib.store.select import Latents, Selection, lengths
 from attrib.store.shard import Store, open_shard, the_block
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ SHARDS = "shards"
 """The folder of a job that its shards lie in."""
 
 
-class Collection:
+class Collection(AbstractContextManager["Collection"]):
     """The shards of a folder as they were when it was opened; use it in a `with` statement. `attrib.open` makes one.
 
     Prompts go by their numbers in the data set. Shards that carry none count theirs one after another, in the order of
@@ -45,9 +46,6 @@ class Collection:
         self.path = path
         self._index, self._handles, self._closed = index, Handles(index), False
         self._calls: dict[Block, tuple[dict[str, Any], Path]] = {}
-
-    def __enter__(self) -> "Collection":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -100,18 +98,12 @@ class Collection:
     @cached_property
     def prompts(self) -> Prompts:
         """All prompts, in the order of their numbers, read from every shard and kept. Raises FormatError where they are damaged."""
-        parts = []
+        nothing = torch.zeros(0, dtype=torch.int64)
+        parts = [Prompts(ptr_of(nothing), nothing, ())]
         for shard in range(len(self._index.shards)):
             with self._reading(shard) as store:
                 parts.append(store.prompts)
-        nothing = torch.zeros(0, dtype=torch.int64)
-        joined = Prompts(
-            torch.cat([torch.zeros(1, dtype=torch.int64), *(part.ptr.diff() for part in parts)]).cumsum(0),
-            torch.cat([nothing, *(part.ids for part in parts)]),
-            tuple(string for part in parts for string in part.strings),
-            self._index.number,
-        )
-        return pick_prompts(joined, self._index.order)
+        return replace(join_prompts(parts), number=self._index.number).take(self._index.order)
 
     def edges(
         self,
@@ -138,7 +130,7 @@ class Collection:
         latents = _ends(source_latents, target_latents)
         parts = list(self._pieces(block, needed, PIECE, latents)) or [self._piece(block, 0, [], latents)]
         joined = parts[0] if len(parts) == 1 else join(parts)
-        return joined if torch.equal(order, torch.arange(len(needed))) else take_prompts(joined, order)
+        return joined if torch.equal(order, torch.arange(len(needed))) else joined.take(order)
 
     def values(self) -> Iterator[Edges]:
         """All prompts of every block, one block after another; each is held as a whole."""

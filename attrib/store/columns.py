@@ -59,12 +59,17 @@ def name_as_csr(csr: h5py.Group, shape: tuple[int, int]) -> None:
     csr.attrs["binsparse"] = json.dumps({"binsparse": header})
 
 
-def json_text(value: dict[str, Any]) -> np.ndarray:
-    """An attribute that holds a JSON object. Raises InputError where JSON cannot."""
+def as_json(call: dict[str, Any]) -> str:
+    """A call as JSON. Raises InputError where that cannot hold it."""
     try:
-        return text(json.dumps(value))
+        return json.dumps(call)
     except (TypeError, ValueError) as error:
         raise InputError(f"edges: `call` cannot be written as JSON ({error}); expected dicts, lists, strings and numbers alone.") from error
+
+
+def json_text(value: dict[str, Any]) -> np.ndarray:
+    """An attribute that holds a JSON object. Raises InputError where JSON cannot."""
+    return text(as_json(value))
 
 
 def text(value: str) -> np.ndarray:

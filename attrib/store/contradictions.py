@@ -25,9 +25,8 @@ from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
 from attrib.core.types import FormatError
-from attrib.store.checked import FLOAT, INTEGER, POINTER, Checked, attribute, child, dataset, read_json, read_text
-from attrib.store.fault import Fault
 from attrib.store.layout import Block
+from attrib.store.reading import FLOAT, INTEGER, POINTER, Checked, Fault, attribute, child, dataset, read_json, read_text
 from attrib.store.rows import read_column
 from attrib.store.select import lengths
 from attrib.store.shard import Store, open_shard

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.slices import part_of, ptr_of
 from attrib.core.types import EdgeKind, FormatError, InputError
-from attrib.store.checked import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.layout import Block
+from attrib.store.reading import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.rows import read_column
-from attrib.store.select import ptr_of
 
 OWN = frozenset({"prompts", "method", "budget", "seed", "precision_error"})
 """What shards of one data set may differ in: their prompts, and how each was computed."""
@@ -77,7 +77,7 @@ class Index:
 
     def shard_of(self, places: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Which shard each place lies in."""
-        return torch.searchsorted(self.ptr, places, right=True) - 1
+        return part_of(self.ptr, places)
 
     def places(self, prompts: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Where the prompts of these numbers lie; -1 for a number that no shard has."""

@@ -12,12 +12,11 @@ from pathlib import Path, PurePosixPath
 import h5py
 
 from attrib.core.types import FormatError, InputError
-from attrib.store.checked import POINTER, attribute, child, dataset, open_file, translated
 from attrib.store.columns import text, write_strings
-from attrib.store.created import created
 from attrib.store.layout import MERGED
-from attrib.store.output import check_output
+from attrib.store.reading import POINTER, attribute, child, dataset, open_file, translated
 from attrib.store.rows import read_strings
+from attrib.store.writing import check_output, created
 
 VERSION = 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attrib.store.checked import BYTE, FLOAT, POINTER, damaged, dataset
+from attrib.store.reading import BYTE, FLOAT, POINTER, damaged, dataset
 
 
 def read_column(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int, rows: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parts of a result that is in memory: some of its prompts in any order, or some of its latents."""
+"""Some latents of a result that is in memory, and what may be asked for of a stored one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,10 +6,11 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from attrib.core.edges import Edges, Nodes, Prompts
+from attrib.core.edges import Edges, Nodes
+from attrib.core.slices import ptr_of
 from attrib.store.numbers import checked_latents
 
 Several = SupportsIndex | Sequence[SupportsIndex] | Integer[Tensor, " _"] | Integer[np.ndarray, " _"]
@@ -18,28 +19,6 @@ Selection = slice | Several | None
 """Prompts by their numbers; None for all."""
 Latents = Several | None
 """Numbers of latents; None for all of them."""
-
-
-def take_prompts(edges: Edges, order: Int[Tensor, " taken"]) -> Edges:
-    """These prompts, by their place in `edges`, in this order; one may be taken again."""
-    sources, _ = _take_nodes(edges.sources, order)
-    targets, rows = _take_nodes(edges.targets, order)
-    counts = edges.indptr.diff()[rows]
-    entries = ranges(edges.indptr[rows], counts)
-    # a prompt's columns move together: by this much for each of its rows, and so for each of their entries
-    moved = torch.repeat_interleave(sources.ptr[:-1] - edges.sources.ptr[order], targets.ptr.diff())
-    return replace(
-        edges,
-        sources=sources,
-        targets=targets,
-        indptr=ptr_of(counts),
-        indices=edges.indices[entries] + torch.repeat_interleave(moved, counts),
-        gradient=edges.gradient[entries],
-        attribution=edges.attribution[entries],
-        total=edges.total[rows],
-        l1=edges.l1[rows],
-        prompts=pick_prompts(edges.prompts, order),
-    )
 
 
 def select_latents(edges: Edges, source_latents: Latents = None, target_latents: Latents = None) -> Edges:
@@ -76,22 +55,7 @@ def is_among(nodes: Nodes, latents: list[int] | None) -> Bool[Tensor, " nodes"]:
 
 def keep_nodes(nodes: Nodes, kept: Bool[Tensor, " nodes"]) -> Nodes:
     """The nodes that are kept, still in the order of their prompts."""
-    return _pick(nodes, kept.nonzero()[:, 0], ptr_of(torch.bincount(nodes.prompt[kept], minlength=len(nodes.ptr) - 1)))
-
-
-def ptr_of(counts: Int[Tensor, " parts"]) -> Int[Tensor, " parts_plus_1"]:
-    """Where parts of these lengths begin when they lie one after another."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-
-
-def ranges(starts: Int[Tensor, " parts"], counts: Int[Tensor, " parts"]) -> Int[Tensor, " total"]:
-    """start, start + 1, … of every part, one part after another.
-
-    >>> ranges(torch.tensor([7, 0]), torch.tensor([2, 3])).tolist()
-    [7, 8, 0, 1, 2]
-    """
-    before = counts.cumsum(0) - counts
-    return torch.repeat_interleave(starts - before, counts) + torch.arange(int(counts.sum()))
+    return nodes.take(kept.nonzero()[:, 0], torch.bincount(nodes.prompt[kept], minlength=len(nodes.ptr) - 1))
 
 
 def lengths(sizes: list[int], most: int) -> list[int]:
@@ -104,29 +68,3 @@ def lengths(sizes: list[int], most: int) -> list[int]:
         found[-1] += 1
         edges += size
     return found
-
-
-def _take_nodes(nodes: Nodes, order: Int[Tensor, " taken"]) -> tuple[Nodes, Int[Tensor, " rows"]]:
-    counts = nodes.ptr.diff()[order]
-    rows = ranges(nodes.ptr[order], counts)
-    return _pick(nodes, rows, ptr_of(counts)), rows
-
-
-def _pick(nodes: Nodes, rows: Int[Tensor, " picked"], ptr: Int[Tensor, " prompts_plus_1"]) -> Nodes:
-    return replace(
-        nodes,
-        ptr=ptr,
-        position=nodes.position[rows],
-        latent=nodes.latent[rows],
-        activation=nodes.activation[rows],
-        labels=tuple(nodes.labels[row] for row in rows.tolist()) if nodes.labels else (),
-        probability=None if nodes.probability is None else nodes.probability[rows],
-    )
-
-
-def pick_prompts(prompts: Prompts, order: Int[Tensor, " taken"]) -> Prompts:
-    """These prompts, by their place in `prompts`, with the numbers that they have there."""
-    counts = prompts.ptr.diff()[order]
-    tokens = ranges(prompts.ptr[order], counts)
-    strings = tuple(prompts.strings[token] for token in tokens.tolist())
-    return Prompts(ptr_of(counts), prompts.ids[tokens], strings, prompts.numbers[order])

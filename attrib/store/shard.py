@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -13,8 +13,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes, Prompts, join
+from attrib.core.slices import ptr_of, ranges
 from attrib.core.types import EdgeKind, InputError, NodeKind, Site, as_now
-from attrib.store.checked import (
+from attrib.store.layout import Block
+from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, checked_slice
+from attrib.store.reading import (
     FLOAT,
     INTEGER,
     POINTER,
@@ -29,14 +32,12 @@ from attrib.store.checked import (
     read_text,
     translated,
 )
-from attrib.store.layout import Block
-from attrib.store.numbers import PROMPTS, checked_latents, checked_numbers, checked_slice
 from attrib.store.rows import read_column, read_ptr, read_strings
-from attrib.store.select import Latents, Selection, is_among, keep_nodes, ptr_of, ranges, select_latents
+from attrib.store.select import Latents, Selection, is_among, keep_nodes, select_latents
 from attrib.store.wellformed import fault
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """An open shard, read on demand; use it in a `with` statement. `attrib.open` makes one."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -48,9 +49,6 @@ class Store:
         """Versions of the packages that wrote the shard."""
         self.blocks: list[Block] = _read_blocks(child(file, "blocks", h5py.Group))
         self._count: int = len(dataset(child(file, "prompts", h5py.Group), "ptr", POINTER)) - 1
-
-    def __enter__(self) -> "Store":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

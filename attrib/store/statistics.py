@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from attrib.core.types import EdgeKind, FormatError
-from attrib.store.checked import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_call, read_text, translated
 from attrib.store.columns import json_text, packages, text
-from attrib.store.created import created
 from attrib.store.layout import REMEDY, STATISTICS, Block
-from attrib.store.output import check_output
+from attrib.store.reading import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_call, read_text, translated
+from attrib.store.writing import check_output, created
 
 VERSION = 1
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
 from attrib.core.types import InputError
-from attrib.store.checked import FEW
 from attrib.store.columns import filters_of, json_text, name_as_csr, packages, text, write_columns, write_strings
-from attrib.store.created import created
 from attrib.store.layout import FORMAT, VERSION, Block
-from attrib.store.output import check_output
+from attrib.store.reading import FEW
 from attrib.store.wellformed import fault
+from attrib.store.writing import check_output, created
 
 
 def save(path: str | os.PathLike[str], edges: Edges | Sequence[Edges], *, compression: str | None = None, overwrite: bool = False) -> Path:

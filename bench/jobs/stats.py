@@ -24,9 +24,8 @@ import numpy as np
 from attrib import stats
 from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator, Held
-from attrib.stats.bounds import BYTES_PER_PAIR
 from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
-from attrib.stats.sketch import Sketch
+from attrib.stats.sketch import BYTES_PER_PAIR, Sketch
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
 from attrib.store import Block

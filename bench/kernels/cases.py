@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
 from attrib_kernels.compact import Rule, compact
-from attrib_kernels.mlp_pointwise import Activation, mlp_pointwise, mlp_pointwise_tangent
 from torch import Tensor
 
 Impl = Literal["reference", "triton"]
@@ -132,42 +131,6 @@ class Attention(Case):
         return replace(self, positions=5, rows=3, heads=2, kv_heads=2 if self.heads == self.kv_heads else 1, d_head=8)
 
 
-# -------------------------------------------------------------------------------------------------- MLP
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointwise(Case):
-    """The pointwise middle of the MLP's adjoint, or of its tangent map."""
-
-    kind: Literal["adjoint", "tangent"]
-    activation: Activation
-    gated: bool
-    positions: int
-    rows: int
-    d_mlp: int
-
-    @property
-    def what(self) -> str:
-        kind = f"{'gated' if self.gated else 'plain'} MLP pointwise {self.kind} ({self.activation})"
-        return f"{kind}: {self.positions} positions, {self.rows} rows, d_mlp {self.d_mlp}"
-
-    def tensors(self, device: torch.device) -> Tensors:
-        """What is carried, then pre and, with a gate, gate_pre."""
-        draw = normal(device)
-        width = self.d_mlp * (2 if self.gated and self.kind == "tangent" else 1)
-        carried = draw(self.positions, self.rows, width)
-        primal = (2 * draw(self.positions, self.d_mlp) for _ in range(1 + self.gated))
-        return tuple(x.to(self.dtype) for x in (carried, *primal))
-
-    def function(self, impl: Impl) -> Callable[..., Any]:
-        operation = mlp_pointwise if self.kind == "adjoint" else mlp_pointwise_tangent
-        activation = self.activation
-        return lambda carried, pre, gate_pre=None: operation(carried, pre, gate_pre, activation, impl=impl)
-
-    def tiny(self) -> "Pointwise":
-        return replace(self, positions=3, rows=5, d_mlp=40)
-
-
 # ------------------------------------------------------------------------------------------- compaction
 
 
@@ -218,7 +181,7 @@ class Compact(Case):
 
 # --------------------------------------------------------------------------------------------- the list
 
-FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 HEADS = {"gpt2": (12, 12, 64), "smollm2": (9, 3, 64), "gemma": (8, 4, 256)}
 """heads, kv_heads, d_head."""
@@ -239,7 +202,7 @@ TILES = {1600: 32, 6400: 128}
 
 def all_cases() -> dict[str, Case]:
     """Every case by its name."""
-    return {case.name: case for case in (*attention_cases(), *pointwise_cases(), *compact_cases())}
+    return {case.name: case for case in (*attention_cases(), *compact_cases())}
 
 
 def attention_cases() -> Iterator[Case]:
@@ -251,17 +214,6 @@ def attention_cases() -> Iterator[Case]:
             for dtype in (FLOAT32, BFLOAT16):
                 name = f"attention-{kind}-{model}-T{positions}-rows{rows}-{dtype_name(dtype)}"
                 yield Attention(name=name, dtype=dtype, quick=(model, positions, rows) == ATTENTION[0], kind=kind, **sizes)
-
-
-def pointwise_cases() -> Iterator[Case]:
-    """GPT-2's plain MLP and SmolLM2's gated one."""
-    for kind in ("adjoint", "tangent"):
-        for gated, d_mlp in ((False, 3072), (True, 1536)):
-            for dtype in (FLOAT32, BFLOAT16, FLOAT16):
-                name = f"mlp-{kind}-{'gated' if gated else 'plain'}-{dtype_name(dtype)}"
-                activation: Activation = "silu" if gated else "gelu_tanh"
-                sizes = {"positions": 32, "rows": 512, "d_mlp": d_mlp}
-                yield Pointwise(name=name, dtype=dtype, quick=dtype != FLOAT16, kind=kind, activation=activation, gated=gated, **sizes)
 
 
 def compact_cases() -> Iterator[Case]:

@@ -1,5 +1,6 @@
 """What is meant where a model or a dictionary is expected: names and other libraries' objects are taken, the rest is one clear error."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def test_an_option_of_another_type_is_one_error(option: dict[str, Any], says: st
     source, target = (builders.dictionary("topk", f"blocks.{layer}.hook_resid_pre") for layer in (1, 2))
     with pytest.raises(attrib.InputError, match=says):
         attrib.latent_to_latent(builders.build("gpt2"), source, target, builders.prompt(), **option)
+
+
+@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric", "plan"])
+def test_every_option_is_shown_with_its_default_and_no_other_is_taken(name: str):
+    function = getattr(attrib, name)
+    parameters = inspect.signature(function).parameters.values()
+    shown = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
+    usual = {"cuts": (), "effect": "direct", "policy": attrib.EXACT, "keep": attrib.Dense(), "dtype": None, "budget": 1 << 30}
+    read = {} if name == "latent_to_metric" else {"positions": None, "precision_rows": None}
+    own = {"logits": attrib.TopLogits()} if name == "latent_to_logit" else {"active": None} if name == "plan" else {}
+    running = {} if name == "plan" else {"method": "adjoint", "progress": False}
+    assert shown == usual | read | running | own | ({} if name == "token_to_latent" else {"error": True})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'result_fits'"):
+        function(*[None] * (len(parameters) - len(shown)), result_fits=False)
 
 
 @pytest.mark.parametrize("make", [list, np.array, lambda numbers: torch.tensor(numbers, dtype=torch.int64)])

@@ -11,7 +11,7 @@ from torch.func import jacrev
 import attrib
 from attrib.attribution.jacobian import _Call
 from attrib.attribution.options import Options
-from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, InputError, Policy, Site, TokenLogits, TopK, TopLogits, UnsupportedError
+from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, TokenLogits, TopK, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.joint import JointPlan, joint_cost, joint_memory, least_joint_memory, plan_joint
@@ -252,7 +252,7 @@ def test_several_fall_apart_into_sweeps_only_where_places_are_taken_from_one():
 
 
 def options_of(policy: Policy, cuts: list[Dictionary], effect: Any) -> Options:
-    return Options(policy, Dense(), None, None, 1 << 30, "adjoint", False, None, cuts, effect)
+    return Options(policy=policy, cuts=cuts, effect=effect)
 
 
 def opened(family: Family, policy: Policy, lengths: tuple[int, ...], effect: Any = "direct") -> tuple[Ends, _Call]:

@@ -97,7 +97,7 @@ def test_a_result_that_memory_cannot_hold_is_refused(rule: str, method: str, mon
 
 
 def test_columns_grow_and_are_let_go_of(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Growing, "BLOCK", 8)
+    monkeypatch.setattr(Growing, "LARGEST", 8)
     pieces = [torch.arange(size) + size for size in (3, 0, 20, 1, 5, 5, 5, 5, 30, 2)]
     column = Growing()
     for piece in pieces:

@@ -25,13 +25,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 
-from attrib_kernels.mlp_pointwise import triton as mlp_kernel
+from attrib_kernels.attention_adjoint import triton as attention_kernel
 
 with install_import_hook("bench", "tests.support.checked.first_calls"):
     from bench.kernels import cases as kernel_cases
     from bench.kernels import run as kernels
     from bench.kernels import ways as kernel_ways
-    from bench.kernels.cases import Attention, Case, Compact, Pointwise
+    from bench.kernels.cases import Attention, Case, Compact
     from bench.kernels.run import Bench
     from bench.measure import Time
 
@@ -39,13 +39,12 @@ CPU = torch.device("cpu")
 ONCE = Bench(CPU, times_kernels=False, rounds=1, enough_s=0.0)
 
 F32, BF16 = torch.float32, torch.bfloat16
-MLP = Pointwise(name="mlp", dtype=F32, kind="tangent", activation="silu", gated=True, positions=2, rows=3, d_mlp=10)
+TANGENT = Attention(name="a", dtype=F32, kind="tangent", positions=3, rows=2, heads=2, kv_heads=1, d_head=5)
 CASES: dict[str, Case] = {
     "adjoint": Attention(name="a", dtype=F32, kind="adjoint", positions=7, rows=3, heads=3, kv_heads=1, d_head=10),
     "tangent": Attention(name="a", dtype=BF16, kind="tangent", positions=7, rows=3, heads=4, kv_heads=2, d_head=10),
     "frozen": Attention(name="a", dtype=F32, kind="frozen", positions=3, rows=2, heads=2, kv_heads=2, d_head=5),
-    "mlp": MLP,
-    "plain": Pointwise(name="mlp", dtype=torch.float16, kind="adjoint", activation="gelu_tanh", gated=False, positions=2, rows=3, d_mlp=10),
+    "small": TANGENT,
     "compact": Compact(name="c", dtype=BF16, rule="threshold", rows=5, columns=33, positions=3),
     "mass": Compact(name="c", dtype=F32, rule="mass", rows=5, columns=33, positions=3),
     "dense": Compact(name="c", dtype=BF16, rule="dense", rows=5, columns=7, positions=3),
@@ -105,20 +104,21 @@ def wrong(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_wrong_kernel_stops_the_figures_of_its_case(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
-    monkeypatch.setattr(mlp_kernel, "tangent", wrong(mlp_kernel.tangent))
-    result, found = call("--case", "mlp-*-plain-float32")
+    monkeypatch.setattr(attention_kernel, "tangent", wrong(attention_kernel.tangent))
+    result, found = call("--case", "attention-[at]*-gpt2-T32-rows64-float32")
     assert result.exit_code == 1
-    assert "Values differ: mlp-tangent-plain-float32." in result.output
-    figures = found["mlp-tangent-plain-float32"]
+    assert "Values differ: attention-tangent-gpt2-T32-rows64-float32." in result.output
+    figures = found["attention-tangent-gpt2-T32-rows64-float32"]
     assert figures["checked"] is False
     assert figures["faults"] == ["triton: result is 1.0e-03 from float64; the bound is 5e-06"]
     assert all(figures[key] is None for key in kernels.FIGURES)
-    assert found["mlp-adjoint-plain-float32"]["checked"] is True
+    assert found["attention-adjoint-gpt2-T32-rows64-float32"]["checked"] is True
 
 
 def test_cases_by_pattern(call: Call) -> None:
-    names = ["mlp-tangent-gated-float32", "mlp-tangent-gated-bfloat16", "mlp-tangent-gated-float16", "compact-dense-1600-float32"]
-    assert list(call("--case", "mlp-tangent-gated-*", "--case", names[-1])[1]) == names
+    sizes = "gpt2-T32-rows64"
+    names = [f"attention-tangent-{sizes}-float32", f"attention-tangent-{sizes}-bfloat16", "compact-dense-1600-float32"]
+    assert list(call("--case", f"attention-tangent-{sizes}-*", "--case", names[-1])[1]) == names
     result, _ = call("--case", "nothing-*")
     assert result.exit_code == 2
     assert "'nothing-*' is no case" in " ".join(result.output.split())
@@ -146,7 +146,7 @@ def test_it_runs_without_attrib_and_torch_compile_is_measured_or_said_to_fail(tm
 import sys
 from bench.kernels.run import app
 print(sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2].split())), file=sys.stderr)
-app(["--device", "cpu", "--case", "mlp-tangent-plain-float32", "--json", sys.argv[1]], standalone_mode=False)
+app(["--device", "cpu", "--case", "attention-tangent-gpt2-T32-rows64-float32", "--json", sys.argv[1]], standalone_mode=False)
 """
     path, absent = tmp_path / "figures.json", "attrib transformers transformer_lens sae_lens einops h5py scipy pandas beartype pydantic"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "OMP_NUM_THREADS": "1"}
@@ -203,8 +203,8 @@ def test_what_is_wrong_with_a_kernel_is_said(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Callable[..., Tensor]], fault: str
 ) -> None:
     monkeypatch.setattr(kernel_ways, "compiled", failing(lambda: torch.ones(1)))
-    monkeypatch.setattr(mlp_kernel, "tangent", broken(mlp_kernel.tangent))
-    found = kernels.run_case(MLP, ONCE)
+    monkeypatch.setattr(attention_kernel, "tangent", broken(attention_kernel.tangent))
+    found = kernels.run_case(TANGENT, ONCE)
     assert found["checked"] is False
     assert found["faults"] == [fault]
     assert not torch.are_deterministic_algorithms_enabled()
@@ -212,7 +212,7 @@ def test_what_is_wrong_with_a_kernel_is_said(
 
 def test_a_wrong_torch_compile_stops_the_figures_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: 1.1 * case.function("reference")(*tensors))
-    assert kernel_ways.check(MLP, CPU, graphs=False).faults == ["torch.compile: result is 1.0e-01 from float64; the bound is 5e-06"]
+    assert kernel_ways.check(TANGENT, CPU, graphs=False).faults == ["torch.compile: result is 1.0e-01 from float64; the bound is 5e-06"]
 
 
 def test_a_reference_that_fails_is_a_fault() -> None:
@@ -244,7 +244,7 @@ def test_distances(got: Tensor, want: Tensor, error: float) -> None:
 
 def test_the_cases_hold_every_operation_at_real_sizes() -> None:
     cases = kernel_cases.all_cases()
-    for kind in (Attention, Pointwise, Compact):
+    for kind in (Attention, Compact):
         of_kind = [case for case in cases.values() if isinstance(case, kind)]
         assert {F32, BF16} <= {case.dtype for case in of_kind}
         assert any(case.quick for case in of_kind)
@@ -280,12 +280,10 @@ def test_least_bytes_are_those_of_the_readmes() -> None:
         tensors = case.tensors(CPU)
         return case.least_bytes(tensors, kernel_ways.named(case.function("reference")(*tensors)))
 
-    adjoint, mlp = CASES["adjoint"], CASES["mlp"]
+    adjoint = CASES["adjoint"]
     assert isinstance(adjoint, Attention)
     S = 4 * 3 * 3 * 7 * 10
     assert least(adjoint) == 2 * S + 2 * S // 3
-    G, P = 4 * 2 * 3 * 10, 4 * 2 * 10
-    assert least(mlp) == 3 * G + 2 * P
     tile, activation = CASES["mass"].tensors(CPU)
     kept = CASES["mass"].function("reference")(tile, activation)
     assert least(CASES["mass"]) == 4 * 5 * 33 + 4 * 33 + 8 * 6 + 2 * 4 * 5 + 16 * len(kept.indices)
@@ -300,7 +298,7 @@ def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
     monkeypatch.setattr(kernel_ways, "captured", lambda run: run)
     monkeypatch.setattr(kernels, "take_turns", lambda ways, bench: {name: [Time(0.0, 0.0, gpu=s) for s in rounds[name]] for name in ways})
-    found = kernels.run_case(MLP, Bench(CPU, times_kernels=True, copy_rate=1000.0))
+    found = kernels.run_case(TANGENT, Bench(CPU, times_kernels=True, copy_rate=1000.0))
     assert found["checked"] is True
     assert found["seconds"] == {"torch": 6.0, "torch.compile": 4.0, "triton": 2.0, "cuda_graph": 1.0}
     assert (found["torch_over_triton"], found["compile_over_triton"]) == (3.0, 2.0)
@@ -338,7 +336,7 @@ def test_what_was_not_compiled_is_not_timed_as_torch_compile(monkeypatch: pytest
     made = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: made.append("reset"))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: made.append(dynamic) or function)
-    found = kernel_ways.check(MLP, CPU, graphs=False)
+    found = kernel_ways.check(TANGENT, CPU, graphs=False)
     assert made == ["reset", False]
     assert found.failed == {"torch.compile": "RuntimeError: torch.compile made no graph of the reference"}
     assert (found.faults, found.compiled_graphs) == ([], 0)

@@ -130,6 +130,16 @@ def test_prompts_come_back_from_a_joined_result(drawn: list[Drawn]):
 
 
 @few
+@given(PARTS, st.data())
+def test_prompts_are_taken_alike_as_a_run_and_one_by_one(drawn: list[Drawn], data: st.DataObject):
+    whole = join([made(part) for part in drawn])
+    start = data.draw(st.integers(0, len(drawn)))
+    stop = data.draw(st.integers(start, len(drawn)))
+    assert columns(whole.take(slice(start, stop))) == columns(whole.take(torch.arange(start, stop)))
+    assert whole.take(slice(start, start)).shape == (0, 0)
+
+
+@few
 @given(PARTS)
 def test_joining_is_associative(drawn: list[Drawn]):
     parts = [made(part) for part in drawn]

@@ -22,7 +22,7 @@ import zarr
 from typer.testing import CliRunner
 
 import attrib
-from attrib.cli.export import export
+from attrib.cli.files import export
 from attrib.core.edges import Edges, join
 from attrib.core.types import FormatError, InputError
 from attrib.export import folder as folder_module

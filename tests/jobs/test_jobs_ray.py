@@ -29,7 +29,7 @@ from attrib.jobs.run import Ran, Watch, run
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, do
 from attrib.store.columns import packages
-from attrib.store.whole import PARTIAL
+from attrib.store.writing import PARTIAL
 from tests.support.builders import prompt, sae, tiny
 from tests.support.root import ROOT
 

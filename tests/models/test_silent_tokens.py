@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import attrib
 from attrib.adapters.models.text import from_tokenizers
 from attrib.core.types import InputError
-from attrib.models.tokens import Prompts, to_prompts
+from attrib.models.tokens import PromptIds, to_prompts
 from tests.support.attribution_cases import characters
 from tests.support.builders import build, dictionary, sae
 from tests.support.hooked import hooked
@@ -313,5 +313,5 @@ def test_what_is_no_batch_or_no_single_prompt_is_refused():
 def test_checked_prompts_are_not_checked_again():
     model = with_tokenizer(words())
     prompts = to_prompts(model, ["the"])
-    assert isinstance(prompts, Prompts)
+    assert isinstance(prompts, PromptIds)
     assert to_prompts(model, prompts) is prompts

@@ -147,7 +147,7 @@ def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, command: Command
     ran = command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert (ran.status, listed(ran.out)) == (0, kept), ran.err
     assert "prompt 7: " in ran.out
-    monkeypatch.setattr(sys.modules["attrib.cli.show"], "LISTED", 2)
+    monkeypatch.setattr(sys.modules["attrib.cli.files"], "LISTED", 2)
     ran = command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert listed(ran.out) == [0, 1, 7]
     assert "7 more prompts; --all shows them too" in ran.out

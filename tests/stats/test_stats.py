@@ -18,9 +18,8 @@ from attrib import stats
 from attrib.core.edges import Edges, Nodes, Prompts, join
 from attrib.core.types import InputError
 from attrib.stats import Statistics, fixed
-from attrib.stats.bounds import LEAST_MEMORY, max_pairs
 from attrib.stats.rows import Rows, collapse, pairs_of
-from attrib.stats.sketch import Sketch
+from attrib.stats.sketch import LEAST_MEMORY, Sketch, max_pairs
 from tests.support.attribution_cases import without_shape_checks
 
 # beartype picks the items of a tuple that it looks at by the random module, which hypothesis warns of

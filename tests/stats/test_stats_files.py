@@ -15,8 +15,8 @@ from attrib import save, stats
 from attrib.core.types import FormatError, InputError
 from attrib.runs.rerun import rerun
 from attrib.stats import files
-from attrib.stats.bounds import DEPTH, bits_of
 from attrib.stats.rows import Rows
+from attrib.stats.sketch import DEPTH, bits_of
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
 from attrib.store import merge

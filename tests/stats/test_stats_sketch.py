@@ -8,11 +8,9 @@ import pytest
 from attrib.core.types import FormatError, InputError
 from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator
-from attrib.stats.bounds import DEPTH, LEVELS, bits_of
-from attrib.stats.hashing import cells
 from attrib.stats.heavy import Estimates, heavy_sources, heavy_targets, mass_estimate
 from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
-from attrib.stats.sketch import LEAF, Sketch, add_pairs, add_sketch, blank, check, prefix
+from attrib.stats.sketch import DEPTH, LEAF, LEVELS, Sketch, add_pairs, add_sketch, bits_of, blank, cells, check, prefix
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block
 

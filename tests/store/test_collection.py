@@ -30,7 +30,6 @@ from attrib.core.types import FormatError, InputError
 from attrib.store import Collection, handles, merge, open_collection, open_shard, save, select_latents
 from attrib.store import open as open_store
 from attrib.store.index import Index
-from attrib.store.select import take_prompts
 from attrib.store.wellformed import fault
 from bench.jobs import reading
 from tests.store.test_store import edges_of, prompts_of, ptr, same
@@ -267,7 +266,7 @@ def test_prompts_are_taken_in_any_order(data: st.DataObject) -> None:
     edges = data.draw(edges_of(prompts, "a", "b"))
     edges = replace(edges, prompts=replace(prompts, number=torch.arange(len(prompts)) * 3))
     order = data.draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=6))
-    assert same(take_prompts(edges, torch.tensor(order)), join([edges.prompt(i) for i in order]))
+    assert same(edges.take(torch.tensor(order)), join([edges.prompt(i) for i in order]))
 
 
 def test_a_latent_can_be_one_number_and_remainder_holds_what_was_sliced_away(collection: Collection) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from attrib.store.created import created
+from attrib.store.writing import created
 
 ROWS = 30_000
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from attrib.core.edges import Edges, Nodes, Prompts, join
 from attrib.core.types import FormatError, InputError, Site
-from attrib.store import checked, save, write
 from attrib.store import open as open_store
+from attrib.store import reading, save, write
 from attrib.store.layout import Codec
 from attrib.store.wellformed import fault
 from tests.support.root import ROOT
@@ -708,7 +708,7 @@ def test_parts_that_disagree_are_named(shard: Path, change: Callable[[h5py.File]
 
 def test_a_file_that_needs_the_missing_plugin_says_so(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(shard, set_data(f"{BLOCK}/total", np.zeros(3, np.float32), chunks=(3,), compression="gzip", shuffle=True))
-    monkeypatch.setattr(checked, "PLUGINS", {Codec.DEFLATE})
+    monkeypatch.setattr(reading, "PLUGINS", {Codec.DEFLATE})
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     with pytest.raises(InputError, match=r"shard\.h5: compressed, and reading it needs the package hdf5plugin"):
         read_all(shard)

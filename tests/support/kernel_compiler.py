@@ -58,28 +58,21 @@ def attention_adjoint(launchers: Any) -> None:
             launchers.tangent(AttentionCotangents(*out), *primal, 0.1)
 
 
-def mlp_pointwise(launchers: Any) -> None:
-    g, pre = torch.empty(7, 5, 48, device="meta"), torch.empty(7, 48, device="meta")
-    launchers.pointwise(g, pre, None, "gelu")
-    launchers.tangent(launchers.pointwise(g, pre, pre, "gelu_tanh"), pre, pre, "silu")
-
-
-def main(op: str) -> None:
+def main() -> None:
     sys.path.insert(0, str(ROOT / "kernels"))
     import importlib
 
     import triton
 
     found: dict[str, int] = {}
-    launchers = importlib.import_module(f"attrib_kernels.{op}.triton")
-    called = {"attention_adjoint": ["_query_kernel", "_key_kernel", "_tangent_kernel"], "mlp_pointwise": ["_kernel"]}[op]
-    for name in called:
+    launchers = importlib.import_module("attrib_kernels.attention_adjoint.triton")
+    for name in ("_query_kernel", "_key_kernel", "_tangent_kernel"):
         kernel = getattr(launchers, name)
         assert isinstance(kernel, triton.JITFunction), "unset TRITON_INTERPRET: an interpreted kernel cannot be compiled"
         setattr(launchers, name, Compiled(name, kernel, found))
-    {"attention_adjoint": attention_adjoint, "mlp_pointwise": mlp_pointwise}[op](launchers)
+    attention_adjoint(launchers)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

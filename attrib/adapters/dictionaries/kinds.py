@@ -66,16 +66,6 @@ KINDS = (
     DictionaryKind("tensors", "gated", "jumprelu", "`writes=`", GATED),
 )
 
-DERIVATIVES: dict[Rule, str] = {
-    "relu": "1 where pre > 0, else 0",
-    "jumprelu": "1 where pre > 0 and pre > threshold, else 0; a gated latent: through its magnitude, its gate held",
-    "jump": "1 where pre > threshold, else 0",
-    "topk": "1 where pre > 0 and among the k largest, else 0; the selection is held",
-    "rawtopk": "1 where pre is among the k largest, else 0; the selection is held",
-    "abstopk": "1 where the size of pre is among the k largest, else 0; the selection is held",
-}
-"""The derivative of a latent with respect to its pre-activation, as torch gives it for `encode_at` and sae-lens for its own encode."""
-
 NORMALISATIONS = {
     "none": "as it is",
     "layer_norm": "centred, over its deviation + 1e-5; decoding multiplies back without the 1e-5; differentiated",
@@ -93,17 +83,3 @@ def kind_of(library: str, name: str) -> DictionaryKind | None:
 def supported(library: str) -> list[str]:
     """Names of the kinds of a library that attrib computes."""
     return [kind.name for kind in KINDS if kind.library == library and kind.rule]
-
-
-def tables() -> str:
-    """The tables of docs/dictionaries.md."""
-    lines = ["| library | kind | computed as | writes | remarks |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {kind.library} | {kind.name} | {kind.rule or '**refused**'} | {kind.writes if kind.rule else '–'} | {kind.remark} |"
-        for kind in KINDS
-    ]
-    lines += ["", "| computed as | derivative of a latent with respect to its pre-activation |", "|---|---|"]
-    lines += [f"| {rule} | {text} |" for rule, text in DERIVATIVES.items()]
-    lines += ["", "| `normalize_activations` | what the encoder is given |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in NORMALISATIONS.items()]
-    return "\n".join(lines) + "\n"

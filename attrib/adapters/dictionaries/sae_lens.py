@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attrib.adapters.dictionaries.gemma_scope import site_of_module
-from attrib.adapters.dictionaries.kinds import NORMALISATIONS, kind_of, supported
+from attrib.adapters.dictionaries.kinds import NORMALISATIONS, DictionaryKind, kind_of, supported
 from attrib.adapters.dictionaries.scaling import SCALED, factor_beside, not_folded, scaled, whitened, whitening_beside
 from attrib.adapters.dictionaries.tensors import (
     Shapes,
@@ -27,11 +27,12 @@ from attrib.adapters.dictionaries.tensors import (
 )
 from attrib.adapters.keys import SAE_LENS, check_keys, check_sizes
 from attrib.core.types import BEFORE_NORM, FetchError, FormatError, InputError, Site, UnsupportedError
-from attrib.core.weights import Opened
+from attrib.core.weights import OpenedFile
 from attrib.dictionaries.dictionary import COMPETING, Dictionary, Normalisation
 
 WEIGHTS = "sae_weights.safetensors"
 
+_GATES = ("b_gate", "r_mag", "b_mag")
 _FACTORS = ("scaling_factor", "finetuning_scaling_factor")
 _UNDERSTOOD = (
     "architecture", "d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations", "reshape_activations", "finetuning_scaling_factor",
@@ -87,26 +88,10 @@ class _Facts(NamedTuple):
 
 def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str | None) -> _Facts:
     """Everything about a dictionary but its numbers. Raises UnsupportedError, InputError or FormatError, in this order of causes."""
-    architecture = config.get("architecture")
-    kind = kind_of("sae-lens", str(architecture))
-    if kind is None or kind.rule is None:
-        why = f" ({kind.remark})" if kind else ""
-        raise UnsupportedError(
-            f"dictionary {name}: architecture {architecture!r}{why}; attrib computes {', '.join(supported('sae-lens'))}."
-        )
-    normalisation = config.get("normalize_activations", "none")
-    if not isinstance(normalisation, str) or normalisation not in NORMALISATIONS:
-        raise UnsupportedError(f"dictionary {name}: normalize_activations={normalisation!r}; attrib computes {', '.join(NORMALISATIONS)}.")
-    is_transcoder, competes = "transcoder" in kind.name, kind.rule in COMPETING
+    architecture, kind, normalisation = _kind(config, name)
+    is_transcoder, competes, is_gated = "transcoder" in kind.name, kind.rule in COMPETING, architecture == "gated"
     more = (("k", "rescale_acts_by_decoder_norm") if competes else ()) + (("d_out",) if is_transcoder else ())
-    check_keys(config, (*_UNDERSTOOD, *more), SAE_LENS, name)
-    metadata = config.get("metadata") or {}
-    for where, key, wanted in _TYPES:
-        if (value := (metadata if where else config).get(key)) is not None and not isinstance(value, wanted):
-            raise FormatError(f"dictionary {name}: {where}{key}={value!r}; expected a {'text' if wanted is str else 'true or false'}.")
-    for key in ("hook_head_index", "hook_head_index_out"):
-        if metadata.get(key) is not None:
-            raise UnsupportedError(f"dictionary {name}: {key}={metadata[key]}; attrib does not read single heads yet.")
+    metadata = _metadata(config, more, name)
     hook_name = metadata.get("hook_name") or config.get("hook_name")
     if not (hook_name or site):
         raise InputError(
@@ -120,29 +105,17 @@ def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str
         )
     d_in, d_sae = matrix(shapes, "W_enc", name, "[d_in, d_sae]")
     check_sizes(config, {"d_in": d_in, "d_sae": d_sae}, f"W_enc is {[d_in, d_sae]}", name)
-    scaled_by = str(normalisation) if normalisation in SCALED else None
+    scaled_by = normalisation if normalisation in SCALED else None
     if scaled_by and is_transcoder:
         raise UnsupportedError(
             f"dictionary {name}: normalize_activations={scaled_by!r} of a {architecture}, of which nothing says whether what it writes is "
             "scaled too. Fold it in with sae-lens, and save it with normalize_activations 'none'."
         )
-    expected = {"W_dec": [d_sae, d_in], "b_dec": [d_in]}
-    writes: tuple[str, ...] = ()
-    if is_transcoder:
-        if not metadata.get("hook_name_out"):
-            raise InputError(f"dictionary {name}: its metadata name no hook_name_out, so where it writes is unknown; set it there.")
-        writes = (metadata["hook_name_out"],)
-        if config.get("apply_b_dec_to_input"):
-            raise FormatError(f"dictionary {name}: apply_b_dec_to_input=True of a {architecture}, whose b_dec belongs to what it writes.")
-        d_out = matrix(shapes, "W_dec", name, "[d_sae, d_out]")[1]
-        check_sizes(config, {"d_out": d_out}, f"W_dec is {[d_sae, d_out]}", name)
-        expected = {"W_dec": [d_sae, d_out], "b_dec": [d_out]}
-        if "skip" in kind.name:
-            expected["W_skip"] = [d_out, d_in]
-    vectors = ("b_gate", "r_mag", "b_mag") if architecture == "gated" else ("b_enc",)
-    has_threshold = kind.rule == "jumprelu" and architecture != "gated"
-    factors = [key for key in _FACTORS if key in shapes]
-    expected |= {key: [d_sae] for key in (*vectors, *(["threshold"] if has_threshold else []), *factors)}
+    writes = _writes(config, metadata, name) if is_transcoder else ()
+    expected = _output_shapes(config, shapes, kind, name) if is_transcoder else {"W_dec": [d_sae, d_in], "b_dec": [d_in]}
+    has_threshold = kind.rule == "jumprelu" and not is_gated
+    vectors = (_GATES if is_gated else ("b_enc",)) + (("threshold",) if has_threshold else ())
+    expected |= {key: [d_sae] for key in (*vectors, *(key for key in _FACTORS if key in shapes))}
     check_shapes(shapes, expected, name, f" beside W_enc {[d_in, d_sae]}")
     check_no_others(shapes, ["W_enc", *expected], name)
     k = config.get("k")
@@ -150,15 +123,59 @@ def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str
         raise FormatError(f"dictionary {name}: k={k!r}, expected an integer from 1 to d_sae={d_sae}.")
     computed = cast(Normalisation, normalisation if normalisation in ("layer_norm", "constant_norm_rescale") else "none")
     options = {
-        "site": reads, "writes": writes, "rule": "gated" if architecture == "gated" else kind.rule, "k": k, "normalisation": computed,
+        "site": reads, "writes": writes, "rule": "gated" if is_gated else kind.rule, "k": k, "normalisation": computed,
         "apply_b_dec_to_input": not is_transcoder and config.get("apply_b_dec_to_input") is not False, "puts_scale_back": not is_transcoder,
         "rescale_acts_by_decoder_norm": k is not None and config.get("rescale_acts_by_decoder_norm") is True,
         "kind": architecture, "hook_name": hook_name, "model_name": metadata.get("model_name"), "name": name,
     }  # fmt: skip
-    return _Facts(
-        options, architecture == "gated", has_threshold, "W_skip" in expected, bool(config.get("finetuning_scaling_factor")), scaled_by,
-        d_in, name,
-    )  # fmt: skip
+    finetuned = bool(config.get("finetuning_scaling_factor"))
+    return _Facts(options, is_gated, has_threshold, "W_skip" in expected, finetuned, scaled_by, d_in, name)
+
+
+def _kind(config: Mapping[str, Any], name: str) -> tuple[str, DictionaryKind, str]:
+    """The architecture, what attrib knows of it, and the normalisation. Raises UnsupportedError for one that it does not compute."""
+    architecture, normalisation = config.get("architecture"), config.get("normalize_activations", "none")
+    kind = kind_of("sae-lens", str(architecture))
+    if kind is None or kind.rule is None:
+        why = f" ({kind.remark})" if kind else ""
+        raise UnsupportedError(
+            f"dictionary {name}: architecture {architecture!r}{why}; attrib computes {', '.join(supported('sae-lens'))}."
+        )
+    if not isinstance(normalisation, str) or normalisation not in NORMALISATIONS:
+        raise UnsupportedError(f"dictionary {name}: normalize_activations={normalisation!r}; attrib computes {', '.join(NORMALISATIONS)}.")
+    return str(architecture), kind, normalisation
+
+
+def _metadata(config: Mapping[str, Any], more: Sequence[str], name: str) -> Mapping[str, Any]:
+    """The metadata, after every key and the types of values were looked at; `more` are keys that this kind has."""
+    check_keys(config, (*_UNDERSTOOD, *more), SAE_LENS, name)
+    metadata = config.get("metadata") or {}
+    for where, key, wanted in _TYPES:
+        if (value := (metadata if where else config).get(key)) is not None and not isinstance(value, wanted):
+            raise FormatError(f"dictionary {name}: {where}{key}={value!r}; expected a {'text' if wanted is str else 'true or false'}.")
+    for key in ("hook_head_index", "hook_head_index_out"):
+        if metadata.get(key) is not None:
+            raise UnsupportedError(f"dictionary {name}: {key}={metadata[key]}; attrib does not read single heads yet.")
+    return metadata
+
+
+def _writes(config: Mapping[str, Any], metadata: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Where a transcoder writes."""
+    if not metadata.get("hook_name_out"):
+        raise InputError(f"dictionary {name}: its metadata name no hook_name_out, so where it writes is unknown; set it there.")
+    if config.get("apply_b_dec_to_input"):
+        architecture = config["architecture"]
+        raise FormatError(f"dictionary {name}: apply_b_dec_to_input=True of a {architecture}, whose b_dec belongs to what it writes.")
+    return (metadata["hook_name_out"],)
+
+
+def _output_shapes(config: Mapping[str, Any], shapes: Shapes, kind: DictionaryKind, name: str) -> dict[str, list[int]]:
+    """The shapes that the decoder of a transcoder must have, by its own width."""
+    d_in, d_sae = shapes["W_enc"]
+    d_out = matrix(shapes, "W_dec", name, "[d_sae, d_out]")[1]
+    check_sizes(config, {"d_out": d_out}, f"W_dec is {[d_sae, d_out]}", name)
+    skip = {"W_skip": [d_out, d_in]} if "skip" in kind.name else {}
+    return {"W_dec": [d_sae, d_out], "b_dec": [d_out]} | skip
 
 
 def _reads(hook_name: Any, metadata: Mapping[str, Any], name: str, site: Site | str | None) -> tuple[Site, str]:
@@ -179,9 +196,9 @@ def _reads(hook_name: Any, metadata: Mapping[str, Any], name: str, site: Site | 
     return given, str(given) if before_norm else hook_name
 
 
-def _assemble(state: Mapping[str, Tensor], facts: _Facts, files: Sequence[Opened] = ()) -> Dictionary:
+def _assemble(state: Mapping[str, Tensor], facts: _Facts, files: Sequence[OpenedFile] = ()) -> Dictionary:
     tensors: dict[str, Any] = {key: state[key] for key in ("W_enc", "W_dec", "b_dec")}
-    tensors |= {key: state[key] for key in (("b_gate", "r_mag", "b_mag") if facts.is_gated else ("b_enc",))}
+    tensors |= {key: state[key] for key in (_GATES if facts.is_gated else ("b_enc",))}
     if facts.has_threshold:
         tensors["threshold"] = state["threshold"]
     if facts.has_skip:

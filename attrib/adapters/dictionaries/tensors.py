@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from attrib.core.types import BEFORE_NORM, AttribError, FormatError, InputError, Site
-from attrib.core.weights import Opened, check_finite
+from attrib.core.weights import OpenedFile, check_finite
 from attrib.dictionaries.dictionary import COMPETING, Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
 
 Shapes = Mapping[str, Sequence[int]]
@@ -60,7 +60,7 @@ def from_tensors(
     hook_name_out: str | None = None,
     model_name: str | None = None,
     lazy: bool = False,
-    files: Sequence[Opened] = (),
+    files: Sequence[OpenedFile] = (),
 ) -> Dictionary:
     """A dictionary from its tensors, which are shared where nothing has to be folded into them.
 
@@ -86,14 +86,8 @@ def from_tensors(
     reads, name = Site.parse(site), name or str(site)
     sites = tuple(Site.parse(one) for one in ((writes,) if isinstance(writes, str | Site) else writes))
     sites = () if sites == (reads,) else sites
-    rule = rule or ("topk" if k is not None else "jumprelu" if threshold is not None else "gated" if b_gate is not None else "relu")
     beside = {"threshold": threshold, "k": k, "b_gate": b_gate, "r_mag": r_mag, "b_mag": b_mag}
-    if rule not in _NEEDS:
-        raise InputError(f"rule: {rule!r}; expected one of {', '.join(_NEEDS)}.")
-    for key, value in beside.items():
-        if (value is not None) != (key in _NEEDS[rule]):
-            wanted = ", ".join(_NEEDS[rule]) or "none of them"
-            raise InputError(f"{key}: {'missing' if value is None else 'given'}, but rule {rule!r} takes {wanted} of {', '.join(beside)}.")
+    rule = _rule(rule, beside)
     if rule == "gated" and b_enc is not None:
         raise InputError("b_enc: given, but rule 'gated' has b_gate and b_mag in its place.")
     given = {"b_enc": b_enc, "b_dec": b_dec, "W_skip": W_skip} | {key: v for key, v in beside.items() if isinstance(v, Tensor)}
@@ -101,7 +95,8 @@ def from_tensors(
     _check(tensors, max(1, len(sites)), name, lazy)
     fault = FormatError if files else InputError
     check_finite({key: value for key, value in tensors.items() if not (lazy and key in ("W_enc", "W_dec"))}, name, fault)
-    if lazy and (rule == "gated" or rescale_acts_by_decoder_norm):
+    is_folded = rule == "gated" or rescale_acts_by_decoder_norm
+    if lazy and is_folded:
         what = "its gates" if rule == "gated" else "its decoder's norms"
         raise InputError(f"lazy: {what} have to be folded into all weights of {name}, so they cannot stay in their file; leave lazy= out.")
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
@@ -111,29 +106,44 @@ def from_tensors(
         raise InputError(f"writes: missing, but W_dec writes vectors of {d_out} and W_enc reads vectors of {d_in}; name the site written.")
     if apply_b_dec_to_input and d_in != d_out:
         raise InputError(f"apply_b_dec_to_input: b_dec has {d_out} numbers and the input {d_in}; expected False.")
-    W_enc, W_dec, *rest = (tensor.detach() for tensor in tensors.values())
-    tensors = dict(zip(tensors, (W_enc, W_dec, *rest), strict=True))
-    dtype = torch.float32 if lazy else W_enc.dtype
-    zeros = W_enc.new_zeros(d_sae, dtype=dtype)
+    params = _params({key: tensor.detach() for key, tensor in tensors.items()}, rule, rescale_acts_by_decoder_norm, lazy)
+    if is_folded:
+        check_finite(params._asdict(), f"{name}, after its gates or norms were folded in", fault)
+    config = DictionaryConfig(
+        site=reads, rule=cast(Rule, "jumprelu" if rule == "gated" else rule), k=k, apply_b_dec_to_input=apply_b_dec_to_input,
+        normalisation=normalisation, model_name=model_name, writes=sites,
+        puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
+        hook_name=hook_name or (site if isinstance(site, str) else None), hook_name_out=hook_name_out, lazy=lazy,
+    )  # fmt: skip
+    return Dictionary(params, config, name, tuple(files) if lazy else ())
+
+
+def _rule(rule: str | None, beside: Mapping[str, Any]) -> str:
+    """The rule, by what is given beside the weights where nobody names it. Raises InputError where that is too little or too much."""
+    first = (of for of, key in (("topk", "k"), ("jumprelu", "threshold"), ("gated", "b_gate")) if beside[key] is not None)
+    rule = rule or next(first, "relu")
+    if rule not in _NEEDS:
+        raise InputError(f"rule: {rule!r}; expected one of {', '.join(_NEEDS)}.")
+    for key, value in beside.items():
+        if (value is not None) != (key in _NEEDS[rule]):
+            wanted = ", ".join(_NEEDS[rule]) or "none of them"
+            raise InputError(f"{key}: {'missing' if value is None else 'given'}, but rule {rule!r} takes {wanted} of {', '.join(beside)}.")
+    return rule
+
+
+def _params(tensors: Mapping[str, Tensor], rule: str, rescales: bool, lazy: bool) -> DictionaryParams:
+    """The parameters, with what the module's docstring says folded in: gates, and norms of the decoder."""
+    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
+    zeros = W_enc.new_zeros(W_enc.shape[1], dtype=torch.float32 if lazy else W_enc.dtype)
     b_enc, threshold = tensors.get("b_enc", zeros), tensors.get("threshold", zeros)
     if rule == "gated":
         size = tensors["r_mag"].exp()
         W_enc, b_enc, threshold = W_enc * size, tensors["b_mag"], tensors["b_mag"] - size * tensors["b_gate"]
-    if rescale_acts_by_decoder_norm:
+    if rescales:
         norm = W_dec.norm(dim=-1)
         W_enc, b_enc, W_dec, threshold = W_enc * norm, b_enc * norm, W_dec / norm[:, None], threshold * norm
-    params = DictionaryParams(
-        W_enc, b_enc, W_dec, tensors.get("b_dec", zeros.new_zeros(d_out)), threshold, tensors.get("W_skip", zeros.new_zeros(0, 0))
-    )
-    if rule == "gated" or rescale_acts_by_decoder_norm:
-        check_finite(params._asdict(), f"{name}, after its gates or norms were folded in", fault)
-    computed = cast(Rule, "jumprelu" if rule == "gated" else rule)
-    config = DictionaryConfig(
-        site=reads, rule=computed, k=k, apply_b_dec_to_input=apply_b_dec_to_input, normalisation=normalisation, model_name=model_name,
-        writes=sites, puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
-        hook_name=hook_name or (site if isinstance(site, str) else None), hook_name_out=hook_name_out, lazy=lazy,
-    )  # fmt: skip
-    return Dictionary(params, config, name, tuple(files) if lazy else ())
+    b_dec, W_skip = tensors.get("b_dec", zeros.new_zeros(W_dec.shape[1])), tensors.get("W_skip", zeros.new_zeros(0, 0))
+    return DictionaryParams(W_enc, b_enc, W_dec, b_dec, threshold, W_skip)
 
 
 def trained_at(hook: str) -> Site:
@@ -213,7 +223,7 @@ class TensorFile(NamedTuple):
 
     shapes: dict[str, list[int]]
     stored: Callable[[str], Tensor]
-    file: Opened
+    file: OpenedFile
 
     def read(self, key: str) -> Tensor:
         """In float32, in memory of its own: what is written into the file later does not reach it."""
@@ -236,7 +246,7 @@ def safetensors_file(path: Path, *, integers: Sequence[str] = ()) -> Iterator[Te
     """
     check_file(path)
     try:
-        opened = Opened.of(path)
+        opened = OpenedFile.of(path)
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             dtypes = {key: part.get_dtype() for key, part in slices.items()}
@@ -265,7 +275,7 @@ def npz_file(path: Path) -> Iterator[TensorFile]:
         FormatError: where it is damaged, or holds anything but floating numbers.
     """
     try:
-        opened = Opened.of(path)
+        opened = OpenedFile.of(path)
         with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
             shapes = {}
             inflated = sum(entry.file_size for entry in archive.infolist())

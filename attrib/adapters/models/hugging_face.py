@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from attrib.adapters.attachments import check_attachments, check_made_of, check_wrapper
+from attrib.adapters.loading import check_finite
 from attrib.adapters.models.check import TOLERANCE
 from attrib.adapters.models.families import activation, family_of, model_config, params, rotary_of
-from attrib.adapters.models.finite import check_finite
 from attrib.adapters.models.text import from_transformers
 from attrib.core.types import InputError, UnsupportedError
 from attrib.models.transformer import Model

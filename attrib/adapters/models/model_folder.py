@@ -10,12 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from attrib.adapters.dictionaries.tensors import LONGEST_JSON, Shapes, read_json
+from attrib.adapters.loading import make_private, no_bars
 from attrib.adapters.models.check import check_model
 from attrib.adapters.models.families import check_architecture, family_of, model_config
 from attrib.adapters.models.families.weights import is_buffer
 from attrib.adapters.models.hugging_face import from_hugging_face
-from attrib.adapters.private import make_private
-from attrib.adapters.quiet import no_bars
 from attrib.core.types import AttribError, FormatError, InputError, UnsupportedError, first_line
 from attrib.models.tokenizer import guarded
 from attrib.models.transformer import Model, ModelConfig

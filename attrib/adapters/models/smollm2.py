@@ -22,13 +22,11 @@ from typing import Any
 from platformdirs import user_cache_path
 from safetensors.torch import load_file
 
+from attrib.adapters.loading import check_finite, copied, no_bars
 from attrib.adapters.models.check import check_model
 from attrib.adapters.models.families import Rotary, model_config, params
-from attrib.adapters.models.finite import check_finite
 from attrib.adapters.models.hugging_face import rotary_tables
 from attrib.adapters.models.text import from_tokenizers
-from attrib.adapters.private import copied
-from attrib.adapters.quiet import no_bars
 from attrib.core.types import FetchError, FormatError, InputError
 from attrib.models.tokenizer import guarded
 from attrib.models.transformer import Model

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adapters.attachments import check_attachments, check_parts_of_bridge, check_parts_of_hooked, check_wrapper
+from attrib.adapters.loading import check_finite
 from attrib.adapters.models.bridge import bridge_config, bridge_rotary, bridge_state
-from attrib.adapters.models.finite import check_finite
 from attrib.adapters.models.hooked_config import hooked_config
 from attrib.adapters.models.text import from_transformers
 from attrib.core.types import InputError, UnsupportedError

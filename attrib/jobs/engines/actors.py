@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attrib.core.types import InputError
-from attrib.jobs.engines.engine import JobError
-from attrib.jobs.engines.queue import Queue
+from attrib.jobs.engines.queue import JobError, Queue
 from attrib.jobs.folder import Job, Shard
-from attrib.jobs.records import FailureKind, record_of
+from attrib.jobs.records import Failure, FailureKind, record_of
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, died, do
 from attrib.store.columns import packages
@@ -75,15 +74,14 @@ class _Ended(NamedTuple):
     reason: str
     details: str
 
+    def failure(self, shard: Shard) -> Failure:
+        """What became of the shard that it had."""
+        return died(shard, self.reason).model_copy(update={"kind": self.kind, "details": self.details})
+
 
 def place(ray: Any, job: Job, shards: Sequence[Shard], attempts: int, *, device: str | None) -> Iterator[Outcome]:
     """Do shards in the cluster that ray is in. Arguments, and what is yielded and raised, as of `cluster`."""
-    nodes = _nodes(ray)
-    if device is None:
-        device = "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes.values()) else "cpu"
-    needs = needs_of(device, job.config.threads)
-    if not any(room(node, needs) for node in nodes.values()):
-        raise InputError(f"device: {device} takes a node with {_listed(needs)}, and the ray cluster has none. Add one, or give another.")
+    device, needs = _device(_nodes(ray), device, job.config.threads)
     kind = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0))(Actor)
     queue, losses = Queue(job.folder, shards, attempts), Counter[int]()
     asked, idle = dict[Any, _Worker](), list[_Worker]()
@@ -130,10 +128,22 @@ def place(ray: Any, job: Job, shards: Sequence[Shard], attempts: int, *, device:
             losses[shard.number] += is_lost
             if isinstance(said, str) or (is_lost and losses[shard.number] < LOSSES):
                 queue.put_back(shard)
-                continue
-            if isinstance(said, _Ended):
-                said = died(shard, said.reason).model_copy(update={"kind": said.kind, "details": said.details})
-            yield from queue.heard(shard, said)
+            else:
+                yield from queue.heard(shard, said.failure(shard) if isinstance(said, _Ended) else said)
+
+
+def _device(nodes: Mapping[str, Mapping[str, float]], device: str | None, threads: int) -> tuple[str, dict[str, int]]:
+    """Where actors compute, cuda where a node has any and nobody says otherwise, and what each takes of its node.
+
+    Raises:
+        InputError: where no node has that.
+    """
+    if device is None:
+        device = "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes.values()) else "cpu"
+    needs = needs_of(device, threads)
+    if not any(room(node, needs) for node in nodes.values()):
+        raise InputError(f"device: {device} takes a node with {_listed(needs)}, and the ray cluster has none. Add one, or give another.")
+    return device, needs
 
 
 def needs_of(device: str, threads: int) -> dict[str, int]:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from attrib.core.types import AttribError, InputError
 from attrib.jobs.engines.actors import place
-from attrib.jobs.engines.engine import JobError
 from attrib.jobs.engines.local import end_with_parent, start
+from attrib.jobs.engines.queue import JobError
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.worker import Outcome
 

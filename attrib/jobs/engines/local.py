@@ -18,8 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from attrib.jobs.engines.engine import JobError
-from attrib.jobs.engines.queue import Queue
+from attrib.jobs.engines.queue import JobError, Queue
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure, Record, record_of
 from attrib.jobs.shard import prepare

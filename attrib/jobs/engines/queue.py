@@ -1,13 +1,24 @@
-"""Which shard is done next, how often each is tried, and when it is not the shards."""
+"""What an engine is, and what every engine of processes needs: which shard is done next, how often each is tried, and when it is not the
+shards.
+"""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
-from attrib.jobs.engines.engine import JobError
-from attrib.jobs.folder import Shard
+from attrib.core.types import AttribError
+from attrib.jobs.folder import Job, Shard
 from attrib.jobs.records import Failure
 from attrib.jobs.worker import Outcome
+
+Engine = Callable[[Job, Sequence[Shard], int], Generator[Outcome, None, None]]
+"""A function of a job, of the shards to do and of how often each is tried. It yields what becomes of each, and raises `JobError`
+where the job cannot go on."""
+
+
+class JobError(AttribError):
+    """A job that cannot go on: its disk is full, say. What is done stays done."""
+
 
 TOO_MANY = 4
 """Shards at either end that fail, none done between them, before a job is given up."""

@@ -1,7 +1,11 @@
-"""What the footer of a Parquet file says of its row groups, read here: Arrow ends the process where two parts of it do not agree."""
+"""What a Parquet file says of itself, read here before Arrow does: its row groups, and the headers of its pages.
+
+Arrow ends the process where two parts of the footer do not agree. And what the footer says of sizes need not be so, and Arrow
+does not ask: it unpacks a page to the size that the page's own header has. So these are read first.
+"""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BufferedIOBase, BytesIO
 from typing import Any, NamedTuple
 
@@ -86,3 +90,43 @@ def _chunk(fields: Any) -> Chunk | None:
     encodings, elsewhere = facts.get(2), fields.get(1)
     named = elsewhere.decode(errors="replace") if isinstance(elsewhere, bytes) else ""
     return Chunk(values, packed, start, isinstance(encodings, list) and bool(DICTIONARIES.intersection(encodings)), named)
+
+
+# -------------------------------------------------------------------------------------------- pages
+
+_DATA_HEADERS, _ENCODINGS = {0: 5, 3: 8}, {0: 2, 3: 4}
+"""For each kind of page with data, the field that says how many values there are, and the field within that which has their encoding."""
+
+
+class Page(NamedTuple):
+    """A page, not unpacked."""
+
+    unpacked: int
+    """Bytes."""
+    packed: int
+    """Bytes in the file."""
+    values: int
+    """How many values and nulls a page of data has; 0 for other pages."""
+    encoding: int | None
+    """How a page of data writes its values, by the number that Parquet has for it; None for other pages, or where it does not say."""
+
+
+def pages(file: BufferedIOBase, start: int, length: int) -> Iterator[Page]:
+    """The pages of one column of one row group.
+
+    Raises:
+        ValueError: where these bytes are no pages.
+    """
+    at, stop = start, start + length
+    while at < stop:
+        file.seek(at)
+        header = read_struct(file)
+        kind, unpacked, packed = (header.get(field) for field in (1, 2, 3))
+        if not isinstance(kind, int) or not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
+            raise ValueError(f"the page at byte {at} has no sizes")
+        of_data = header.get(_DATA_HEADERS.get(kind, -1), {})
+        values, encoding = (of_data.get(1, 0), of_data.get(_ENCODINGS.get(kind, -1))) if isinstance(of_data, dict) else (0, None)
+        at = file.tell() + packed
+        if at > stop:
+            raise ValueError(f"a page ends at byte {at}, and its column at {stop}")
+        yield Page(unpacked, packed, values if isinstance(values, int) and values > 0 else 0, encoding)

@@ -4,16 +4,17 @@ Beside a prompt may stand what would change it, such as the mask of its padding:
 refused. All else beside it is left alone.
 """
 
-import reprlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attrib.core.optional import needed
 from attrib.core.types import InputError
-from attrib.models.tokenizer import fault_of_chat, fault_of_text
+from attrib.models.tokenizer import brief, fault_of_chat, fault_of_text
 from attrib.models.tokens import unpadded
 
 FIELDS = ("text", "prompt", "messages", "tokens", "input_ids")
@@ -31,10 +32,6 @@ Messages = list[dict[str, Any]]
 _OF_IDS = ("attention_mask", "token_type_ids", "position_ids")
 _OF_CHATS = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 _EXPECTED = 'a string, {"text": "..."}, {"tokens": [ids]} or {"messages": [{"role": "...", "content": "..."}]}'
-
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 60
-_brief.maxlevel = 3
 
 
 class Given(NamedTuple):
@@ -69,7 +66,7 @@ def of_row(row: Mapping[str, Any], where: str, field: str | None) -> Given:
         return Given(where, None, f"has the key {twice!r} twice")
     value = row[key]
     if isinstance(value, str) and _holds_ids(key):
-        return Given(where, None, f"has text under {key!r}, {_brief.repr(value)}; expected token ids there. Text goes under 'text'")
+        return Given(where, None, f"has text under {key!r}, {brief.repr(value)}; expected token ids there. Text goes under 'text'")
     found = of_value(value, where)
     if isinstance(found.prompt, Tensor):
         return _masked(found, key, others)
@@ -89,14 +86,14 @@ def of_value(value: Any, where: str) -> Given:
     if _is_whole(value):
         least, most = (int(end(value)) for end in ((np.min, np.max) if isinstance(value, np.ndarray) else (min, max)))  # of any size
         if least < 0 or most >= 1 << 31:
-            return Given(where, None, f"has token ids from {_brief.repr(least)} to {_brief.repr(most)}; expected 0 or more, below 2^31")
+            return Given(where, None, f"has token ids from {brief.repr(least)} to {brief.repr(most)}; expected 0 or more, below 2^31")
         return Given(where, torch.tensor(value, dtype=torch.int64))
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         fault = fault_of_chat(value)
         return Given(where, None, fault) if fault else Given(where, value)
     if isinstance(value, list) and all(isinstance(part, list | np.ndarray) for part in value):
         return Given(where, None, f"holds {len(value)} lists, as of a batch; expected one prompt. Give each list a line or row of its own")
-    return Given(where, None, f"is {_brief.repr(value)}; expected {_EXPECTED}")
+    return Given(where, None, f"is {brief.repr(value)}; expected {_EXPECTED}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -143,7 +140,13 @@ def _column(value: Any, name: str, length: int) -> Tensor:
     """A column of whole numbers. Raises InputError where it is none, or has not one for each of `length` tokens."""
     is_array = isinstance(value, np.ndarray) and value.dtype.kind in "iub"
     if not is_array and not (isinstance(value, list) and all(isinstance(each, int) and abs(each) < 1 << 31 for each in value)):
-        raise InputError(f"has {_brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token")
+        raise InputError(f"has {brief.repr(value)} as {name!r}; expected a list of whole numbers, one for each token")
     if len(value) != length:
         raise InputError(f"has {length} token ids, and {len(value)} numbers in {name!r}; expected as many")
     return torch.tensor(value, dtype=torch.int64)
+
+
+# ------------------------------------------------------------------------------------------- libraries
+
+library = partial(needed, argument="prompts", extra="jobs")
+"""A module of a package that may not be installed, by its name."""

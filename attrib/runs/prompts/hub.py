@@ -8,8 +8,7 @@ from typing import Any
 
 from attrib.core.types import AttribError, FetchError, InputError, first_line
 from attrib.runs.prompts.columns import columns
-from attrib.runs.prompts.given import Given, of_row
-from attrib.runs.prompts.library import library
+from attrib.runs.prompts.given import Given, library, of_row
 
 
 def hub(name: str, split: str) -> Iterable[dict[str, Any]]:

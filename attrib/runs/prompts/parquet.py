@@ -13,10 +13,8 @@ from typing import Any
 
 from attrib.core.types import AttribError, FormatError, first_line
 from attrib.runs.prompts.columns import Limits, columns, of_batch
-from attrib.runs.prompts.footer import Group, groups_of
-from attrib.runs.prompts.given import LONGEST_LINE, Given
-from attrib.runs.prompts.library import library
-from attrib.runs.prompts.pages import pages
+from attrib.runs.prompts.footer import Group, groups_of, pages
+from attrib.runs.prompts.given import LONGEST_LINE, Given, library
 
 LARGEST_PAGE = 1 << 28
 """Bytes of a page when it is unpacked, at most; writers make pages of 1 to 100 MB."""

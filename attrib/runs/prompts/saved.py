@@ -12,8 +12,7 @@ from typing import Any
 from attrib.core.types import AttribError, FormatError, InputError, first_line
 from attrib.runs.prompts.columns import Limits, columns, of_batch
 from attrib.runs.prompts.flatbuffer import is_compressed
-from attrib.runs.prompts.given import LONGEST_LINE, Given
-from attrib.runs.prompts.library import library
+from attrib.runs.prompts.given import LONGEST_LINE, Given, library
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 

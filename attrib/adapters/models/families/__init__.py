@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from attrib.adapters.models.families import gpt, llama
-from attrib.adapters.models.families.family import Family, Places, Rotary, activation, refuse, rotary_of
-from attrib.adapters.models.families.weights import Weights
+from attrib.adapters.models.families.family import Family, Places, activation, refuse, rotary_of
+from attrib.adapters.models.families.weights import Rotary, Weights
 from attrib.core.types import UnsupportedError
 from attrib.models.transformer import ModelConfig, Params
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adapters.models.families.weights import Weights
+from attrib.adapters.models.families.weights import Rotary, Weights
 from attrib.core.types import UnsupportedError
 from attrib.models.transformer import Activation, ModelConfig, Params
 
@@ -24,13 +23,6 @@ ACTIVATIONS: dict[str, Activation] = {
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary tables that are the same for every prompt."""
-
-
-class Rotary(NamedTuple):
-    """Rotary tables; of no width where positions are learned."""
-
-    cos: Float[Tensor, "tables n_ctx d_rotary"]
-    sin: Float[Tensor, "tables n_ctx d_rotary"]
 
 
 class Places(NamedTuple):

@@ -6,14 +6,15 @@ GPT-J and Phi norm once for both; attrib's second norm is then the first. GPT-J 
 the pairs are halves, and since both are permuted alike, q · k is the same sum.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from attrib.adapters.models.families.family import Family, Places, Rotary, activation, check_rope, head_size, windows_of
-from attrib.adapters.models.families.weights import Weights
+from attrib.adapters.models.families.family import Family, Places, activation, check_rope, head_size, windows_of
+from attrib.adapters.models.families.weights import Rotary, Weights
 from attrib.core.types import UnsupportedError
 from attrib.models.transformer import MLP, Attention, Block, ModelConfig, Params
 
@@ -48,9 +49,8 @@ def _gpt2_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rota
         mlp = _plain_mlp(conv(f"{at}.mlp.c_fc"), conv(f"{at}.mlp.c_proj"))
         return Block(weights.layer_norm(f"{at}.ln_1"), attention, weights.layer_norm(f"{at}.ln_2"), mlp)
 
-    W_E, W_pos = weights("transformer.wte.weight"), weights("transformer.wpe.weight")
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    return Params(W_E, W_pos, *rotary, blocks, weights.layer_norm("transformer.ln_f"), *weights.unembedding(W_E))
+    final, W_pos = weights.layer_norm("transformer.ln_f"), weights("transformer.wpe.weight")
+    return weights.params(facts, rotary, block, "transformer.wte", final, W_pos)
 
 
 # ---------------------------------------------------------------------------------------------- GPT-Neo
@@ -74,9 +74,8 @@ def _gpt_neo_params(weights: Weights, config: Any, facts: ModelConfig, rotary: R
         mlp = _plain_mlp(weights.linear(f"{at}.mlp.c_fc"), weights.linear(f"{at}.mlp.c_proj"))
         return Block(weights.layer_norm(f"{at}.ln_1"), attention, weights.layer_norm(f"{at}.ln_2"), mlp)
 
-    W_E, W_pos = weights("transformer.wte.weight"), weights("transformer.wpe.weight")
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    return Params(W_E, W_pos, *rotary, blocks, weights.layer_norm("transformer.ln_f"), *weights.unembedding(W_E))
+    final, W_pos = weights.layer_norm("transformer.ln_f"), weights("transformer.wpe.weight")
+    return weights.params(facts, rotary, block, "transformer.wte", final, W_pos)
 
 
 # ------------------------------------------------------------------------------------------------ GPT-J
@@ -85,13 +84,7 @@ def _gpt_neo_params(weights: Weights, config: Any, facts: ModelConfig, rotary: R
 def _gptj(config: Any) -> ModelConfig:
     if not config.rotary_dim or config.rotary_dim not in range(2, config.n_embd // config.n_head + 1, 2):
         raise UnsupportedError(f"gptj with rotary_dim={config.rotary_dim!r}: attrib computes heads of which a stated, even part is rotary.")
-    return ModelConfig(
-        n_layers=config.n_layer, d_model=config.n_embd, n_heads=config.n_head, n_kv_heads=config.n_head,
-        d_head=config.n_embd // config.n_head, d_mlp=config.n_inner or 4 * config.n_embd,
-        d_vocab=config.vocab_size, n_ctx=config.n_positions, norm="layer", eps=config.layer_norm_epsilon,
-        activation=activation(config.activation_function), gated=False, positions="rotary",
-        attention_scale=(config.n_embd // config.n_head) ** -0.5, parallel=True,
-    )  # fmt: skip
+    return replace(_gpt2(config), positions="rotary", parallel=True)
 
 
 def pairs_as_halves(weight: Tensor, n_heads: int, d_rotary: int) -> Tensor:
@@ -111,9 +104,7 @@ def _gptj_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rota
         norm = weights.layer_norm(f"{at}.ln_1")
         return Block(norm, Attention(W_Q, b_Q, W_K, b_K, *v, *out), norm, mlp)
 
-    W_E = weights("transformer.wte.weight")
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    return Params(W_E, W_E[:0], *rotary, blocks, weights.layer_norm("transformer.ln_f"), *weights.unembedding(W_E))
+    return weights.params(facts, rotary, block, "transformer.wte", weights.layer_norm("transformer.ln_f"))
 
 
 # --------------------------------------------------------------------------------------- GPT-NeoX, Phi
@@ -153,9 +144,7 @@ def _gpt_neox_params(weights: Weights, config: Any, facts: ModelConfig, rotary: 
         norm_2 = weights.layer_norm(f"{at}.post_attention_layernorm")  # its name, also where it reads what attention reads
         return Block(weights.layer_norm(f"{at}.input_layernorm"), attention, norm_2, mlp)
 
-    W_E = weights("gpt_neox.embed_in.weight")
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    return Params(W_E, W_E[:0], *rotary, blocks, weights.layer_norm("gpt_neox.final_layer_norm"), *weights.unembedding(W_E))
+    return weights.params(facts, rotary, block, "gpt_neox.embed_in", weights.layer_norm("gpt_neox.final_layer_norm"))
 
 
 def _phi_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotary) -> Params:
@@ -167,9 +156,7 @@ def _phi_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotar
         norm = weights.layer_norm(f"{at}.input_layernorm")
         return Block(norm, attention, norm, mlp)
 
-    W_E = weights("model.embed_tokens.weight")
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    return Params(W_E, W_E[:0], *rotary, blocks, weights.layer_norm("model.final_layernorm"), *weights.unembedding(W_E))
+    return weights.params(facts, rotary, block, "model.embed_tokens", weights.layer_norm("model.final_layernorm"))
 
 
 # -------------------------------------------------------------------------------------------------- OPT
@@ -203,10 +190,8 @@ def _opt_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotar
         norm_1 = weights.layer_norm(f"{at}.self_attn_layer_norm", **affine)
         return Block(norm_1, attention, weights.layer_norm(f"{at}.final_layer_norm", **affine), mlp)
 
-    W_E, W_pos = weights("model.decoder.embed_tokens.weight"), weights("model.decoder.embed_positions.weight")[OPT_OFFSET:]
-    blocks = tuple(block(i) for i in range(facts.n_layers))
-    final = weights.layer_norm("model.decoder.final_layer_norm", **affine)
-    return Params(W_E, W_pos, *rotary, blocks, final, *weights.unembedding(W_E))
+    final, W_pos = weights.layer_norm("model.decoder.final_layer_norm", **affine), weights("model.decoder.embed_positions.weight")
+    return weights.params(facts, rotary, block, "model.decoder.embed_tokens", final, W_pos[OPT_OFFSET:])
 
 
 # ------------------------------------------------------------------------------------------------ table

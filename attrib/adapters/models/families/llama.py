@@ -13,7 +13,6 @@ import torch
 from attrib.adapters.models.families.family import (
     Family,
     Places,
-    Rotary,
     activation,
     check_rope,
     head_size,
@@ -21,7 +20,7 @@ from attrib.adapters.models.families.family import (
     windows_by_type,
     windows_of,
 )
-from attrib.adapters.models.families.weights import Weights
+from attrib.adapters.models.families.weights import Rotary, Weights
 from attrib.core.types import UnsupportedError
 from attrib.models.transformer import ABSENT, MLP, Attention, Block, ModelConfig, Params
 
@@ -148,10 +147,7 @@ def _params(
             attended = attention(weights, f"{at}.self_attn", facts, norms.one_plus)
             return Block(norm_1, attended, norm_2, mlp(weights, f"{at}.mlp"), post_1, post_2)
 
-        W_E = weights("model.embed_tokens.weight")
-        blocks = tuple(block(i) for i in range(facts.n_layers))
-        final = weights.rms_norm("model.norm", one_plus=norms.one_plus)
-        return Params(W_E, W_E[:0], rotary.cos, rotary.sin, blocks, final, *weights.unembedding(W_E))
+        return weights.params(facts, rotary, block, "model.embed_tokens", weights.rms_norm("model.norm", one_plus=norms.one_plus))
 
     return params
 

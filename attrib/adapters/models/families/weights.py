@@ -1,14 +1,22 @@
 """A state dict that remembers what was taken from it, so that a part that nobody reads cannot go unnoticed."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.types import InputError, UnsupportedError
-from attrib.models.transformer import Norm
+from attrib.models.transformer import Block, ModelConfig, Norm, Params
+
+
+class Rotary(NamedTuple):
+    """Rotary tables; of no width where positions are learned."""
+
+    cos: Float[Tensor, "tables n_ctx d_rotary"]
+    sin: Float[Tensor, "tables n_ctx d_rotary"]
 
 
 class Weights:
@@ -53,6 +61,20 @@ class Weights:
         if "lm_head.weight" in self:
             return self.linear("lm_head")
         return W_E.T, W_E.new_zeros(W_E.shape[0])
+
+    def params(
+        self,
+        facts: ModelConfig,
+        rotary: Rotary,
+        block: Callable[[int], Block],
+        embedding: str,
+        final: Norm,
+        W_pos: Float[Tensor, "n_ctx d_model"] | None = None,
+    ) -> Params:
+        """The whole pytree from what reads a layer; without a table of positions, they are rotary."""
+        W_E = self(f"{embedding}.weight")
+        blocks = tuple(block(layer) for layer in range(facts.n_layers))
+        return Params(W_E, W_E[:0] if W_pos is None else W_pos, *rotary, blocks, final, *self.unembedding(W_E))
 
     def finish(self, buffers: Sequence[str]) -> None:
         """Raise UnsupportedError for the first tensor that was not taken, unless its name matches one of `buffers` (patterns)."""

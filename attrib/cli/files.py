@@ -1,12 +1,14 @@
-"""`attrib show`: a result as tables, or as records for programs."""
+"""`attrib show`, `attrib export` and `attrib verify-file`: results as tables, as files of other programs, and whether they can be."""
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attrib.core.types import InputError
+from attrib.core.types import AttribError, InputError, natural
 from attrib.view.terminal import plain
 from attrib.view.terminal import show as print_table
 
@@ -87,3 +89,64 @@ def _records(result: "Collection", blocks: list["Block"], in_full: list[int], ch
             is_first = False
     if left := len(result.numbers) - len(in_full):
         print(plain(f"{len(in_full):,} of {len(result.numbers):,} prompts; {left:,} more with --prompt or --all"), file=sys.stderr)
+
+
+FORMATS = ("parquet", "zarr", "anndata")
+
+
+def export(
+    stored: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, or a folder of them, such as a job's")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, with one file or store for each block")],
+    to: Annotated[str, typer.Option(help="parquet, zarr or anndata")],
+    kind: Annotated[str | None, typer.Option(help="Only blocks of this kind")] = None,
+    source: Annotated[str | None, typer.Option(help="Only blocks from this site, as blocks.6.hook_resid_pre")] = None,
+    target: Annotated[str | None, typer.Option(help="Only blocks to this site")] = None,
+    prompt: Annotated[list[int] | None, typer.Option(help="Only the prompt of this number in the data set; may be repeated")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export")] = False,
+) -> None:
+    """Write shards as files of other programs: Parquet, Zarr or AnnData."""
+    from attrib.export import to_anndata, to_parquet, to_zarr
+
+    if to not in FORMATS:
+        raise InputError(f"to: {to!r}; expected {', '.join(FORMATS)}.")
+    write = {"parquet": to_parquet, "zarr": to_zarr, "anndata": to_anndata}[to]
+    folder = write(stored, out, kind=kind, source=source, target=target, prompts=prompt or None, overwrite=overwrite)
+    for file in sorted(folder.glob("[!_]*"), key=natural):
+        size = sum(part.stat().st_size for part in [file, *file.rglob("*")] if part.is_file())
+        print(plain(f"{file}: {size / 1e6:.1f} MB"))
+
+
+if TYPE_CHECKING:
+    from attrib.store import Fault
+
+
+def verify_file(
+    files: Annotated[list[Path], typer.Argument(help="HDF5 files that attrib wrote, results or statistics, or folders of results")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
+) -> None:
+    """Read all of some files, and say what in them cannot be, or is told in two ways. Exit status 1 where anything is."""
+    found = [fault for file in files for fault in _faults(file)]
+    if as_json:
+        listed = [fault._asdict() | {"file": str(fault.file)} for fault in found]
+        print(json.dumps({"files": len(files), "faults": listed}, indent=1))
+    else:
+        for fault in found:
+            print(plain(fault))
+    if found:
+        count = len({fault.file for fault in found})
+        raise InputError(f"{len(found):,} {'faults' if len(found) > 1 else 'fault'} in {count:,} {'files' if count > 1 else 'file'}.")
+    if not as_json:
+        for file in files:
+            print(plain(f"{file}: no fault in it"))
+
+
+def _faults(file: Path) -> Iterator["Fault"]:
+    """What is wrong with a file; that it cannot be opened is among it, so that the others are looked at all the same."""
+    from attrib import stats, store
+    from attrib.store.layout import STATISTICS
+    from attrib.store.writing import format_at
+
+    try:
+        yield from (stats if format_at(file) == STATISTICS else store).faults(file)
+    except AttribError as error:
+        yield store.Fault.of_error(file, error)

@@ -1,10 +1,11 @@
 """How a file that may be hostile is read: types, lengths and links are checked before anything is allocated."""
 
 import json
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -25,7 +26,6 @@ from attrib.store.layout import (
     import_plugin,
 )
 from attrib.store.packed import Packed
-from attrib.store.whole import kind_of_file
 
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
@@ -45,6 +45,37 @@ LONGEST_TEXT = 1 << 24
 MOST_PARTS = 1 << 17
 """Lists and objects of a JSON attribute, at most: in Python each takes a hundred times the bytes that it takes there."""
 
+FILE_KINDS = {
+    stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFREG: "a file",
+}  # fmt: skip
+"""What may stand under a name, by the format of its mode."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file, as one line: something in it that cannot be, or that two of its parts tell differently."""
+
+    file: Path
+    where: str
+    """The dataset or group; empty for the file as a whole."""
+    what: str
+    prompt: int | None = None
+    """The number of the prompt in its data set."""
+    row: int | None = None
+    """The row of the dataset."""
+    more: int = 0
+    """How many further rows have the same fault."""
+
+    @classmethod
+    def of_error(cls, file: Path, error: AttribError, where: str = "", prompt: int | None = None) -> "Fault":
+        """What a reader raised at a file."""
+        return cls(file, where, str(error).removeprefix(f"{file}: ").removeprefix("damaged: "), prompt)
+
+    def __str__(self) -> str:
+        places = [f"{name} {number}" for name, number in (("prompt", self.prompt), ("row", self.row)) if number is not None]
+        at = "".join(f"{part}: " for part in (self.where, ", ".join(places)) if part)
+        return f"{self.file}: {at}{self.what}{f'; and {self.more:,} more rows like it' if self.more else ''}"
+
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
@@ -55,6 +86,14 @@ def translated(path: Path) -> Iterator[None]:
         raise
     except (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise FormatError(f"{path}: truncated or damaged ({error}); {REMEDY}") from error
+
+
+def kind_of_file(path: Path) -> str | None:
+    """What stands at a path, links followed, without opening it: opening a pipe waits for its other end. None where nothing does."""
+    try:
+        return FILE_KINDS.get(stat.S_IFMT(path.stat().st_mode), "no file")
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return None
 
 
 def open_file(path: Path) -> h5py.File:
