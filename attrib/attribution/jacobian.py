@@ -20,6 +20,7 @@ from attrib.attribution.options import CallOptions, Options, sampled_rows, with_
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
 from attrib.core.edges import Edges, join
+from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
 from attrib.core.types import (
@@ -110,7 +111,16 @@ class _Call:
     def __init__(
         self, model: Model, sources: tuple[Source, ...], targets: tuple[Target, ...], prompts: list[Tensor], options: Options
     ) -> None:
-        self.model, self.sources, self.targets, self.prompts, self.options = model, sources, targets, prompts, options
+        self.prompts = prompts
+        # every pair's record names them, so each is hashed once
+        sealed = {id(one): seal(one) for one in (*sources, *targets, *options.cuts) if isinstance(one, Dictionary)}
+
+        def as_sealed(given: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(sealed.get(id(one), one) for one in given)
+
+        self.model, self.options = seal(model), replace(options, cuts=as_sealed(options.cuts))
+        self.sources: tuple[Source, ...] = as_sealed(sources)
+        self.targets: tuple[Target, ...] = as_sealed(targets)
         self.precision = precision_of(model, options.dtype)
         self.rows = sampled_rows(options.precision_rows, self.precision)
         self.ends = self._in_precision()

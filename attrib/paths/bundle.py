@@ -51,14 +51,18 @@ class Ends:
     cuts: tuple[Dictionary, ...]
     effect: Effect
     policy: Policy
+    known: "Mapping[tuple[int, int], Pair] | None" = None
+    """Its pairs, where they are those of some of the ends of others."""
 
     @cached_property
-    def pairs(self) -> "dict[tuple[int, int], Pair]":
+    def pairs(self) -> "Mapping[tuple[int, int], Pair]":
         """What stands between each source and each target that is behind it, by their numbers.
 
         Raises:
             InputError: where dictionaries do not go together, or no target is behind any source.
         """
+        if self.known is not None:
+            return self.known
         found = {}
         for i, source in enumerate(self.sources):
             self._check_error(source)
@@ -116,8 +120,9 @@ class Ends:
         chosen = [i for i in sources if any(pair[0] == i for pair in self.pairs)]
         targets = sorted({j for i, j in self.pairs if i in chosen})
         if chosen:
-            ends = replace(self, sources=tuple(self.sources[i] for i in chosen), targets=tuple(self.targets[j] for j in targets))
-            yield ends, chosen, targets
+            known = {(chosen.index(i), targets.index(j)): pair for (i, j), pair in self.pairs.items() if i in chosen}
+            some = tuple(self.sources[i] for i in chosen), tuple(self.targets[j] for j in targets)
+            yield replace(self, sources=some[0], targets=some[1], known=known), chosen, targets
 
     # ------------------------------------------------------------------------- what a sweep is told of them
 
