@@ -141,13 +141,13 @@ def extract(wheel: Path, work: Path) -> Path:
     return target
 
 
-def check_hash(file: Path, expected: str = SHA256) -> None:
+def check_hash(file: Path) -> None:
     """Raises FetchError where the file's SHA-256 is not the pinned one."""
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
+    if found != SHA256:
         raise FetchError(
-            f"{file.name} has SHA-256 {found}, expected {expected}. Nothing was kept; fetch again, and if it happens again "
+            f"{file.name} has SHA-256 {found}, expected {SHA256}. Nothing was kept; fetch again, and if it happens again "
             "do not trust the index."
         )
 
