@@ -30,14 +30,11 @@ def pairs_of_edges(edges: Edges) -> Iterator[Rows]:
 
 
 def _pairs(edges: Edges, start: int, stop: int) -> Rows:
-    targets, sources = edges.targets, edges.sources
-    r0, r1 = int(targets.ptr[start]), int(targets.ptr[stop])
-    entries = slice(int(edges.indptr[r0]), int(edges.indptr[r1]))
-    row = r0 + np.repeat(np.arange(r1 - r0), edges.indptr[r0 : r1 + 1].diff().numpy())
-    column = edges.indices[entries].numpy()
-    prompt = np.searchsorted(targets.ptr.numpy(), row, "right") - 1
-    number = edges.prompts.numbers.numpy()[prompt].astype(np.int64)
-    value = edges.attribution[entries].double().numpy()
+    part = edges.take(slice(start, stop))
+    targets, sources, row, column = part.targets, part.sources, part.row.numpy(), part.indices.numpy()
+    prompt = targets.prompt.numpy()[row]
+    number = edges.prompts.numbers[start:stop].numpy()[prompt].astype(np.int64)
+    value = part.attribution.double().numpy()
     _check_values(value, number)
     target, source = targets.latent.numpy()[row], sources.latent.numpy()[column]
     for end, latent in (("target", target), ("source", source)):

@@ -89,9 +89,9 @@ def facts(rows: Mapping[str, object]) -> Table:
     return table("", ("", ""), (), [(name, message(value)) for name, value in rows.items()], header=False)
 
 
-def show(printed: Table | str, on: Console | None = None) -> None:
+def show(printed: Table | str) -> None:
     """Print a table, or a line. Where room is short a table gives up its frame, then folds its labels, then goes over the edge."""
-    on = on or console()
+    on = console()
     if isinstance(printed, Table):
         if _widths(on, printed).maximum > on.width:
             printed.box, printed.show_edge, printed.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)

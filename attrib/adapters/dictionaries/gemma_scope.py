@@ -29,7 +29,7 @@ _RELEASES = {
 }
 
 
-def load_file(path: Path, *, name: str | None = None, site: Site | str | None = None, writes: Site | str | None = None) -> Dictionary:
+def load_file(path: Path, *, site: Site | str | None = None, writes: Site | str | None = None) -> Dictionary:
     """A dictionary from params.npz, in float32.
 
     Args:
@@ -42,7 +42,7 @@ def load_file(path: Path, *, name: str | None = None, site: Site | str | None = 
         UnsupportedError: for the dictionaries of the embedding.
         FormatError: where the file is damaged or its tensors do not fit each other.
     """
-    name = name or "/".join(path.parent.parts[-3:])
+    name = "/".join(path.parent.parts[-3:])
     reads, written = _sites(path, site, writes)
     with npz_file(path) as file:
         d_in, d_sae = matrix(file.shapes, "W_enc", name, "[d_in, d_sae]")

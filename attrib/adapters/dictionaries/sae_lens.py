@@ -50,16 +50,8 @@ def from_sae_lens(sae: Any, *, name: str | None = None) -> Dictionary:
         raise InputError(f"sae: expected a sae-lens SAE, got {type(sae).__name__}.")
     config = sae.cfg.to_dict()
     state = {key: value.detach().clone() for key, value in sae.state_dict().items()}
-    return build(state, config, name or str(config["metadata"].get("hook_name")))
-
-
-def build(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str, site: Site | str | None = None) -> Dictionary:
-    """A dictionary from sae-lens's tensors and its cfg.json.
-
-    Args:
-        site: where it reads, for a config that does not say.
-    """
-    facts = _read(config, {key: list(value.shape) for key, value in state.items()}, name, site)
+    name = name or str(config["metadata"].get("hook_name"))
+    facts = _read(config, {key: list(value.shape) for key, value in state.items()}, name, None)
     if facts.scaled_by:
         raise not_folded(facts.scaled_by, name, "an object does not say by how much")
     return _assemble(state, facts)

@@ -28,9 +28,7 @@ _MODULES: dict[str | None, tuple[SiteKind | None, SiteKind]] = {
 }
 
 
-def load_folder(
-    folder: Path, *, name: str | None = None, site: Site | str | None = None, writes: Site | str | None = None, lazy: bool = False
-) -> Dictionary:
+def load_folder(folder: Path, *, site: Site | str | None = None, writes: Site | str | None = None, lazy: bool = False) -> Dictionary:
     """A dictionary from a folder that sparsify's `save_to_disk` wrote, in float32.
 
     Args:
@@ -43,7 +41,7 @@ def load_folder(
         UnsupportedError: for an activation or a module that attrib does not compute, by name.
         FormatError: where the files are damaged or do not fit each other.
     """
-    name = name or folder.name
+    name = folder.name
     if not (folder / "cfg.json").is_file():
         raise InputError(f"dictionary: {folder} holds {WEIGHTS} but no cfg.json; expected a folder that sparsify's save_to_disk wrote.")
     config = read_json(folder / "cfg.json")

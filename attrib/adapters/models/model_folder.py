@@ -31,7 +31,7 @@ TABLES, TABLES_PER_WEIGHT = 1 << 28, 4
 """Bytes that masks and tables of positions may have, and as many more for each weight: no weight's shape bears them out."""
 
 
-def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = None) -> Model:
+def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> Model:
     """A model from a local folder that `save_pretrained` wrote (config.json, safetensors, tokenizer.json).
 
     Imports transformers, which runs no code of the folder. The model is compared with the original on a few tokens.
@@ -77,7 +77,7 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
         )
     try:
         make_private(model)
-        made = from_hugging_face(model, tokenizer, name=name or folder.name)
+        made = from_hugging_face(model, tokenizer, name=folder.name)
         check = check_model(made, model)
     except AttribError:
         raise

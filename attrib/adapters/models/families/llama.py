@@ -147,7 +147,7 @@ def _params(
             attended = attention(weights, f"{at}.self_attn", facts, norms.one_plus)
             return Block(norm_1, attended, norm_2, mlp(weights, f"{at}.mlp"), post_1, post_2)
 
-        return weights.params(facts, rotary, block, "model.embed_tokens", weights.rms_norm("model.norm", one_plus=norms.one_plus))
+        return weights.params(facts, rotary, block, "model.embed_tokens", lambda: weights.rms_norm("model.norm", one_plus=norms.one_plus))
 
     return params
 

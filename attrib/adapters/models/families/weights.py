@@ -68,13 +68,13 @@ class Weights:
         rotary: Rotary,
         block: Callable[[int], Block],
         embedding: str,
-        final: Norm,
+        final: Callable[[], Norm],
         W_pos: Float[Tensor, "n_ctx d_model"] | None = None,
     ) -> Params:
-        """The whole pytree from what reads a layer; without a table of positions, they are rotary."""
+        """The whole pytree from what reads a layer and the last norm, in this order; without a table of positions, they are rotary."""
         W_E = self(f"{embedding}.weight")
         blocks = tuple(block(layer) for layer in range(facts.n_layers))
-        return Params(W_E, W_E[:0] if W_pos is None else W_pos, *rotary, blocks, final, *self.unembedding(W_E))
+        return Params(W_E, W_E[:0] if W_pos is None else W_pos, *rotary, blocks, final(), *self.unembedding(W_E))
 
     def finish(self, buffers: Sequence[str]) -> None:
         """Raise UnsupportedError for the first tensor that was not taken, unless its name matches one of `buffers` (patterns)."""

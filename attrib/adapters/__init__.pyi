@@ -1,0 +1,26 @@
+from .dictionaries import SHIPPED, load_dictionaries, load_dictionary, shipped
+from .dictionaries.sae_lens import from_sae_lens
+from .dictionaries.tensors import from_tensors
+from .given import as_dictionary, as_model
+from .models import LENS_OPTIONS, SMOLLM2, load_model
+from .models.check import Check, check_model
+from .models.hugging_face import from_hugging_face
+from .models.transformer_lens import from_transformer_lens
+
+__all__ = [
+    "LENS_OPTIONS",
+    "SHIPPED",
+    "SMOLLM2",
+    "Check",
+    "as_dictionary",
+    "as_model",
+    "check_model",
+    "from_hugging_face",
+    "from_sae_lens",
+    "from_tensors",
+    "from_transformer_lens",
+    "load_dictionaries",
+    "load_dictionary",
+    "load_model",
+    "shipped",
+]
