@@ -404,7 +404,7 @@ def test_bad_arguments():
 def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Sweeps of more than `most` targets run out of memory; returns the rows of those that were tried."""
     tried: list[int] = []
-    for plain in (attrib.engine.tiles.reverse, attrib.engine.tiles.both):
+    for plain in (attrib.engine.tiles.reverse, attrib.engine.tiles.meet):
 
         def sweep(on: Any, stop: Any, targets: Any, *rest: Any, plain: Any = plain) -> Any:
             tried.append(len(targets.value))

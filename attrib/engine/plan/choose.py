@@ -12,7 +12,8 @@ from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from attrib.core.types import BudgetError
-from attrib.engine.plan.cost import Cost, both_cost, forward_cost, lift_cost, reverse_cost
+from attrib.engine.plan.cost import Cost, reverse_cost
+from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.task import Task
 
@@ -63,7 +64,7 @@ def _options(task: Task) -> Iterator[_Option]:
     if task.stop.kind not in ("z", "attn_out") and len(task.writes) < 2:
         yield _Option("forward", None, forward_cost, None)
         for layer in task.layers[:-1]:
-            yield _Option("both", layer, partial(both_cost, layer=layer), partial(lift_cost, layer=layer))
+            yield _Option("both", layer, partial(met_cost, layer=layer), partial(lift_cost, layer=layer))
 
 
 def _in_pieces(task: Task) -> Iterator[Task]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.attention import QUERY_BLOCK
 from attrib.engine.blocks.passing import Passed
+from attrib.engine.sweep.ascent import Meeting, meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
 from attrib.engine.sweep.primal import BESIDE, attentions_between
 from attrib.models.transformer import ModelConfig
@@ -117,6 +118,10 @@ class Task:
     def layers(self) -> range:
         """The layers whose attention is passed."""
         return attentions_between(self.start, self.stop)
+
+    def meeting(self, layer: int | None) -> Meeting:
+        """Where both sides meet: about the MLP of a layer, or, with None, above the last attention that is passed."""
+        return meeting(self.config, self.stop, self.layers[-1], layer, self.held, self.passed, self.writes)
 
     @property
     def d_q(self) -> int:

@@ -1,0 +1,191 @@
+"""What the ways cost on which both sides meet: the products of up.py and of `meet.meet`, step by step.
+
+The way up is ascent.py's, taken by the number of rows in place of the rows, as cost.py takes the way down.
+"""
+
+from collections.abc import Collection
+from itertools import chain
+from typing import Any
+
+from attrib.core.types import Site
+from attrib.engine.blocks.passing import station
+from attrib.engine.plan.cost import (
+    Cost,
+    Part,
+    _Count,
+    _Moving,
+    attention,
+    attention_maps,
+    attention_point,
+    meet_seeded,
+    mlp,
+    mlp_point,
+    mlp_rows,
+    readout,
+    spread_heads,
+    spread_up,
+    walk,
+)
+from attrib.engine.plan.task import Counts, Task
+from attrib.engine.sweep.ascent import Ascent
+from attrib.models.transformer import width
+
+
+class _Rising(Ascent[_Moving]):
+    """The products of up.py's `Up`."""
+
+    def __init__(self, task: Task, to: Site) -> None:
+        below = [site for site in map(station, task.writes) if site.depth < to.depth]
+        super().__init__(task.config, task.policy, task.start, to, task.held, task.passed, below)
+        self.task, self.cost = task, Cost(task.itemsize)
+        self.alive: Counts = task.sources
+        self.waits: dict[int, Counts] = {}
+
+    @property
+    def products(self) -> Part:
+        """What products of an MLP are a part of."""
+        return "mlp" if self.is_spread else "seeds"
+
+    @property
+    def cells(self) -> int:
+        """Cells on which the rows lie."""
+        return sum(map(sum, self.alive))
+
+    def add(self, a: _Moving, b: _Moving) -> _Moving:
+        return _Moving()
+
+    def through_attention(self, layer: int, stream: _Moving, read: _Moving, keeps: bool) -> _Moving:
+        if self.is_spread:
+            attention(self.task, self.cost, up=True)
+        else:
+            spread_up(self.task, self.cost)
+        return _Moving()
+
+    def through_attention_alone(self, layer: int, read: _Moving) -> _Moving:
+        return self.through_attention(layer, read, read, keeps=True)
+
+    def through_heads(self, layer: int, read: _Moving) -> _Moving:
+        if not self.is_spread:
+            spread_heads(self.task, self.cost)
+            return _Moving()
+        self.cost.mm("attention", self.cells, self.config.d_model, self.task.d_heads)
+        self.cost += attention_maps(self.task, True)
+        attention_point(self.task, self.cost, leaves=False)
+        return _Moving()
+
+    def through_output(self, layer: int, rows: _Moving) -> _Moving:
+        self.cost.mm("attention" if self.is_spread else "seeds", self.cells, self.task.d_q, self.config.d_model)
+        if self.config.post_norm and self.task.start == Site(layer, "z"):  # whose value is at hand
+            self.cost.mm("primal", self.task.tokens, self.task.d_q, self.config.d_model)
+        elif self.config.post_norm:
+            attention_point(self.task, self.cost)
+        return _Moving()
+
+    def through_mlp(self, layer: int, stream: _Moving, keeps: bool) -> _Moving:
+        if self.is_spread:
+            mlp(self.task, self.cost, layer, self.alive)
+        elif self.task.passes_mlp(layer):
+            mlp_rows(self.task, self.cost, "seeds", self.cells)
+            mlp_point(self.task, self.cost)
+        return _Moving()
+
+    def through_mlp_alone(self, layer: int, read: _Moving) -> _Moving:
+        mlp(self.task, self.cost, layer, self.alive, self.products)
+        return _Moving()
+
+    def through_norm(self, layer: int, read: _Moving) -> _Moving:
+        return _Moving()
+
+    def through_matrices(self, layer: int, rows: _Moving) -> _Moving:
+        mlp_rows(self.task, self.cost, self.products, self.cells)
+        mlp_point(self.task, self.cost)
+        return _Moving()
+
+    def widen(self, rows: _Moving) -> _Moving:
+        return rows
+
+    def widen_waiting(self) -> None:
+        self.alive = self.task.up()
+
+    def enter(self, number: int, rows: _Moving) -> None:
+        passed = self.task.passed[number]
+        self.waits[number] = self.alive
+        self._terms(number, passed.d_in)
+
+    def arrive(self, number: int, site: Site, is_last: bool) -> _Moving:
+        passed, size = self.task.passed[number], width(self.config, site)
+        self._terms(number, size)
+        if passed.has_skip:
+            self.cost.mm("cuts", self.cells, passed.d_in, size)
+        return _Moving()
+
+    def _terms(self, number: int, size: int) -> None:
+        for rows, count in zip(chain(*self.waits[number]), chain(*self.task.passed[number].terms), strict=True):
+            self.cost.mm("cuts", rows, size, count)
+
+    def seeded(self, site: Site) -> _Moving:
+        return _Moving()
+
+
+class _Falling(_Count):
+    """The way down to where both sides meet: what is read out there is counted apart."""
+
+    def __init__(self, task: Task, to: Site, above: Collection[Site]) -> None:
+        super().__init__(task, (to, *above))
+        self.to = to
+
+    def read(self, site: Site, *rows: Any) -> None:
+        if site == self.to:
+            self.arrives = True
+        else:
+            super().read(site, *rows)
+
+
+def lift_cost(task: Task, layer: int | None) -> Cost:
+    """Count `meet.lift` to where both sides meet; see `Task.meeting`."""
+    way = _Rising(task, task.meeting(layer).up)
+    way.run(_Moving())
+    walk(task, way.cost)
+    return way.cost
+
+
+def forward_cost(task: Task) -> Cost:
+    """Count both sides where targets are still at their own positions as they meet."""
+    return lift_cost(task, None) + met_cost(task, None)
+
+
+def met_cost(task: Task, layer: int | None) -> Cost:
+    """Count `meet.meet`, after `lift`."""
+    at = task.meeting(layer)
+    up, down = _Rising(task, at.up), _Falling(task, at.down, [site for site in map(station, task.writes) if site.depth > at.down.depth])
+    is_lifted = up.run(_Moving()) is not None
+    down.run(_Moving())
+    cost, size = down.cost, width(task.config, at.down)
+    if is_lifted and down.arrives:
+        _rows(task, cost, down, up, size, None if at.up == at.down else at.up.layer)
+    for number in down.waiting & up.waiting:
+        both_sides = (down.waits[number], up.waits[number], task.passed[number].terms)
+        for n, m, count in zip(*(chain(*counts) for counts in both_sides), strict=True):
+            cost.mm("cuts", n, count, m)
+        if task.passed[number].has_skip:
+            _rows(task, cost, down, up, task.passed[number].d_in, None)
+    return cost
+
+
+def _rows(task: Task, cost: Cost, down: _Count, up: _Rising, size: int, layer: int | None) -> None:
+    """Rows of both sides at one place, or about an MLP."""
+    if down.is_spread and up.is_spread:
+        if layer is not None:
+            mlp(task, cost, layer, [list(map(min, rows, others)) for rows, others in zip(task.down(), task.up(), strict=True)])
+        for n, m in zip(chain(*task.down()), chain(*task.up()), strict=True):
+            cost.mm("readout", n, size, m)
+        return
+    if layer is not None and up.is_spread:
+        mlp(task, cost, layer, task.targets, "seeds")
+    elif layer is not None and task.passes_mlp(layer):
+        mlp_rows(task, cost, "seeds", task.n_sources)
+        mlp_point(task, cost)
+    if up.is_spread or down.is_spread:
+        readout(task, cost, up.is_spread, size)
+    else:
+        meet_seeded(task, cost, size)
