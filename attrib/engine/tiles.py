@@ -94,8 +94,8 @@ def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: 
     warnings.warn(f"out of memory with {len(paths)} prompt(s) going {plan.way}; going on in reverse, one at a time.", stacklevel=3)
     for number, path in enumerate(paths):
         whole = ((0, len(path.targets.position)),)
-        way: Way = "through" if plan.way == "through" else "reverse" if plan.task.layers else "local"
         task = replace(task_of([path]), pieces=plan.task.pieces.smaller)
+        way: Way = "through" if task.is_through else "reverse" if task.layers else "local"
         alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
         for _, tile in adjoint([path], alone, precision, impl):
             yield number, tile

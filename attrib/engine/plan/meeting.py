@@ -4,8 +4,11 @@ The way up is ascent.py's, taken by the number of rows in place of the rows, as 
 """
 
 from collections.abc import Collection
+from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
-from typing import Any
+from operator import mul
+from typing import Any, Literal, NamedTuple
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import station
@@ -26,9 +29,12 @@ from attrib.engine.plan.cost import (
     spread_up,
     walk,
 )
-from attrib.engine.plan.task import Counts, Task
+from attrib.engine.plan.task import NOTHING_OPENED, Counts, Task
 from attrib.engine.sweep.ascent import Ascent
 from attrib.models.transformer import width
+
+Step = Literal["spread", "attention", "mlp"]
+"""What takes memory of its own, beside the rows themselves."""
 
 
 class _Rising(Ascent[_Moving]):
@@ -40,6 +46,7 @@ class _Rising(Ascent[_Moving]):
         self.task, self.cost = task, Cost(task.itemsize)
         self.alive: Counts = task.sources
         self.waits: dict[int, Counts] = {}
+        self.steps: set[Step] = set()
 
     @property
     def products(self) -> Part:
@@ -55,16 +62,21 @@ class _Rising(Ascent[_Moving]):
         return _Moving()
 
     def through_attention(self, layer: int, stream: _Moving, read: _Moving, keeps: bool) -> _Moving:
+        self._attends()
         if self.is_spread:
             attention(self.task, self.cost, up=True)
         else:
             spread_up(self.task, self.cost)
         return _Moving()
 
+    def _attends(self) -> None:
+        self.steps.add("attention" if self.is_spread else "spread")
+
     def through_attention_alone(self, layer: int, read: _Moving) -> _Moving:
         return self.through_attention(layer, read, read, keeps=True)
 
     def through_heads(self, layer: int, read: _Moving) -> _Moving:
+        self._attends()
         if not self.is_spread:
             spread_heads(self.task, self.cost)
             return _Moving()
@@ -82,6 +94,7 @@ class _Rising(Ascent[_Moving]):
         return _Moving()
 
     def through_mlp(self, layer: int, stream: _Moving, keeps: bool) -> _Moving:
+        self.steps.add("mlp")
         if self.is_spread:
             mlp(self.task, self.cost, layer, self.alive)
         elif self.task.passes_mlp(layer):
@@ -90,6 +103,7 @@ class _Rising(Ascent[_Moving]):
         return _Moving()
 
     def through_mlp_alone(self, layer: int, read: _Moving) -> _Moving:
+        self.steps.add("mlp")
         mlp(self.task, self.cost, layer, self.alive, self.products)
         return _Moving()
 
@@ -97,6 +111,7 @@ class _Rising(Ascent[_Moving]):
         return _Moving()
 
     def through_matrices(self, layer: int, rows: _Moving) -> _Moving:
+        self.steps.add("mlp")
         mlp_rows(self.task, self.cost, self.products, self.cells)
         mlp_point(self.task, self.cost)
         return _Moving()
@@ -120,8 +135,10 @@ class _Rising(Ascent[_Moving]):
         return _Moving()
 
     def _terms(self, number: int, size: int) -> None:
-        for rows, count in zip(chain(*self.waits[number]), chain(*self.task.passed[number].terms), strict=True):
-            self.cost.mm("cuts", rows, size, count)
+        cost, rows, terms = self.cost, [*chain(*self.waits[number])], [*chain(*self.task.passed[number].terms)]
+        met = sum(map(mul, rows, terms))
+        cost.flops["cuts"] += 2 * size * met
+        cost.bytes["cuts"] += cost.itemsize * (size * (sum(rows) + sum(terms)) + met)
 
     def seeded(self, site: Site) -> _Moving:
         return _Moving()
@@ -132,21 +149,39 @@ class _Falling(_Count):
 
     def __init__(self, task: Task, to: Site, above: Collection[Site]) -> None:
         super().__init__(task, (to, *above))
-        self.to = to
+        self.to, self.is_met = to, False
 
     def read(self, site: Site, *rows: Any) -> None:
         if site == self.to:
-            self.arrives = True
+            self.is_met = True
         else:
             super().read(site, *rows)
 
 
+class Raised(NamedTuple):
+    """The way up to where both sides meet."""
+
+    way: _Rising
+    comes: bool
+    """Whether anything moves there."""
+
+
+def raised(task: Task, layer: int | None) -> Raised:
+    """Count the way up. It is the same whichever of the targets a sweep is for."""
+    return _raised(replace(task, targets=task.sources, beside=0, opened=NOTHING_OPENED), layer)
+
+
+@lru_cache(maxsize=64)
+def _raised(task: Task, layer: int | None) -> Raised:
+    way = _Rising(task, task.meeting(layer).up)
+    return Raised(way, way.run(_Moving()) is not None)
+
+
 def lift_cost(task: Task, layer: int | None) -> Cost:
     """Count `meet.lift` to where both sides meet; see `Task.meeting`."""
-    way = _Rising(task, task.meeting(layer).up)
-    way.run(_Moving())
-    walk(task, way.cost)
-    return way.cost
+    walked = Cost(task.itemsize)
+    walk(task, walked)
+    return raised(task, layer).way.cost + walked
 
 
 def forward_cost(task: Task) -> Cost:
@@ -157,11 +192,11 @@ def forward_cost(task: Task) -> Cost:
 def met_cost(task: Task, layer: int | None) -> Cost:
     """Count `meet.meet`, after `lift`."""
     at = task.meeting(layer)
-    up, down = _Rising(task, at.up), _Falling(task, at.down, [site for site in map(station, task.writes) if site.depth > at.down.depth])
-    is_lifted = up.run(_Moving()) is not None
+    down = _Falling(task, at.down, [site for site in map(station, task.writes) if site.depth > at.down.depth])
+    up, is_lifted = raised(task, layer)
     down.run(_Moving())
     cost, size = down.cost, width(task.config, at.down)
-    if is_lifted and down.arrives:
+    if is_lifted and down.is_met:
         _rows(task, cost, down, up, size, None if at.up == at.down else at.up.layer)
     for number in down.waiting & up.waiting:
         both_sides = (down.waits[number], up.waits[number], task.passed[number].terms)
@@ -172,7 +207,7 @@ def met_cost(task: Task, layer: int | None) -> Cost:
     return cost
 
 
-def _rows(task: Task, cost: Cost, down: _Count, up: _Rising, size: int, layer: int | None) -> None:
+def _rows(task: Task, cost: Cost, down: _Falling, up: _Rising, size: int, layer: int | None) -> None:
     """Rows of both sides at one place, or about an MLP."""
     if down.is_spread and up.is_spread:
         if layer is not None:
