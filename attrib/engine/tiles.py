@@ -20,10 +20,9 @@ from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.memory import Way
 from attrib.engine.plan.task import NOTHING_OPENED, Task
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
-from attrib.engine.sweep.cells import Cone, cone, pieces_of
-from attrib.engine.sweep.meet import both, empty, forward, lift, reverse
+from attrib.engine.sweep.cells import cone, pieces_of
+from attrib.engine.sweep.meet import Lifted, empty, lift, meet, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
-from attrib.engine.sweep.seeded import push_seeded
 from attrib.engine.transforms import Tile
 from attrib.models.transformer import Model, width
 
@@ -95,8 +94,8 @@ def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: 
     warnings.warn(f"out of memory with {len(paths)} prompt(s) going {plan.way}; going on in reverse, one at a time.", stacklevel=3)
     for number, path in enumerate(paths):
         whole = ((0, len(path.targets.position)),)
-        way: Way = "through" if plan.way == "through" else "reverse" if plan.task.layers else "local"
         task = replace(task_of([path]), pieces=plan.task.pieces.smaller)
+        way: Way = "through" if task.is_through else "reverse" if task.layers else "local"
         alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
         for _, tile in adjoint([path], alone, precision, impl):
             yield number, tile
@@ -166,12 +165,10 @@ class _Shared(NamedTuple):
     """What all sweeps of a pack share."""
 
     on: Primal
-    start: Site
     sources: Mapping[Site, Seeds]
     """What they write, by the place."""
     between: Between
-    up: Cone
-    lifted: Float[Tensor, "cells d_model"] | None
+    lifted: Lifted | None
     """The sources' tangents, where they are lifted."""
 
 
@@ -188,14 +185,12 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     directions = zip(*(path.sources.direction.split(widths, dim=1) for path in paths), strict=True)
     positions = [path.sources.position for path in paths]
     sources = {station(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
-    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band)
-    start, between = station(run.start), together([path.between for path in paths], lengths)
+    between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
-        return _Shared(on, start, sources, between, up, None)
+        return _Shared(on, sources, between, None)
+    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band)
     with products(precision):
-        start, pushed = push_seeded(on, run.start, sources[start])
-        lifted = lift(on, start, pushed, up, plan.task.layers[-1] if plan.layer is None else plan.layer)
-        return _Shared(on, start, {start: pushed}, between, up, lifted)
+        return _Shared(on, sources, between, lift(on, run.start, sources, up, plan.task.meeting(plan.layer).up, between))
 
 
 @torch.no_grad()
@@ -203,18 +198,13 @@ def _sweep(
     shared: _Shared, plan: PackPlan, precision: Precision, paths: Sequence[Path], chosen: Sequence[Int[Tensor, " _"]]
 ) -> list[Float[Tensor, "_ _"]]:
     """One sweep over the chosen targets of each path."""
-    on, start, sources, between, up, lifted = shared
+    on, sources, between, lifted = shared
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
         down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
-        if plan.way == "forward":
-            assert lifted is not None
-            return forward(on, stop, targets, down, sources[start], up, lifted, between)
-        if plan.way == "both":
-            assert lifted is not None
-            assert plan.layer is not None
-            return both(on, stop, targets, down, sources[start], up, lifted, plan.layer, between)
+        if lifted is not None:
+            return meet(on, stop, targets, down, sources, lifted, plan.task.meeting(plan.layer).down, between)
         found = empty(on, targets, next(iter(sources.values())))
         reverse(on, stop, targets, down, sources, dict.fromkeys(sources, found), between)
         return found

@@ -227,7 +227,8 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
     for lengths in ((30,),) if family == "gpt2" else ((8, 1, 5),):
         for found in cut_paths(family, which, effect, lengths):
             plans = forced(task_of(found))
-            assert {plan.way for plan in plans} == {"through"} or (effect == "direct" and which in ("every layer", "mlp"))
+            assert {plan.way for plan in plans[1:]} == {"forward", "both"}
+            assert plans[0].way == "through" or (effect == "direct" and which in ("every layer", "mlp"))
             for plan in plans:
                 assert_about(
                     flops(lambda plan=plan, found=found: list(adjoint(found, plan))), plan.cost.total, 1.02, (plan.way, plan.layer)
@@ -238,6 +239,22 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
                     used = peak(lambda plan=plan, found=found: sum(tile.gradient.numel() for _, tile in adjoint(found, plan))) + held
                     assert used <= 1.1 * plan.peak, (plan.way, used / plan.peak)
                     assert used > 0.3 * plan.peak, (plan.way, used / plan.peak)
+
+
+@each_pair(family=[*LARGE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)
+def test_operations_and_memory_to_a_part_of_attention(family: Family, hook: str, layer: int, policy: Policy):
+    """Where targets read within the last attention, tangents come up to there."""
+    target = dictionary("topk", site=f"blocks.{layer}.{hook}", d_in=WIDTH, d_sae=500, k=20)
+    (found,) = paths(family, policy, (30,), targets=target)
+    plans = forced(task_of([found]))
+    assert [(plan.way, plan.layer) for plan in plans] == [("reverse", None), ("forward", None), *(("both", at) for at in range(layer))]
+    want, *others = (next(adjoint([found], plan))[1].gradient for plan in plans)
+    for plan, got in zip(plans[1:], others, strict=True):
+        assert_close(got, want, FOREIGN, (plan.way, plan.layer))
+        assert_about(flops(lambda plan=plan: list(adjoint([found], plan))), plan.cost.total, 1.02, (plan.way, plan.layer))
+        held = sum(rows.numel() * rows.element_size() for rows in (found.sources.direction, found.targets.cotangent))
+        used = peak(lambda plan=plan: sum(tile.gradient.numel() for _, tile in adjoint([found], plan))) + held
+        assert_about(used, plan.peak, 1.2, (plan.way, plan.layer))
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -404,7 +421,7 @@ def test_bad_arguments():
 def limit(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Sweeps of more than `most` targets run out of memory; returns the rows of those that were tried."""
     tried: list[int] = []
-    for plain in (attrib.engine.tiles.reverse, attrib.engine.tiles.both):
+    for plain in (attrib.engine.tiles.reverse, attrib.engine.tiles.meet):
 
         def sweep(on: Any, stop: Any, targets: Any, *rest: Any, plain: Any = plain) -> Any:
             tried.append(len(targets.value))
@@ -504,5 +521,21 @@ def test_tangents_that_run_out_of_memory_give_way_to_cotangents(
     with pytest.warns(UserWarning, match=f"out of memory with {len(lengths)} prompt.s. going {ways}"):
         got = values(pack, large)
     assert pieces == [large.task.pieces, *[large.task.pieces.smaller] * len(lengths)]
+    for mine, whole in zip(got, want, strict=True):
+        assert_close(mine, whole, FOREIGN)
+
+
+@pytest.mark.parametrize("ways", ["forward", "both"])
+def test_tangents_through_cuts_give_way_to_cotangents_through_them(ways: str, monkeypatch: pytest.MonkeyPatch):
+    pack = next(cut_paths("gpt2", "transcoders", "total", (6, 4)))
+    plan = next(plan for plan in forced(task_of(pack)) if plan.way == ways)
+    want = values(pack, plan)
+
+    def lift(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(attrib.engine.tiles, "lift", lift)
+    with pytest.warns(UserWarning, match=f"out of memory with 2 prompt.s. going {ways}"):
+        got = values(pack, plan)
     for mine, whole in zip(got, want, strict=True):
         assert_close(mine, whole, FOREIGN)

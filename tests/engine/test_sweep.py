@@ -19,12 +19,14 @@ import attrib.engine.sweep.meet
 import attrib.engine.sweep.seeded
 import attrib.engine.sweep.steps
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
+from attrib.engine.blocks.passing import station
 from attrib.engine.segment import segment
+from attrib.engine.sweep.ascent import meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, cells_of, cone, cone_of, even, rectangles
 from attrib.engine.sweep.compute import Down
-from attrib.engine.sweep.meet import both, forward, lift, reverse
+from attrib.engine.sweep.meet import lift, meet, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, primal, seeds, walked
-from attrib.engine.sweep.seeded import layer_mlp, push_seeded
+from attrib.engine.sweep.seeded import layer_mlp
 from attrib.engine.sweep.steps import head_width, pull_attention, push_attention, spread_down, spread_up
 from attrib.models.transformer import width
 from attrib.passes.capture import capture
@@ -132,16 +134,16 @@ def ways(pack: Pack) -> Iterator[tuple[str, list[Tensor]]]:
     layers = attentions_between(start, stop)
     if not layers:
         return
-    start, sources = push_seeded(on, start, sources)
-    assert start == Site(layers[0], "resid_pre")
-    yield "reverse to pushed sources", reverse(on, stop, targets, down, {start: sources})[start]
-    if stop.kind in ("z", "attn_out"):
-        return
-    yield "forward", forward(on, stop, targets, down, sources, up, lift(on, start, sources, up, layers[-1]))
-    for layer in layers[:-1]:
-        x = lift(on, start, sources, up, layer)
+    given, first = {station(start): sources}, Site(layers[0], "resid_pre")
+    pushed = lift(on, start, given, up, first).rows
+    if pushed is not None:
+        yield "reverse to pushed sources", reverse(on, stop, targets, down, {first: sources._replace(value=pushed)})[first]
+    for layer in (None, *layers[:-1]):
+        at = meeting(on.model.config, stop, layers[-1], layer)
+        lifted = lift(on, start, given, up, at.up)
         for time in ("once", "again"):  # tangents that were lifted serve many sweeps
-            yield f"both at layer {layer}, {time}", both(on, stop, targets, down, sources, up, x, layer)
+            name = "forward" if layer is None else f"both at layer {layer}"
+            yield f"{name}, {time}", meet(on, stop, targets, down, given, lifted, at.down)
 
 
 def assert_jacobians(got: list[Tensor], want: list[Tensor], what: str, tolerance: Any = COMPONENT) -> None:
@@ -209,7 +211,7 @@ BESIDE = ("gpt_neox", "gptj", "phi")
 def test_every_family_in_every_way(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind]):
     assert build(family).config.parallel == (family in BESIDE)
     names = assert_all_ways(make(family, Site(0, ends[0]), Site(3, ends[1]), policy, (0, 2)))
-    assert ends[1] == "attn_out" or "both at layer 1, once" in names
+    assert {"forward, once", "both at layer 1, once"} <= {*names}
 
 
 @families
@@ -355,9 +357,12 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
     start, stop = Site(1, kind), Site(2, "resid_pre")
     on = on_prompts(family, start, stop, policy, LENGTHS)
     sources = seeded(on, SOURCES, width(on.model.config, start), 200)
-    site, moved = push_seeded(on, start, sources)
-    assert site == stop
-    for number, (rows, got) in enumerate(zip(split(sources), split(moved), strict=True)):
+    up = cone([positions(count).tolist() for count in SOURCES], LENGTHS, "up")
+    moved = lift(on, start, {station(start): sources}, up, stop)
+    assert not moved.way.is_spread
+    found = torch.zeros_like(sources.value[:, :32]) if moved.rows is None else moved.rows
+    assert (moved.rows is None) == (policy.mlp == "frozen" and kind == "mlp_in")
+    for number, (rows, got) in enumerate(zip(split(sources), split(sources._replace(value=found)), strict=True)):
         at = positions(SOURCES[number])
         J = dense(family, start, stop, policy, LENGTHS[number])[at, :, at]
         assert_close(got, torch.einsum("nde,ne->nd", J, rows), COMPONENT)
@@ -389,7 +394,7 @@ def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, m
     for module in (attrib.engine.sweep.steps, attrib.engine.sweep.meet):
         monkeypatch.setattr(module, "fold_rows", lambda config: least)
     names = assert_all_ways(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), policy))
-    assert len(names) == 7
+    assert len(names) == 8
     if least == 0:
         assert min(counts.values()) > 10
     elif least < 10:
@@ -457,7 +462,7 @@ def test_directions_give_one_matrix(family: Family, policy: Policy):
         targets, sources = seeded(on, many, 32, 100), seeded(on, few, 32, 200)
         down, up = (cone([rows.token.tolist()], lengths, way) for rows, way in ((targets, "down"), (sources, "up")))
         found = dict(ways(Pack(on, start, stop, targets, sources, down, up, [])))
-        assert len(found) == 7
+        assert len(found) == 8
         for name, got in found.items():
             assert_jacobians(got, found["reverse"], name)
 
@@ -522,7 +527,11 @@ def test_sources_spread_as_attention_on_the_whole_cone(family: Family, policy: P
     for band in up.bands:
         band.of(want)[0] = sources.rows(band)
     push_attention(on, layer, up, want)
-    assert_close(spread_up(on, layer, sources, up), want, COMPONENT)
+    assert_close(spread_up(on, layer, sources, up, sources), want, COMPONENT)
+    stream = seeded(on, SOURCES, 32, 300)
+    for band in up.bands:
+        band.of(want)[0] += stream.rows(band) - sources.rows(band)
+    assert_close(spread_up(on, layer, sources, up, stream), want, COMPONENT)
 
 
 @each_pair(pays=[True, False], start=[Site(0, "resid_pre"), Site(0, "resid_post")], family=FAMILIES, policy=TWO)

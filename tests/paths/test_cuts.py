@@ -16,9 +16,11 @@ from attrib.core.types import EXACT, LINEAR, BudgetError, Direction, InputError,
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import plan_pack
 from attrib.engine.sweep.cells import ON_CPU
+from attrib.engine.sweep.primal import attentions_between
 from attrib.engine.tiles import adjoint, task_of
 from attrib.models.transformer import Model
 from tests.adapters.test_dictionary_folders import clt
+from tests.attribution.test_plan import forced
 from tests.support.attribution_cases import without_shape_checks
 from tests.support.builders import D_MODEL, Family, build, normal, prompt, tiny
 from tests.support.covering import each_pair, named, pairwise
@@ -129,6 +131,24 @@ def test_every_set_against_the_plain_function(row: dict[str, Any]):
         assert_close(got.dense(number), want.dense(number), what=number)
     assert_close(got.total, want.total, what="totals")
     assert max(want.dense(number).abs().max() for number in range(len(PROMPTS))) > 0.01
+
+
+@pytest.mark.parametrize("row", WITH_CUTS, ids=named)
+def test_every_set_in_every_way(row: dict[str, Any]):
+    """Both sides meet at any layer, in the terms of dictionaries that read below it and write above it too."""
+    model = build(row["family"], torch.float64)
+    source, target = SOURCES[row["source"]](model), TARGETS[row["target"]](model)
+    options = {name: row[name] for name in ("policy", "effect", "error")} | {"cuts": put_in(row["family"], row["which"])}
+    found = [attrib.path(model, source, target or attrib.TopLogits(3), tokens, **options) for tokens in PROMPTS]
+    first, *others = forced(task_of(found))
+    want = [tile.gradient for _, tile in adjoint(found, first)]
+    if not attentions_between(found[0].through.start, found[0].through.stop) or first.task.is_beside:
+        assert not others
+        return
+    assert {plan.way for plan in others} >= {"forward"}
+    for plan in others:
+        for number, (_, tile) in enumerate(adjoint(found, plan)):
+            assert_close(tile.gradient, want[number], what=(plan.way, plan.layer, number))
 
 
 @pytest.mark.parametrize("which", SHUT)
@@ -348,13 +368,14 @@ def test_packs_budgets_and_pieces_change_nothing(family: Family, which: str):
     assert_close(some.gradient, want.gradient)
 
 
-def test_the_plan_chooses_among_all_ways_where_only_mlps_are_shut():
+def test_the_plan_chooses_among_all_ways_whatever_is_put_in():
     model = build("gpt2", torch.float64)
     target, transcoders = TARGETS["resid_post"](model), put_in("gpt2", "cross")
     skipping = put_in("gpt2", "transcoders")[:1]
-    assert attrib.plan(model, None, target, TOKENS, cuts=skipping).direction == "through"  # what its skip connection reads goes on
-    assert attrib.plan(model, None, target, TOKENS, cuts=transcoders).direction != "through"
-    assert attrib.plan(model, None, target, TOKENS, cuts=transcoders, effect="total").direction == "through"
+    for options in ({"cuts": skipping}, {"cuts": transcoders}, {"cuts": transcoders, "effect": "total"}):
+        assert attrib.plan(model, None, target, TOKENS, **options).direction in ("forward", "both")
+    few = {"positions": -1, "cuts": transcoders, "effect": "total"}
+    assert attrib.plan(model, SOURCES["resid_pre"](model), attrib.TopLogits(1), TOKENS, **few).direction == "through"
     assert attrib.plan(model, cross(model, range(4))[0].ours, attrib.TopLogits(2), TOKENS).direction == "reverse"
     shut, free = (attrib.plan(model, None, target, TOKENS, cuts=cuts).flops_by_part["mlp"] for cuts in (transcoders, ()))
     assert shut < free

@@ -1,6 +1,6 @@
 """The plan of a pack of prompts: which way its Jacobian is taken, in which sweeps, and what that costs.
 
-Every way that meet.py knows gives the same numbers. The plan counts the products of each (cost.py), bounds its
+Every way that meet.py knows gives the same numbers. The plan counts the products of each (cost.py, meeting.py), bounds its
 memory (memory.py), drops the ways that do not fit the budget, and takes the one with the fewest products. A way that
 does not fit in one sweep over all targets is cut into sweeps over runs of them.
 """
@@ -12,7 +12,8 @@ from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.types import BudgetError
-from attrib.engine.plan.cost import Cost, both_cost, forward_cost, lift_cost, reverse_cost
+from attrib.engine.plan.cost import Cost, reverse_cost
+from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.task import Task
 from attrib.engine.sweep.cells import Pieces
@@ -54,17 +55,13 @@ class _Option:
 
 
 def _options(task: Task) -> Iterator[_Option]:
-    if task.is_through:
-        yield _Option("through", None, reverse_cost, None)
+    yield _Option("through" if task.is_through else "reverse" if task.layers else "local", None, reverse_cost, None)
+    if not task.layers or task.is_beside:
         return
-    if not task.layers:
-        yield _Option("local", None, reverse_cost, None)
-        return
-    yield _Option("reverse", None, reverse_cost, None)
-    if task.stop.kind not in ("z", "attn_out") and len(task.writes) < 2:
+    if task.can_meet(None):
         yield _Option("forward", None, forward_cost, None)
-        for layer in task.layers[:-1]:
-            yield _Option("both", layer, partial(both_cost, layer=layer), partial(lift_cost, layer=layer))
+    for layer in filter(task.can_meet, task.layers[:-1]):
+        yield _Option("both", layer, partial(met_cost, layer=layer), partial(lift_cost, layer=layer))
 
 
 def _in_pieces(task: Task) -> Iterator[Task]:
@@ -86,7 +83,12 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     """
     best: PackPlan | None = None
     least = None
+    is_too_far = False
     for option in _options(task):
+        if option.lifted is not None:  # to ever higher layers, so that tangents cost as much as the last time and more
+            is_too_far = is_too_far or (best is not None and option.lifted(task).total >= best.cost.total)
+            if is_too_far:
+                continue
         for cut in _in_pieces(task):
             sweeps, peak, smallest = _sweeps(cut, option, budget)
             least = smallest if least is None else min(least, smallest)

@@ -1,6 +1,7 @@
-"""What a sweep costs, counted before it runs: the products of meet.py and steps.py, one by one.
+"""What a sweep costs, counted before it runs: the products of steps.py, one by one, and those of the whole way down.
 
-The way down is route.py's, taken by the number of rows in place of the rows: no step that a sweep takes can be missing.
+The way down is route.py's, taken by the number of rows in place of the rows: no step that a sweep takes can be missing. meeting.py
+has the way up, and where both sides meet.
 
 Every count is of matrix products, 2 m k n operations for [m, k] @ [k, n], as torch's own counter has it; the
 pointwise work between them is bounded by the same bytes. A test holds the counts against torch's.
@@ -151,7 +152,8 @@ def spread_down(task: Task, cost: Cost) -> None:
     attention_point(task, cost, leaves=False)
 
 
-def _spread_up(task: Task, cost: Cost) -> None:
+def spread_up(task: Task, cost: Cost) -> None:
+    """Seeded tangents of resid_pre through an attention to their cone."""
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
     cost.mm("spread", task.n_sources, d, task.d_heads)
@@ -171,6 +173,14 @@ def _spread_up(task: Task, cost: Cost) -> None:
                 cost.mm("spread", n, c.d_head, band.begin + 1, batch=2 * c.n_heads)
                 cost.mm("spread", n, task.d_q, d)
     attention_point(task, cost)
+
+
+def spread_heads(task: Task, cost: Cost) -> None:
+    """Seeded tangents of resid_pre to z, over their cone."""
+    cost.mm("spread", task.n_sources, task.config.d_model, task.d_heads)
+    for block in rectangles(task.bands(up=True), task.block):
+        _maps(task, cost, "spread", block, up=True)
+    attention_point(task, cost, leaves=False)
 
 
 def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
@@ -213,30 +223,12 @@ def plain_mlp(cost: Cost, part: Part, config: ModelConfig, rows: int, layers: in
 
 # ------------------------------------------------------------------------------------ whole sweeps
 
-MIDDLE = ("z", "attn_out", "resid_mid", "mlp_in")
-"""Kinds of sites that have an MLP between them and the next attention."""
-
 
 def meet_seeded(task: Task, cost: Cost, width: int) -> None:
     """Both sides at their own positions."""
     for rows, others in zip(task.targets, task.sources, strict=True):
         for n, m in zip(rows, others, strict=True):
             cost.mm("readout", n, width, m)
-
-
-def push_cost(task: Task) -> Cost:
-    """Count pushing seeded sources to the first attention; in a parallel block, through the MLP beside it as well."""
-    cost, is_parallel = Cost(task.itemsize), task.config.parallel
-    if task.start.kind == "z":
-        cost.mm("seeds", task.n_sources, task.d_q, task.config.d_model)
-        if task.config.post_norm:
-            attention_point(task, cost)
-    is_above = task.start.kind == "mlp_in" or (task.start.kind in MIDDLE and not is_parallel)
-    mlps = [task.start.layer] * is_above + [task.layers[0]] * is_parallel
-    for _ in filter(task.passes_mlp, mlps):
-        mlp_rows(task, cost, "seeds", task.n_sources)
-        mlp_point(task, cost)
-    return cost
 
 
 def reverse_cost(task: Task) -> Cost:
@@ -247,13 +239,6 @@ def reverse_cost(task: Task) -> Cost:
     way.run(Moving())
     walk(task, way.cost)
     return way.cost
-
-
-def _pulled(task: Task, to: Site) -> "DescentCount":
-    """The way of `meet.pulled`, counted: what is done with the rows at the place that they come down to is not in it."""
-    way = DescentCount(task, (), [to], reads=False)
-    way.run(Moving())
-    return way
 
 
 def reads_in_heads(task: Task) -> bool:
@@ -267,46 +252,6 @@ def heads_pay(task: Task, sources: Counts) -> bool:
     d, down = task.config.d_model, task.down()
     met = sum(n * m for rows, others in zip(down, sources, strict=True) for n, m in zip(rows, others, strict=True))
     return met + sum(map(sum, sources)) * d < sum(map(sum, down)) * d
-
-
-def forward_cost(task: Task) -> Cost:
-    """Count `meet.forward`, with the sources pushed to the first attention."""
-    cost = push_cost(task)
-    walk(task, cost)
-    pulled = _pulled(task, Site(task.layers[-1], "resid_post" if task.config.parallel else "resid_mid"))
-    cost += pulled.cost
-    _spread_up(task, cost)
-    for layer in task.layers[1:] if task.config.parallel else task.layers[:-1]:
-        mlp(task, cost, layer, task.up())
-        attention(task, cost, up=True)
-    if pulled.arrives:
-        readout(task, cost, True, task.config.d_model)
-    return cost
-
-
-def lift_cost(task: Task, layer: int) -> Cost:
-    """Count `meet.lift` to the MLP of `layer`, with the sources pushed to the first attention."""
-    cost = push_cost(task)
-    walk(task, cost)
-    _spread_up(task, cost)
-    for below in range(task.layers[0], layer):
-        mlp(task, cost, below + task.config.parallel, task.up())
-        attention(task, cost, up=True)
-    return cost
-
-
-def both_cost(task: Task, layer: int) -> Cost:
-    """Count `meet.both` at the MLP of `layer`, after `lift`."""
-    pulled, d = _pulled(task, Site(layer, "resid_post")), task.config.d_model
-    if not pulled.arrives:
-        return pulled.cost
-    cost, down, up = pulled.cost, task.down(), task.up()
-    if not task.config.parallel:
-        mlp(task, cost, layer, [list(map(min, rows, others)) for rows, others in zip(down, up, strict=True)])
-    for rows, others in zip(down, up, strict=True):
-        for n, m in zip(rows, others, strict=True):
-            cost.mm("readout", n, d, m)
-    return cost
 
 
 # ------------------------------------------------------------------------------- the way down, counted
@@ -328,13 +273,12 @@ class DescentCount(Descent[Moving]):
         stop: Site | None = None,
         stops_below: bool = False,
         in_heads: bool = False,
-        reads: bool = True,
     ) -> None:
         super().__init__(
             task.config, task.policy, stop or task.stop, task.held, task.passed, wanted, brought=brought, stops_below=stops_below,
             in_heads=in_heads,
         )  # fmt: skip
-        self.task, self.cost, self.reads, self.arrives = task, Cost(task.itemsize), reads, False
+        self.task, self.cost = task, Cost(task.itemsize)
         self.alive: Counts = task.targets
         self.waits: dict[int, Counts] = {}
 
@@ -427,9 +371,6 @@ class DescentCount(Descent[Moving]):
 
     def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
         """Rows against the sources that they see, or those at their own position."""
-        self.arrives = True
-        if not self.reads:
-            return
         if self.is_spread:
             readout(self.task, self.cost, False, width(self.config, site))
         else:

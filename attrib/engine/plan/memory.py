@@ -8,12 +8,13 @@ what its own products are made in. Sizes are counts of numbers; the letters are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from attrib.engine.plan.cost import reads_in_heads
+from attrib.engine.plan.meeting import Step, raised
 from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.cells import Band, Cone, Rectangle, even, rectangles
 from attrib.engine.sweep.seeded import fold_rows
@@ -21,7 +22,7 @@ from attrib.engine.sweep.steps import spread_blocks
 
 Way = Literal["local", "reverse", "forward", "both", "through"]
 """`local`: `reverse` where no attention is between, so that targets meet sources at their own positions. `through`: `reverse` with more
-than MLPs cut, which no tangents pass. The others are those of meet.py."""
+than MLPs cut. `forward` and `both`: `meet`, above the last attention or about some MLP."""
 
 
 def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
@@ -48,7 +49,18 @@ class _Sizes:
         yield 8 * min(self.tile, max(task.pieces.select, task.n_sources)) + (up if way == "both" else 0)
         yield self.seeding
         if way == "through":
-            yield self.through
+            yield self.through(True)
+        if task.is_through and way in ("forward", "both"):
+            way_up = raised(task, layer).way
+            lifted = (up if way_up.is_spread else task.n_sources * d) + self.waiting(is_down=False)  # which stay for all sweeps
+            yield self.through(False, way_up.steps, way_up.is_spread)
+            if way == "both":
+                yield lifted + self.through(True)
+                yield lifted + down + self.waiting(is_down=True) + (self.meeting if way_up.is_spread else 0)
+            return
+        is_within = task.stop.kind in ("z", "attn_out")
+        if is_within and way == "forward":  # the last attention makes no stream, and has no MLP beside it
+            yield up + self.up * max(task.d_q, d) + self.attention(is_down=False) - self.beside(is_down=False)
         if way in ("reverse", "both"):
             yield down + self.spread(task.targets, is_down=True) + (up if way == "both" else 0)
         if way in ("forward", "both"):
@@ -63,7 +75,7 @@ class _Sizes:
             read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
             read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
             yield down + self.points + seeds + read
-        if (way == "forward" and n_layers > 1) or (layer is not None and layer > task.layers[0]):
+        if (way == "forward" and n_layers > 1 + (is_within and task.config.parallel)) or (layer is not None and layer > task.layers[0]):
             yield up + self.mlp(task.up(), task.sources, is_down=False)
             yield up + self.attention(is_down=False)
         if layer is not None:
@@ -249,20 +261,37 @@ class _Sizes:
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
         return self.beside(is_down) + weights + self.slopes + max(5 * task.tokens * f, fold, rest)
 
-    @property
-    def through(self) -> int:
-        """Rows through cuts: the stream, what goes by beside it, what a component gets and what it makes, and what waits."""
-        task, d = self.task, self.task.config.d_model
-        down, alive = self.down * max(d, task.d_q), task.down()
-        waiting = Counter[int]()
-        for passed in task.passed:
+    def waiting(self, is_down: bool) -> int:
+        """The most that waits in dictionaries at once, which is taken to wait from the lowest layer to the highest."""
+        alive, cells = (self.task.down(), self.down) if is_down else (self.task.up(), self.up)
+        layers = Counter[int]()
+        for passed in self.task.passed:
             met = sum(n * m for rows, terms in zip(alive, passed.terms, strict=True) for n, m in zip(rows, terms, strict=True))
-            size = met + sum(map(sum, passed.terms)) * (d + passed.d_in) + (self.down * passed.d_in if passed.has_skip else 0)
-            waiting.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
-        steps = [self.spread(task.targets, is_down=True), self.attention(is_down=True), self.mlp(alive, task.targets, is_down=True)]
+            size = met + sum(map(sum, passed.terms)) * (self.task.config.d_model + passed.d_in)
+            size += cells * passed.d_in if passed.has_skip else 0
+            layers.update(dict.fromkeys(range(passed.reads.layer, max(passed.writes, key=lambda site: site.depth).layer + 1), size))
+        return max(layers.values(), default=0)
+
+    def through(self, is_down: bool, steps: Collection[Step] = ("spread", "attention", "mlp"), is_spread: bool = True) -> int:
+        """Rows through cuts: the stream, what goes by beside it, what a component gets and what it makes, and what waits.
+
+        Args:
+            steps: which are taken.
+            is_spread: whether an attention is passed; else rows stay at their own positions.
+        """
+        task, d = self.task, self.task.config.d_model
+        seeds, alive, cells = (task.targets, task.down(), self.down) if is_down else (task.sources, task.up(), self.up)
+        made = [0]
+        if "spread" in steps:
+            made.append(self.spread(seeds, is_down))
+        if "attention" in steps:
+            made.append(self.attention(is_down))
+        if "mlp" in steps:
+            made.append(self.mlp(alive, seeds, is_down) if is_spread else self._mlp(seeds, seeds, is_down))
+        cells = cells if is_spread else sum(map(sum, seeds))
         # the columns and rows that a component's terms are gathered in, beside those that are kept
-        steps += [(8 if passed.scales else 4) * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
-        return 3 * down + max(waiting.values(), default=0) + max(steps)
+        made += [(8 if passed.scales else 4) * sum(map(sum, passed.terms)) * max(d, passed.d_in) for passed in task.passed]
+        return 3 * cells * max(d, task.d_q) + self.waiting(is_down) + max(made)
 
     @property
     def meeting(self) -> int:

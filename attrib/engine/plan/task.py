@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.attention import QUERY_BLOCK
-from attrib.engine.blocks.passing import Passed
+from attrib.engine.blocks.passing import Passed, station
+from attrib.engine.sweep.ascent import Meeting, meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
 from attrib.engine.sweep.primal import BESIDE, attentions_between
 from attrib.models.transformer import ModelConfig
@@ -76,17 +77,17 @@ class Task:
         )
 
     @property
-    def is_through(self) -> bool:
-        """Whether more stands between than MLPs that nothing moves through, or the path ends within an MLP beside attention.
-
-        Then cotangents come all the way down: tangents know no way up.
-        """
-        is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
+    def is_beside(self) -> bool:
+        """Whether the path ends within an MLP beside attention, where cotangents pass an attention that tangents do not meet."""
         begins_within = self.start.kind in BESIDE and not self.layers
-        is_beside = self.config.parallel and self.stop.kind in BESIDE and not begins_within
-        return (
-            self.ends_within or bool(self.passed) or not is_by_mlps or is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
-        )
+        return self.config.parallel and self.stop.kind in BESIDE and not begins_within
+
+    @property
+    def is_through(self) -> bool:
+        """Whether more stands between than MLPs that nothing moves through, or the path ends within an MLP beside attention."""
+        is_by_mlps = all(site.kind in BESIDE and site.depth < self.stop.depth for site in self.held)
+        is_other = self.is_beside or any(site.kind != "mlp_out" for site in self.writes[1:])
+        return self.ends_within or bool(self.passed) or not is_by_mlps or is_other
 
     @property
     def shut_mlps(self) -> frozenset[int]:
@@ -121,6 +122,15 @@ class Task:
     def layers(self) -> range:
         """The layers whose attention is passed."""
         return attentions_between(self.start, self.stop)
+
+    def can_meet(self, layer: int | None) -> bool:
+        """Whether both sides can meet there: not where sources write, which each side would take for the other's."""
+        at = self.meeting(layer)
+        return {at.up, at.down}.isdisjoint(map(station, self.writes[1:]))
+
+    def meeting(self, layer: int | None) -> Meeting:
+        """Where both sides meet: about the MLP of a layer, or, with None, above the last attention that is passed."""
+        return meeting(self.config, self.stop, self.layers[-1], layer, self.held, self.passed, self.writes)
 
     @property
     def d_q(self) -> int:

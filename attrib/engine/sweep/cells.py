@@ -110,11 +110,12 @@ class Cone(NamedTuple):
         return counts
 
 
-def seeded_cone(down: Cone) -> Cone:
-    """The cone of the rows at the positions where they are seeded, and nowhere else."""
+def seeded_cone(cone: Cone, up: bool = False) -> Cone:
+    """The cone of the rows at the positions where they are seeded, and nowhere else: the last of each band, or `up` the first."""
     bands, offset = [], 0
-    for prompt, _, end, row, rows, _ in down.bands:
-        bands.append(Band(prompt, end - 1, end, row, rows, offset))
+    for prompt, begin, end, row, rows, _ in cone.bands:
+        at = begin if up else end - 1
+        bands.append(Band(prompt, at, at + 1, row, rows, offset))
         offset += rows
     return Cone(tuple(bands))
 

@@ -1,12 +1,13 @@
 """Jacobians of a pack of prompts: where cotangents and tangents meet, and the ways down and up to that place.
 
-`reverse`, `forward` and `both` give the same numbers and differ in cost alone; choose.py chooses. Each returns, for
-every prompt of the pack, the rows of its targets by the columns of its sources.
+`reverse`, and `meet` wherever it is that tangents are lifted to, give the same numbers and differ in cost alone; choose.py chooses.
+Both return, for every prompt of the pack, the rows of its targets by the columns of its sources.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,10 +20,20 @@ from attrib.engine.sweep.cells import Cone, cells_of, rectangles
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
-from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads, push_attention, push_layer, spread_up, through_mlp
+from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads
+from attrib.engine.sweep.up import Up
 
 Jacobians = list[Float[Tensor, "_ _"]]
 """[targets, sources] of each prompt of a pack."""
+
+
+class Lifted(NamedTuple):
+    """Tangents at the end of their way up."""
+
+    way: Up
+    """With what waits in dictionaries, and where rows lie."""
+    rows: Flat | None
+    """What the model brings to `way.to`; None is zeros."""
 
 
 def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
@@ -92,13 +103,6 @@ def reverse(
     return found
 
 
-def pulled(primal: Primal, stop: Site, targets: Seeds, down: Cone, to: Site, between: Between) -> Flat | None:
-    """Cotangents at a place below `stop`: on their cone, or each at its own position where no attention is between; None is zeros."""
-    found: list[Flat] = []
-    Down(primal, stop, down, (), lambda _, rows, __: found.append(rows), brought=[to], between=between).seeded(targets)
-    return found[0] if found else None
-
-
 def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
     """Whether pushing the sources into head space is fewer products than pulling the cone out of it."""
     at = bounds(primal, sources)
@@ -127,63 +131,93 @@ def read_in_head_space(
         del heads, rows
 
 
-def lift(primal: Primal, start: Site, sources: Seeds, up: Cone, layer: int) -> Flat:
-    """Tangents of sources seeded at the `resid_pre` of an attention's layer, over their cone at the resid_mid of `layer`.
-
-    In parallel blocks at its resid_post: there is no stream between attention and MLP that would be met.
-    """
-    if primal.model.config.parallel:
-        x = spread_up(primal, start.layer, sources, up, with_mlp(primal, start.layer, sources))
-        for above in range(start.layer + 1, layer + 1):
-            x = push_layer(primal, above, up, x)
-        return x
-    x = spread_up(primal, start.layer, sources, up)
-    for below in range(start.layer, layer):
-        through_mlp(primal, below, up, x, up=True)
-        push_attention(primal, below + 1, up, x)
-    return x
+def lift(primal: Primal, start: Site, sources: Mapping[Site, Seeds], up: Cone, to: Site, between: Between = NOTHING) -> Lifted:
+    """Tangents of sources at `start`, and at what else they write below it, go up to `to`, through what stands between."""
+    way = Up(primal, start, sources, up, to, between)
+    rows = way.climb()
+    return Lifted(way, rows)
 
 
-def forward(
-    primal: Primal, stop: Site, targets: Seeds, down: Cone, sources: Seeds, up: Cone, x: Flat, between: Between = NOTHING
-) -> Jacobians:
-    """Tangents `x`, lifted to the layer of the last attention, are read out against the seeded targets.
-
-    `stop` lies behind at least one attention, and is not itself a part of one (z, attn_out).
-    """
-    found = empty(primal, targets, sources)
-    last = attentions_between(Site(0, "resid_pre"), stop)[-1]
-    met = Site(last, "resid_post" if primal.model.config.parallel else "resid_mid")
-    if (rows := pulled(primal, stop, targets, down, met, between)) is not None:
-        contract(primal, up, x, targets._replace(value=rows), [jacobian.T for jacobian in found])
-    return found
-
-
-def both(
+def meet(
     primal: Primal,
     stop: Site,
     targets: Seeds,
     down: Cone,
-    sources: Seeds,
-    up: Cone,
-    x: Flat,
-    layer: int,
+    sources: Mapping[Site, Seeds],
+    lifted: Lifted,
+    place: Site,
     between: Between = NOTHING,
 ) -> Jacobians:
-    """Cotangents go down to the MLP of `layer`, below at least one attention, and meet tangents `x` lifted to it."""
-    found = empty(primal, targets, sources)
-    if (g := pulled(primal, stop, targets, down, Site(layer, "resid_post"), between)) is not None:
-        meet_at_mlp(primal, layer, down, g, up, x, found)
+    """Cotangents go down to tangents that have been lifted, and meet them.
+
+    What tangents do not pass is left to cotangents: they are read out at what sources write above, and in a dictionary that reads
+    below and writes above, both sides meet in its terms.
+
+    Args:
+        place: where cotangents come down to; as `station` names it. Where tangents have come to another, an MLP lies between.
+    """
+    found, up = empty(primal, targets, next(iter(sources.values()))), lifted.way
+    layer = None if place == up.to else up.to.layer
+    above = {site: seeds for site, seeds in sources.items() if site.depth > place.depth}
+    met: list[Flat] = []
+
+    def read(site: Site, rows: Flat, is_spread: bool) -> None:  # which knows nothing of `way`: a cycle would keep all its rows
+        if site == place:
+            met.append(rows)
+        elif is_spread:
+            contract(primal, down, rows, above[site], found)
+        else:
+            contract_seeded(primal, targets._replace(value=rows), above[site], found)
+
+    way = Down(primal, stop, down, above, read, brought=[place], between=between)
+    way.seeded(targets)
+    if met and lifted.rows is not None:
+        _meet_rows(primal, targets, way, met.pop(), up, lifted.rows, layer, found)
+    for number in sorted(way.waiting & up.waiting):
+        _meet_terms(primal, way, up, number, found)
+        g, x = way.waits[number].skip, up.waits[number].skip
+        if g is not None and x is not None:
+            _meet_rows(primal, targets, way, g, up, x, None, found)
     return found
 
 
-def meet_at_mlp(primal: Primal, layer: int, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
+def _meet_rows(primal: Primal, targets: Seeds, way: Down, g: Flat, up: Up, x: Flat, layer: int | None, out: Jacobians) -> None:
+    """Contract rows of both sides at one place, or about the MLP of a layer; each lies on its cone, or at its own positions."""
+    if way.is_spread and up.is_spread:
+        meet_at_mlp(primal, layer, way.down, g, up.up, x, out)
+        return
+    if layer is not None and up.is_spread:  # whichever side is still at its own positions is the fewer rows
+        g = way.through_mlp(layer, g, keeps=False)
+    elif layer is not None:
+        x = up.through_mlp(layer, x, keeps=True)
+    if up.is_spread:
+        contract(primal, up.up, x, targets._replace(value=g), [jacobian.T for jacobian in out])
+    elif way.is_spread:
+        contract(primal, way.down, g, up.first._replace(value=x), out)
+    else:
+        contract_seeded(primal, targets._replace(value=g), up.first._replace(value=x), out)
+
+
+def _meet_terms(primal: Primal, way: Down, up: Up, number: int, out: Jacobians) -> None:
+    """Contract what waits from both sides in the terms of one dictionary, position by position."""
+    device, given, taken = primal.model.device, way.waits[number].terms, up.waits[number].terms
+    for prompt, length in enumerate(primal.lengths):
+        first = primal.first(prompt)
+        g_alive, x_alive = (cells_of(cone, prompt, length, device).alive for cone in (way.down, up.up))
+        for t in range(length):
+            if first + t in given and first + t in taken:
+                g, x = given[first + t], taken[first + t]
+                low, end = g_alive[t][0], x_alive[t][1]  # those at their own position are the first of cotangents, the last of tangents
+                out[prompt][low : low + len(g), end - len(x) : end] += g @ x.T
+
+
+def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
     """Σ_t g[j, t] · (∂resid_post / ∂resid_mid)[t] · x[i, t]: at each position the fewer rows go through the MLP.
 
-    Where nothing moves through the MLP, or tangents have passed it beside attention, they meet as they are.
+    Where there is no MLP between them, or nothing moves through it, they meet as they are.
     """
-    passes = primal.passes_mlp(layer) and not primal.model.config.parallel
-    mlp, pays, space = layer_mlp(primal, layer) if passes else None, fold_rows(primal.model.config), None
+    passes = layer is not None and primal.passes_mlp(layer)
+    mlp, pays, space = layer_mlp(primal, layer) if layer is not None and passes else None, fold_rows(primal.model.config), None
     most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):

@@ -1,8 +1,4 @@
-"""Tangents that live at their own position: through norms, projections and MLPs, until the first attention spreads them.
-
-A tangent on its way up is a row [width] with a position. The MLP of a layer with its norms (`LayerMLP`) is here too, since the
-rows of steps.py pass the same one.
-"""
+"""The MLP of one layer with its norms at its primal, for rows that live at their own position and for those of a cone."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.core.types import SITE_KINDS, Policy, Site
+from attrib.core.types import Policy
 from attrib.engine.blocks.norm_mlp import (
     FoldSpace,
     Leaving,
@@ -90,36 +86,6 @@ def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:
 def _parts(primal: Primal, rows: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     size = even(len(rows), primal.pieces.mlp)
     yield from zip(rows.split(size), token.split(size), strict=True)
-
-
-def push_seeded(primal: Primal, start: Site, sources: Seeds) -> tuple[Site, Seeds]:
-    """Tangents of the stream that enters the first attention after `start`, from those at `start`; both at the same position."""
-    model, rows, layer, token = primal.weights, sources.value, start.layer, sources.token
-    block = model.params.blocks[layer]
-    for kind in SITE_KINDS[SITE_KINDS.index(start.kind) : -1]:
-        match kind:
-            case "resid_pre":
-                return start, sources
-            case "z":
-                written = (rows @ block.attention.W_O)[:, None]
-                rows = leave_push(model.config, primal.leaving_1(layer), written, token, primal.policy)[:, 0]
-            case "attn_out" | "mlp_out":
-                pass  # the base that it is added to is held
-            case "resid_mid":
-                rows = rows if model.config.parallel else with_mlp(primal, layer, sources._replace(value=rows)).value
-                break
-            case "mlp_in" if not primal.passes_mlp(layer):
-                rows = torch.zeros_like(rows)
-                break
-            case "mlp_in":
-                weights, point, leaving = mlp_weights(model, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
-                pushed = [
-                    leave_push(model.config, leaving, mlp_push(weights, point.at(at), r[:, None]), at, primal.policy)[:, 0]
-                    for r, at in _parts(primal, rows, token)
-                ]
-                rows = torch.cat(pushed)
-                break
-    return Site(layer + 1, "resid_pre"), sources._replace(value=rows)
 
 
 def with_mlp(primal: Primal, layer: int, sources: Seeds) -> Seeds:

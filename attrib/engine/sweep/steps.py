@@ -7,7 +7,7 @@ comes from one position is of low rank (`attention_pull_at`, `attention_push_at`
 
 A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one station of the segment, with
 cotangents g pulled down to it and tangents x pushed up to it. Where one side is still seeded, one term of the
-sum is left. These are the steps of both sides; route.py knows the order of those that go down, meet.py the order of those that go up.
+sum is left. These are the steps of both sides; route.py knows the order of those that go down, ascent.py the order of those that go up.
 
     reverse   cotangents go down and are read out against seeded sources, at every source site that they pass;
               in the lowest layer in head space, where the sources were pushed once
@@ -33,7 +33,19 @@ from attrib.engine.blocks.attention import (
     attention_push_at,
     attention_weights,
 )
-from attrib.engine.blocks.norm_mlp import Leaving, Rows, fold_space, leave_pull, leave_push, mlp_pull, mlp_weights, norm_map, norm_pull
+from attrib.engine.blocks.norm_mlp import (
+    Leaving,
+    Rows,
+    fold_space,
+    leave_pull,
+    leave_push,
+    mlp_pull,
+    mlp_push,
+    mlp_weights,
+    norm_map,
+    norm_pull,
+    norm_push,
+)
 from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
@@ -85,6 +97,34 @@ def pull_to_mlp_in(primal: Primal, layer: int, cone: Cone, g: Flat) -> Flat:
     return out
 
 
+def push_norm_2(primal: Primal, layer: int, cone: Cone, rows: Flat) -> Flat:
+    """Tangents of mlp_in from those of the stream that the MLP reads."""
+    model, point, out = primal.weights, primal.norm_2(layer), torch.empty_like(rows)
+    norm = model.params.blocks[layer].norm_2
+    for part in parts(primal, cone.bands, max(1, cone.cells)):
+        part.of(out).copy_(norm_push(model.config, norm, point.at(part.at), part.of(rows), primal.policy))
+    return out
+
+
+def push_to_mlp_out(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
+    """Tangents of mlp_out from those of mlp_in."""
+    weights, point, leaving = mlp_weights(primal.weights, layer, fold=False), primal.mlp(layer), primal.leaving_2(layer)
+    out = torch.empty_like(x)
+    for part in parts(primal, cone.bands, primal.pieces.mlp):
+        pushed = mlp_push(weights, point.at(part.at), part.of(x))
+        part.of(out).copy_(leave_push(primal.model.config, leaving, pushed, part.at, primal.policy))
+    return out
+
+
+def push_output(primal: Primal, layer: int, bands: Sequence[Band], z: Flat) -> Flat:
+    """Tangents of attn_out from those of z."""
+    out, leaving = z @ primal.weights.params.blocks[layer].attention.W_O, primal.leaving_1(layer)
+    if leaving is not None:
+        for part in parts(primal, bands, max(1, len(z))):
+            part.of(out).copy_(leave_push(primal.model.config, leaving, part.of(out), part.at, primal.policy))
+    return out
+
+
 def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None, g: Flat) -> Flat:
     """Cotangents of what a component computes from those of what it adds to the stream; the same where no norm is between."""
     if leaving is None:
@@ -109,11 +149,11 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
     return out
 
 
-def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None = None) -> Flat:
-    """Tangents of resid_mid over their cone, from seeded ones of resid_pre.
+def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None) -> Flat:
+    """What attention makes of seeded tangents of resid_pre, over their cone.
 
     Args:
-        beside: what they are at their own position beside attention; None is `sources` itself.
+        beside: what it is added to at their own position: the stream that attention reads, in a parallel block with its MLP; None is zeros.
     """
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
     pushed, scale = sources._replace(value=into_heads(primal, layer, sources, weights)), primal.model.config.attention_scale
@@ -129,8 +169,18 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
     for band in cone.bands:
         if leaving is not None:
             band.of(out).copy_(leave_push(primal.model.config, leaving, band.of(out), primal.tokens(band), primal.policy))
-        band.of(out)[0] += (beside or sources).rows(band)
+        if beside is not None:
+            band.of(out)[0] += beside.rows(band)
     return out
+
+
+def spread_heads(primal: Primal, layer: int, sources: Seeds, cone: Cone) -> Float[Tensor, "cells d_q"]:
+    """Tangents of z over their cone, from seeded ones of resid_pre, by the map for tangents that live anywhere."""
+    points, pushed = primal.attentions(layer), sources._replace(value=into_heads(primal, layer, sources))
+    z = pushed.value.new_empty(cone.cells, primal.model.config.n_heads * primal.model.config.d_head)
+    for block in rectangles(cone.bands, primal.pieces.band):
+        z[block.part] = _spread_block(primal, points[block.prompt], pushed, block)
+    return z
 
 
 def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[tuple[bool, Rectangle]]:
@@ -146,8 +196,10 @@ def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[
 def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Rectangle) -> Float[Tensor, "cells d_q"]:
     """Tangents of z, as cells, from seeded ones in head space, by the map for tangents that live anywhere."""
     seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
-    for row, band in enumerate(block.bands):
-        seeded[band.begin - block.begin, row] = pushed.rows(band)[0]
+    row = 0
+    for band in block.bands:
+        seeded[band.begin - block.begin, row : row + band.rows] = pushed.rows(band)
+        row += band.rows
     moved = attention_push(point, seeded, primal.model.config.attention_scale, primal.policy, primal.impl)
     z = moved.new_empty(block.part.stop - block.part.start, moved.shape[-1])
     block.moved(block.part.start).scatter(moved, z)
@@ -213,34 +265,44 @@ def head_width(primal: Primal) -> int:
 
 def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat | None = None) -> None:
     """From resid_pre to resid_mid, in place; what attention makes of `read` is added to `x` where that is not `x`."""
-    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points = primal.attentions(layer)
-    leaving = primal.leaving_1(layer, points)
+    leaving, W_O = primal.leaving_1(layer, points), primal.weights.params.blocks[layer].attention.W_O
+    for part, bands, z in pushed_heads(primal, layer, cone, x if read is None else read, points):
+        if leaving is None:
+            torch.addmm(x[part], z, W_O, out=x[part])
+        else:
+            written = z @ W_O
+            for band in bands:
+                at = primal.tokens(band)
+                band.of(x[part]).add_(leave_push(primal.model.config, leaving, band.of(written), at, primal.policy))
+            del written
+        del z
+
+
+def push_heads(primal: Primal, layer: int, cone: Cone, x: Flat) -> Float[Tensor, "cells d_q"]:
+    """Tangents of z from those of resid_pre."""
+    out = x.new_empty(cone.cells, primal.model.config.n_heads * primal.model.config.d_head)
+    for part, _, z in pushed_heads(primal, layer, cone, x, primal.attentions(layer)):
+        out[part] = z
+        del z
+    return out
+
+
+def pushed_heads(
+    primal: Primal, layer: int, cone: Cone, x: Flat, points: Sequence[AttentionPoint]
+) -> Iterator[tuple[slice, list[Band], Flat]]:
+    """Tangents of z of one chunk of the cone after the other, from those of resid_pre."""
+    weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     for part, bands in cone.chunks(primal.pieces.chunk):
-        unit = (x if read is None else read)[part].clone()
+        unit = x[part].clone()
         for band in bands:
             norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
         heads = unit @ weights.W_in
         del unit
         z = heads.new_empty(len(heads), len(weights.W_out))
         _attend(primal, points, attention_push, bands, heads, z)
-        if leaving is None:
-            torch.addmm(x[part], z, weights.W_out, out=x[part])
-        else:
-            written = z @ weights.W_out
-            for band in bands:
-                at = primal.tokens(band)
-                band.of(x[part]).add_(leave_push(primal.model.config, leaving, band.of(written), at, primal.policy))
-            del written
-        del heads, z
-
-
-def push_layer(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
-    """Tangents through a parallel block, from resid_pre to resid_post."""
-    above = x.clone()
-    through_mlp(primal, layer, cone, above, up=True)
-    push_attention(primal, layer, cone, above, read=x)
-    return above
+        yield part, bands, z
+        del heads, z  # a chunk is gone before the next is made: see memory.py
 
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is_alone: bool = False) -> None:

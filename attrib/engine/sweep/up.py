@@ -1,0 +1,175 @@
+"""Tangents on the way up of ascent.py, whatever stands between."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from attrib.core.types import Site
+from attrib.engine.blocks.passing import NOTHING, Between, Passing, station
+from attrib.engine.sweep.ascent import Ascent
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
+from attrib.engine.sweep.primal import Primal, Seeds
+from attrib.engine.sweep.seeded import with_mlp
+from attrib.engine.sweep.steps import (
+    Flat,
+    push_attention,
+    push_heads,
+    push_norm_2,
+    push_output,
+    push_to_mlp_out,
+    spread_heads,
+    spread_up,
+    through_mlp,
+)
+
+
+class Carried:
+    """Tangents in a dictionary: by position, as so many rows of so many terms; and as its skip connection reads them."""
+
+    def __init__(self, passing: Passing, tokens: int) -> None:
+        self.passing = passing
+        edges = torch.arange(tokens + 1, device=passing.token.device)
+        self.bounds: list[int] = torch.searchsorted(passing.token, edges).tolist()
+        self.terms: dict[int, Tensor] = {}
+        self.skip: Flat | None = None
+
+
+class Up(Ascent[Tensor]):
+    """Rows over a cone. Until the first attention each lives at its own position, and the cone is one of points."""
+
+    def __init__(self, primal: Primal, start: Site, sources: Mapping[Site, Seeds], up: Cone, to: Site, between: Between = NOTHING) -> None:
+        """Make one.
+
+        Args:
+            start: where it begins.
+            sources: what they write, by the place as `station` names it; `start` is one of them, and those beyond `to` are left out.
+            up: what they move.
+            to: where it ends.
+            between: what stands on the way.
+        """
+        below = [site for site in sources if site.depth < station(to).depth]
+        super().__init__(primal.model.config, primal.policy, start, to, between.held, between.passing, below)
+        self.primal, self.sources, self.up = primal, sources, up
+        self.waits = [Carried(passing, sum(primal.lengths)) for passing in between.passing]
+        self.first = sources[self.start]
+        self._lie(seeded_cone(up, up=True))
+
+    def climb(self) -> Flat | None:
+        """What stands at `to`: on the cone where they have been spread, else each at its own position; None is zeros."""
+        return self.run(self.first.value)
+
+    def _lie(self, cone: Cone) -> None:
+        self.cone, self.cells = cone, list[Cells]()
+
+    def _seeds(self, rows: Flat) -> Seeds:
+        return self.first._replace(value=rows)
+
+    def _positions(self, carried: Carried) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
+        """Every position with rows and terms: its packed index, the cells of the rows, the terms."""
+        lengths = self.primal.lengths
+        self.cells = self.cells or [cells_of(self.cone, prompt, length, self.first.token.device) for prompt, length in enumerate(lengths)]
+        for prompt, length in enumerate(lengths):
+            first = self.primal.first(prompt)
+            for t in range(length):
+                terms = slice(carried.bounds[first + t], carried.bounds[first + t + 1])
+                if terms.start < terms.stop and len(here := self.cells[prompt].at(t)):
+                    yield first + t, here, terms
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum, in the memory of `b`."""
+        return b.add_(a)
+
+    def through_attention(self, layer: int, stream: Tensor, read: Tensor, keeps: bool) -> Tensor:
+        """Seeded rows by the rank of heads; those of a cone in place."""
+        if not self.is_spread:
+            return spread_up(self.primal, layer, self._seeds(read), self.up, self._seeds(stream))
+        into = stream.clone() if keeps else stream
+        push_attention(self.primal, layer, self.cone, into, None if read is into else read)
+        return into
+
+    def through_attention_alone(self, layer: int, read: Tensor) -> Tensor:
+        """The same, added to nothing."""
+        if not self.is_spread:
+            return spread_up(self.primal, layer, self._seeds(read), self.up, None)
+        into = torch.zeros_like(read)
+        push_attention(self.primal, layer, self.cone, into, read)
+        return into
+
+    def through_heads(self, layer: int, read: Tensor) -> Tensor:
+        """No further than what all heads give, side by side."""
+        if not self.is_spread:
+            return spread_heads(self.primal, layer, self._seeds(read), self.up)
+        return push_heads(self.primal, layer, self.cone, read)
+
+    def through_output(self, layer: int, rows: Tensor) -> Tensor:
+        """Through W_O, and the norm behind attention where there is one."""
+        return push_output(self.primal, layer, self.cone.bands, rows)
+
+    def through_mlp(self, layer: int, stream: Tensor, keeps: bool) -> Tensor:
+        """In place, folded where many rows share a position; seeded rows, which are few, by its factors."""
+        if not self.is_spread:
+            return with_mlp(self.primal, layer, self._seeds(stream)).value
+        rows = stream.clone() if keeps else stream
+        through_mlp(self.primal, layer, self.cone, rows, up=True)
+        return rows
+
+    def through_mlp_alone(self, layer: int, read: Tensor) -> Tensor:
+        """Without the residual."""
+        rows = read.clone()
+        through_mlp(self.primal, layer, self.cone, rows, up=True, is_alone=True)
+        return rows
+
+    def through_norm(self, layer: int, read: Tensor) -> Tensor:
+        """Through the norm before the MLP."""
+        return push_norm_2(self.primal, layer, self.cone, read)
+
+    def through_matrices(self, layer: int, rows: Tensor) -> Tensor:
+        """Through the factors of the MLP, which is never folded here: a fold has the norm in it."""
+        return push_to_mlp_out(self.primal, layer, self.cone, rows)
+
+    def widen(self, rows: Tensor) -> Tensor:
+        """Zeros but at the position where each row was seeded."""
+        out, seeds = rows.new_zeros(self.up.cells, rows.shape[1]), self._seeds(rows)
+        for band in self.up.bands:
+            band.of(out)[0] = seeds.rows(band)
+        return out
+
+    def widen_waiting(self) -> None:
+        """What is held by position as it is has nothing to be widened: only what skip connections read."""
+        for carried in self.waits:
+            if carried.skip is not None:
+                carried.skip = self.widen(carried.skip)
+        self._lie(self.up)
+
+    def enter(self, number: int, rows: Tensor) -> None:
+        """Rows become numbers of the terms that are active at their position; what the skip connection reads is kept as it is."""
+        carried = self.waits[number]
+        reading = carried.passing.reading().to(rows.dtype)
+        for token, here, terms in self._positions(carried):
+            carried.terms[token] = rows.index_select(0, here) @ reading[terms].T
+        if carried.passing.dictionary.has_skip:
+            carried.skip = rows.clone()  # the rows themselves are overwritten as they go on
+
+    def arrive(self, number: int, site: Site, is_last: bool) -> Tensor:
+        """The terms become rows of what is written."""
+        carried = self.waits[number]
+        writing = carried.passing.writing(site).to(self.primal.weights.dtype)
+        W_skip = carried.passing.skip(site)
+        if W_skip is None or carried.skip is None:
+            out = writing.new_zeros(self.cone.cells, writing.shape[1])
+        else:
+            out = carried.skip @ W_skip.to(writing.dtype)
+        for token, here, terms in self._positions(carried):
+            if (entered := carried.terms.get(token)) is not None:
+                # rows that have come since, from positions before this one, are before those that entered here
+                out.index_add_(0, here[len(here) - len(entered) :], entered @ writing[terms])
+        if is_last:
+            carried.terms, carried.skip = {}, None
+        return out
+
+    def seeded(self, site: Site) -> Tensor:
+        """As cells where the others are."""
+        rows = self.sources[site].value
+        return self.widen(rows) if self.is_spread else rows.clone()
