@@ -22,6 +22,7 @@ from pyarrow import parquet
 from attrib.core.types import FetchError, FormatError, InputError
 from attrib.runs.prompts import LONGEST_LINE, Given, read
 from attrib.runs.prompts import given as given_module
+from attrib.runs.prompts.footer import groups_of
 from tests.support.root import ROOT
 
 ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -319,6 +320,17 @@ def test_a_footer_whose_parts_do_not_agree_does_not_end_the_process(tmp_path: Pa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 100
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_row_group_with_other_columns_than_the_schema(columns: int, tmp_path: Path) -> None:
+    """Places of columns in the schema are places in a row group only where both have as many."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a"], "other": ["b"]}), path)
+    with path.open("rb") as raw:
+        assert len(groups_of(raw, path.stat().st_size, 2, [0])) == 1
+        with pytest.raises(ValueError, match=f"does not have the {columns} columns of the schema"):
+            groups_of(raw, path.stat().st_size, columns, [0])
 
 
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.booleans())
