@@ -1,8 +1,8 @@
 """Shape and type checks over both packages, installed before anything imports them; offline; threads; shared fixtures."""
 
-from jaxtyping import install_import_hook
+from tests.support import checked
 
-HOOK = install_import_hook(["attrib", "attrib_kernels"], "tests.support.checked.first_calls")
+checked.install("attrib", "attrib_kernels")
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-from tests.support import checked  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.support.typed import Command

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+from attrib.core.edges import Prompts as PromptsOfEdges
 from attrib.dictionaries.dictionary import encode_at, encode_sparse
 from attrib.models.transformer import normalise
 from attrib.paths.path import start_at_latents
@@ -69,6 +70,14 @@ def test_the_first_of_a_function_that_is_made_within_another_are_checked_in_each
     begin("the next test")
     with pytest.raises(TypeCheckError, match=r"parameter 'values'"):
         entering()(normal(count, 1))
+
+
+def test_the_fields_of_the_first_of_a_data_class_are_checked():
+    ids = torch.arange(3)
+    for _ in range(CALLS):
+        with pytest.raises(TypeCheckError, match="ids"):
+            PromptsOfEdges(torch.tensor([0, 3]), ids.float(), ("a", "b", "c"))
+    assert len(PromptsOfEdges(torch.tensor([0, 3]), ids.float(), ("a", "b", "c"))) == 1  # enough has been seen
 
 
 def test_the_hook_loads_every_module_of_attrib():
