@@ -37,10 +37,15 @@ SLOWEST = (
     "test_sweep",
     "test_silent_docs",
     "test_attribution",
+    "test_jacobian",
     "test_jobs_run",
     "test_bench_kernels",
     "test_any_shape",
     "test_silent_random_configurations",
+    "test_bench",
+    "test_path",
+    "test_rerun",
+    "test_precision",
 )
 """Files that begin first, since the whole is done when the last file is."""
 

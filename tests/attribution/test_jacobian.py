@@ -220,8 +220,9 @@ def test_keep_and_what_is_kept():
 
 def test_on_triton_kernels():
     model, sources, targets, cuts = graph_ends("llama", torch.float32)
-    plain = attrib.jacobian(model, sources, targets, PROMPTS[2], cuts=cuts)
-    for pair, edges in attrib.jacobian(model, sources, targets, PROMPTS[2], cuts=cuts, method="adjoint-triton").items():
+    ends_of_it = sources[1:3], targets[1:]  # in an interpreter each pair takes its time
+    plain = attrib.jacobian(model, *ends_of_it, PROMPTS[2], cuts=cuts)
+    for pair, edges in attrib.jacobian(model, *ends_of_it, PROMPTS[2], cuts=cuts, method="adjoint-triton").items():
         assert_same(edges, plain[pair], FOREIGN, pair)
 
 
@@ -282,7 +283,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
 
 @each_pair(family=["gpt2", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str):
-    of_group, call = opened(family, policy, (30,), effect)
+    of_group, call = opened(family, policy, (20,), effect)
     found = call._joint(of_group, (call.prompts[0], bundle := of_group.open(call.prompts[0], None)))
     held = found.opened.held
     rows = sum(end[0][3].numel() * bundle.model.dtype.itemsize for end in (*bundle.sources, *bundle.targets))
