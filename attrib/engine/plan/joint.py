@@ -227,7 +227,7 @@ def joint_memory(joint: Joint) -> int:
     """Bytes at the fullest moment: of opening the bundles, or of the sweep beside what they hold."""
     several = sum((len(each.writes) - 1) * sum(map(sum, each.counts)) for each in joint.sources) * joint.config.d_model
     # what a way reads before it is put to the Jacobian of all is as large as that at most
-    out = sum(sum(map(sum, [rows])) * sum(columns) for rows, columns in zip(joint.whole.targets, joint.whole.sources, strict=True))
+    out = sum(sum(rows) * sum(columns) for rows, columns in zip(joint.whole.targets, joint.whole.sources, strict=True))
     return max(joint.opened.peak, joint.opened.held + peak_memory(joint.whole, "through") + joint.itemsize * (several + out))
 
 

@@ -7,22 +7,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import NOTHING, Between, Passing
+from attrib.engine.blocks.passing import NOTHING, Between
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.steps import Flat, leaving_rows, pull_attention, pull_to_mlp_in, spread_down, through_mlp, through_norm_2
-
-
-class Waiting:
-    """Rows in a dictionary: by position, as so many rows of so many terms; and as they come out of its skip connection."""
-
-    def __init__(self, passing: Passing, tokens: int) -> None:
-        self.passing = passing
-        edges = torch.arange(tokens + 1, device=passing.token.device)
-        self.bounds: list[int] = torch.searchsorted(passing.token, edges).tolist()
-        self.terms: dict[int, Tensor] = {}
-        self.skip: Flat | None = None
+from attrib.engine.sweep.waiting import Waiting
 
 
 class Down(Descent[Tensor]):
@@ -79,15 +69,9 @@ class Down(Descent[Tensor]):
         self.cone, self.cells = cone, list[Cells]()
 
     def _positions(self, waiting: Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
-        """Every position with rows and terms: its packed index, the cells of the rows, the terms."""
-        lengths = self.primal.lengths
-        self.cells = self.cells or [cells_of(self.cone, prompt, length, waiting.passing.x.device) for prompt, length in enumerate(lengths)]
-        for prompt, length in enumerate(lengths):
-            first = self.primal.first(prompt)
-            for t in range(length):
-                terms = slice(waiting.bounds[first + t], waiting.bounds[first + t + 1])
-                if terms.start < terms.stop and len(here := self.cells[prompt].at(t)):
-                    yield first + t, here, terms
+        device = waiting.passing.x.device
+        self.cells = self.cells or [cells_of(self.cone, prompt, length, device) for prompt, length in enumerate(self.primal.lengths)]
+        return waiting.positions(self.primal, self.cells)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum, in the memory of `b`."""

@@ -18,11 +18,12 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import Between, station
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, cone
-from attrib.engine.sweep.compute import Down, Waiting
+from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import Jacobians, contract, contract_seeded, heads_pay, read_in_head_space
 from attrib.engine.sweep.primal import Primal, Seeds, is_spread_above
 from attrib.engine.sweep.route import Joining, descend
 from attrib.engine.sweep.steps import Flat
+from attrib.engine.sweep.waiting import Waiting
 
 
 class SourceSet(NamedTuple):

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import NOTHING, Between, Passing, station
+from attrib.engine.blocks.passing import NOTHING, Between, station
 from attrib.engine.sweep.ascent import Ascent
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
@@ -23,17 +23,7 @@ from attrib.engine.sweep.steps import (
     spread_up,
     through_mlp,
 )
-
-
-class Carried:
-    """Tangents in a dictionary: by position, as so many rows of so many terms; and as its skip connection reads them."""
-
-    def __init__(self, passing: Passing, tokens: int) -> None:
-        self.passing = passing
-        edges = torch.arange(tokens + 1, device=passing.token.device)
-        self.bounds: list[int] = torch.searchsorted(passing.token, edges).tolist()
-        self.terms: dict[int, Tensor] = {}
-        self.skip: Flat | None = None
+from attrib.engine.sweep.waiting import Waiting
 
 
 class Up(Ascent[Tensor]):
@@ -52,7 +42,7 @@ class Up(Ascent[Tensor]):
         below = [site for site in sources if site.depth < station(to).depth]
         super().__init__(primal.model.config, primal.policy, start, to, between.held, between.passing, below)
         self.primal, self.sources, self.up = primal, sources, up
-        self.waits = [Carried(passing, sum(primal.lengths)) for passing in between.passing]
+        self.waits = [Waiting(passing, sum(primal.lengths)) for passing in between.passing]
         self.first = sources[self.start]
         self._lie(seeded_cone(up, up=True))
 
@@ -66,16 +56,10 @@ class Up(Ascent[Tensor]):
     def _seeds(self, rows: Flat) -> Seeds:
         return self.first._replace(value=rows)
 
-    def _positions(self, carried: Carried) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
-        """Every position with rows and terms: its packed index, the cells of the rows, the terms."""
-        lengths = self.primal.lengths
-        self.cells = self.cells or [cells_of(self.cone, prompt, length, self.first.token.device) for prompt, length in enumerate(lengths)]
-        for prompt, length in enumerate(lengths):
-            first = self.primal.first(prompt)
-            for t in range(length):
-                terms = slice(carried.bounds[first + t], carried.bounds[first + t + 1])
-                if terms.start < terms.stop and len(here := self.cells[prompt].at(t)):
-                    yield first + t, here, terms
+    def _positions(self, carried: Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
+        device = self.first.token.device
+        self.cells = self.cells or [cells_of(self.cone, prompt, length, device) for prompt, length in enumerate(self.primal.lengths)]
+        return carried.positions(self.primal, self.cells)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum, in the memory of `b`."""
