@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -98,15 +98,24 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | F
         time.sleep(0.02)
 
 
+def command(process: psutil.Process) -> str:
+    """What it was started as; nothing for one that has ended in this very moment, which has no command left to tell."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 @contextmanager
 def asleep(process: subprocess.Popen[str] | Forked) -> Iterator[None]:
     """A run and its workers in the middle of what they do, for as long as is wanted."""
     every = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in every:
-        one.suspend()
+        with suppress(psutil.NoSuchProcess):  # one that it had started for a moment
+            one.suspend()
     yield
     for one in every:
-        one.resume()
+        with suppress(psutil.NoSuchProcess):
+            one.resume()
 
 
 def done(folder: Path) -> int:
@@ -148,7 +157,7 @@ def test_a_worker_that_is_killed_is_replaced(folder: Path, beside: Path, monkeyp
             while done(folder) < wanted and time.monotonic() - begun < 300:
                 time.sleep(0.005)
             for child in this.children():
-                if child.pid not in others and "resource_tracker" not in " ".join(child.cmdline()):
+                if child.pid not in others and (started := command(child)) and "resource_tracker" not in started:
                     child.kill()
                     killed.add(child.pid)
 

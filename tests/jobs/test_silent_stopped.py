@@ -20,7 +20,7 @@ from attrib.jobs.engines.choose import choose
 from attrib.jobs.folder import Job, Shard
 from attrib.jobs.run import run
 from attrib.jobs.shard import Computed, Ready, compute, prepare
-from tests.jobs.test_jobs_processes import finish, start, wait_for
+from tests.jobs.test_jobs_processes import command, finish, start, wait_for
 from tests.support.job_cases import corpus, forked, make_job
 from tests.support.root import ROOT
 
@@ -35,7 +35,7 @@ def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
     parent = psutil.Process(process.pid)
 
     def workers() -> list[psutil.Process]:
-        return [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in parent.children() if "spawn_main" in command(child)]
 
     wait_for(lambda: len(workers()) == 2, process)
     told = workers()
