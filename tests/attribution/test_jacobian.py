@@ -290,8 +290,8 @@ def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect
     for budget in (1 << 40, 2 * least_joint_memory(found)):
         plan = plan_joint(found, budget)
         used = peak(lambda plan=plan: sum(piece.gradient.numel() for _, piece in jacobians([bundle], plan, call.precision)))
-        share = (used + rows) / (plan.peak - held)  # as close as the plans of one source and one target are held to
-        assert 0.4 <= share <= 1.2, f"{share:.3f} of what was planned, in {len(plan.sweeps)} sweeps"
+        share = (used + rows) / (plan.peak - held)
+        assert 0.85 <= share <= 1.05, f"{share:.3f} of what was planned, in {len(plan.sweeps)} sweeps"
     used = peak(lambda: of_group.open(call.prompts[0], None))
     assert used <= found.opened.peak <= 3 * used
 

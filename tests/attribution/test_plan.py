@@ -223,7 +223,6 @@ def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...])
 
 @each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox"], effect=["direct", "total"])
 def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
-    """Memory is bounded, and within a factor, since what waits for a dictionary's site is taken to wait all the way."""
     for lengths in ((30,),) if family == "gpt2" else ((8, 1, 5),):
         for found in cut_paths(family, which, effect, lengths):
             plans = forced(task_of(found))
@@ -237,8 +236,7 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
                     rows = (found[0].sources.direction, found[0].targets.cotangent)
                     held = sum(each.numel() * each.element_size() for each in rows)
                     used = peak(lambda plan=plan, found=found: sum(tile.gradient.numel() for _, tile in adjoint(found, plan))) + held
-                    assert used <= 1.1 * plan.peak, (plan.way, used / plan.peak)
-                    assert used > 0.3 * plan.peak, (plan.way, used / plan.peak)
+                    assert 0.7 * plan.peak < used <= 1.05 * plan.peak, (plan.way, plan.layer, used / plan.peak)
 
 
 @each_pair(family=[*LARGE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)

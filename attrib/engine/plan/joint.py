@@ -1,11 +1,10 @@
 """The plan of a sweep that several sets of targets join: what it costs, what it holds, and in which runs of rows it is done.
 
-There is one way, down (sweep/join.py), so that what is to be chosen is how many rows go at once. The products are those of the
-same route on counts, as for every way down (cost.py); memory is bounded by that of one path from the lowest source to the
-highest target with the rows of all.
+There is one way, down (sweep/join.py), so that what is to be chosen is how many rows go at once. Products and memory are those of
+the same route on counts and on sizes, as for every way down (cost.py, held.py).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from attrib.core.types import BudgetError, Policy, Site
 from attrib.engine.blocks.passing import Passed, station
 from attrib.engine.plan.choose import PackPlan, most_that_fit, plan_pack
 from attrib.engine.plan.cost import Cost, DescentCount, Moving, attention, heads_pay, meet_seeded, mlp_point, mlp_rows, readout
-from attrib.engine.plan.memory import peak_memory
+from attrib.engine.plan.held import DownSizes, Held, Room, Waits, sizes_of
+from attrib.engine.plan.memory import fullest, tile
 from attrib.engine.plan.task import NOTHING_OPENED, Counts, Opened, Task
 from attrib.engine.sweep.cells import Pieces
 from attrib.engine.sweep.primal import is_spread_above
@@ -119,6 +119,11 @@ class Joint:
             pieces=self.pieces, writes=writes, held=way.held, passed=tuple(self.passed[n] for n in way.passed), opened=self.opened,
         )  # fmt: skip
 
+    def places(self, is_brought: bool) -> set[Site]:
+        """Where sources of the sweep write, or where they are what the model brings."""
+        there = (each for number, each in enumerate(self.sources) if number not in self.left_out)
+        return {site for each in there if each.is_brought is is_brought for site in each.writes}
+
     @property
     def reads_in_heads(self) -> bool:
         """Whether the lowest attention is read out in head space, where rows have been spread before."""
@@ -138,6 +143,21 @@ def added(counts: Sequence[Counts]) -> Seeded:
     return tuple(tuple(map(sum, zip(*prompt, strict=True))) for prompt in zip(*counts, strict=True))
 
 
+def sources_at(joint: Joint, end: TargetCounts, way: DownSizes | DescentCount, site: Site, is_brought: bool) -> list[SourceCounts]:
+    """What a way of some targets reads out at a place."""
+    barred = end.barred if site == way.stop else frozenset()
+    return [
+        each
+        for number, each in enumerate(joint.sources)
+        if each.is_brought == is_brought and number not in barred | joint.left_out and site in map(station, each.writes)
+    ]
+
+
+def lowest(joint: Joint, end: TargetCounts, way: DownSizes | DescentCount) -> list[SourceCounts]:
+    """What it reads out at the last place."""
+    return sources_at(joint, end, way, way.start, False) + sources_at(joint, end, way, way.start, True)
+
+
 # ------------------------------------------------------------------------------------ what it costs
 
 
@@ -152,12 +172,9 @@ class _JoiningCount(DescentCount, Joining[Moving]):
     """One set of targets on its way down, or those that have come together, counted."""
 
     def __init__(self, joint: Joint, end: TargetCounts, cost: Cost) -> None:
-        there = [each for number, each in enumerate(joint.sources) if number not in joint.left_out]
-        wanted, brought = (
-            {site for each in there if each.is_brought is is_brought for site in each.writes} for is_brought in (False, True)
-        )
-        task = replace(joint.whole, targets=end.counts)
-        super().__init__(task, wanted, brought, stop=end.stop, stops_below=end.stops_below)
+        super().__init__(
+            replace(joint.whole, targets=end.counts), joint.places(False), joint.places(True), stop=end.stop, stops_below=end.stops_below
+        )  # fmt: skip
         self.in_heads = joint.reads_in_heads and is_spread_above(joint.config, self.start, self.stop)
         self.joint, self.end, self.cost = joint, end, cost
 
@@ -178,16 +195,8 @@ class _JoiningCount(DescentCount, Joining[Moving]):
         self.waits = {number: added(counts) for number, counts in waits.items()}
         self.waiting = set(waits)
 
-    def _sources(self, site: Site, is_brought: bool) -> list[SourceCounts]:
-        barred = self.end.barred if site == self.stop else frozenset()
-        return [
-            each
-            for number, each in enumerate(self.joint.sources)
-            if each.is_brought == is_brought and number not in barred | self.joint.left_out and site in map(station, each.writes)
-        ]
-
     def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
-        for each in self._sources(site, is_brought):
+        for each in sources_at(self.joint, self.end, self, site, is_brought):
             task = replace(self.task, sources=each.counts)
             if self.is_spread:
                 readout(task, self.cost, False, width(self.config, site))
@@ -197,13 +206,63 @@ class _JoiningCount(DescentCount, Joining[Moving]):
     def read_heads(self, layer: int, stream: Moving, z: Moving | None) -> None:
         d, d_heads = self.config.d_model, self.task.d_heads
         attention(self.task, self.cost, up=False, is_from_z=z is not None, is_to_heads=True)
-        for each in self._sources(self.start, False) + self._sources(self.start, True):
+        for each in lowest(self.joint, self.end, self):
             task = replace(self.task, sources=each.counts)
             if self.config.parallel and task.passes_mlp(layer):  # which sources pass, and not the cone
                 mlp_rows(task, self.cost, "readout", task.n_sources)
                 mlp_point(task, self.cost)
             self.cost.mm("readout", task.n_sources, d, d_heads)
             readout(task, self.cost, False, d + d_heads)
+
+
+# ------------------------------------------------------------------------------------ what it holds
+
+
+class _JoiningSizes(DownSizes, Joining[Held]):
+    """One set of targets on its way down, or those that have come together, by what they hold."""
+
+    def __init__(self, joint: Joint, end: TargetCounts, room: Room) -> None:
+        super().__init__(
+            room, replace(joint.whole, targets=end.counts), joint.places(False), joint.places(True), stop=end.stop,
+            stops_below=end.stops_below,
+        )  # fmt: skip
+        self.in_heads = joint.reads_in_heads and is_spread_above(joint.config, self.start, self.stop)
+        self.joint, self.end = joint, end
+
+    def begin(self) -> Held:
+        """A copy of the cotangents."""
+        return Held(self.task.n_targets * width(self.config, self.stop))
+
+    def take_in(self, others: Sequence[Any]) -> None:
+        """Anew, in one cone, beside those that come together until all of them are in it."""
+        ways: list[_JoiningSizes] = [self, *others]
+        alive = [way.sizes.down for way in ways]
+        self.task = replace(self.task, targets=added([way.task.targets for way in ways]))
+        self.sizes = sizes_of(self.task)
+        if any(way.stream is not None for way in ways):
+            self.stream = self.part = self._made(sum(alive) * self.config.d_model, 2 * sum(alive))  # and the place of each cell
+        waiting = set[int]().union(*(way.waiting for way in ways))
+        for number in waiting:
+            there = [way.waits[number] for way in ways if number in way.waits]
+            terms = self._made(sum(waits.terms.size for waits in there), 0)
+            skips = [waits.skip.size for waits in there if waits.skip is not None]
+            self.waits[number] = Waits(terms, self._made(sum(skips), 0, terms) if skips else None)
+        self.waiting = waiting
+        self.room.ways = [way for way in self.room.ways if way not in others]
+
+    def _found(self, sources: Iterable[SourceCounts]) -> int:
+        """What is read out before it is put to the Jacobian of all."""
+        pairs = (zip(self.task.targets, each.counts, strict=True) for each in sources)
+        return sum(sum(rows) * sum(columns) for pair in pairs for rows, columns in pair)
+
+    def read(self, site: Site, rows: Held, is_brought: bool) -> None:
+        read = self.sizes.read(width(self.config, site)) if self.is_spread else 0
+        self.room.take(rows, made=self._found(sources_at(self.joint, self.end, self, site, is_brought)) + read)
+
+    def read_heads(self, layer: int, stream: Held, z: Held | None) -> None:
+        chosen = lowest(self.joint, self.end, self)
+        there = sizes_of(replace(self.task, sources=added([each.counts for each in chosen])))
+        self.room.take(stream, z, made=self._found(chosen) + there.heads())
 
 
 # --------------------------------------------------------------------------------------- the plan
@@ -225,10 +284,11 @@ class JointPlan:
 
 def joint_memory(joint: Joint) -> int:
     """Bytes at the fullest moment: of opening the bundles, or of the sweep beside what they hold."""
+    room = Room()
+    descend([_JoiningSizes(joint, end, room) for end in joint.targets if any(map(any, end.counts))])
     several = sum((len(each.writes) - 1) * sum(map(sum, each.counts)) for each in joint.sources) * joint.config.d_model
-    # what a way reads before it is put to the Jacobian of all is as large as that at most
-    out = sum(sum(rows) * sum(columns) for rows, columns in zip(joint.whole.targets, joint.whole.sources, strict=True))
-    return max(joint.opened.peak, joint.opened.held + peak_memory(joint.whole, "through") + joint.itemsize * (several + out))
+    sweep = fullest(joint.whole, room, pieces=tile(joint.whole)) + joint.itemsize * several
+    return max(joint.opened.peak, joint.opened.held + sweep)
 
 
 def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from operator import mul
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import station
@@ -33,9 +33,6 @@ from attrib.engine.plan.task import NOTHING_OPENED, Counts, Task
 from attrib.engine.sweep.ascent import Ascent
 from attrib.models.transformer import width
 
-Step = Literal["spread", "attention", "mlp"]
-"""What takes memory of its own, beside the rows themselves."""
-
 
 class _Rising(Ascent[Moving]):
     """The products of up.py's `Up`."""
@@ -46,7 +43,6 @@ class _Rising(Ascent[Moving]):
         self.task, self.cost = task, Cost(task.itemsize)
         self.alive: Counts = task.sources
         self.waits: dict[int, Counts] = {}
-        self.steps: set[Step] = set()
 
     @property
     def products(self) -> Part:
@@ -62,21 +58,16 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_attention(self, layer: int, stream: Moving, read: Moving, keeps: bool) -> Moving:
-        self._attends()
         if self.is_spread:
             attention(self.task, self.cost, up=True)
         else:
             spread_up(self.task, self.cost)
         return Moving()
 
-    def _attends(self) -> None:
-        self.steps.add("attention" if self.is_spread else "spread")
-
     def through_attention_alone(self, layer: int, read: Moving) -> Moving:
         return self.through_attention(layer, read, read, keeps=True)
 
     def through_heads(self, layer: int, read: Moving) -> Moving:
-        self._attends()
         if not self.is_spread:
             spread_heads(self.task, self.cost)
             return Moving()
@@ -94,7 +85,6 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_mlp(self, layer: int, stream: Moving, keeps: bool) -> Moving:
-        self.steps.add("mlp")
         if self.is_spread:
             mlp(self.task, self.cost, layer, self.alive)
         elif self.task.passes_mlp(layer):
@@ -103,7 +93,6 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_mlp_alone(self, layer: int, read: Moving) -> Moving:
-        self.steps.add("mlp")
         mlp(self.task, self.cost, layer, self.alive, self.products)
         return Moving()
 
@@ -111,7 +100,6 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_matrices(self, layer: int, rows: Moving) -> Moving:
-        self.steps.add("mlp")
         mlp_rows(self.task, self.cost, self.products, self.cells)
         mlp_point(self.task, self.cost)
         return Moving()

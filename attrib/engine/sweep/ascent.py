@@ -1,8 +1,8 @@
-"""The way up a model, step by step, whatever goes up: tangents (up.py) or their number (plan/meeting.py). The mirror of route.py.
+"""The way up a model, step by step, whatever goes up: tangents (up.py), their number (plan/meeting.py) or their size (plan/held.py).
 
-Going up, a place is first brought something by the model, and then what dictionaries write there takes its place. Where a
-dictionary reads, what comes up is taken along, where dictionaries are passed: it waits until the places are reached that
-they write, and is added to each. What sources write at several places comes in at each of them.
+The mirror of route.py. Going up, a place is first brought something by the model, and then what dictionaries write there takes
+its place. Where a dictionary reads, what comes up is taken along, where dictionaries are passed: it waits until the places are
+reached that they write, and is added to each. What sources write at several places comes in at each of them.
 
 A block is two components, attention and MLP, that each read the stream and add to it. Where nothing is done within a component
 it is passed in one step, with the stream beside it; else in parts, to what it computes first (z, mlp_in) and to what it adds.
@@ -59,7 +59,7 @@ class Ascent(ABC, Generic[Rows]):
         self.part = rows
         for site in climb(self.start, self.to):
             self.step(site)
-        found, self.stream, self.part = self.part, None, None
+        found, self.stream, self.part, self.read, self.kept = self.part, None, None, None, None
         return found
 
     def step(self, site: Site) -> None:

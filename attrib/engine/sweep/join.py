@@ -173,6 +173,8 @@ class _JoiningDown(Down, Joining[Tensor]):
         self.waiting = set[int]().union(*(way.waiting for way in ways))
         self.rows, self.down = rows, whole
         self.lie(whole)
+        for way in others:  # whoever still knows them shall not keep their rows
+            way.stream, way.part, way.waits = None, None, []
 
     @staticmethod
     def _together(parts: "list[tuple[_Move, Flat | None]]", cells: int) -> Flat | None:

@@ -1,4 +1,4 @@
-"""The way down a model, step by step, whatever goes down: rows (compute.py) or their number (cost.py).
+"""The way down a model, step by step, whatever goes down: rows (compute.py), their number (cost.py) or their size (held.py).
 
 This is the one place that knows in which order a block's places are met, and what lies beside what. Every way of taking a Jacobian
 that brings cotangents down takes it: from targets to sources, to where tangents come up to, or to the start of a segment.

@@ -236,7 +236,7 @@ def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None
         o = leaving_rows(primal, bands, leaving, g[part]) @ W_O.T if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         _attend(primal, points, attention_pull, bands, o, heads)
-        del o  # a chunk is gone before the next is made: see memory.py
+        del o  # a chunk is gone before the next is made: see sizes.py
         yield part, bands, heads
         del heads
 
@@ -302,7 +302,7 @@ def pushed_heads(
         z = heads.new_empty(len(heads), len(weights.W_out))
         _attend(primal, points, attention_push, bands, heads, z)
         yield part, bands, z
-        del heads, z  # a chunk is gone before the next is made: see memory.py
+        del heads, z  # a chunk is gone before the next is made: see sizes.py
 
 
 def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is_alone: bool = False) -> None:

@@ -1,0 +1,275 @@
+"""What the products of one step are made in, beside the rows that go into it and those that come out.
+
+A step's products are gone when it is over, so of all steps only the largest counts: held.py goes through them in their
+order. Sizes are counts of numbers; the letters are those of the docs:
+
+    n targets, m sources    c cells of a cone    d = d_model, f = d_mlp
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from attrib.engine.blocks.passing import Passed
+from attrib.engine.plan.task import Counts, Task
+from attrib.engine.sweep.cells import Band, Cone, Rectangle, even, rectangles
+from attrib.engine.sweep.seeded import fold_rows
+from attrib.engine.sweep.steps import spread_blocks
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the steps of one piece of work, either way: `is_down` is for cotangents, else for tangents."""
+
+    task: Task
+    known: dict[tuple[str, bool, bool], int] = field(default_factory=dict)
+    """Sizes that take a pass over all positions or blocks, and are asked for in every layer of every way of the plan."""
+
+    def once(self, name: str, is_down: bool, is_spread: bool, size: Callable[[], int]) -> int:
+        """A size that is counted once."""
+        key = (name, is_down, is_spread)
+        if key not in self.known:
+            self.known[key] = size()
+        return self.known[key]
+
+    def seeds(self, is_down: bool) -> Counts:
+        """Rows at the positions where they are seeded."""
+        return self.task.targets if is_down else self.task.sources
+
+    @cached_property
+    def down(self) -> int:
+        """Cells of the cotangents' cone."""
+        return sum(map(sum, self.task.down()))
+
+    @cached_property
+    def up(self) -> int:
+        """Cells of the tangents' cone."""
+        return sum(map(sum, self.task.up()))
+
+    def cells(self, is_down: bool, is_spread: bool) -> int:
+        """Rows at all positions where they live."""
+        if is_spread:
+            return self.down if is_down else self.up
+        return self.task.n_targets if is_down else self.task.n_sources
+
+    @property
+    def d_kv(self) -> int:
+        """Width of a layer's keys."""
+        return self.task.config.n_kv_heads * self.task.config.d_head
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether queries and keys are moved, or values alone."""
+        return self.task.policy.attention == "exact"
+
+    @property
+    def turns(self) -> bool:
+        """Whether queries and keys are rotated or normed, by position."""
+        return self.task.config.positions == "rotary" or self.task.config.qk_norm != "none"
+
+    # ------------------------------------------------------------------------------- points of the primal
+
+    @property
+    def slopes(self) -> int:
+        """The point of an MLP."""
+        return self.task.tokens * self.task.d_hidden
+
+    @property
+    def patterns(self) -> int:
+        """Softmaxes of one layer."""
+        return self.task.config.n_heads * sum(len(rows) ** 2 for rows in self.task.targets)
+
+    @property
+    def points(self) -> int:
+        """The points of an attention and of its norms."""
+        c = self.task.config
+        normed = (2 * c.d_model if c.post_norm else 0) + (0 if c.qk_norm == "none" else self.task.d_q + self.d_kv)
+        patterns = self.patterns * (1 if c.score_cap is None else 2)
+        return self.task.tokens * (2 * c.d_model + 2 * self.task.d_q + 2 * self.d_kv + normed) + patterns
+
+    # --------------------------------------------------------------------------------------- a whole cone
+
+    @cached_property
+    def runs_down(self) -> list[list[Band]]:
+        """The bands of cotangents that go through an attention together."""
+        return [bands for _, bands in Cone(self.task.bands(up=False)).chunks(self.task.pieces.chunk)]
+
+    @cached_property
+    def runs_up(self) -> list[list[Band]]:
+        """The bands of tangents that do."""
+        return [bands for _, bands in Cone(self.task.bands(up=True)).chunks(self.task.pieces.chunk)]
+
+    def chunk(self, is_down: bool) -> int:
+        """Cells of the largest run of bands."""
+        runs = self.runs_down if is_down else self.runs_up
+        return self.once("chunk", is_down, True, lambda: max((sum(band.cells for band in run) for run in runs), default=0))
+
+    def rectangles(self, is_down: bool) -> Iterator[Rectangle]:
+        """In which rows pass the maps of an attention."""
+        for run in self.runs_down if is_down else self.runs_up:
+            yield from rectangles(run, self.task.block)
+
+    def joined(self, is_down: bool) -> int:
+        """Cells of the largest block of several bands, whose rows are gathered."""
+        joined = (block for block in self.rectangles(is_down) if len(block.bands) > 1)
+        return self.once("joined", is_down, True, lambda: max((block.rows * (block.end - block.begin) for block in joined), default=0))
+
+    # ------------------------------------------------------------------------------------------ attention
+
+    def maps(self, is_down: bool) -> int:
+        """What one block's attention map is made in."""
+        return self.once("maps", is_down, True, lambda: max((self.map(block, is_down) for block in self.rectangles(is_down)), default=0))
+
+    def map(self, block: Rectangle, is_down: bool) -> int:
+        """What the maps of one block are made in."""
+        task, c = self.task, self.task.config
+        rows, length = block.rows, block.end - block.begin
+        ends = [min(first + task.queries, length) for first in range(0, length, task.queries)]
+        runs = list(zip([0, *ends], ends, strict=False))
+        # of each query and row: with all keys that it sees, and with those at which the rows live
+        seen, own = (c.n_heads * max((end - first) * (before + end) for first, end in runs) for before in (block.begin, 0))
+        queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
+        gathered = rows * length * (task.d_q + task.d_heads) if len(block.bands) > 1 else 0
+        if not self.is_exact:
+            return gathered + keys + queries + seen
+        if is_down:
+            return gathered + 3 * keys + 2 * queries + seen * (rows + 1)
+        turned = rows * length * (task.d_q + self.d_kv) if self.turns else 0
+        return gathered + 2 * keys + queries + (seen + own) * rows + turned
+
+    def attention(self, is_down: bool) -> int:
+        """A cone through an attention, a chunk of bands at a time."""
+        task, d, chunk = self.task, self.task.config.d_model, self.chunk(is_down)
+        made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), chunk * d if is_down else 0)
+        written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
+        return d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
+
+    def spread(self, is_down: bool) -> int:
+        """From seeds to the first cone, a band at a time; on the way down its norm follows."""
+        return self.once("spread", is_down, True, lambda: self._spread(self.seeds(is_down), is_down))
+
+    def _spread(self, seeds: Counts, is_down: bool) -> int:
+        task, c = self.task, self.task.config
+        longest, most = max(map(len, seeds)), max(map(max, seeds))
+        reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
+        band = c.n_heads * most * c.d_model
+        if self.is_exact:
+            # what all rows share is of size [heads, positions, d] where it differs by position
+            shared = longest if self.turns or not is_down else 1
+            band += c.n_heads * (shared * c.d_model + longest * c.d_head + 2 * reach)
+        if not is_down:
+            alone = (block for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block) if is_alone)
+            band = max(band, *(self.seeded(block) for block in alone), 0)
+        # tangents are in head space, and on the way there were normed
+        rows, normed = (0, 0) if is_down else (task.n_sources * task.d_heads, task.n_sources * c.d_model)
+        # softmaxes are made before the rows: what that takes is gone by then
+        return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, normed, band, reach * c.d_model if is_down else 0)
+
+    def spread_heads(self) -> int:
+        """Tangents from seeds to z, block by block."""
+        seeded = max((self.seeded(block) for block in rectangles(self.task.bands(up=True), self.task.block)), default=0)
+        rows, normed = self.task.n_sources * self.task.d_heads, self.task.n_sources * self.task.config.d_model
+        return self.task.config.d_model * self.task.d_heads + self.points + rows + max(2 * self.patterns, normed, seeded)
+
+    def seeded(self, block: Rectangle) -> int:
+        """Tangents at their own positions, spread as a rectangle."""
+        rectangle, cells = block.rows * (block.end - block.begin), sum(band.cells for band in block.bands)
+        gathered = rectangle * (self.task.d_q + self.task.d_heads) if len(block.bands) == 1 else 0  # else counted below
+        return self.map(block, is_down=False) + gathered + cells * self.task.d_q
+
+    def output(self, is_down: bool, is_spread: bool) -> int:
+        """Through W_O, and the norm behind attention where there is one: its point takes an attention of the primal."""
+        if not self.task.config.post_norm:
+            return 0
+        normed = 3 * self.cells(is_down, is_spread) * self.task.config.d_model
+        return self.points + max(2 * self.patterns, normed)
+
+    def heads(self, is_down: bool = True) -> int:
+        """Rows read out in head space, beside the sources as they are and pushed there."""
+        task, d = self.task, self.task.config.d_model
+        chunk, joined = self.chunk(is_down), self.joined(is_down)
+        read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
+        read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down))
+        return self.points + task.n_sources * (d + task.d_heads) + read
+
+    # ----------------------------------------------------------------------------------------------- MLP
+
+    def mlp(self, is_down: bool, is_spread: bool) -> int:
+        """Rows through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
+        return self.once("mlp", is_down, is_spread, lambda: self._mlp(is_down) if is_spread else self._seeded_mlp(is_down))
+
+    def _mlp(self, is_down: bool) -> int:
+        task, c = self.task, self.task.config
+        d, f, pays, seeds = c.d_model, c.d_mlp, fold_rows(c), self.seeds(is_down)
+        alive = task.down() if is_down else task.up()
+        gates, piece = 2 if c.gated else 1, task.pieces.mlp
+        plain = [[count <= pays for count in prompt] for prompt in alive]
+        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
+        sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
+        alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
+        short = sum(size for size in sizes if size <= piece // 3)
+        gathered = min(short, even(short, piece) + piece // 3)
+        rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
+        return self._layer_mlp(alive, rest)
+
+    def _seeded_mlp(self, is_down: bool) -> int:
+        task, c = self.task, self.task.config
+        rows = even(self.cells(is_down, False), task.pieces.mlp)
+        return self._layer_mlp(self.seeds(is_down), rows * (2 * c.d_model + task.d_hidden + c.d_mlp * (2 if c.gated else 1)))
+
+    def _layer_mlp(self, alive: Counts, rest: int) -> int:
+        """The point and the weights of an MLP, with a fold or with the rows that are not folded."""
+        task, d, f = self.task, self.task.config.d_model, self.task.config.d_mlp
+        most = max(map(max, alive))
+        fold = d * f + 2 * d * d + 2 * most * d if most > fold_rows(task.config) else 0
+        weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
+        return weights + self.slopes + max(5 * task.tokens * f, fold, rest)
+
+    def matrices(self, is_down: bool, is_spread: bool) -> int:
+        """Rows through an MLP's matrices alone: a band at a time, or, at their own positions, a piece."""
+        task, c = self.task, self.task.config
+        bands = task.bands(up=not is_down) if is_spread else ()
+        rows = max((band.cells for band in bands), default=even(self.cells(is_down, False), task.pieces.mlp))
+        left = 3 * c.d_model if c.post_norm else c.d_model
+        return self.slopes + max(5 * task.tokens * c.d_mlp, rows * (left + task.d_hidden + c.d_mlp * (2 if c.gated else 1)))
+
+    def norm(self, is_down: bool, is_spread: bool) -> int:
+        """Rows through the norm before an MLP: a band at a time, or, at their own positions, all."""
+        bands = self.task.bands(up=not is_down) if is_spread else ()
+        rows = max((band.cells for band in bands), default=self.cells(is_down, False))
+        return (2 * rows + 2 * self.task.tokens) * self.task.config.d_model
+
+    # ------------------------------------------------------------------------------------------- meetings
+
+    def read(self, width: int) -> int:
+        """A cone against what is seeded on the other side: a block of several bands is gathered."""
+        return self.joined(is_down=True) * width
+
+    def meeting(self, passes_mlp: bool, width: int) -> int:
+        """Both sides, a position at a time, at one place or about the MLP between them."""
+        task, c = self.task, self.task.config
+        down, up = task.down(), task.up()
+        fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
+        rows = max(map(max, down)) + max(map(max, up))
+        if not passes_mlp:
+            return rows * width
+        through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
+        weights = c.d_model * task.d_hidden + self.slopes
+        return weights + max(5 * task.tokens * c.d_mlp, (rows + fewer) * c.d_model + through)
+
+    # --------------------------------------------------------------------------------------- dictionaries
+
+    @staticmethod
+    def reading(passed: Passed) -> int:
+        """How a dictionary's terms move with what it reads: the gradients, and what they are made of and gathered in."""
+        return (9 if passed.scales else 5) * sum(map(sum, passed.terms)) * passed.d_in
+
+    @staticmethod
+    def writing(passed: Passed, width: int) -> int:
+        """How what is written moves with each term: rows of the decoder, and with scales what these are put together from."""
+        return (4 if passed.scales else 1) * sum(map(sum, passed.terms)) * width
+
+    @staticmethod
+    def met(passed: Passed, alive: Sequence[Sequence[int]]) -> int:
+        """So many rows at each position, as numbers of the terms there."""
+        return sum(n * m for rows, terms in zip(alive, passed.terms, strict=True) for n, m in zip(rows, terms, strict=True))
