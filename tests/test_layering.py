@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,9 +52,20 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES if file.suffix == ".py"}
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def imported(file: Path, root: Path = PACKAGE) -> tuple[str, ...]:
+    """Dotted names of everything that a file imports anywhere."""
+    return tuple(imports_of(parsed(file), package_of(file, root)))
+
+
 def ours(file: Path, tree: ast.AST | None = None) -> Iterator[list[str]]:
     """What a file imports of attrib: rooms, and what is in them."""
-    for name in imports_of(tree or ast.parse(file.read_text()), package_of(file, PACKAGE)):
+    for name in imports_of(tree, package_of(file, PACKAGE)) if tree else imported(file):
         if (parts := name.split("."))[0] == "attrib" and len(parts) > 1:
             yield parts[1:]
 
@@ -72,9 +84,9 @@ def test_no_import_climbs(file: Path):
     room = room_of(file)
     if not room:
         return
-    imported = {parts[0] for parts in ours(file)} - {room}
+    rooms = {parts[0] for parts in ours(file)} - {room}
     allowed = {*ROOMS[: ROOMS.index(room)]} - {b for a, b in BESIDE if a == room}
-    assert imported <= allowed, f"{file.relative_to(ROOT)} imports {sorted(imported - allowed)}; {room} may import {sorted(allowed)}"
+    assert rooms <= allowed, f"{file.relative_to(ROOT)} imports {sorted(rooms - allowed)}; {room} may import {sorted(allowed)}"
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "engine").rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -89,19 +101,14 @@ def test_no_two_modules_import_each_other():
     """At the top of their files, directly or by way of others."""
     imports = {}
     for name, file in MODULES.items():
-        top = ast.Module([node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        top = ast.Module([node for node in parsed(file).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         imports[name] = {found for parts in ours(file, top) if (found := ".".join(["attrib", *parts])) in MODULES} - {name}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("package", FOREIGN)
 def test_heavy_packages_have_one_door(package: str):
-    importers = {
-        room_of(file)
-        for file in FILES
-        for name in imports_of(ast.parse(file.read_text()), package_of(file, PACKAGE))
-        if name.split(".")[0] == package
-    }
+    importers = {room_of(file) for file in FILES for name in imported(file) if name.split(".")[0] == package}
     assert importers <= FOREIGN[package], f"{package} is imported by {sorted(importers)}; only {sorted(FOREIGN[package])} may"
 
 
@@ -109,14 +116,14 @@ def test_adapters_are_imported_on_use():
     """No adapter's package, and no adapter, is imported at the top of a file outside itself."""
     heavy = {package for package, units in FOREIGN.items() if units == {"adapters"}}
     for file in FILES:
-        body = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        body = [node for node in parsed(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {name for node in body for name in imports_of(node, package_of(file, PACKAGE))}
         assert not {name.split(".")[0] for name in names} & heavy, f"{file.relative_to(ROOT)} imports {names} when it is itself imported"
 
 
 def test_kernels_stand_alone():
     for file in sorted(KERNELS.rglob("*.py")):
-        names = {name.split(".")[0] for name in imports_of(ast.parse(file.read_text()), package_of(file, KERNELS))}
+        names = {name.split(".")[0] for name in imported(file, KERNELS)}
         assert "attrib" not in names, f"{file.relative_to(ROOT)} imports attrib; kernels know tensors only"
 
 

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import attrib
 from attrib.adapters import as_dictionary, as_model
 from tests.support import builders, hooked
+from tests.support.job_cases import tiny_smollm2
 from tests.support.root import ROOT
 
 
@@ -135,13 +137,14 @@ def test_one_site_is_captured_as_a_list_of_one(site: Any):
 
 
 WITHOUT_TYPES = """
+import sys
 import numpy as np
+import torch
 import attrib
 from attrib import InputError, Site
-from tests.support import builders
 
-model, prompt = builders.build("gpt2"), builders.prompt()
-source, target = (builders.dictionary("topk", f"blocks.{layer}.hook_resid_pre") for layer in (1, 2))
+prompt = torch.arange(12)
+model, source, target = attrib.load_model(attrib.SMOLLM2), *map(attrib.load_dictionary, sys.argv[1:])
 
 def says(words, function, *arguments, **options):
     try:
@@ -164,9 +167,14 @@ print("done")
 """
 
 
-def test_arguments_of_another_type_where_nothing_checks_types():
+def test_arguments_of_another_type_where_nothing_checks_types(tmp_path: Path):
     """As users have it; in tests, beartype is first."""
-    environment = {name: value for name, value in os.environ.items() if name != "ATTRIB_TYPECHECK"}
+    folders = [tmp_path / f"blocks.{layer}.hook_resid_pre" for layer in (1, 2)]
+    for folder in folders:
+        builders.sae("topk", site=folder.name).save_model(folder)
+    with tiny_smollm2(tmp_path / "cache"):
+        environment = {name: value for name, value in os.environ.items() if name != "ATTRIB_TYPECHECK"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TYPES], check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", WITHOUT_TYPES, *folders]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["done"], done.stderr[-2000:]

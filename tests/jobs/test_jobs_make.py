@@ -32,7 +32,7 @@ from attrib.jobs.records import refused
 from attrib.runs.spec import STORED, Loaded
 from attrib.runs.spec import load as really_load
 from tests.support.builders import D_VOCAB, N_CTX, prompt, sae, tiny
-from tests.support.job_cases import LENGTHS, SITES, corpus, make_job, table
+from tests.support.job_cases import LENGTHS, SITES, corpus, make_job, table, tiny_smollm2
 from tests.support.typed import Command
 
 
@@ -168,8 +168,9 @@ def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, beside: Path) -> 
     It is in a process of its own since checks of shapes and types take most of the time here. The listing of the shards,
     300 bytes for each, is left out: it is read when all is there. The few are a shard each, which fills all buffers of files.
     """
-    command = [sys.executable, "-c", MEASURED, str(beside), str(tmp_path), json.dumps(table()), json.dumps(["model", *SITES])]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tiny_smollm2(tmp_path / "cache") as model:
+        command = [sys.executable, "-c", MEASURED, str(beside), str(tmp_path), json.dumps(table(model=model)), json.dumps(SITES)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     _, few, many = map(int, ran.stdout.split())
     assert open_job(tmp_path / "many").fixed.prompts == 3_000

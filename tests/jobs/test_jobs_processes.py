@@ -26,7 +26,7 @@ from attrib.jobs.records import failures
 from attrib.jobs.run import run
 from attrib.jobs.shard import Computed, Ready
 from attrib.jobs.status import status
-from tests.support.job_cases import bytes_of, corpus, forked, here, make_job, undisturbed
+from tests.support.job_cases import bytes_of, corpus, forked, here, make_job, tiny_smollm2, undisturbed
 from tests.support.root import ROOT
 
 LENGTHS = (5, 7, 9, 7, 12, 5, 7, 11, 5, 8, 30, 31, 32, 30, 29, 28)
@@ -34,8 +34,9 @@ LENGTHS = (5, 7, 9, 7, 12, 5, 7, 11, 5, 8, 30, 31, 32, 30, 29, 28)
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus"), LENGTHS)
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with tiny_smollm2(tmp_path_factory.mktemp("cache")):
+        yield corpus(tmp_path_factory.mktemp("corpus"), LENGTHS, has_model=False)
 
 
 @pytest.fixture
@@ -79,6 +80,9 @@ class Forked:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> list[str]:
         self._process.join(timeout)
@@ -197,7 +201,8 @@ def test_a_shard_that_kills_its_worker_fails_alone(folder: Path, beside: Path, m
 
 
 def test_a_run_is_stopped_by_a_signal(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = start("run", folder, "--workers", 1)
+    with forked(monkeypatch):
+        process = Forked(folder, "run", folder, "--workers", 1)
     wait_for(lambda: done(folder) >= 2, process)
     with asleep(process):
         assert status(folder).run_by is not None

@@ -1,6 +1,7 @@
 """Jobs on ray's own cluster of several nodes on one machine, undisturbed and disturbed: the bytes are always the same."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import typer.testing
 
+from attrib.cli import main as cli
 from attrib.core.types import InputError
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import Engine, JobError, actors
@@ -30,7 +33,8 @@ from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, do
 from attrib.store.columns import packages
 from attrib.store.writing import PARTIAL
-from tests.support.builders import prompt, sae, tiny
+from tests.support.builders import prompt, sae
+from tests.support.job_cases import tiny_smollm2
 from tests.support.root import ROOT
 
 QUICK = {
@@ -48,16 +52,15 @@ class Undisturbed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: str) -> Undisturbed:
     files = tmp_path_factory.mktemp("files")
-    tiny("llama").save_pretrained(files / "model")
     sites = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
     for site in sites:
         sae("topk", site=site).save_model(files / site)
     lines = [f'{{"tokens": {prompt(8 + number % 3, seed=number).tolist()}}}\n' for number in range(64)]
     (files / "prompts.jsonl").write_text("".join(lines))
     table = {
-        "model": "model", "prompts": "prompts.jsonl", "shards": {"prompts": 4},
+        "model": model, "prompts": "prompts.jsonl", "shards": {"prompts": 4},
         "attribution": [{"kind": "latent_to_latent", "source": sites[0], "target": sites[1]}],
     }  # fmt: skip
     job = make(files / "job", job_file(table), files)
@@ -91,7 +94,14 @@ def here(folder: Path) -> Engine:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What the jobs' processes load."""
+    with tiny_smollm2(tmp_path_factory.mktemp("cache")) as name:
+        yield name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(model: str) -> Iterator[None]:
     """What ray's processes find in theirs: attrib, and what stands in for a file of settings."""
     more = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "RAY_USAGE_STATS_ENABLED": "0"}
     more |= {"RAY_AUTH_MODE": "disabled"}  # else it leaves a token in the user's home
@@ -120,11 +130,18 @@ def head() -> Iterator[Any]:
 
 
 @pytest.fixture
+def node(head: Any) -> Any:
+    """One core, which tests leave to each other: the node of an earlier test, or a new one where that is gone."""
+    return next(iter(head.worker_nodes), None) or head.add_node(num_cpus=1)
+
+
+@pytest.fixture
 def add(head: Any) -> Iterator[Callable[..., Any]]:
     """Adds a node, which is gone after the test."""
+    before = set(head.worker_nodes)
     yield partial(head.add_node, **{"num_cpus": 1})
-    for node in tuple(head.worker_nodes):
-        head.remove_node(node)
+    for one in head.worker_nodes - before:
+        head.remove_node(one)
 
 
 class After(Watch):
@@ -209,22 +226,9 @@ def command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
-def test_nodes_are_killed_and_one_joins(folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any]) -> None:
-    """One of two: the other goes on, and each shard has one attempt, since it is not the shards' fault. Then the other, too: what is left
-    is done on the new one."""
-    first, second = add(), add()
-    kill = partial(head.remove_node, allow_graceful=False)
-    watch = After(_2=lambda: kill(first), _4=add, _6=lambda: kill(second))
-    assert run_there(folder, head, watch=watch).failed == []
-    assert len(watch.outcomes) == len(undisturbed.files), "each shard is told of once"
-    assert_done(folder, undisturbed)
-
-
-def test_processes_are_killed_and_a_shard_always_fails(
-    folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any], here: Engine
-) -> None:
+def test_processes_are_killed_and_a_shard_always_fails(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, here: Engine) -> None:
     """Both are the shard's fault: it is tried as often as was said, and no more."""
-    node, (*_, bad) = add(), open_job(folder).shards
+    (*_, bad) = open_job(folder).shards
     ids = folder / PROMPTS / "ids.npy"
     sound = ids.read_bytes()
     ids.write_bytes(sound[:-4] + bytes([sound[-4] ^ 1]) + sound[-3:])  # the last prompt's last token
@@ -246,8 +250,7 @@ def test_processes_are_killed_and_a_shard_always_fails(
     assert_done(folder, undisturbed)
 
 
-def test_the_driver_is_ended_by_a_signal(folder: Path, undisturbed: Undisturbed, head: Any, add: Callable[..., Any], here: Engine) -> None:
-    node = add()
+def test_the_driver_is_ended_by_a_signal(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, here: Engine) -> None:
     with command(folder, "--address", head.address) as ended:
         wait_for(lambda: len(written(folder)) > 1)
         ended.send_signal(signal.SIGTERM)
@@ -267,42 +270,53 @@ def test_gpus_are_asked_for(folder: Path, head: Any, add: Callable[..., Any]) ->
     """A node that has them in name only: that is where the actor goes, and what it says is the job's error."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU, so that nothing fails")
-    add()
-    with pytest.raises(InputError, match="device: cuda takes a node with 1 CPU and 1 GPU, and the ray cluster has none"):
-        run_there(folder, head, device="cuda")
     add(num_gpus=2)
     with pytest.raises(JobError, match=rf"{socket.gethostname()}: device: 'cuda' is not on this machine"):
         run_there(folder, head, device=None)
     assert not written(folder)
 
 
+def test_nodes_are_killed_and_one_joins(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, add: Callable[..., Any]) -> None:
+    """One of two: the other goes on, and each shard has one attempt, since it is not the shards' fault. Then the other, too: what is left
+    is done on the new one."""
+    first, second = node, add()
+    kill = partial(head.remove_node, allow_graceful=False)
+    watch = After(_2=lambda: kill(first), _4=add, _6=lambda: kill(second))
+    assert run_there(folder, head, watch=watch).failed == []
+    assert len(watch.outcomes) == len(undisturbed.files), "each shard is told of once"
+    assert_done(folder, undisturbed)
+
+
 def test_a_node_without_memory(folder: Path, head: Any, add: Callable[..., Any]) -> None:
     """Its actors are killed while they load the model, and no shard is blamed."""
+    for other in tuple(head.worker_nodes):
+        head.remove_node(other)
     add(env_vars={"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"})
     with pytest.raises(JobError, match=f"{STARTS} actors of ray ended before they could begin.*little memory"):
         run_there(folder, head)
     assert not list(failures(open_job(folder)))
 
 
-def test_the_head_is_killed_and_the_job_goes_on_elsewhere(folder: Path, undisturbed: Undisturbed) -> None:
+def test_the_head_is_killed_and_the_job_goes_on_elsewhere(
+    folder: Path, undisturbed: Undisturbed, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = start(num_cpus=1)
     address = made.address
+    kill = partial(made.head_node.kill_all_processes, check_alive=False, allow_graceful=False, wait=True)
+    capfd.readouterr()
+    lost = f"{folder}: the ray cluster at {address} was lost. What is done stays; `attrib job run {folder}` goes on."
     try:
-        with command(folder, "--address", address) as lost:
-            wait_for(lambda: len(written(folder)) > 1)
-            made.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-            out, err = lost.communicate(timeout=90)
+        with pytest.raises(JobError, match=f"^{re.escape(lost)}$"):
+            run_there(folder, made, watch=After(_2=kill))
     finally:
         made.shutdown()
-    assert (lost.returncode, out) == (1, "")
-    assert quiet(err) == f"error: {folder}: the ray cluster at {address} was lost. What is done stays; `attrib job run {folder}` goes on.\n"
+    assert capfd.readouterr() == ("", ""), "nothing of ray's"
     before = written(folder)
     assert len(before) < len(undisturbed.files), "it was killed too late to see anything"
-    with command(folder) as elsewhere:
-        out, err = elsewhere.communicate(timeout=300)
-    assert (elsewhere.returncode, quiet(err)) == (0, "")
-    assert out.startswith(f"{folder}: {len(undisturbed.files)} of {len(undisturbed.files)} shards, 64 of 64 prompts, ")
-    assert out.count("\n") == 1
+    done = typer.testing.CliRunner().invoke(cli.app, ["job", "run", str(folder), "--engine", "ray"])
+    assert (done.exit_code, done.stderr, capfd.readouterr()) == (0, "", ("", ""))
+    assert done.stdout.startswith(f"{folder}: {len(undisturbed.files)} of {len(undisturbed.files)} shards, 64 of 64 prompts, ")
+    assert done.stdout.count("\n") == 1
     assert_not_again(folder, before)
     assert_done(folder, undisturbed)
 
@@ -437,6 +451,12 @@ def test_an_error_that_is_no_shards_is_the_jobs(folder: Path) -> None:
     job = open_job(folder)
     with pytest.raises(JobError, match="an actor of ray failed: its own words"):
         list(place(ScriptedRay(folder, "RayTaskError"), job, job.shards, 3, device="cpu"))
+
+
+def test_no_node_has_such_a_device(folder: Path) -> None:
+    job = open_job(folder)
+    with pytest.raises(InputError, match="device: cuda takes a node with 1 CPU and 1 GPU, and the ray cluster has none"):
+        next(place(ScriptedRay(folder), job, job.shards, 1, device="cuda"))
 
 
 def test_no_node_has_room_any_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,14 +39,15 @@ from attrib.runs.prompts import read
 from attrib.runs.spec import Loaded
 from attrib.store.shard import open_shard
 from tests.support.builders import sae, tiny
-from tests.support.job_cases import LENGTHS, SITES, bytes_of, corpus, here, make_job, undisturbed
+from tests.support.job_cases import LENGTHS, SITES, bytes_of, corpus, here, make_job, tiny_smollm2, undisturbed
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = corpus(tmp_path_factory.mktemp("corpus"))
-    undisturbed(folder)  # now, before a test breaks anything
-    return folder
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with tiny_smollm2(tmp_path_factory.mktemp("cache")):
+        folder = corpus(tmp_path_factory.mktemp("corpus"), has_model=False)
+        undisturbed(folder)  # now, before a test breaks anything
+        yield folder
 
 
 COMPUTED: dict[tuple[Any, ...], list[Edges]] = {}
@@ -102,7 +103,7 @@ def assert_undisturbed(folder: Path, beside: Path) -> None:
 def test_shards_hold_what_the_functions_give(folder: Path, beside: Path) -> None:
     COMPUTED.clear()
     ran = run(folder, here)
-    model = attrib.load_model(beside / "model")
+    model = attrib.load_model(open_job(folder).config.model)
     source, target = (attrib.load_dictionary(beside / site) for site in SITES)
     given = [found.prompt for found in read(beside / "prompts.jsonl")]
     seen = []

@@ -1,6 +1,7 @@
 """Nothing in a job's folder is followed out of it, waited for, or taken for what it is not; and a dry run writes nothing."""
 
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,19 +20,26 @@ from attrib.jobs.run import run
 from attrib.jobs.status import status
 from attrib.jobs.tidy import tidy
 from attrib.jobs.verify import verify
-from tests.support.job_cases import bytes_of, corpus, here, make_job, undisturbed
+from tests.support.job_cases import bytes_of, corpus, here, make_job, tiny_smollm2, undisturbed
 
 PRECIOUS = "precious"
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("corpus"), (3, 3, 3))
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with tiny_smollm2(tmp_path_factory.mktemp("cache")):
+        yield corpus(tmp_path_factory.mktemp("corpus"), (3, 3, 3), has_model=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, beside: Path) -> Path:
+    """A job of which nothing is done."""
+    return make_job(tmp_path_factory.mktemp("made") / "job", beside).folder
 
 
 @pytest.fixture
-def job(tmp_path: Path, beside: Path) -> Job:
-    return make_job(tmp_path / "job", beside)
+def job(tmp_path: Path, made: Path) -> Job:
+    return open_job(Path(shutil.copytree(made, tmp_path / "job")))
 
 
 @pytest.fixture

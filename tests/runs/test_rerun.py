@@ -39,34 +39,38 @@ def places(beside: Path) -> dict[str, Path]:
 
 
 TOKENS = [prompt(length, seed=length) for length in (7, 4, 9)]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"keep": attrib.Mass(0.8), "policy": attrib.LINEAR, "error": False},
-        {"keep": attrib.TopK(3), "positions": [-1, 2], "dtype": "float64"},
-        {"keep": attrib.Threshold(0.01), "method": "torch.func", "positions": -1},
-        {"dtype": "bfloat16", "precision_rows": 4},
-        {"cuts": True, "effect": "total"},
-    ],
-    ids=str,
+LOGITS = (attrib.TopLogits(3), attrib.TopLogits(9, mass=0.5), attrib.TokenLogits((3, 5)), attrib.Difference(3, (4, 5)))
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"keep": attrib.Mass(0.8), "policy": attrib.LINEAR, "error": False},
+    {"keep": attrib.TopK(3), "positions": [-1, 2], "dtype": "float64"},
+    {"keep": attrib.Threshold(0.01), "method": "torch.func", "positions": -1},
+    {"dtype": "bfloat16", "precision_rows": 4},
+    {"cuts": True, "effect": "total"},
 )
-def test_a_prompt_comes_out_again(tmp_path: Path, beside: Path, parts: Any, options: dict[str, Any]) -> None:
+
+
+@pytest.mark.parametrize("number", range(len(OPTIONS)), ids=map(str, OPTIONS))
+def test_a_prompt_comes_out_again(tmp_path: Path, beside: Path, parts: Any, number: int) -> None:
+    """Every prompt of a file with every kind of block, and one of a file for each other choice of logits: another one with other
+    options, so that each choice meets each prompt."""
     model, (source, target, transcoder) = parts
-    if options.get("cuts"):
-        options = options | {"cuts": [transcoder]}
-    blocks = [attrib.latent_to_latent(model, source, target, TOKENS, **options)]
+    options = OPTIONS[number] | ({"cuts": [transcoder]} if "cuts" in OPTIONS[number] else {})
     plain = {key: value for key, value in options.items() if key not in ("cuts", "effect")}
-    for logits in (attrib.TopLogits(3), attrib.TopLogits(9, mass=0.5), attrib.TokenLogits((3, 5)), attrib.Difference(3, (4, 5))):
-        blocks = [*blocks[:1], attrib.latent_to_logit(model, target, TOKENS, logits=logits, **plain)]
-        blocks.append(attrib.token_to_latent(model, source, TOKENS, **{key: value for key, value in plain.items() if key != "error"}))
+    of_logits = [attrib.latent_to_logit(model, target, TOKENS, logits=logits, **plain) for logits in LOGITS]
+    every_kind = [
+        attrib.latent_to_latent(model, source, target, TOKENS, **options),
+        of_logits[0],
+        attrib.token_to_latent(model, source, TOKENS, **{key: value for key, value in plain.items() if key != "error"}),
+    ]
+    asked = [(every_kind, range(len(TOKENS)))]
+    asked += [([block], [(number + at) % len(TOKENS)]) for at, block in enumerate(of_logits[1:])]
+    for blocks, prompts in asked:
         path = attrib.save(tmp_path / "shard.h5", blocks, overwrite=True)
-        for number in range(len(TOKENS)):
-            found = rerun(path, number, places=places(beside))
-            assert [one.kind for one in found] == ["latent_to_latent", "latent_to_logit", "token_to_latent"]
-            assert all(one.is_same for one in found), found
+        for one in prompts:
+            found = rerun(path, one, places=places(beside))
+            assert [again.kind for again in found] == [block.kind for block in blocks]
+            assert all(again.is_same for again in found), found
 
 
 def test_shards_without_numbers_are_counted_on(tmp_path: Path, beside: Path, parts: Any) -> None:

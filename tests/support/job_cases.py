@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from attrib.adapters.models import SMOLLM2
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import JobError, Queue
 from attrib.jobs.folder import SHARDS, Job, Shard
@@ -17,21 +18,42 @@ from attrib.jobs.make import make
 from attrib.jobs.run import run
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Event, Outcome, Stop, work
-from tests.support.builders import prompt, sae, tiny
+from tests.support.builders import D_VOCAB, prompt, sae, tiny
 
 LENGTHS = (5, 1, 7, 9, 7, 12, 5, 7, 11, 5)
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
 
 
-def corpus(folder: Path, lengths: Sequence[int] = LENGTHS) -> Path:
-    """A folder with a tiny model, two dictionaries and prompts of these lengths, one of which is none."""
-    tiny("llama").save_pretrained(folder / "model")
+def corpus(folder: Path, lengths: Sequence[int] = LENGTHS, *, has_model: bool = True) -> Path:
+    """A folder with a tiny model, two dictionaries and prompts of these lengths, one of which is none.
+
+    Args:
+        has_model: else its jobs are over what `tiny_smollm2` puts into the cache.
+    """
+    if has_model:
+        tiny("llama").save_pretrained(folder / "model")
     for site in SITES:
         sae("topk", site=site).save_model(folder / site)
     lines = [json.dumps({"tokens": prompt(length, seed=number).tolist()}) for number, length in enumerate(lengths)]
     lines.insert(3, "{not json")
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@contextmanager
+def tiny_smollm2(cache: Path) -> Iterator[str]:
+    """The name of a fetched model, for which a tiny one lies in the cache for as long as is wanted.
+
+    It is loaded without transformers, which a process takes several seconds to import, and is not compared with it at every run: for
+    tests of what becomes of jobs, not of what they load.
+    """
+    from tokenizers import Tokenizer, models
+
+    tiny("llama").save_pretrained(cache / SMOLLM2)
+    Tokenizer(models.WordLevel({f"{word}": word for word in range(D_VOCAB)}, unk_token="0")).save(str(cache / SMOLLM2 / "tokenizer.json"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ATTRIB_CACHE", str(cache))
+        yield SMOLLM2
 
 
 def table(**changed: Any) -> dict[str, Any]:
@@ -51,7 +73,8 @@ def table(**changed: Any) -> dict[str, Any]:
 
 def make_job(folder: Path, beside: Path, **changed: Any) -> Job:
     """A job over the corpus `beside`."""
-    return make(folder, job_file(table(**changed)), beside)
+    named = {} if (beside / "model").exists() else {"model": SMOLLM2}
+    return make(folder, job_file(table(**named | changed)), beside)
 
 
 def here(job: Job, shards: Sequence[Shard], attempts: int) -> Iterator[Outcome]:
