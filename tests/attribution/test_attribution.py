@@ -50,12 +50,15 @@ from tests.support.attribution_cases import (
     without_shape_checks,
 )
 from tests.support.builders import DTYPES, FAMILIES, KINDS, N_LAYERS, Family, Kind, build
+from tests.support.covering import each_pair
 from tests.support.tolerances import ROUNDING, assert_close
 
 families = pytest.mark.parametrize("family", FAMILIES)
 kinds = pytest.mark.parametrize("kind", KINDS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-methods = pytest.mark.parametrize("method", ["adjoint", "torch.func"])
+METHODS = ("adjoint", "torch.func")
+methods = pytest.mark.parametrize("method", METHODS)
+every_kind = each_pair(family=FAMILIES, kind=KINDS, dtype=DTYPES, method=METHODS)
+NAMES = ("token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric")
 
 
 # ------------------------------------------------------------------------------- the recipe itself
@@ -75,10 +78,7 @@ def test_the_recipe_computes_what_transformers_computes(family: Family):
 # --------------------------------------------------------------- equality with the dense recipe
 
 
-@families
-@kinds
-@dtypes
-@methods
+@every_kind
 def test_token_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     target = Lens(kind, LATE, seed=7)
     edges = attrib.token_to_latent(build(family, dtype), target.dictionary(family, dtype), prompts(*LENGTHS), method=method)
@@ -86,10 +86,7 @@ def test_token_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method:
     assert_all(edges, wanted("token_to_latent", family, target))
 
 
-@families
-@kinds
-@dtypes
-@methods
+@every_kind
 def test_latent_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source, target = lenses(kind)
     edges = attrib.latent_to_latent(
@@ -99,10 +96,7 @@ def test_latent_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method
     assert_all(edges, wanted("latent_to_latent", family, source, target))
 
 
-@families
-@kinds
-@dtypes
-@methods
+@every_kind
 def test_latent_to_logit(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source, ids = Lens(kind), (7, 0, 59, 7)  # in the order asked for, also where it repeats
     edges = attrib.latent_to_logit(
@@ -113,10 +107,7 @@ def test_latent_to_logit(family: Family, kind: Kind, dtype: torch.dtype, method:
     assert_all(edges, wanted("latent_to_logit", family, source, ids))
 
 
-@families
-@kinds
-@dtypes
-@methods
+@every_kind
 def test_latent_to_metric(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source = Lens(kind)
     edges = attrib.latent_to_metric(build(family, dtype), source.dictionary(family, dtype), prompts(*LENGTHS), metric, method=method)
@@ -175,11 +166,13 @@ def test_logits_and_metrics_along_the_reconstruction_alone(family: Family, kind:
 # ------------------------------------------------------------------------ dictionaries and sites
 
 
-@families
-@kinds
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False], ids=["b_dec", "no b_dec"])
-@pytest.mark.parametrize("normalise", ["none", "layer_norm", "constant_norm_rescale"])
-@pytest.mark.parametrize("error", [True, False], ids=["error", "no error"])
+@each_pair(
+    family=FAMILIES,
+    kind=KINDS,
+    apply_b_dec_to_input=[True, False],
+    normalise=["none", "layer_norm", "constant_norm_rescale"],
+    error=[True, False],
+)
 def test_input_of_dictionaries(family: Family, kind: Kind, apply_b_dec_to_input: bool, normalise: str, error: bool):
     # a source's scale is a constant; a target's is a function of the stream
     source, target = (replace(lens, apply_b_dec_to_input=apply_b_dec_to_input, normalise=normalise) for lens in lenses(kind))
@@ -222,10 +215,9 @@ SEGMENTS = [
 ]
 
 
-@families
-@pytest.mark.parametrize(("start", "stop"), SEGMENTS)
-@methods
-def test_sites(family: Family, start: str, stop: str, method: Any):
+@each_pair(family=FAMILIES, ends=SEGMENTS, method=METHODS)
+def test_sites(family: Family, ends: tuple[str, str], method: Any):
+    start, stop = ends
     source, target = Lens("standard", start, 3), Lens("jumprelu", stop, 7)
     model = build(family, torch.float64)
     edges = attrib.latent_to_latent(model, source.dictionary(family), target.dictionary(family), prompts(6, 2), method=method)
@@ -254,9 +246,7 @@ def test_logits_and_metrics_from_every_site(family: Family, start: str):
 # ----------------------------------------------------------------------------------- policies
 
 
-@families
-@pytest.mark.parametrize("error", [True, False], ids=["error", "no error"])
-@methods
+@each_pair(family=FAMILIES, error=[True, False], method=METHODS)
 def test_linear_holds_patterns_and_denominators(family: Family, error: bool, method: Any):
     (source, target), model = lenses("standard"), build(family, torch.float64)
     options = {"policy": attrib.LINEAR, "error": error, "method": method}
@@ -329,10 +319,7 @@ def smallest_budget_of(family: Family, method: Any) -> int:
     return smallest_budget(partial(all_four(family)["latent_to_latent"], method=method))
 
 
-@families
-@pytest.mark.parametrize("keep", KEEPS, ids=str)
-@pytest.mark.parametrize("many", [False, True], ids=["one sweep", "many sweeps"])
-@methods
+@each_pair(family=FAMILIES, keep=KEEPS, many=[False, True], method=METHODS)
 def test_keep_against_a_selection_from_the_dense_matrix(family: Family, keep: Keep, many: bool, method: Any):
     (source, target), model = lenses("standard"), build(family, torch.float64)
     call = partial(attrib.latent_to_latent, model, source.dictionary(family), target.dictionary(family), prompts(*LENGTHS))
@@ -407,10 +394,7 @@ def refusal(call: Any, budget: int) -> str | None:
     return None
 
 
-@families
-@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"])
-@pytest.mark.parametrize("lengths", [(5,), (1, 5, 3)], ids=["one prompt", "ragged"])
-@methods
+@each_pair(family=FAMILIES, name=NAMES, lengths=[(5,), (1, 5, 3)], method=METHODS)
 def test_the_smallest_budget_is_enough_and_gives_the_same(family: Family, name: str, lengths: tuple[int, ...], method: Any):
     call = partial(all_four(family, torch.float64, *lengths)[name], method=method)
     smallest = smallest_budget(call)
@@ -475,20 +459,19 @@ def test_tokens_as_strings(family: Family):
     assert_all(edges, wanted("latent_to_logit", family, source, (7, 0, 2), lengths=(9,)))
 
 
-@families
-@pytest.mark.parametrize(
-    ("what", "plus", "minus", "label"),
-    [
-        (Difference(3, "B"), (3,), (1,), "D - B"),
-        (Difference("A", 2), (0,), (2,), "A - C"),
-        (Difference([3, "E"], ["A", 1, 2]), (3, 4), (0, 1, 2), "D + E - A + B + C"),
-        (Difference(3, [4]), (3,), (4,), "D - E"),
-        (Difference([3, 3], 4), (3, 3), (4,), "D + D - E"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("policy", [attrib.EXACT, attrib.LINEAR], ids=["exact", "linear"])
-def test_a_difference_of_means(family: Family, what: Difference, plus: tuple[int, ...], minus: tuple[int, ...], label: str, policy: Policy):
+DIFFERENCES = {
+    "D - B": (Difference(3, "B"), (3,), (1,)),
+    "A - C": (Difference("A", 2), (0,), (2,)),
+    "D + E - A + B + C": (Difference([3, "E"], ["A", 1, 2]), (3, 4), (0, 1, 2)),
+    "D - E": (Difference(3, [4]), (3,), (4,)),
+    "D + D - E": (Difference([3, 3], 4), (3, 3), (4,)),
+}
+"""By the label that each is to have, and the tokens whose logits are to be added and taken away."""
+
+
+@each_pair(family=FAMILIES, label=tuple(DIFFERENCES), policy=(attrib.EXACT, attrib.LINEAR))
+def test_a_difference_of_means(family: Family, label: str, policy: Policy):
+    what, plus, minus = DIFFERENCES[label]
     source, model, ids = Lens(), characters(build(family, torch.float64)), prompts(9)
     edges = attrib.latent_to_logit(model, source.dictionary(family), ids, logits=what, policy=policy)
     assert (edges.targets.labels, edges.targets.latent.tolist()) == ((label,), [-1])
@@ -501,10 +484,12 @@ def test_a_difference_of_means(family: Family, what: Difference, plus: tuple[int
     assert_edges(edges, 0, want)
 
 
-@families
-@pytest.mark.parametrize("site", [None, "blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out", "blocks.3.attn.hook_z"])
-@pytest.mark.parametrize("positions", [None, [0, -2]], ids=str)
-def test_a_direction_of_the_stream(family: Family, site: str | None, positions: list[int] | None):
+@each_pair(
+    family=FAMILIES,
+    site=[None, "blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out", "blocks.3.attn.hook_z"],
+    positions=[None, (0, -2)],
+)
+def test_a_direction_of_the_stream(family: Family, site: str | None, positions: tuple[int, ...] | None):
     source, model, ids = Lens(), build(family, torch.float64), prompts(9)
     is_wider = family == "llama" and site == "blocks.3.attn.hook_z"
     vector = builders.normal(40 if is_wider else 32, dtype=torch.float64)
@@ -519,10 +504,7 @@ def test_a_direction_of_the_stream(family: Family, site: str | None, positions: 
 # ------------------------------------------------------------------ prompts: alone, in a batch, as text
 
 
-@families
-@dtypes
-@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"])
-@methods
+@each_pair(family=FAMILIES, dtype=DTYPES, name=NAMES, method=METHODS)
 def test_a_prompt_gives_the_same_alone_and_in_a_batch(family: Family, dtype: torch.dtype, name: str, method: Any):
     call = partial(all_four(family, dtype)[name], method=method)
     batch = call()
@@ -587,9 +569,7 @@ def test_the_call_is_written_into_the_result():
 # ---------------------------------------------------------------------------- arguments stay as they are
 
 
-@families
-@dtypes
-@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"])
+@each_pair(family=FAMILIES, dtype=DTYPES, name=NAMES)
 def test_no_argument_is_changed(family: Family, dtype: torch.dtype, name: str):
     call = all_four(family, dtype)[name]
     held = [getattr(argument, "params", argument) for argument in call.args]
@@ -646,7 +626,7 @@ BAD_TOKENS = [
 
 
 @pytest.mark.parametrize(("tokens", "words"), BAD_TOKENS)
-@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("as_in_production")
 def test_bad_tokens(tokens: Any, words: list[str], name: str):
     call = all_four("gpt2")[name]
@@ -681,7 +661,7 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "words"), BAD_OPTIONS)
-@pytest.mark.parametrize("name", ["token_to_latent", "latent_to_latent", "latent_to_logit", "latent_to_metric"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("as_in_production")
 def test_bad_options(options: dict[str, Any], words: list[str], name: str):
     with pytest.raises(InputError) as caught:

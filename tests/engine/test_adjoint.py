@@ -37,6 +37,7 @@ from attrib.engine.blocks.norm_mlp import (
 from attrib.models.transformer import Model, attend, enter, mlp, normalise, rotate
 from tests.support import builders
 from tests.support.builders import DTYPES, normal
+from tests.support.covering import each_pair
 from tests.support.tolerances import COMPONENT, assert_close
 
 POSITIONS, ROWS, LAYER = 9, 5, 1
@@ -44,14 +45,12 @@ PARTIAL = [0, 1, 2, 5, 6, 7]
 """Columns of a rotary table that turns six numbers of a head's ten."""
 
 models = pytest.mark.parametrize("name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary"])
-attention_models = pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
-)
+ATTENTION_MODELS = ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
 """Beside these: a window, norms of each head, caps and a window, both with norms, norms of all heads together."""
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-blocks = pytest.mark.parametrize("block", [1, 4, 64], ids="blocks of {}".format)
-norms = pytest.mark.parametrize("norm", ["exact", "frozen"], ids="norm {}".format)
-attentions = pytest.mark.parametrize("attention", ["exact", "frozen"], ids="attention {}".format)
+BLOCKS = [1, 4, 64]
+TREATMENTS = ["exact", "frozen"]
+norms = pytest.mark.parametrize("norm", TREATMENTS, ids="norm {}".format)
 
 
 @lru_cache
@@ -180,11 +179,7 @@ def case(name: str, dtype: torch.dtype, attention: str, norm: str) -> Case:
     return Case(name, dtype, Policy(attention, norm))
 
 
-@attention_models
-@dtypes
-@attentions
-@norms
-@blocks
+@each_pair(name=ATTENTION_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=TREATMENTS, block=BLOCKS)
 def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("attrib.engine.blocks.attention.QUERY_BLOCK", block)
     dtype = case.x.dtype
@@ -198,12 +193,7 @@ def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
     assert_adjoint(o, attention_push(case.point, heads, case.scale, case.policy), in_heads, heads)
 
 
-@attention_models
-@dtypes
-@attentions
-@pytest.mark.parametrize("norm", ["exact"])
-@blocks
-@pytest.mark.parametrize("count", [1, 6])
+@each_pair(name=ATTENTION_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=["exact"], block=BLOCKS, count=[1, 6])
 def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("attrib.engine.blocks.attention.QUERY_BLOCK", block)
     o, x = rows(case.d_q, case.x.dtype), rows(case.d_model, case.x.dtype, seed=6)
@@ -216,11 +206,7 @@ def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, 
     assert_close(case.push(x[-count:]), whole[-count:], COMPONENT, "push")
 
 
-@attention_models
-@dtypes
-@attentions
-@norms
-@pytest.mark.parametrize("position", [0, 5, POSITIONS - 1])
+@each_pair(name=ATTENTION_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=TREATMENTS, position=[0, 5, POSITIONS - 1])
 def test_attention_of_rows_at_one_position(case: Case, position: int):
     g, x = normal(ROWS, case.d_model, dtype=case.x.dtype, seed=5), normal(ROWS, case.d_model, dtype=case.x.dtype, seed=6)
     o = g @ case.weights.W_out.T
@@ -234,10 +220,7 @@ def test_attention_of_rows_at_one_position(case: Case, position: int):
     assert_close(up, pushed(case.to_stream, case.x, at(position, x))[position:], COMPONENT, "push")
 
 
-@attention_models
-@pytest.mark.parametrize("dtype", [torch.float64])
-@attentions
-@pytest.mark.parametrize("norm", ["exact"])
+@each_pair(name=ATTENTION_MODELS, dtype=[torch.float64], attention=TREATMENTS, norm=["exact"])
 def test_what_is_written_into_a_given_tensor_is_what_is_returned(case: Case):
     def nan(positions: int, width: int) -> Tensor:
         return torch.full((positions, ROWS, width), float("nan"), dtype=case.x.dtype)

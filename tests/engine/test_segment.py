@@ -17,23 +17,20 @@ from attrib.models.transformer import Model, width
 from attrib.passes.capture import capture
 from attrib.paths.path import base_site
 from tests.support.builders import FAMILIES, Family, all_sites, build, normal, prompt
+from tests.support.covering import each_pair
 from tests.support.tolerances import FOREIGN, assert_close
 
 POSITIONS = 4
 Function = Callable[[Tensor], Tensor]
 families = pytest.mark.parametrize("family", FAMILIES)
 policies = pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
-ends = pytest.mark.parametrize(
-    ("start", "stop"),
-    [
-        (Site(1, "resid_pre"), Site(2, "resid_pre")),
-        (Site(0, "resid_post"), Site(2, "mlp_out")),
-        (Site(1, "mlp_in"), Site(2, "attn_out")),
-        (Site(1, "z"), Site(2, "resid_mid")),
-        (Site(1, "resid_mid"), Site(1, "mlp_out")),
-    ],
-    ids=str,
-)
+ENDS = [
+    (Site(1, "resid_pre"), Site(2, "resid_pre")),
+    (Site(0, "resid_post"), Site(2, "mlp_out")),
+    (Site(1, "mlp_in"), Site(2, "attn_out")),
+    (Site(1, "z"), Site(2, "resid_mid")),
+    (Site(1, "resid_mid"), Site(1, "mlp_out")),
+]
 
 
 class Case:
@@ -63,11 +60,6 @@ class Case:
         assert any(one.any() for one in want)
         for one, other in zip(got, want, strict=True):
             assert_close(one, other, FOREIGN, what)
-
-
-@pytest.fixture
-def case(family: Family, start: Site, stop: Site, policy: Policy) -> Case:
-    return Case(family, start, stop, policy)
 
 
 # ------------------------------------------------------------------------------------- transforms
@@ -118,10 +110,9 @@ def by_autograd(f: Function, x: Tensor, g: Tensor, **options: Any) -> Tensor:
     return torch.autograd.grad(f(x), x, g, **options)[0]
 
 
-@families
-@ends
-@policies
-def test_every_transform_gives_what_the_plain_segment_gives(case: Case):
+@each_pair(family=FAMILIES, ends=ENDS, policy=(EXACT, LINEAR))
+def test_every_transform_gives_what_the_plain_segment_gives(family: Family, ends: tuple[Site, Site], policy: Policy):
+    case = Case(family, *ends, policy)
     for name, transform in TRANSFORMS.items():
         case.assert_same(lambda f, transform=transform: transform(case, f), name)
 
