@@ -19,13 +19,13 @@ from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model, place
 from attrib.paths.bundle import Ends
 from attrib.runs.rerun import rerun
-from tests.attribution.test_plan import LARGE, WIDTH, assert_about, flops, large
-from tests.engine.test_budget import peak
+from tests.attribution.test_plan import LARGE, WIDTH, assert_about, large
 from tests.paths.test_cuts import ALL_SETS, FEW, PROMPTS, SOURCES, TARGETS, attribute, is_taken, put_in
 from tests.support.builders import Family, attrib_model, build, dictionary, prompt, tiny
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SOME, TOKENS, cross, foreign_logits, ours
 from tests.support.exact_transformers import keep_dtype
+from tests.support.measured import flops, peak
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,9 +14,9 @@ import torch
 import attrib
 from attrib.core.edges import Edges
 from attrib.core.types import EXACT, LINEAR, AttribError, BudgetError, Difference, Direction, Site, Threshold
-from tests.attribution.test_plan import CUTS, LARGE, WIDTH, cross_layer, cut, flops, topk
-from tests.engine.test_budget import peak
+from tests.attribution.test_plan import CUTS, LARGE, WIDTH, cross_layer, cut, topk
 from tests.support.builders import attrib_model, build, dictionary, normal, prompt
+from tests.support.measured import measured
 from tests.support.torture_cases import REFUSED, RefusedError, budget_fault_of, configuration, named_budget
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -112,11 +112,10 @@ def drawn(kind: str, error: bool, cuts: str, family: Any, rng: random.Random) ->
 
 def assert_as_planned(case: Case, plan: attrib.Plan) -> None:
     """Operations to a tenth, and memory to a fifth above; of which a plan far too large would be no use either."""
-    counted = list[int]()
     for hashed in (case.model, case.source, case.target, *case.options["cuts"]):
         assert getattr(hashed, "fingerprint", True)
-    used = peak(lambda: counted.append(flops(lambda: case.run(keep=Threshold(1e30)))))
-    assert plan.flops / 1.1 <= counted[0] <= 1.1 * plan.flops, f"{counted[0] / plan.flops:.3f} of the operations: {case}"
+    _, counted, used = measured(lambda: case.run(keep=Threshold(1e30)))
+    assert plan.flops / 1.1 <= counted <= 1.1 * plan.flops, f"{counted / plan.flops:.3f} of the operations: {case}"
     assert 0.25 * plan.peak <= used <= 1.2 * plan.peak, f"{used / plan.peak:.3f} of the memory: {case}"
 
 
@@ -164,10 +163,10 @@ def test_other_precisions_are_planned(dtype: str, which: str):
     case = Case(
         large("llama"), topk(0), LOGITS["tokens"](), (10,), dtype=dtype, cuts=[few(put_in) for put_in in CUT[which]()], effect="total"
     )
-    plan, counted = case.plan(), list[int]()
+    plan = case.plan()
     assert case.run().call["precision_error"] is None or dtype == "bfloat16"
-    used = peak(lambda: counted.append(flops(case.run)))
-    assert plan.flops / 1.02 <= counted[0] <= 1.02 * plan.flops
+    _, counted, used = measured(case.run)
+    assert plan.flops / 1.02 <= counted <= 1.02 * plan.flops
     assert used <= 1.2 * (plan.peak + plan.copies)
     assert plan.copies > case.plan(dtype=None).copies == 0
 

@@ -1,17 +1,15 @@
 """The memory budget holds: what torch allocates, counted event by event, stays under it, and it is made use of."""
 
 import re
-from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import pytest
-from torch.profiler import ProfilerActivity, profile
 
 import attrib
 from attrib.core.types import BudgetError, Keep
 from attrib.engine.transforms import chunk_size, working_memory
 from tests.support.builders import Family, dictionary, prompt, tiny
+from tests.support.measured import peak
 
 WIDTH = 96
 LARGE: dict[Family, dict[str, int]] = {
@@ -19,14 +17,6 @@ LARGE: dict[Family, dict[str, int]] = {
     "llama": {"hidden_size": WIDTH, "head_dim": 24, "intermediate_size": 256, "max_position_embeddings": 128},
 }
 families = pytest.mark.parametrize("family", ["gpt2", "llama"])
-
-
-def peak(run: Callable[[], object]) -> int:
-    """Bytes of tensors at the fullest moment of a run, beyond those there before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
-        run()
-    changes = (event.nbytes() for event in events.profiler.kineto_results.events() if event.name() == "[memory]")
-    return max(accumulate(changes, initial=0))
 
 
 def ends(k: int) -> list[attrib.Dictionary]:

@@ -46,6 +46,7 @@ def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequenc
             if begins[t] < begins[t + 1]:
                 seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
                 into[:, begins[t] : begins[t + 1]] += rectangle[t - block.begin] @ seeds.T
+        del rectangle  # a block is gone before the next is gathered: see sizes.py
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
