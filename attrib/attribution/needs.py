@@ -26,7 +26,7 @@ from attrib.engine.plan.result import check_fits, fits, result_bytes
 from attrib.engine.plan.task import Task
 from attrib.engine.precision import Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task, task_of
-from attrib.engine.transforms import Working, with_writes, working_memory
+from attrib.engine.transforms import WorkingMemory, with_writes, working_memory
 from attrib.models.transformer import Model
 from attrib.paths.path import path_of, start_site, stop_site
 
@@ -111,7 +111,7 @@ class Needs:
         """Whether a prompt's task is known before its path is opened."""
         return not self.is_metric and self.opening.cuts is None and counts_known(self.source, self.target)
 
-    def working(self, length: int) -> Working:
+    def working(self, length: int) -> WorkingMemory:
         """What torch.func takes for a prompt; the widest table over positions is of a dictionary's latents, or of logits."""
         config = self.model.config
         widest = max(d.d_sae if isinstance(d, Dictionary) else 0 for d in (self.source, self.target, *self.cuts))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.kernels import Impl
-from attrib.engine.blocks.passing import NOTHING, Between, in_float64, passed_of, station, together
+from attrib.engine.blocks.passing import NOTHING, Between, in_float64, passed_of, place_of, together
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.plan.joint import Joint, JointPlan, PairWay, SourceCounts, TargetCounts, in_smaller_pieces, plan_joint
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
@@ -252,7 +252,7 @@ def _source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> Sou
     widths = [width(on.model.config, site) for site in ends[0].writes]
     directions = zip(*(end.sources.direction.split(widths, dim=1) for end in ends), strict=True)
     positions = [end.sources.position for end in ends]
-    written = {station(at): seeds(on, positions, list(rows)) for at, rows in zip(ends[0].writes, directions, strict=True)}
+    written = {place_of(at): seeds(on, positions, list(rows)) for at, rows in zip(ends[0].writes, directions, strict=True)}
     return SourceSet(written, ends[0].is_brought)
 
 
@@ -281,7 +281,7 @@ def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, ends: Sequen
         cotangents.append(targets.cotangent[taken])
     one = bundles[0].targets[number]
     packed: Seeds = seeds(on, positions, cotangents)
-    return TargetSet(station(one.stop), packed, tuple(rows), one.stops_below, one.barred)
+    return TargetSet(place_of(one.stop), packed, tuple(rows), one.stops_below, one.barred)
 
 
 # ------------------------------------------------------------------------------------- its error

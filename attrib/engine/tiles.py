@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.kernels import Impl
-from attrib.engine.blocks.passing import Between, in_float64, passed_of, station, together
+from attrib.engine.blocks.passing import Between, in_float64, passed_of, place_of, together
 from attrib.engine.path import Path, Targets
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.memory import Way
@@ -184,7 +184,7 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     widths = [width(run.model.config, site) for site in paths[0].writes]
     directions = zip(*(path.sources.direction.split(widths, dim=1) for path in paths), strict=True)
     positions = [path.sources.position for path in paths]
-    sources = {station(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
+    sources = {place_of(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
     between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
         return _Shared(on, sources, between, None)

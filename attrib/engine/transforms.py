@@ -79,14 +79,14 @@ def by_function(path: Path, chunk: int) -> Iterator[Tile]:
         yield Tile(first, vmap(pull)(seeds)[0])
 
 
-class Working(NamedTuple):
+class WorkingMemory(NamedTuple):
     """Bytes of working memory: what a sweep holds whatever its width, and what each row adds."""
 
     fixed: int
     row: int
 
 
-def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int, d_sae: int, itemsize: int) -> Working:
+def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int, d_sae: int, itemsize: int) -> WorkingMemory:
     """An upper estimate for `by_vjp` or `by_jvp` over one prompt of this length.
 
     Fixed: the primal's tape, layer by layer, and one dense encoding [positions, d_sae], made once outside
@@ -99,17 +99,17 @@ def working_memory(config: ModelConfig, start: Site, stop: Site, positions: int,
     pattern = config.n_heads * positions * positions
     tape = layers * (13 * stream + 2 * hidden + 3 * pattern)  # 3 of them the path's own streams
     row = 4 * stream + max(hidden, 4 * pattern + 6 * stream)
-    return Working(itemsize * (tape + 3 * positions * d_sae), itemsize * row)
+    return WorkingMemory(itemsize * (tape + 3 * positions * d_sae), itemsize * row)
 
 
-def chunk_size(working: Working, budget: int, prompt: int) -> int:
+def chunk_size(working: WorkingMemory, budget: int, prompt: int) -> int:
     """How many rows a sweep may hold. Raises BudgetError, with the smallest that would do, where not one fits."""
     if budget < working.fixed + working.row:
         raise BudgetError.of(budget, prompt, working.fixed + working.row)
     return min(MAX_CHUNK, (budget - working.fixed) // working.row)
 
 
-def with_writes(working: Working, path: Path) -> Working:
+def with_writes(working: WorkingMemory, path: Path) -> WorkingMemory:
     """Working memory for a path whose rows each hold, beside the rest, what every source writes."""
     if not path.is_cut:
         return working

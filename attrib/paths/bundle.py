@@ -16,7 +16,7 @@ from torch import Tensor
 from attrib.core.positions import Positions
 from attrib.core.types import Effect, ErrorAt, InputError, Logits, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
-from attrib.engine.blocks.passing import Between, Passing, station
+from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources
 from attrib.engine.plan.joint import PairWay
@@ -184,7 +184,7 @@ class Ends:
         targets = []
         for number, (target, site, stop) in enumerate(zip(self.targets, sites, self.stops, strict=True)):
             read, _, found = read_end(self.model, target, site, stop, seen[site], seen[stop], seen[stop], positions, self.policy)
-            is_own_place = isinstance(target, Dictionary) and target.site in target.writes and station(target.site) == station(stop)
+            is_own_place = isinstance(target, Dictionary) and target.site in target.writes and place_of(target.site) == place_of(stop)
             barred = frozenset(i for i in range(len(self.sources)) if (i, number) not in self.pairs)
             targets.append(TargetEnd(found, stop, is_own_place, barred, read.labels, read.probability))
         is_total = self.effect == "total"

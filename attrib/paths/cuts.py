@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attrib.core.types import Effect, InputError, Logits, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
-from attrib.engine.blocks.passing import Between, Passing, station
+from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.models.transformer import Model, embed, place
 from attrib.passes.replacement import CutLeaves, Replacement, put_together
 
@@ -29,7 +29,7 @@ class Cuts:
     has_source: bool
     effect: Effect
     held: frozenset[Site]
-    """The places written between the ends, as `station` names them."""
+    """The places written between the ends, as `place_of` names them."""
     passed: tuple[int, ...]
     """Numbers of the dictionaries that derivatives pass: for direct effects those with a skip connection, and that alone of them."""
 
@@ -115,19 +115,19 @@ def cuts_between(
         return None
     named = ({} if source is None else {"source": source}) | {f"cuts[{number}]": cut for number, cut in enumerate(cuts)}
     # a target that writes where it reads takes what is brought to its place, so no cut may stand there too
-    own_place = station(target.site) if isinstance(target, Dictionary) and target.site in target.writes else None
+    own_place = place_of(target.site) if isinstance(target, Dictionary) and target.site in target.writes else None
     together = put_together(model, named | ({"target": target} if isinstance(target, Dictionary) and own_place else {}), policy)
     replaced = replace(together, dictionaries=together.dictionaries[: len(named)])
 
     def is_between(site: Site) -> bool:
-        is_after = source is None or site.depth > station(start).depth
-        return is_after and (site.depth < stop.depth or (site.depth == stop.depth and own_place != station(stop)))
+        is_after = source is None or site.depth > place_of(start).depth
+        return is_after and (site.depth < stop.depth or (site.depth == stop.depth and own_place != place_of(stop)))
 
     def is_passed(cut: Dictionary) -> bool:
-        is_after = source is None or cut.site.depth >= station(start).depth
-        return (effect == "total" or cut.has_skip) and is_after and not held.isdisjoint(map(station, cut.writes))
+        is_after = source is None or cut.site.depth >= place_of(start).depth
+        return (effect == "total" or cut.has_skip) and is_after and not held.isdisjoint(map(place_of, cut.writes))
 
-    held = frozenset(at for d in replaced.dictionaries for site in d.writes if is_between(at := station(site)))
+    held = frozenset(at for d in replaced.dictionaries for site in d.writes if is_between(at := place_of(site)))
     first = len(named) - len(cuts)
     passed = tuple(number for number, d in enumerate(replaced.dictionaries) if number >= first and is_passed(d))
     return Cuts(replaced, source is not None, effect, held, passed)

@@ -26,7 +26,7 @@ from attrib.core.room import memory_named
 from attrib.core.types import EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
 from attrib.dictionaries.fit import check_fit, fitted
-from attrib.engine.blocks.passing import NOTHING, Between, part_of, station
+from attrib.engine.blocks.passing import NOTHING, Between, part_of, place_of
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
 from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
@@ -78,7 +78,7 @@ def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"],
     """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
 
     def written(site: Site) -> Float[Tensor, "sources width"]:
-        return source.decoder_rows(latents.latent, part_of(source, station(site)))
+        return source.decoder_rows(latents.latent, part_of(source, place_of(site)))
 
     direction = written(writes[0]) if len(writes) == 1 else torch.cat([written(site) for site in writes], dim=1)
     scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)

@@ -19,7 +19,7 @@ import attrib.engine.sweep.meet
 import attrib.engine.sweep.seeded
 import attrib.engine.sweep.steps
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.segment import segment
 from attrib.engine.sweep.ascent import meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, cells_of, cone, cone_of, even, rectangles
@@ -134,7 +134,7 @@ def ways(pack: Pack) -> Iterator[tuple[str, list[Tensor]]]:
     layers = attentions_between(start, stop)
     if not layers:
         return
-    given, first = {station(start): sources}, Site(layers[0], "resid_pre")
+    given, first = {place_of(start): sources}, Site(layers[0], "resid_pre")
     pushed = lift(on, start, given, up, first).rows
     if pushed is not None:
         yield "reverse to pushed sources", reverse(on, stop, targets, down, {first: sources._replace(value=pushed)})[first]
@@ -358,7 +358,7 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
     on = on_prompts(family, start, stop, policy, LENGTHS)
     sources = seeded(on, SOURCES, width(on.model.config, start), 200)
     up = cone([positions(count).tolist() for count in SOURCES], LENGTHS, "up")
-    moved = lift(on, start, {station(start): sources}, up, stop)
+    moved = lift(on, start, {place_of(start): sources}, up, stop)
     assert not moved.way.is_spread
     found = torch.zeros_like(sources.value[:, :32]) if moved.rows is None else moved.rows
     assert (moved.rows is None) == (policy.mlp == "frozen" and kind == "mlp_in")

@@ -24,15 +24,15 @@ from attrib.core.types import Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, encode_at, normalise_input, selected
 
 
-def station(site: Site) -> Site:
+def place_of(site: Site) -> Site:
     """One name for one place in the stream: `resid_post` is the next layer's `resid_pre`."""
     return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" else site
 
 
 def part_of(dictionary: Dictionary, site: Site) -> slice:
-    """The columns of a decoder that write one place, given by the name that `station` has for it."""
+    """The columns of a decoder that write one place, given by the name that `place_of` has for it."""
     share = dictionary.d_out // len(dictionary.writes)
-    number = [station(written) for written in dictionary.writes].index(site)
+    number = [place_of(written) for written in dictionary.writes].index(site)
     return slice(number * share, (number + 1) * share)
 
 
@@ -58,12 +58,12 @@ class Passing:
     @property
     def reads(self) -> Site:
         """Where what comes through it goes on."""
-        return station(self.dictionary.site)
+        return place_of(self.dictionary.site)
 
     @property
     def writes(self) -> tuple[Site, ...]:
         """Where it is entered from above."""
-        return tuple(station(site) for site in self.dictionary.writes)
+        return tuple(place_of(site) for site in self.dictionary.writes)
 
     @property
     def reads_before(self) -> bool:
@@ -113,7 +113,7 @@ class Passing:
 
 @dataclass(frozen=True)
 class Between:
-    """The written places between two sites, by the names that `station` has for them, and the dictionaries that are passed."""
+    """The written places between two sites, by the names that `place_of` has for them, and the dictionaries that are passed."""
 
     held: frozenset[Site] = frozenset()
     passing: tuple[Passing, ...] = ()

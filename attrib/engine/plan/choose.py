@@ -130,12 +130,12 @@ class Plannable(Protocol):
 
 
 Item = TypeVar("Item")
-Work = TypeVar("Work", bound=Plannable)
+AnyTask = TypeVar("AnyTask", bound=Plannable)
 Planned = TypeVar("Planned")
 
 
 def packs(
-    items: Iterable[Item], task_of: Callable[[Item], Work], budget: int, plan: Callable[[Work, int, int], Planned]
+    items: Iterable[Item], task_of: Callable[[Item], AnyTask], budget: int, plan: Callable[[AnyTask, int, int], Planned]
 ) -> Iterator[tuple[list[Item], Planned]]:
     """Prompts in packs: those whose sweeps are small share one, as far as a single sweep over them fits the budget.
 
@@ -146,7 +146,7 @@ def packs(
         BudgetError: where a prompt alone does not fit.
     """
     pack: list[Item] = []
-    task: Work | None = None
+    task: AnyTask | None = None
     planned: Planned | None = None
     for number, item in enumerate(items):
         alone = task_of(item)
@@ -165,7 +165,7 @@ def packs(
         yield pack, planned
 
 
-def _planned(task: Work, budget: int, plan: Callable[[Work, int, int], Planned]) -> Planned | None:
+def _planned(task: AnyTask, budget: int, plan: Callable[[AnyTask, int, int], Planned]) -> Planned | None:
     """The plan of a pack of several prompts, where they are small enough to gain by it and fit."""
     if task.cells > task.pieces.pack:
         return None

@@ -15,7 +15,7 @@ from itertools import accumulate, chain
 from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.cells import Rectangle, rectangles
 from attrib.engine.sweep.primal import stream_sites
@@ -233,8 +233,8 @@ def meet_seeded(task: Task, cost: Cost, width: int) -> None:
 
 def reverse_cost(task: Task) -> Cost:
     """Count `meet.reverse`, whatever stands between; where no attention does, it is the way called local."""
-    low = station(task.start)
-    above = [site for site in task.writes if station(site) != low]
+    low = place_of(task.start)
+    above = [site for site in task.writes if place_of(site) != low]
     way = DescentCount(task, above, [low], in_heads=reads_in_heads(task))
     way.run(Moving())
     walk(task, way.cost)
@@ -244,7 +244,7 @@ def reverse_cost(task: Task) -> Cost:
 def reads_in_heads(task: Task) -> bool:
     """Whether `meet.reverse` reads the lowest attention out in head space."""
     is_open = not task.passed and all(site.layer in task.shut_mlps for site in task.held)
-    return is_open and station(task.start).kind == "resid_pre" and len(task.layers) > 1 and heads_pay(task, task.sources)
+    return is_open and place_of(task.start).kind == "resid_pre" and len(task.layers) > 1 and heads_pay(task, task.sources)
 
 
 def heads_pay(task: Task, sources: Counts) -> bool:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.sizes import Sizes
 from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.ascent import Ascent
@@ -202,7 +202,7 @@ class UpSizes(Ascent[Held]):
     """What up.py's `Up` holds, step by step."""
 
     def __init__(self, room: Room, task: Task, to: Site) -> None:
-        below = [site for site in map(station, task.writes) if site.depth < to.depth]
+        below = [site for site in map(place_of, task.writes) if site.depth < to.depth]
         super().__init__(task.config, task.policy, task.start, to, task.held, task.passed, below)
         self.room, self.task, self.sizes = room, task, sizes_of(task)
         self.waits: dict[int, Waits] = {}

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from attrib.core.types import BudgetError, Policy, Site
-from attrib.engine.blocks.passing import Passed, station
+from attrib.engine.blocks.passing import Passed, place_of
 from attrib.engine.plan.choose import PackPlan, most_that_fit, plan_pack
 from attrib.engine.plan.cost import Cost, DescentCount, Moving, attention, heads_pay, meet_seeded, mlp_point, mlp_rows, readout
 from attrib.engine.plan.held import DownSizes, Held, Room, Waits, sizes_of
@@ -127,10 +127,10 @@ class Joint:
     @property
     def reads_in_heads(self) -> bool:
         """Whether the lowest attention is read out in head space, where rows have been spread before."""
-        low = station(self.start)
+        low = place_of(self.start)
         if self.passed or low.kind != "resid_pre" or not all(site.layer in self.whole.shut_mlps for site in self.held):
             return False
-        lowest = [end.counts for n, end in enumerate(self.sources) if low in map(station, end.writes) and n not in self.left_out]
+        lowest = [end.counts for n, end in enumerate(self.sources) if low in map(place_of, end.writes) and n not in self.left_out]
         return all(heads_pay(self.whole, counts) for counts in lowest)
 
 
@@ -149,7 +149,7 @@ def sources_at(joint: Joint, end: TargetCounts, way: DownSizes | DescentCount, s
     return [
         each
         for number, each in enumerate(joint.sources)
-        if each.is_brought == is_brought and number not in barred | joint.left_out and site in map(station, each.writes)
+        if each.is_brought == is_brought and number not in barred | joint.left_out and site in map(place_of, each.writes)
     ]
 
 

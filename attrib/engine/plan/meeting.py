@@ -11,7 +11,7 @@ from operator import mul
 from typing import NamedTuple
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.cost import (
     Cost,
     DescentCount,
@@ -38,7 +38,7 @@ class _Rising(Ascent[Moving]):
     """The products of up.py's `Up`."""
 
     def __init__(self, task: Task, to: Site) -> None:
-        below = [site for site in map(station, task.writes) if site.depth < to.depth]
+        below = [site for site in map(place_of, task.writes) if site.depth < to.depth]
         super().__init__(task.config, task.policy, task.start, to, task.held, task.passed, below)
         self.task, self.cost = task, Cost(task.itemsize)
         self.alive: Counts = task.sources
@@ -180,7 +180,7 @@ def forward_cost(task: Task) -> Cost:
 def met_cost(task: Task, layer: int | None) -> Cost:
     """Count `meet.meet`, after `lift`."""
     at = task.meeting(layer)
-    down = _Falling(task, at.down, [site for site in map(station, task.writes) if site.depth > at.down.depth])
+    down = _Falling(task, at.down, [site for site in map(place_of, task.writes) if site.depth > at.down.depth])
     up, is_lifted = raised(task, layer)
     down.run(Moving())
     cost, size = down.cost, width(task.config, at.down)

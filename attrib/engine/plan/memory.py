@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from attrib.engine.blocks.passing import station
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.cost import reads_in_heads
 from attrib.engine.plan.held import DownSizes, Held, Room, UpSizes
 from attrib.engine.plan.task import NOTHING_OPENED, Task
@@ -49,8 +49,8 @@ def _held(task: Task) -> int:
 
 
 def _reverse(task: Task) -> Room:
-    room, low = Room(), station(task.start)
-    above = [site for site in task.writes if station(site) != low]
+    room, low = Room(), place_of(task.start)
+    above = [site for site in task.writes if place_of(site) != low]
     way = DownSizes(room, task, above, [low], in_heads=reads_in_heads(task))
     way.run(Held(task.n_targets * width(task.config, task.stop)))
     return room
@@ -81,7 +81,7 @@ def _lifted(task: Task, layer: int | None) -> Lifted:
 def _meet(task: Task, layer: int | None) -> Room:
     lifted, at = _lifted(replace(task, targets=task.sources, beside=0, opened=NOTHING_OPENED), layer), task.meeting(layer)
     room = Room(kept=lifted.kept, most=lifted.most)
-    down = DownSizes(room, task, [site for site in map(station, task.writes) if site.depth > at.down.depth], [at.down])
+    down = DownSizes(room, task, [site for site in map(place_of, task.writes) if site.depth > at.down.depth], [at.down])
     down.run(Held(task.n_targets * width(task.config, task.stop)))
     if lifted.is_there and down.is_met:
         down.meets(lifted.is_spread, width(task.config, at.down), None if at.up == at.down else at.up.layer)

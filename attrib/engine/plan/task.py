@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.attention import QUERY_BLOCK
-from attrib.engine.blocks.passing import Passed, station
+from attrib.engine.blocks.passing import Passed, place_of
 from attrib.engine.sweep.ascent import Meeting, meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
 from attrib.engine.sweep.primal import BESIDE, attentions_between
@@ -126,7 +126,7 @@ class Task:
     def can_meet(self, layer: int | None) -> bool:
         """Whether both sides can meet there: not where sources write, which each side would take for the other's."""
         at = self.meeting(layer)
-        return {at.up, at.down}.isdisjoint(map(station, self.writes[1:]))
+        return {at.up, at.down}.isdisjoint(map(place_of, self.writes[1:]))
 
     def meeting(self, layer: int | None) -> Meeting:
         """Where both sides meet: about the MLP of a layer, or, with None, above the last attention that is passed."""

@@ -10,19 +10,18 @@ it is passed in one step, with the stream beside it; else in parts, to what it c
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple
 
 from attrib.core.types import SITE_KINDS, Policy, Site
-from attrib.engine.blocks.passing import Passed, Passing, station
+from attrib.engine.blocks.passing import Passed, Passing, place_of
+from attrib.engine.sweep.route import Load
 from attrib.models.transformer import ModelConfig
-
-Rows = TypeVar("Rows")
 
 Reach = Literal["nowhere", "inside", "outside", "behind"]
 """How far one step goes through a component: to what it computes first, to what it adds to the stream, or to the stream with that."""
 
 
-class Ascent(ABC, Generic[Rows]):
+class Ascent(ABC, Generic[Load]):
     """A way up. Subclasses say what the steps do to rows; None is rows that are all zero."""
 
     def __init__(
@@ -44,17 +43,17 @@ class Ascent(ABC, Generic[Rows]):
             passing: the dictionaries that are passed.
             written: where sources write beside `start`.
         """
-        self.config, self.policy, self.start, self.to = config, policy, station(start), station(to)
-        self.held, self.passing, self.written = held, passing, {station(site) for site in written} - {self.start}
+        self.config, self.policy, self.start, self.to = config, policy, place_of(start), place_of(to)
+        self.held, self.passing, self.written = held, passing, {place_of(site) for site in written} - {self.start}
         self.waiting: set[int] = set()
         self.is_spread = False
         self.reach: Reach = "nowhere"
-        self.stream: Rows | None = None
-        self.part: Rows | None = None
-        self.read: Rows | None = None
-        self.kept: Rows | None = None
+        self.stream: Load | None = None
+        self.part: Load | None = None
+        self.read: Load | None = None
+        self.kept: Load | None = None
 
-    def run(self, rows: Rows) -> Rows | None:
+    def run(self, rows: Load) -> Load | None:
         """From `start`, where `rows` are, to `to`. `rows` stay as they are."""
         self.part = rows
         for site in climb(self.start, self.to):
@@ -155,7 +154,7 @@ class Ascent(ABC, Generic[Rows]):
         is_met = site == self.to or site in self.held or site in self.written
         return not is_met and not any(passing.reads == site for passing in self.passing)
 
-    def _cross(self, site: Site, rows: Rows | None) -> Rows | None:
+    def _cross(self, site: Site, rows: Load | None) -> Load | None:
         """From what the model brings to a place to what stands there."""
         self._entries(site, rows, before=True)
         if site in self.held:
@@ -171,7 +170,7 @@ class Ascent(ABC, Generic[Rows]):
         self._entries(site, rows, before=False)
         return rows
 
-    def _entries(self, site: Site, rows: Rows | None, before: bool) -> None:
+    def _entries(self, site: Site, rows: Load | None, before: bool) -> None:
         """Take rows along into the dictionaries that read here, before what is written here or after it."""
         if rows is None:
             return
@@ -180,72 +179,72 @@ class Ascent(ABC, Generic[Rows]):
                 self.enter(number, rows)
                 self.waiting.add(number)
 
-    def sum(self, a: Rows | None, b: Rows | None) -> Rows | None:
+    def sum(self, a: Load | None, b: Load | None) -> Load | None:
         """Both; `b` is of no use afterwards."""
         return b if a is None else a if b is None else self.add(a, b)
 
     @abstractmethod
-    def add(self, a: Rows, b: Rows) -> Rows:
+    def add(self, a: Load, b: Load) -> Load:
         """The sum of both, in the place of `b` if that helps; `a` stays as it is."""
 
     @abstractmethod
-    def through_attention(self, layer: int, stream: Rows, read: Rows, keeps: bool) -> Rows:
+    def through_attention(self, layer: int, stream: Load, read: Load, keeps: bool) -> Load:
         """The stream with what attention makes of what it reads; in the place of `stream`, unless that is kept.
 
-        Rows at their own positions are then on all that they move.
+        Load at their own positions are then on all that they move.
         """
 
     @abstractmethod
-    def through_attention_alone(self, layer: int, read: Rows) -> Rows:
+    def through_attention_alone(self, layer: int, read: Load) -> Load:
         """From resid_pre to attn_out; rows at their own positions are then on all that they move."""
 
     @abstractmethod
-    def through_heads(self, layer: int, read: Rows) -> Rows:
+    def through_heads(self, layer: int, read: Load) -> Load:
         """From resid_pre to z; rows at their own positions are then on all that they move."""
 
     @abstractmethod
-    def through_output(self, layer: int, rows: Rows) -> Rows:
+    def through_output(self, layer: int, rows: Load) -> Load:
         """From z to attn_out."""
 
     @abstractmethod
-    def through_mlp(self, layer: int, stream: Rows, keeps: bool) -> Rows:
+    def through_mlp(self, layer: int, stream: Load, keeps: bool) -> Load:
         """The stream with what the MLP makes of it; in the place of `stream`, unless that is kept."""
 
     @abstractmethod
-    def through_mlp_alone(self, layer: int, read: Rows) -> Rows:
+    def through_mlp_alone(self, layer: int, read: Load) -> Load:
         """From the stream that the MLP reads, which stays as it is, to mlp_out."""
 
     @abstractmethod
-    def through_norm(self, layer: int, read: Rows) -> Rows:
+    def through_norm(self, layer: int, read: Load) -> Load:
         """From the stream that the MLP reads to mlp_in."""
 
     @abstractmethod
-    def through_matrices(self, layer: int, rows: Rows) -> Rows:
+    def through_matrices(self, layer: int, rows: Load) -> Load:
         """From mlp_in to mlp_out."""
 
     @abstractmethod
-    def widen(self, rows: Rows) -> Rows:
-        """Rows at their own positions, as cells of all that they move."""
+    def widen(self, rows: Load) -> Load:
+        """Load at their own positions, as cells of all that they move."""
 
     @abstractmethod
     def widen_waiting(self) -> None:
         """The same of what waits in dictionaries."""
 
     @abstractmethod
-    def enter(self, number: int, rows: Rows) -> None:
+    def enter(self, number: int, rows: Load) -> None:
         """Into a dictionary that reads here, where they wait; `rows` go on as well."""
 
     @abstractmethod
-    def arrive(self, number: int, site: Site, is_last: bool) -> Rows:
+    def arrive(self, number: int, site: Site, is_last: bool) -> Load:
         """What has waited, at a place that the dictionary writes; it waits on unless this is the last of them."""
 
     @abstractmethod
-    def seeded(self, site: Site) -> Rows:
+    def seeded(self, site: Site) -> Load:
         """What sources write at a place beside `start`."""
 
 
 def climb(start: Site, to: Site) -> Iterator[Site]:
-    """Every place of the way up, both ends included, as `station` names them."""
+    """Every place of the way up, both ends included, as `place_of` names them."""
     for layer in range(start.layer, to.layer + 1):
         for kind in SITE_KINDS[:-1]:
             if start.depth <= (site := Site(layer, kind)).depth <= to.depth:
@@ -278,9 +277,9 @@ def meeting(
     if layer is None:
         if stop.kind in ("z", "attn_out"):
             return Meeting(stop, stop)
-        at = station(Site(last, "resid_post" if config.parallel else "resid_mid"))
+        at = place_of(Site(last, "resid_post" if config.parallel else "resid_mid"))
         return Meeting(at, at)
-    behind, within = station(Site(layer, "resid_post")), [Site(layer, kind) for kind in ("resid_mid", "mlp_in", "mlp_out")]
-    touched = {*held, *map(station, written), *(each.reads for each in passing)}
+    behind, within = place_of(Site(layer, "resid_post")), [Site(layer, kind) for kind in ("resid_mid", "mlp_in", "mlp_out")]
+    touched = {*held, *map(place_of, written), *(each.reads for each in passing)}
     # in a parallel block there is no stream between attention and MLP that would be met
     return Meeting(behind if config.parallel or not touched.isdisjoint(within) else within[0], behind)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import Between, station
+from attrib.engine.blocks.passing import Between, place_of
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, cone
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import Jacobians, contract, contract_seeded, heads_pay, read_in_head_space
@@ -84,11 +84,11 @@ class _Sweep:
         self.primal, self.positions, self.sources, self.found, self.between = primal, positions, sources, found, between
         self.wanted = {site for source in sources if not source.is_brought for site in source.writes}
         self.brought = {site for source in sources if source.is_brought for site in source.writes}
-        self.low = min((station(site) for site in self.wanted | self.brought), key=lambda site: site.depth)
+        self.low = min((place_of(site) for site in self.wanted | self.brought), key=lambda site: site.depth)
         # in head space the whole of the lowest layer is passed at once, so nothing may be written there that sources would pass
         is_open = not between.passing and all(site.layer in primal.shut_mlps for site in between.held)
         whole = self.cone([torch.arange(len(rows)) for rows in positions])
-        lowest = (seeds for source in sources for site, seeds in source.writes.items() if station(site) == self.low)
+        lowest = (seeds for source in sources for site, seeds in source.writes.items() if place_of(site) == self.low)
         self.in_heads = is_open and self.low.kind == "resid_pre" and all(heads_pay(primal, whole, seeds) for seeds in lowest)
 
     def cone(self, rows: Sequence[Tensor]) -> Cone:
@@ -125,7 +125,7 @@ class _JoiningDown(Down, Joining[Tensor]):
             (number, seeds)
             for number, source in enumerate(self.sweep.sources)
             for place, seeds in source.writes.items()
-            if station(place) == site and source.is_brought == is_brought and number not in barred
+            if place_of(place) == site and source.is_brought == is_brought and number not in barred
         ]
 
     def read(self, site: Site, rows: Flat, is_brought: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
-from attrib.engine.blocks.passing import NOTHING, Between, station
+from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.sweep.cells import Cone, cells_of, rectangles
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
@@ -80,11 +80,11 @@ def reverse(
         found: what is read at each site is added to; None is zeros. Sources that write at several sites have one for all.
     """
     found = found or {site: empty(primal, targets, seeds) for site, seeds in sources.items()}
-    low = station(min(sources, key=lambda site: site.depth))
-    above = [site for site in sources if station(site) != low]
+    low = place_of(min(sources, key=lambda site: site.depth))
+    above = [site for site in sources if place_of(site) != low]
 
     def at(place: Site) -> list[tuple[Seeds, Jacobians]]:
-        return [(seeds, found[site]) for site, seeds in sources.items() if station(site) == place]
+        return [(seeds, found[site]) for site, seeds in sources.items() if place_of(site) == place]
 
     def read(place: Site, rows: Flat, is_spread: bool) -> None:
         for seeds, out in at(place):
@@ -155,7 +155,7 @@ def meet(
     below and writes above, both sides meet in its terms.
 
     Args:
-        place: where cotangents come down to; as `station` names it. Where tangents have come to another, an MLP lies between.
+        place: where cotangents come down to; as `place_of` names it. Where tangents have come to another, an MLP lies between.
     """
     found, up = empty(primal, targets, next(iter(sources.values()))), lifted.way
     layer = None if place == up.to else up.to.layer

@@ -15,21 +15,22 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from attrib.core.types import SITE_KINDS, Policy, Site
-from attrib.engine.blocks.passing import Passed, Passing, station
+from attrib.engine.blocks.passing import Passed, Passing, place_of
 from attrib.models.transformer import ModelConfig
 
-Rows = TypeVar("Rows")
+Load = TypeVar("Load")
+"""What goes through the steps: rows, their number, or their size."""
 
 
 def places(top: Site, lowest: Site) -> Iterator[Site]:
-    """Every place of the way down, both ends included, as `station` names them."""
+    """Every place of the way down, both ends included, as `place_of` names them."""
     for layer in range(top.layer, lowest.layer - 1, -1):
         for kind in reversed(SITE_KINDS[:-1]):
             if lowest.depth <= (site := Site(layer, kind)).depth <= top.depth:
                 yield site
 
 
-class Descent(ABC, Generic[Rows]):
+class Descent(ABC, Generic[Load]):
     """A way down. Subclasses say what the steps do to rows; None is rows that are all zero."""
 
     def __init__(
@@ -56,19 +57,19 @@ class Descent(ABC, Generic[Rows]):
             stops_below: whether derivatives are of what the model brings to `stop`, and not of what is written there.
             in_heads: whether the lowest attention is read out in head space, and the MLP beside it in a parallel block left to the sources.
         """
-        self.config, self.policy, self.stop = config, policy, station(stop)
+        self.config, self.policy, self.stop = config, policy, place_of(stop)
         self.held, self.passing, self.stops_below = held, passing, stops_below
-        self.wanted, self.brought = ({station(site) for site in sites} for sites in (wanted, brought))
+        self.wanted, self.brought = ({place_of(site) for site in sites} for sites in (wanted, brought))
         self.read_out = self.wanted | self.brought
         self.start = min(self.read_out, key=lambda site: site.depth)
         self.waiting: set[int] = set()
         self.is_spread, self.in_heads = False, in_heads
-        self.stream: Rows | None = None
-        self.part: Rows | None = None
-        self.beside: Rows | None = None
-        self.written: Rows | None = None
+        self.stream: Load | None = None
+        self.part: Load | None = None
+        self.beside: Load | None = None
+        self.written: Load | None = None
 
-    def run(self, rows: Rows) -> None:
+    def run(self, rows: Load) -> None:
         """From `stop`, where `rows` are, to the lowest place that is read out. `rows` may be overwritten."""
         self.part = rows
         del rows  # so that they are let go of where they are not needed any more
@@ -127,7 +128,7 @@ class Descent(ABC, Generic[Rows]):
         if site.is_residual:
             self.stream = self.part
 
-    def _beside_stream(self) -> Rows | None:
+    def _beside_stream(self) -> Load | None:
         """The stream with what has come through a component."""
         return self.stream if self.beside is None else self.beside
 
@@ -156,7 +157,7 @@ class Descent(ABC, Generic[Rows]):
         """Whether rows pass a place without anything being done to them."""
         return site not in self.held and site not in self.read_out and not any(self.passing[n].reads == site for n in self.waiting)
 
-    def _cross(self, site: Site, rows: Rows | None) -> Rows | None:
+    def _cross(self, site: Site, rows: Load | None) -> Load | None:
         """From what stands at a place to what the model brings there."""
         if not (self.stops_below and site == self.stop):
             rows = self._arrivals(site, rows, before=False)
@@ -173,7 +174,7 @@ class Descent(ABC, Generic[Rows]):
             self.read(site, rows, is_brought=True)
         return rows
 
-    def _arrivals(self, site: Site, rows: Rows | None, before: bool) -> Rows | None:
+    def _arrivals(self, site: Site, rows: Load | None, before: bool) -> Load | None:
         """With what comes through dictionaries that read here, before what is written here or after it."""
         for number in sorted(self.waiting):
             passing = self.passing[number]
@@ -182,68 +183,68 @@ class Descent(ABC, Generic[Rows]):
                 rows = self.sum(rows, self.arrive(number))
         return rows
 
-    def sum(self, a: Rows | None, b: Rows | None) -> Rows | None:
+    def sum(self, a: Load | None, b: Load | None) -> Load | None:
         """Both; `b` is of no use afterwards."""
         return b if a is None else a if b is None else self.add(a, b)
 
     @abstractmethod
-    def add(self, a: Rows, b: Rows) -> Rows:
+    def add(self, a: Load, b: Load) -> Load:
         """The sum of both, in the place of `b` if that helps; `a` stays as it is."""
 
     @abstractmethod
-    def through_mlp(self, layer: int, stream: Rows, keeps: bool) -> Rows:
+    def through_mlp(self, layer: int, stream: Load, keeps: bool) -> Load:
         """From the stream behind an MLP to the one that it reads; in the place of `stream`, unless that is kept beside it."""
 
     @abstractmethod
-    def through_mlp_alone(self, layer: int, rows: Rows) -> Rows:
+    def through_mlp_alone(self, layer: int, rows: Load) -> Load:
         """From mlp_out to the stream that the MLP reads, without what goes by beside it; `rows` may be overwritten."""
 
     @abstractmethod
-    def through_matrices(self, layer: int, rows: Rows) -> Rows:
+    def through_matrices(self, layer: int, rows: Load) -> Load:
         """From mlp_out to mlp_in."""
 
     @abstractmethod
-    def through_norm(self, layer: int, rows: Rows) -> Rows:
+    def through_norm(self, layer: int, rows: Load) -> Load:
         """From mlp_in to the stream."""
 
     @abstractmethod
-    def through_output(self, layer: int, rows: Rows) -> Rows:
+    def through_output(self, layer: int, rows: Load) -> Load:
         """From attn_out to z."""
 
     @abstractmethod
-    def through_attention(self, layer: int, below: Rows | None, written: Rows) -> Rows:
+    def through_attention(self, layer: int, below: Load | None, written: Load) -> Load:
         """To resid_pre, from what attention adds to the stream and what goes by beside it."""
 
     @abstractmethod
-    def through_heads(self, layer: int, below: Rows | None, z: Rows) -> Rows:
+    def through_heads(self, layer: int, below: Load | None, z: Load) -> Load:
         """To resid_pre, from z and what goes by beside attention."""
 
     @abstractmethod
-    def spread(self, layer: int, below: Rows | None, z: Rows) -> Rows:
+    def spread(self, layer: int, below: Load | None, z: Load) -> Load:
         """To resid_pre, from z and what goes by beside attention, for rows at their own positions, which are then on all that they see."""
 
     @abstractmethod
-    def enter(self, number: int, site: Site, rows: Rows) -> None:
+    def enter(self, number: int, site: Site, rows: Load) -> None:
         """Into a dictionary that writes here, where they wait."""
 
     @abstractmethod
-    def arrive(self, number: int) -> Rows:
+    def arrive(self, number: int) -> Load:
         """What has waited, at the place that the dictionary reads."""
 
     @abstractmethod
-    def read_heads(self, layer: int, stream: Rows, z: Rows | None) -> None:
+    def read_heads(self, layer: int, stream: Load, z: Load | None) -> None:
         """Read the lowest attention out in head space, from the stream behind it, and from z where rows have come there already."""
 
     @abstractmethod
-    def read(self, site: Site, rows: Rows, is_brought: bool) -> None:
+    def read(self, site: Site, rows: Load, is_brought: bool) -> None:
         """Read out what stands at a place, or what the model brings there."""
 
 
-class Joining(Descent[Rows]):
+class Joining(Descent[Load]):
     """A way down of one of several sets of targets, or of those that have come together."""
 
     @abstractmethod
-    def begin(self) -> Rows:
+    def begin(self) -> Load:
         """The rows at `stop`."""
 
     @abstractmethod
@@ -254,7 +255,7 @@ class Joining(Descent[Rows]):
         """
 
 
-def descend(ways: Iterable[Joining[Rows]]) -> None:
+def descend(ways: Iterable[Joining[Load]]) -> None:
     """Several sets of targets on one way down: each joins where it stops, and from the attention on that spreads it goes with the others.
 
     All are read out at the same places. Where rows lie on all that they see, those of all sets go through the products of a step at
@@ -262,7 +263,7 @@ def descend(ways: Iterable[Joining[Rows]]) -> None:
     within a component.
     """
     joining = sorted(ways, key=lambda way: way.stop.depth)  # the next to join is the last
-    going: list[Joining[Rows]] = []
+    going: list[Joining[Load]] = []
     for site in places(joining[-1].stop, joining[-1].start):
         while joining and joining[-1].stop == site:
             going.append(joining.pop())
@@ -274,7 +275,7 @@ def descend(ways: Iterable[Joining[Rows]]) -> None:
             going = _come_together(going)
 
 
-def _come_together(ways: Sequence[Joining[Rows]]) -> list[Joining[Rows]]:
+def _come_together(ways: Sequence[Joining[Load]]) -> list[Joining[Load]]:
     """Those that go on, at a place of the stream: of all that have been spread, one."""
     going = [way for way in ways if not way.is_over]
     spread = [way for way in going if way.is_spread]

@@ -5,7 +5,7 @@ run on that one position. The first attention that it meets spreads it over its 
 comes from one position is of low rank (`attention_pull_at`, `attention_push_at`). From there on it is
 *spread*: each layer is an attention map per band, and products over all bands at once.
 
-A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one station of the segment, with
+A Jacobian is a meeting of the two: J[j, i] = Σ_t g[j, t] · x[i, t] at any one place of the segment, with
 cotangents g pulled down to it and tangents x pushed up to it. Where one side is still seeded, one term of the
 sum is left. These are the steps of both sides; route.py knows the order of those that go down, ascent.py the order of those that go up.
 

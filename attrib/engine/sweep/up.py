@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import Site
-from attrib.engine.blocks.passing import NOTHING, Between, station
+from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.sweep.ascent import Ascent
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
@@ -34,12 +34,12 @@ class Up(Ascent[Tensor]):
 
         Args:
             start: where it begins.
-            sources: what they write, by the place as `station` names it; `start` is one of them, and those beyond `to` are left out.
+            sources: what they write, by the place as `place_of` names it; `start` is one of them, and those beyond `to` are left out.
             up: what they move.
             to: where it ends.
             between: what stands on the way.
         """
-        below = [site for site in sources if site.depth < station(to).depth]
+        below = [site for site in sources if site.depth < place_of(to).depth]
         super().__init__(primal.model.config, primal.policy, start, to, between.held, between.passing, below)
         self.primal, self.sources, self.up = primal, sources, up
         self.waits = [Waiting(passing, sum(primal.lengths)) for passing in between.passing]
