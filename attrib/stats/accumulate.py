@@ -1,6 +1,6 @@
 """Many parts of one block's statistics into one, within the memory bound."""
 
-from attrib.stats.rows import Rows, collapse, empty
+from attrib.stats.rows import Aggregates, collapse, empty
 from attrib.stats.sketch import Sketch, add_pairs, add_sketch, bits_of, blank, max_pairs
 from attrib.stats.table import PART, Exact, Table
 
@@ -22,7 +22,7 @@ class Accumulator:
         self.memory = memory
         self._table = empty()
         self._sketch: Sketch | None = None
-        self._waiting: list[Rows] = []
+        self._waiting: list[Aggregates] = []
 
     def add(self, part: Held) -> None:
         """Add a table, or a sketch that was made with this memory bound or a larger one."""
@@ -32,7 +32,7 @@ class Accumulator:
             for rows in part.parts():
                 self.add_rows(rows)
 
-    def add_rows(self, rows: Rows) -> None:
+    def add_rows(self, rows: Aggregates) -> None:
         """Add pairs, in ascending order of the key."""
         self._waiting.append(rows)
         through = len(self._table.key) // 4 if self._sketch is None else self._sketch.width

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from attrib.core.types import FormatError
 from attrib.stats import fixed
 from attrib.stats.fixed import Fixed
-from attrib.stats.rows import COUNTS, LARGEST_LATENT, Rows, empty, keys_of, pair_name, pairs_of, transposed
+from attrib.stats.rows import COUNTS, LARGEST_LATENT, Aggregates, empty, keys_of, pair_name, pairs_of, transposed
 from attrib.stats.sketch import DEPTH, LEAST_MEMORY, LEVELS, Sketch, bits_of, check
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import PART, Exact, Table
@@ -20,7 +20,7 @@ from attrib.store.reading import Fault
 from attrib.store.statistics import Column, Groups, Stored, Written, damaged_statistics, read_statistics, write_statistics
 
 _INTEGER = ("<i4", "<i8")
-_COLUMNS: dict[str, tuple[str, ...]] = {name: ("<f8",) if name == "maximum" else _INTEGER for name in Rows._fields if name != "key"}
+_COLUMNS: dict[str, tuple[str, ...]] = {name: ("<f8",) if name == "maximum" else _INTEGER for name in Aggregates._fields if name != "key"}
 _SIDES = ("by_target", "by_source")
 _TABLE = {side: {"latent": _INTEGER, "ptr": _INTEGER, "other": _INTEGER} | _COLUMNS for side in _SIDES}
 _LEVELS = ["_".join(f"{end}{bits}" for end, bits in zip(("target", "source"), lengths, strict=True) if bits) for lengths in LEVELS]
@@ -94,11 +94,11 @@ def _loaded(held: Exact) -> Table:
     if isinstance(held, Table):
         return held
     parts = [empty(), *held.parts()]
-    return Table(Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True))))
+    return Table(Aggregates(*(np.concatenate(columns) for columns in zip(*parts, strict=True))))
 
 
 def _side(
-    latent: Int64[np.ndarray, " rows"], other: Int64[np.ndarray, " rows"], rows: Rows, order: Int64[np.ndarray, " rows"] | None
+    latent: Int64[np.ndarray, " rows"], other: Int64[np.ndarray, " rows"], rows: Aggregates, order: Int64[np.ndarray, " rows"] | None
 ) -> Iterator[tuple[str, Column]]:
     """The columns of a table in the order of one end, and where each latent of that end begins."""
 
@@ -135,15 +135,15 @@ class StoredTable:
     def __len__(self) -> int:
         return len(self.sides["by_target"]["other"])
 
-    def of_target(self, latent: int) -> Rows:
+    def of_target(self, latent: int) -> Aggregates:
         """The pairs of one target, by source."""
         return self._of("by_target", latent)
 
-    def of_source(self, latent: int) -> Rows:
+    def of_source(self, latent: int) -> Aggregates:
         """The pairs of one source, by target."""
         return self._of("by_source", latent)
 
-    def parts(self) -> Iterator[Rows]:
+    def parts(self) -> Iterator[Aggregates]:
         """All pairs in ascending order of the key, some at a time. Raises FormatError where they are not."""
         return self._parts("by_target")
 
@@ -163,7 +163,7 @@ class StoredTable:
             if name == "other" and len(apart):
                 return  # of other pairs, all else differs
 
-    def _parts(self, name: str) -> Iterator[Rows]:
+    def _parts(self, name: str) -> Iterator[Aggregates]:
         """All pairs in the order of one side."""
         side, last = self.sides[name], -1
         latents, ptr = side["latent"].astype(np.int64), side["ptr"].astype(np.int64)
@@ -178,7 +178,7 @@ class StoredTable:
             last = int(order[-1])
             yield rows
 
-    def _of(self, name: str, latent: int) -> Rows:
+    def _of(self, name: str, latent: int) -> Aggregates:
         side = self.sides[name]
         latents = side["latent"]
         if not np.iinfo(latents.dtype).min <= latent <= np.iinfo(latents.dtype).max:
@@ -191,7 +191,7 @@ class StoredTable:
             raise self._damaged(f"{name}/ptr of latent {latent} is {span.start}:{span.stop}, and there are {len(self)} pairs")
         return self._rows(side, span, np.full(span.stop - span.start, latent, np.int64), name)
 
-    def _rows(self, side: dict[str, Column], span: slice, latent: Int64[np.ndarray, " rows"], name: str) -> Rows:
+    def _rows(self, side: dict[str, Column], span: slice, latent: Int64[np.ndarray, " rows"], name: str) -> Aggregates:
         """Rows of one side, whose values are possible."""
         other = side["other"][span].astype(np.int64)
         if (np.minimum(latent, other) < -1).any() or (np.maximum(latent, other) > LARGEST_LATENT).any():
@@ -201,7 +201,7 @@ class StoredTable:
             raise self._damaged(f"the pairs of {name} do not ascend")
         key = order if name == "by_target" else keys_of(other, latent)
         columns = {column: side[column][span].astype(np.float64 if column == "maximum" else np.int64) for column in _COLUMNS}
-        rows = Rows(key=key, **columns)
+        rows = Aggregates(key=key, **columns)
         if fault := _impossible(rows):
             raise self._damaged(f"{name}: {fault}")
         return rows
@@ -210,7 +210,7 @@ class StoredTable:
         return damaged_statistics(self.path, self.block, fault)
 
 
-def _impossible(rows: Rows) -> str | None:
+def _impossible(rows: Aggregates) -> str | None:
     """What no aggregate can be."""
     if (rows.count < 1).any() or any((getattr(rows, name) < 0).any() for name in COUNTS):
         return "a count is below 0, or a pair has no edges"
@@ -247,4 +247,4 @@ def _stored_sketch(path: Path, stored: Stored, memory: int) -> Sketch:
         fault = f"a sketch of {stored.bits} bits in columns of {sorted(lengths)}; expected {bits} for its memory bound, and {DEPTH << bits}"
         raise damaged_statistics(path, stored.block, fault)
     levels = tuple(Fixed(**stored.groups[name]) for name in _LEVELS)
-    return Sketch(bits, levels, Rows(**stored.groups["leaves"]))
+    return Sketch(bits, levels, Aggregates(**stored.groups["leaves"]))

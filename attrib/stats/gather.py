@@ -7,13 +7,13 @@ import numpy as np
 from attrib.core.edges import Edges
 from attrib.core.types import InputError
 from attrib.stats import fixed
-from attrib.stats.rows import LARGEST_LATENT, Rows, collapse, keys_of
+from attrib.stats.rows import LARGEST_LATENT, Aggregates, collapse, keys_of
 
 EDGES_AT_ONCE = 1 << 18
 """Prompts are taken together until they have so many edges."""
 
 
-def pairs_of_edges(edges: Edges) -> Iterator[Rows]:
+def pairs_of_edges(edges: Edges) -> Iterator[Aggregates]:
     """The pairs of successive runs of prompts, each in ascending order of the key. No prompt is in two runs.
 
     Raises:
@@ -29,7 +29,7 @@ def pairs_of_edges(edges: Edges) -> Iterator[Rows]:
         start = stop
 
 
-def _pairs(edges: Edges, start: int, stop: int) -> Rows:
+def _pairs(edges: Edges, start: int, stop: int) -> Aggregates:
     part = edges.take(slice(start, stop))
     targets, sources, row, column = part.targets, part.sources, part.row.numpy(), part.indices.numpy()
     prompt = targets.prompt.numpy()[row]
@@ -49,7 +49,7 @@ def _pairs(edges: Edges, start: int, stop: int) -> Rows:
     begins[1:] = (key[order[1:]] != key[order[:-1]]) | (prompt[order[1:]] != prompt[order[:-1]])
     key, value, row, column, number = (each[order] for each in (key, value, row, column, number))
     l1, total, squares = (fixed.rounded(numbers) for numbers in (np.abs(value), value, value * value))
-    edge = Rows(
+    edge = Aggregates(
         key=key,
         count=np.ones(len(key), np.int64),
         positive=(value > 0).astype(np.int64),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64, UInt64
 from attrib.core.types import FormatError
 from attrib.stats import fixed
 from attrib.stats.fixed import Fixed
-from attrib.stats.rows import COUNTS, Rows
+from attrib.stats.rows import COUNTS, Aggregates
 from attrib.stats.sketch import DEPTH, LEAF, LEVELS, Sketch
 
 _LEVEL_OF = {lengths: level for level, lengths in enumerate((*LEVELS, (32, 32)))}
@@ -26,13 +26,13 @@ class Estimates(NamedTuple):
     true sum within error of sum; and where `has_place` is false too, |maximum| is an upper bound and has no place.
     """
 
-    rows: Rows
+    rows: Aggregates
     is_exact: Bool[np.ndarray, " rows"]
     error: Float64[np.ndarray, " rows"]
     has_place: Bool[np.ndarray, " rows"]
 
 
-def certain(rows: Rows) -> Estimates:
+def certain(rows: Aggregates) -> Estimates:
     """Rows of a table."""
     size = len(rows.key)
     return Estimates(rows, np.ones(size, bool), np.zeros(size), np.ones(size, bool))
@@ -87,7 +87,7 @@ def _descend(sketch: Sketch, prefixes: UInt64[np.ndarray, " n"], path: tuple[tup
 def _estimates(sketch: Sketch, key: UInt64[np.ndarray, " n"]) -> Estimates:
     l1, row = mass_estimate(sketch, key, LEAF)
     least = sketch.leaves.take(np.choose(row, [sketch.at(key, LEAF, r) for r in range(DEPTH)]))
-    found = {name: getattr(least, name) for name in Rows._fields} | {"key": key}
+    found = {name: getattr(least, name) for name in Aggregates._fields} | {"key": key}
     squares, has_place = least.squares, np.zeros(len(key), bool)
     place = {name: np.full(len(key), -1, np.int64) for name in ("prompt", "target_position", "source_position")}
     bound, maximum = np.full(len(key), np.inf), np.zeros(len(key))
@@ -106,4 +106,4 @@ def _estimates(sketch: Sketch, key: UInt64[np.ndarray, " n"]) -> Estimates:
     found |= place | {"maximum": np.where(has_place, maximum, bound), "squares_high": squares.high, "squares_low": squares.low}
     mass = fixed.floats(l1)
     error = np.minimum(sketch.epsilon * float(sketch.mass) * 2.0**-fixed.UNIT, mass - np.where(has_place, np.abs(maximum), 0.0))
-    return Estimates(Rows(**found), np.zeros(len(key), bool), np.maximum(error, 0.0), has_place)
+    return Estimates(Aggregates(**found), np.zeros(len(key), bool), np.maximum(error, 0.0), has_place)

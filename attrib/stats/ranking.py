@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from attrib.core.types import InputError
 from attrib.stats import fixed
 from attrib.stats.heavy import Estimates
-from attrib.stats.rows import Rows, pairs_of
+from attrib.stats.rows import Aggregates, pairs_of
 
 BY = ("l1", "sum", "mean", "max", "count")
 """What pairs may be ranked by."""
@@ -49,7 +49,7 @@ def ranked(estimates: Estimates, k: int, by: str) -> dict[str, Any]:
     }
 
 
-def strength(rows: Rows, by: str) -> Float64[np.ndarray, " rows"]:
+def strength(rows: Aggregates, by: str) -> Float64[np.ndarray, " rows"]:
     """What pairs are ranked by, never negative."""
     match by:
         case "l1":
@@ -65,7 +65,7 @@ def strength(rows: Rows, by: str) -> Float64[np.ndarray, " rows"]:
     raise InputError(f"by: {by!r}; expected {', '.join(map(repr, BY))}.")
 
 
-def _deviation(rows: Rows) -> Float64[np.ndarray, " rows"]:
+def _deviation(rows: Aggregates) -> Float64[np.ndarray, " rows"]:
     """The standard deviation over a pair's edges: sqrt(n Σx² - (Σx)²) / n, in integers up to the root, so nothing cancels."""
     columns = zip(rows.count.tolist(), fixed.integers(rows.sum), fixed.integers(rows.squares), strict=True)
     unit = fixed.UNIT

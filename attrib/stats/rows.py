@@ -17,8 +17,8 @@ from attrib.stats.fixed import Fixed
 LARGEST_LATENT = 2**32 - 2
 
 
-class Rows(NamedTuple):
-    """Aggregates over edges; docs/statistics.md defines every column. The last five say where the maximum is.
+class Aggregates(NamedTuple):
+    """Rows of a table or a sketch: aggregates over edges; docs/statistics.md defines every column. The last five say where the maximum is.
 
     `key` is the pair: that of the row in a table, that of the maximum in a sketch's cell.
     """
@@ -54,11 +54,11 @@ class Rows(NamedTuple):
         """Σ attribution²."""
         return Fixed(self.squares_high, self.squares_low)
 
-    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "Rows":
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> "Aggregates":
         """Change every column by one function."""
-        return Rows(*(change(column) for column in self))
+        return Aggregates(*(change(column) for column in self))
 
-    def take(self, index: slice | Shaped[np.ndarray, " _"]) -> "Rows":
+    def take(self, index: slice | Shaped[np.ndarray, " _"]) -> "Aggregates":
         """Chosen rows."""
         return self.each(lambda column: column[index])
 
@@ -71,9 +71,9 @@ def dtype_of(column: str) -> type[np.generic]:
     return {"key": np.uint64, "maximum": np.float64}.get(column, np.int64)
 
 
-def empty(shape: int | tuple[int, ...] = 0) -> Rows:
+def empty(shape: int | tuple[int, ...] = 0) -> Aggregates:
     """Rows of nothing: no edges, and a maximum that any edge surpasses."""
-    rows = Rows(*(np.zeros(shape, dtype_of(name)) for name in Rows._fields))
+    rows = Aggregates(*(np.zeros(shape, dtype_of(name)) for name in Aggregates._fields))
     rows.prompt[...] = np.iinfo(np.int64).max
     return rows
 
@@ -104,7 +104,7 @@ def pair_name(key: int) -> str:
 # ------------------------------------------------------------------------------------- collapse
 
 
-def collapse(parts: Sequence[Rows], groups: Sequence[Shaped[np.ndarray, " _"]]) -> tuple[Shaped[np.ndarray, " _"], Rows]:
+def collapse(parts: Sequence[Aggregates], groups: Sequence[Shaped[np.ndarray, " _"]]) -> tuple[Shaped[np.ndarray, " _"], Aggregates]:
     """The rows of every group, as one row each in ascending order of the group; and those groups.
 
     Raises InputError where the |attribution| or the squares of a group sum to more than fixed-point numbers hold.
@@ -136,7 +136,7 @@ def collapse(parts: Sequence[Rows], groups: Sequence[Shaped[np.ndarray, " _"]]) 
             f"edges: {pair_name(int(found['key'][passed][0]))} has attributions whose absolute values or squares sum to "
             f"{fixed.LIMIT:.1e} or more; expected less. Scale the metric, or leave these prompts out."
         )
-    return group[starts], Rows(**found)
+    return group[starts], Aggregates(**found)
 
 
 def _best(

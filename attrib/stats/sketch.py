@@ -27,7 +27,7 @@ from jaxtyping import Int64, UInt64
 from attrib.core.types import FormatError, InputError
 from attrib.stats import fixed
 from attrib.stats.fixed import Fixed
-from attrib.stats.rows import COUNTS, Rows, collapse, empty
+from attrib.stats.rows import COUNTS, Aggregates, collapse, empty
 
 DEPTH = 4
 """Rows of every level of a sketch: an estimate fails with probability e**-DEPTH."""
@@ -90,7 +90,7 @@ class Sketch:
 
     bits: int
     levels: tuple[Fixed, ...]
-    leaves: Rows
+    leaves: Aggregates
 
     @property
     def width(self) -> int:
@@ -142,7 +142,7 @@ def prefix(key: UInt64[np.ndarray, " n"], level: int) -> UInt64[np.ndarray, " n"
     return key & np.uint64(target << 32 | source)
 
 
-def add_pairs(sketch: Sketch, rows: Rows) -> None:
+def add_pairs(sketch: Sketch, rows: Aggregates) -> None:
     """Add pairs to the arrays of a sketch. Raises InputError, before anything is added, where fixed-point numbers do not hold the sum."""
     if not len(rows.key):
         return
@@ -191,7 +191,7 @@ def _add_mass(held: Fixed, added: Fixed) -> None:
     held.high[:], held.low[:] = fixed.plus(held, added)
 
 
-def _add_leaves(leaves: Rows, at: np.ndarray, rows: Rows) -> None:
+def _add_leaves(leaves: Aggregates, at: np.ndarray, rows: Aggregates) -> None:
     is_touched = np.zeros(len(leaves.count), bool)
     is_touched[at] = True
     touched = np.flatnonzero(is_touched & (leaves.count > 0))
@@ -200,7 +200,7 @@ def _add_leaves(leaves: Rows, at: np.ndarray, rows: Rows) -> None:
         held[where] = column
 
 
-def _check_room(sketch: Sketch, rows: Rows) -> None:
+def _check_room(sketch: Sketch, rows: Aggregates) -> None:
     """No cell is larger than all pairs together, so one look at the totals is enough."""
     held: Sequence[Fixed] = (sketch.row(LEAF, 0), sketch.leaves.take(slice(sketch.width)).squares)
     for before, added in zip(held, (rows.l1, rows.squares), strict=True):

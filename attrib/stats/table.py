@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from attrib.stats.rows import Rows, pairs_of, transposed
+from attrib.stats.rows import Aggregates, pairs_of, transposed
 
 PART = 1 << 18
 """Rows that are read at once where a whole table is gone through."""
@@ -18,13 +18,13 @@ class Exact(Protocol):
 
     def __len__(self) -> int: ...
 
-    def of_target(self, latent: int) -> Rows:
+    def of_target(self, latent: int) -> Aggregates:
         """The pairs of one target, by source."""
 
-    def of_source(self, latent: int) -> Rows:
+    def of_source(self, latent: int) -> Aggregates:
         """The pairs of one source, by target."""
 
-    def parts(self) -> Iterator[Rows]:
+    def parts(self) -> Iterator[Aggregates]:
         """All pairs, in ascending order of the key, some at a time."""
 
 
@@ -32,17 +32,17 @@ class Exact(Protocol):
 class Table:
     """A table in memory: rows in strictly ascending order of the key."""
 
-    rows: Rows
+    rows: Aggregates
 
     def __len__(self) -> int:
         return len(self.rows.key)
 
-    def of_target(self, latent: int) -> Rows:
+    def of_target(self, latent: int) -> Aggregates:
         """The pairs of one target, by source."""
         start, stop = (_find(self.rows.key, after << 32) for after in (latent + 1, latent + 2))
         return self.rows.take(slice(start, stop))
 
-    def of_source(self, latent: int) -> Rows:
+    def of_source(self, latent: int) -> Aggregates:
         """The pairs of one source, by target."""
         return self.rows.take(np.flatnonzero(pairs_of(self.rows.key)[1] == latent))
 
@@ -50,7 +50,7 @@ class Table:
         """The order of the rows by (source, target)."""
         return np.argsort(transposed(self.rows.key), kind="stable")
 
-    def parts(self) -> Iterator[Rows]:
+    def parts(self) -> Iterator[Aggregates]:
         """All pairs, some at a time."""
         for start in range(0, len(self), PART):
             yield self.rows.take(slice(start, start + PART))

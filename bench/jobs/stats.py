@@ -24,7 +24,7 @@ import numpy as np
 from attrib import stats
 from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator, Held
-from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
+from attrib.stats.rows import Aggregates, collapse, keys_of, pairs_of
 from attrib.stats.sketch import BYTES_PER_PAIR, Sketch
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
@@ -35,7 +35,7 @@ BATCH = 1 << 18
 BLOCK = Block("latent_to_latent", "blocks.6.hook_resid_pre", "blocks.9.hook_resid_pre")
 
 
-def edges(rng: np.random.Generator, count: int) -> Rows:
+def edges(rng: np.random.Generator, count: int) -> Aggregates:
     """So many edges as the rows of their pairs."""
     target, source = (np.minimum(rng.zipf(1.15, (2, count)), 64 * LATENTS) * 40_503) % LATENTS
     uniform = rng.random((2, count)) < 0.7  # most partners are rare, or ten million pairs would never come together
@@ -44,7 +44,7 @@ def edges(rng: np.random.Generator, count: int) -> Rows:
     l1, total, squares = (fixed.rounded(numbers) for numbers in (np.abs(value), value, value**2))
     ones, places = np.ones(count, np.int64), rng.integers(0, 128, (2, count))
     signs = (value > 0).astype(np.int64), (value < 0).astype(np.int64)
-    row = Rows(keys_of(target, source), ones, *signs, ones, *l1, *total, *squares, value, rng.integers(0, 10**6, count), *places)
+    row = Aggregates(keys_of(target, source), ones, *signs, ones, *l1, *total, *squares, value, rng.integers(0, 10**6, count), *places)
     return collapse([row], [row.key])[1]
 
 
@@ -124,7 +124,7 @@ def main(pairs: int, folder: Path) -> None:
     assert isinstance(held, Table)
     print(f"table: {len(held):,} pairs of {count:,} edges, {count / seconds / 1e6:.2f} million edges a second", end="; ")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    table = 8 * len(Rows._fields) * len(held)
+    table = 8 * len(Aggregates._fields) * len(held)
     print(f"peak {peak / 1e9:.2f} GB, bound {BYTES_PER_PAIR * len(held) / 1e9:.2f} GB, table {table / 1e9:.2f} GB")
     path, memory = folder / "bench-stats.h5", BYTES_PER_PAIR * len(held)
     begin = time.perf_counter()

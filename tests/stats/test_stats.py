@@ -18,7 +18,7 @@ from attrib import stats
 from attrib.core.edges import Edges, Nodes, Prompts, join
 from attrib.core.types import InputError
 from attrib.stats import Statistics, fixed
-from attrib.stats.rows import Rows, collapse, pairs_of
+from attrib.stats.rows import Aggregates, collapse, pairs_of
 from attrib.stats.sketch import LEAST_MEMORY, Sketch, max_pairs
 from tests.support.attribution_cases import without_shape_checks
 
@@ -96,9 +96,9 @@ def saved(statistics: Statistics, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def table_of(statistics: Statistics) -> Rows:
+def table_of(statistics: Statistics) -> Aggregates:
     parts = list(statistics.part().held.parts())  # type: ignore[union-attr]
-    return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return Aggregates(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 # ----------------------------------------------------------------------------------------- reference
@@ -180,8 +180,8 @@ def test_the_strongest_are_those_of_a_plain_dictionary(
 def test_rows_become_one_in_any_order(seed: int) -> None:
     """All ties that there can be, in a sketch's cell too: another pair's edge at the same place, and one edge with both signs."""
     rng = np.random.default_rng(seed)
-    few = [rng.integers(0, 2, 12) for _ in Rows._fields]
-    rows = Rows(*few)._replace(key=few[0].astype(np.uint64), maximum=rng.choice([-1.0, 0.0, 1.0], 12))
+    few = [rng.integers(0, 2, 12) for _ in Aggregates._fields]
+    rows = Aggregates(*few)._replace(key=few[0].astype(np.uint64), maximum=rng.choice([-1.0, 0.0, 1.0], 12))
     cell, order = rng.integers(0, 3, 12), rng.permutation(12)
     cells, one = collapse([rows], [cell])
     first, second = np.split(order, [rng.integers(1, 12)])

@@ -15,7 +15,7 @@ from attrib import save, stats
 from attrib.core.types import FormatError, InputError
 from attrib.runs.rerun import rerun
 from attrib.stats import files
-from attrib.stats.rows import Rows
+from attrib.stats.rows import Aggregates
 from attrib.stats.sketch import DEPTH, bits_of
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.stats.table import Table
@@ -70,7 +70,7 @@ def test_a_table_is_two_csr_matrices(table: Path) -> None:
             )
 
 
-def l1_of(rows: Rows) -> list[float]:
+def l1_of(rows: Aggregates) -> list[float]:
     return (rows.l1_high * 2.0**-4 + rows.l1_low * 2.0**-66).tolist()
 
 

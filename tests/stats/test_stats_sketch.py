@@ -9,7 +9,7 @@ from attrib.core.types import FormatError, InputError
 from attrib.stats import fixed
 from attrib.stats.accumulate import Accumulator
 from attrib.stats.heavy import Estimates, heavy_sources, heavy_targets, mass_estimate
-from attrib.stats.rows import Rows, collapse, keys_of, pairs_of
+from attrib.stats.rows import Aggregates, collapse, keys_of, pairs_of
 from attrib.stats.sketch import DEPTH, LEAF, LEVELS, Sketch, add_pairs, add_sketch, bits_of, blank, cells, check, prefix
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block
@@ -19,11 +19,11 @@ LATENTS = 4000
 
 
 class Skewed(NamedTuple):
-    truth: Rows
+    truth: Aggregates
     sketch: Sketch
 
 
-def edge_rows(seed: int, count: int) -> Rows:
+def edge_rows(seed: int, count: int) -> Aggregates:
     """Edges between latents that are drawn by Zipf's law, whose sizes are log-normal. Most are positive, so that noise adds up."""
     rng = np.random.default_rng(seed)
     rank = np.minimum(rng.zipf(1.4, (2, count)), LATENTS)
@@ -34,7 +34,7 @@ def edge_rows(seed: int, count: int) -> Rows:
     l1, total, squares = (fixed.rounded(numbers) for numbers in (np.abs(value), value, value**2))
     ones, numbers = np.ones(count, np.int64), rng.integers(0, 1000, (3, count))
     signs = (value > 0).astype(np.int64), (value < 0).astype(np.int64)
-    return Rows(keys_of(target, source), ones, *signs, ones, *l1, *total, *squares, value, *numbers)
+    return Aggregates(keys_of(target, source), ones, *signs, ones, *l1, *total, *squares, value, *numbers)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_no_estimate_is_too_small_and_few_are_beyond_the_bound(skewed: Skewed, l
     assert excess.any() or level < 3, "a sketch of more pairs than cells has collisions"
 
 
-def assert_found(found: Estimates, truth: Rows, skewed: Skewed) -> None:
+def assert_found(found: Estimates, truth: Aggregates, skewed: Skewed) -> None:
     """All of the true pairs that are heavy are among those found, and what is said of each holds."""
     assert set(truth.key[is_heavy(truth, skewed)].tolist()) <= set(found.rows.key.tolist())
     assert np.unique(found.rows.key).size == len(found.rows.key)
@@ -93,7 +93,7 @@ def assert_found(found: Estimates, truth: Rows, skewed: Skewed) -> None:
     assert not estimates.is_exact.any()
 
 
-def is_heavy(truth: Rows, skewed: Skewed) -> np.ndarray:
+def is_heavy(truth: Aggregates, skewed: Skewed) -> np.ndarray:
     """Which of the true pairs a search must find."""
     return fixed.floats(truth.l1) >= skewed.sketch.phi * fixed.total(skewed.truth.l1) * 2.0**-fixed.UNIT
 
@@ -169,12 +169,12 @@ def test_hashes_spread_evenly_and_rows_disagree() -> None:
     assert together.shape[1] == len(key)
 
 
-def lone(key: int, value: float) -> Rows:
+def lone(key: int, value: float) -> Aggregates:
     """A pair of one edge."""
     one = np.ones(1, np.int64)
     l1, total, squares = (fixed.rounded(np.array([x])) for x in (abs(value), value, value**2))
     signs = np.array([value > 0], np.int64), np.array([value < 0], np.int64)
-    return Rows(np.array([key], np.uint64), one, *signs, one, *l1, *total, *squares, np.array([value]), one, one, one)
+    return Aggregates(np.array([key], np.uint64), one, *signs, one, *l1, *total, *squares, np.array([value]), one, one, one)
 
 
 def test_what_collisions_leave_known() -> None:
