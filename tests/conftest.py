@@ -1,8 +1,13 @@
 """Shape and type checks over both packages, installed before anything imports them; offline; threads; shared fixtures."""
 
+import gc
+
 from tests.support import checked
 
 checked.install("attrib", "attrib_kernels")
+# A process of tests holds a million objects, most of them of modules. To look through them for cycles every few thousand new ones
+# takes a fifteenth of its time, and finds next to nothing.
+gc.set_threshold(20_000, 10, 10)
 
 import os  # noqa: E402
 import sys  # noqa: E402
