@@ -1,6 +1,7 @@
 """The memory budget holds: what torch allocates, counted event by event, stays under it, and it is made use of."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -9,25 +10,30 @@ import attrib
 from attrib.core.types import BudgetError, Keep
 from attrib.engine.transforms import chunk_size, working_memory
 from tests.support.builders import Family, dictionary, prompt, tiny
+from tests.support.covering import each_pair
 from tests.support.measured import peak
 
+KINDS = ["token_to_latent", "latent_to_latent"]
 WIDTH = 96
 LARGE: dict[Family, dict[str, int]] = {
     "gpt2": {"n_embd": WIDTH, "n_head": 4, "n_positions": 128},
     "llama": {"hidden_size": WIDTH, "head_dim": 24, "intermediate_size": 256, "max_position_embeddings": 128},
 }
-families = pytest.mark.parametrize("family", ["gpt2", "llama"])
+
+
+@lru_cache
+def large(family: Family) -> attrib.Model:
+    return attrib.from_hugging_face(tiny(family, **LARGE[family]))
 
 
 def ends(k: int) -> list[attrib.Dictionary]:
     return [dictionary("topk", site=f"blocks.{layer}.hook_resid_pre", d_in=WIDTH, d_sae=200, k=k) for layer in (1, 3)]
 
 
-@pytest.mark.parametrize(("positions", "rows"), [(4, 1), (6, 20), (64, 20)])
-@pytest.mark.parametrize("kind", ["token_to_latent", "latent_to_latent"])
-@families
-def test_allocation_of_torch_func_stays_within_the_budget(family: Family, kind: str, positions: int, rows: int) -> None:
-    model = attrib.from_hugging_face(tiny(family, **LARGE[family]))
+@each_pair(family=list(LARGE), kind=KINDS, size=[(4, 1), (6, 20), (64, 20)])
+def test_allocation_of_torch_func_stays_within_the_budget(family: Family, kind: str, size: tuple[int, int]) -> None:
+    positions, rows = size
+    model = large(family)
     source, target = ends(8)
     tokens = prompt(positions)
     start = source.site if kind == "latent_to_latent" else attrib.Site(0, "resid_pre")
@@ -48,12 +54,10 @@ def test_allocation_of_torch_func_stays_within_the_budget(family: Family, kind: 
     assert used > 0.2 * budget, f"only {used / budget:.2f} of the budget: sweeps could be wider"
 
 
-@pytest.mark.parametrize("share", [0.6, 1.0], ids="{:.0%} of what one sweep needs".format)
-@pytest.mark.parametrize("kind", ["token_to_latent", "latent_to_latent"])
-@pytest.mark.parametrize("keep", [attrib.Threshold(1e30), attrib.TopK(1)], ids=str)
-@families
+@each_pair(family=list(LARGE), keep=[attrib.Threshold(1e30), attrib.TopK(1)], kind=KINDS, share=[0.6, 1.0])
 def test_allocation_of_the_adjoint_stays_within_the_budget(family: Family, kind: str, share: float, keep: Keep) -> None:
-    model = attrib.from_hugging_face(tiny(family, **LARGE[family]))
+    """At a share of what one sweep needs."""
+    model = large(family)
     source, target = ends(20)
     tokens, given = prompt(32), source if kind == "latent_to_latent" else None
     for cached in (model, source, target):

@@ -1,6 +1,6 @@
 """What the user has set of torch's matrix products, through either of its interfaces, is no obstacle, and reads the same afterwards.
 
-In processes of their own: the settings are global.
+In processes of their own: the settings are global. They are forks of one that has imported what takes seconds to import.
 """
 
 import os
@@ -11,7 +11,41 @@ from tests.support.root import ROOT
 
 PROGRAM = '''
 import multiprocessing
+import sys
 import torch
+import transformers.models.gpt2.modeling_gpt2
+
+def forked(target, *args):
+    child = multiprocessing.get_context("fork").Process(target=target, args=args)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, args
+
+def older():
+    """A torch of before the newer interface, which attrib is then imported with."""
+
+    class Older:
+        allow_bf16_reduced_precision_reduction = True
+
+    torch.backends.cuda.matmul = Older()
+    del type(torch.backends.mkldnn).matmul
+
+    from attrib.engine.precision import precision_of, products
+    from tests.support.builders import build
+
+    for words in ("highest", "high"):
+        torch.set_float32_matmul_precision(words)
+        for dtype in ("float32", "tf32", "bfloat16"):
+            with products(precision_of(build("gpt2"), dtype)):
+                assert torch.get_float32_matmul_precision() == ("high" if dtype == "tf32" else "highest")
+                assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
+            assert torch.get_float32_matmul_precision() == words
+            assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is True
+
+assert "attrib" not in sys.modules
+forked(older)
+print("older")
+
 import attrib
 from attrib.engine.precision import precision_of, products
 from tests.support.builders import build, dictionary, prompt
@@ -77,10 +111,7 @@ def run(name):
 
 run("nothing")  # and everything is imported, once
 for name in SETTINGS:
-    child = multiprocessing.get_context("fork").Process(target=run, args=(name,))
-    child.start()
-    child.join()
-    assert child.exitcode == 0, name
+    forked(run, name)
 print("done", len(SETTINGS))
 '''
 
@@ -94,33 +125,5 @@ def child(program: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_settings_of_products_are_read_and_put_back():
-    assert child(PROGRAM) == ["done", "12"]
-
-
-OLDER = """
-import torch
-
-class Older:
-    allow_bf16_reduced_precision_reduction = True
-
-torch.backends.cuda.matmul = Older()
-del type(torch.backends.mkldnn).matmul
-
-from attrib.engine.precision import precision_of, products
-from tests.support.builders import build
-
-for words in ("highest", "high"):
-    torch.set_float32_matmul_precision(words)
-    for dtype in ("float32", "tf32", "bfloat16"):
-        with products(precision_of(build("gpt2"), dtype)):
-            assert torch.get_float32_matmul_precision() == ("high" if dtype == "tf32" else "highest")
-            assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
-        assert torch.get_float32_matmul_precision() == words
-        assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is True
-print("done")
-"""
-
-
-def test_a_torch_without_the_newer_interface():
-    assert child(OLDER) == ["done"]
+def test_settings_of_products_are_read_and_put_back_also_without_the_newer_interface():
+    assert child(PROGRAM) == ["older", "done", "12"]

@@ -209,7 +209,7 @@ BESIDE = ("gpt_neox", "gptj", "phi")
     ends=[("resid_pre", "resid_pre"), ("mlp_out", "resid_post"), ("z", "attn_out"), ("mlp_in", "mlp_out")],
 )
 def test_every_family_in_every_way(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind]):
-    assert build(family).config.parallel == (family in BESIDE)
+    assert build(family, torch.float64).config.parallel == (family in BESIDE)
     names = assert_all_ways(make(family, Site(0, ends[0]), Site(3, ends[1]), policy, (0, 2)))
     assert {"forward, once", "both at layer 1, once"} <= {*names}
 

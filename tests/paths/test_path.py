@@ -22,10 +22,11 @@ from attrib.paths.path import metric_path
 from tests.support import builders
 from tests.support.attribution_cases import LATE, MIDDLE, Lens, assert_same, lenses, metric, prompts, relative_error
 from tests.support.builders import FAMILIES, Family, build
+from tests.support.covering import each_pair
 from tests.support.tolerances import FINITE_DIFFERENCE
 
 families = pytest.mark.parametrize("family", FAMILIES)
-errors = pytest.mark.parametrize("error", [True, False], ids=["error", "no error"])
+ERRORS = [True, False]
 
 ENDS: dict[str, tuple[Lens | None, Any]] = {
     "token to latent": (None, Lens("standard", LATE, 7)),
@@ -46,6 +47,7 @@ ENDS: dict[str, tuple[Lens | None, Any]] = {
     "latent to direction": (Lens("standard"), Direction(builders.normal(32, dtype=torch.float64))),
 }
 every = pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS.keys())
+POLICIES = [attrib.EXACT, attrib.LINEAR]
 
 
 def built(family: Family, *ends: Any) -> list[Any]:
@@ -112,10 +114,9 @@ def test_every_transform_agrees_with_the_edges(family: Family, ends: tuple[Lens 
     assert_same(nested, torch.stack([jacrev(path.function)(v) for v in batch[:2]]), "vmap of jacrev")
 
 
-@families
-@every
-@errors
-def test_finite_differences(family: Family, ends: tuple[Lens | None, Any], error: bool):
+@each_pair(family=FAMILIES, name=list(ENDS), error=ERRORS)
+def test_finite_differences(family: Family, name: str, error: bool):
+    ends = ENDS[name]
     path, J = path_of(family, ends, error=error), edges_of(family, ends, **({} if ends[0] is None else {"error": error}))
     assert relative_error(central_differences(path.function, path.sources.value), J) <= FINITE_DIFFERENCE
 
@@ -127,9 +128,7 @@ def central_differences(function: Any, values: Tensor, step: float = 1e-5) -> Te
     return ((ahead - behind) / (2 * step)).movedim(0, -1)
 
 
-@families
-@errors
-@pytest.mark.parametrize("site", [MIDDLE, "blocks.1.hook_mlp_out", "blocks.3.hook_resid_post"])
+@each_pair(family=FAMILIES, error=ERRORS, site=[MIDDLE, "blocks.1.hook_mlp_out", "blocks.3.hook_resid_post"])
 def test_the_path_to_a_metric(family: Family, error: bool, site: str):
     model, source, (ids,) = build(family, torch.float64), Lens("standard", site).dictionary(family), prompts(5)
     path = metric_path(model, source, ids, metric, error=error)
@@ -152,9 +151,7 @@ def test_the_path_to_a_metric(family: Family, error: bool, site: str):
 # ------------------------------------------------------------------------------------- the engine
 
 
-@families
-@pytest.mark.parametrize("name", ["token to latent", "topk to jumprelu", "latent to top logits", "mlp_out to attn_out"])
-@pytest.mark.parametrize("policy", [attrib.EXACT, attrib.LINEAR], ids=["exact", "linear"])
+@each_pair(family=FAMILIES, name=["token to latent", "topk to jumprelu", "latent to top logits", "mlp_out to attn_out"], policy=POLICIES)
 def test_sweeps_of_any_width_and_either_direction_give_one_matrix(family: Family, name: str, policy: Policy):
     path = path_of(family, ENDS[name], 9, policy=policy)
     whole = jacrev(path.function)(path.sources.value)
@@ -214,7 +211,7 @@ WIDE = 20_000
     ],
     ids=["latent to latent", "normalised", "latent to logit", "token to latent"],
 )
-@errors
+@pytest.mark.parametrize("error", ERRORS, ids=["error", "no error"])
 def test_nothing_as_wide_as_a_dictionary_is_differentiated(source: Lens | None, target: Any, error: bool):
     length = 6
     model, ends, (ids,) = build("gpt2", torch.float64), built("gpt2", source, target), prompts(length)
