@@ -41,12 +41,16 @@ def script(examples: None) -> ModuleType:
     return importlib.import_module("train_dictionaries")
 
 
-@pytest.fixture
-def first_layers(script: ModuleType, smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script finds the first three layers of SmolLM2 alone: what it does with them is what it does with thirty."""
+@pytest.fixture(scope="module")
+def short(smollm2_folder: Path) -> attrib.Model:
     whole = attrib.load_model(attrib.SMOLLM2)
     params = whole.params._replace(blocks=whole.params.blocks[:3])
-    short = replace(whole, params=params, config=replace(whole.config, n_layers=3))
+    return replace(whole, params=params, config=replace(whole.config, n_layers=3))
+
+
+@pytest.fixture
+def first_layers(script: ModuleType, short: attrib.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script finds the first three layers of SmolLM2 alone: what it does with them is what it does with thirty."""
     monkeypatch.setattr(attrib, "load_model", lambda name: short)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from attrib.core.types import InputError
 from attrib.jobs.engines import JobError
 from attrib.jobs.engines import local as engine
 from attrib.jobs.engines.choose import choose
-from attrib.jobs.folder import Job, Shard
+from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.run import run
 from attrib.jobs.shard import Computed, Ready, compute, prepare
 from tests.jobs.test_jobs_processes import command, finish, start, wait_for
-from tests.support.job_cases import corpus, forked, make_job
+from tests.support.job_cases import corpus, forked, make_job, tiny_smollm2
 from tests.support.root import ROOT
 
 IMPORTING = 60 << 20
@@ -69,11 +70,19 @@ def test_a_worker_makes_no_semaphore(tmp_path: Path) -> None:
     assert told.stdout == "None\n"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A job of which nothing is done."""
+    with tiny_smollm2(tmp_path_factory.mktemp("cache")):
+        beside = corpus(tmp_path_factory.mktemp("corpus"), (3, 3, 3), has_model=False)
+        yield make_job(tmp_path_factory.mktemp("made") / "job", beside).folder
+
+
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+def job(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     """A job whose workers find in them what a test puts there."""
     with forked(monkeypatch):
-        yield make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3, 3, 3)))
+        yield open_job(Path(shutil.copytree(made, tmp_path / "job")))
 
 
 def killed_while_loading(times: int, log: Path, folder: Path, device: str) -> Ready:

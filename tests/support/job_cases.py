@@ -20,7 +20,7 @@ from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Event, Outcome, Stop, work
 from tests.support.builders import D_VOCAB, prompt, sae, tiny
 
-LENGTHS = (5, 1, 7, 9, 7, 12, 5, 7, 11, 5)
+LENGTHS = (5, 1, 7, 3, 12, 7, 11, 5)
 SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
 
 
