@@ -27,6 +27,10 @@ pytest.importorskip("triton")
 
 from attrib_kernels.attention_adjoint import triton as attention_kernel
 
+from tests.support import interpreted
+
+interpreted.hasten()
+
 with install_import_hook("bench", "tests.support.checked.first_calls"):
     from bench.kernels import cases as kernel_cases
     from bench.kernels import run as kernels

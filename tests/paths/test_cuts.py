@@ -448,6 +448,9 @@ def test_sites_in_any_order():
 @pytest.mark.parametrize("which", ["transcoders", "z"])
 def test_on_triton_kernels(which: str):
     pytest.importorskip("triton")
+    from tests.support import interpreted
+
+    interpreted.hasten()
     model, tokens = build("llama", torch.float32), prompt(6)
     source, target, cuts = SOURCES["resid_pre"](model), TARGETS["mlp_in"](model), put_in("llama", which, torch.float32)
     ours, kernels = (
