@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.support import interpreted  # noqa: E402
-
 if TYPE_CHECKING:
     from tests.support.typed import Command
 
@@ -27,7 +25,9 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if find_spec("triton"):
-        interpreted.quicken()
+        from tests.support import interpreted
+
+        interpreted.hasten()
 
 assert "attrib" not in sys.modules, "attrib was imported before the hook, so its shapes would go unchecked"
 

@@ -1,8 +1,8 @@
 """Compile Triton kernels for a Hopper GPU on a machine without one: types, shapes and shared memory are checked, nothing runs.
 
 The interpreter accepts code that the compiler does not. Run as a program, in an interpreter of its own without
-TRITON_INTERPRET, this calls the launchers of one operation on meta tensors, compiles what they would launch, and
-prints the bytes of shared memory of each kernel as JSON.
+TRITON_INTERPRET, this imports the kernels, which must not import triton, calls the launchers of one operation on
+meta tensors, compiles what they would launch, and prints the bytes of shared memory of each kernel as JSON.
 """
 
 import json
@@ -62,6 +62,9 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "kernels"))
     import importlib
 
+    importlib.import_module("attrib_kernels.attention_adjoint")
+    importlib.import_module("attrib_kernels.mlp_pointwise")
+    assert "triton" not in sys.modules, "the kernels import triton before one of them is asked for"
     import triton
 
     found: dict[str, int] = {}
