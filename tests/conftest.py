@@ -6,11 +6,14 @@ checked.install("attrib", "attrib_kernels")
 
 import os  # noqa: E402
 import sys  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tests.support import interpreted  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.support.typed import Command
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 # Kernels are interpreted where there is no GPU. Triton reads this once, when it is first imported, and many packages import it.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton"):
+        interpreted.quicken()
 
 assert "attrib" not in sys.modules, "attrib was imported before the hook, so its shapes would go unchecked"
 

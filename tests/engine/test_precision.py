@@ -10,6 +10,7 @@ import attrib
 from attrib.core.types import EXACT, LINEAR, InputError, Policy
 from attrib.engine.precision import error_of, precision_of, products
 from tests.support.builders import FAMILIES, Family, build, dictionary, prompt
+from tests.support.covering import each_pair
 from tests.support.tolerances import ROUNDING, assert_close
 
 
@@ -102,9 +103,7 @@ def test_bad_arguments(options: dict[str, Any], message: str):
         edges("gpt2", 4, **options)
 
 
-@families
-@pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
-@pytest.mark.parametrize("keep", [attrib.Dense(), attrib.TopK(3)], ids=str)
+@each_pair(family=FAMILIES, policy=[EXACT, LINEAR], keep=[attrib.Dense(), attrib.TopK(3)])
 def test_the_sweep_on_triton_kernels(family: Family, policy: Policy, keep: Any):
     pytest.importorskip("triton")
     ours, kernels = (edges(family, 6, 3, policy=policy, keep=keep, method=method) for method in ("adjoint", "adjoint-triton"))
