@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 import attrib
+from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.attribution.jacobian import _Call
 from attrib.attribution.options import Options
 from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, TokenLogits, TopK, TopLogits, UnsupportedError
@@ -21,7 +22,7 @@ from attrib.paths.bundle import Ends
 from attrib.runs.rerun import rerun
 from tests.attribution.test_plan import LARGE, WIDTH, assert_about, large
 from tests.paths.test_cuts import ALL_SETS, FEW, PROMPTS, SOURCES, TARGETS, attribute, is_taken, put_in
-from tests.support.builders import Family, attrib_model, build, dictionary, prompt, tiny
+from tests.support.builders import Family, attrib_model, build, dictionary, normal, prompt, tiny
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SOME, TOKENS, cross, foreign_logits, ours
 from tests.support.exact_transformers import keep_dtype
@@ -104,6 +105,32 @@ def test_tokens_to_logits_are_the_plain_functions(family: Family, effect: Any):
         plain = attrib.path(model, None, chosen, TOKENS, cuts=cuts, effect=effect, policy=policy)
         assert edges.kind == "token_to_logit"
         assert_close(dense(edges), jacrev(plain.function)(plain.sources.value), FOREIGN)
+
+
+def across_layers_with_skip(width: int = 32) -> Dictionary:
+    """It reads before the MLP of layer 0 and writes behind those of layers 0 to 2, also by its skip connection."""
+    writes = tuple(Site(layer, "mlp_out") for layer in range(3))
+    W_enc, W_dec = normal(width, 40, seed=1) * width**-0.5, normal(40, 3 * width, seed=2) / 4
+    W_skip, zeros = normal(width, 3 * width, seed=3) / 8, torch.zeros(40)
+    made = from_tensors(
+        site=Site(0, "mlp_in"), writes=writes, W_enc=W_enc, b_enc=zeros, W_dec=W_dec, b_dec=normal(3 * width), W_skip=W_skip
+    )
+    return made.to(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("effect", ["direct", "total"])
+@pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
+def test_rows_that_come_together_while_some_wait_in_a_skip_connection(effect: Any, policy: Policy):
+    """Targets join in every layer above the place that it reads, so what waits is put together again and again."""
+    model, cut = build("gpt2", torch.float64), across_layers_with_skip()
+    read = [dictionary("topk", site=f"blocks.{layer}.hook_resid_pre", k=3, dtype=torch.float64) for layer in (2, 3)]
+    source = dictionary("topk", site="blocks.0.hook_resid_pre", k=3, dtype=torch.float64)
+    options: dict[str, Any] = {"cuts": [cut], "effect": effect, "policy": policy}
+    found = attrib.jacobian(model, [source], [*read, LOGITS], PROMPTS[:2], **options)
+    for number, target in enumerate((*read, None)):
+        want = attribute(model, source, target, PROMPTS[:2], **options)
+        assert want.l1.any()
+        assert_same(found[0, number], want, ROUNDING, number)
 
 
 # ----------------------------------------------------------------------------------------------- errors
@@ -281,7 +308,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
     chosen, whole = plan_joint(joint, 1 << 40), JointPlan(joint, ((0, joint.n_targets),), joint_cost(joint), joint_memory(joint))
     for plan in (chosen, whole):
         got = flops(lambda plan=plan: [piece for _, piece in jacobians(bundles, plan, call.precision)])
-        assert_about(got, plan.cost.total, 1.1, (family, policy, lengths))
+        assert_about(got, plan.cost.total, 1.01, (family, policy, lengths))
 
 
 @each_pair(family=["gpt2", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"])
