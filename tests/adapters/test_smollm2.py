@@ -24,6 +24,7 @@ from attrib.core.types import FetchError, FormatError, InputError, Site
 from attrib.models.transformer import Model, forward
 from attrib.passes.capture import capture
 from tests.support.builders import all_sites, transformers_values
+from tests.support.job_cases import tiny_smollm2
 from tests.support.root import ROOT
 from tests.support.tolerances import FOREIGN, PROBABILITY, assert_close
 
@@ -105,9 +106,10 @@ def test_the_folder_is_one_that_transformers_opens(model: Model, smollm2_folder:
     assert again.fingerprint == model.fingerprint
 
 
-def test_loading_imports_no_adapter(smollm2_folder: Path):
+def test_loading_imports_no_adapter(tmp_path: Path):
     program = "import attrib, sys; attrib.load_model('smollm2-135m'); print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    with tiny_smollm2(tmp_path):
+        loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "safetensors" in loaded
     assert not {"transformers", "transformer_lens", "sae_lens"} & set(loaded)
 
