@@ -1,6 +1,7 @@
 """Rules of what is kept of a result: whether one makes sense, what it keeps of a tile, and its text in files and on command lines.
 
-The rules themselves are words of attrib.core.types; `attrib.engine.blocks.kernels.compact` does on a GPU what `kept` says.
+The rules themselves are words of attrib.core.types; `attrib.engine.blocks.kernels.compact` does on a GPU what `kept` says. What
+others ask of a rule is asked here, case by case: a rule that is forgotten in one of them is a fault of types, and an error when it runs.
 """
 
 from numbers import Integral, Real
@@ -61,6 +62,38 @@ def kept(
         case Dense():
             return there
     assert_never(keep)  # a rule that nobody taught this would keep everything
+
+
+def most_kept(keep: Keep, seen: int) -> int:
+    """How many edges of a row the rule keeps at most, where its target can see so many sources."""
+    match keep:
+        case TopK(k):
+            return min(seen, k)
+        case Dense() | Threshold() | Mass():  # the last two choose by value, so all is their bound
+            return seen
+    assert_never(keep)
+
+
+def is_counted(keep: Keep) -> bool:
+    """Whether `most_kept` is what the rule keeps, but for gradients that are zero, and no mere bound."""
+    match keep:
+        case Dense() | TopK():
+            return True
+        case Threshold() | Mass():
+            return False
+    assert_never(keep)
+
+
+def least_share(keep: Keep) -> float:
+    """The fraction of each row's l1 that the rule keeps at least."""
+    match keep:
+        case Dense():
+            return 1.0
+        case Mass(fraction):
+            return fraction
+        case TopK() | Threshold():
+            return 0.0
+    assert_never(keep)
 
 
 def keep_text(keep: Keep) -> str:

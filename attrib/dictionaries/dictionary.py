@@ -19,7 +19,7 @@ a layer of a cross-layer transcoder to mlp_out of its own and all later layers, 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, assert_never, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,7 +32,7 @@ from attrib.core.fingerprints import Fingerprinted, moved
 from attrib.core.finite import require_finite, total
 from attrib.core.shown import in_one_line
 from attrib.core.sparse import canonical, columns_of, holds
-from attrib.core.types import FormatError, InputError, Site, SparseLatents
+from attrib.core.types import FormatError, InputError, Site, SparseLatents, UnsupportedError
 from attrib.core.weights import OpenedFile, check_finite
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
@@ -94,6 +94,11 @@ class DictionaryConfig:
     hook_name: str | None = None
     hook_name_out: str | None = None
     lazy: bool = False
+
+    def __post_init__(self) -> None:
+        for field, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):
+            if (word := getattr(self, field)) not in words:
+                raise UnsupportedError(f"{field}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
 
 
 @in_one_line
@@ -257,12 +262,21 @@ def _passes(rule: Rule, pre: Float[Tensor, "*any"], threshold: Float[Tensor, "*a
             return (pre > threshold) & (pre != 0)
         case "abstopk" | "rawtopk":
             return pre != 0
-    return (pre > 0) & (pre > threshold)
+        case "relu" | "jumprelu" | "topk":
+            return (pre > 0) & (pre > threshold)
+    assert_never(rule)
 
 
 def _competes(rule: Rule, pre: Float[Tensor, "*any"]) -> Float[Tensor, "*any"] | None:
     """The size by which latents compete for k places; None for rules without competition."""
-    return None if rule not in COMPETING else pre.abs() if rule == "abstopk" else pre
+    match rule:
+        case "topk" | "rawtopk":
+            return pre
+        case "abstopk":
+            return pre.abs()
+        case "relu" | "jumprelu" | "jump":
+            return None
+    assert_never(rule)
 
 
 def _largest(size: Float[Tensor, "*batch among"], k: int) -> Bool[Tensor, "*batch among"]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attrib.core.edges import Edges
-from attrib.core.types import Dense, FormatError, Keep, Mass
+from attrib.core.keep import least_share
+from attrib.core.types import FormatError
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, digest, record_or_fault
 from attrib.jobs.shard import compute, prepare
@@ -73,7 +74,7 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
         return
     try:
         with open_shard(path) as store:
-            at_fault = list(faults_of(store, _least_kept(job.config.keep)))
+            at_fault = list(faults_of(store, least_share(job.config.keep)))
             if at_fault:
                 yield from (str(fault).removeprefix(f"{path}: ") for fault in at_fault)
                 return
@@ -106,11 +107,6 @@ def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
     for name, counted in counts.items():
         if (said := getattr(record, name)) != counted:
             yield f"it has {counted:,} {name}, and its record says {said:,}"
-
-
-def _least_kept(keep: Keep) -> float:
-    """The fraction of each row's l1 that a rule keeps at least."""
-    return keep.fraction if isinstance(keep, Mass) else float(isinstance(keep, Dense))
 
 
 def _hashes(call: dict[str, Any]) -> set[str]:

@@ -17,7 +17,7 @@ any leading batch dimensions; positions start at 0, so a prefix of a prompt is a
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never, get_args
 
 import torch
 from einops import rearrange
@@ -115,6 +115,16 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+NormKind = Literal["layer", "rms"]
+Positions = Literal["learned", "rotary"]
+HeadNorms = Literal["none", "head", "whole"]
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    "norm": get_args(NormKind), "activation": get_args(Activation), "positions": get_args(Positions), "qk_norm": get_args(HeadNorms),
+}  # fmt: skip
+"""The words that the fields of a config may have. Most code asks for one and takes the rest for the other."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The static facts of a model."""
@@ -127,11 +137,11 @@ class ModelConfig:
     d_mlp: int
     d_vocab: int
     n_ctx: int
-    norm: Literal["layer", "rms"]
+    norm: NormKind
     eps: float
     activation: Activation
     gated: bool
-    positions: Literal["learned", "rotary"]
+    positions: Positions
     attention_scale: float
     parallel: bool = False
     """The MLP reads the stream that attention reads, and not what attention has added to it."""
@@ -139,7 +149,7 @@ class ModelConfig:
     """Attention and MLP read a normed stream."""
     post_norm: bool = False
     """What attention and MLP write is normed before it is added to the stream."""
-    qk_norm: Literal["none", "head", "whole"] = "none"
+    qk_norm: HeadNorms = "none"
     """An RMSNorm of queries and keys before they are rotated: of each head, or of all heads together."""
     windows: tuple[int | None, ...] = ()
     """How many positions each layer's queries see, their own among them; None is all. Empty where no layer has a window."""
@@ -149,6 +159,11 @@ class ModelConfig:
     """Attention scores s become cap · tanh(s / cap)."""
     logit_cap: float | None = None
     embedding_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, words in _WORDS.items():
+            if (word := getattr(self, field)) not in words:
+                raise UnsupportedError(f"{field}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
 
     @property
     def last(self) -> Site:
@@ -218,9 +233,19 @@ class Model(Fingerprinted):
 # ----------------------------------------------------------------------------- pieces of a block
 
 
+def centres(config: ModelConfig) -> bool:
+    """Whether the model's norms subtract the mean before they divide. Whoever computes a norm, or its derivative, asks here."""
+    match config.norm:
+        case "layer":
+            return True
+        case "rms":
+            return False
+    assert_never(config.norm)
+
+
 def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
     """LayerNorm or RMSNorm over the last dimension; a frozen norm holds its denominator."""
-    if config.norm == "layer":
+    if centres(config):
         x = x - x.mean(-1, keepdim=True)
     return _rms(config, x, policy) * norm.weight + norm.bias
 

@@ -15,7 +15,7 @@ from attrib.adapters.given import as_model, takes
 from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, InputError, Policy, Site
 from attrib.models.tokens import TokensLike
-from attrib.models.transformer import Model, Stream, attention_pattern, enter, heads, rms, window
+from attrib.models.transformer import Model, Stream, attention_pattern, centres, enter, heads, rms, window
 from attrib.passes.capture import Edits, capture, check_value
 
 Layers = int | Iterable[int] | None
@@ -145,7 +145,7 @@ def _written_by_head(model: Model, layer: int, z: Float[Tensor, "*batch position
         return written
     # attn_out = norm(Σ_h written_h + b_O): with its denominator held, the norm is linear, and each head has its share
     whole = z @ block.attention.W_O + block.attention.b_O
-    if config.norm == "layer":
+    if centres(config):
         whole, written = (part - part.mean(-1, keepdim=True) for part in (whole, written))
     return written / rms(config, whole)[..., None, :, :] * block.post_1.weight
 

@@ -3,13 +3,27 @@
 import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, assert_never, get_args
 
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
 from attrib.core.edges import Edges
 from attrib.core.keep import RULES
-from attrib.core.types import Difference, FormatError, InputError, Policy, Question, TokenLogits, TopLogits, UnsupportedError
+from attrib.core.types import (
+    Dense,
+    Difference,
+    FormatError,
+    InputError,
+    Keep,
+    Mass,
+    Policy,
+    Question,
+    Threshold,
+    TokenLogits,
+    TopK,
+    TopLogits,
+    UnsupportedError,
+)
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
 from attrib.store import open_collection, open_shard
@@ -148,19 +162,24 @@ def _compare(stored: Edges, now: Edges) -> Compared:
         apart = max(apart, float((old - again).abs().max()) / sums if len(old) else 0.0)
     tolerance = TOLERANCES.get(str(stored.call["dtype"]), REDUCED)
     slack = tolerance * largest
-    limits = [_least(kept, columns, stored.call["keep"]) for kept in (was, new)]
+    limits = [_least(kept, columns, _rule(stored.call["keep"])) for kept in (was, new)]
     sides = (was, new.keys(), limits[1]), (new, was.keys(), limits[0])
     is_marginal = all(abs(kept[at]) <= limit(at) + slack for kept, other, limit in sides for at in kept.keys() - other)
     return Compared(*named, apart, len(was.keys() ^ new.keys()), apart <= tolerance and is_marginal)
 
 
-def _least(kept: Mapping[int, float], columns: int, rule: str) -> Callable[[int], float]:
+def _least(kept: Mapping[int, float], columns: int, rule: Keep) -> Callable[[int], float]:
     """The least that a result keeps in the row of an edge: what only the other one keeps should not be larger.
 
-    Where it keeps nothing in a row there is nothing to compare with, if what is kept does not follow from the others of its row.
+    Where it keeps nothing in a row there is nothing to compare with, so nothing but rounding may be missing there. A threshold is told
+    by the rule itself, whatever else its row keeps.
     """
-    least: dict[int, float] = {}
-    for at, value in kept.items():
-        least[at // columns] = min(abs(value), least.get(at // columns, float("inf")))
-    usual = float("inf") if rule.startswith("Threshold") else 0.0
-    return lambda at: least.get(at // columns, usual)
+    match rule:
+        case Threshold(t):
+            return lambda at: t
+        case Dense() | TopK() | Mass():
+            least: dict[int, float] = {}
+            for at, value in kept.items():
+                least[at // columns] = min(abs(value), least.get(at // columns, float("inf")))
+            return lambda at: least.get(at // columns, 0.0)
+    assert_never(rule)

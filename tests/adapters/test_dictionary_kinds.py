@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,11 +14,14 @@ from torch.func import grad, jacfwd, jacrev
 
 import attrib
 from attrib.adapters.dictionaries import kinds
-from attrib.adapters.dictionaries.tensors import from_tensors
+from attrib.adapters.dictionaries.tensors import _FOLDED, _NEEDS, from_tensors
 from attrib.core.sparse import canonical, holds
 from attrib.core.types import InputError, NotFiniteError, Site, SparseLatents
 from attrib.dictionaries.dictionary import (
+    COMPETING,
     Dictionary,
+    Rule,
+    _competes,
     active,
     after_gain,
     decode,
@@ -89,6 +92,15 @@ EVERY: dict[str, Callable[[], Dictionary]] = {kind: lambda kind=kind: made(kind)
     "jump": jump,
     "rawtopk": lambda: rule_of(made("topk"), "rawtopk"),
 }
+
+
+def test_every_rule_is_among_them():
+    assert {make().config.rule for make in EVERY.values()} == set(get_args(Rule)) == set(DERIVATIVES)
+    assert {rule for rule in get_args(Rule) if _competes(rule, torch.ones(1)) is not None} == set(COMPETING)
+    assert {kind.name for kind in kinds.KINDS if kind.library == "tensors"} == set(_NEEDS)
+    assert set(_NEEDS) == {*get_args(Rule), *_FOLDED}
+
+
 every_rule = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import attrib
+from attrib.core.keep import RULES
 from attrib.core.types import (
     BudgetError,
     Dense,
@@ -311,6 +312,10 @@ def test_negative_positions_count_from_the_end_of_each_prompt():
 
 
 KEEPS = [Dense(), TopK(1), TopK(7), TopK(10_000), Threshold(0.0), Threshold(0.02), Threshold(1e6), Mass(0.5), Mass(0.99), Mass(1e-9)]
+
+
+def test_every_keep_rule_is_among_them():
+    assert {type(keep) for keep in KEEPS} == set(RULES.values())
 
 
 @lru_cache

@@ -15,7 +15,9 @@ import attrib
 import attrib.engine.plan.choose
 import attrib.engine.tiles
 from attrib.adapters.dictionaries.tensors import from_tensors
+from attrib.attribution.opening import opening_of
 from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
+from attrib.dictionaries.dictionary import COMPETING
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.sweep.cells import ON_CPU, ON_CUDA, Pieces
@@ -388,6 +390,16 @@ def test_counts_known_before_are_those_counted(family: Family):
             (pack,) = attrib.plan(model, source, logits, tokens, positions=positions).packs
             counted = task_of([attrib.path(model, source, logits, tokens, positions=positions)])
             assert (pack.task.targets, pack.task.sources) == (counted.targets, counted.sources)
+
+
+@pytest.mark.parametrize("rule", COMPETING)
+def test_every_rule_that_ranks_is_planned_with_the_ranking(rule: Any):
+    """A rule of k places that is left out would be planned with less than half of what its encoding takes."""
+    ranked, plain = topk(0), topk(0, rule="standard")
+    other = replace(ranked, config=replace(ranked.config, rule=rule))
+    opening = opening_of(large("gpt2"), other, topk(3), (), "direct", EXACT, True, 4)
+    encoding = [opening._encoding(one, 40, 800) for one in (other, ranked, plain)]
+    assert encoding[0] == encoding[1] > 2 * encoding[2]
 
 
 def test_what_it_prints():

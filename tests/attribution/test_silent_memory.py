@@ -17,6 +17,7 @@ import attrib.attribution.questions
 import attrib.cli.main
 from attrib.core import room
 from attrib.core.edges import Edges, Growing, concatenated, join
+from attrib.core.keep import RULES, is_counted
 from attrib.core.types import AttribError, BudgetError, OutOfMemoryError, Threshold
 from attrib.engine.plan.result import edges_at_most, result_bytes
 from tests.support.builders import build, dictionary, prompt
@@ -24,6 +25,12 @@ from tests.support.builders import build, dictionary, prompt
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 KEEPS = [attrib.Dense(), attrib.TopK(4), attrib.Mass(0.5), Threshold(0.1)]
+
+
+def test_every_keep_rule_is_among_them():
+    assert {type(keep) for keep in KEEPS} == set(RULES.values())
+
+
 rules = pytest.mark.parametrize("rule", ["topk", "standard"])
 
 
@@ -58,7 +65,7 @@ def test_the_result_is_in_the_plan(rule: str, dtype: str, keep: Any):
     case = Small(rule, dtype=dtype)
     edges, plan = case.run(keep=keep), case.plan(keep=keep)
     assert held(edges) - 8 <= plan.result
-    if isinstance(keep, attrib.Dense | attrib.TopK):
+    if is_counted(keep):
         assert held(edges) >= 0.95 * plan.result
     assert len(edges) <= sum(edges_at_most(pack.task, keep) for pack in plan.packs)
     assert plan.result == sum(result_bytes(pack.task, keep) for pack in plan.packs)

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import attrib
 from attrib.adapters.dictionaries.kinds import KINDS
 from attrib.adapters.models.families import FAMILIES
-from attrib.core.keep import parse_keep
+from attrib.cli import main as cli
+from attrib.core.keep import RULES, parse_keep
 from attrib.core.types import Dense, InputError, Mass, Threshold, TopK
 from attrib.runs import run
 from attrib.runs import spec as work
 from tests.support.builders import D_MODEL, N_CTX, dictionary, prompt, sae, tiny
+from tests.support.root import ROOT
 from tests.support.typed import Command
 
 CUTS = ("blocks.1.mlp.hook_in", "blocks.2.mlp.hook_in")
@@ -329,6 +332,15 @@ def test_keep_rules_as_text() -> None:
         Threshold(0.5),
         Mass(0.9),
     ]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_keep_rule_is_told(name: str, command: Command) -> None:
+    assert hasattr(attrib, name)
+    assert f"`{name}`" in re.findall(r"^\| \*\*keep\*\* .*$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)[0]
+    assert re.search(rf"`{name}\(", (ROOT / "README.md").read_text())
+    told = next(option.help for option in typer.main.get_command(cli.app).commands["run"].params if option.name == "keep")
+    assert re.search(rf"\b{name.lower()}\b", told), told
 
 
 # ------------------------------------------------------------------------------------------------ show

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from attrib.core.keep import check_keep, kept
+from attrib.core.keep import RULES, check_keep, is_counted, keep_text, kept, least_share, most_kept, parse_keep
 from attrib.core.sparse import select, to_csr
-from attrib.core.types import Dense, InputError, Mass, SparseLatents, Threshold, TopK
+from attrib.core.types import Dense, InputError, Keep, Mass, SparseLatents, Threshold, TopK
+from attrib.runs.rerun import _rule
 
 SHAPES = st.tuples(st.integers(0, 6), st.integers(0, 9))
 # few different numbers, so that zeros and ties are common
@@ -102,7 +103,51 @@ def test_mass_keeps_the_fewest_that_reach_it(tile: tuple[Tensor, Tensor], fracti
             assert sum(row) == 0
 
 
-@pytest.mark.parametrize("keep", [Dense(), TopK(1), Threshold(0.0), Mass(1.0)])
+OF_EACH_RULE: dict[str, tuple[Keep, ...]] = {
+    "Dense": (Dense(),),
+    "TopK": (TopK(1), TopK(3)),
+    "Threshold": (Threshold(0.0), Threshold(0.5)),
+    "Mass": (Mass(0.3), Mass(1.0)),
+}
+
+
+def test_every_rule_is_held_by_these_tests():
+    assert set(OF_EACH_RULE) == set(RULES), "a keep rule without examples: docs/architecture.md says what else it needs"
+
+
+every_example = pytest.mark.parametrize("keep", [keep for some in OF_EACH_RULE.values() for keep in some], ids=str)
+
+
+@every_example
+def test_a_rule_is_read_from_what_is_written_of_it(keep: Keep):
+    for again in (parse_keep(keep_text(keep)), parse_keep(keep), _rule(repr(keep))):  # command lines and run files; objects; HDF5
+        assert (type(again), again) == (type(keep), keep)
+        assert [type(number) for number in again] == [type(number) for number in keep]
+
+
+@quick
+@given(tiles(), st.data())
+def test_a_rule_keeps_no_more_and_no_less_than_is_said_of_it(tile: tuple[Tensor, Tensor], data: st.DataObject):
+    gradient, attribution = tile
+    keep = data.draw(st.sampled_from([keep for some in OF_EACH_RULE.values() for keep in some]))
+    rows = kept(keep, gradient, attribution)
+    most = most_kept(keep, gradient.shape[1])
+    assert most <= gradient.shape[1]
+    assert (rows.sum(-1) <= most).all()
+    if is_counted(keep):
+        full = kept(keep, torch.ones_like(gradient), torch.ones_like(gradient))
+        assert full.sum(-1).tolist() == [most] * len(gradient)
+    share = (attribution.abs() * rows).sum(-1)
+    assert (share >= least_share(keep) * attribution.abs().sum(-1) * (1 - 1e-6)).all()
+
+
+def test_shares_and_counts_are_as_large_as_they_can_be_said():
+    assert [least_share(keep) for keep in (Dense(), Mass(0.3), TopK(3), Threshold(0.5))] == [1.0, 0.3, 0.0, 0.0]
+    assert [most_kept(keep, 5) for keep in (Dense(), Mass(0.3), TopK(3), TopK(9), Threshold(0.5))] == [5, 5, 3, 5, 5]
+    assert [is_counted(keep) for keep in (Dense(), TopK(3), Mass(0.3), Threshold(0.5))] == [True, True, False, False]
+
+
+@every_example
 def test_a_rule_that_makes_sense_is_returned(keep):
     assert check_keep(keep) is keep
 

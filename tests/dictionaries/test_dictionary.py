@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,35 @@ def test_facts_of_a_dictionary():
     same, plain = (replace(ours, config=config) for config in (replace(facts, model_name="other"), dictionary("topk").config))
     assert wide.fingerprint != ours.fingerprint == same.fingerprint
     assert plain.fingerprint != ours.fingerprint, "the same weights, used otherwise"
+
+
+@pytest.mark.parametrize(("field", "words"), [("rule", "'relu', 'jumprelu'"), ("normalisation", "'none', 'layer_norm'")])
+def test_a_word_that_no_code_knows_is_refused_by_name(field: str, words: str):
+    config = replace(dictionary("standard").config)
+    object.__setattr__(config, field, "another")  # past the hook of the tests, which would see the word before attrib does
+    with pytest.raises(UnsupportedError, match=rf"^{field}: 'another'; attrib computes {words}"):
+        config.__post_init__()
+
+
+NOT_COMPUTED_WITH = {"model_name", "kind", "hook_name", "hook_name_out", "lazy"}
+"""Facts that say where a dictionary comes from, or where its weights lie: results do not depend on them."""
+
+
+def test_every_other_fact_and_every_tensor_is_in_the_fingerprint():
+    """Results name dictionaries by it: a fact that is left out would make two of them one."""
+    ours = dictionary("topk")
+    config, p = ours.config, ours.params
+    others = {
+        "site": Site(2, "resid_pre"), "rule": "abstopk", "k": 5, "apply_b_dec_to_input": not config.apply_b_dec_to_input,
+        "normalisation": "layer_norm", "writes": (Site(2, "mlp_out"),), "puts_scale_back": not config.puts_scale_back,
+        "model_name": "other", "kind": "other", "hook_name": "other", "hook_name_out": "other", "lazy": True,
+    }  # fmt: skip
+    assert set(others) == {field.name for field in fields(config)}
+    found = {name: replace(ours, config=replace(config, **{name: other})).fingerprint for name, other in others.items()}
+    assert {name for name, one in found.items() if one == ours.fingerprint} == NOT_COMPUTED_WITH
+    for name, tensor in p._asdict().items():
+        other = tensor + 1 if tensor.numel() else torch.ones(ours.d_in, ours.d_out)
+        assert replace(ours, params=p._replace(**{name: other})).fingerprint != ours.fingerprint, name
 
 
 @each_instance

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import get_args
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from attrib.engine.blocks.norm_mlp import (
     norm_pull,
     norm_push,
 )
-from attrib.models.transformer import Model, attend, enter, mlp, normalise, rotate
+from attrib.models.transformer import HeadNorms, Model, NormKind, Positions, attend, enter, mlp, normalise, rotate
 from tests.support import builders
 from tests.support.builders import DTYPES, normal
 from tests.support.covering import each_pair
@@ -47,6 +48,14 @@ PARTIAL = [0, 1, 2, 5, 6, 7]
 models = pytest.mark.parametrize("name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary"])
 ATTENTION_MODELS = ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
 """Beside these: a window, norms of each head, caps and a window, both with norms, norms of all heads together."""
+
+
+def test_every_word_of_norms_and_positions_is_among_them():
+    configs = [model_of(name, torch.float64).config for name in ATTENTION_MODELS]
+    for field, words in (("norm", NormKind), ("positions", Positions), ("qk_norm", HeadNorms)):
+        assert {getattr(config, field) for config in configs} == set(get_args(words)), field
+
+
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 BLOCKS = [1, 4, 64]
 TREATMENTS = ["exact", "frozen"]

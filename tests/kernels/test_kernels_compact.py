@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tests.support.root import ROOT
 
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
+from attrib.core.keep import RULES as EVERY_RULE
 from attrib.core.keep import kept
 from attrib.core.sparse import to_csr
 from attrib.core.types import Dense, Mass, Threshold, TopK
@@ -32,12 +33,20 @@ assert type(triton.language.sum).__name__ == "InterpretedFunction", (
     "triton was imported before TRITON_INTERPRET=1 was set, so its functions cannot be interpreted: set it in the shell"
 )
 
+from attrib_kernels.compact import Rule  # noqa: E402
 from attrib_kernels.compact.triton import SPAN, compact_triton  # noqa: E402
 
 # numbers that are not finite are part of the tests; the interpreter computes with numpy, which warns of them
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 
 RULES = {"dense": Dense, "topk": TopK, "threshold": Threshold, "mass": Mass}
+
+
+def test_the_kernels_have_every_keep_rule():
+    assert {kind.__name__.lower(): kind for kind in EVERY_RULE.values()} == RULES
+    assert set(RULES) == set(AMOUNTS) == set(get_args(Rule))
+
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("reference", "triton")
 AMOUNTS = {

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 import attrib
 from attrib.core.fingerprints import fingerprint
-from attrib.core.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site
+from attrib.core.types import EXACT, LINEAR, SITE_KINDS, InputError, Policy, Site, UnsupportedError
 from attrib.engine.segment import block, segment
 from attrib.models.transformer import ModelConfig, Norm, Params, embed, forward, mlp, unembed, walk, width
 from attrib.passes.capture import capture
@@ -444,3 +444,15 @@ def test_the_config_says_what_the_model_is():
     assert gpt2 == ModelConfig(4, 32, 4, 4, 8, 128, 60, 64, "layer", 1e-5, "gelu_tanh", False, "learned", 8**-0.5)
     assert llama == ModelConfig(4, 32, 4, 2, 10, 48, 60, 64, "rms", 1e-6, "silu", True, "rotary", 10**-0.5)
     assert gpt2.last == Site(3, "resid_post")
+
+
+WORDS = {"norm": "'layer', 'rms'", "activation": "'relu', 'gelu'", "positions": "'learned', 'rotary'", "qk_norm": "'none', 'head'"}
+
+
+@pytest.mark.parametrize(("field", "words"), WORDS.items(), ids=WORDS)
+def test_a_word_that_no_code_knows_is_refused_by_name(field: str, words: str):
+    """Most code asks for one word of a field and takes any other for the rest: a norm of an unknown kind would be an RMSNorm."""
+    config = replace(build("gpt2").config)
+    object.__setattr__(config, field, "another")  # past the hook of the tests, which would see the word before attrib does
+    with pytest.raises(UnsupportedError, match=rf"^{field}: 'another'; attrib computes {words}"):
+        config.__post_init__()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import attrib
+from attrib.core.keep import RULES
 from attrib.core.types import FormatError, InputError, UnsupportedError
 from attrib.jobs.folder import places_of
 from attrib.jobs.run import run
@@ -48,6 +49,10 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"dtype": "bfloat16", "precision_rows": 4},
     {"cuts": True, "effect": "total"},
 )
+
+
+def test_every_keep_rule_is_among_them() -> None:
+    assert {type(options.get("keep", attrib.Dense())) for options in OPTIONS} == set(RULES.values())
 
 
 @pytest.mark.parametrize("number", range(len(OPTIONS)), ids=map(str, OPTIONS))
@@ -104,9 +109,10 @@ def test_a_changed_value_is_seen(tmp_path: Path, beside: Path, parts: Any) -> No
 
 
 def test_edges_at_the_limit_may_change_places() -> None:
-    least = _least({0: 5.0, 1: -1.0, 12: 0.9}, 10, "TopK(k=2)")
+    least = _least({0: 5.0, 1: -1.0, 12: 0.9}, 10, attrib.TopK(2))
     assert [least(9), least(15), least(25)] == [1.0, 0.9, 0.0]
-    assert _least({}, 10, "Threshold(t=0.5)")(3) == float("inf")
+    for held in ({}, {1: 5.0}):  # what stands above a threshold says nothing of where it is
+        assert _least(held, 10, attrib.Threshold(0.5))(3) == 0.5
 
 
 def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, command: Command) -> None:

@@ -34,6 +34,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "gated": ("b_gate", "r_mag", "b_mag"),
 }
 
+_FOLDED: dict[str, tuple[Rule, str]] = {"gated": ("jumprelu", "its gates")}
+"""The rules that become another by what is folded into the weights: which, and what that is."""
+
 
 def from_tensors(
     *,
@@ -95,9 +98,9 @@ def from_tensors(
     _check(tensors, max(1, len(sites)), name, lazy)
     fault = FormatError if files else InputError
     check_finite({key: value for key, value in tensors.items() if not (lazy and key in ("W_enc", "W_dec"))}, name, fault)
-    is_folded = rule == "gated" or rescale_acts_by_decoder_norm
+    is_folded = rule in _FOLDED or rescale_acts_by_decoder_norm
     if lazy and is_folded:
-        what = "its gates" if rule == "gated" else "its decoder's norms"
+        what = _FOLDED[rule][1] if rule in _FOLDED else "its decoder's norms"
         raise InputError(f"lazy: {what} have to be folded into all weights of {name}, so they cannot stay in their file; leave lazy= out.")
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
     if rule in COMPETING and not is_count(k, d_sae):
@@ -110,7 +113,7 @@ def from_tensors(
     if is_folded:
         check_finite(params._asdict(), f"{name}, after its gates or norms were folded in", fault)
     config = DictionaryConfig(
-        site=reads, rule=cast(Rule, "jumprelu" if rule == "gated" else rule), k=k, apply_b_dec_to_input=apply_b_dec_to_input,
+        site=reads, rule=_FOLDED[rule][0] if rule in _FOLDED else cast(Rule, rule), k=k, apply_b_dec_to_input=apply_b_dec_to_input,
         normalisation=normalisation, model_name=model_name, writes=sites,
         puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
         hook_name=hook_name or (site if isinstance(site, str) else None), hook_name_out=hook_name_out, lazy=lazy,

@@ -4,7 +4,7 @@ Triton kernels run on CUDA, and on a CPU under TRITON_INTERPRET=1; they are impo
 where it was not asked for: the READMEs beside the kernels say what was measured of each.
 """
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, FrozenCotangents, attention_adjoint, attention_tangent
@@ -82,3 +82,4 @@ def compact(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, "
             return _compact(gradient, activation, "mass", fraction, impl=where)
         case Dense():
             return _compact(gradient, activation, "dense", impl=where)
+    assert_never(keep)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from attrib.core.types import Policy
 from attrib.engine.blocks import kernels as ops
-from attrib.models.transformer import Model, ModelConfig, Norm
+from attrib.models.transformer import Model, ModelConfig, Norm, centres
 
 Rows = Float[Tensor, "positions rows _"]
 
@@ -46,7 +46,7 @@ class NormPoint(NamedTuple):
 
 def norm_point(config: ModelConfig, x: Float[Tensor, "positions d_model"]) -> NormPoint:
     """The point of either norm of a block at the stream `x`."""
-    if config.norm == "layer":
+    if centres(config):
         x = x - x.mean(-1, keepdim=True)
     inverse = (x.pow(2).mean(-1, keepdim=True) + config.eps).rsqrt()
     return NormPoint(x * inverse, inverse)
@@ -59,7 +59,7 @@ def fold_norm(config: ModelConfig, norm: Norm, *parts: Float[Tensor, "d_model _"
     W = parts[0].new_empty(len(parts[0]), sum(part.shape[1] for part in parts))
     for part, into in zip(parts, W.split([part.shape[1] for part in parts], dim=1), strict=True):
         torch.mul(part, norm.weight[:, None], out=into)
-    return W.sub_(W.mean(0, keepdim=True)) if config.norm == "layer" else W
+    return W.sub_(W.mean(0, keepdim=True)) if centres(config) else W
 
 
 def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
@@ -75,14 +75,14 @@ def norm_pull(config: ModelConfig, norm: Norm, point: NormPoint, y: Rows, policy
     if not norm.weight.numel():
         return y
     y = y * norm.weight
-    return norm_map(point, y - y.mean(-1, keepdim=True) if config.norm == "layer" else y, policy)
+    return norm_map(point, y - y.mean(-1, keepdim=True) if centres(config) else y, policy)
 
 
 def norm_push(config: ModelConfig, norm: Norm, point: NormPoint, x: Rows, policy: Policy) -> Rows:
     """The tangent map of the whole norm."""
     if not norm.weight.numel():
         return x
-    x = x - x.mean(-1, keepdim=True) if config.norm == "layer" else x.clone()
+    x = x - x.mean(-1, keepdim=True) if centres(config) else x.clone()
     return norm_map(point, x, policy).mul_(norm.weight)
 
 

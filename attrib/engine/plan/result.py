@@ -2,7 +2,8 @@
 
 from itertools import accumulate
 
-from attrib.core.types import BudgetError, Dense, Keep, TopK
+from attrib.core.keep import is_counted, most_kept
+from attrib.core.types import BudgetError, Keep
 from attrib.engine.plan.task import Task
 
 SHARE = 0.5
@@ -10,14 +11,11 @@ SHARE = 0.5
 
 
 def edges_at_most(task: Task, keep: Keep) -> int:
-    """How many edges a pack of prompts can have: of each target those to the sources that it can see, or TopK's k of them.
-
-    Mass and Threshold choose by value, so they are bounded by all.
-    """
+    """How many edges a pack of prompts can have: of each target those to the sources that it can see, or what the rule keeps of so many."""
     found = 0
     for rows, columns in zip(task.targets, task.sources, strict=True):
         for targets, seen in zip(rows, accumulate(columns), strict=True):
-            found += targets * (min(seen, keep.k) if isinstance(keep, TopK) else seen)
+            found += targets * most_kept(keep, seen)
     return found
 
 
@@ -35,7 +33,7 @@ def number_size(itemsize: int) -> int:
 
 def fits(needed: int, keep: Keep, free: int) -> bool:
     """Whether a result may be made in so much free memory; one whose size is known only as a bound may."""
-    return needed <= SHARE * free or not isinstance(keep, Dense | TopK)
+    return needed <= SHARE * free or not is_counted(keep)
 
 
 def check_fits(needed: int, keep: Keep, targets: int, itemsize: int, free: int) -> None:
