@@ -230,11 +230,11 @@ def test_budgets_and_packs_change_nothing(family: Family, effect: Any):
 
 def test_positions_in_any_order():
     model, sources, targets, cuts = graph_ends("llama")
-    got = attrib.jacobian(model, sources[:3], targets, PROMPTS[0], cuts=cuts, positions=[5, 2, -1])
+    got = attrib.jacobian(model, sources[:3], targets, PROMPTS[0], cuts=cuts, positions=[4, 1, -2])
     for (i, j), edges in got.items():
         if i:
             target = None if targets[j] is LOGITS else targets[j]
-            want = attribute(model, sources[i], target, PROMPTS[0], cuts=cuts, positions=[5, 2, -1])
+            want = attribute(model, sources[i], target, PROMPTS[0], cuts=cuts, positions=[4, 1, -2])
             assert_same(edges, want, ROUNDING, (i, j))
 
 
