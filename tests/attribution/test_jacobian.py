@@ -311,7 +311,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths))
 
 
-@each_pair(family=["gpt2", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"])
+@each_pair(family=["gpt2", "gemma2", "gpt_neox"], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str):
     of_group, call = opened(family, policy, (20,), effect)
     found = call._joint(of_group, (call.prompts[0], bundle := of_group.open(call.prompts[0], None)))

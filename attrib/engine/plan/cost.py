@@ -98,6 +98,14 @@ def attention_point(task: Task, cost: Cost, leaves: bool = True) -> None:
         cost.mm("primal", task.tokens, task.d_q, d)
 
 
+def output_point(task: Task, cost: Cost, layer: int) -> None:
+    """The point of the norm behind W_O, where there is one: it wants what attention computes, from z where that is at hand."""
+    if task.config.post_norm and task.start == Site(layer, "z"):
+        cost.mm("primal", task.tokens, task.d_q, task.config.d_model)
+    elif task.config.post_norm:
+        attention_point(task, cost)
+
+
 def _queries(positions: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, positions)) for first in range(0, positions, size)]
 
@@ -319,10 +327,7 @@ class DescentCount(Descent[Moving]):
     def through_output(self, layer: int, rows: Moving) -> Moving:
         """W_O, and what the norm behind it wants to know."""
         self.cost.mm("seeds", self.cells, self.config.d_model, self.task.d_q)
-        if self.config.post_norm and self.task.start == Site(layer, "z"):  # whose value is at hand
-            self.cost.mm("primal", self.task.tokens, self.task.d_q, self.config.d_model)
-        elif self.config.post_norm:
-            attention_point(self.task, self.cost)
+        output_point(self.task, self.cost, layer)
         return Moving()
 
     def through_attention(self, layer: int, below: Moving | None, written: Moving) -> Moving:

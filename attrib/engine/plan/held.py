@@ -64,6 +64,17 @@ class Room:
         there |= {id(held): held.size for held in rows if held is not None}
         self.most = max(self.most, self.kept + sum(there.values()) + made)
 
+    def make(self, size: int, *rows: Held | None, made: int = 0) -> Held:
+        """Have a step make so many numbers anew."""
+        out = Held(size)
+        self.take(out, *rows, made=made)
+        return out
+
+    def change(self, rows: Held, *others: Held | None, made: int = 0) -> Held:
+        """Have a step change rows in place."""
+        self.take(rows, *others, made=made)
+        return rows
+
 
 class DownSizes(Descent[Held]):
     """What compute.py's `Down` holds, step by step."""
@@ -94,64 +105,57 @@ class DownSizes(Descent[Held]):
         for waits in self.waits.values():
             yield from waits
 
+    @property
     def cells(self) -> int:
         """Rows at all positions where they live."""
         return self.sizes.cells(True, self.is_spread)
-
-    def _made(self, size: int, made: int, *rows: Held | None) -> Held:
-        """Rows that a step makes anew, of so many numbers."""
-        out = Held(size)
-        self.room.take(out, *rows, made=made)
-        return out
-
-    def _changed(self, rows: Held, made: int, *others: Held | None) -> Held:
-        """Rows that a step changes in place."""
-        self.room.take(rows, *others, made=made)
-        return rows
 
     def _mlp(self, layer: int) -> int:
         return self.sizes.mlp(True, self.is_spread) if self.task.passes_mlp(layer) else 0
 
     def add(self, a: Held, b: Held) -> Held:
         """In the memory of `b`."""
-        return self._changed(b, 0, a)
+        return self.room.change(b, a)
 
     def through_mlp(self, layer: int, stream: Held, keeps: bool) -> Held:
         """In place, or on a copy."""
-        return self._made(stream.size, self._mlp(layer), stream) if keeps else self._changed(stream, self._mlp(layer))
+        made = self._mlp(layer)
+        return self.room.make(stream.size, stream, made=made) if keeps else self.room.change(stream, made=made)
 
     def through_mlp_alone(self, layer: int, rows: Held) -> Held:
         """In place."""
-        return self._changed(rows, self._mlp(layer))
+        return self.room.change(rows, made=self._mlp(layer))
 
     def through_matrices(self, layer: int, rows: Held) -> Held:
         """Anew."""
-        return self._made(rows.size, self.sizes.matrices(True, self.is_spread), rows)
+        return self.room.make(rows.size, rows, made=self.sizes.matrices(True, self.is_spread))
 
     def through_norm(self, layer: int, rows: Held) -> Held:
         """Anew."""
-        return self._made(rows.size, self.sizes.norm(True, self.is_spread), rows)
+        return self.room.make(rows.size, rows, made=self.sizes.norm(True, self.is_spread))
 
     def through_output(self, layer: int, rows: Held) -> Held:
         """Anew, in the width of all heads."""
-        return self._made(self.cells() * self.task.d_q, self.sizes.output(True, self.is_spread), rows)
+        return self.room.make(self.cells * self.task.d_q, rows, made=self.sizes.output(True, self.is_spread))
 
     def through_attention(self, layer: int, below: Held | None, written: Held) -> Held:
         """In the memory of what goes by beside it, where that is."""
-        made = self.sizes.attention(is_down=True)
-        return self._made(written.size, made, written) if below is None else self._changed(below, made, written)
+        return self._attended(below, written, written.size)
 
     def through_heads(self, layer: int, below: Held | None, z: Held) -> Held:
         """The same."""
+        return self._attended(below, z, self.cells * self.config.d_model)
+
+    def _attended(self, below: Held | None, given: Held, size: int) -> Held:
         made = self.sizes.attention(is_down=True)
-        return self._made(self.cells() * self.config.d_model, made, z) if below is None else self._changed(below, made, z)
+        return self.room.make(size, given, made=made) if below is None else self.room.change(below, given, made=made)
 
     def spread(self, layer: int, below: Held | None, z: Held) -> Held:
         """To the cone, and then what waits in skip connections too."""
-        out = self._made(self.sizes.down * self.config.d_model, self.sizes.spread(is_down=True), below, z)
+        out = self.room.make(self.sizes.down * self.config.d_model, below, z, made=self.sizes.spread(is_down=True))
         for number, waits in self.waits.items():
             if waits.skip is not None:
-                wide = self._made(self.sizes.down * self.task.passed[number].d_in, 0, out, z, below)
+                wide = self.room.make(self.sizes.down * self.task.passed[number].d_in, out, z, below)
                 self.waits[number] = waits._replace(skip=wide)
         return out
 
@@ -159,27 +163,28 @@ class DownSizes(Descent[Held]):
         """As numbers of the terms; those that have come before through another place are added to."""
         passed = self.task.passed[number]
         alive: Counts = self.task.down() if self.is_spread else self.task.targets
-        terms = self._made(self.sizes.met(passed, alive), self.sizes.writing(passed, width(self.config, site)), rows)
+        terms = self.room.make(self.sizes.met(passed, alive), rows, made=self.sizes.writing(passed, width(self.config, site)))
         before = self.waits.get(number)
-        skip = self._made(self.cells() * passed.d_in, 0, terms, rows) if passed.has_skip else None
+        skip = self.room.make(self.cells * passed.d_in, terms, rows) if passed.has_skip else None
         self.waits[number] = Waits(terms, skip if before is None or skip is None or before.skip is None else before.skip)
 
     def arrive(self, number: int) -> Held:
         """In the memory of what the skip connection reads, where there is one."""
         passed, (_, skip) = self.task.passed[number], self.waits[number]
         made = self.sizes.reading(passed)
-        out = self._made(self.cells() * passed.d_in, made) if skip is None else self._changed(skip, made)
+        out = self.room.make(self.cells * passed.d_in, made=made) if skip is None else self.room.change(skip, made=made)
         del self.waits[number]
         return out
 
     def read_heads(self, layer: int, stream: Held, z: Held | None) -> None:
         """Chunk by chunk, beside the sources in head space, which in a parallel block pass the MLP."""
-        self.room.take(stream, z, made=self.sizes.heads())
-        if self.config.parallel:
-            self.room.take(stream, z, made=3 * self.task.n_sources * self.config.d_model + self._seeded_mlp(layer))
+        self._reads_heads(layer, stream, z, self.sizes)
 
-    def _seeded_mlp(self, layer: int) -> int:
-        return self.sizes.mlp(False, False) if self.task.passes_mlp(layer) else 0
+    def _reads_heads(self, layer: int, stream: Held, z: Held | None, sizes: Sizes, beside: int = 0) -> None:
+        """Against the sources of `sizes`, with so many numbers beside."""
+        self.room.take(stream, z, made=sizes.heads() + beside)
+        if self.config.parallel and self.task.passes_mlp(layer):
+            self.room.take(stream, z, made=sizes.with_mlp() + beside)
 
     def read(self, site: Site, rows: Held, is_brought: bool) -> None:
         """Against what is seeded there."""
@@ -192,8 +197,7 @@ class DownSizes(Descent[Held]):
         if self.is_spread and is_up_spread:
             made = sizes.meeting(passes, size)
         else:  # whichever side is still at its own positions goes through the MLP
-            pushed = 3 * self.task.n_sources * self.config.d_model + sizes.mlp(False, False)
-            made = (sizes.mlp(True, False) if is_up_spread else pushed) if passes else 0
+            made = (sizes.mlp(True, False) if is_up_spread else sizes.with_mlp()) if passes else 0
             made = max(made, sizes.joined(not is_up_spread) * size if self.is_spread or is_up_spread else 0)
         self.room.take(made=made)
 
@@ -216,20 +220,15 @@ class UpSizes(Ascent[Held]):
 
     def _rows(self, size: int, made: int, *rows: Held | None) -> Held:
         """Rows of this width that a step makes anew, on all cells."""
-        out = Held(self.sizes.cells(False, self.is_spread) * size)
-        self.room.take(out, *rows, made=made)
-        return out
+        return self.room.make(self.sizes.cells(False, self.is_spread) * size, *rows, made=made)
 
     def _spread_rows(self, size: int, made: int, *rows: Held | None) -> Held:
         """Rows of this width on the cone, which are not yet counted as spread."""
-        out = Held(self.sizes.up * size)
-        self.room.take(out, *rows, made=made)
-        return out
+        return self.room.make(self.sizes.up * size, *rows, made=made)
 
     def add(self, a: Held, b: Held) -> Held:
         """In the memory of `b`."""
-        self.room.take(a, b)
-        return b
+        return self.room.change(b, a)
 
     def through_attention(self, layer: int, stream: Held, read: Held, keeps: bool) -> Held:
         """From seeds to the cone; there in place, or on a copy."""
@@ -237,8 +236,7 @@ class UpSizes(Ascent[Held]):
             return self._spread_rows(self.config.d_model, self.sizes.spread(is_down=False), stream, read)
         if keeps:
             return self._rows(self.config.d_model, self.sizes.attention(is_down=False), stream, read)
-        self.room.take(stream, read, made=self.sizes.attention(is_down=False))
-        return stream
+        return self.room.change(stream, read, made=self.sizes.attention(is_down=False))
 
     def through_attention_alone(self, layer: int, read: Held) -> Held:
         """Anew."""
@@ -262,8 +260,7 @@ class UpSizes(Ascent[Held]):
             return self._rows(self.config.d_model, made + 2 * self.task.n_sources * self.config.d_model, stream)
         if keeps:
             return self._rows(self.config.d_model, made, stream)
-        self.room.take(stream, made=made)
-        return stream
+        return self.room.change(stream, made=made)
 
     def through_mlp_alone(self, layer: int, read: Held) -> Held:
         """On a copy."""
@@ -291,8 +288,7 @@ class UpSizes(Ascent[Held]):
         """As numbers of the terms, and as they are for the skip connection."""
         passed = self.task.passed[number]
         alive: Counts = self.task.up() if self.is_spread else self.task.sources
-        terms = Held(self.sizes.met(passed, alive))
-        self.room.take(rows, terms, made=self.sizes.reading(passed))
+        terms = self.room.make(self.sizes.met(passed, alive), rows, made=self.sizes.reading(passed))
         self.waits[number] = Waits(terms, self._rows(passed.d_in, 0, terms, rows) if passed.has_skip else None)
 
     def arrive(self, number: int, site: Site, is_last: bool) -> Held:

@@ -240,13 +240,13 @@ class _JoiningSizes(DownSizes, Joining[Held]):
         self.task = replace(self.task, targets=added([way.task.targets for way in ways]))
         self.sizes = sizes_of(self.task)
         if any(way.stream is not None for way in ways):
-            self.stream = self.part = self._made(sum(alive) * self.config.d_model, 2 * sum(alive))  # and the place of each cell
+            self.stream = self.part = self.room.make(sum(alive) * self.config.d_model, made=2 * sum(alive))  # and the place of each cell
         waiting = set[int]().union(*(way.waiting for way in ways))
         for number in waiting:
             there = [way.waits[number] for way in ways if number in way.waits]
-            terms = self._made(sum(waits.terms.size for waits in there), 0)
+            terms = self.room.make(sum(waits.terms.size for waits in there))
             skips = [waits.skip.size for waits in there if waits.skip is not None]
-            self.waits[number] = Waits(terms, self._made(sum(skips), 0, terms) if skips else None)
+            self.waits[number] = Waits(terms, self.room.make(sum(skips), terms) if skips else None)
         self.waiting = waiting
         self.room.ways = [way for way in self.room.ways if way not in others]
 
@@ -262,7 +262,7 @@ class _JoiningSizes(DownSizes, Joining[Held]):
     def read_heads(self, layer: int, stream: Held, z: Held | None) -> None:
         chosen = lowest(self.joint, self.end, self)
         there = sizes_of(replace(self.task, sources=added([each.counts for each in chosen])))
-        self.room.take(stream, z, made=self._found(chosen) + there.heads())
+        self._reads_heads(layer, stream, z, there, beside=self._found(chosen))
 
 
 # --------------------------------------------------------------------------------------- the plan

@@ -24,6 +24,7 @@ from attrib.engine.plan.cost import (
     mlp,
     mlp_point,
     mlp_rows,
+    output_point,
     readout,
     spread_heads,
     spread_up,
@@ -78,10 +79,7 @@ class _Rising(Ascent[Moving]):
 
     def through_output(self, layer: int, rows: Moving) -> Moving:
         self.cost.mm("attention" if self.is_spread else "seeds", self.cells, self.task.d_q, self.config.d_model)
-        if self.config.post_norm and self.task.start == Site(layer, "z"):  # whose value is at hand
-            self.cost.mm("primal", self.task.tokens, self.task.d_q, self.config.d_model)
-        elif self.config.post_norm:
-            attention_point(self.task, self.cost)
+        output_point(self.task, self.cost, layer)
         return Moving()
 
     def through_mlp(self, layer: int, stream: Moving, keeps: bool) -> Moving:
@@ -137,7 +135,7 @@ class _Falling(DescentCount):
 
     def __init__(self, task: Task, to: Site, above: Collection[Site]) -> None:
         super().__init__(task, above, [to])
-        self.to, self.is_met = to, False
+        self.is_met = False
 
     def read(self, site: Site, rows: Moving, is_brought: bool) -> None:
         if is_brought:

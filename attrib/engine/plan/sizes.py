@@ -184,12 +184,12 @@ class Sizes:
         normed = 3 * self.cells(is_down, is_spread) * self.task.config.d_model
         return self.points + max(2 * self.patterns, normed)
 
-    def heads(self, is_down: bool = True) -> int:
+    def heads(self) -> int:
         """Rows read out in head space, beside the sources as they are and pushed there."""
         task, d = self.task, self.task.config.d_model
-        chunk, joined = self.chunk(is_down), self.joined(is_down)
+        chunk, joined = self.chunk(is_down=True), self.joined(is_down=True)
         read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
-        read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down))
+        read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
         return self.points + task.n_sources * (d + task.d_heads) + read
 
     # ----------------------------------------------------------------------------------------------- MLP
@@ -197,6 +197,10 @@ class Sizes:
     def mlp(self, is_down: bool, is_spread: bool) -> int:
         """Rows through an MLP: folded a position at a time, else a long stretch of a band alone and short ones gathered."""
         return self.once("mlp", is_down, is_spread, lambda: self._mlp(is_down) if is_spread else self._seeded_mlp(is_down))
+
+    def with_mlp(self) -> int:
+        """Seeded tangents with what an MLP makes of them: the sum, what is added, and the pieces that this is put together from."""
+        return 3 * self.task.n_sources * self.task.config.d_model + self.mlp(is_down=False, is_spread=False)
 
     def _mlp(self, is_down: bool) -> int:
         task, c = self.task, self.task.config
