@@ -33,7 +33,7 @@ from attrib.core.types import (
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
 from attrib.engine.bundle import Bundle, Piece, jacobians, joint_of, sampled_rows_error
-from attrib.engine.plan.choose import packs
+from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Error, precision_of
@@ -170,13 +170,7 @@ class _Call:
             (ids, of_prompt_number(number, ends.open, ids, self.positions)) for number, ids in enumerate(islice(done, len(self.prompts)))
         )
         planned, first = packs(opened, partial(self._joint, ends), self.options.budget, plan_joint), 0
-        while True:
-            try:
-                pack, plan = next(planned)
-            except StopIteration:
-                return
-            except BudgetError:
-                self._refuse(ends)
+        for pack, plan in refusing(planned, lambda: self._refuse(ends)):
             self._grow(ends, plan.joint)
             yield first, pack, jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
             first += len(pack)

@@ -21,7 +21,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.path import Path
-from attrib.engine.plan.choose import packs, plan_pack
+from attrib.engine.plan.choose import packs, plan_pack, refusing
 from attrib.engine.tiles import adjoint, sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
 from attrib.models.tokens import TokensLike
@@ -98,13 +98,7 @@ def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], 
     """The written sweeps, pack by pack."""
     grow = needs.growing(prompts)
     planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget, plan_pack)
-    while True:
-        try:
-            pack, plan = next(planned)
-        except StopIteration:
-            return
-        except BudgetError:
-            needs.refuse(prompts)
+    for pack, plan in refusing(planned, lambda: needs.refuse(prompts)):
         grow(plan.task)
         tiles = adjoint([found for _, found in pack], plan, needs.precision, impl)
         if len(pack) == 1:

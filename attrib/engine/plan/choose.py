@@ -132,6 +132,7 @@ class Plannable(Protocol):
 Item = TypeVar("Item")
 AnyTask = TypeVar("AnyTask", bound=Plannable)
 Planned = TypeVar("Planned")
+Packed = TypeVar("Packed")
 
 
 def packs(
@@ -163,6 +164,15 @@ def packs(
             pack, task, planned = [], None, None
     if planned is not None:
         yield pack, planned
+
+
+def refusing(packed: Iterator[Packed], refuse: Callable[[], object]) -> Iterator[Packed]:
+    """The packs; where a prompt does not fit, `refuse` is called, to raise what is enough for all of them."""
+    try:
+        yield from packed
+    except BudgetError:
+        refuse()
+        raise
 
 
 def _planned(task: AnyTask, budget: int, plan: Callable[[AnyTask, int, int], Planned]) -> Planned | None:
