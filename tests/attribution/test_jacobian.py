@@ -228,6 +228,15 @@ def test_budgets_and_packs_change_nothing(family: Family, effect: Any):
             assert_same(one[pair], edges.prompt(number), ROUNDING, (pair, number))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_refusal_names_the_prompt_that_needs_most(family: Family):
+    """It comes at the first prompt, and a budget that is enough for that one alone would be refused again."""
+    model = build(family, torch.float64)
+    source, target = (dictionary("standard", site=f"blocks.{layer}.hook_resid_pre", dtype=torch.float64) for layer in (0, 3))
+    with pytest.raises(BudgetError, match="budget: 1 bytes are too few for prompt 1, which needs at least"):
+        attrib.jacobian(model, [source], [target], [prompt(2), prompt(7)], budget=1)
+
+
 def test_positions_in_any_order():
     model, sources, targets, cuts = graph_ends("llama")
     got = attrib.jacobian(model, sources[:3], targets, PROMPTS[0], cuts=cuts, positions=[4, 1, -2])
