@@ -7,7 +7,7 @@ encoding of each dictionary, and one sweep.
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import NOTHING, Between, in_float64, passed_of, place_of, together
+from attrib.engine.halves import in_halves
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.plan.joint import Joint, JointPlan, PairWay, SourceCounts, TargetCounts, in_smaller_pieces, plan_joint
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
@@ -176,34 +177,29 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
             place = torch.arange(tile.first, tile.first + len(tile.gradient))
             yield number, Piece(source, target, place, tile.gradient)
             del tile
-    todo, shared = list(reversed(plan.sweeps)), None
-    is_out_of_memory = False
-    while todo and not is_out_of_memory:
-        first, end = todo.pop()
-        try:
-            shared = shared or _share(bundles, plan, precision, impl)
-            found = _sweep(shared, bundles, precision, first, end)
-        except torch.OutOfMemoryError:
-            if len(bundles) > 1:
-                is_out_of_memory = True
-                continue
-            if shared is None or end - first < 2:
-                raise
-            middle = (first + end) // 2
-            warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
-            todo += [(middle, end), (first, middle)]
-            continue
-        for number, rows in enumerate(found):
+    swept = in_halves(
+        plan.sweeps,
+        partial(_share, bundles, plan, precision, impl),
+        lambda shared, first, end: _sweep(shared, bundles, precision, first, end),
+        lambda _: len(bundles) > 1,
+    )
+    for done in swept:
+        if done is None:
+            yield from _one_by_one(bundles, plan, precision, impl)
+            return
+        for number, rows in enumerate(done[1]):
             yield from ((number, piece) for piece in _pieces(bundles[number], plan.joint.left_out, rows))
-        del found, rows  # before the next sweep fills another
-    if is_out_of_memory:
-        del shared  # and not in the handler: an exception at hand holds the frames that it came from, and all their tensors
-        warnings.warn(f"out of memory with {len(bundles)} prompts together; going on one at a time.", stacklevel=2)
-        for number, bundle in enumerate(bundles):
-            joint = joint_of([bundle])
-            joint = joint.without(plan.joint.left_out) if plan.joint.left_out else joint
-            for _, piece in jacobians([bundle], in_smaller_pieces(joint, plan), precision, impl):
-                yield number, piece
+        del done, rows  # before the next sweep fills another
+
+
+def _one_by_one(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Piece]]:
+    """What takes less memory than a pack."""
+    warnings.warn(f"out of memory with {len(bundles)} prompts together; going on one at a time.", stacklevel=3)
+    for number, bundle in enumerate(bundles):
+        joint = joint_of([bundle])
+        joint = joint.without(plan.joint.left_out) if plan.joint.left_out else joint
+        for _, piece in jacobians([bundle], in_smaller_pieces(joint, plan), precision, impl):
+            yield number, piece
 
 
 class _Rows(NamedTuple):
@@ -287,9 +283,14 @@ def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, ends: Sequen
 # ------------------------------------------------------------------------------------- its error
 
 
+def chosen_rows(bundle: Bundle, rows: int, seed: int = 0) -> Int[Tensor, " chosen"]:
+    """Which of a bundle's rows are computed again, as `Bundle.order` numbers them."""
+    return sampled(len(bundle.order[0]), rows, seed)
+
+
 def sampled_rows_error(bundle: Bundle, rows: int, precision: Precision, impl: Impl, budget: int, seed: int = 0) -> Error:
     """The error of randomly chosen rows against float64, at the same primal point and with the same active latents."""
-    part = bundle.only(sampled(len(bundle.order[0]), rows, seed))
+    part = bundle.only(chosen_rows(bundle, rows, seed))
     found, exact = _matrix(part, precision, impl, budget), _matrix(part.double(), None, "torch", budget)
     return error_of(found, exact, torch.cat([end.sources.value for end in bundle.sources]))
 

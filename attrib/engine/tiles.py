@@ -6,6 +6,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import Between, in_float64, passed_of, place_of, together
+from attrib.engine.halves import in_halves
 from attrib.engine.path import Path, Targets
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.memory import Way
@@ -54,39 +56,32 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
         UserWarning: where the device ran out of memory and a sweep is done in halves.
     """
     precision = precision or precision_of(paths[0].through.model, None)
-    orders = [path.targets.position.argsort(stable=True) for path in paths]
-    todo, scattered, shared = list(reversed(plan.sweeps)), dict[int, Tensor](), None
-    is_out_of_memory = False
-    while todo and not is_out_of_memory:
-        first, end = todo.pop()
-        chosen = [order[first:end] if len(paths) == 1 else order for order in orders]
-        try:
-            shared = shared or _share(paths, plan, precision, impl)
-            found = _sweep(shared, plan, precision, paths, chosen)
-        except torch.OutOfMemoryError:
-            if len(paths) > 1 or (shared is None and plan.way in ("forward", "both")):
-                is_out_of_memory = True
-                continue
-            if shared is None or end - first < 2:
-                raise
-            middle = (first + end) // 2
-            warnings.warn(f"out of memory with {end - first} targets in one sweep; going on with halves of it.", stacklevel=2)
-            todo += [(middle, end), (first, middle)]
-            continue
-        for number, (rows, gradient) in enumerate(zip(chosen, found, strict=True)):
+    orders, scattered = [path.targets.position.argsort(stable=True) for path in paths], dict[int, Tensor]()
+
+    def chosen(first: int, end: int) -> list[Int[Tensor, " rows"]]:
+        return [order[first:end] if len(paths) == 1 else order for order in orders]
+
+    swept = in_halves(
+        plan.sweeps,
+        partial(_share, paths, plan, precision, impl),
+        lambda shared, first, end: _sweep(shared, plan, precision, paths, chosen(first, end)),
+        lambda is_shared: len(paths) > 1 or (is_shared and plan.way in ("forward", "both")),
+    )
+    for done in swept:
+        if done is None:
+            yield from _smaller(paths, plan, precision, impl)
+            return
+        (first, end, is_last), found = done
+        for number, (rows, gradient) in enumerate(zip(chosen(first, end), found, strict=True)):
             if bool((orders[number].diff() == 1).all()):
                 yield number, Tile(first if len(paths) == 1 else 0, gradient)
                 continue
             # targets that are not sorted by position: their rows go back to their places
             whole = scattered.setdefault(number, gradient.new_zeros(len(orders[number]), gradient.shape[1]))
             whole[rows] = gradient
-            if len(paths) > 1 or not todo:
+            if len(paths) > 1 or is_last:
                 yield number, Tile(0, whole)
-        del found, gradient  # before the next sweep fills another tile
-    if is_out_of_memory:
-        # not in the handler: an exception at hand holds the frames that it came from, and all their tensors
-        del shared
-        yield from _smaller(paths, plan, precision, impl)
+        del done, found, gradient  # before the next sweep fills another tile
 
 
 def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:
