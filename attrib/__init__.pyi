@@ -11,7 +11,7 @@ from . import paths as paths
 from . import stats as stats
 from . import store as store
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
-from .attribution.jacobian import jacobian
+from .attribution.jacobian import jacobian, plan_jacobian
 from .attribution.plan import Plan, plan
 from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .core.edges import Edges
@@ -104,6 +104,7 @@ __all__ = [
     "open",
     "path",
     "plan",
+    "plan_jacobian",
     "reconstruct",
     "replace",
     "save",

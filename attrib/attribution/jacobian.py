@@ -10,13 +10,15 @@ from functools import partial
 from itertools import islice
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_target, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant
-from attrib.attribution.opening import ends_opened, positions_read
-from attrib.attribution.options import CallOptions, Options, sampled_rows, with_options
+from attrib.attribution.opening import ends_cost, ends_opened, positions_read
+from attrib.attribution.options import CallOptions, Options, PlanOptions, sampled_rows, with_options
+from attrib.attribution.plan import Plan, copied_bytes, plan_of
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
 from attrib.core.edges import Edges, join
@@ -32,11 +34,13 @@ from attrib.core.types import (
 )
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
-from attrib.engine.bundle import Bundle, Piece, jacobians, joint_of, sampled_rows_error
+from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
+from attrib.engine.plan.cost import Cost
+from attrib.engine.plan.joint import Joint, JointPlan, least_joint_memory, plan_joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Error, precision_of
+from attrib.engine.tiles import LEAST_FOR_SAMPLES
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 from attrib.paths.bundle import Ends, Source, Target
@@ -96,9 +100,30 @@ def jacobian(
     asked = Options(**options)
     if asked.method == "torch.func":
         raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
+    return _call(model, sources, targets, tokens, asked).run()
+
+
+@memory_named("planning")
+@takes(model=as_model, sources=as_sources, targets=as_targets, cuts=as_dictionaries, budget=as_bytes)
+@with_options
+def plan_jacobian(
+    model: Model,
+    sources: Source | Sequence[Source],
+    targets: Dictionary | LogitsLike | Sequence[Dictionary | LogitsLike],
+    tokens: TokensLike,
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """What `jacobian` will do and cost. Its ends are opened, prompt by prompt, and nothing is swept.
+
+    No floor is known for sweeps that many targets join, so the plan has none. The arguments and errors are those of `jacobian`.
+    """
+    return _call(model, sources, targets, tokens, Options(**options, result_fits=False)).plan()
+
+
+def _call(model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options) -> "_Call":
     prompts = to_prompts(model, tokens)
-    asked = replace(asked, positions=plain_positions(asked.positions, [len(ids) for ids in prompts]))
-    return _Call(model, tuple(sources), tuple(targets), prompts, asked).run()  # type: ignore[arg-type]
+    options = replace(options, positions=plain_positions(options.positions, [len(ids) for ids in prompts]))
+    return _Call(model, tuple(sources), tuple(targets), prompts, options)
 
 
 Opened = tuple[Tensor, Bundle]
@@ -176,12 +201,36 @@ class _Call:
             first += len(pack)
             del pack, plan
 
+    def plan(self) -> Plan:
+        """The same, counted; sampled rows of the first prompt are swept by themselves."""
+        planned, sampled, cost, result = list[JointPlan](), list[JointPlan](), Cost(self.precision.path.itemsize), 0
+        for ends, *_ in self.groups:
+            joints = list[Joint]()
+            for ids in self.prompts:
+                bundle = ends.open(ids, self.positions)
+                joints.append(self._joint(ends, (ids, bundle)))
+                cost = cost + ends_cost(ends, bundle, self._read(ends, ids), cost.itemsize)
+                if self.rows and not sampled:
+                    few = joint_of([bundle.only(chosen_rows(bundle, self.rows))])
+                    both = (replace(few, itemsize=size) for size in (cost.itemsize, torch.float64.itemsize))
+                    sampled = [plan_joint(each, max(self.options.budget, LEAST_FOR_SAMPLES)) for each in both]
+                del bundle
+            packed = packs(joints, lambda joint: joint, self.options.budget, plan_joint)
+            planned += [plan for _, plan in refusing(packed, partial(self._refuse, ends))]
+            result += sum(self._result(ends, joint) for joint in joints)
+        given = (*self.sources, *self.targets, *self.options.cuts)
+        copies = copied_bytes(self.model, given, self.precision, self.rows, self.ends.start, self.ends.stop)
+        return plan_of(planned, sampled, cost, result, copies)
+
+    def _read(self, ends: Ends, ids: Tensor) -> list[int]:
+        """At how many positions each target is read."""
+        return [positions_read(target, self.positions, len(ids)) for target in ends.targets]
+
     def _joint(self, ends: Ends, opened: Opened) -> Joint:
         """The work of a prompt whose bundle is open."""
         ids, bundle = opened
         joint = replace(joint_of([bundle]), itemsize=self.precision.path.itemsize)
-        read = [positions_read(target, self.positions, len(ids)) for target in ends.targets]
-        return replace(joint, opened=ends_opened(ends, bundle, read, joint.itemsize))
+        return replace(joint, opened=ends_opened(ends, bundle, self._read(ends, ids), joint.itemsize))
 
     def _refuse(self, ends: Ends) -> None:
         """Raises BudgetError with what is enough for all prompts."""
@@ -191,10 +240,13 @@ class _Call:
 
     def _grow(self, ends: Ends, joint: Joint) -> None:
         """Raises BudgetError where the result so far would be too large for the memory that is free."""
-        for i, j in ends.pairs:
-            task = replace(joint.whole, sources=joint.sources[i].counts, targets=joint.targets[j].counts)
-            self.needed += result_bytes(task, self.options.keep)
+        self.needed += self._result(ends, joint)
         check_fits(self.needed, self.options.keep, joint.n_targets * len(joint.sources), joint.itemsize, self.free)
+
+    def _result(self, ends: Ends, joint: Joint) -> int:
+        """Bytes of the edges of some prompts, of all pairs."""
+        tasks = (replace(joint.whole, sources=joint.sources[i].counts, targets=joint.targets[j].counts) for i, j in ends.pairs)
+        return sum(result_bytes(task, self.options.keep) for task in tasks)
 
     def _take(
         self, ends: Ends, sources: list[int], targets: list[int], first: int, pack: list[Opened], pieces: Iterator[tuple[int, Piece]]

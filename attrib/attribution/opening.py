@@ -124,15 +124,20 @@ class Opening:
             cost.mm("capture", tokens, d.d_in, d.d_out)
         if not self.is_true:
             model_pass(cost, "primal", c, [tokens], self.start.depth if self.cuts is None else (0, 0), self.stop.depth)
-        ends = 2 * counts.targets  # there and back
+        self.reading_cost(cost, counts)
+        return cost
+
+    def reading_cost(self, cost: Cost, counts: Counts) -> None:
+        """The products in which targets are read, and their cotangents."""
+        c, ends = self.config, 2 * counts.targets  # there and back
         if isinstance(self.target, TopLogits | TokenLogits):
             cost.mm("capture", counts.read, c.d_model, c.d_vocab)
         elif isinstance(self.target, Difference):
             named = sum(1 if isinstance(side, int | str) else len(side) for side in self.target)
             cost.mm("capture", ends, c.d_model, named)
         if self._ends_beside and self.site.kind == "mlp_out":
-            plain_mlp(cost, "capture", c, ends + (0 if self.is_true or not isinstance(self.target, Dictionary) else tokens))
-        return cost
+            again = 0 if self.is_true or not isinstance(self.target, Dictionary) else counts.tokens
+            plain_mlp(cost, "capture", c, ends + again)
 
     # ---------------------------------------------------------------------------------------- memory
 
@@ -246,14 +251,40 @@ def ends_opened(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) 
     made = [nothing._passing(tokens)]
     made += [making(source, count) + count * size for source, (count, size) in zip(ends.sources, sources, strict=True)]
     made += [making(cut, tokens * min(cut.d_sae, 64)) for cut in (*ends.passed, *(ends.replaced.dictionaries if ends.replaced else ()))]
-    for target, count, at, stop in zip(ends.targets, targets, read, ends.stops, strict=True):
-        one = Opening(config, None, target, read_site(ends.model, target), stop, None, True, itemsize)
-        made.append(one._reading(Counts(tokens, 0, count, at), number))
+    made += [one._reading(counts, number) for one, counts in _read(ends, bundle, read, itemsize)]
     kept = leaves + passed + written + sum(targets) * 2 * entry
     streams = nothing._widths(stream_sites(ends.start, ends.stop)) * tokens
     held = kept + sum(targets) * d
     peak = nothing._widths(ends.seen) * tokens + held + rows + sum(targets) * d + 2 * written + max(made)
     return Opened(*(itemsize * size for size in (peak, held, held + rows + streams + sum(targets) * d)))
+
+
+def ends_cost(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) -> Cost:
+    """The products in which many ends of one prompt are opened at once.
+
+    Args:
+        read: at how many positions each target is read.
+    """
+    cost, tokens = Cost(itemsize), bundle.length
+    model_pass(cost, "capture", ends.model.config, [tokens], (0, 0), max(site.depth for site in ends.seen))
+    put_in = ends.replaced.dictionaries if ends.replaced else ()
+    passed = ends.passed if ends.effect == "total" else ()
+    for d in (*ends.sources, *ends.targets, *passed, *put_in):
+        if isinstance(d, Dictionary):
+            cost.mm("capture", tokens, d.d_in, d.d_sae)
+    for d in put_in:
+        if d.has_skip:
+            cost.mm("capture", tokens, d.d_in, d.d_out)
+    for one, counts in _read(ends, bundle, read, itemsize):
+        one.reading_cost(cost, counts)
+    return cost
+
+
+def _read(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) -> Iterator[tuple[Opening, Counts]]:
+    """Each target as the end of a path of its own, and its counts."""
+    for target, end, at, stop in zip(ends.targets, bundle.targets, read, ends.stops, strict=True):
+        one = Opening(bundle.model.config, None, target, read_site(ends.model, target), stop, None, True, itemsize)
+        yield one, Counts(bundle.length, 0, len(end.targets.position), at)
 
 
 def positions_read(target: Dictionary | Logits, positions: Positions, length: int) -> int:

@@ -1,6 +1,6 @@
 """What a call will cost, told before it runs: `plan`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -13,12 +13,14 @@ from attrib.attribution.opening import Counts, counts_known, known_task, positio
 from attrib.attribution.options import PlanOptions, with_options
 from attrib.attribution.questions import check
 from attrib.core.room import memory_named
-from attrib.core.types import EdgeKind, InputError
+from attrib.core.types import EdgeKind, InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import PackPlan, packs, plan_pack
 from attrib.engine.plan.cost import Cost, Part
+from attrib.engine.plan.joint import JointPlan
 from attrib.engine.plan.result import result_bytes, size_of
 from attrib.engine.plan.task import Task
+from attrib.engine.precision import Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -29,16 +31,16 @@ from attrib.paths.targets import LogitsLike, as_logits
 class Plan:
     """What an attribution will do and cost. Operations are those of matrix products, 2 m k n each."""
 
-    packs: tuple[PackPlan, ...]
+    packs: tuple[PackPlan | JointPlan, ...]
     """The sweeps, pack of prompts by pack of prompts: way, where both sides meet, bands, runs of targets."""
     flops_by_part: Mapping[Part, int]
     bytes_by_part: Mapping[Part, int]
     """Operands and results of every product, once each."""
     peak: int
     """Bytes of working memory at the fullest moment, beside the parameters and the result."""
-    floor: int
-    """The least operations that the answer needs, as far as is known; docs/engine.md derives it."""
-    floor_bytes: int
+    floor: int | None
+    """The least operations that the answer needs, as far as is known; docs/engine.md derives it. None of sweeps that many targets join."""
+    floor_bytes: int | None
     result: int
     """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
     copies: int
@@ -51,29 +53,29 @@ class Plan:
 
     @property
     def direction(self) -> str:
-        """The ways taken, the same for all packs or joined by commas: local, reverse, forward, both."""
+        """The ways taken, the same for all packs or put together by commas: local, reverse, forward, both, through, joined."""
         return ", ".join(sorted({pack.way for pack in self.packs}))
 
     def __repr__(self) -> str:
         return (
-            f"Plan({self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, "
+            f"Plan({self.direction}: {self.flops / 1e9:.2f} GFLOP{self._of_floor}, "
             f"peak {size_of(self.peak)}, result up to {size_of(self.result)}, {len(self.packs)} pack(s))"
         )
 
     def __str__(self) -> str:
         lines = [
-            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP, {self.flops / self.floor:.2f} of the floor, peak {self.peak / 1e6:.0f} MB, "
+            f"{self.direction}: {self.flops / 1e9:.2f} GFLOP{self._of_floor}, peak {self.peak / 1e6:.0f} MB, "
             f"result up to {size_of(self.result)}" + (f", {size_of(self.copies)} of parameters in another precision" if self.copies else "")
         ]
         lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
-        return "\n".join([*lines, *(f"  {line}" for line in self._pack_lines)])
+        return "\n".join([*lines, *(f"  {pack}" for pack in self.packs)])
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{part}</td><td>{flops / 1e9:,.3f}</td><td>{size / 1e6:,.1f}</td></tr>" for part, flops, size in self._parts
         )
         head = "<tr><th>part</th><th>GFLOP</th><th>MB moved</th></tr>"
-        packs = "<br>".join(self._pack_lines[:10]) + ("<br>…" if len(self.packs) > 10 else "")
+        packs = "<br>".join(map(str, self.packs[:10])) + ("<br>…" if len(self.packs) > 10 else "")
         return f"<div><p>{str(self).splitlines()[0]}</p><table>{head}{rows}</table><p>{packs}</p></div>"
 
     @property
@@ -81,14 +83,8 @@ class Plan:
         return [(part, flops, self.bytes_by_part[part]) for part, flops in self.flops_by_part.items()]
 
     @property
-    def _pack_lines(self) -> list[str]:
-        lines = []
-        for pack in self.packs:
-            met = "" if pack.layer is None else f" at the MLP of layer {pack.layer}"
-            prompts, sweeps = len(pack.task.targets), len(pack.sweeps)
-            size = f"{pack.task.n_targets} × {pack.task.n_sources}"
-            lines.append(f"{prompts} prompt(s), {size}: {pack.way}{met}, {sweeps} sweep(s), {pack.bands} bands")
-        return lines
+    def _of_floor(self) -> str:
+        return "" if self.floor is None else f", {self.flops / self.floor:.2f} of the floor"
 
 
 @memory_named("planning")
@@ -137,11 +133,32 @@ def plan(
         opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
     planned = [pack for _, pack in packs(tasks, lambda task: task, needs.budget, plan_pack)]
     again = _sampled(tasks[0], needs)
-    total = sum((part.cost for part in (*planned, *again)), opened)
     least = sum((pack.floor for pack in planned), opened)
-    peak = max(part.peak for part in (*planned, *again))
-    size = sum(result_bytes(task, needs.keep) for task in tasks)
-    return Plan(tuple(planned), dict(total.flops), dict(total.bytes), peak, least.total, sum(least.bytes.values()), size, _copies(needs))
+    result = sum(result_bytes(task, needs.keep) for task in tasks)
+    ends = opening.start, opening.stop
+    copies = copied_bytes(needs.model, (needs.source, needs.target, *needs.cuts), needs.precision, needs.rows, *ends)
+    return plan_of(planned, again, opened, result, copies, least)
+
+
+def plan_of(
+    packs: Sequence[PackPlan | JointPlan],
+    again: Sequence[PackPlan | JointPlan],
+    opened: Cost,
+    result: int,
+    copies: int,
+    floor: Cost | None = None,
+) -> Plan:
+    """All of a call together.
+
+    Args:
+        again: the sweeps over sampled rows.
+        opened: what opening the prompts costs.
+        result, copies: bytes, as `Plan` has them.
+    """
+    total = sum((part.cost for part in (*packs, *again)), opened)
+    peak = max(part.peak for part in (*packs, *again))
+    least, least_bytes = (None, None) if floor is None else (floor.total, sum(floor.bytes.values()))
+    return Plan(tuple(packs), dict(total.flops), dict(total.bytes), peak, least, least_bytes, result, copies)
 
 
 def _sampled(task: Task, needs: Needs) -> list[PackPlan]:
@@ -153,17 +170,22 @@ def _sampled(task: Task, needs: Needs) -> list[PackPlan]:
     return [plan_pack(each, max(needs.budget, LEAST_FOR_SAMPLES)) for each in tasks]
 
 
-def _copies(needs: Needs) -> int:
-    """Bytes of parameters that are converted: all to the path's precision, the blocks between its ends to the sweep's, and to float64."""
+def copied_bytes(model: Model, ends: Iterable[Any], precision: Precision, rows: int, start: Site, stop: Site) -> int:
+    """Bytes of parameters that are converted: all to the path's precision, the blocks between its ends to the sweep's, and to float64.
+
+    Args:
+        ends: dictionaries, and whatever else is at an end, which has no parameters.
+        rows: how many rows are computed again in float64.
+    """
 
     def numbers(params: Any) -> int:
         return sum(leaf.numel() for leaf in pytree.tree_leaves(params) if isinstance(leaf, torch.Tensor))
 
-    opening, path, sweep = needs.opening, needs.precision.path, needs.precision.sweep
-    given: list[Any] = [needs.model.params] if needs.model.dtype != path else []
-    dictionaries = [d for d in (needs.source, needs.target, *needs.cuts) if isinstance(d, Dictionary) and not d.config.lazy]
+    path, sweep = precision.path, precision.sweep
+    given: list[Any] = [model.params] if model.dtype != path else []
+    dictionaries = {id(d): d for d in ends if isinstance(d, Dictionary) and not d.config.lazy}.values()
     given += [d.params for d in dictionaries if d.params.W_dec.dtype != path]
-    blocks = numbers(needs.model.params.blocks[opening.start.layer : opening.stop.layer + 1])
+    blocks = numbers(model.params.blocks[start.layer : stop.layer + 1])
     swept = [sweep] if sweep != path else []
-    swept += [torch.float64] if needs.rows and path != torch.float64 else []
+    swept += [torch.float64] if rows and path != torch.float64 else []
     return numbers(given) * path.itemsize + blocks * sum(dtype.itemsize for dtype in swept)

@@ -69,4 +69,5 @@ def read_plan(problem: Problem, dtype: Dtype) -> Plan:
     """attrib's plan of a problem. ADAPT HERE where `attrib.plan` changes."""
     p = problem
     found = attrib.plan(p.model, p.source, p.target, p.tokens, policy=p.policy, budget=p.budget, dtype=dtype, **put_in(p))
+    assert found.floor is not None  # every plan of one source and one target has one
     return Plan(float(found.flops), float(found.floor), int(found.peak), str(found.direction))

@@ -12,7 +12,20 @@ import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.attribution.jacobian import _Call
 from attrib.attribution.options import Options
-from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, TokenLogits, TopK, TopLogits, UnsupportedError
+from attrib.core.types import (
+    EXACT,
+    LINEAR,
+    BudgetError,
+    Difference,
+    Direction,
+    InputError,
+    Policy,
+    Site,
+    TokenLogits,
+    TopK,
+    TopLogits,
+    UnsupportedError,
+)
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.joint import JointPlan, joint_cost, joint_memory, least_joint_memory, plan_joint
@@ -26,7 +39,7 @@ from tests.support.builders import Family, attrib_model, build, dictionary, norm
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SOME, TOKENS, cross, foreign_logits, ours
 from tests.support.exact_transformers import keep_dtype
-from tests.support.measured import flops, peak
+from tests.support.measured import flops, measured, peak
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -415,3 +428,45 @@ def test_a_plan_without_rows():
     plan = plan_joint(joint_of([of_group.open(call.prompts[0], None)]), 1 << 30)
     assert isinstance(plan, JointPlan)
     assert joint_memory(plan.joint) == plan.peak
+
+
+@each_pair(
+    family=["gpt2", "llama", "gpt_neox", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"], rows=[None, 4],
+    lengths=[(12,), (8, 1, 5)],
+)  # fmt: skip
+def test_the_plan_of_a_call_is_what_it_does(family: Family, policy: Policy, effect: Any, rows: int | None, lengths: tuple[int, ...]):
+    """From the first pass to the last piece; with rows that are computed again, and skip connections and logits of every kind."""
+    model, tokens = large(family), [prompt(length, seed=length) for length in lengths]
+    sites = [f"blocks.{layer}.hook_mlp_out" for layer in (1, 2, 3)]
+    cuts = [dictionary("topk", site=site, d_in=WIDTH, d_sae=300, k=12) for site in sites]
+    sources = ["tokens", *cuts, attrib.ErrorAt(sites[0])]
+    targets = [*cuts, TopLogits(10), Difference(1, [2, 3]), Direction(normal(WIDTH), Site(2, "resid_post"))]
+    options: dict[str, Any] = {"cuts": cuts, "effect": effect, "policy": policy, "precision_rows": rows}
+    plan = attrib.plan_jacobian(model, sources, targets, tokens, **options)
+    assert plan.floor is None
+    assert plan.direction == "joined"
+    assert {len(pack.joint.whole.targets) for pack in plan.packs if isinstance(pack, JointPlan)} == {len(lengths)}
+    for hashed in (model, *cuts):
+        assert hashed.fingerprint
+    found, counted, used = measured(lambda: attrib.jacobian(model, sources, targets, tokens, keep=attrib.Threshold(1e30), **options))
+    assert len(found) > 9
+    assert_about(counted, plan.flops, 1.01, (family, policy, lengths))
+    assert 0.25 * plan.peak <= used <= 1.2 * plan.peak + plan.copies, f"{used / plan.peak:.3f} of the memory"
+    at_most = attrib.plan_jacobian(model, sources, targets, tokens, keep=TopK(5), **options)
+    kept = attrib.jacobian(model, sources, targets, tokens, keep=TopK(5), **options)
+    edges = sum(len(edges) for edges in kept.values())
+    assert edges * 16 <= at_most.result <= plan.result
+    assert "joined" in str(plan)
+    assert "floor" not in repr(plan)
+
+
+def test_a_plan_refuses_what_the_call_refuses_and_falls_apart_with_it():
+    model, sources, targets, cuts = graph_ends("gpt2")
+    with pytest.raises(BudgetError) as refused:
+        attrib.plan_jacobian(model, sources, targets, PROMPTS, cuts=cuts, budget=1000)
+    with pytest.raises(BudgetError) as called:
+        attrib.jacobian(model, sources, targets, PROMPTS, cuts=cuts, budget=1000)
+    assert str(refused.value) == str(called.value)
+    wide = ours(cross(build("gpt2", torch.float64), range(4)))
+    parts = attrib.plan_jacobian(build("gpt2", torch.float64), ["tokens", wide[0], wide[1]], LOGITS, PROMPTS[:1])
+    assert len(parts.packs) == 3  # each of the two takes places on its own ways alone

@@ -44,6 +44,11 @@ class PackPlan:
         seeded = self.task.sources if self.way == "forward" else self.task.targets
         return sum(rows > 0 for prompt in seeded for rows in prompt)
 
+    def __str__(self) -> str:
+        met = "" if self.layer is None else f" at the MLP of layer {self.layer}"
+        size = f"{self.task.n_targets} × {self.task.n_sources}"
+        return f"{len(self.task.targets)} prompt(s), {size}: {self.way}{met}, {len(self.sweeps)} sweep(s), {self.bands} bands"
+
 
 @dataclass(frozen=True)
 class _Option:

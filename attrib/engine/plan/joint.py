@@ -281,6 +281,17 @@ class JointPlan:
     alone: Mapping[tuple[int, int], PackPlan] = field(default_factory=dict)
     """Pairs of the lowest sources, each by its own way, where that takes fewer products than it would to bring all rows down to them."""
 
+    @property
+    def way(self) -> str:
+        """Its name, beside those of one source and one target."""
+        return "joined"
+
+    def __str__(self) -> str:
+        ways = ", ".join(sorted({plan.way for plan in self.alone.values()}))
+        beside = f" and {len(self.alone)} pair(s) {ways}" if self.alone else ""
+        size = f"{self.joint.n_targets} × {self.joint.whole.n_sources}"
+        return f"{len(self.joint.whole.targets)} prompt(s), {size}: {self.way}, {len(self.sweeps)} sweep(s){beside}"
+
 
 def joint_memory(joint: Joint) -> int:
     """Bytes at the fullest moment: of opening the bundles, or of the sweep beside what they hold."""
