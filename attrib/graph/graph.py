@@ -1,0 +1,137 @@
+"""An attribution graph of one prompt: direct effects between its nodes, as sparse rows that say what they leave out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.core.types import InputError
+from attrib.graph.nodes import Nodes
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+
+@dataclass(frozen=True, repr=False)
+class Graph:
+    """Direct effects on targets. Row r is that of node `targets[r]`, and holds the edges `indptr[r]:indptr[r+1]`.
+
+    An edge's weight is an attribution: the derivative of the target by the source, with every other node held, times the source's
+    activation. So a row says what its target is made of:
+
+        value  =  own + total + remainder,        total = sum of all attributions, kept or not
+
+    with `own` what the target reads with (an encoder's bias, that of the unembedding and of the norm before it). Where the policy is
+    LINEAR the remainder is zero up to rounding; else it is what linearisation misses.
+    """
+
+    nodes: Nodes
+    targets: Int[Tensor, " targets"]
+    """The numbers of the nodes that rows were computed of, ascending."""
+    indptr: Int[Tensor, " targets_plus_1"]
+    indices: Int[Tensor, " edges"]
+    """The number of the node that each edge comes from, ascending within a row."""
+    weight: Float[Tensor, " edges"]
+    value: Float[Tensor, " targets"]
+    own: Float[Tensor, " targets"]
+    total: Float[Tensor, " targets"]
+    l1: Float[Tensor, " targets"]
+    """The sum of the sizes of all attributions of a row, kept or not."""
+    importance: Float[Tensor, " targets"]
+    """By how much each row counts by itself when influence is asked for: the probability of a logit; 0 for a latent."""
+    tokens: Int[Tensor, " positions"]
+    strings: tuple[str, ...]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for, and hashes of what it was asked of."""
+
+    def __post_init__(self) -> None:
+        count = len(self.targets)
+        columns = {name: getattr(self, name) for name in ("value", "own", "total", "l1", "importance")}
+        for name, column in columns.items():
+            if len(column) != count:
+                raise InputError(f"{name}: {len(column)} of them, but the graph has {count} rows.")
+        if len(self.indptr) != count + 1 or len(self.indices) != len(self.weight) or int(self.indptr[-1]) != len(self.indices):
+            raise InputError(
+                f"indptr: {len(self.indptr)} of them up to {int(self.indptr[-1])}; expected {count + 1} for {count} rows, up to the "
+                f"{len(self.indices)} edges, of which {len(self.weight)} have weights."
+            )
+        if len(self.strings) != len(self.tokens):
+            raise InputError(f"strings: {len(self.strings)} of them for {len(self.tokens)} tokens.")
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph({len(self.tokens)} tokens, {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges; "
+            f"remainder at most {self.worst:.1e} of its row's scale)"
+        )
+
+    @cached_property
+    def row(self) -> Int[Tensor, " edges"]:
+        """The number of the row of each edge."""
+        return torch.arange(len(self.targets)).repeat_interleave(self.indptr.diff())
+
+    @property
+    def target(self) -> Int[Tensor, " edges"]:
+        """The number of the node that each edge goes to."""
+        return self.targets[self.row]
+
+    @property
+    def remainder(self) -> Float[Tensor, " targets"]:
+        """What each row's nodes do not account for: zero up to rounding where everything between them is linear."""
+        return self.value - self.own - self.total
+
+    @property
+    def dropped(self) -> Float[Tensor, " targets"]:
+        """The attribution of each row that `keep` has dropped."""
+        return self.total - torch.zeros_like(self.total).index_add(0, self.row, self.weight)
+
+    @property
+    def scale(self) -> Float[Tensor, " targets"]:
+        """The sum of the sizes of all that each row is made of: what a remainder is compared with."""
+        return self.l1 + self.own.abs()
+
+    @property
+    def worst(self) -> float:
+        """The largest remainder of a row, of its scale; 0 where there are no rows."""
+        share = self.remainder.abs() / self.scale.clamp_min(torch.finfo(self.scale.dtype).tiny)
+        return float(share.max()) if len(share) else 0.0
+
+    @property
+    def row_of(self) -> Int[Tensor, " nodes"]:
+        """The row of each node, or -1 where none was computed."""
+        found = torch.full((len(self.nodes),), -1)
+        found[self.targets] = torch.arange(len(self.targets))
+        return found
+
+    def to_scipy(self) -> "scipy.sparse.csr_matrix":
+        """The adjacency matrix [nodes, nodes], entry (target, source)."""
+        import scipy.sparse
+
+        counts = torch.zeros(len(self.nodes), dtype=torch.int64).index_copy(0, self.targets, self.indptr.diff())
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return scipy.sparse.csr_matrix((self.weight.numpy(), self.indices.numpy(), indptr.numpy()), shape=(len(self.nodes),) * 2)
+
+    def take(self, nodes: Int[Tensor, " chosen"]) -> "Graph":
+        """The graph of some nodes, by ascending numbers, and the edges between them. Totals stay: what is left out is dropped."""
+        new = torch.full((len(self.nodes),), -1)
+        new[nodes] = torch.arange(len(nodes))
+        rows = (new[self.targets] >= 0).nonzero()[:, 0]
+        is_kept = (new[self.indices] >= 0) & (new[self.target] >= 0)
+        counts = torch.bincount(self.row[is_kept], minlength=len(self.targets))[rows]
+        columns = {name: getattr(self, name)[rows] for name in ("value", "own", "total", "l1", "importance")}
+        return replace(
+            self, nodes=self.nodes.take(nodes), targets=new[self.targets[rows]], indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            indices=new[self.indices[is_kept]], weight=self.weight[is_kept], **columns,
+        )  # fmt: skip
+
+    def only(self, kept: "Tensor") -> "Graph":
+        """The same nodes and rows with some of the edges, by a mask."""
+        counts = torch.bincount(self.row[kept], minlength=len(self.targets))
+        indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return replace(self, indptr=indptr, indices=self.indices[kept], weight=self.weight[kept])
