@@ -96,17 +96,20 @@ class Options:
         return "triton" if self.method == "adjoint-triton" else "torch"
 
 
-def with_options(function: Callable[P, R]) -> Callable[P, R]:
+def with_options(function: Callable[P, R], asked: type | None = None) -> Callable[P, R]:
     """The function, whose signature spells out the options that it names as a typed dictionary, each with its default of `Options`.
 
     So `help` shows them, and `takes` refuses any other by its name, as Python does.
+
+    Args:
+        asked: the dataclass that has their defaults, where it is another.
     """
     plain = signature(function)
     *named, options = plain.parameters.values()
     types = get_type_hints(get_args(options.annotation)[0])
     spelled = [
         Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=types[option.name])
-        for option in fields(Options)
+        for option in fields(asked or Options)
         if option.name in types
     ]
     function.__signature__ = plain.replace(parameters=[*named, *spelled])  # type: ignore[attr-defined]

@@ -359,6 +359,19 @@ def read_end(
     else:
         read = read_logits(model, target, true, positions, policy)
 
+    return end_of(model, read, site, stop, reached, policy)
+
+
+def end_of(model: Model, read: Read, site: Site, stop: Site, reached: Float[Tensor, "positions width_b"], policy: Policy) -> End:
+    """What is read at a site, as targets at the place where their paths end.
+
+    Args:
+        stop, reached: where the paths end, and the value there.
+
+    Raises:
+        NotFiniteError: where a target is NaN or infinite; minus infinity may be a logit.
+    """
+
     def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
         return read.function(_beside(model, site, stop, rows, policy))
 

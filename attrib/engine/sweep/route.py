@@ -268,11 +268,15 @@ def descend(ways: Iterable[Joining[Load]]) -> None:
         while joining and joining[-1].stop == site:
             going.append(joining.pop())
             going[-1].part = going[-1].begin()
-        for way in going:
-            way.step(site)
-        del way  # which may be one that goes on within another
+        _step(going, site)
         if site.kind == "resid_pre":
             going = _come_together(going)
+
+
+def _step(ways: Sequence[Joining[Load]], site: Site) -> None:
+    """All of them to the next place. A function of its own, so that no name is left of one that goes on within another."""
+    for way in ways:
+        way.step(site)
 
 
 def _come_together(ways: Sequence[Joining[Load]]) -> list[Joining[Load]]:

@@ -1,0 +1,376 @@
+"""The ends of a whole graph: every node of a prompt, with what it writes, and every target, with what it reads.
+
+Nodes come in parts, each of one kind at one place (nodes.py); a sweep takes them by the place where they write (engine/bundle.py).
+This module alone knows which column of which source set is which node, and which row of which target set.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.core.positions import Positions
+from attrib.core.types import Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
+from attrib.engine.blocks.passing import Between, Passing, place_of
+from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
+from attrib.engine.path import Sources, Targets
+from attrib.engine.plan.task import Opened as OpenedBytes
+from attrib.engine.sweep.primal import stream_sites
+from attrib.graph.constants import constant_attention, constant_mlp, constant_z, embeddings
+from attrib.graph.nodes import NodeKind, Nodes, NodeSet
+from attrib.graph.options import Mlps
+from attrib.graph.outputs import Output, as_logits_read, output_site, read_output
+from attrib.models.tokens import token_strings
+from attrib.models.transformer import Model, embed, width
+from attrib.passes.capture import capture
+from attrib.passes.replacement import Cut, Replacement, put_together
+from attrib.paths.cuts import nothing
+from attrib.paths.path import end_of, latent_sources, require_finite_ends, stop_site
+from attrib.paths.targets import Read
+
+FIRST = Site(0, "resid_pre")
+"""Where the model brings its embeddings."""
+
+
+class Part(NamedTuple):
+    """The nodes of one set, and what they write."""
+
+    set: NodeSet
+    order: tuple[tuple[int, int], int]
+    """The depth of the place that it belongs to, and its turn there: what the model brings, who reads that, who writes, who reads then."""
+    sources: Sources
+    writes: tuple[Site, ...]
+    """Empty where all that it would write lies behind the highest target: its nodes are targets alone."""
+    is_brought: bool = False
+    dictionary: int | None = None
+    """The number of the dictionary whose latents they are."""
+
+
+class Column(NamedTuple):
+    """A number of a target's own, and how it counts."""
+
+    own: Float[Tensor, " targets"]
+    importance: Float[Tensor, " targets"]
+    kind: NodeKind
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A prompt's graph before its edges are known."""
+
+    bundle: Bundle
+    nodes: Nodes
+    columns: tuple[Int[Tensor, " _"], ...]
+    """The node of each column of each set of sources."""
+    rows: tuple[Int[Tensor, " _"], ...]
+    """The node of each row of each set of targets."""
+    value: Float[Tensor, " nodes"]
+    own: Float[Tensor, " nodes"]
+    importance: Float[Tensor, " nodes"]
+    """The last three are of targets, by their nodes; of others they mean nothing."""
+
+
+@dataclass(frozen=True)
+class GraphEnds:
+    """What graphs of a call are made of. Dictionaries fit the model, and are in its precision."""
+
+    model: Model
+    dictionaries: tuple[Dictionary, ...]
+    outputs: tuple[Output, ...]
+    policy: Policy
+    positions: Positions
+    mlps: Mlps
+    demean: bool
+    skipped: int
+    """How many first positions have no latents: what stands there is error alone."""
+
+    @cached_property
+    def replaced(self) -> Replacement:
+        """The pass that has all dictionaries in it. Raises InputError where they do not go together."""
+        return put_together(self.model, {f"dictionaries[{number}]": d for number, d in enumerate(self.dictionaries)}, self.policy)
+
+    @cached_property
+    def written(self) -> frozenset[Site]:
+        """The places that dictionaries write, as `place_of` names them."""
+        return frozenset(map(place_of, self.replaced.written))
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Where each output is read."""
+        return [output_site(self.model, what) for what in self.outputs]
+
+    @cached_property
+    def stops(self) -> list[Site]:
+        """Where the rows of each dictionary's latents begin, and then those of each output."""
+        return [stop_site(self.model, target, self.dictionaries) for target in (*self.dictionaries, *map(as_logits_read, self.outputs))]
+
+    @cached_property
+    def stop(self) -> Site:
+        """The highest of these."""
+        return max(self.stops, key=lambda site: site.depth)
+
+    @cached_property
+    def layers(self) -> range:
+        """The layers that are passed, as far as some of their components lie below the highest target."""
+        return range(min(self.stop.layer + 1, self.model.config.n_layers))
+
+    def is_leaf(self, layer: int) -> bool:
+        """Whether what an MLP writes is a node of its own."""
+        is_free = Site(layer, "mlp_out") not in self.written
+        return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self._is_below(Site(layer, "mlp_out"))
+
+    def is_passed(self, layer: int) -> bool:
+        """Whether derivatives pass an MLP."""
+        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self._is_below(Site(layer, "mlp_out"))
+
+    def is_touched(self, site: Site) -> bool:
+        """Whether dictionaries or outputs read or write a place, so that a component is not passed in one step there."""
+        reads = (*(d.site for d in self.dictionaries), *self.sites)
+        return place_of(site) in {*map(place_of, reads), *self.written}
+
+    def _is_below(self, site: Site) -> bool:
+        return site.depth <= self.stop.depth
+
+    @cached_property
+    def held(self) -> frozenset[Site]:
+        """The places at which something else than the model writes."""
+        return self.written | {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
+
+    @cached_property
+    def skips(self) -> list[int]:
+        """Numbers of the dictionaries that derivatives pass, through their skip connections alone."""
+        return [number for number, d in enumerate(self.dictionaries) if d.has_skip and self._is_below(d.site)]
+
+    @cached_property
+    def seen(self) -> set[Site]:
+        """Where the model's own pass is looked at."""
+        within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
+        within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
+        within = {site for site in within if self._is_below(site)}
+        read = {*self.stops, *self.sites, *(d.site for d in self.dictionaries)}
+        return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
+
+    # -------------------------------------------------------------------------------------- one prompt
+
+    @torch.no_grad()
+    def open(self, tokens: Int[Tensor, " positions"]) -> Opened:
+        """One prompt's nodes and targets, at the model's own pass.
+
+        Raises:
+            NotFiniteError: where a place, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
+        """
+        seen = capture(self.model, tokens, self.seen)
+        require_finite_ends(self.model, tokens, seen, {*self.stops, *self.sites, *(d.site for d in self.dictionaries)})
+        leaves = self.replaced.leaves_of(embed(self.model, tokens), seen)
+        cuts = [self._without_first(cut) for cut in leaves.cuts]
+        errors = self._errors(leaves.errors, leaves.cuts)
+        parts = [*self._embedded(tokens), *self._constants(seen, len(tokens)), *self._latents(cuts, seen)]
+        parts += self._left(errors, leaves.cuts, seen)
+        parts.sort(key=lambda part: part.order)
+        ends, columns = _source_ends(parts)
+        targets, own = self._targets(cuts, tokens, seen)
+        return self._opened(tokens, seen, parts, (ends, columns), targets, own)
+
+    def _opened(
+        self,
+        tokens: Tensor,
+        seen: Mapping[Site, Tensor],
+        parts: Sequence[Part],
+        sources: tuple[tuple[SourceEnd, ...], tuple[Tensor, ...]],
+        targets: tuple[TargetEnd, ...],
+        own: Sequence[Column],
+    ) -> Opened:
+        """All of it together, numbered."""
+        outputs = targets[len(self.dictionaries) :]
+        tables = [part.set for part in parts]
+        for end, site, column in zip(outputs, self.sites, own[len(self.dictionaries) :], strict=True):
+            tables.append(NodeSet(column.kind, str(site), "", len(end.targets.position)))
+        columns = [[*(part.sources[field] for part in parts), *(end.targets[field] for end in outputs)] for field in range(3)]
+        labels = token_strings(self.model, tokens) + tuple(label for end in outputs for label in end.labels)
+        position, latent, activation = (torch.cat([each.to(column[0]) for each in column]).cpu() for column in columns)
+        nodes = Nodes(tuple(tables), position, latent, activation, labels)
+        set_of = {part.dictionary: number for number, part in enumerate(parts)} | {
+            number: len(parts) + number - len(self.dictionaries) for number in range(len(self.dictionaries), len(targets))
+        }
+        rows = [torch.arange(nodes.first[at := set_of[number]], nodes.first[at + 1]) for number in range(len(targets))]
+        value, constant, importance = (torch.zeros(len(nodes), dtype=activation.dtype) for _ in range(3))
+        for node, end, column in zip(rows, targets, own, strict=True):
+            value[node], constant[node], importance[node] = end.targets.value.cpu(), column.own.cpu(), column.importance.cpu()
+        streams = {site: seen[site] for site in stream_sites(FIRST, self.stop)}
+        passing = (self.dictionaries[number] for number in self.skips)
+        between = Between(self.held, tuple(Passing(d, seen[d.site], nothing(seen[d.site]), False) for d in passing))
+        bundle = Bundle(self.model, self.policy, FIRST, self.stop, len(tokens), streams, sources[0], targets, between)
+        return Opened(bundle, nodes, sources[1], tuple(rows), value, constant, importance)
+
+    def _without_first(self, cut: Cut) -> Cut:
+        """The latents of positions that have some."""
+        if not self.skipped:
+            return cut
+        chosen = cut.latents.position >= self.skipped
+        return cut._replace(latents=SparseLatents(*(column[chosen] for column in cut.latents)))
+
+    def _errors(self, errors: Sequence[Tensor], cuts: Sequence[Cut]) -> dict[Site, Float[Tensor, "positions _"]]:
+        """What is left at each written place beside latents, biases and skip connections."""
+        found = {place_of(site): error for site, error in zip(self.replaced.written, errors, strict=True)}
+        for d, cut in zip(self.dictionaries, cuts, strict=True):
+            chosen = cut.latents.position < self.skipped
+            position, latent, value = (column[chosen] for column in cut.latents)
+            rows = value[:, None] * d.decoder_rows(latent) * cut.scale.scale.index_select(0, position)
+            for site, part in split(d, rows).items():
+                found[place_of(site)] = found[place_of(site)].index_add(0, position, part.to(value.dtype))
+        return found
+
+    # ----------------------------------------------------------------------------------------- nodes
+
+    def _embedded(self, tokens: Tensor) -> Iterator[Part]:
+        """The embeddings of tokens, and of positions where the model has learned them."""
+        token, position = embeddings(self.model, tokens)
+        yield _part("token", "embed", ((0, -2), 0), token, (FIRST,), is_brought=True, latent=tokens)
+        if position is not None:
+            numbers = torch.arange(len(tokens), device=tokens.device)
+            yield _part("position", "pos_embed", ((0, -1), 0), position, (FIRST,), is_brought=True, latent=numbers)
+
+    def _constants(self, seen: Mapping[Site, Tensor], count: int) -> Iterator[Part]:
+        """What the model's components add of their own."""
+        model = self.model
+        for layer in self.layers:
+            z, out, read, written = (Site(layer, kind) for kind in ("z", "attn_out", "mlp_in", "mlp_out"))
+            constant = constant_z(model, layer)
+            if self._is_below(z) and self.is_touched(z):
+                yield self._bias(z, constant.expand(count, -1))
+            if self._is_below(out):
+                true = seen[z] if model.config.post_norm else constant.new_zeros(count, len(constant))
+                through = torch.zeros_like(constant) if self.is_touched(z) else constant
+                yield self._bias(out, constant_attention(model, layer, true, through))
+            bias, is_apart = model.params.blocks[layer].norm_2.bias, self.is_touched(read)
+            if model.config.pre_norm and is_apart and self._is_below(read):
+                yield self._bias(read, bias.expand(count, -1))
+            if self.is_passed(layer):
+                x = seen[read]
+                moving = x - bias if model.config.pre_norm and not is_apart else x
+                yield self._bias(written, constant_mlp(model, layer, x, moving))
+
+    def _bias(self, site: Site, direction: Float[Tensor, "positions _"]) -> Part:
+        return _part("bias", str(site), (site.depth, 0), direction, (site,), is_brought=True)
+
+    def _latents(self, cuts: Sequence[Cut], seen: Mapping[Site, Tensor]) -> Iterator[Part]:
+        """The active latents of every dictionary."""
+        for number, (d, cut) in enumerate(zip(self.dictionaries, cuts, strict=True)):
+            writes = tuple(sorted((at for at in d.writes if self._is_below(at)), key=lambda at: at.depth))
+            turn = 1 if place_of(d.site) in map(place_of, d.writes) else 3
+            if writes:
+                sources = latent_sources(d, seen[d.site], writes, cut.latents)
+            else:  # whose latents are targets alone
+                sources = Sources(*cut.latents, seen[d.site].new_zeros(len(cut.latents.position), 0))
+            table = NodeSet("latent", str(d.site), d.name, len(sources.position))
+            yield Part(table, (d.site.depth, turn), sources, writes, dictionary=number)
+
+    def _left(self, errors: Mapping[Site, Tensor], cuts: Sequence[Cut], seen: Mapping[Site, Tensor]) -> Iterator[Part]:
+        """What stands at written places beside latents: errors, and what dictionaries add of their own; and MLPs that are leaves."""
+        own = {site: torch.zeros_like(error) for site, error in errors.items()}
+        for d, cut in zip(self.dictionaries, cuts, strict=True):
+            none = nothing(seen[d.site])
+            for site, part in split(d, decode_at(d, none.value, none.position, none.latent, cut.scale)).items():
+                own[place_of(site)] = own[place_of(site)] + part
+        for site, error in errors.items():
+            if self._is_below(site):
+                yield _part("error", str(site), (site.depth, 2), error, (site,))
+                yield _part("bias", str(site), (site.depth, 2), own[site], (site,))
+        for layer in self.layers:
+            if self.is_leaf(layer):
+                site = Site(layer, "mlp_out")
+                yield _part("mlp", str(site), (site.depth, 2), seen[site], (site,))
+
+    # --------------------------------------------------------------------------------------- targets
+
+    def _targets(self, cuts: Sequence[Cut], tokens: Tensor, seen: Mapping[Site, Tensor]) -> tuple[tuple[TargetEnd, ...], list[Column]]:
+        """The rows of every dictionary's latents, and then those of every output."""
+        ends, columns = [], []
+        held = self.policy._replace(norm="frozen")
+        for d, cut, stop in zip(self.dictionaries, cuts, self.stops, strict=False):
+            read = _read_again(d, cut.latents)
+            end, own = self._end(read, read, d.site, stop, seen[stop])
+            ends.append(TargetEnd(end, stop, d.site in d.writes and place_of(d.site) == place_of(stop), frozenset()))
+            columns.append(Column(own, torch.zeros_like(own), "latent"))
+        for what, site, stop in zip(self.outputs, self.sites, self.stops[len(self.dictionaries) :], strict=True):
+            given = self.model, what, tokens, seen[site], self.positions
+            read, importance, is_logit = read_output(*given, self.policy, self.demean)
+            again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
+            end, own = self._end(read, again, site, stop, seen[stop])
+            ends.append(TargetEnd(end, stop, False, frozenset(), read.labels, read.probability))
+            columns.append(Column(own, importance, "logit" if is_logit else "target"))
+        return tuple(ends), columns
+
+    def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
+        """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
+        found = end_of(self.model, read, site, stop, x, self.policy).targets
+        linear = found
+        if self.policy.norm == "exact":
+            linear = end_of(self.model, held, site, stop, x, self.policy._replace(norm="frozen")).targets
+        return found, linear.value - (linear.cotangent * x.index_select(0, linear.position)).sum(-1)
+
+
+def _read_again(d: Dictionary, latents: SparseLatents) -> Read:
+    """Latents that have been found already."""
+
+    def function(rows: Float[Tensor, "targets d_in"]) -> Float[Tensor, " targets"]:
+        return encode_at(selected(d), rows, torch.arange(len(latents.latent), device=rows.device), latents.latent)
+
+    return Read(latents.position, latents.latent, function)
+
+
+def _part(
+    kind: NodeKind,
+    site: str,
+    order: tuple[tuple[int, int], int],
+    direction: Float[Tensor, "positions _"],
+    writes: tuple[Site, ...],
+    is_brought: bool = False,
+    latent: Int[Tensor, " positions"] | None = None,
+) -> Part:
+    """A node for each position, which is there once."""
+    every, ones = torch.arange(len(direction), device=direction.device), torch.ones_like(direction[:, 0])
+    latent = torch.full_like(every, -1) if latent is None else latent
+    return Part(NodeSet(kind, site, "", len(every)), order, Sources(every, latent, ones, direction), writes, is_brought)
+
+
+def _source_ends(parts: Sequence[Part]) -> tuple[tuple[SourceEnd, ...], tuple[Int[Tensor, " _"], ...]]:
+    """Parts that write at the same places as one set, in order of position, and the node of each of its columns."""
+    firsts = list(accumulate((part.set.size for part in parts), initial=0))
+    groups: dict[tuple[tuple[Site, ...], bool], list[int]] = {}
+    for number, part in enumerate(parts):
+        if part.writes:
+            groups.setdefault((tuple(map(place_of, part.writes)), part.is_brought), []).append(number)
+    ends, columns = [], []
+    for numbers in groups.values():
+        together = [torch.cat(column) for column in zip(*(parts[number].sources for number in numbers), strict=True)]
+        node = torch.cat([torch.arange(firsts[number], firsts[number + 1]) for number in numbers])
+        order = together[0].argsort(stable=True)
+        one = parts[numbers[0]]
+        ends.append(SourceEnd(Sources(*(column.index_select(0, order) for column in together)), one.writes, one.is_brought))
+        columns.append(node[order.cpu()])
+    return tuple(ends), tuple(columns)
+
+
+def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
+    """Bytes for opening a prompt; a bound of the fullest moment, and what stays as long as its nodes do."""
+    bundle, config = opened.bundle, ends.model.config
+    tokens, d, number = bundle.length, config.d_model, max(1, 8 // itemsize)
+    entry = 2 * number + 1  # a position, a latent and a value
+    rows = sum(end.sources.direction.numel() + entry * len(end.sources.position) for end in bundle.sources)
+    read = sum(end.targets.cotangent.numel() + entry * len(end.targets.position) for end in bundle.targets)
+    columns = number * sum(map(len, opened.columns)) + 3 * len(opened.nodes) + 2 * number * len(opened.nodes)
+    seen = tokens * sum({site.depth: width(config, site) for site in ends.seen}.values())
+    streams = tokens * sum({site.depth: width(config, site) for site in bundle.streams}.values())
+    patterns = 3 * config.n_heads * tokens**2 + 6 * tokens * max(d, config.n_heads * config.d_head)
+    encoding = max((d.d_in * min(TILE, d.d_sae) * d.config.lazy + 8 * tokens * min(TILE, d.d_sae) for d in ends.dictionaries), default=0)
+    largest = max((len(end.targets.position) for end in bundle.targets), default=0)
+    made = max(patterns + 4 * tokens * config.d_mlp, encoding, 3 * tokens * config.d_vocab, 6 * largest * d)
+    held = read + columns
+    return OpenedBytes(*(itemsize * size for size in (seen + 2 * rows + read + columns + made, held, held + rows + streams)))

@@ -1,0 +1,80 @@
+"""What a graph is asked for, and whether that can be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+
+from attrib.attribution.options import Method, Options
+from attrib.core.positions import PositionsLike
+from attrib.core.types import LINEAR, InputError, Keep, Mass, Policy, Progress, TopLogits
+from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.graph.outputs import Output, as_outputs
+
+Mlps = Literal["exact", "leaf"]
+"""What becomes of an MLP that no dictionary replaces: derivatives pass it, or what it writes is a node of its own."""
+
+
+class GraphOptions(TypedDict, total=False):
+    """The options of `build`; what each means is said there."""
+
+    targets: Output | Sequence[Output]
+    policy: Policy
+    keep: Keep
+    positions: PositionsLike
+    mlps: Mlps
+    demean: bool
+    skip_positions: int
+    dtype: torch.dtype | str | None
+    budget: int
+    method: Method
+    progress: bool | Progress
+
+
+@dataclass(frozen=True)
+class GraphAsked:
+    """The options of a graph, found good, each with its default."""
+
+    targets: Any = TopLogits(10, mass=0.95)  # noqa: RUF009 - an immutable value
+    policy: Policy = LINEAR
+    keep: Keep = Mass(0.98)  # noqa: RUF009 - an immutable value
+    positions: PositionsLike = None
+    mlps: Mlps = "exact"
+    demean: bool = True
+    skip_positions: int = 0
+    dtype: torch.dtype | str | None = None
+    budget: int = DEFAULT_BUDGET
+    method: Method = "adjoint"
+    progress: bool | Progress = False
+
+    def __post_init__(self) -> None:
+        assert self.common  # which checks what all attributions have
+        if self.method == "torch.func":
+            raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
+        if self.mlps not in get_args(Mlps):
+            raise InputError(f"mlps: {self.mlps!r}; expected 'exact' or 'leaf'.")
+        if not isinstance(self.demean, bool):
+            raise InputError(f"demean: {self.demean!r}; expected True or False.")
+        skipped: Any = self.skip_positions
+        if isinstance(skipped, bool) or not isinstance(skipped, int) or skipped < 0:
+            raise InputError(f"skip_positions: {skipped!r}; expected a whole number, 0 or more: how many first positions have no latents.")
+        object.__setattr__(self, "targets", as_outputs(self.targets))
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The targets, each by itself."""
+        found: tuple[Output, ...] = self.targets
+        return found
+
+    @property
+    def common(self) -> Options:
+        """Those that every attribution has."""
+        return Options(
+            policy=self.policy, keep=self.keep, positions=self.positions, dtype=self.dtype, budget=self.budget, method=self.method,
+            progress=self.progress,
+        )  # fmt: skip
+
+    def at(self, positions: PositionsLike) -> "GraphAsked":
+        """The same at positions in their plain form."""
+        return replace(self, positions=positions)

@@ -1,0 +1,221 @@
+"""Attribution graphs: every row adds up, and every edge is the plain function's derivative."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+import attrib
+from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, Difference, Direction, InputError, Mass, Site, TokenLogits, TopK, TopLogits
+from attrib.graph.build import build as build_graphs
+from attrib.graph.constants import embeddings
+from attrib.graph.graph import Graph
+from attrib.graph.outputs import Custom, Span
+from attrib.models.transformer import Model
+from tests.support.builders import ALL_FAMILIES, Family, build, normal, prompt
+from tests.support.covering import each_pair
+from tests.support.cut_cases import SETS, TOKENS, ours
+from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+FEW: list[Family] = ["gpt2", "llama", "gemma2", "gpt_neox"]
+
+
+def dense(graph: Graph) -> Tensor:
+    """[rows, nodes]."""
+    return torch.from_numpy(graph.to_scipy().toarray())[graph.targets]
+
+
+def dictionaries(model: Model, which: str | None) -> list[attrib.Dictionary]:
+    return ours(SETS[which](model)) if which else []
+
+
+def graph_of(model: Model, which: str | None, tokens: Tensor = TOKENS, **options: Any) -> Graph:
+    (graph,) = build_graphs(model, dictionaries(model, which), tokens, **({"keep": Dense()} | options))
+    return graph
+
+
+# ---------------------------------------------------------------------------------------------- rows add up
+
+
+@each_pair(family=ALL_FAMILIES, which=[None, *SETS], mlps=["exact", "leaf"], demean=[True, False], dtype=[torch.float64, torch.float32])
+def test_every_row_adds_up(family: Family, which: str | None, mlps: Any, demean: bool, dtype: torch.dtype):
+    model = build(family, dtype)
+    targets = [TopLogits(3), Span(4, 7), Difference(1, [2, 3]), Custom("up", normal(32, dtype=dtype), 0.5, Site(2, "resid_pre"))]
+    graph = graph_of(model, which, mlps=mlps, demean=demean, targets=targets)
+    assert graph.worst < (1e-10 if dtype == torch.float64 else 1e-4), graph.nodes.label(int(graph.targets[graph.remainder.abs().argmax()]))
+    assert len(graph.targets) > (100 if which else 0) + 3 + 3 + 1 + 1 - 1
+    assert (graph.l1 > 0).all()
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_where_norms_and_patterns_move_the_remainder_says_what_is_missed(family: Family):
+    model = build(family, torch.float64)
+    held, moving = (graph_of(model, "transcoders", policy=policy, targets=TopLogits(2)) for policy in (LINEAR, EXACT))
+    assert held.worst < 1e-10
+    assert moving.worst > 1e-3
+    assert_close(moving.value, held.value, ROUNDING)
+    assert_close(moving.own, held.own, ROUNDING)
+
+
+def test_first_positions_without_latents_are_error_alone():
+    model = build("gpt2", torch.float64)
+    graph = graph_of(model, "all", skip_positions=2)
+    assert graph.worst < 1e-10
+    latents = graph.nodes.of_kind("latent")
+    assert int(graph.nodes.position[latents].min()) == 2
+    whole = graph_of(model, "all")
+    later = whole.nodes.of_kind("latent")
+    assert len(latents) == int((whole.nodes.position[later] >= 2).sum())
+
+
+# --------------------------------------------------------------------------------- edges are derivatives
+
+
+@each_pair(family=FEW, which=["transcoders", "residual", "attn_out", "z", "cross", "all"], policy=[EXACT, LINEAR])
+def test_edges_are_derivatives_of_the_replaced_pass(family: Family, which: str, policy: Any):
+    """Latents, errors and embeddings against torch.func on the plain forward with everything put in."""
+    model = build(family, torch.float64)
+    cuts = dictionaries(model, which)
+    tokens = TOKENS[:6]
+    chosen = TokenLogits((3, 8))
+    graph = graph_of(model, which, tokens, policy=policy, targets=chosen, demean=False)
+    replaced = attrib.replace(model, cuts, policy=policy)
+    leaves = replaced.leaves(tokens)
+    token, position = embeddings(model, tokens)
+    sizes = [len(each) for each in leaves.activations]
+    ends = torch.tensor(sizes).cumsum(0)
+
+    def function(activations: Tensor, errors: Tensor, embedded: Tensor) -> Tensor:
+        """What every latent and both logits are, by all of these as factors."""
+        parts = tuple(a * f for a, f in zip(leaves.activations, activations.split(sizes), strict=True))
+        scaled = tuple(error * factor[:, None] for error, factor in zip(leaves.errors, errors, strict=True))
+        brought = token * embedded[0][:, None] + (0 if position is None else position * embedded[1][:, None])
+        there = leaves.with_activations(parts)._replace(errors=scaled, embedded=brought)
+        latents = replaced.latents(there, effect="direct")
+        return torch.cat([*latents, replaced.forward(there, effect="direct")[-1, [3, 8]]])
+
+    ones = (
+        torch.ones(int(ends[-1])).double(), torch.ones(len(leaves.errors), len(tokens)).double(), torch.ones(2, len(tokens)).double(),
+    )  # fmt: skip
+    want = jacrev(function, (0, 1, 2))(*ones)
+    got, nodes, sets = dense(graph), graph.nodes, graph.nodes.sets
+    # our latents lie by the place that they read, theirs in the order of the dictionaries
+    number = {d.name + str(d.site): n for n, d in enumerate(cuts)}
+    assert len(number) == len(cuts)
+    begin = [0, *ends.tolist()]
+    order = torch.cat([
+        torch.arange(begin[n := number[each.name + each.site]], begin[n + 1]) for each in sets if each.kind == "latent"
+    ])  # fmt: skip
+    rows = torch.cat([order, torch.tensor([begin[-1], begin[-1] + 1])])
+    assert_close(got[:, nodes.of_kind("latent")], want[0][rows][:, order], FOREIGN)
+    at = [str(site) for site in map(attrib.Site.parse, map(str, replaced.written))]
+    errors = {each.site: nodes.rows(n) for n, each in enumerate(sets) if each.kind == "error"}
+    for n, site in enumerate(at):
+        place = str(attrib.models.transformer.place(model, attrib.Site.parse(site)))
+        found = errors.get(place, errors.get(f"blocks.{model.config.n_layers}.hook_resid_pre"))
+        assert found is not None, (place, errors)
+        assert_close(got[:, found], want[1][rows][:, n], FOREIGN, site)
+    assert_close(got[:, nodes.of_kind("token")], want[2][rows][:, 0], FOREIGN)
+    if position is not None:
+        assert_close(got[:, nodes.of_kind("position")], want[2][rows][:, 1], FOREIGN)
+    assert got.abs().max() > 1e-3
+
+
+def test_an_mlp_that_is_a_leaf_moves_what_a_frozen_one_does():
+    model = build("gpt2", torch.float64)
+    leaf = graph_of(model, "residual", mlps="leaf")
+    frozen = graph_of(model, "residual", policy=LINEAR._replace(mlp="frozen"))
+    assert_close(dense(leaf), dense(frozen), ROUNDING)
+    assert len(leaf.nodes.of_kind("mlp")) == model.config.n_layers * len(TOKENS)
+
+
+# ------------------------------------------------------------------------------------ budgets, packs, what is kept
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_budgets_packs_and_precision_change_nothing(family: Family):
+    model = build(family, torch.float64)
+    prompts = [prompt(length, seed=length) for length in (9, 1, 6)]
+    cuts = dictionaries(model, "all")
+    together = build_graphs(model, cuts, prompts, keep=Dense())
+    with pytest.raises(BudgetError) as refused:
+        build_graphs(model, cuts, prompts, keep=Dense(), budget=10)
+    named = int(str(refused.value).split("at least ")[1].split(".")[0].replace(",", ""))
+    tight = build_graphs(model, cuts, prompts, keep=Dense(), budget=named)
+    for number, ids in enumerate(prompts):
+        (alone,) = build_graphs(model, cuts, ids, keep=Dense())
+        for other in (together[number], tight[number]):
+            assert other.nodes.sets == alone.nodes.sets
+            assert torch.equal(other.targets, alone.targets)
+            assert_close(dense(other), dense(alone), ROUNDING)
+            assert other.worst < 1e-10
+            assert other.strings == alone.strings
+
+
+def test_what_is_kept_is_chosen_over_all_nodes_of_a_row():
+    model = build("gpt2", torch.float64)
+    whole, few, most = (graph_of(model, "all", keep=keep) for keep in (Dense(), TopK(7), Mass(0.9)))
+    size = dense(whole).abs()
+    assert_close(dense(few).abs().sort(dim=1).values[:, -7:], size.sort(dim=1).values[:, -7:], ROUNDING)
+    assert int(few.indptr.diff().max()) == 7
+    kept = dense(most).abs().sum(1)
+    assert (kept >= 0.9 * most.l1 - 1e-12).all()
+    assert_close(most.l1, whole.l1, ROUNDING)
+    assert_close(few.dropped, few.total - dense(few).sum(1), ROUNDING)
+    assert (few.indices.diff()[few.row.diff() == 0] > 0).all()
+
+
+def test_influence_has_what_to_begin_with():
+    model = build("gpt2", torch.float64)
+    logits = attrib.forward(model, TOKENS)[-1].softmax(-1)
+    graph = graph_of(model, "transcoders", targets=[TopLogits(3), Custom("up", normal(32), 0.25), Direction(normal(32))])
+    chosen = graph.nodes.of_kind("logit")
+    assert_close(graph.importance[graph.row_of[chosen]], logits[graph.nodes.latent[chosen]], ROUNDING)
+    assert graph.importance[graph.row_of[graph.nodes.of_kind("target")]].tolist() == [0.25, 1.0]
+    assert not graph.importance[graph.row_of[graph.nodes.of_kind("latent")]].any()
+    assert graph.nodes.label(len(graph.nodes) - 2) == "target 'up' @9"
+
+
+def test_a_demeaned_logit_is_less_the_mean_of_all():
+    model = build("llama", torch.float64)
+    logits = attrib.forward(model, TOKENS)[-1]
+    plain, less = (graph_of(model, "transcoders", targets=TokenLogits((3, 8)), demean=demean) for demean in (False, True))
+    last = plain.row_of[plain.nodes.of_kind("logit")]
+    assert_close(plain.value[last], logits[[3, 8]], ROUNDING)
+    assert_close(less.value[last], logits[[3, 8]] - logits.mean(), ROUNDING)
+
+
+def test_the_tokens_of_an_answer_are_read_each_before_itself():
+    model = build("gpt2", torch.float64)
+    logits = attrib.forward(model, TOKENS)
+    graph = graph_of(model, "transcoders", targets=Span(-3), demean=False)
+    rows = graph.row_of[graph.nodes.of_kind("logit")]
+    at = torch.arange(len(TOKENS) - 3, len(TOKENS))
+    assert_close(graph.value[rows], logits[at - 1, TOKENS[at]], ROUNDING)
+    assert torch.equal(graph.nodes.position[graph.nodes.of_kind("logit")], at - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": "torch.func"}, "method: 'torch.func'"),
+        ({"skip_positions": -1}, "skip_positions: -1"),
+        ({"targets": []}, "targets: none"),
+        ({"targets": Span(0)}, "behind the first"),
+        ({"targets": Span(20)}, "expected some of its tokens"),
+        ({"targets": Custom("x", torch.ones(3))}, "Direction of shape"),
+        ({"targets": Custom("x", torch.ones(32), weight=-1.0)}, "a weight of at least 0"),
+        ({"keep": TopK(0)}, "keep"),
+        ({"policy": "linear"}, "policy"),
+        ({"mlps": "none"}, "mlps: 'none'; expected 'exact' or 'leaf'"),  # behind the calls whose types are checked
+        ({"demean": 1}, "demean: 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(options: dict[str, Any], match: str):
+    model = build("gpt2", torch.float64)
+    with pytest.raises(InputError, match=match):
+        graph_of(model, "transcoders", **options)
