@@ -254,7 +254,8 @@ class GraphEnds:
             if self.is_passed(layer):
                 x = seen[read]
                 moving = x - bias if model.config.pre_norm and not is_apart else x
-                yield self._bias(written, constant_mlp(model, layer, x, moving))
+                missed = constant_mlp(model, layer, x, moving)
+                yield _part("mlp", str(written), (written.depth, 0), missed, (written,), is_brought=True)
 
     def _bias(self, site: Site, direction: Float[Tensor, "positions _"]) -> Part:
         return _part("bias", str(site), (site.depth, 0), direction, (site,), is_brought=True)

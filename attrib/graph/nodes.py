@@ -19,7 +19,8 @@ from attrib.core.types import InputError
 
 NodeKind = Literal["token", "position", "bias", "mlp", "error", "latent", "logit", "target"]
 """What a node is: a token's embedding; a position's embedding; a constant that the model or a dictionary adds; what an MLP without a
-dictionary writes, held as it is; what a dictionary leaves of the place that it writes; an active latent; a logit; any other target."""
+dictionary writes (all of it where it is held as it is, else what its derivative at the prompt does not say); what a dictionary leaves of
+the place that it writes; an active latent; a logit; any other target."""
 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 TARGET_KINDS: tuple[NodeKind, ...] = ("latent", "logit", "target")
