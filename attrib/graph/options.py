@@ -40,9 +40,9 @@ class GraphAsked:
     policy: Policy = LINEAR
     keep: Keep = Mass(0.98)  # noqa: RUF009 - an immutable value
     positions: PositionsLike = None
-    mlps: Mlps = "exact"
-    demean: bool = True
-    skip_positions: int = 0
+    mlps: Any = "exact"  # these three are looked at below
+    demean: Any = True
+    skip_positions: Any = 0
     dtype: torch.dtype | str | None = None
     budget: int = DEFAULT_BUDGET
     method: Method = "adjoint"
@@ -56,7 +56,7 @@ class GraphAsked:
             raise InputError(f"mlps: {self.mlps!r}; expected 'exact' or 'leaf'.")
         if not isinstance(self.demean, bool):
             raise InputError(f"demean: {self.demean!r}; expected True or False.")
-        skipped: Any = self.skip_positions
+        skipped = self.skip_positions
         if isinstance(skipped, bool) or not isinstance(skipped, int) or skipped < 0:
             raise InputError(f"skip_positions: {skipped!r}; expected a whole number, 0 or more: how many first positions have no latents.")
         object.__setattr__(self, "targets", as_outputs(self.targets))
