@@ -1,20 +1,22 @@
-"""circuit-tracer's attribution graphs and attrib's edges between the same latents, value by value.
+"""circuit-tracer's attribution graphs and attrib's, value by value, and how long each takes.
 
 The two run in environments of their own, since circuit-tracer pins other versions, and meet in a folder:
 
     python -m venv ct && ct/bin/pip install -r bench/peers/requirements.txt
     ct/bin/python -m bench.peers.circuit_tracer graph FOLDER     # random models and transcoders, and circuit-tracer's graph of each
-    python -m bench.peers.circuit_tracer compare FOLDER          # attrib's edges of what lies there; exits 1 where any differ
+    python -m bench.peers.circuit_tracer compare FOLDER          # attrib's graph of what lies there; exits 1 where any differ
 
-With transcoders in place of all MLPs, and attention patterns and norm scales held fixed, circuit-tracer's edge from latent s to
-latent t is a_s · D_s · J · E_t: the activation of s, its decoder row, the residual stream's linear map, the encoder column
-of t. That is attrib's attribution with every transcoder a cut, effect="direct" and LINEAR. circuit-tracer has no latents
-at the first position, so attrib's of that position are left out. Its logits are less their mean over the vocabulary; the
-random unembeddings are centred, so that the mean does not depend on the latents.
+With `--case NAME` (more than once) only these are made or compared; those whose names begin with "large-" are made by name alone.
+`make peers` does all of it.
 
-Times are of a second run: of attribute() there, of all calls together here, one latent_to_latent for each pair of layers and
-one latent_to_logit for each layer; ratios are theirs over attrib's. Each call runs the prompt anew; attribute() runs it once,
-and finds edges from errors and tokens too. They compare where both ran on one machine, with as many threads (OMP_NUM_THREADS).
+With transcoders in place of all MLPs, and attention patterns and norm scales held fixed, circuit-tracer's edge from node s to
+latent t is D_s · J · E_t: what s writes, the residual stream's linear map, the encoder column of t. That is `attrib.graph.build` with its
+conventions as options: nothing has latents or errors at the first position (`skip_positions=1`, and attrib's errors there are left
+out), logits are less their mean (`demean`), and a token's node is its row of W_E alone. attrib has nodes for biases and for
+learned positions beside; circuit-tracer has none, and they are left out of the comparison.
+
+Times are of a second run: of attribute() there, of `build` here, which keeps every edge (`Dense()`), or what `--keep` says. They compare
+where both ran on one machine, with as many threads (OMP_NUM_THREADS).
 """
 
 import argparse
@@ -23,7 +25,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -45,7 +46,13 @@ LAYER: Facts = {"normalization_type": "LN", "act_fn": "gelu_new", "positional_em
 RMS: Facts = {"normalization_type": "RMS", "act_fn": "silu", "positional_embedding_type": "rotary", "gated_mlp": True, "device": "cpu"}
 TINY: Facts = {"n_layers": 4, "d_model": 32, "n_ctx": 64, "n_heads": 4, "d_head": 8, "d_mlp": 96, "d_vocab": 60}
 SMALL: Facts = {"n_layers": 12, "d_model": 768, "n_ctx": 64, "n_heads": 12, "d_head": 64, "d_mlp": 3072, "d_vocab": 1000}
-SHAPES = {"gpt2": LAYER | TINY, "llama": RMS | TINY | {"rotary_dim": 8}, "gpt2-small": LAYER | SMALL}  # of HookedTransformerConfig
+MIDDLE: Facts = {"n_layers": 4, "d_model": 256, "n_ctx": 64, "n_heads": 8, "d_head": 32, "d_mlp": 1024, "d_vocab": 1000}
+SHAPES = {
+    "d256": LAYER | MIDDLE,
+    "gpt2": LAYER | TINY,
+    "llama": RMS | TINY | {"rotary_dim": 8},
+    "gpt2-small": LAYER | SMALL,
+}  # of HookedTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -58,26 +65,37 @@ class Case:
     d_sae: int = 60
     active: int = 12
     positions: int = 12
+    batch: int = BATCH
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.shape}-{self.kind}-{self.hook}"
+        return self.label or f"{self.shape}-{self.kind}-{self.hook}"
+
+    @property
+    def is_large(self) -> bool:
+        return self.name.startswith("large-")
 
 
 HOOKS = ("hook_resid_mid", "ln2.hook_normalized")
 CASES = [Case(shape, kind, hook) for shape in ("gpt2", "llama") for kind in get_args(Kind) for hook in HOOKS]
 CASES.append(Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=16))
+CASES += [
+    Case("d256", "set", "ln2.hook_normalized", d_sae=2048, active=160, positions=24, batch=64, label="large-4-layers"),
+    Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=32, label="large-gpt2-32"),
+    Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=30, positions=48, label="large-gpt2-48"),
+]
 
 
 class Graph(NamedTuple):
-    """Active latents (layer, position, index), ascending, and the edges from them, row from column. Errors and tokens are left out."""
+    """Active latents (layer, position, index), ascending, and all edges, row from column, as circuit-tracer orders them."""
 
     tokens: Int[Tensor, " positions"]
     logits: Int[Tensor, " logits"]
     latents: Int[Tensor, "latents 3"]
     activation: Float[Tensor, " latents"]
-    to_latents: Float[Tensor, "latents latents"]
-    to_logits: Float[Tensor, "logits latents"]
+    edges: Float[Tensor, "rows columns"]
+    """Rows: latents, then logits. Columns: latents, then errors and tokens by layer and position."""
 
 
 def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, time: Time) -> None:
@@ -160,9 +178,10 @@ def write_graph(folder: Path, case: Case) -> Time:
     (folder / "transcoders" / "config.yaml").write_text(json.dumps(names))  # JSON is YAML
     model._configure_replacement_model(transcoders)  # the rest of its from_config, which would begin with other parameters
     model.tokenizer = Ids()
-    found, time = second_of(partial(attribute, tokens, model, attribution_targets=logits, batch_size=BATCH))
-    edges = found.adjacency_matrix[:, : (of := len(found.active_features))]  # the other columns are errors, tokens and logits
-    graph = Graph(tokens, logits, found.active_features, found.activation_values, edges[:of], edges[-len(logits) :])
+    found, time = second_of(partial(attribute, tokens, model, attribution_targets=logits, batch_size=case.batch))
+    whole, count = found.adjacency_matrix, len(found.active_features)
+    rows = torch.cat([whole[:count], whole[-len(logits) :]])[:, : -len(logits)]
+    graph = Graph(tokens, logits, found.active_features, found.activation_values, rows)
     write_case(folder, config, parameters, graph, time)
     return time
 
@@ -170,29 +189,39 @@ def write_graph(folder: Path, case: Case) -> Time:
 # ------------------------------------------------------------------------------------------------ attrib's half
 
 
-def attrib_graph(model: Any, layers: list[Any], tokens: Tensor, logits: Tensor, method: str = "adjoint") -> Graph:
-    """The same of attrib's model and dictionaries, with one call for each pair of ends."""
+def attrib_graph(model: Any, layers: list[Any], tokens: Tensor, logits: Tensor, **options: Any) -> Any:
+    """attrib's graph by circuit-tracer's conventions."""
     import attrib
 
-    options: Facts = {"cuts": layers, "effect": "direct", "policy": attrib.LINEAR, "method": method}
-    last = [attrib.latent_to_logit(model, layer, tokens, logits=attrib.TokenLogits(logits.tolist()), **options) for layer in layers]
-    sources = [edges.sources for edges in last]
-    place = torch.tensor([(i, p, n) for i, s in enumerate(sources) for p, n in zip(s.position.tolist(), s.latent.tolist(), strict=True)])
-    rows = [slice(*ends) for ends in pairwise(torch.tensor([0, *map(len, sources)]).cumsum(0).tolist())]
-    to_latents = torch.zeros(len(place), len(place))
-    for a, b in combinations(range(len(layers)), 2):
-        edges = attrib.latent_to_latent(model, layers[a], layers[b], tokens, **options)
-        to_latents[rows[b], rows[a]] = edges.dense(0, "attribution")
-    activation, to_logits = torch.cat([s.activation for s in sources]), torch.cat([edges.dense(0, "attribution") for edges in last], 1)
-    later = place[:, 1] > 0
-    return Graph(tokens, logits, place[later], activation[later], to_latents[later][:, later], to_logits[:, later])
+    (graph,) = attrib.graph.build(model, layers, tokens, targets=attrib.TokenLogits(logits.tolist()), skip_positions=1, **options)
+    return graph
+
+
+def in_their_order(graph: Any, logits: Tensor) -> Graph:
+    """The same nodes and edges as circuit-tracer has them."""
+    nodes, length = graph.nodes, len(graph.tokens)
+    latents = [number for number, each in enumerate(nodes.sets) if each.kind == "latent"]
+    place = [(layer, nodes.rows(number)) for layer, number in enumerate(latents)]
+    table = torch.cat(
+        [torch.stack([torch.full_like(nodes.position[at], layer), nodes.position[at], nodes.latent[at]], 1) for layer, at in place]
+    )
+    errors = nodes.of_kind("error")
+    columns = torch.cat([nodes.of_kind("latent"), errors, nodes.of_kind("token")])
+    rows = torch.cat([nodes.of_kind("latent"), nodes.of_kind("logit")])
+    dense = torch.zeros(len(graph.targets), len(nodes)).index_put_((graph.row, graph.indices), graph.weight)
+    whole = dense[graph.row_of[rows]][:, columns]
+    whole[:, len(table) : len(table) + len(errors) : length] = 0  # errors at the first position
+    return Graph(graph.tokens, logits, table, nodes.activation[nodes.of_kind("latent")], whole)
 
 
 def distance(mine: Graph, theirs: Graph) -> tuple[float, float]:
     """The largest difference of an edge, and of any value relative to the largest of its kind; infinite where other latents are active."""
     if not torch.equal(mine.latents, theirs.latents):
         return float("inf"), float("inf")
-    pairs = [(getattr(mine, kind), getattr(theirs, kind)) for kind in ("to_latents", "to_logits", "activation")]
+    count = len(mine.logits)
+    pairs = [
+        (mine.edges[:-count], theirs.edges[:-count]), (mine.edges[-count:], theirs.edges[-count:]), (mine.activation, theirs.activation),
+    ]  # fmt: skip
     differences, largest = (torch.stack(values) for values in zip(*(((a - b).abs().max(), b.abs().max()) for a, b in pairs), strict=True))
     return differences[:2].max().item(), (differences / largest).max().item()
 
@@ -209,25 +238,37 @@ def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time]:
     return model, load_dictionaries(folder / "transcoders"), graph, Time(**facts["time"])
 
 
-def compare(folder: Path) -> bool:
+def compare(folder: Path, names: list[str], keep: str) -> bool:
     """Print a table of all cases of a folder, and say whether there are any and all agree."""
     from rich.table import Table
 
+    import attrib
+    from attrib.core.keep import parse_keep
     from bench.output import wide_console
 
-    table = Table("case", title="attrib beside circuit-tracer: edges that are not zero, differences, and seconds of CPU time")
-    for column in ("edges", "largest", "difference", "relative", "attrib s", "circuit-tracer s", "ratio", "wall ratio"):
+    kept = parse_keep(keep)
+    table = Table("case", title=f"attrib ({keep}) beside circuit-tracer: nodes, edges, differences, and seconds of CPU time")
+    for column in ("nodes", "edges", "largest", "difference", "relative", "attrib s", "circuit-tracer s", "ratio", "wall ratio"):
         table.add_column(column, justify="right")
     passed = []
-    for path in sorted(file.parent for file in folder.glob("*/facts.json")):
+    for path in sorted(file.parent for file in folder.glob("*/facts.json") if not names or file.parent.name in names):
         model, layers, theirs, their_time = read_case(path)
-        mine, time = second_of(partial(attrib_graph, model, layers, theirs.tokens, theirs.logits))
-        difference, relative = distance(mine, theirs)
-        edges = torch.cat([theirs.to_latents, theirs.to_logits])
-        values = (f"{edges.count_nonzero():,}", f"{edges.abs().max():.2g}", f"{difference:.1e}", f"{relative:.1e}")
+        run = partial(attrib_graph, model, layers, theirs.tokens, theirs.logits, budget="4GiB")
+        mine, time = second_of(partial(run, keep=kept))
+        whole = mine if kept == attrib.Dense() else run(keep=attrib.Dense())
+        difference, relative = distance(in_their_order(whole, theirs.logits), theirs)
+        count = len(theirs.latents) + len(theirs.logits)
+        values = (
+            f"{count:,}",
+            f"{theirs.edges.count_nonzero():,}",
+            f"{theirs.edges.abs().max():.2g}",
+            f"{difference:.1e}",
+            f"{relative:.1e}",
+        )
         times = (time.cpu, their_time.cpu, their_time.cpu / time.cpu, their_time.wall / time.wall)
         passed.append(relative <= TOLERANCE)  # false of NaN
         table.add_row(path.name, *values, *(f"{figure:.2f}" for figure in times), style=None if passed[-1] else "red")
+        del mine, whole, theirs
     wide_console().print(table)
     return bool(passed) and all(passed)
 
@@ -237,12 +278,15 @@ def main() -> bool:
     parser = argparse.ArgumentParser()
     parser.add_argument("half", choices=["graph", "compare"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--keep", default="dense")
     given = parser.parse_args()
     if given.half == "compare":
-        return compare(given.folder)
+        return compare(given.folder, given.case, given.keep)
     for case in CASES:
-        (folder := given.folder / case.name).mkdir(parents=True, exist_ok=True)
-        print(f"{case.name}: {write_graph(folder, case).cpu:.2f} s of CPU time")
+        if case.name in given.case or (not given.case and not case.is_large):
+            (folder := given.folder / case.name).mkdir(parents=True, exist_ok=True)
+            print(f"{case.name}: {write_graph(folder, case).cpu:.2f} s of CPU time")
     return True
 
 
