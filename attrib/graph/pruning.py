@@ -76,8 +76,7 @@ def most(score: Float[Tensor, " items"], share: float) -> Bool[Tensor, " items"]
         return torch.zeros_like(score, dtype=torch.bool)
     if share == 1:  # the sum swallows what is smaller than its rounding
         return score > 0
-    last = int(torch.searchsorted(sums / sums[-1], share))
-    return (score >= ordered[min(last, len(sums) - 1)]) & (score > 0)
+    return score >= ordered[int(torch.searchsorted(sums / sums[-1], share))]
 
 
 def _connected(

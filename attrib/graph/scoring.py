@@ -90,13 +90,15 @@ def scores(
         unexplained: kinds that count as errors. What an MLP without a dictionary writes is explained by nothing.
 
     Raises:
-        InputError: as `influence`.
+        InputError: for a kind in `unexplained` that edges go to, and as `influence`.
     """
     counted, whole = _parts(graph, normalise, without)
     share = _of_rows(graph, counted, whole)
     found, is_unexplained = spread(graph, share), of_kinds(graph, "unexplained", unexplained)
     is_leaf = ~of_kinds(graph, "TARGET_KINDS", TARGET_KINDS)
-    of_errors, of_leaves = (float(found[chosen].sum()) for chosen in (is_unexplained, is_leaf | is_unexplained))
+    if wrong := [kind for kind in unexplained if kind in TARGET_KINDS]:
+        raise InputError(f"unexplained: {wrong[0]!r}, which other nodes explain; expected kinds that edges only come from.")
+    of_errors, of_leaves = (float(found[chosen].sum()) for chosen in (is_unexplained, is_leaf))
     unknown = (whole > 0).double() - _per_row(graph, share * ~is_unexplained[graph.indices])
     reached, importance = found[graph.targets] + graph.importance, float(graph.importance.sum())
     everything = float(found.sum()) + importance  # leaves are what they are, so they count as complete

@@ -171,6 +171,8 @@ def test_what_cannot_be_is_refused():
         influence(changed(graph, "l1", 20, float(graph.l1[20]) / 2))
     with pytest.raises(InputError, match=r"normalise: 'rows'; expected one of all, kept"):
         influence(graph, normalise="rows")
+    with pytest.raises(InputError, match=r"unexplained: 'latent', which other nodes explain"):
+        scores(graph, unexplained=("error", "latent"))
     with pytest.raises(InputError, match=r"without: 'word'"):
         influence(graph, without=("word",))
     with pytest.raises(InputError, match=r"without: 'error'; expected kinds in a list"):

@@ -179,17 +179,18 @@ def test_what_cannot_be_is_refused():
 
 
 def test_a_chain_that_ends_nowhere_goes_whole():
-    """Latent 1 → latent 2 → latent 3 of next to no weight, which the share of edges cuts at its end, so that it goes back to the token."""
+    """Token → three latents → two logits. What goes along each of the last two edges is half of what goes along the chain, so that at
+    some share they go and the chain does not; it leads nowhere then, and goes from its end."""
     sets = (
         NodeSet("token", "embed", "", 2), *(NodeSet("latent", f"blocks.{n}.mlp.hook_in", "", 1) for n in range(3)),
-        NodeSet("logit", "blocks.2.hook_resid_post", "", 1),
+        NodeSet("logit", "blocks.2.hook_resid_post", "", 2),
     )  # fmt: skip
-    nodes = Nodes(sets, torch.zeros(6).long(), torch.arange(6), torch.ones(6).double(), ("a", "b", "out"))
-    indices, weight = torch.tensor([0, 2, 3, 1, 4]), torch.tensor([1.0, 1, 1, 0.99, 0.01]).double()
-    l1 = torch.tensor([1.0, 1, 1, 1]).double()
-    graph = Graph(nodes, torch.tensor([2, 3, 4, 5]), torch.tensor([0, 1, 2, 3, 5]), indices, weight, l1, l1 * 0, l1, l1,
-                  torch.tensor([0, 0, 0, 1.0]).double(), torch.tensor([1, 2]), ("a", "b"))  # fmt: skip
-    assert prune(graph, 1.0, 1.0).nodes.tolist() == [0, 1, 2, 3, 4, 5]
-    cut = prune(graph, 1.0, 0.95)
-    assert cut.nodes.tolist() == [0, 1, 5]
-    assert len(cut.graph) == 1
+    nodes = Nodes(sets, torch.zeros(7).long(), torch.arange(7), torch.ones(7).double(), ("a", "b", "x", "y"))
+    indices, weight = torch.tensor([0, 2, 3, 1, 4, 1, 4]), torch.tensor([1.0, 1, 1, 0.9, 0.1, 0.9, 0.1]).double()
+    one, importance = torch.ones(5).double(), torch.tensor([0, 0, 0, 0.5, 0.5]).double()
+    graph = Graph(nodes, torch.tensor([2, 3, 4, 5, 6]), torch.tensor([0, 1, 2, 3, 5, 7]), indices, weight, one, one * 0, one, one,
+                  importance, torch.tensor([1, 2]), ("a", "b"))  # fmt: skip
+    assert prune(graph, 1.0, 1.0).nodes.tolist() == list(range(7))
+    cut = prune(graph, 1.0, 0.92)
+    assert cut.nodes.tolist() == [0, 1, 5, 6]
+    assert edges_of(cut.graph, cut.nodes) == {(5, 1), (6, 1)}
