@@ -321,6 +321,12 @@ class Growing:
             self.pieces[-1] = self.pieces[-1][: self.used]
         return concatenated(self.pieces or [none])
 
+    def so_far(self, none: Tensor) -> Tensor:
+        """All of it, as `whole`; what is appended afterwards lies behind it."""
+        whole = self.whole(none)
+        self.pieces, self.used, self.size = [whole], len(whole), len(whole)
+        return whole
+
 
 def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
     """Results of the same call on successive prompts, as one.

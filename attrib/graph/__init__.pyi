@@ -1,4 +1,4 @@
-from .build import build
+from .building import build
 from .graph import Graph
 from .nodes import Nodes, NodeSet
 from .outputs import Custom, Span

@@ -5,7 +5,7 @@ This module alone knows which column of which source set is which node, and whic
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -74,6 +74,22 @@ class Opened:
     own: Float[Tensor, " nodes"]
     importance: Float[Tensor, " nodes"]
     """The last three are of targets, by their nodes; of others they mean nothing."""
+
+    @cached_property
+    def node_of_row(self) -> Int[Tensor, " rows"]:
+        """The node of each row of the sweep, in the bundle's order."""
+        of_set, place = self.bundle.order
+        found = torch.empty_like(of_set)
+        for number, nodes in enumerate(self.rows):
+            chosen = of_set == number
+            found[chosen] = nodes[place[chosen]]
+        return found
+
+    def only(self, nodes: Int[Tensor, " chosen"]) -> "Opened":
+        """The same with the rows of some nodes."""
+        rows = torch.isin(self.node_of_row, nodes).nonzero()[:, 0]
+        chosen = tuple(of_set[torch.isin(of_set, nodes)] for of_set in self.rows)
+        return replace(self, bundle=self.bundle.only(rows), rows=chosen)
 
 
 @dataclass(frozen=True)

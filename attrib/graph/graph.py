@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.slices import counts_of, entries_of, ptr_of
 from attrib.core.types import InputError
 from attrib.graph.nodes import Nodes
 
@@ -129,6 +130,12 @@ class Graph:
             self, nodes=self.nodes.take(nodes), targets=new[self.targets[rows]], indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
             indices=new[self.indices[is_kept]], weight=self.weight[is_kept], **columns,
         )  # fmt: skip
+
+    def of_rows(self, rows: Int[Tensor, " chosen"]) -> "Graph":
+        """The same nodes with some of the rows, by ascending numbers."""
+        counts, entries = counts_of(self.indptr, rows), entries_of(self.indptr, rows)
+        columns = {name: getattr(self, name)[rows] for name in ("targets", "value", "own", "total", "l1", "importance")}
+        return replace(self, indptr=ptr_of(counts), indices=self.indices[entries], weight=self.weight[entries], **columns)
 
     def only(self, kept: "Tensor") -> "Graph":
         """The same nodes and rows with some of the edges, by a mask."""

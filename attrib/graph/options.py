@@ -10,6 +10,7 @@ from attrib.attribution.options import Method, Options
 from attrib.core.positions import PositionsLike
 from attrib.core.types import LINEAR, InputError, Keep, Mass, Policy, Progress, TopLogits
 from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.graph.expand import BLOCK
 from attrib.graph.outputs import Output, as_outputs
 
 Mlps = Literal["exact", "leaf"]
@@ -26,6 +27,8 @@ class GraphOptions(TypedDict, total=False):
     mlps: Mlps
     demean: bool
     skip_positions: int
+    max_nodes: int | None
+    block: int
     dtype: torch.dtype | str | None
     budget: int
     method: Method
@@ -40,9 +43,11 @@ class GraphAsked:
     policy: Policy = LINEAR
     keep: Keep = Mass(0.98)  # noqa: RUF009 - an immutable value
     positions: PositionsLike = None
-    mlps: Any = "exact"  # these three are looked at below
+    mlps: Any = "exact"  # these are looked at below
     demean: Any = True
     skip_positions: Any = 0
+    max_nodes: Any = None
+    block: Any = BLOCK
     dtype: torch.dtype | str | None = None
     budget: int = DEFAULT_BUDGET
     method: Method = "adjoint"
@@ -56,9 +61,10 @@ class GraphAsked:
             raise InputError(f"mlps: {self.mlps!r}; expected 'exact' or 'leaf'.")
         if not isinstance(self.demean, bool):
             raise InputError(f"demean: {self.demean!r}; expected True or False.")
-        skipped = self.skip_positions
-        if isinstance(skipped, bool) or not isinstance(skipped, int) or skipped < 0:
-            raise InputError(f"skip_positions: {skipped!r}; expected a whole number, 0 or more: how many first positions have no latents.")
+        _check_count("skip_positions", self.skip_positions, 0, "how many first positions have no latents")
+        _check_count("block", self.block, 1, "how many rows are computed between two rankings")
+        if self.max_nodes is not None:
+            _check_count("max_nodes", self.max_nodes, 0, "how many latents stay at most, or None for all")
         object.__setattr__(self, "targets", as_outputs(self.targets))
 
     @property
@@ -78,3 +84,8 @@ class GraphAsked:
     def at(self, positions: PositionsLike) -> "GraphAsked":
         """The same at positions in their plain form."""
         return replace(self, positions=positions)
+
+
+def _check_count(argument: str, given: object, least: int, what: str) -> None:
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        raise InputError(f"{argument}: {given!r}; expected a whole number, {least} or more: {what}.")

@@ -9,7 +9,8 @@ from torch.func import jacrev
 
 import attrib
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, Difference, Direction, InputError, Mass, Site, TokenLogits, TopK, TopLogits
-from attrib.graph.build import build as build_graphs
+from attrib.engine.bundle import jacobians
+from attrib.graph.building import build as build_graphs
 from attrib.graph.constants import embeddings
 from attrib.graph.graph import Graph
 from attrib.graph.outputs import Custom, Span
@@ -219,3 +220,59 @@ def test_what_cannot_be_asked_is_refused_by_name(options: dict[str, Any], match:
     model = build("gpt2", torch.float64)
     with pytest.raises(InputError, match=match):
         graph_of(model, "transcoders", **options)
+
+
+# --------------------------------------------------------------------------------------- the rows that matter
+
+
+def by_hand(whole: Graph, max_nodes: int, block: int) -> list[int]:
+    """Which latents matter most, ranked anew after each block, from the dense matrix of all rows."""
+    dense = torch.from_numpy(whole.to_scipy().toarray()).abs()
+    latents = whole.nodes.of_kind("latent").tolist()
+    size = torch.zeros(len(whole.nodes)).double().index_copy(0, whole.targets, whole.l1)
+    share = dense / size.clamp_min(1e-300)[:, None]
+    begin = torch.zeros(len(whole.nodes)).double().index_copy(0, whole.targets, whole.importance)
+    rows, found = whole.nodes.of_kind("logit", "target").tolist(), []
+    while len(found) < max_nodes:
+        there = torch.zeros(len(whole.nodes), dtype=torch.bool)
+        there[rows + found] = True
+        reached = torch.linalg.solve(torch.eye(len(share)).double() - (share * there[:, None]).T, begin) - begin
+        left = [node for node in latents if node not in found and reached[node] > 0]
+        best = sorted(left, key=lambda node: (-float(reached[node]), node))[: min(block, max_nodes - len(found))]
+        if not best:
+            break
+        found += best
+    return sorted(found)
+
+
+@each_pair(family=["gpt2", "llama"], which=["transcoders", "all"], block=[7, 512], all_at_once=[True, False])
+def test_the_rows_that_matter_are_those_of_the_whole(family: Family, which: str, block: int, all_at_once: bool, monkeypatch: Any):
+    model = build(family, torch.float64)
+    monkeypatch.setattr("attrib.graph.building.SHARED", 1e9 if all_at_once else 0.0)
+    whole = graph_of(model, which, targets=TopLogits(3))
+    few = graph_of(model, which, targets=TopLogits(3), max_nodes=40, block=block)
+    others = set(range(len(whole.nodes))) - set(whole.nodes.of_kind("latent").tolist())
+    want = whole.take(torch.tensor(sorted({*others, *by_hand(whole, 40, block)})))
+    assert few.nodes.sets == want.nodes.sets
+    assert torch.equal(few.nodes.latent, want.nodes.latent)
+    assert torch.equal(few.nodes.position, want.nodes.position)
+    assert_close(dense(few), dense(want), ROUNDING)
+    assert_close(few.total, want.total, ROUNDING)
+    assert few.worst < 1e-10
+
+
+def test_no_row_is_computed_that_nothing_asks_for(monkeypatch: pytest.MonkeyPatch):
+    model = build("gpt2", torch.float64)
+    asked = []
+
+    def counted(bundles: Any, *rest: Any) -> Any:
+        asked.append(sum(len(end.targets.position) for bundle in bundles for end in bundle.targets))
+        return jacobians(bundles, *rest)
+
+    monkeypatch.setattr("attrib.graph.building.jacobians", counted)
+    graph = graph_of(model, "all", targets=TopLogits(3), max_nodes=30, block=10)
+    assert asked == [3, 10, 10, 10]
+    assert len(graph.nodes.of_kind("latent")) == 30
+    none = graph_of(model, "all", targets=TopLogits(3), max_nodes=0)
+    assert len(none.targets) == 3
+    assert none.worst < 1e-10

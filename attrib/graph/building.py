@@ -6,33 +6,30 @@ from functools import partial
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant
-from attrib.attribution.options import Options, with_options
-from attrib.core.edges import Growing
-from attrib.core.fingerprints import seal, sha256_of
-from attrib.core.finite import require_finite
-from attrib.core.keep import kept
+from attrib.attribution.options import with_options
+from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
-from attrib.core.sparse import to_csr
-from attrib.core.types import BudgetError, Keep
+from attrib.core.types import BudgetError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted, known_to
-from attrib.engine.bundle import Piece, jacobians, joint_of
+from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.joint import Joint, least_joint_memory, plan_joint
+from attrib.engine.plan.joint import Joint, JointPlan, least_joint_memory, plan_joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
-from attrib.engine.sweep.cells import pieces_of
 from attrib.graph.ends import GraphEnds, Opened, opened_bytes
+from attrib.graph.expand import expand
 from attrib.graph.graph import Graph
 from attrib.graph.options import GraphAsked, GraphOptions
-from attrib.models.tokens import TokensLike, to_prompts, token_strings
+from attrib.graph.rows import GraphRows
+from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 
 
@@ -59,6 +56,9 @@ def build(
             MLP writes is a node at each position.
         demean: whether a logit is read less the mean of all logits, and before a cap on logits. Differences and directions never are.
         skip_positions: how many first positions have no latents: all that stands there at written places is error.
+        max_nodes: how many latents stay at most, those through which most of the targets is reached; None is all. Rows of others are not
+            computed where that takes fewer products, and edges from them count as dropped.
+        block: with `max_nodes`, how many rows are computed before it is asked again which ones matter.
         dtype, budget, method, progress: as of `latent_to_latent`; method is "adjoint" or "adjoint-triton".
 
     Raises:
@@ -82,7 +82,7 @@ class _Call:
     """One call whose arguments were found good."""
 
     def __init__(self, model: Model, dictionaries: Sequence[Dictionary], prompts: list[Tensor], asked: GraphAsked) -> None:
-        self.prompts, self.options, self.precision = prompts, asked.common, precision_of(model, asked.dtype)
+        self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
         there = constant(model.to(dtype=self.precision.path))
         put_in = tuple(
             constant(fitted(there, d.to(dtype=there.dtype, device=there.device), f"dictionaries[{number}]"))
@@ -97,22 +97,58 @@ class _Call:
         """Pack by pack."""
         doing = f"building graphs of {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
         with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
-            found: list[Graph] = []
-            opened = (
-                (ids, of_prompt_number(number, self.ends.open, ids))
-                for number, ids in enumerate(track(self.prompts, self.options.progress))
-            )
-            planned = packs(opened, self._joint, self.options.budget, plan_joint)
-            for pack, plan in refusing(planned, self._refuse):
-                self._grow(plan.joint)
-                growing = [GraphRows(each, self.options) for _, each in pack]
-                for number, piece in jacobians([each.bundle for _, each in pack], plan, self.precision, self.options.impl):
-                    growing[number].add(piece)
-                    del piece  # before the next is computed
-                for (ids, _), rows in zip(pack, growing, strict=True):
-                    found.append(of_prompt_number(len(found), rows.graph, self.ends.model, ids, self.call))
-                del pack, plan, growing
-            return found
+            numbered = enumerate(track(self.prompts, self.options.progress))
+            opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
+            return list(self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened))
+
+    def _whole(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
+        """All rows, pack by pack."""
+        first, planned = 0, packs(opened, self._joint, self.options.budget, plan_joint)
+        for pack, plan in refusing(planned, self._refuse):
+            self._grow(plan.joint)
+            growing = [GraphRows(each, self.options.keep) for _, each in pack]
+            self._fill(growing, [each for _, each in pack], plan)
+            for (ids, _), rows in zip(pack, growing, strict=True):
+                yield of_prompt_number(first, rows.graph, self.ends.model, ids, self.call)
+                first += 1
+            del pack, plan, growing
+
+    def _fill(self, growing: Sequence["GraphRows"], pack: Sequence[Opened], plan: JointPlan) -> None:
+        """Compute the rows of a pack."""
+        for number, piece in jacobians([each.bundle for each in pack], plan, self.precision, self.options.impl):
+            growing[number].add(piece, pack[number].rows)
+            del piece  # before the next is computed
+
+    def _expanded(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
+        """The rows that matter, prompt by prompt."""
+        for number, prompted in enumerate(opened):
+            yield of_prompt_number(number, self._expand, *prompted)
+            del prompted
+
+    def _expand(self, ids: Tensor, opened: Opened) -> Graph:
+        asked, latents = self.asked, torch.isin(opened.node_of_row, opened.nodes.of_kind("latent"))
+        rows, outputs = GraphRows(opened, self.options.keep), opened.node_of_row[~latents].sort().values
+        some = evenly(opened.node_of_row[latents], asked.max_nodes)
+
+        def planned(nodes: Int[Tensor, " nodes"]) -> tuple[Opened, JointPlan]:
+            part = opened.only(nodes)
+            return part, plan_joint(self._joint((ids, part)), self.options.budget)
+
+        def more(nodes: Int[Tensor, " nodes"]) -> Graph:
+            part, plan = planned(nodes)
+            self._fill([rows], [part], plan)
+            return rows.graph(self.ends.model, ids, self.call)
+
+        every, mattering = (planned(nodes)[1].cost.total for nodes in (opened.node_of_row, torch.cat([outputs, some])))
+        if every > SHARED * mattering:
+            return expand(more(outputs), more, asked.max_nodes, asked.block)
+        whole, there = more(opened.node_of_row), [outputs]
+
+        def of_whole(nodes: Int[Tensor, " nodes"]) -> Graph:
+            there.append(nodes)
+            return whole.of_rows(whole.row_of[torch.cat(there).sort().values])
+
+        return expand(whole.of_rows(whole.row_of[outputs]), of_whole, asked.max_nodes, asked.block)
 
     def _joint(self, prompted: Prompted) -> Joint:
         """The work of a prompt whose nodes are known."""
@@ -144,85 +180,11 @@ def graph_record(model: Model, dictionaries: Sequence[Dictionary], asked: GraphA
     }  # fmt: skip
 
 
-class GraphRows:
-    """One prompt's rows, as pieces of them come. A row is selected as soon as it has been read out for all sources."""
-
-    def __init__(self, opened: Opened, options: Options) -> None:
-        self.opened, self.options = opened, options
-        self.waiting: dict[tuple[int, int], list[Piece]] = {}
-        ends = opened.bundle.sources
-        self.node = torch.cat(opened.columns)
-        self.activation = torch.cat([end.sources.value for end in ends])
-        self.selected = Selected(self.activation.dtype)
-
-    def add(self, piece: Piece) -> None:
-        """Take some rows of one set of targets by one set of sources."""
-        key = piece.target, int(piece.place[0])
-        there = self.waiting.setdefault(key, [])
-        there.append(piece)
-        if len(there) == len(self.opened.columns):
-            there.sort(key=lambda each: each.source)
-            self._select(piece.target, piece.place, [each.gradient for each in self.waiting.pop(key)])
-
-    def _select(self, target: int, place: Int[Tensor, " rows"], gradients: list[Float[Tensor, "rows _"]]) -> None:
-        rows = self.opened.rows[target][place]
-        width = sum(gradient.shape[1] for gradient in gradients)
-        at_once = max(1, pieces_of(gradients[0].device).select // max(1, width))
-        for first in range(0, len(rows), at_once):
-            whole = torch.cat([gradient[first : first + at_once] for gradient in gradients], dim=1)
-            self.selected.add(rows[first : first + at_once], whole, self.activation, self.node, self.options.keep)
-
-    def graph(self, model: Model, ids: Tensor, call: dict[str, Any]) -> Graph:
-        """All of them."""
-        opened = self.opened
-        assert not self.waiting  # every sweep reads out every source
-        targets, indptr, indices, weight, total, l1 = self.selected.in_order()
-        require_finite({"the gradients of a graph": l1}, position=opened.nodes.position[targets])
-        call = call | {"tokens": {"sha256": sha256_of([ids])}}
-        value, own, importance = (column[targets] for column in (opened.value, opened.own, opened.importance))
-        return Graph(
-            opened.nodes, targets, indptr, indices, weight, value, own, total, l1, importance, ids.cpu(), token_strings(model, ids), call
-        )  # fmt: skip
+SHARED = 1.3
+"""All rows are computed where that takes fewer products than this many times those that matter: block by block, these share less."""
 
 
-class Selected:
-    """What is kept of rows, in the order in which they come."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.node, self.counts, self.indices = Growing(), Growing(), Growing()
-        self.weight, self.total, self.l1 = Growing(), Growing(), Growing()
-        self.dtype = dtype
-
-    def add(
-        self,
-        rows: Int[Tensor, " rows"],
-        gradient: Float[Tensor, "rows columns"],
-        activation: Float[Tensor, " columns"],
-        node: Int[Tensor, " columns"],
-        keep: Keep,
-    ) -> None:
-        """Select from complete rows, whose columns are these nodes."""
-        weight = gradient.mul_(activation)
-        mask = kept(keep, weight, weight)
-        indptr, column, place = to_csr(mask)
-        found = node[column.cpu()]
-        row = torch.arange(len(rows)).repeat_interleave(indptr.diff().cpu())
-        order = (row * (int(node.max()) + 1 if len(node) else 1) + found).argsort()
-        self.node.add(rows)
-        self.counts.add(indptr.diff().cpu())
-        self.indices.add(found[order])
-        self.weight.add(weight.flatten().index_select(0, place).cpu()[order])
-        self.total.add(weight.sum(1).cpu())
-        self.l1.add(weight.abs().sum(1).cpu())
-
-    def in_order(self) -> Iterator[Tensor]:
-        """Nodes of the rows, ascending; where the edges of each begin; their sources and weights; the totals."""
-        whole, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=self.dtype)
-        node, counts, indices = (column.whole(whole) for column in (self.node, self.counts, self.indices))
-        weight, total, l1 = (column.whole(none) for column in (self.weight, self.total, self.l1))
-        order = node.argsort()
-        begins = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        new = counts[order]
-        indptr = torch.cat([new.new_zeros(1), new.cumsum(0)])
-        entry = torch.arange(len(indices)) + (begins[order] - indptr[:-1]).repeat_interleave(new)
-        yield from (node[order], indptr, indices[entry], weight[entry], total[order], l1[order])
+def evenly(nodes: Int[Tensor, " rows"], count: int) -> Int[Tensor, " chosen"]:
+    """So many of them, from all over."""
+    count = min(count, len(nodes))
+    return nodes[torch.arange(count) * len(nodes) // max(1, count)]
