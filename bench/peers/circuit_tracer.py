@@ -67,6 +67,7 @@ class Case:
     positions: int = 12
     batch: int = BATCH
     label: str = ""
+    max_nodes: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +85,8 @@ CASES += [
     Case("d256", "set", "ln2.hook_normalized", d_sae=2048, active=160, positions=24, batch=64, label="large-4-layers"),
     Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=32, label="large-gpt2-32"),
     Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=30, positions=48, label="large-gpt2-48"),
+    Case("d256", "set", "ln2.hook_normalized", d_sae=2048, active=160, positions=24, batch=64, label="large-4-layers-2000", max_nodes=2000),
+    Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=32, label="large-gpt2-32-2000", max_nodes=2000),
 ]
 
 
@@ -98,11 +101,11 @@ class Graph(NamedTuple):
     """Rows: latents, then logits. Columns: latents, then errors and tokens by layer and position."""
 
 
-def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, time: Time) -> None:
+def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, time: Time, max_nodes: int | None) -> None:
     """All that `compare` reads beside the folder `transcoders`."""
     for name, tensors in (("model", parameters), ("graph", graph._asdict())):
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
-    (folder / "facts.json").write_text(json.dumps({"config": config, "time": time._asdict()}, indent=1))
+    (folder / "facts.json").write_text(json.dumps({"config": config, "time": time._asdict(), "max_nodes": max_nodes}, indent=1))
 
 
 def second_of(run: Callable[[], T]) -> tuple[T, Time]:
@@ -178,11 +181,13 @@ def write_graph(folder: Path, case: Case) -> Time:
     (folder / "transcoders" / "config.yaml").write_text(json.dumps(names))  # JSON is YAML
     model._configure_replacement_model(transcoders)  # the rest of its from_config, which would begin with other parameters
     model.tokenizer = Ids()
-    found, time = second_of(partial(attribute, tokens, model, attribution_targets=logits, batch_size=case.batch))
-    whole, count = found.adjacency_matrix, len(found.active_features)
+    options = {"attribution_targets": logits, "batch_size": case.batch, "max_feature_nodes": case.max_nodes}
+    found, time = second_of(partial(attribute, tokens, model, **options))
+    whole, chosen = found.adjacency_matrix, found.selected_features
+    count = len(chosen)
     rows = torch.cat([whole[:count], whole[-len(logits) :]])[:, : -len(logits)]
-    graph = Graph(tokens, logits, found.active_features, found.activation_values, rows)
-    write_case(folder, config, parameters, graph, time)
+    graph = Graph(tokens, logits, found.active_features[chosen], found.activation_values[chosen], rows)
+    write_case(folder, config, parameters, graph, time, case.max_nodes)
     return time
 
 
@@ -226,8 +231,21 @@ def distance(mine: Graph, theirs: Graph) -> tuple[float, float]:
     return differences[:2].max().item(), (differences / largest).max().item()
 
 
-def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time]:
-    """attrib's model and dictionaries, circuit-tracer's graph and its time."""
+def common(mine: Graph, theirs: Graph) -> tuple[Graph, Graph]:
+    """Both graphs' share of the latents that they have in common, where each has chosen some of them."""
+    keys = [(graph.latents * torch.tensor([1 << 40, 1 << 24, 1])).sum(1) for graph in (mine, theirs)]
+    found = []
+    for graph, own, other in ((mine, keys[0], keys[1]), (theirs, keys[1], keys[0])):
+        order = own.argsort()
+        kept = order[torch.isin(own[order], other)]
+        columns = torch.cat([kept, torch.arange(len(own), graph.edges.shape[1])])
+        rows = torch.cat([kept, torch.arange(len(own), len(graph.edges))])
+        found.append(Graph(graph.tokens, graph.logits, graph.latents[kept], graph.activation[kept], graph.edges[rows][:, columns]))
+    return found[0], found[1]
+
+
+def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time, int | None]:
+    """attrib's model and dictionaries, circuit-tracer's graph, its time and how many latents it was to choose."""
     import attrib
     from attrib.adapters import load_dictionaries
 
@@ -235,7 +253,7 @@ def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time]:
     hooked = lens.HookedTransformer(lens.HookedTransformerConfig(**facts["config"]))
     hooked.load_state_dict(hooked.state_dict() | load_file(folder / "model.safetensors"))  # which has no masks and rotary tables
     model, graph = attrib.from_transformer_lens(hooked, name=folder.name), Graph(**load_file(folder / "graph.safetensors"))
-    return model, load_dictionaries(folder / "transcoders"), graph, Time(**facts["time"])
+    return model, load_dictionaries(folder / "transcoders"), graph, Time(**facts["time"]), facts["max_nodes"]
 
 
 def compare(folder: Path, names: list[str], keep: str) -> bool:
@@ -252,12 +270,16 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
         table.add_column(column, justify="right")
     passed = []
     for path in sorted(file.parent for file in folder.glob("*/facts.json") if not names or file.parent.name in names):
-        model, layers, theirs, their_time = read_case(path)
-        run = partial(attrib_graph, model, layers, theirs.tokens, theirs.logits, budget="4GiB")
+        model, layers, theirs, their_time, max_nodes = read_case(path)
+        chosen = {} if max_nodes is None else {"max_nodes": max_nodes, "block": 4 * BATCH}  # theirs ranks anew after four batches
+        run = partial(attrib_graph, model, layers, theirs.tokens, theirs.logits, budget="4GiB", **chosen)
         mine, time = second_of(partial(run, keep=kept))
         whole = mine if kept == attrib.Dense() else run(keep=attrib.Dense())
-        difference, relative = distance(in_their_order(whole, theirs.logits), theirs)
-        count = len(theirs.latents) + len(theirs.logits)
+        ordered, count = in_their_order(whole, theirs.logits), f"{len(theirs.latents) + len(theirs.logits):,}"
+        if max_nodes is not None:
+            ordered, theirs = common(ordered, theirs)
+        difference, relative = distance(ordered, theirs)
+        count = count if max_nodes is None else f"{len(theirs.latents):,} of {max_nodes:,}"
         values = (
             f"{count:,}",
             f"{theirs.edges.count_nonzero():,}",
