@@ -17,8 +17,8 @@ from tests.support.root import ROOT
 KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ROOMS = [
-    "core", "models", "dictionaries", "adapters", "passes", "engine", "paths", "attribution", "store", "stats", "export", "runs", "jobs",
-    "view", "cli",
+    "core", "models", "dictionaries", "adapters", "passes", "engine", "paths", "attribution", "graph", "store", "stats", "export", "runs",
+    "jobs", "view", "cli",
 ]  # fmt: skip
 """The rooms of attrib, from the bottom up: each may import those before it."""
 
