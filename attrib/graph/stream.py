@@ -39,7 +39,7 @@ Step = tuple[int, int]
 """A moment of the stream: before attention of a layer, (layer, 0), or between its attention and its MLP, (layer, 1)."""
 
 
-def written_from(model: Model, site: Site) -> Step | None:
+def written_from(site: Site) -> Step | None:
     """From when on the stream holds what is written at a site. None for mlp_in, which only the MLP reads."""
     match site.kind:
         case "resid_pre":
@@ -47,7 +47,7 @@ def written_from(model: Model, site: Site) -> Step | None:
         case "resid_mid":
             return site.layer, 1
         case "z" | "attn_out":
-            return behind_attention(model, site.layer)
+            return behind_attention(site.layer)
         case "mlp_out" | "resid_post":
             return site.layer + 1, 0
         case "mlp_in":
@@ -58,16 +58,16 @@ def read_when(model: Model, site: Site) -> Step | None:
     """When the stream is read by what reads a site. None for what one component gives: z, attn_out and mlp_out."""
     match site.kind:
         case "resid_pre" | "resid_mid" | "resid_post":
-            return written_from(model, site)
+            return written_from(site)
         case "mlp_in":
-            return (site.layer, 0) if model.config.parallel else (site.layer, 1)
+            return site.layer, 0 if model.config.parallel else 1
         case "z" | "attn_out" | "mlp_out":
             return None
 
 
-def behind_attention(model: Model, layer: int) -> Step:
-    """From when on the stream holds what attention of a layer writes. In parallel blocks the MLP beside it does not see that."""
-    return (layer + 1, 0) if model.config.parallel else (layer, 1)
+def behind_attention(layer: int) -> Step:
+    """From when on the stream holds what attention of a layer writes."""
+    return layer, 1
 
 
 def dtype_of(model: Model) -> torch.dtype:
@@ -303,9 +303,9 @@ def parts_reaching(model: Model, source: Writer, target: Site | None, attention:
         raise InputError(f"target: {target} is not after the source's {first}; weights lead forward. Choose a later target.")
     if attention is None:
         when = _end(model) if target is None else read_when(model, target)
-        found = [part for part, site in enumerate(writes) if (site == target if when is None else _before(model, site, when))]
+        found = [part for part, site in enumerate(writes) if (site == target if when is None else _before(site, when))]
     else:
-        found = [part for part, site in enumerate(writes) if _before(model, site, (attention, 0))]
+        found = [part for part, site in enumerate(writes) if _before(site, (attention, 0))]
     if not found:
         raise InputError(_unreached(model, source.of, target, attention))
     return found
@@ -322,13 +322,13 @@ def check_passes(model: Model, target: Site | None, attention: int) -> None:
     when = read_when(model, target)
     if when is None:
         raise InputError(f"target: it reads {target}, what the MLP gives, which no weight leads to. Take a dictionary of another place.")
-    if behind_attention(model, attention) > when:
+    if behind_attention(attention) > when:
         raise InputError(f"attention: {attention}, which writes behind {target}, where the target reads. Choose an earlier layer.")
 
 
-def _before(model: Model, site: Site, when: Step) -> bool:
+def _before(site: Site, when: Step) -> bool:
     """Whether the stream holds, when it is read, what is written at a site."""
-    step = written_from(model, site)
+    step = written_from(site)
     return step is not None and step <= when
 
 

@@ -261,7 +261,7 @@ class _Pair(NamedTuple):
     @property
     def is_narrow(self) -> bool:
         """Whether both sides meet among the heads' values: where these are fewer than the stream's numbers."""
-        return self.circuit is not None and self.circuit.W_V.shape[1] <= self.reads.model.config.d_model
+        return self.circuit is not None and self.circuit.W_V.shape[1] < self.reads.model.config.d_model
 
     def left(self, first: int, last: int) -> Float[Tensor, "width targets"]:
         """What some targets read, where both sides meet."""
@@ -303,11 +303,13 @@ def _sizes(pair: _Pair, budget: int) -> _Sizes:
 
 
 def _tiles(pair: _Pair, sizes: _Sizes) -> Iterator[tuple[Float[Tensor, "targets sources"], Float[Tensor, "targets sources"]]]:
-    """Weights and attributions of some targets at a time, in order."""
+    """Weights and attributions of some targets at a time, in order; they hold until the next are asked for."""
     sources, targets = len(pair.writes.latent), len(pair.reads.latent)
+    model = pair.reads.model
+    space = torch.empty(sizes.targets, sources, dtype=dtype_of(model), device=model.device)  # each tile overwrites the one before
     for first in range(0, targets, sizes.targets):
         left = pair.left(first, min(first + sizes.targets, targets))
-        weight = left.new_empty(left.shape[1], sources)
+        weight = space[: left.shape[1]]
         for start in range(0, sources, sizes.sources):
             stop = min(start + sizes.sources, sources)
             weight[:, start:stop] = left.T @ pair.right(start, stop).T

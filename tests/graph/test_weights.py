@@ -17,6 +17,7 @@ from attrib.core.keep import kept
 from attrib.core.types import LINEAR, BudgetError, Dense, InputError, Mass, Site, Threshold, TopK
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model, Norm, width
+from tests.support import memory
 from tests.support.attribution_cases import without_shape_checks
 from tests.support.builders import D_MODEL, D_VOCAB, DTYPES, Family, build, normal, prompt
 from tests.support.tolerances import ROUNDING, assert_close
@@ -257,6 +258,19 @@ def test_tiles_are_as_small_as_the_budget_says(monkeypatch: pytest.MonkeyPatch) 
     assert asked["rows"] == {3000}
 
 
+@pytest.mark.parametrize("keep", [TopK(8), Mass(0.2), Threshold(20.0)])
+def test_no_more_is_held_than_the_budget(keep: Any) -> None:
+    """Of 400 x 20,000 weights, 32 MB."""
+    model, budget = build("gpt2", torch.float32), 8 << 20
+    source, target = made(model, "1.hook_resid_pre", d_sae=20_000), made(model, "2.hook_resid_pre", seed=5, d_sae=400)
+    attrib.graph.virtual_weights(model, source, target, targets=[0], keep=keep, budget=budget)
+    memory.forget()
+    before = memory.peak()
+    found = attrib.graph.virtual_weights(model, source, target, keep=keep, budget=budget)
+    assert len(found) > 400
+    assert memory.peak() - before < budget + 3 * len(found) * 16 + (4 << 20)
+
+
 def test_chosen_latents() -> None:
     model = build("gpt2", torch.float64)
     source, target = made(model, "1.hook_resid_pre"), made(model, "2.hook_resid_pre", seed=5)
@@ -327,7 +341,7 @@ def test_global_weights_are_virtual_weights_by_expectation() -> None:
         (scipy.sparse.csr_array(together.numpy()), together),
         (scipy.sparse.coo_matrix(together.numpy()), together),
     ):
-        found = attrib.graph.global_weights(model, source, target, given, keep=TopK(4))
+        found = attrib.graph.global_weights(model, source, target, given, keep=TopK(4), budget=20_000)
         product = weights * by
         mask = kept(TopK(4), product, product)
         assert_close(found.dense("attribution"), product * mask, ROUNDING)
