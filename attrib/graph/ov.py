@@ -27,6 +27,7 @@ from attrib.graph.stream import (
     as_directions,
     check_layer,
     check_passes,
+    circuit_bytes,
     dtype_of,
     fitting,
     in_head_space,
@@ -79,9 +80,8 @@ def ov_norms(
     end = (reader if of == "encoder" else writer)(model, dictionary, latents, "dictionary", "latents")
     at = _layers(model, end, layers)
     each = dtype_of(model).itemsize * (3 * end.width + 3 * model.config.n_heads * model.config.d_head + model.config.d_model)
-    rows = fitting(budget, each, len(end.latent))
-    norm = [torch.cat([_norms(model, end, layer, first, rows) for first in range(0, len(end.latent), rows)]) for layer in at]
-    return OVNorms(end.latent, torch.tensor(at), torch.stack(norm, dim=1))
+    rows = fitting(budget, each, len(end.latent), circuit_bytes(model, model.config.n_heads))
+    return OVNorms(end.latent, torch.tensor(at), torch.stack([_norms(model, end, layer, rows) for layer in at], dim=1))
 
 
 def _layers(model: Model, end: Reader | Writer, given: int | Iterable[int] | None) -> list[int]:
@@ -115,16 +115,21 @@ def _leads(model: Model, end: Reader | Writer, layer: int) -> bool:
     return True
 
 
-def _norms(model: Model, end: Reader | Writer, layer: int, first: int, rows: int) -> Float[Tensor, "latents heads"]:
-    """The norms of some latents behind all heads of a layer."""
-    last, heads = min(first + rows, len(end.latent)), model.config.n_heads
+def _norms(model: Model, end: Reader | Writer, layer: int, rows: int) -> Float[Tensor, "latents heads"]:
+    """The norms of all latents behind all heads of a layer, so many latents at a time."""
+    heads, count = model.config.n_heads, len(end.latent)
     circuit = ov_circuit(model, layer, torch.arange(heads))
-    if isinstance(end, Reader):
-        inner, outer = in_head_space(circuit, end.site, end.columns(first, last)), circuit.W_V
-    else:
-        inner, outer = (end.rows(first, last, parts_reaching(model, end, None, layer)) @ circuit.W_V).T, circuit.W_O.T
-    apart = inner.unflatten(0, (heads, -1))
+    parts = parts_reaching(model, end, None, layer) if isinstance(end, Writer) else []
+    outer = circuit.W_V if isinstance(end, Reader) else circuit.W_O.T
     R = torch.linalg.qr(outer.unflatten(1, (heads, -1)).transpose(0, 1), mode="r").R
-    norm = (R @ apart).norm(dim=1).T
-    require_numbers(norm, f"latents: those from {int(end.latent[first]):,} on")
-    return norm.cpu()
+    found = []
+    for first in range(0, count, rows):
+        last = min(first + rows, count)
+        if isinstance(end, Reader):
+            inner = in_head_space(circuit, end.site, end.columns(first, last))
+        else:
+            inner = (end.rows(first, last, parts) @ circuit.W_V).T
+        norm = (R @ inner.unflatten(0, (heads, -1))).norm(dim=1).T
+        require_numbers(norm, f"latents: those from {int(end.latent[first]):,} on")
+        found.append(norm.cpu())
+    return torch.cat(found)

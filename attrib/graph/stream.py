@@ -297,6 +297,8 @@ def parts_reaching(model: Model, source: Writer, target: Site | None, attention:
     if attention is not None:
         check_passes(model, target, attention)
     if isinstance(source.of, Tensor):
+        if attention is None and target is not None and read_when(model, target) is None:
+            raise InputError(_of_a_component(target))
         return [0]
     writes = source.of.writes
     if target is not None and target.depth <= (first := min(writes, key=lambda site: site.depth)).depth:
@@ -321,7 +323,7 @@ def check_passes(model: Model, target: Site | None, attention: int) -> None:
         raise InputError(f"attention: {attention}, but {target} holds what layer {target.layer} gives; expected {target.layer}.")
     when = read_when(model, target)
     if when is None:
-        raise InputError(f"target: it reads {target}, what the MLP gives, which no weight leads to. Take a dictionary of another place.")
+        raise InputError(_of_a_component(target))
     if behind_attention(attention) > when:
         raise InputError(f"attention: {attention}, which writes behind {target}, where the target reads. Choose an earlier layer.")
 
@@ -344,22 +346,31 @@ def _unreached(model: Model, source: Dictionary, target: Site | None, attention:
     if attention is not None:
         return f"attention: {attention}, which reads the stream before the source writes {first}. Choose a later layer."
     assert target is not None  # all other sites are in the stream at its end
-    match target.kind:
-        case "z" | "attn_out":
-            return f"target: it reads {target}, what attention gives. Pass it: attention={target.layer}."
-        case "mlp_out":
-            return f"target: it reads {target}, what the MLP gives, which no weight leads to. Take a dictionary of another place."
+    if read_when(model, target) is None:
+        return _of_a_component(target)
     return f"target: {target} does not see the source's {first}: the MLP of {model.name} stands beside attention. Choose a later target."
+
+
+def _of_a_component(target: Site) -> str:
+    """Why what one component gives is not read off the stream."""
+    if target.kind == "mlp_out":
+        return f"target: it reads {target}, what the MLP gives, which no weight leads to. Take a dictionary of another place."
+    return f"target: it reads {target}, what attention gives. Pass it: attention={target.layer}."
 
 
 # ----------------------------------------------------------------------------------------------- within the budget
 
 
-def fitting(budget: int, each: int, most: int) -> int:
-    """How many of `most` rows fit, of so many bytes each. Raises BudgetError where none does."""
-    if budget < each:
-        raise BudgetError(f"budget: {budget:,} bytes are too few for one row, which needs {each:,}. Raise the budget.")
-    return max(1, min(most, budget // each))
+def fitting(budget: int, each: int, most: int, fixed: int = 0) -> int:
+    """How many of `most` rows fit, of so many bytes each, beside what is held in any case. Raises BudgetError where none does."""
+    if budget < fixed + each:
+        raise BudgetError(f"budget: {budget:,} bytes are too few for one latent, which needs {fixed + each:,}. Raise the budget.")
+    return min(most, (budget - fixed) // each)
+
+
+def circuit_bytes(model: Model, heads: int) -> int:
+    """Bytes that the OV circuits of so many heads take, and the copies of them while they are made."""
+    return 6 * dtype_of(model).itemsize * model.config.d_model * heads * model.config.d_head
 
 
 def require_numbers(values: Float[Tensor, "*any"], what: str) -> None:

@@ -29,6 +29,7 @@ from attrib.graph.stream import (
     as_directions,
     check_passes,
     chosen_heads,
+    circuit_bytes,
     dtype_of,
     fitting,
     in_head_space,
@@ -113,12 +114,11 @@ def de_embeddings(
 
     def directions(first: int, last: int) -> Float[Tensor, "d_model latents"]:
         columns = reads.columns(first, last)
-        return columns if circuit is None else circuit.W_V @ in_head_space(circuit, reads.site, columns)
+        columns = columns if circuit is None else circuit.W_V @ in_head_space(circuit, reads.site, columns)
+        return columns * model.config.embedding_scale
 
-    table = model.params.W_E
-    return _strongest(
-        model, table, reads.latent, lambda a, b: directions(a, b) * model.config.embedding_scale, k, reads.width, budget, demean=False
-    )
+    each, fixed = reads.width, 0 if passed is None else circuit_bytes(model, len(passed))
+    return _strongest(model, model.params.W_E, reads.latent, directions, k, each, fixed, budget, demean=False)
 
 
 @takes(model=as_model, source=as_directions, budget=as_bytes)
@@ -159,7 +159,8 @@ def logit_weights(
         rows = rows if circuit is None else rows @ circuit.W_V @ circuit.W_O
         return added(model.config, model.params.norm_final, rows).T
 
-    return _strongest(model, model.params.W_U.T, writes.latent, directions, k, writes.width, budget, demean=demean)
+    each, fixed = writes.width, 0 if passed is None else circuit_bytes(model, len(passed))
+    return _strongest(model, model.params.W_U.T, writes.latent, directions, k, each, fixed, budget, demean=demean)
 
 
 def check_reads_stream(model: Model, reads: Reader, attention: int | None) -> None:
@@ -178,18 +179,25 @@ def _strongest(
     directions: Callable[[int, int], Float[Tensor, "d_model latents"]],
     k: int,
     width: int,
+    fixed: int,
     budget: int,
     *,
     demean: bool,
 ) -> TokenWeights:
-    """The strongest tokens of each latent, some latents at a time."""
+    """The strongest tokens of each latent, some latents at a time.
+
+    Args:
+        directions: of some latents, by the first and the one behind the last.
+        width: numbers that are held for one latent while its direction is made.
+        fixed: bytes that are held beside them.
+    """
     config, number = model.config, dtype_of(model).itemsize
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.d_vocab:
         raise InputError(f"k: {k!r}; expected a whole number from 1 to the {config.d_vocab:,} tokens of {model.name}.")
     is_converted = table.dtype != dtype_of(model)
     converted = number * config.d_model * min(VOCABULARY_TILE, config.d_vocab) if is_converted else 0
     latents = number * (3 * config.d_vocab + 4 * (width + config.d_model)) + 8 * config.d_vocab
-    rows = fitting(max(0, budget - converted), latents, len(latent))
+    rows = fitting(budget, latents, len(latent), fixed + converted)
     found = []
     for first in range(0, len(latent), rows):
         at = directions(first, min(first + rows, len(latent)))

@@ -43,6 +43,7 @@ from attrib.graph.stream import (
     Writer,
     as_directions,
     chosen_heads,
+    circuit_bytes,
     dtype_of,
     fitting,
     in_head_space,
@@ -291,13 +292,15 @@ def _sizes(pair: _Pair, budget: int) -> _Sizes:
     between = 0 if pair.circuit is None else pair.circuit.W_V.shape[1]
     row = number * (sources + 3 * pair.reads.width + between + model.config.d_model)
     column = number * (1 + 2 * pair.writes.width + between)
+    fixed = 0 if pair.circuit is None else circuit_bytes(model, between // model.config.d_head)
     selected = sources * (7 * number + 40)  # sizes, an order of 8 bytes each, running sums, masks and places: `kept` and `to_csr`
-    least = max(2 * row, 4 * column, 4 * selected)
+    least = fixed + max(2 * row, 4 * column, 4 * selected)
     if budget < least:
         raise BudgetError(
             f"budget: {budget:,} bytes are too few for one target of {sources:,} sources, which needs {least:,}. Raise the budget, or "
             "choose fewer sources."
         )
+    budget -= fixed
     targets = fitting(budget // 2, row, len(pair.reads.latent))
     return _Sizes(targets, fitting(budget // 4, column + number * (targets - 1), sources), fitting(budget // 4, selected, targets))
 

@@ -384,7 +384,7 @@ def test_de_embeddings(family: Family, dtype: torch.dtype) -> None:
     W_E = model.params.W_E * scale
     assert (scale != 1) == (family == "gemma2")
     assert_tokens(attrib.graph.de_embeddings(model, target, k=5), (W_E @ read(model, target)).T, 5)
-    found = attrib.graph.de_embeddings(model, target, [7, 2], attention=0, heads=[1, 3], k=4, budget=8_000)
+    found = attrib.graph.de_embeddings(model, target, [7, 2], attention=0, heads=[1, 3], k=4, budget=40_000)
     OV = ov_map(model, 0, 1) + ov_map(model, 0, 3)
     assert found.latent.tolist() == [7, 2]
     assert_tokens(found, (W_E @ OV @ read(model, target)[:, [7, 2]]).T, 4)
@@ -454,7 +454,7 @@ def test_token_tables_have_strings() -> None:
 def test_ov_norms(family: Family, dtype: torch.dtype) -> None:
     model = build(family, dtype)
     target = made(model, "2.mlp.hook_in", "2.hook_mlp_out")
-    found = attrib.graph.ov_norms(model, target, budget=40_000)
+    found = attrib.graph.ov_norms(model, target, budget=80_000)
     E = read(model, target)
     assert found.layer.tolist() == [0, 1, 2]
     expected = torch.stack([torch.stack([(ov_map(model, at, h) @ E).norm(dim=0) for h in range(4)]) for at in (0, 1, 2)])
@@ -539,6 +539,9 @@ def test_other_refusals() -> None:
         (lambda: graph.de_embeddings(model, later, attention=1), r"attention: 1, which writes behind"),
         (lambda: graph.de_embeddings(model, sae, k=0), r"k: 0; expected a whole number from 1 to the 60 tokens"),
         (lambda: graph.de_embeddings(model, sae, budget=100), r"budget: 100 bytes"),
+        (lambda: graph.ov_norms(model, later, budget=40_000), r"budget: 40,000 bytes"),
+        (lambda: graph.virtual_weights(model, torch.ones(3, D_MODEL), made(model, "1.attn.hook_z")), r"Pass it: attention=1"),
+        (lambda: graph.virtual_weights(model, torch.ones(3, D_MODEL), mlp_out), r"what the MLP gives"),
         (lambda: graph.de_embeddings(model, torch.ones(3, 31)), r"target: a tensor \[3, 31\]"),
         (lambda: graph.de_embeddings(model, torch.ones(3, D_MODEL), [1]), r"latents: given beside a tensor"),
         (lambda: graph.logit_weights(model, made(model, "1.mlp.hook_in")), r"which the MLP alone reads"),
