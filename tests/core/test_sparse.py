@@ -79,6 +79,15 @@ def test_top_k_with_ties_to_the_earlier_source(tile: tuple[Tensor, Tensor], k: i
         assert columns == sorted(ranked[:k])
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_top_k_keeps_k_where_some_are_no_numbers(k: int):
+    """They come first, so that they are seen, and of many the first k are kept."""
+    nan, inf = float("nan"), float("inf")
+    tile = torch.tensor([[1.0, nan, 3.0, 2.0, 2.0], [nan, 1.0, nan, nan, 1.0], [inf, nan, 2.0, inf, 0.5], [4.0, 3.0, 2.0, 1.0, 0.5]])
+    order = tile.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    assert kept_columns(TopK(k), tile, tile) == [sorted(row) for row in order.tolist()]
+
+
 @quick
 @given(tiles(), st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 100.0]))
 def test_threshold_keeps_what_reaches_it(tile: tuple[Tensor, Tensor], t: float):
