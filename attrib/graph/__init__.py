@@ -1,4 +1,4 @@
-"""Attribution graphs: what a prompt's logits are made of, by direct effects between nodes; and what the weights alone say of who moves whom."""
+"""Attribution graphs: what a prompt's logits are made of, by direct effects; and what the weights alone say of who moves whom."""
 
 import lazy_loader
 
