@@ -1,5 +1,6 @@
 from .building import build
 from .graph import Graph
+from .neurons import Neurons
 from .nodes import Nodes, NodeSet
 from .outputs import Custom, Span
 from .ov import OVNorms, ov_norms
@@ -12,6 +13,7 @@ __all__ = [
     "CONSTANTS",
     "Custom",
     "Graph",
+    "Neurons",
     "NodeSet",
     "Nodes",
     "OVNorms",

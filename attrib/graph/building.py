@@ -27,17 +27,28 @@ from attrib.engine.precision import Precision, precision_of
 from attrib.graph.ends import GraphEnds, Opened, opened_bytes
 from attrib.graph.expand import expand
 from attrib.graph.graph import Graph
+from attrib.graph.neurons import NAME, Neurons, check_neurons
 from attrib.graph.options import GraphAsked, GraphOptions
 from attrib.graph.rows import GraphRows
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 
+Given = Dictionary | Neurons
+"""What has latents."""
 
-@takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
+
+def _as_given(given: Any, argument: str) -> tuple[Given, ...]:
+    """Dictionaries, as they are taken everywhere, and MLPs' own units."""
+    several = [given] if isinstance(given, Neurons) or not isinstance(given, list | tuple) else given
+    found: list[Given] = []
+    for number, one in enumerate(several):
+        found += [one] if isinstance(one, Neurons) else as_dictionaries(one, f"{argument}[{number}]" if several is given else argument)
+    return tuple(found)
+
+
+@takes(model=as_model, dictionaries=_as_given, budget=as_bytes)
 @partial(with_options, asked=GraphAsked)
-def build(
-    model: Model, dictionaries: Dictionary | Sequence[Dictionary], tokens: TokensLike, **options: Unpack[GraphOptions]
-) -> list[Graph]:
+def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> list[Graph]:
     """The attribution graph of each prompt: direct effects from every node to every active latent and to the targets.
 
     Nodes are the active latents of the dictionaries, the errors of the places that they write, the embeddings of tokens and positions,
@@ -45,7 +56,8 @@ def build(
     are put in together, so that an edge passes none of their latents. Each row says how far it adds up; see `Graph`.
 
     Args:
-        dictionaries: any that go together (`attrib.replace`): SAEs, transcoders with and without skip connections, cross-layer ones.
+        dictionaries: any that go together (`attrib.replace`): SAEs, transcoders with and without skip connections, cross-layer ones; and
+            `Neurons(layer)`, an MLP's own hidden units.
         tokens: prompts, as the attributions take them.
         targets: one choice or several: logits as `latent_to_logit` takes them, `Span(first)`, the tokens of an answer, `Custom(label,
             vector)`.
@@ -70,7 +82,11 @@ def build(
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
     several: Any = dictionaries
-    named = [seal(known_to(model, d, f"dictionaries[{number}]")) for number, d in enumerate(several)]
+    named = [
+        check_neurons(model, d, at) if isinstance(d, Neurons) else seal(known_to(model, d, at))
+        for number, d in enumerate(several)
+        if (at := f"dictionaries[{number}]")
+    ]
     return _Call(seal(model), named, prompts, asked).run()
 
 
@@ -81,16 +97,19 @@ Prompted = tuple[Tensor, Opened]
 class _Call:
     """One call whose arguments were found good."""
 
-    def __init__(self, model: Model, dictionaries: Sequence[Dictionary], prompts: list[Tensor], asked: GraphAsked) -> None:
+    def __init__(self, model: Model, given: Sequence[Given], prompts: list[Tensor], asked: GraphAsked) -> None:
         self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
         there = constant(model.to(dtype=self.precision.path))
         put_in = tuple(
             constant(fitted(there, d.to(dtype=there.dtype, device=there.device), f"dictionaries[{number}]"))
-            for number, d in enumerate(dictionaries)
+            for number, d in enumerate(given)
+            if isinstance(d, Dictionary)
         )
+        neurons = tuple(one for one in given if isinstance(one, Neurons))
         positions: Positions = asked.positions
-        self.ends = GraphEnds(there, put_in, asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions)
-        self.call = graph_record(model, dictionaries, asked, self.precision)
+        how = asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions
+        self.ends = GraphEnds(there, put_in, *how, neurons)
+        self.call = graph_record(model, given, asked, self.precision)
         self.free, self.needed = free_memory(), 0
 
     def run(self) -> list[Graph]:
@@ -167,13 +186,13 @@ class _Call:
         check_fits(self.needed, self.options.keep, joint.n_targets, joint.itemsize, self.free)
 
 
-def graph_record(model: Model, dictionaries: Sequence[Dictionary], asked: GraphAsked, precision: Precision) -> dict[str, Any]:
+def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precision: Precision) -> dict[str, Any]:
     """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
     positions: Any = asked.positions
     return {
         "kind": "graph", "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "dictionaries": [{"name": d.name, "site": str(d.site), "d_sae": d.d_sae, "sha256": d.fingerprint} for d in dictionaries],
+        "dictionaries": list(map(_named, given)),
         "policy": asked.policy._asdict(), "targets": [repr(what) for what in asked.outputs], "keep": repr(asked.keep),
         "positions": list(positions) if isinstance(positions, tuple) else positions, "mlps": asked.mlps, "demean": asked.demean,
         "skip_positions": asked.skip_positions, "dtype": precision.name, "method": asked.method, "budget": asked.budget,
@@ -182,6 +201,12 @@ def graph_record(model: Model, dictionaries: Sequence[Dictionary], asked: GraphA
 
 SHARED = 1.3
 """All rows are computed where that takes fewer products than this many times those that matter: block by block, these share less."""
+
+
+def _named(given: Given) -> dict[str, Any]:
+    if isinstance(given, Neurons):
+        return {"name": NAME, "site": str(given.reads), "k": given.k}
+    return {"name": given.name, "site": str(given.site), "d_sae": given.d_sae, "sha256": given.fingerprint}
 
 
 def evenly(nodes: Int[Tensor, " rows"], count: int) -> Int[Tensor, " chosen"]:

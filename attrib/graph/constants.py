@@ -57,12 +57,19 @@ def _left(
     model: Model, norm: Norm, true: Float[Tensor, "positions d_model"], part: Float[Tensor, "positions d_model"]
 ) -> Float[Tensor, "positions d_model"]:
     """A part of what a component gives, behind the norm that the true whole of it passes, with that norm's own bias."""
+    return behind_norm(model, norm, true, part) + norm.bias if model.config.post_norm else part
+
+
+def behind_norm(
+    model: Model, norm: Norm, true: Float[Tensor, "rows d_model"], part: Float[Tensor, "rows d_model"]
+) -> Float[Tensor, "rows d_model"]:
+    """Row by row, a part of what a component gives behind the norm that the true whole of it passes; as it is where there is none."""
     config = model.config
     if not config.post_norm:
         return part
     if centres(config):
         true, part = (rows - rows.mean(-1, keepdim=True) for rows in (true, part))
-    return part / rms(config, true) * norm.weight + norm.bias
+    return part / rms(config, true) * norm.weight
 
 
 def embeddings(model: Model, tokens: Tensor) -> tuple[Float[Tensor, "positions d_model"], Float[Tensor, "positions d_model"] | None]:

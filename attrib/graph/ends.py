@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.positions import Positions
-from attrib.core.types import Policy, Site, SparseLatents
+from attrib.core.types import Direction, InputError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
@@ -23,6 +23,7 @@ from attrib.engine.path import Sources, Targets
 from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.engine.sweep.primal import stream_sites
 from attrib.graph.constants import constant_attention, constant_mlp, constant_z, embeddings
+from attrib.graph.neurons import NAME, Neurons, active_units, hidden_units, read_units, unit_constants, unit_sources
 from attrib.graph.nodes import NodeKind, Nodes, NodeSet
 from attrib.graph.options import Mlps
 from attrib.graph.outputs import Output, as_logits_read, output_site, read_output
@@ -105,6 +106,15 @@ class GraphEnds:
     demean: bool
     skipped: int
     """How many first positions have no latents: what stands there is error alone."""
+    neurons: tuple[Neurons, ...] = ()
+    """MLPs whose own hidden units are latents."""
+
+    def __post_init__(self) -> None:
+        places = [*(each.writes for each in self.neurons), *map(place_of, self.replaced.written)]
+        if twice := [site for number, site in enumerate(places) if site in places[:number]]:
+            raise InputError(
+                f"dictionaries: two of them write {twice[0]}, of which one is an MLP's own units; expected one. Leave one out."
+            )
 
     @cached_property
     def replaced(self) -> Replacement:
@@ -114,7 +124,7 @@ class GraphEnds:
     @cached_property
     def written(self) -> frozenset[Site]:
         """The places that dictionaries write, as `place_of` names them."""
-        return frozenset(map(place_of, self.replaced.written))
+        return frozenset(map(place_of, self.replaced.written)) | {each.writes for each in self.neurons}
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -124,7 +134,19 @@ class GraphEnds:
     @cached_property
     def stops(self) -> list[Site]:
         """Where the rows of each dictionary's latents begin, and then those of each output."""
-        return [stop_site(self.model, target, self.dictionaries) for target in (*self.dictionaries, *map(as_logits_read, self.outputs))]
+        none = torch.zeros(self.model.config.d_model)
+        targets = (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons), *map(as_logits_read, self.outputs))
+        return [stop_site(self.model, target, self.dictionaries) for target in targets]
+
+    @property
+    def n_latent_sets(self) -> int:
+        """How many sets of targets are latents: those before the outputs."""
+        return len(self.dictionaries) + len(self.neurons)
+
+    @cached_property
+    def reads(self) -> tuple[Site, ...]:
+        """Where latents are read, set by set."""
+        return (*(d.site for d in self.dictionaries), *(each.reads for each in self.neurons))
 
     @cached_property
     def stop(self) -> Site:
@@ -147,8 +169,7 @@ class GraphEnds:
 
     def is_touched(self, site: Site) -> bool:
         """Whether dictionaries or outputs read or write a place, so that a component is not passed in one step there."""
-        reads = (*(d.site for d in self.dictionaries), *self.sites)
-        return place_of(site) in {*map(place_of, reads), *self.written}
+        return place_of(site) in {*map(place_of, (*self.reads, *self.sites)), *self.written}
 
     def _is_below(self, site: Site) -> bool:
         return site.depth <= self.stop.depth
@@ -169,7 +190,7 @@ class GraphEnds:
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
         within = {site for site in within if self._is_below(site)}
-        read = {*self.stops, *self.sites, *(d.site for d in self.dictionaries)}
+        read = {*self.stops, *self.sites, *self.reads}
         return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
 
     # -------------------------------------------------------------------------------------- one prompt
@@ -182,15 +203,17 @@ class GraphEnds:
             NotFiniteError: where a place, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
         """
         seen = capture(self.model, tokens, self.seen)
-        require_finite_ends(self.model, tokens, seen, {*self.stops, *self.sites, *(d.site for d in self.dictionaries)})
+        require_finite_ends(self.model, tokens, seen, {*self.stops, *self.sites, *self.reads})
         leaves = self.replaced.leaves_of(embed(self.model, tokens), seen)
         cuts = [self._without_first(cut) for cut in leaves.cuts]
         errors = self._errors(leaves.errors, leaves.cuts)
         parts = [*self._embedded(tokens), *self._constants(seen, len(tokens)), *self._latents(cuts, seen)]
         parts += self._left(errors, leaves.cuts, seen)
+        units = [self._units(each, seen) for each in self.neurons]
+        parts += [part for number, found in enumerate(units) for part in self._of_neurons(number, *found)]
         parts.sort(key=lambda part: part.order)
         ends, columns = _source_ends(parts)
-        targets, own = self._targets(cuts, tokens, seen)
+        targets, own = self._targets([cut.latents for cut in cuts] + [each for each, _ in units], tokens, seen)
         return self._opened(tokens, seen, parts, (ends, columns), targets, own)
 
     def _opened(
@@ -203,16 +226,16 @@ class GraphEnds:
         own: Sequence[Column],
     ) -> Opened:
         """All of it together, numbered."""
-        outputs = targets[len(self.dictionaries) :]
+        outputs = targets[self.n_latent_sets :]
         tables = [part.set for part in parts]
-        for end, site, column in zip(outputs, self.sites, own[len(self.dictionaries) :], strict=True):
+        for end, site, column in zip(outputs, self.sites, own[self.n_latent_sets :], strict=True):
             tables.append(NodeSet(column.kind, str(site), "", len(end.targets.position)))
         columns = [[*(part.sources[field] for part in parts), *(end.targets[field] for end in outputs)] for field in range(3)]
         labels = token_strings(self.model, tokens) + tuple(label for end in outputs for label in end.labels)
         position, latent, activation = (torch.cat([each.to(column[0]) for each in column]).cpu() for column in columns)
         nodes = Nodes(tuple(tables), position, latent, activation, labels)
         set_of = {part.dictionary: number for number, part in enumerate(parts)} | {
-            number: len(parts) + number - len(self.dictionaries) for number in range(len(self.dictionaries), len(targets))
+            number: len(parts) + number - self.n_latent_sets for number in range(self.n_latent_sets, len(targets))
         }
         rows = [torch.arange(nodes.first[at := set_of[number]], nodes.first[at + 1]) for number in range(len(targets))]
         value, constant, importance = (torch.zeros(len(nodes), dtype=activation.dtype) for _ in range(3))
@@ -304,18 +327,44 @@ class GraphEnds:
                 site = Site(layer, "mlp_out")
                 yield _part("mlp", str(site), (site.depth, 2), seen[site], (site,))
 
+    def _units(self, what: Neurons, seen: Mapping[Site, Tensor]) -> tuple[SparseLatents, Float[Tensor, "positions d_mlp"]]:
+        """The hidden units of an MLP that are nodes, and all of them."""
+        hidden = hidden_units(self.model, what.layer, seen[what.reads])
+        units = active_units(self.model, what, hidden)
+        chosen = units.position >= self.skipped
+        return SparseLatents(*(column[chosen] for column in units)), hidden
+
+    def _of_neurons(self, number: int, units: SparseLatents, hidden: Float[Tensor, "positions d_mlp"]) -> Iterator[Part]:
+        """What an MLP's units write, what the others do together, and what it adds of its own."""
+        what = self.neurons[number]
+        if not self._is_below(what.writes):
+            sources, writes = Sources(*units, hidden.new_zeros(len(units.position), 0)), ()
+        else:
+            sources, writes = unit_sources(self.model, what, units, hidden), (what.writes,)
+            others, bias = unit_constants(self.model, what, units, hidden)
+            yield _part("error", str(what.writes), (what.writes.depth, 2), others, writes)
+            yield _part("bias", str(what.writes), (what.writes.depth, 2), bias, writes)
+        table = NodeSet("latent", str(what.reads), NAME, len(units.position))
+        yield Part(table, (what.reads.depth, 3), sources, writes, dictionary=len(self.dictionaries) + number)
+
     # --------------------------------------------------------------------------------------- targets
 
-    def _targets(self, cuts: Sequence[Cut], tokens: Tensor, seen: Mapping[Site, Tensor]) -> tuple[tuple[TargetEnd, ...], list[Column]]:
+    def _targets(
+        self, latents: Sequence[SparseLatents], tokens: Tensor, seen: Mapping[Site, Tensor]
+    ) -> tuple[tuple[TargetEnd, ...], list[Column]]:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
         held = self.policy._replace(norm="frozen")
-        for d, cut, stop in zip(self.dictionaries, cuts, self.stops, strict=False):
-            read = _read_again(d, cut.latents)
-            end, own = self._end(read, read, d.site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, d.site in d.writes and place_of(d.site) == place_of(stop), frozenset()))
+        for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
+            if number < len(self.dictionaries):
+                d = self.dictionaries[number]
+                read, is_own_place = _read_again(d, found), d.site in d.writes and place_of(d.site) == place_of(stop)
+            else:
+                read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], found), False
+            end, own = self._end(read, read, site, stop, seen[stop])
+            ends.append(TargetEnd(end, stop, is_own_place, frozenset()))
             columns.append(Column(own, torch.zeros_like(own), "latent"))
-        for what, site, stop in zip(self.outputs, self.sites, self.stops[len(self.dictionaries) :], strict=True):
+        for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
             given = self.model, what, tokens, seen[site], self.positions
             read, importance, is_logit = read_output(*given, self.policy, self.demean)
             again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read

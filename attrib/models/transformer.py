@@ -393,9 +393,14 @@ def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     return out.detach() if policy.mlp == "frozen" else out
 
 
+def activation_of(config: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """The nonlinearity of the model's MLPs."""
+    return _ACTIVATIONS[config.activation]
+
+
 def mlp_raw(model: Model, layer: int, x: Stream) -> Stream:
     """The MLP's own output, before the norm that some families put behind it."""
-    p, act = model.params.blocks[layer].mlp, _ACTIVATIONS[model.config.activation]
+    p, act = model.params.blocks[layer].mlp, activation_of(model.config)
     hidden = x @ p.W_in + p.b_in
     hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
     return hidden @ p.W_out + p.b_out

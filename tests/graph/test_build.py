@@ -13,6 +13,7 @@ from attrib.engine.bundle import jacobians
 from attrib.graph.building import build as build_graphs
 from attrib.graph.constants import embeddings
 from attrib.graph.graph import Graph
+from attrib.graph.neurons import Neurons
 from attrib.graph.outputs import Custom, Span
 from attrib.models.transformer import Model
 from tests.support.builders import ALL_FAMILIES, Family, build, normal, prompt
@@ -220,6 +221,57 @@ def test_what_cannot_be_asked_is_refused_by_name(options: dict[str, Any], match:
     model = build("gpt2", torch.float64)
     with pytest.raises(InputError, match=match):
         graph_of(model, "transcoders", **options)
+
+
+# ------------------------------------------------------------------------------------------------- neurons
+
+
+@each_pair(family=ALL_FAMILIES, k=[5, None], which=[None, "residual", "attn_out"], dtype=[torch.float64, torch.float32])
+def test_rows_add_up_where_units_of_mlps_are_latents(family: Family, k: int | None, which: str | None, dtype: torch.dtype):
+    model = build(family, dtype)
+    units = [Neurons(1, k), Neurons(2, k)]
+    (graph,) = build_graphs(model, [*dictionaries(model, which), *units], TOKENS, targets=TopLogits(2), keep=Dense())
+    assert graph.worst < (1e-10 if dtype == torch.float64 else 1e-4)
+    found = [n for n, each in enumerate(graph.nodes.sets) if each.name == "neurons"]
+    assert [graph.nodes.sets[n].site for n in found] == ["blocks.1.mlp.hook_in", "blocks.2.mlp.hook_in"]
+    assert all(graph.nodes.sets[n].size == 5 * len(TOKENS) for n in found) == (k == 5)
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_a_unit_is_its_activation_and_writes_its_row(family: Family):
+    """Against torch.func through the model's own MLPs, unit by unit."""
+    model = build(family, torch.float64)
+    (graph,) = build_graphs(model, [Neurons(2, None)], TOKENS, targets=TokenLogits((3, 8)), keep=Dense(), demean=False)
+    hidden = attrib.graph.neurons.hidden_units(model, 2, attrib.capture(model, TOKENS, ["blocks.2.mlp.hook_in"])[Site(2, "mlp_in")])
+    nodes = graph.nodes.of_kind("latent")
+    at, unit = graph.nodes.position[nodes], graph.nodes.latent[nodes]
+    assert_close(graph.nodes.activation[nodes], hidden[at, unit], ROUNDING)
+    block = model.params.blocks[2]
+
+    def logits(scale: Tensor) -> Tensor:
+        raw = (hidden * scale) @ block.mlp.W_out + block.mlp.b_out
+        whole = hidden @ block.mlp.W_out + block.mlp.b_out
+        written = attrib.graph.constants.behind_norm(model, block.post_2, whole, raw)
+        written = written + block.post_2.bias if model.config.post_norm else written
+        *_, (_, last) = attrib.walk(
+            model, "blocks.2.hook_mlp_out", written, attrib.capture(model, TOKENS, [base])[Site.parse(base)], policy=LINEAR
+        )
+        return attrib.unembed(model, last, policy=LINEAR)[-1, [3, 8]]
+
+    base = f"blocks.2.hook_resid_{'mid' if not model.config.parallel else 'mid'}"
+    want = jacrev(logits)(torch.ones_like(hidden))[:, at, unit]
+    assert_close(dense(graph)[-2:][:, nodes], want, FOREIGN)
+    assert want.abs().max() > 1e-4
+
+
+def test_units_that_cannot_be_are_refused():
+    model = build("gpt2", torch.float64)
+    for given, match in (
+        (Neurons(9), r"dictionaries\[0\]: .* from 0 to 3"), (Neurons(1, 0), "k of at least 1"), ([Neurons(1), Neurons(1)], "two of them write"),
+        ([*dictionaries(model, "transcoders"), Neurons(2)], "two of them write blocks.2.hook_mlp_out"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            build_graphs(model, given, TOKENS)
 
 
 # --------------------------------------------------------------------------------------- the rows that matter
