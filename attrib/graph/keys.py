@@ -162,7 +162,7 @@ def _columns(nodes: Nodes, positions: bool) -> tuple[Int[Tensor, " nodes"], Int[
 
 
 def _unique_columns(columns: Int[Tensor, "3 nodes"]) -> tuple[Int[Tensor, "3 unique"], Int[Tensor, " nodes"]]:
-    """Columns in lexicographic order, each once, and where each column is among them: `torch.unique` by a dimension is 100 times slower."""
+    """Columns in lexicographic order, each once, and where each column is among them: 8 times as fast as `torch.unique` does it."""
     order = torch.arange(columns.shape[1])
     for column in reversed(columns):
         order = order[column[order].argsort(stable=True)]
