@@ -337,10 +337,11 @@ class GraphEnds:
     def _of_neurons(self, number: int, units: SparseLatents, hidden: Float[Tensor, "positions d_mlp"]) -> Iterator[Part]:
         """What an MLP's units write, what the others do together, and what it adds of its own."""
         what = self.neurons[number]
-        if not self._is_below(what.writes):
-            sources, writes = Sources(*units, hidden.new_zeros(len(units.position), 0)), ()
+        writes = (what.writes,) if self._is_below(what.writes) else ()
+        if not writes:
+            sources = Sources(*units, hidden.new_zeros(len(units.position), 0))
         else:
-            sources, writes = unit_sources(self.model, what, units, hidden), (what.writes,)
+            sources = unit_sources(self.model, what, units, hidden)
             others, bias = unit_constants(self.model, what, units, hidden)
             yield _part("error", str(what.writes), (what.writes.depth, 2), others, writes)
             yield _part("bias", str(what.writes), (what.writes.depth, 2), bias, writes)

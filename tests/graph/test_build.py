@@ -258,7 +258,7 @@ def test_a_unit_is_its_activation_and_writes_its_row(family: Family):
         )
         return attrib.unembed(model, last, policy=LINEAR)[-1, [3, 8]]
 
-    base = f"blocks.2.hook_resid_{'mid' if not model.config.parallel else 'mid'}"
+    base = "blocks.2.hook_resid_mid"
     want = jacrev(logits)(torch.ones_like(hidden))[:, at, unit]
     assert_close(dense(graph)[-2:][:, nodes], want, FOREIGN)
     assert want.abs().max() > 1e-4
@@ -267,7 +267,8 @@ def test_a_unit_is_its_activation_and_writes_its_row(family: Family):
 def test_units_that_cannot_be_are_refused():
     model = build("gpt2", torch.float64)
     for given, match in (
-        (Neurons(9), r"dictionaries\[0\]: .* from 0 to 3"), (Neurons(1, 0), "k of at least 1"), ([Neurons(1), Neurons(1)], "two of them write"),
+        (Neurons(9), r"dictionaries\[0\]: .* from 0 to 3"), (Neurons(1, 0), "k of at least 1"),
+        ([Neurons(1), Neurons(1)], "two of them write"),
         ([*dictionaries(model, "transcoders"), Neurons(2)], "two of them write blocks.2.hook_mlp_out"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=match):
