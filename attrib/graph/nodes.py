@@ -5,7 +5,6 @@ Sets lie behind each other in order of computation, so that an edge goes from a 
 embeddings, where none goes; within a set nodes are sorted by (position, latent).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -24,6 +23,8 @@ dictionary writes, held as it is; what a dictionary leaves of the place that it 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 TARGET_KINDS: tuple[NodeKind, ...] = ("latent", "logit", "target")
 """Those that edges go to."""
+NAMED_KINDS: tuple[NodeKind, ...] = ("token", "logit", "target")
+"""Those that have labels."""
 
 
 class NodeSet(NamedTuple):
@@ -52,7 +53,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         wrong = [each for each in self.sets if each.kind not in KINDS or each.size < 0]
-        count, named = sum(each.size for each in self.sets), sum(each.size for each in self.sets if each.kind in _NAMED)
+        count, named = sum(each.size for each in self.sets), sum(each.size for each in self.sets if each.kind in NAMED_KINDS)
         if wrong:
             raise InputError(f"sets: {wrong[0]}; expected a kind among {', '.join(KINDS)} and a size of at least 0.")
         if not len(self.position) == len(self.latent) == len(self.activation) == count or len(self.labels) != named:
@@ -95,7 +96,7 @@ class Nodes:
         """A node in a few words: 'mlp.hook_in[355] layer 8 @12', a token's string, a logit's."""
         each = self.sets[int(self.set_of[node])]
         at = f"@{int(self.position[node])}"
-        if each.kind in _NAMED:
+        if each.kind in NAMED_KINDS:
             return f"{each.kind} {self._named(node)!r} {at}"
         if each.kind == "latent":
             return f"{each.site}[{int(self.latent[node])}] {at}"
@@ -103,19 +104,16 @@ class Nodes:
 
     def _named(self, node: int) -> str:
         number = int(self.set_of[node])
-        before = sum(each.size for each in self.sets[:number] if each.kind in _NAMED)
+        before = sum(each.size for each in self.sets[:number] if each.kind in NAMED_KINDS)
         return self.labels[before + node - self.first[number]]
 
     def take(self, chosen: Int[Tensor, " chosen"]) -> "Nodes":
         """Some nodes, by ascending numbers; all sets stay, which may then be empty."""
         counts = torch.bincount(self.set_of[chosen], minlength=len(self.sets)).tolist()
-        is_named = torch.tensor([each.kind in _NAMED for each in self.sets], dtype=torch.bool)[self.set_of]
+        is_named = torch.tensor([each.kind in NAMED_KINDS for each in self.sets], dtype=torch.bool)[self.set_of]
         place = is_named.cumsum(0) - 1
         labels = tuple(self.labels[at] for at in place[chosen[is_named[chosen]]].tolist())
         sets = tuple(each._replace(size=size) for each, size in zip(self.sets, counts, strict=True))
         return replace(
             self, sets=sets, position=self.position[chosen], latent=self.latent[chosen], activation=self.activation[chosen], labels=labels
         )
-
-
-_NAMED: Sequence[NodeKind] = ("token", "logit", "target")

@@ -15,6 +15,7 @@ from attrib.store.layout import (
     CHAINS,
     CHUNK,
     FORMAT,
+    GRAPHS,
     MERGED,
     PLUGINS,
     REMEDY,
@@ -30,6 +31,7 @@ from attrib.store.packed import Packed
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
     MERGED: "a merged file, which stands for shards: attrib.open and `attrib show` read it by itself, and not as a shard in a folder",
+    GRAPHS: "attribution graphs, which attrib.open_graphs reads",
     STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""

@@ -10,10 +10,10 @@ import h5py
 
 from attrib.core.files import OVERWRITE, check_free, whole
 from attrib.core.types import AttribError, InputError
-from attrib.store.layout import MERGED, STATISTICS
-from attrib.store.reading import format_of, open_file, translated
+from attrib.store.layout import GRAPHS, MERGED, STATISTICS
+from attrib.store.reading import FEW, format_of, open_file, translated
 
-_NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file"}
+_NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file", GRAPHS: "a file of graphs"}
 
 
 def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool) -> None:
@@ -34,6 +34,16 @@ def format_at(path: Path) -> str | None:
             return format_of(file)
     except AttribError:
         return None
+
+
+def check_size(file: h5py.File, rows: int, compression: str | None) -> None:
+    """What no reader would take is not written: see `FEW`. `rows` are those of the longest column. Raises InputError."""
+    file.flush()
+    if rows > max(size := file.id.get_filesize(), FEW):
+        raise InputError(
+            f"compression: {compression!r} makes {size:,} bytes of columns of {rows:,} rows, and no reader believes a file that is so "
+            "much smaller than what it stands for; expected results that are not all alike. Save them without compression."
+        )
 
 
 @contextmanager
