@@ -5,7 +5,7 @@ anything is allocated, and what is read is held against what a graph is by the r
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -189,7 +189,7 @@ def _read(group: Checked) -> Graph:
     tokens, sets, nodes, rows, edges = (child(group, name, h5py.Group) for name in ("tokens", "sets", "nodes", "rows", "edges"))
     (ids,), n_tokens = _columns(tokens, {"ids": INTEGER})
     (position, latent, activation), n_nodes = _columns(nodes, {"position": INTEGER, "latent": INTEGER, "activation": FLOAT})
-    (target, *values), n_rows = _columns(rows, {"target": INTEGER} | dict.fromkeys(_ROWS, FLOAT))
+    (target, value, own, total, l1, importance), n_rows = _columns(rows, {"target": INTEGER, **dict.fromkeys(_ROWS, FLOAT)})
     (indices, weight), n_edges = _columns(edges, {"indices": INTEGER, "data": FLOAT})
     indptr, _ = read_ptr(edges, "indptr", n_rows, n_edges, slice(0, n_rows))
     table = _read_sets(sets)
@@ -198,7 +198,7 @@ def _read(group: Checked) -> Graph:
     named = sum(each.size for each in table if each.kind in NAMED_KINDS)
     labels = _strings(child(nodes, "labels", h5py.Group), named)
     graph = Graph(
-        Nodes(table, position, latent, activation, labels), target, indptr, indices, weight, *values, ids,
+        Nodes(table, position, latent, activation, labels), target, indptr, indices, weight, value, own, total, l1, importance, ids,
         _strings(child(tokens, "strings", h5py.Group), n_tokens), read_json(group, "call"),
     )  # fmt: skip
     if wrong := fault(graph):
@@ -206,7 +206,7 @@ def _read(group: Checked) -> Graph:
     return graph
 
 
-def _columns(group: Checked, types: dict[str, tuple[str, ...]]) -> tuple[list[Tensor], int]:
+def _columns(group: Checked, types: Mapping[str, tuple[str, ...]]) -> tuple[list[Tensor], int]:
     """Columns of one length, which is that of the first, and the length. All are looked at before one is read."""
     length = len(dataset(group, next(iter(types)), next(iter(types.values()))))
     for name, dtypes in types.items():
@@ -216,8 +216,8 @@ def _columns(group: Checked, types: dict[str, tuple[str, ...]]) -> tuple[list[Te
 
 def _read_sets(group: Checked) -> tuple[NodeSet, ...]:
     (size,), count = _columns(group, {"size": INTEGER})
-    columns = [_strings(child(group, name, h5py.Group), count) for name in _NAMES]
-    return tuple(NodeSet(*names, each) for *names, each in zip(*columns, size.tolist(), strict=True))  # type: ignore[arg-type]
+    kinds, sites, names = (_strings(child(group, name, h5py.Group), count) for name in _NAMES)
+    return tuple(map(NodeSet, kinds, sites, names, size.tolist()))  # type: ignore[arg-type]
 
 
 def _strings(group: Checked, count: int) -> tuple[str, ...]:
