@@ -396,17 +396,13 @@ def test_cut_and_changed_files_are_errors_or_right(path: Path):
 @pytest.mark.parametrize("what", ["nothing", "pipe", "text", "hooks", "strings"])
 def test_other_paths_and_arguments_are_refused(what: str, path: Path):
     write_pickle(path, state())
-    options: dict[str, Any] = (
-        {"hooks": ("mlp.hook_in", "hook_here")} if what == "hooks" else {"strings": ["a"]} if what == "strings" else {}
-    )
+    given: dict[str, Any] = {"hooks": {"hooks": ("mlp.hook_in", "hook_here")}, "strings": {"strings": ["a"]}}
     if what in ("nothing", "pipe"):
         path.unlink()
     if what == "pipe":
         os.mkfifo(path)
     if what == "text":
         path.write_text("no")
-    said = {"nothing": "there is no file", "pipe": "is a pipe", "text": "not torch's", "hooks": "hook_here", "strings": "1 of them for 3"}[
-        what
-    ]
-    with pytest.raises(FormatError if what == "text" else InputError, match=said):
+    said = {"nothing": "there is no file", "pipe": "is a pipe", "text": "not torch's", "hooks": "hook_here", "strings": "1 of them for 3"}
+    with pytest.raises(FormatError if what == "text" else InputError, match=said[what]):
         from_circuit_tracer(path, **given.get(what, {}))
