@@ -18,8 +18,8 @@ from torch import Tensor
 from attrib.core.types import FormatError, InputError
 from attrib.graph.graph import Graph
 from attrib.graph.nodes import NAMED_KINDS, Nodes, NodeSet
+from attrib.graph.wellformed import checked, fault, fault_of_sets
 from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
-from attrib.store.graph_faults import fault, fault_of_sets
 from attrib.store.layout import GRAPHS
 from attrib.store.numbers import checked_number
 from attrib.store.reading import (
@@ -63,8 +63,7 @@ def save_graphs(
     if not graphs:
         raise InputError("graphs: got an empty sequence; expected at least one Graph.")
     for number, graph in enumerate(graphs):
-        if wrong := fault_of_sets(graph.nodes.sets, len(graph.nodes), len(graph.nodes.labels)) or fault(graph):
-            raise InputError(f"graphs: number {number}: {wrong[0]}: {wrong[1]}; expected a graph as attrib's functions return it.")
+        checked(f"graphs: number {number}", graph)
     with created(path) as file:
         file.attrs.update({"format": text(GRAPHS), "format_version": VERSION, "packages": json_text(packages())})
         listing = file.create_group("graphs", track_order=True)

@@ -45,8 +45,9 @@ def layer_of(each: NodeSet) -> int:
 
 
 def n_layers_of(nodes: Nodes) -> int:
-    """How many layers the model has at least, from the sites of all sets."""
-    return 1 + max((layer_of(each) for each in nodes.sets if each.kind not in ("token", "position")), default=-1)
+    """How many layers the model has at least, from the sites of all sets. Logits may be of no layer."""
+    placed = [each for each in nodes.sets if each.kind not in ("token", "position", "logit", "target") or each.site.startswith("blocks.")]
+    return 1 + max(map(layer_of, placed), default=-1)
 
 
 def labels_of(nodes: Nodes) -> dict[int, str]:

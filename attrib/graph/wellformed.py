@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.graph.nodes import KINDS, NAMED_KINDS, TARGET_KINDS, NodeSet
 
@@ -25,6 +26,13 @@ def fault_of_sets(sets: Sequence[NodeSet], nodes: int, labels: int | None) -> tu
     if labels is not None and labels != named:
         return "nodes/labels", f"{labels} of them for {named} tokens, logits and targets"
     return None
+
+
+def checked(argument: str, graph: Graph) -> Graph:
+    """The graph itself. Raises InputError, beginning with `argument`, where it is malformed."""
+    if wrong := fault_of_sets(graph.nodes.sets, len(graph.nodes), len(graph.nodes.labels)) or fault(graph):
+        raise InputError(f"{argument}: {wrong[0]}: {wrong[1]}; expected a graph as attrib's functions return it.")
+    return graph
 
 
 def fault(graph: Graph) -> tuple[str, str] | None:
