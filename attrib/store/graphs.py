@@ -206,10 +206,8 @@ def _read(group: Checked) -> Graph:
 
 
 def _columns(group: Checked, types: Mapping[str, tuple[str, ...]]) -> tuple[list[Tensor], int]:
-    """Columns of one length, which is that of the first, and the length. All are looked at before one is read."""
+    """Columns of one length, which is that of the first, and the length."""
     length = len(dataset(group, next(iter(types)), next(iter(types.values()))))
-    for name, dtypes in types.items():
-        dataset(group, name, dtypes, length)
     return [read_column(group, name, dtypes, length, slice(0, length)) for name, dtypes in types.items()], length
 
 

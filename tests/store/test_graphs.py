@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import attrib
+from attrib.cli import main
 from attrib.core.edges import Edges
 from attrib.core.types import FormatError, InputError
 from attrib.graph.graph import Graph
@@ -22,6 +24,7 @@ from attrib.graph.nodes import Nodes, NodeSet
 from attrib.store import faults
 from tests.store.test_store import archive_edges
 from tests.support.graphs import random_graph
+from tests.support.root import ROOT
 
 
 def same(a: Any, b: Any) -> bool:
@@ -58,6 +61,7 @@ def empty_graph() -> Graph:
     return Graph(nodes, none, one, none, nothing, nothing, nothing, nothing, nothing, nothing, one, ("a",))
 
 
+ARCHIVE = ROOT / "tests" / "data" / "graphs-v1.h5"
 GRAPHS = [random_graph(0), odd_graph(), empty_graph(), random_graph(1, positions=2, latents=0)]
 
 
@@ -284,3 +288,47 @@ def test_a_file_is_not_replaced_unasked(file: Path, tmp_path: Path):
     assert file.read_bytes() == (tmp_path / "copy.h5").read_bytes()
     with attrib.open_graphs(attrib.save(file, GRAPHS[0], overwrite=True)) as graphs:
         assert len(graphs) == 1
+
+
+def archive_graph() -> Graph:
+    """What tests/data/graphs-v1.h5 holds; it was made by `attrib.save(ARCHIVE, archive_graph())` at format version 1, and never since."""
+    sets = (
+        NodeSet("token", "embed", "", 2), NodeSet("bias", "blocks.0.hook_attn_out", "", 1), NodeSet("latent", "blocks.0.mlp.hook_in", "a/b", 2),
+        NodeSet("error", "blocks.0.hook_mlp_out", "", 0), NodeSet("logit", "blocks.0.hook_resid_post", "", 1),
+    )  # fmt: skip
+    latent, activation = torch.tensor([7, -1, -1, 3, 2**40, 9]), torch.tensor([1.0, 1.0, 1.0, 0.5, 4.0, math.nan], dtype=torch.float64)
+    nodes = Nodes(sets, torch.tensor([0, 1, 0, 1, 1, 1]), latent, activation, ("The", "\0\ud800", " naïve"))
+    return Graph(
+        nodes,
+        targets=torch.tensor([3, 5]),
+        indptr=torch.tensor([0, 2, 5]),
+        indices=torch.tensor([0, 2, 1, 3, 4]),
+        weight=torch.tensor([0.5, -2.0, 0.25, 4.0, -1.0]),
+        value=torch.tensor([-1.0, math.nan]),
+        own=torch.tensor([0.25, -0.0]),
+        total=torch.tensor([-1.25, 3.25]),
+        l1=torch.tensor([2.75, 5.25]),
+        importance=torch.tensor([0.0, 0.75], dtype=torch.float64),
+        tokens=torch.tensor([7, -1]),
+        strings=("The", "\0\ud800"),
+        call={"model": {"name": "toy"}, "seed": None},
+    )
+
+
+def test_files_of_version_1_are_read_for_ever():
+    with attrib.open_graphs(ARCHIVE) as graphs:
+        assert same(graphs[0], archive_graph())
+
+
+def test_the_command_line_finds_a_fault(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["attrib", "verify-file", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert not stop.value.code
+    assert "no fault in it" in capsys.readouterr().out
+    with h5py.File(file, "r+") as root:
+        root["graphs/2/tokens/ids"][0] = -7
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 1
+    assert "/graphs/2: tokens/ids: -7" in capsys.readouterr().out.replace("\n", "")
