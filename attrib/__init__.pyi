@@ -49,7 +49,7 @@ from .passes.compose import cut, decode, encode, encode_sparse, reconstruct
 from .passes.heads import attention_heads, attention_patterns, head_outputs, head_weights
 from .passes.replacement import replace
 from .paths.path import path
-from .store import open, save
+from .store import open, open_graphs, save
 
 __all__ = [
     "EXACT",
@@ -103,6 +103,7 @@ __all__ = [
     "load_dictionary",
     "load_model",
     "open",
+    "open_graphs",
     "path",
     "plan",
     "plan_jacobian",

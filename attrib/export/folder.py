@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from attrib.core.files import OVERWRITE, PARTIAL, sync
 from attrib.core.types import InputError
-from attrib.store.writing import OVERWRITE, PARTIAL, sync
 
 MANIFEST = "_attrib.json"
 """What was exported. Arrow passes over names that begin with an underscore, so a folder of Parquet files opens as one."""

@@ -1,5 +1,10 @@
 from .building import build
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
+from .files.circuit_tracer_reading import from_circuit_tracer
+from .files.circuit_tracer_writing import to_circuit_tracer
+from .files.networks import to_networkx, write_graphml
+from .files.neuronpedia_reading import from_neuronpedia
+from .files.neuronpedia_writing import to_neuronpedia
 from .graph import Graph
 from .keys import Key, KeyTable, key_of
 from .merging import MergedGraph, merge, merge_positions
@@ -37,6 +42,8 @@ __all__ = [
     "build",
     "compare",
     "de_embeddings",
+    "from_circuit_tracer",
+    "from_neuronpedia",
     "global_weights",
     "influence",
     "key_of",
@@ -48,7 +55,11 @@ __all__ = [
     "read_supernodes",
     "scores",
     "stability",
+    "to_circuit_tracer",
+    "to_networkx",
+    "to_neuronpedia",
     "union",
     "virtual_weights",
+    "write_graphml",
     "write_supernodes",
 ]

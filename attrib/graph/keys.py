@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attrib.core.types import InputError, natural
 from attrib.graph.graph import Graph
-from attrib.graph.nodes import KINDS, NAMED, NodeKind, Nodes
+from attrib.graph.nodes import KINDS, NAMED_KINDS, NodeKind, Nodes
 
 
 class Key(NamedTuple):
@@ -72,7 +72,7 @@ class KeyTable:
         """A node in a few words, as `Nodes.label` puts it, without what it was not told apart by."""
         key, string = self.key(node), self.strings[node]
         at = "" if key.position is None else f" @{key.position}"
-        if key.kind in NAMED:
+        if key.kind in NAMED_KINDS:
             return f"{key.kind} {string!r}{at}"
         return f"{key.site}[{key.latent}]{at}" if key.kind == "latent" else f"{key.kind} {key.site}{at}"
 
@@ -140,7 +140,7 @@ def align(graphs: Sequence[Graph], *, positions: bool = True) -> tuple[KeyTable,
 
 def _strings(nodes: Nodes) -> dict[int, str]:
     """What tokens, logits and targets are called, by their numbers."""
-    return dict(zip(nodes.of_kind(*NAMED).tolist(), nodes.labels, strict=True))
+    return dict(zip(nodes.of_kind(*NAMED_KINDS).tolist(), nodes.labels, strict=True))
 
 
 def _places(nodes: Nodes, strings: Mapping[int, str]) -> tuple[list[_Place], Int[Tensor, " nodes"]]:

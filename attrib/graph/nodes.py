@@ -24,7 +24,7 @@ the place that it writes; an active latent; a logit; any other target."""
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 TARGET_KINDS: tuple[NodeKind, ...] = ("latent", "logit", "target")
 """Those that edges go to."""
-NAMED: tuple[NodeKind, ...] = ("token", "logit", "target")
+NAMED_KINDS: tuple[NodeKind, ...] = ("token", "logit", "target")
 """Those that have labels."""
 
 
@@ -54,7 +54,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         wrong = [each for each in self.sets if each.kind not in KINDS or each.size < 0]
-        count, named = sum(each.size for each in self.sets), sum(each.size for each in self.sets if each.kind in NAMED)
+        count, named = sum(each.size for each in self.sets), sum(each.size for each in self.sets if each.kind in NAMED_KINDS)
         if wrong:
             raise InputError(f"sets: {wrong[0]}; expected a kind among {', '.join(KINDS)} and a size of at least 0.")
         if not len(self.position) == len(self.latent) == len(self.activation) == count or len(self.labels) != named:
@@ -97,7 +97,7 @@ class Nodes:
         """A node in a few words: 'mlp.hook_in[355] layer 8 @12', a token's string, a logit's."""
         each = self.sets[int(self.set_of[node])]
         at = f"@{int(self.position[node])}"
-        if each.kind in NAMED:
+        if each.kind in NAMED_KINDS:
             return f"{each.kind} {self._named(node)!r} {at}"
         if each.kind == "latent":
             return f"{each.site}[{int(self.latent[node])}] {at}"
@@ -105,13 +105,13 @@ class Nodes:
 
     def _named(self, node: int) -> str:
         number = int(self.set_of[node])
-        before = sum(each.size for each in self.sets[:number] if each.kind in NAMED)
+        before = sum(each.size for each in self.sets[:number] if each.kind in NAMED_KINDS)
         return self.labels[before + node - self.first[number]]
 
     def take(self, chosen: Int[Tensor, " chosen"]) -> "Nodes":
         """Some nodes, by ascending numbers; all sets stay, which may then be empty."""
         counts = torch.bincount(self.set_of[chosen], minlength=len(self.sets)).tolist()
-        is_named = torch.tensor([each.kind in NAMED for each in self.sets], dtype=torch.bool)[self.set_of]
+        is_named = torch.tensor([each.kind in NAMED_KINDS for each in self.sets], dtype=torch.bool)[self.set_of]
         place = is_named.cumsum(0) - 1
         labels = tuple(self.labels[at] for at in place[chosen[is_named[chosen]]].tolist())
         sets = tuple(each._replace(size=size) for each, size in zip(self.sets, counts, strict=True))

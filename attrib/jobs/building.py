@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from attrib.core.files import PARTIAL, sync
 from attrib.core.types import AttribWarning
-from attrib.store.writing import PARTIAL, sync
 
 MAKING, UNLOCKED = "making", "locking"
 """The lock's name, and the one that it has before it is held."""

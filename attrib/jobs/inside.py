@@ -17,9 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
+from attrib.core.files import FILE_KINDS, PARTIAL
 from attrib.core.types import FormatError
-from attrib.store.reading import FILE_KINDS
-from attrib.store.writing import PARTIAL
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a text file of a job, at most: two million shards' listing."""

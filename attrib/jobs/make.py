@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from attrib.core.files import sync
 from attrib.core.positions import least_length
 from attrib.core.types import InputError, Progress
 from attrib.jobs.building import built
@@ -28,7 +29,6 @@ from attrib.jobs.refusals import Refusals
 from attrib.runs.prompts import Given, check_effect, read, uses
 from attrib.runs.spec import Loaded, load
 from attrib.store.columns import packages
-from attrib.store.writing import sync
 
 STEPS = 4
 """Buckets of lengths in each doubling: the shortest prompt of a shard is at least 0.84 of its longest."""

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from attrib.core.files import whole
 from attrib.core.types import FormatError
 from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
-from attrib.store.writing import whole
 
 FailureKind = Literal["memory", "died", "error"]
 

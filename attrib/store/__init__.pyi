@@ -1,5 +1,6 @@
 from .collection import Collection, faults, open, open_collection
 from .dataset import EdgeDataset
+from .graphs import Graphs, open_graphs
 from .layout import Block
 from .merged import merge
 from .reading import Fault
@@ -12,11 +13,13 @@ __all__ = [
     "Collection",
     "EdgeDataset",
     "Fault",
+    "Graphs",
     "Store",
     "faults",
     "merge",
     "open",
     "open_collection",
+    "open_graphs",
     "open_shard",
     "save",
     "select_latents",

@@ -16,14 +16,16 @@ from attrib.core.edges import Edges, Prompts, Value, join, join_prompts
 from attrib.core.slices import ptr_of
 from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
+from attrib.store.graphs import faults_of_graphs
 from attrib.store.handles import Handles
 from attrib.store.index import Identity, Index, ShardFile, differences, index_of, shared
-from attrib.store.layout import REMEDY, Block
+from attrib.store.layout import GRAPHS, REMEDY, Block
 from attrib.store.merged import merged_names
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
 from attrib.store.reading import Fault
 from attrib.store.select import Latents, Selection, lengths
 from attrib.store.shard import Store, open_shard, the_block
+from attrib.store.writing import format_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -304,8 +306,14 @@ def _open_file(path: Path) -> Store:
 
 
 def faults(path: str | os.PathLike[str]) -> Iterator[Fault]:
-    """What is wrong with a shard, or with those of a folder or a merged file: everything is read. Raises InputError as `open` does."""
+    """What is wrong with a shard, a file of graphs, or the shards of a folder or a merged file: everything is read.
+
+    Raises InputError as `open` does.
+    """
     path = Path(path)
+    if not path.is_dir() and format_at(path) == GRAPHS:
+        yield from faults_of_graphs(path)
+        return
     if not path.is_dir() and merged_names(path) is None:
         yield from faults_of_file(path)
         return

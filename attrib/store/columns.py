@@ -8,6 +8,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Int
+from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.store.layout import CHUNK, import_plugin
@@ -25,6 +27,18 @@ def filters_of(compression: str | None) -> dict[str, Any]:
         case "zstd":
             return dict(import_plugin("compression: 'zstd'").Zstd())
     raise InputError(f"compression: {compression!r}; expected None, 'gzip', 'lzf', 'blosc-lz4' or 'zstd'.")
+
+
+def array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
+    """A tensor as numpy has it."""
+    return np.asarray(column.detach().cpu().numpy(), dtype)
+
+
+def integers(column: Int[Tensor, " n"]) -> np.ndarray:
+    """Give the numbers as int32 where every value fits, else as int64."""
+    values, limits = array(column, np.int64), np.iinfo(np.int32)
+    fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
+    return values.astype(np.int32) if fits else values
 
 
 def write_columns(group: h5py.Group, columns: dict[str, np.ndarray], filters: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """How a file that may be hostile is read: types, lengths and links are checked before anything is allocated."""
 
 import json
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from attrib.core.files import check_file
 from attrib.core.types import AttribError, FormatError, InputError, logits_as_now
 from attrib.store.layout import (
     CHAINS,
     CHUNK,
     FORMAT,
+    GRAPHS,
     MERGED,
     PLUGINS,
     REMEDY,
@@ -30,6 +31,7 @@ from attrib.store.packed import Packed
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
     MERGED: "a merged file, which stands for shards: attrib.open and `attrib show` read it by itself, and not as a shard in a folder",
+    GRAPHS: "attribution graphs, which attrib.open_graphs reads",
     STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""
@@ -44,12 +46,6 @@ LONGEST_TEXT = 1 << 24
 """Bytes of a text attribute, at most."""
 MOST_PARTS = 1 << 17
 """Lists and objects of a JSON attribute, at most: in Python each takes a hundred times the bytes that it takes there."""
-
-FILE_KINDS = {
-    stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFREG: "a file",
-}  # fmt: skip
-"""What may stand under a name, by the format of its mode."""
 
 
 class Fault(NamedTuple):
@@ -88,14 +84,6 @@ def translated(path: Path) -> Iterator[None]:
         raise FormatError(f"{path}: truncated or damaged ({error}); {REMEDY}") from error
 
 
-def kind_of_file(path: Path) -> str | None:
-    """What stands at a path, links followed, without opening it: opening a pipe waits for its other end. None where nothing does."""
-    try:
-        return FILE_KINDS.get(stat.S_IFMT(path.stat().st_mode), "no file")
-    except (OSError, ValueError):  # a name that is too long, or has a NUL
-        return None
-
-
 def open_file(path: Path) -> h5py.File:
     """Open what should be attrib's, for sharing.
 
@@ -105,8 +93,7 @@ def open_file(path: Path) -> h5py.File:
     usual one, since a file must be opened in one way within a process, and h5py may have it open too. Where the
     file system has no locks, it is opened without.
     """
-    if (kind := kind_of_file(path)) != "a file":  # a pipe would keep its reader waiting
-        raise InputError(f"path: {f'there is no file {path}' if kind is None else f'{path} is {kind}'}; expected a file that attrib wrote.")
+    check_file(path, "a file that attrib wrote")
     why: Exception
     for locking in ("best-effort", False, True):
         try:

@@ -1,8 +1,6 @@
 """How a file is put under its name: whole or not at all, over no other kind of file, on a disk that may fill up."""
 
 import io
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +8,12 @@ from typing import Any
 
 import h5py
 
+from attrib.core.files import OVERWRITE, check_free, whole
 from attrib.core.types import AttribError, InputError
-from attrib.store.layout import MERGED, STATISTICS
-from attrib.store.reading import format_of, open_file, translated
+from attrib.store.layout import GRAPHS, MERGED, STATISTICS
+from attrib.store.reading import FEW, format_of, open_file, translated
 
-OVERWRITE = "--overwrite (in Python, overwrite=True)"
-"""How a caller says it."""
-_NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file"}
-PARTIAL = ".partial"
-"""What the names of files end in that are being written, or were when their writer was killed."""
+_NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file", GRAPHS: "a file of graphs"}
 
 
 def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool) -> None:
@@ -27,16 +22,9 @@ def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool
     The path exists and `overwrite` is false, or what is there is of another kind: it may be someone's only copy; None replaces
     any file. Or its folder does not exist.
     """
-    named = "the file" if kind is None else _NAMES[kind]
-    if not path.parent.is_dir():
-        raise InputError(f"{argument}: the folder {path.parent} does not exist; make it first.")
-    if not path.exists():
-        return
-    if path.is_dir() or not overwrite:
-        what = "" if path.is_dir() else f", or replace {named} with {OVERWRITE}"
-        raise InputError(f"{argument}: {path} exists already; expected a new name. Choose another{what}.")
-    if kind is not None and format_at(path) != kind:
-        raise InputError(f"{argument}: {path} is not {named}, and {OVERWRITE} replaces nothing else here. Choose another name.")
+    check_free(argument, path, "the file" if kind is None else _NAMES[kind], overwrite=overwrite)
+    if kind is not None and path.exists() and format_at(path) != kind:
+        raise InputError(f"{argument}: {path} is not {_NAMES[kind]}, and {OVERWRITE} replaces nothing else here. Choose another name.")
 
 
 def format_at(path: Path) -> str | None:
@@ -48,32 +36,14 @@ def format_at(path: Path) -> str | None:
         return None
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name in the folder of `path` to write a file to, which takes the name `path` when the block ends well.
-
-    By then it is on the disk, and so is its name: a reader, and a machine that lost its power, see the whole
-    file or none. An error removes it; a killed process leaves it, under a name that ends in `PARTIAL`.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or a folder's list of names, on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def check_size(file: h5py.File, rows: int, compression: str | None) -> None:
+    """What no reader would take is not written: see `FEW`. `rows` are those of the longest column. Raises InputError."""
+    file.flush()
+    if rows > max(size := file.id.get_filesize(), FEW):
+        raise InputError(
+            f"compression: {compression!r} makes {size:,} bytes of columns of {rows:,} rows, and no reader believes a file that is so "
+            "much smaller than what it stands for; expected results that are not all alike. Save them without compression."
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch
 import typer.testing
 
 from attrib.cli import main as cli
+from attrib.core.files import PARTIAL
 from attrib.core.types import InputError
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import Engine, JobError, actors
@@ -32,7 +33,6 @@ from attrib.jobs.run import Ran, Watch, run
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome, Stop, do
 from attrib.store.columns import packages
-from attrib.store.writing import PARTIAL
 from tests.support.builders import prompt, sae
 from tests.support.job_cases import tiny_smollm2
 from tests.support.root import ROOT

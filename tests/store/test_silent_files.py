@@ -23,7 +23,7 @@ from attrib import stats
 from attrib.cli import main as cli
 from attrib.core.edges import join
 from attrib.core.types import Dense, FormatError, InputError, Keep, Mass, Threshold, TopK
-from attrib.store import faults, merge, save, select_latents, write
+from attrib.store import faults, merge, save, select_latents, write, writing
 from attrib.store.contradictions import faults_of
 from attrib.store.shard import open_shard
 from tests.stats.test_stats import random_edges, wide_edges
@@ -561,7 +561,7 @@ def test_what_no_reader_would_take_is_not_written(honest: Path, tmp_path: Path, 
     """Edges that are all alike leave less than a byte of each."""
     with attrib.open(honest) as store:
         edges = store.edges("latent_to_latent")
-    monkeypatch.setattr(write, "FEW", 100)
+    monkeypatch.setattr(writing, "FEW", 100)
     same = replace(edges, **{name: torch.zeros_like(getattr(edges, name)) for name in ("gradient", "attribution", "total", "l1")})
     many = join([same] * 40)
     with pytest.raises(InputError, match=r"compression: 'gzip' makes [\d,]+ bytes of columns of [\d,]+ rows, .*without compression"):

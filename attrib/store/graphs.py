@@ -1,0 +1,222 @@
+"""Attribution graphs ↔ HDF5: one group for each prompt's graph, of which one is read without the others.
+
+docs/format.md is the specification. As of a shard, nothing of a file is believed: types, lengths and storage are looked at before
+anything is allocated, and what is read is held against what a graph is by the rule that the writer goes by.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from attrib.core.types import FormatError, InputError
+from attrib.graph.graph import Graph
+from attrib.graph.nodes import NAMED_KINDS, Nodes, NodeSet
+from attrib.graph.wellformed import checked, fault, fault_of_sets
+from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
+from attrib.store.layout import GRAPHS
+from attrib.store.numbers import checked_number
+from attrib.store.reading import (
+    BYTE,
+    FLOAT,
+    INTEGER,
+    KINDS,
+    Checked,
+    Fault,
+    attribute,
+    child,
+    damaged,
+    dataset,
+    format_of,
+    open_file,
+    read_json,
+    translated,
+)
+from attrib.store.rows import read_column, read_ptr, read_strings
+from attrib.store.writing import check_output, check_size, created
+
+VERSION = 1
+_ROWS = ("value", "own", "total", "l1", "importance")
+_NAMES = ("kind", "site", "name")
+
+
+def save_graphs(
+    path: str | os.PathLike[str], graphs: Graph | Sequence[Graph], *, compression: str | None = None, overwrite: bool = False
+) -> Path:
+    """Write the graphs of one or many prompts to a file of their own; `attrib.save` does this where it is given graphs.
+
+    What comes back is the same in every bit; integers come back as int64, and tuples of a call as lists. `compression` and the
+    rest as `attrib.save` has them.
+
+    Raises:
+        InputError: the path exists and `overwrite` is false, or its folder does not exist; a graph is malformed, or there is none;
+            a call holds what JSON cannot; the compression is not to be had, or leaves less than a byte of each row.
+    """
+    path, filters, graphs = Path(path), filters_of(compression), [graphs] if isinstance(graphs, Graph) else graphs
+    check_output("path", path, None, overwrite=overwrite)
+    if not graphs:
+        raise InputError("graphs: got an empty sequence; expected at least one Graph.")
+    for number, graph in enumerate(graphs):
+        checked(f"graphs: number {number}", graph)
+    with created(path) as file:
+        file.attrs.update({"format": text(GRAPHS), "format_version": VERSION, "packages": json_text(packages())})
+        listing = file.create_group("graphs", track_order=True)
+        for number, graph in enumerate(graphs):
+            _write(listing.create_group(str(number)), graph, filters)
+        if filters:
+            check_size(file, max(max(len(graph), len(graph.nodes), len(graph.targets) + 1) for graph in graphs), compression)
+    return path
+
+
+def _write(group: h5py.Group, graph: Graph, filters: dict[str, Any]) -> None:
+    group.attrs["call"] = json_text(dict(graph.call))
+    tokens, sets, nodes, rows, edges = (group.create_group(name) for name in ("tokens", "sets", "nodes", "rows", "edges"))
+    write_columns(tokens, {"ids": integers(graph.tokens)}, filters)
+    write_strings(tokens.create_group("strings"), graph.strings)
+    write_columns(sets, {"size": integers(torch.tensor([each.size for each in graph.nodes.sets], dtype=torch.int64))}, filters)
+    for name in _NAMES:
+        write_strings(sets.create_group(name), [getattr(each, name) for each in graph.nodes.sets])
+    numbers = {name: integers(getattr(graph.nodes, name)) for name in ("position", "latent")}
+    write_columns(nodes, numbers | {"activation": array(graph.nodes.activation)}, filters)
+    write_strings(nodes.create_group("labels"), graph.nodes.labels)
+    write_columns(rows, {"target": integers(graph.targets)} | {name: array(getattr(graph, name)) for name in _ROWS}, filters)
+    columns = {"indptr": array(graph.indptr, np.int64), "indices": integers(graph.indices), "data": array(graph.weight)}
+    write_columns(edges, columns, filters)
+    name_as_csr(edges, (len(graph.targets), len(graph.nodes)))
+
+
+class Graphs(AbstractContextManager["Graphs"]):
+    """The graphs of a file, each read when it is asked for by its number; use it in a `with` statement. `attrib.open_graphs` makes one."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path, self._file = path, file
+        _check_header(file)
+        self.packages: dict[str, str] = read_json(file, "packages")
+        """Versions of the packages that wrote the file."""
+        self._listing: Checked = child(Checked(file["/"].id), "graphs", h5py.Group)
+        self._count = len(self._listing)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"Graphs({str(self.path)!r}, {f'{self._count} graphs' if self._file else 'closed'})"
+
+    def __iter__(self) -> Iterator[Graph]:
+        return (self[number] for number in range(self._count))
+
+    def __getitem__(self, number: SupportsIndex) -> Graph:
+        """One graph, by its number; negative ones count from the end.
+
+        Raises:
+            InputError: there is none of this number, or the file is closed.
+            FormatError: what is read is damaged.
+        """
+        at = checked_number("graphs", number, "a graph's number")
+        if not -self._count <= at < self._count:
+            raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
+        with self._reading() as listing:
+            return _read(child(listing, str(at % self._count), h5py.Group))
+
+    def close(self) -> None:
+        """Close the file. What was read from it stays."""
+        self._file.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Checked]:
+        if not self._file:
+            raise InputError(f"graphs: {self.path} is closed; read inside its `with` statement, or open it again.")
+        with translated(self.path):
+            yield self._listing
+
+
+def open_graphs(path: str | os.PathLike[str]) -> Graphs:
+    """Open a file of graphs (public as `attrib.open_graphs`). Nothing but its header is read before a graph is asked for.
+
+    >>> with attrib.open_graphs("graphs.h5") as graphs:  # doctest: +SKIP
+    ...     graph = graphs[3]
+
+    Raises:
+        InputError: there is no such file.
+        FormatError: it is not HDF5, not of graphs, of another version, truncated or damaged.
+    """
+    path = Path(path)
+    file = open_file(path)
+    try:
+        with translated(path):
+            return Graphs(path, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def faults_of_graphs(path: Path) -> Iterator[Fault]:
+    """What is wrong with a file of graphs, all of which are read: the first fault of each graph."""
+    try:
+        with open_graphs(path) as graphs:
+            for number in range(len(graphs)):
+                try:
+                    graphs[number]
+                except FormatError as error:
+                    yield Fault.of_error(path, error)
+    except FormatError as error:
+        yield Fault.of_error(path, error)
+
+
+def _check_header(file: h5py.File) -> None:
+    found = format_of(file)
+    if found != GRAPHS:
+        other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
+        raise FormatError(f"{file.filename}: an HDF5 file, but not of graphs: {other}. Give a file that attrib.save wrote of graphs.")
+    version = attribute(file, "format_version", "i")
+    if version != VERSION:
+        raise FormatError(
+            f"{file.filename}: graphs of format version {version}; this attrib reads version {VERSION}. Install the attrib that wrote it."
+        )
+
+
+def _read(group: Checked) -> Graph:
+    tokens, sets, nodes, rows, edges = (child(group, name, h5py.Group) for name in ("tokens", "sets", "nodes", "rows", "edges"))
+    (ids,), n_tokens = _columns(tokens, {"ids": INTEGER})
+    (position, latent, activation), n_nodes = _columns(nodes, {"position": INTEGER, "latent": INTEGER, "activation": FLOAT})
+    (target, value, own, total, l1, importance), n_rows = _columns(rows, {"target": INTEGER, **dict.fromkeys(_ROWS, FLOAT)})
+    (indices, weight), n_edges = _columns(edges, {"indices": INTEGER, "data": FLOAT})
+    indptr, _ = read_ptr(edges, "indptr", n_rows, n_edges, slice(0, n_rows))
+    table = _read_sets(sets)
+    if wrong := fault_of_sets(table, n_nodes, None):
+        raise damaged(group, f"{wrong[0]}: {wrong[1]}")
+    named = sum(each.size for each in table if each.kind in NAMED_KINDS)
+    labels = _strings(child(nodes, "labels", h5py.Group), named)
+    graph = Graph(
+        Nodes(table, position, latent, activation, labels), target, indptr, indices, weight, value, own, total, l1, importance, ids,
+        _strings(child(tokens, "strings", h5py.Group), n_tokens), read_json(group, "call"),
+    )  # fmt: skip
+    if wrong := fault(graph):
+        raise damaged(group, f"{wrong[0]}: {wrong[1]}")
+    return graph
+
+
+def _columns(group: Checked, types: Mapping[str, tuple[str, ...]]) -> tuple[list[Tensor], int]:
+    """Columns of one length, which is that of the first, and the length."""
+    length = len(dataset(group, next(iter(types)), next(iter(types.values()))))
+    return [read_column(group, name, dtypes, length, slice(0, length)) for name, dtypes in types.items()], length
+
+
+def _read_sets(group: Checked) -> tuple[NodeSet, ...]:
+    (size,), count = _columns(group, {"size": INTEGER})
+    kinds, sites, names = (_strings(child(group, name, h5py.Group), count) for name in _NAMES)
+    return tuple(map(NodeSet, kinds, sites, names, size.tolist()))  # type: ignore[arg-type]
+
+
+def _strings(group: Checked, count: int) -> tuple[str, ...]:
+    dataset(group, "bytes", BYTE)
+    return read_strings(group, count, slice(0, count))
