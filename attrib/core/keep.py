@@ -7,10 +7,10 @@ others ask of a rule is asked here, case by case: a rule that is forgotten in on
 from numbers import Integral, Real
 from typing import assert_never, get_args
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attrib.core.ranked import fewest, largest
 from attrib.core.types import Dense, InputError, Keep, Mass, Threshold, TopK
 
 RULES: dict[str, type[Keep]] = {kind.__name__: kind for kind in get_args(Keep)}
@@ -51,14 +51,9 @@ def kept(
         case Threshold(t):
             return there & (size >= t)
         case TopK(k):
-            order = size.argsort(dim=-1, descending=True, stable=True)[..., :k]
-            return there & torch.zeros_like(there).scatter(-1, order, True)
+            return there & largest(size, k)
         case Mass(fraction):
-            order = size.argsort(dim=-1, descending=True, stable=True)
-            running = size.gather(-1, order).cumsum(-1)
-            # an entry is needed while the sum before it falls short of the fraction
-            needed = running - size.gather(-1, order) < fraction * running[..., -1:]
-            return there & torch.zeros_like(there).scatter(-1, order, needed)
+            return there & fewest(size, fraction)
         case Dense():
             return there
     assert_never(keep)  # a rule that nobody taught this would keep everything
