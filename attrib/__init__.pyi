@@ -5,6 +5,7 @@ from . import adapters as adapters
 from . import core as core
 from . import dictionaries as dictionaries
 from . import export as export
+from . import graph as graph
 from . import jobs as jobs
 from . import models as models
 from . import paths as paths

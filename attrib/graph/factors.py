@@ -8,7 +8,7 @@ is what s does to t through m. So the edge into the node asked about has the fac
 activation: the part of m that s makes. All such paths from s to t add up to the total effect of s on t.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,41 @@ from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
+from attrib.graph.levels import edges_of
 
 Contribution = Literal["raw", "capped", "share"]
 """How edges count on a path.
 
-"raw": w / a, as above; a path's value is in units of the node asked about. "capped": the same, but an edge into a latent counts at most
-as the whole of it. Taking a source away leaves a latent that only can fall to zero, so that it does no more than to take the latent away;
-an edge of more than the latent's value says that others hold it down. "share": w / l1, the part of all that goes into the target, sizes
-added up, kept or not; a path's value is then a number between -1 and 1.
+"raw": as above; a path's value is in units of the node asked about. "share": w / l1, the part of all that goes into the target, sizes added
+up, kept or not; a path's value is then a number between -1 and 1. "capped": raw, but no latent counts as more than the whole of it. Where a
+source is taken away, the first latent on the path loses w, the next w / a times that, and so on; but a latent whose activation is positive
+falls to zero and no further, so each loses at most its activation, and only that is gone on with. (What a source holds down has no bound.)
 """
+
+
+class Factors(NamedTuple):
+    """What is multiplied along the paths into one node, and the bounds."""
+
+    edge: Float[Tensor, " edges"]
+    cap: Float[Tensor, " nodes"]
+    """The most that the product from a path's source up to a node may be, if it is positive."""
+
+
+def factors_into(graph: Graph, node: int, row: int, contribution: Contribution) -> Factors:
+    """The factors of paths into one node, whose row is given.
+
+    Raises:
+        InputError: as of `factors`.
+    """
+    edge, own = factors(graph, contribution), edges_of(graph, row)
+    cap = torch.full((len(graph.nodes),), torch.inf, dtype=torch.float64)
+    if contribution != "share":
+        edge[own] = graph.weight[own].double()
+    if contribution == "capped":
+        activation, latents = graph.nodes.activation.double(), graph.nodes.of_kind("latent")
+        latents = latents[activation[latents] > 0]
+        cap[latents] = torch.where(latents == node, activation[latents], 1.0)
+    return Factors(edge, cap)
 
 
 def factors(graph: Graph, contribution: Contribution) -> Float[Tensor, " edges"]:
@@ -37,27 +63,10 @@ def factors(graph: Graph, contribution: Contribution) -> Float[Tensor, " edges"]
         raise InputError(f"contribution: {contribution!r}; expected one of {', '.join(get_args(Contribution))}.")
     unit = graph.l1 if contribution == "share" else graph.nodes.activation[graph.targets]
     found = _over(graph.weight.double(), unit.double()[graph.row])
-    if contribution == "capped":
-        found = torch.where(_is_latent(graph)[graph.row], found.clamp_max(1.0), found)
     if not bool(found.isfinite().all()):
-        edge = int((~found.isfinite()).nonzero()[0, 0])
-        raise InputError(f"graph: the edge into node {int(graph.target[edge])} from {int(graph.indices[edge])} has no finite factor.")
+        number = int((~found.isfinite()).nonzero()[0, 0])
+        raise InputError(f"graph: the edge into node {int(graph.target[number])} from {int(graph.indices[number])} has no finite factor.")
     return found
-
-
-def last_factors(graph: Graph, contribution: Contribution, between: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:
-    """The factor of each edge where its target is the node asked about. `between` is what `factors` gives."""
-    if contribution == "share":
-        return between
-    weight = graph.weight.double()
-    if contribution == "raw":
-        return weight
-    whole = graph.nodes.activation[graph.target].double()
-    return torch.where(_is_latent(graph)[graph.row], whole * between, weight)
-
-
-def _is_latent(graph: Graph) -> Tensor:
-    return torch.isin(graph.targets, graph.nodes.of_kind("latent"))
 
 
 def _over(weight: Float[Tensor, " edges"], unit: Float[Tensor, " edges"]) -> Float[Tensor, " edges"]:

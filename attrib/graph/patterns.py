@@ -156,13 +156,12 @@ def _follow(found: int, code: int, length: int) -> int:
 
 
 def may_begin(rules: PathFilter, graph: Graph) -> Bool[Tensor, " nodes"]:
-    """At which nodes a path may begin."""
+    """At which nodes a path may begin, if it may lead through them."""
     if rules.ends is not None:
-        found = rules.ends.mask(graph.nodes)
-    else:
-        found = torch.ones(len(graph.nodes), dtype=torch.bool)
-        found[graph.targets[graph.indptr.diff() > 0]] = False
-    return found & may_pass(rules, graph.nodes)
+        return rules.ends.mask(graph.nodes)
+    found = torch.ones(len(graph.nodes), dtype=torch.bool)
+    found[graph.targets[graph.indptr.diff() > 0]] = False
+    return found
 
 
 def may_pass(rules: PathFilter, nodes: Nodes) -> Bool[Tensor, " nodes"]:

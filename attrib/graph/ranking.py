@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import InputError
-from attrib.graph.factors import Contribution, factors, last_factors
+from attrib.graph.factors import factors
 from attrib.graph.graph import Graph
 from attrib.graph.levels import check_node, levels
 from attrib.graph.nodes import Nodes
@@ -33,7 +33,7 @@ class Ranking(NamedTuple):
 
 
 def sources(
-    graph: Graph, of: int | Mapping[int, float], *, through: NodeFilter | None = None, contribution: Contribution = "raw"
+    graph: Graph, of: int | Mapping[int, float], *, through: NodeFilter | None = None, contribution: Literal["raw", "share"] = "raw"
 ) -> Ranking:
     """Every source of a node, or of a linear combination of nodes, in one ranking: embeddings, latents, errors and biases.
 
@@ -41,14 +41,16 @@ def sources(
         of: a node's number, or numbers with coefficients: `{paris: 1.0, rome: -1.0}` is a difference of logits.
         through: which nodes count as sources, and paths may lead through; None is all.
         contribution: what edges count; see `attrib.graph.Contribution`. With "raw", totals are total effects times activations as far
-            as the graph's edges carry them. Sums of capped paths have no such meaning.
+            as the graph's edges carry them. Values of capped paths do not add up, so there is no such total of them.
 
     Raises:
         InputError: where a node has no row, or an argument makes no sense.
     """
     coefficient, every_target = _coefficients(graph, of), graph.target
+    if contribution not in ("raw", "share"):
+        raise InputError(f"contribution: {contribution!r}; expected 'raw' or 'share', whose paths add up.")
     between = factors(graph, contribution)
-    last = last_factors(graph, contribution, between) * coefficient[every_target]
+    last = (between if contribution == "share" else graph.weight.double()) * coefficient[every_target]
     passes = may_pass(PathFilter(through=through), graph.nodes)
     direct = torch.zeros_like(coefficient).index_add(0, graph.indices, last)
     total = torch.zeros_like(coefficient)

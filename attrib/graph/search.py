@@ -2,14 +2,16 @@
 
 Edges go from lower sets of nodes to higher ones, so one pass up the sets finds for every node the size of the best path into it:
 
-    best[v] = max over edges u -> v of |factor| · best[u],      1 where a path may begin
+    best[v] = max over edges u -> v of min(|factor| · best[u], cap[v]),      1 where a path may begin
 
-(for each node and each state of what a rule has seen of the path, see `patterns`). Then the paths come out in order, best first: a path
-that has come down from the node asked about to v, with the product g, can be completed to g · best[v] and to no more, so the open path of
-the largest g · best[v] is gone on with. Every step is one of a path that is given, or of the next best (A* with an exact bound).
+(for each node, each state of what a rule has seen of the path, see `patterns`, and, where that counts, each sign). Then the paths come out
+in order, best first: a path that has come down from the node asked about to v can be completed to min(c, g · best[v]) and to no more, with
+the product g of its factors and the bound c that its caps put on it, so the open path for which that is largest is gone on with. Every
+step is one of a path that is given, or of the next best (A* with an exact bound).
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.core.types import InputError
-from attrib.graph.factors import Contribution, factors, last_factors
+from attrib.graph.factors import Contribution, Factors, factors_into
 from attrib.graph.graph import Graph
 from attrib.graph.levels import check_node, edges_of, levels
 from attrib.graph.paths import Path
@@ -87,7 +89,9 @@ class _Open(NamedTuple):
 
     rank: tuple[float, int]
     """That size, less than zero, and of equal ones the earlier."""
-    value: float
+    slope: float
+    """The product of its factors."""
+    cap: float
     edges: tuple[int, ...]
     at: tuple[int, int]
     choice: int
@@ -99,10 +103,8 @@ class _Search:
     def __init__(self, graph: Graph, node: int, row: int, which: PathFilter, contribution: Contribution) -> None:
         self.graph, self.node, self.which, self.target = graph, node, which, graph.target
         self.rules, self.begins, self.passes = machine(which, graph.nodes), may_begin(which, graph), may_pass(which, graph.nodes)
-        self.signs = 1 if which.sign == "both" else 2
-        self.factor = factors(graph, contribution)
-        own = edges_of(graph, row)
-        self.factor[own] = last_factors(graph, contribution, self.factor)[own]
+        self.signs = 1 if which.sign == "both" and contribution != "capped" else 2
+        self.factor, self.cap = factors_into(graph, node, row, contribution)
         self.factor[~self.passes[graph.indices]] = 0.0
         self.best = self._best()
         self.choices: dict[tuple[int, int], _Choice] = {}
@@ -111,26 +113,28 @@ class _Search:
         """The value, the nodes and the edges of each path, the largest in size first."""
         ties, opened = count(), list[_Open]()
 
-        def push(value: float, edges: tuple[int, ...], at: tuple[int, int], choice: int) -> None:
+        def push(slope: float, cap: float, edges: tuple[int, ...], at: tuple[int, int], choice: int) -> None:
             found = self._choice(*at)
             if choice < len(found.bound):
-                heapq.heappush(opened, _Open((-abs(value) * found.bound[choice], next(ties)), value, edges, at, choice))
+                size = min(cap, abs(slope) * found.bound[choice])
+                heapq.heappush(opened, _Open((-size, next(ties)), slope, cap, edges, at, choice))
 
         for column in self._accepted():
-            push(1.0, (), (self.node, column), 0)
+            push(1.0, math.inf, (), (self.node, column), 0)
         while opened:
-            _, value, edges, at, choice = heapq.heappop(opened)
-            push(value, edges, at, choice + 1)
+            _, slope, cap, edges, at, choice = heapq.heappop(opened)
+            push(slope, cap, edges, at, choice + 1)
             edge, column = (each[choice] for each in self._choice(*at)[1:])
             if edge < 0:
-                yield value, (self.node, *self.graph.indices[list(edges)].tolist()), list(edges)
+                yield math.copysign(min(cap, abs(slope)), slope), (self.node, *self.graph.indices[list(edges)].tolist()), list(edges)
             else:
-                push(value * float(self.factor[edge]), (*edges, edge), (int(self.graph.indices[edge]), column), 0)
+                cap = min(cap, abs(slope) * self._most(*at))
+                push(slope * float(self.factor[edge]), cap, (*edges, edge), (int(self.graph.indices[edge]), column), 0)
 
     def _accepted(self) -> list[int]:
         """The columns in which a path may arrive."""
-        columns = [int(state) * self.signs for state in self.rules.accepts.nonzero()[:, 0]]
-        return [column + (self.which.sign == "negative") for column in columns]
+        signs = {"both": range(self.signs), "positive": [0], "negative": [1]}[self.which.sign]
+        return [int(state) * self.signs + sign for state in self.rules.accepts.nonzero()[:, 0] for sign in signs]
 
     def _best(self) -> Float[Tensor, "nodes columns"]:
         """The size of the best way into each node in each state, from where a path may begin."""
@@ -142,9 +146,19 @@ class _Search:
             target, source, factor = self.target[edges], self.graph.indices[edges], self.factor[edges]
             after = self._after(target, factor)
             place = target[:, None] * best.shape[1] + after.clamp_min(0)
-            size = (factor.abs()[:, None] * best[source]).where(after >= 0, 0.0)
+            size = self._capped(factor.abs()[:, None] * best[source], target, after).where(after >= 0, 0.0)
             best.view(-1).scatter_reduce_(0, place.flatten(), size.flatten(), "amax")
         return best
+
+    def _capped(
+        self, size: Float[Tensor, "edges columns"], target: Int[Tensor, " edges"], after: Int[Tensor, "edges columns"]
+    ) -> Float[Tensor, "edges columns"]:
+        """Sizes at the edges' targets, those that are positive at most the cap there."""
+        return size if self.signs == 1 else torch.where(after % 2 == 0, size.minimum(self.cap[target][:, None]), size)
+
+    def _most(self, node: int, column: int) -> float:
+        """The most that the size at a node in a column may be."""
+        return float(self.cap[node]) if self.signs == 2 and column % 2 == 0 else math.inf
 
     def _after(self, target: Int[Tensor, " edges"], factor: Float[Tensor, " edges"]) -> Int[Tensor, "edges columns"]:
         """The column at each edge's target, of each column at its source; -1 where a path may not come so."""
@@ -167,7 +181,7 @@ class _Search:
         edges = edges_of(self.graph, row) if has_row else slice(0, 0)
         factor = self.factor[edges]
         comes = self._after(self.target[edges], factor) == column
-        size = (factor.abs()[:, None] * self.best[self.graph.indices[edges]]).where(comes, 0.0)
+        size = (factor.abs()[:, None] * self.best[self.graph.indices[edges]]).where(comes, 0.0).clamp_max(self._most(node, column))
         at, before = (size > 0).nonzero(as_tuple=True)
         bound, edge = size[at, before], at + edges.start
         if self._begins_at(node, column):
@@ -206,20 +220,24 @@ def greedy(
     Raises:
         InputError: where the node has no row, or an argument makes no sense.
     """
-    row = check_node(graph, node)
-    between = factors(graph, contribution)
-    last = last_factors(graph, contribution, between)
+    row, row_of = check_node(graph, node), graph.row_of
+    known = factors_into(graph, int(node), row, contribution)
     passes = may_pass(PathFilter(through=through, sign=sign), graph.nodes)
-    row_of, level, found = graph.row_of, [Path((int(node),), (), 1.0)], []
+    level, found = [_Grown(Path((int(node),), (), 1.0), ())], []
     for most in _branches(branches):
-        longer = list[Path]()
-        for path in level:
-            at = int(row_of[path.nodes[-1]])
-            if at >= 0:
-                longer += _continued(graph, path, edges_of(graph, at), last if at == row else between, passes, sign, most)
-        level = sorted(longer, key=lambda path: -abs(path.value))[:most]
-        found.append(level)
+        longer = [
+            each for grown in level for each in _continued(graph, grown, int(row_of[grown.path.nodes[-1]]), known, passes, sign, most)
+        ]
+        level = sorted(longer, key=lambda grown: -abs(grown.path.value))[:most]
+        found.append([grown.path for grown in level])
     return found
+
+
+class _Grown(NamedTuple):
+    """A path of a level, and the factors of its edges."""
+
+    path: Path
+    factors: tuple[float, ...]
 
 
 def _branches(branches: int | Sequence[int]) -> tuple[int, ...]:
@@ -231,13 +249,28 @@ def _branches(branches: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _continued(
-    graph: Graph, path: Path, edges: slice, factor: Float[Tensor, " edges"], passes: Bool[Tensor, " nodes"], sign: Sign, most: int
-) -> list[Path]:
-    """A path's best continuations by one edge."""
-    source = graph.indices[edges]
-    value = path.value * factor[edges]
+    graph: Graph, grown: _Grown, row: int, known: Factors, passes: Bool[Tensor, " nodes"], sign: Sign, most: int
+) -> list[_Grown]:
+    """A path's best continuations by one edge; none where its last node has no row."""
+    if row < 0:
+        return []
+    path, edges = grown.path, edges_of(graph, row)
+    source, factor = graph.indices[edges], known.edge[edges]
+    value = _up(grown, factor, known.cap)
     rank = signed(value, sign).where(passes[source], -torch.inf)
     best = rank.argsort(descending=True, stable=True)[:most]
     best = best[rank[best] > 0]
-    columns = (column[best].tolist() for column in (source, graph.weight[edges], value))
-    return [Path((*path.nodes, at), (*path.weights, weight), total) for at, weight, total in zip(*columns, strict=True)]
+    columns = (column[best].tolist() for column in (source, graph.weight[edges], value, factor))
+    return [
+        _Grown(Path((*path.nodes, at), (*path.weights, weight), total), (*grown.factors, own))
+        for at, weight, total, own in zip(*columns, strict=True)
+    ]
+
+
+def _up(grown: _Grown, factor: Float[Tensor, " edges"], cap: Float[Tensor, " nodes"]) -> Float[Tensor, " edges"]:
+    """The value of a path continued by each of some edges: products from the new source up, at each node no more than its cap."""
+    *nodes, last = grown.path.nodes
+    value = factor.clamp_max(float(cap[last]))
+    for node, own in zip(reversed(nodes), reversed(grown.factors), strict=True):
+        value = (value * own).clamp_max(float(cap[node]))
+    return value

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -34,19 +35,18 @@ def edges_into(graph: Graph) -> dict[int, dict[int, float]]:
 
 
 def value_of(graph: Graph, nodes: tuple[int, ...], weights: list[float], contribution: Contribution) -> float:
-    """A path's value, edge by edge: how much of its target each is, and of that as much as the node asked about is worth."""
-    value, row_of = 1.0, graph.row_of.tolist()
-    for number, (target, weight) in enumerate(zip(nodes, weights, strict=False)):
-        activation, is_first = float(graph.nodes.activation[target]), number == 0
+    """A path's value, from where it begins up: what the source makes of each node in turn, in units of that node."""
+    share, row_of = 1.0, graph.row_of.tolist()
+    for target, weight in reversed(list(zip(nodes, weights, strict=False))):
+        activation = float(graph.nodes.activation[target])
         if contribution == "share":
-            value *= weight / float(graph.l1[row_of[target]])
+            share *= weight / float(graph.l1[row_of[target]])
             continue
+        lost = weight * share
         if contribution == "capped" and graph.nodes.kind(target) == "latent":
-            most = weight if weight / activation < 1 else activation
-            value *= most if is_first else most / activation
-        else:
-            value *= weight if is_first else weight / activation
-    return value
+            lost = min(lost, activation)
+        share = lost / activation
+    return share if contribution == "share" else share * float(graph.nodes.activation[nodes[0]])
 
 
 def ways(graph: Graph, node: int, contribution: Contribution = "raw") -> list[Path]:
@@ -122,6 +122,15 @@ def test_a_cap_holds_each_latent_to_its_value():
     raw, capped = (every_path(graph, latent, contribution=each) for each in ("raw", "capped"))
     assert max(path.value for path in raw if len(path.weights) == 1) > most
     assert max(path.value for path in capped if len(path.weights) == 1) == most
+
+
+def test_a_row_that_lost_all_its_edges_is_where_paths_begin():
+    graph = GRAPHS[0]
+    node = asked(graph)[0]
+    middle = next(path.nodes[1] for path in strongest(graph, node, 9) if len(path.nodes) > 2)
+    cut = graph.only(graph.target != middle)
+    assert middle in {path.nodes[-1] for path in strongest(cut, node, 200)}
+    assert_same(every_path(cut, node), whole(cut, node))
 
 
 def test_nothing_goes_through_a_latent_that_is_zero():
@@ -275,8 +284,8 @@ def test_greedy_goes_on_with_the_best_of_each_level(sign: str):
 
 
 @every_graph
-@every_contribution
-def test_a_total_is_the_sum_of_all_paths(graph: Graph, contribution: Contribution):
+@pytest.mark.parametrize("contribution", ["raw", "share"])
+def test_a_total_is_the_sum_of_all_paths(graph: Graph, contribution: Literal["raw", "share"]):
     first, second, latent = asked(graph)
     of = {first: 2.0, second: -0.5, latent: 1.5}
     direct, total = (torch.zeros(len(graph.nodes), dtype=torch.float64) for _ in range(2))
@@ -362,6 +371,14 @@ def test_patterns_are_paths_summed_over_positions():
     assert not any("@" in step for each in without_positions(paths, graph.nodes) for step in each.steps)
 
 
+def test_latents_of_two_dictionaries_at_one_place_are_two():
+    sets = (*(NodeSet("latent", "blocks.0.hook_resid_pre", name, 1) for name in ("one", "other")), NodeSet("target", "x", "", 1))
+    nodes = Nodes(sets, torch.tensor([0, 0, 1]), torch.tensor([5, 5, -1]), torch.ones(3), ("direction",))
+    paths = [Path((2, 0), (1.0,), 1.0), Path((2, 1), (2.0,), 2.0)]
+    assert [pattern.value for pattern in where_paths_begin(paths, nodes, positions=False)] == [2.0, 1.0]
+    assert [pattern.value for pattern in without_positions(paths, nodes)] == [2.0, 1.0]
+
+
 def test_a_path_reads_from_the_node_asked_about_down():
     graph = GRAPHS[0]
     [path] = strongest(graph, asked(graph)[0], 1, which=PathFilter(ending=[LATENT, Where(kind="token")]))
@@ -385,6 +402,7 @@ WRONG: dict[str, tuple[Callable[[Graph], object], str]] = {
     "too many": (lambda graph: every_path(graph, LOGIT, most=20), r"^most: there are more than 20 paths"),
     "no branches": (lambda graph: greedy(graph, LOGIT, ()), r"^branches: \(\); expected"),
     "no contribution": (lambda graph: strongest(graph, LOGIT, contribution="cooked"), r"^contribution: 'cooked'; .*raw, capped, share"),  # type: ignore[arg-type]
+    "a cap on sums": (lambda graph: sources(graph, LOGIT, contribution="capped"), r"^contribution: 'capped'; expected 'raw' or 'share'"),  # type: ignore[arg-type]
     "no sign": (lambda graph: PathFilter(sign="plus"), r"^sign: 'plus'; expected"),  # type: ignore[arg-type]
     "no length": (lambda graph: PathFilter(longest=0), r"^longest: 0; expected"),
     "no size": (lambda graph: PathFilter(least=float("nan")), r"^least: nan; expected"),
