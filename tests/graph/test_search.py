@@ -43,7 +43,7 @@ def value_of(graph: Graph, nodes: tuple[int, ...], weights: list[float], contrib
             share *= weight / float(graph.l1[row_of[target]])
             continue
         lost = weight * share
-        if contribution == "capped" and graph.nodes.kind(target) == "latent":
+        if contribution == "capped" and graph.nodes.kind(target) == "latent" and activation > 0:
             lost = min(lost, activation)
         share = lost / activation
     return share if contribution == "share" else share * float(graph.nodes.activation[nodes[0]])
@@ -210,6 +210,26 @@ def test_the_strongest_that_follow_rules_are_those_of_all(name: str, graph: Grap
         assert_first(strongest(graph, node, 5, which=which), want, 5)
         assert_same(every_path(graph, node, which=which), want)
         assert_same(select(graph, every, which), want)
+
+
+@every_graph
+@every_contribution
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+def test_the_strongest_of_a_sign_are_those_of_all(sign: Literal["positive", "negative"], graph: Graph, contribution: Contribution):
+    for node in asked(graph):
+        want = [path for path in whole(graph, node, contribution) if (path.value > 0) == (sign == "positive")]
+        which = PathFilter(sign=sign, through=~Where(kind="position"))
+        want = [path for path in want if graph.nodes.kind(path.nodes[-1]) != "position"]
+        assert_same(every_path(graph, node, which=which, contribution=contribution), want)
+
+
+def test_a_cap_bounds_no_node_that_is_not_positive():
+    graph = GRAPHS[0]
+    activation = graph.nodes.activation.clone()
+    activation[graph.nodes.of_kind("latent")[::2]] *= -1
+    graph = replace(graph, nodes=replace(graph.nodes, activation=activation))
+    for node in asked(graph):
+        assert_same(every_path(graph, node, contribution="capped"), whole(graph, node, "capped"))
 
 
 @pytest.mark.parametrize("name", RULES)
