@@ -1,5 +1,6 @@
 from .building import build
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
+from .factors import Contribution
 from .files.circuit_tracer_reading import from_circuit_tracer
 from .files.circuit_tracer_writing import to_circuit_tracer
 from .files.networks import to_networkx, write_graphml
@@ -12,16 +13,22 @@ from .neurons import Neurons
 from .nodes import Nodes, NodeSet
 from .outputs import Custom, Span
 from .ov import OVNorms, ov_norms
+from .paths import Path, Pattern, graph_of, where_paths_begin, without_positions
+from .patterns import PathFilter, select
 from .pruning import Pruned, prune
+from .ranking import Ranking, sources
 from .scoring import CONSTANTS, Scores, influence, scores
+from .search import every_path, greedy, strongest
 from .supernodes import read_supernodes, write_supernodes
 from .vocabulary import TokenWeights, de_embeddings, logit_weights
 from .weights import VirtualWeights, global_weights, virtual_weights
+from .where import NodeFilter, Where
 
 __all__ = [
     "CONSTANTS",
     "Average",
     "Comparison",
+    "Contribution",
     "Custom",
     "EdgeTable",
     "Graph",
@@ -29,22 +36,31 @@ __all__ = [
     "KeyTable",
     "MergedGraph",
     "Neurons",
+    "NodeFilter",
     "NodeSet",
     "Nodes",
     "OVNorms",
+    "Path",
+    "PathFilter",
+    "Pattern",
     "Pruned",
+    "Ranking",
     "Scores",
     "Span",
     "Stability",
     "TokenWeights",
     "VirtualWeights",
+    "Where",
     "average",
     "build",
     "compare",
     "de_embeddings",
+    "every_path",
     "from_circuit_tracer",
     "from_neuronpedia",
     "global_weights",
+    "graph_of",
+    "greedy",
     "influence",
     "key_of",
     "logit_weights",
@@ -54,12 +70,17 @@ __all__ = [
     "prune",
     "read_supernodes",
     "scores",
+    "select",
+    "sources",
     "stability",
+    "strongest",
     "to_circuit_tracer",
     "to_networkx",
     "to_neuronpedia",
     "union",
     "virtual_weights",
+    "where_paths_begin",
+    "without_positions",
     "write_graphml",
     "write_supernodes",
 ]

@@ -1,5 +1,8 @@
 """Sparse containers: what goes in comes out, in canonical order, and selections keep what their rule says."""
 
+from fractions import Fraction
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -10,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from attrib.core.keep import RULES, check_keep, is_counted, keep_text, kept, least_share, most_kept, parse_keep
+from attrib.core.ranked import fewest, in_order
 from attrib.core.sparse import select, to_csr
 from attrib.core.types import Dense, InputError, Keep, Mass, SparseLatents, Threshold, TopK
 from attrib.runs.rerun import _rule
@@ -174,3 +178,87 @@ def test_a_rule_that_makes_none_is_refused_by_name(keep):
 def test_mass_that_is_reached_exactly_asks_for_no_more(fraction: float, columns: list[int]):
     row = torch.tensor([[1.0, -2.0, 0.0, 1.0]])
     assert kept_columns(Mass(fraction), row, row) == [columns]
+
+
+# -------------------------------------------------------------------------- rows that are not sorted: how large rows are ranked
+
+WIDE = ("heavy tails", "few numbers", "one number", "zeros", "tiny and huge", "one column", "beyond the bins", "denormal")
+
+
+def wide_tile(kind: str, dtype: torch.dtype) -> Tensor:
+    """Rows of many columns; enough of them that they are ranked in several blocks."""
+    rng = torch.Generator().manual_seed(WIDE.index(kind))
+    rows, columns = (160, 1) if kind == "one column" else (160, 1000)
+    plain = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
+    power = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
+    made = {
+        "heavy tails": plain * power.mul(2).exp(),
+        "few numbers": plain.round(),
+        "one number": torch.full_like(plain, -0.375),
+        "zeros": plain.where(power > 2, 0.0) * (torch.arange(rows) % 3 > 0)[:, None],
+        "tiny and huge": plain * 2.0 ** (power * 20),
+        "one column": plain,
+        "beyond the bins": torch.cat([plain[:, :1], plain[:, 1:] * 2.0**-40], dim=1),
+        "denormal": plain * torch.finfo(dtype).tiny * 8,
+    }
+    return made[kind].to(dtype)
+
+
+def first_of(row: Tensor, keep: Keep) -> set[int]:
+    """The columns that a rule keeps, by sorting, and by sums that are not rounded."""
+    size = [Fraction(value) for value in row.abs().tolist()]
+    ranked = sorted(range(len(size)), key=lambda column: (-size[column], column))
+    if isinstance(keep, TopK):
+        first = ranked[: keep.k]
+    else:
+        before = accumulate((size[column] for column in ranked), initial=Fraction(0))
+        goal = Fraction(keep[0]) * sum(size)
+        first = [column for column, sum_before in zip(ranked, before, strict=False) if sum_before < goal]
+    return {column for column in first if size[column]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("keep", [Mass(0.98), Mass(0.5), TopK(100), TopK(3)], ids=str)
+def test_rows_that_are_not_sorted_keep_what_sorted_rows_keep(keep: Keep, kind: str, dtype: torch.dtype):
+    tile = wide_tile(kind, dtype)
+    tile = tile.float() if dtype == torch.bfloat16 else tile
+    rows = kept_columns(keep, tile, tile)
+    for row in (0, 1, 2, 130, 131, 159):
+        assert set(rows[row]) == first_of(tile[row], keep), row
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("fraction", [1e-9, 0.3, 0.9, 0.999, 1 - 1e-9])
+def test_bins_keep_what_sorting_whole_rows_keeps(fraction: float, kind: str, dtype: torch.dtype):
+    size = wide_tile(kind, dtype).abs()
+    bins, whole = fewest(size, fraction), in_order(size, fraction)
+    assert torch.equal(bins, whole)
+    alone = torch.cat([fewest(row[None], fraction) for row in size[::40]])
+    assert torch.equal(alone, bins[::40])
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_the_whole_mass_is_all_that_is_not_zero_however_small(kind: str):
+    tile = wide_tile(kind, torch.float64)
+    assert torch.equal(kept(Mass(1.0), tile, tile), tile != 0)
+
+
+@pytest.mark.parametrize("keep", [Mass(0.9), Mass(1.0), TopK(1), TopK(2), TopK(4)], ids=str)
+def test_numbers_that_are_not_finite_rank_first_and_have_no_mass(keep: Keep):
+    nan, inf = float("nan"), float("inf")
+    tile = torch.tensor([[1.0, nan, inf, 2.0, nan], [1.0, -inf, 0.0, inf, 3.0], [1.0, 5.0, 0.0, 2.0, 3.0]])
+    order = [[1, 4, 2, 3, 0], [1, 3, 4, 0], [1, 4, 3, 0]]
+    if isinstance(keep, TopK):
+        wanted = [sorted(row[: keep.k]) for row in order]
+    else:
+        wanted = [[], [], sorted(order[2][: 3 if keep == Mass(0.9) else 4])]
+    assert kept_columns(keep, tile, tile) == wanted
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_a_sum_beyond_all_numbers_has_no_fraction(fraction: float):
+    row = torch.full((1, 3), 1e308, dtype=torch.float64)
+    assert kept_columns(Mass(fraction), row, row) == [[]]
+    assert not in_order(row, fraction).any()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attrib_kernels.compact.rules import Compacted, Rule
+from attrib_kernels.compact.rules import Compacted, Rule, needed
 
 
 def keep_mask(
@@ -17,11 +17,7 @@ def keep_mask(
     if rule == "threshold":
         return there & (size >= amount)
     ranked, order = size.sort(dim=-1, descending=True, stable=True)
-    if rule == "topk":
-        first = (torch.arange(size.shape[1], device=size.device) < amount).expand_as(size)
-    else:
-        running = ranked.cumsum(-1)
-        first = running - ranked < amount * running[:, -1:]
+    first = needed(ranked, amount) if rule == "mass" else torch.arange(size.shape[1], device=size.device).expand_as(size) < amount
     return there & torch.zeros_like(there).scatter(1, order, first)
 
 

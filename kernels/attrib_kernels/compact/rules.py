@@ -5,10 +5,11 @@ Write s_c = |attribution_c| for one row, sorted descending with NaN first as tor
     topk k       keeps the first k                            n = min(k, columns)
     mass φ       keeps c while (running_c - s_c) < φ · l1     n = how many are
 
-The sums `running` of sorted non-negative numbers never fall and s_c never rises, so running_c - s_c never
-falls, rounded or not, and mass keeps the first n as well. (A sum made in parallel may fall by its rounding; n is
-then still how many fall short, and which they are differs by no more than that.) The first n of a row are told
-apart without its order:
+where `running` is summed in float64 whatever the dtype of s, and φ = 1 keeps all s_c > 0, however small beside the sum.
+
+Such sums of sorted non-negative numbers never fall and s_c never rises, so running_c - s_c never falls, rounded or
+not, and mass keeps the first n as well. (A sum made in parallel may fall by its rounding; n is then still how many
+fall short, and which they are differs by no more than that.) The first n of a row are told apart without its order:
 
     cut = the n-th of the sorted s,   ties = n - #{s above cut}
     kept = {s above cut} and the first `ties` entries, by column, that equal the cut
@@ -65,6 +66,15 @@ def check_tile(tile: Tensor, activation: Tensor) -> None:
         raise ValueError(f"activation: {activation.dtype} on {activation.device}; expected {tile.dtype} on {tile.device}, as the tile.")
 
 
+def needed(ranked: Float[Tensor, "rows columns"], fraction: float) -> Bool[Tensor, "rows columns"]:
+    """Which entries of rows in order, largest first, "mass" keeps: none where the sum of a row is not finite."""
+    running = ranked.cumsum(-1, dtype=torch.float64)
+    total = running[:, -1:].clone()
+    if fraction == 1:
+        return (ranked > 0) & total.isfinite()
+    return running.sub_(ranked) < (fraction * total).where(total.isfinite(), torch.nan)
+
+
 def cut(size: Float[Tensor, "rows columns"], rule: Rule, amount: float | int) -> Cut:
     """The bound that "topk" or "mass" puts on each row of |attribution|. There is at least one column."""
     if rule == "topk":
@@ -72,8 +82,7 @@ def cut(size: Float[Tensor, "rows columns"], rule: Rule, amount: float | int) ->
         count = torch.full_like(size[:, 0], ranked.shape[1], dtype=torch.int64)
     else:
         ranked = size.sort(dim=-1, descending=True).values
-        running = ranked.cumsum(-1)
-        count = (running - ranked < amount * running[:, -1:]).sum(-1)
+        count = needed(ranked, amount).sum(-1)
     value = ranked.gather(1, (count - 1).clamp(min=0)[:, None])[:, 0]
     value = value.where(count > 0, torch.nan)
     return Cut(value, (count - _above(ranked, value[:, None]).sum(-1)).clamp(min=0))
