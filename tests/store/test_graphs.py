@@ -293,8 +293,9 @@ def test_a_file_is_not_replaced_unasked(file: Path, tmp_path: Path):
 def archive_graph() -> Graph:
     """What tests/data/graphs-v1.h5 holds; it was made by `attrib.save(ARCHIVE, archive_graph())` at format version 1, and never since."""
     sets = (
-        NodeSet("token", "embed", "", 2), NodeSet("bias", "blocks.0.hook_attn_out", "", 1), NodeSet("latent", "blocks.0.mlp.hook_in", "a/b", 2),
-        NodeSet("error", "blocks.0.hook_mlp_out", "", 0), NodeSet("logit", "blocks.0.hook_resid_post", "", 1),
+        NodeSet("token", "embed", "", 2), NodeSet("bias", "blocks.0.hook_attn_out", "", 1),
+        NodeSet("latent", "blocks.0.mlp.hook_in", "a/b", 2), NodeSet("error", "blocks.0.hook_mlp_out", "", 0),
+        NodeSet("logit", "blocks.0.hook_resid_post", "", 1),
     )  # fmt: skip
     latent, activation = torch.tensor([7, -1, -1, 3, 2**40, 9]), torch.tensor([1.0, 1.0, 1.0, 0.5, 4.0, math.nan], dtype=torch.float64)
     nodes = Nodes(sets, torch.tensor([0, 1, 0, 1, 1, 1]), latent, activation, ("The", "\0\ud800", " naïve"))
