@@ -291,6 +291,13 @@ def config(**facts: Any) -> UnifiedConfig:
     return made
 
 
+def nested(depth: int) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = ()
+    for _ in range(depth):
+        found = (found,)
+    return found
+
+
 HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "a list": (lambda: [1], "it holds list, and not a dictionary of names"),
     "no matrix": (without("adjacency_matrix"), "adjacency_matrix: None, and not a tensor of 2 dimensions"),
@@ -321,6 +328,7 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     "no config": (without("cfg"), "cfg: n_layers is None"),
     "a config without layers": (changed(cfg=config(n_layers="2")), "cfg: n_layers is '2'"),
     "layers without end": (changed(cfg=config(n_layers=1 << 60)), "cfg: n_layers is"),
+    "a width within tuples": (changed(cfg=config(n_layers=2, d_model=nested(50))), "cfg: d_model is a tuple, and not a number"),
     "a vocabulary below 0": (changed(cfg=config(n_layers=2, d_vocab=-1)), "cfg: d_vocab is -1"),
     "a vocabulary of text": (changed(vocab_size="9"), "vocab_size: '9'"),
     "a prompt of bytes": (changed(input_string=None), "input_string: None, and not text"),

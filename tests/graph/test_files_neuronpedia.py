@@ -347,7 +347,15 @@ def add(part: str, value: Any) -> Callable[[Json], None]:
     return lambda document: document[part].append(value)
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 WRONG: dict[str, tuple[Callable[[Json], Any], str]] = {
+    "lists within lists": (at("qParams", "pinnedIds", value=nested(900)), "qParams: lists within lists without end"),
     "no nodes": (lambda document: document.pop("nodes"), "nodes: None, and not a list"),
     "no links": (at("links", value={}), "links: a dict, and not a list"),
     "no metadata": (at("metadata", value=[]), "metadata: a list, and not an object"),

@@ -191,12 +191,10 @@ class _Fields:
         facts = value if isinstance(value, dict) else vars(value) if hasattr(value, "__dict__") else {}
         layers = facts.get("n_layers")
         self.check(type(layers) is int and 0 < layers < 1 << 20, "cfg", f"n_layers is {_shown(layers)}, and not a number from 1")
-        told = {name: facts.get(name) for name in CONFIG}
-        plain = {
-            name: each if isinstance(each, int | str) else str(each).removeprefix("torch.")
-            for name, each in told.items()
-            if each is not None
-        }
+        told = {name: facts[name] for name in CONFIG if facts.get(name) is not None}
+        for name, each in told.items():
+            self.check(isinstance(each, int | str | torch.dtype), "cfg", f"{name} is {_shown(each)}, and not a number, text or a dtype")
+        plain = {name: str(each).removeprefix("torch.") if isinstance(each, torch.dtype) else each for name, each in told.items()}
         vocabulary = plain.get("d_vocab", 0)
         self.check(type(vocabulary) is int and vocabulary >= 0, "cfg", f"d_vocab is {_shown(vocabulary)}, and not a number from 0")
         return plain

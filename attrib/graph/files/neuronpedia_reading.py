@@ -50,7 +50,10 @@ def from_neuronpedia(path: str | os.PathLike[str], *, hooks: tuple[str, str] = H
                 f"{path}: {OWN}: {error}. It says something else than the nodes and links; where another program has changed those, take "
                 f"the key {OWN!r} out of the file, and it is read as that program's."
             ) from error
-    return read_foreign(document, hooks, ambiguous)
+    try:
+        return read_foreign(document, hooks, ambiguous)
+    except RecursionError as error:
+        raise document.error("qParams: lists within lists without end") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

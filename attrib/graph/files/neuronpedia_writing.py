@@ -92,7 +92,7 @@ def to_neuronpedia(
 def _as_json(document: dict[str, Any]) -> str:
     try:
         return json.dumps(document, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"graph: it cannot be written as JSON ({error}); expected dicts, lists, strings and finite numbers alone."
         ) from error
