@@ -1,0 +1,238 @@
+"""`attrib graph`: build attribution graphs of prompts, look at them, and write them for other programs.
+
+`attrib graph "PROMPT" ...` is short for `attrib graph build "PROMPT" ...`, whose options go by circuit-tracer's names too.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from attrib.cli.bars import counted
+from attrib.core.types import POLICIES, InputError
+from attrib.view.terminal import plain, table
+from attrib.view.terminal import show as print_table
+
+if TYPE_CHECKING:
+    from attrib.graph import Graph
+
+
+class _OrBuild(TyperGroup):
+    """A group in which what is no command's name is a prompt, of which a graph is built."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_OrBuild, no_args_is_help=True, help="Attribution graphs: what a prompt's logits are made of, node by node.")
+
+File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote")]
+Number = Annotated[int, typer.Option("--graph", help="Its number in the file; negative from the end")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
+NodeShare = Annotated[
+    float, typer.Option("--nodes", "--node-threshold", help="Share of the influence that the nodes left have", min=0, max=1)
+]
+EdgeShare = Annotated[float, typer.Option("--edges", "--edge-threshold", help="Share that the edges left have", min=0, max=1)]
+TOP = 8
+
+
+@app.command()
+def build(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = "",
+    dictionaries: Annotated[
+        list[str] | None,
+        typer.Option("--dictionaries", "--dictionary", "-t", help="Dictionary: shipped, folder, or release/id; neurons:LAYER; repeat it"),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The same as an option; may be repeated")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HDF5 file to write")] = None,
+    keep: Annotated[str, typer.Option(help="mass:FRACTION of each row; topk:K, threshold:T or dense")] = "mass:0.98",
+    policy: Annotated[str, typer.Option(help="linear, whose rows add up, or exact")] = "linear",
+    top_logits: Annotated[int, typer.Option("--top-logits", "--max-n-logits", help="Logits of the most probable tokens")] = 10,
+    mass: Annotated[float, typer.Option("--mass", "--desired-logit-prob", help="Of those, the fewest that reach this probability")] = 0.95,
+    logit_token: Annotated[list[str] | None, typer.Option(help="The logit of this token instead; may be repeated")] = None,
+    span: Annotated[int | None, typer.Option(help="All tokens of the prompt from this position on instead; negative from the end")] = None,
+    max_nodes: Annotated[int | None, typer.Option("--max-nodes", "--max-feature-nodes", help="Latents that stay at most")] = None,
+    skip_positions: Annotated[int, typer.Option(help="First positions without latents; circuit-tracer's graphs have 1")] = 0,
+    mlps: Annotated[str, typer.Option(help="MLPs without a dictionary: exact, or leaf")] = "exact",
+    demean: Annotated[bool, typer.Option(help="Read logits less their mean")] = True,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N")] = "cpu",
+    budget: Annotated[str, typer.Option(help="Working memory, as 512MiB or 2GiB")] = "1GiB",
+    overwrite: Overwrite = False,
+) -> None:
+    """Build the graphs of prompts, and write them to one file. `attrib graph "PROMPT" ...` does the same."""
+    import attrib
+    from attrib.core.keep import parse_keep
+    from attrib.graph import Span
+
+    texts = [*(prompts or []), *(prompt or [])]
+    given = {"PROMPT": texts, "--model": model, "--dictionaries": dictionaries, "--out": out}
+    if missing := [name for name, value in given.items() if not value]:
+        raise InputError(f"{missing[0]}: missing. For example: attrib graph 'The opposite of hot is' -m smollm2-135m -t NAME -o graph.h5")
+    if policy not in POLICIES:
+        raise InputError(f"--policy: {policy!r}; expected {' or '.join(POLICIES)}.")
+    if logit_token and span is not None:
+        raise InputError("--span: it has no effect beside --logit-token; give one of them.")
+    try:
+        kept = parse_keep(keep)
+    except ValueError as error:
+        raise InputError(f"--keep: {error}.") from None
+    assert out is not None
+    if out.exists() and not overwrite:
+        raise InputError(f"--out: {out} exists; give --overwrite to replace it.")
+    loaded = attrib.load_model(model, device=device)
+    targets = attrib.TokenLogits(logit_token) if logit_token else attrib.TopLogits(top_logits, mass) if span is None else Span(span)
+    asked: dict[str, Any] = {
+        "policy": POLICIES[policy], "targets": targets, "keep": kept, "mlps": mlps, "demean": demean, "skip_positions": skip_positions,
+        "max_nodes": max_nodes, "dtype": dtype, "budget": budget,
+    }  # fmt: skip
+    with counted("building graphs") as progress:
+        graphs = attrib.graph.build(loaded, [_given(name, device) for name in dictionaries or []], texts, progress=progress, **asked)
+    attrib.save(out, graphs, overwrite=overwrite)
+    for number, graph in enumerate(graphs):
+        print(plain(f"{number}: {graph}"))
+    print(plain(f"{out}: {out.stat().st_size / 1e6:.1f} MB"))
+
+
+def _given(name: str, device: str) -> Any:
+    """A dictionary by its name, or an MLP's own units by `neurons:LAYER`."""
+    import attrib
+
+    kind, _, layer = name.partition(":")
+    if kind != "neurons":
+        return attrib.load_dictionary(name).to(device=device)
+    if not layer.isdecimal():
+        raise InputError(f"--dictionaries: {name!r}; expected neurons:LAYER with a number, as neurons:8.")
+    return attrib.graph.Neurons(int(layer))
+
+
+@app.command()
+def show(
+    file: File,
+    number: Number = 0,
+    top: Annotated[int, typer.Option(help="Edges of each output, and nodes", min=1)] = TOP,
+) -> None:
+    """What a graph is made of: how far its rows add up, its scores, the strongest edges of its outputs, its most influential nodes."""
+    from attrib.graph import influence, scores
+
+    graph = _read(file, number)
+    print(plain(graph))
+    of_errors = scores(graph)
+    print(plain(f"replacement score {of_errors.replacement:.3f}, completeness {of_errors.completeness:.3f}"))
+    for node in graph.nodes.of_kind("logit", "target").tolist():
+        row = int(graph.row_of[node])
+        begin, end = graph.indptr[row : row + 2].tolist()
+        order = graph.weight[begin:end].abs().argsort(descending=True)[:top] + begin
+        title = f"{graph.nodes.label(node)}: value {graph.value[row]:.4g} = own {graph.own[row]:.4g} + total {graph.total[row]:.4g}"
+        edges = [(plain(graph.nodes.label(int(graph.indices[at]))), f"{graph.weight[at]:+.4g}") for at in order.tolist()]
+        print_table(table(plain(f"{title} + remainder {graph.remainder[row]:.1e}"), ("source",), ("attribution",), edges))
+    found = influence(graph)
+    strongest = [(plain(graph.nodes.label(node)), f"{found[node]:.4f}") for node in found.argsort(descending=True)[:top].tolist()]
+    print_table(table("most influential nodes", ("node",), ("influence",), strongest))
+
+
+@app.command()
+def prune(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="File to write")],
+    nodes: NodeShare = 0.8,
+    edges: EdgeShare = 0.98,
+    overwrite: Overwrite = False,
+) -> None:
+    """Keep, of every graph of a file, the nodes and edges that carry most of the influence."""
+    import attrib
+
+    _check_apart(file, out)
+    with attrib.open_graphs(file) as graphs:
+        pruned = [attrib.graph.prune(graph, nodes, edges).graph for graph in graphs]
+    attrib.save(out, pruned, overwrite=overwrite)
+    for number, graph in enumerate(pruned):
+        print(plain(f"{number}: {graph}"))
+
+
+@app.command()
+def paths(
+    file: File,
+    number: Number = 0,
+    top: Annotated[int, typer.Option(help="Paths of each output", min=1)] = TOP,
+    into: Annotated[int | None, typer.Option(help="Into the node of this number; usually into each logit and target")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Kinds of nodes that may lie on a path; may be repeated. Usually all")] = None,
+    contribution: Annotated[str, typer.Option(help="What an edge counts: raw, share or capped")] = "raw",
+) -> None:
+    """The strongest paths into the outputs of a graph, exactly."""
+    from attrib.graph import PathFilter, Where, strongest
+
+    graph = _read(file, number)
+    ends = graph.nodes.of_kind("logit", "target").tolist() if into is None else [into]
+    which = PathFilter(through=Where(kind=tuple(kind))) if kind else PathFilter()
+    for node in ends:
+        for path in strongest(graph, node, top, which=which, contribution=contribution):  # type: ignore[arg-type]
+            print(plain(path.text(graph.nodes)))
+
+
+@app.command()
+def diff(
+    first: File,
+    second: Annotated[Path, typer.Argument(help="The other file, which may be the same")],
+    number: Number = 0,
+    other: Annotated[int, typer.Option("--other", help="The number of the graph in the second file")] = 0,
+    positions: Annotated[bool, typer.Option(help="Nodes are the same only at the same position")] = True,
+    top: Annotated[int, typer.Option(help="Edges in the table", min=1)] = TOP,
+) -> None:
+    """Which edges two graphs share, and where they differ most."""
+    from attrib.graph import compare
+
+    found = compare(_read(first, number), _read(second, other), positions=positions)
+    print(plain(found))
+    apart = (found.weight[:, 0] - found.weight[:, 1]).abs()
+    rows = []
+    for at in apart.argsort(descending=True)[:top].tolist():
+        ends = (plain(found.nodes.label(int(found.source[at]))), plain(found.nodes.label(int(found.target[at]))))
+        weights = [
+            f"{weight:+.4g}" if there else "-" for weight, there in zip(found.weight[at].tolist(), found.is_in[at].tolist(), strict=True)
+        ]
+        rows.append((*ends, *weights))
+    print_table(table("edges that differ most", ("source", "target"), ("first", "second"), rows))
+
+
+FORMATS = ("circuit-tracer", "neuronpedia", "graphml")
+
+
+@app.command()
+def export(
+    file: File,
+    out: Annotated[Path, typer.Argument(help="File to write: NAME.pt, SLUG.json or NAME.graphml")],
+    to: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}")],
+    number: Number = 0,
+    others: Annotated[str, typer.Option(help="Of circuit-tracer: nodes that it has no kind for, error or drop")] = "error",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a graph for another program."""
+    import attrib
+
+    if to not in FORMATS:
+        raise InputError(f"to: {to!r}; expected {', '.join(FORMATS)}.")
+    graph = _read(file, number)
+    if to == "circuit-tracer":
+        attrib.graph.to_circuit_tracer(graph, out, others=others, overwrite=overwrite)  # type: ignore[arg-type]
+    elif to == "neuronpedia":
+        attrib.graph.to_neuronpedia(graph, out, influence=attrib.graph.influence(graph), overwrite=overwrite)
+    else:
+        attrib.graph.write_graphml(graph, out, overwrite=overwrite)
+    print(plain(f"{out}: {out.stat().st_size / 1e6:.1f} MB"))
+
+
+def _read(file: Path, number: int) -> "Graph":
+    import attrib
+
+    with attrib.open_graphs(file) as graphs:
+        return graphs[number]
+
+
+def _check_apart(file: Path, out: Path) -> None:
+    if out.exists() and file.exists() and out.samefile(file):
+        raise InputError(f"out: {out} is the file that is read; expected another.")
