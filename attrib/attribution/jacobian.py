@@ -1,7 +1,8 @@
 """`jacobian`: many sources and many targets in one sweep, an `Edges` for each pair.
 
 It computes what the attributions of one source and one target compute with the same cuts, and less often: a prompt is passed
-once, each dictionary encodes once, and cotangents of all targets go down together, to tangents of low sources that go up (engine/sweep/join.py).
+once, each dictionary encodes once, and cotangents of all targets go down together, to tangents of low sources that have gone up
+(engine/sweep/join.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence

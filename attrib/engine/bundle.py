@@ -247,11 +247,11 @@ def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, imp
     sources = [_source_set(on, end) for end in ends]
     if joint.meets is None:
         return _Shared(on, sources, between, None, [])
-    orders = {number: [bundle.order_of([number]) for bundle in bundles] for number in joint.below}
+    orders = [[bundle.order_of([number]) for bundle in bundles] for number in joint.below]
     with products(precision):
-        below = {number: _target_set(on, bundles, number, own) for number, own in orders.items()}
+        below = [_target_set(on, bundles, number, own) for number, own in zip(joint.below, orders, strict=True)]
         lifted = lift(on, joint.meets, below, sources, joint.lifted, between)
-    found = [_Rows(own, blocks) for own, blocks in zip(orders.values(), lifted.below, strict=True)]
+    found = [_Rows(own, blocks) for own, blocks in zip(orders, lifted.below, strict=True)]
     return _Shared(on, sources, between, lifted._replace(below=[]), found)
 
 

@@ -19,7 +19,7 @@ from attrib.engine.plan.joint import Joint
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model
 from tests.attribution.test_jacobian import assert_same, ends, graph_ends, opened
-from tests.attribution.test_plan import LARGE, WIDTH, assert_about
+from tests.attribution.test_plan import LARGE, WIDTH, assert_about, large
 from tests.paths.test_cuts import ALL_SETS, PROMPTS, put_in
 from tests.support.builders import Family, attrib_model, build, dictionary, prompt
 from tests.support.covering import each_pair
@@ -211,6 +211,22 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
         plan = whole(joined)
         got = flops(lambda plan=plan: [piece for _, piece in jacobians(bundles, plan, call.precision)])
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths, joined.meets))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_operations_of_ends_within_components_are_those_planned(family: Family) -> None:
+    """Tangents are read in the heads of an attention, behind it, and within an MLP, and go on."""
+
+    def at(site: str) -> Dictionary:
+        return dictionary("topk", site=site, d_in=WIDTH, d_sae=300, k=6)
+
+    sources = ("tokens", *map(at, ("blocks.0.attn.hook_z", "blocks.1.hook_attn_out", "blocks.1.mlp.hook_in")))
+    targets = (*map(at, ("blocks.2.attn.hook_z", "blocks.2.hook_attn_out", "blocks.2.hook_mlp_out", "blocks.3.hook_resid_post")),)
+    call = _Call(large(family), sources, targets, to_prompts(large(family), prompt(10)), Options(policy=LINEAR))
+    (bundles,) = bundles_of(call)
+    for joined in list(meetings(joint_of(bundles)))[-3:]:
+        plan = whole(joined)
+        assert_about(flops(lambda plan=plan: list(jacobians(bundles, plan, call.precision))), plan.cost.total, 1.01, joined.meets)
 
 
 @each_pair(family=["gpt2", "gemma2", "gpt_neox"], policy=[EXACT, LINEAR], effect=["direct", "total"])

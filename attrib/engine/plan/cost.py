@@ -40,6 +40,11 @@ class Cost:
         self.flops[part] += 2 * batch * m * k * n
         self.bytes[part] += batch * self.itemsize * (m * k + k * n + m * n)
 
+    def take(self, other: "Cost") -> None:
+        """Count another's products too."""
+        self.flops.update(other.flops)
+        self.bytes.update(other.bytes)
+
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.itemsize, self.flops + other.flops, self.bytes + other.bytes)
 
@@ -118,9 +123,7 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_h
         cost.mm("attention", cells, d, task.d_q)
     if not is_to_heads:
         cost.mm("attention", cells, d, task.d_heads)
-    maps = attention_maps(task, up)
-    cost.flops.update(maps.flops)
-    cost.bytes.update(maps.bytes)
+    cost.take(attention_maps(task, up))
     attention_point(task, cost)
 
 

@@ -3,9 +3,9 @@
 Each is its route (route.py, ascent.py), as every way's count and size is (cost.py, meeting.py, held.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import place_of
@@ -28,11 +28,6 @@ def sources_at(joint: Joint, end: TargetCounts, stop: Site, site: Site, is_broug
         for number, each in enumerate(joint.sources)
         if each.is_brought == is_brought and number not in barred and site in map(place_of, each.writes)
     ]
-
-
-def _is_barred(end: TargetCounts, stop: Site, sources: Sequence[int], start: Site, place: Site) -> bool:
-    """Whether what meets at a place begins and ends there, and is no pair."""
-    return stop == place == start and sources[0] in end.barred
 
 
 # ------------------------------------------------------------------------------------ what it costs
@@ -92,7 +87,6 @@ class _RisingCount(AscentCount, Rising[Moving]):
         super().__init__(
             replace(joint.whole, sources=each.counts), each.start, to, each.writes, meets=met, is_written=not each.is_brought
         )  # fmt: skip
-        self.numbers: tuple[int, ...] = (number,)
         self.cost, self.met = cost, met
 
     def begin(self) -> Moving | None:
@@ -108,7 +102,6 @@ class _RisingCount(AscentCount, Rising[Moving]):
         self.waits = _waits_together(ways)
         self.waiting = set(self.waits)
         self.written = set[Site]().union(*(way.written for way in ways))
-        self.numbers = tuple(number for way in ways for number in way.numbers)
 
     def meet(self, site: Site, rows: Moving | None) -> None:
         for way in self.met[site]:
@@ -117,9 +110,8 @@ class _RisingCount(AscentCount, Rising[Moving]):
 
 def count_met(way: _JoiningCount, up: _RisingCount, rows: Moving | None, cost: Cost, place: Site) -> None:
     """Count what meets at a place."""
-    if not _is_barred(way.end, way.stop, up.numbers, up.start, place):
-        task = replace(way.task, sources=up.task.sources)
-        count_meeting(task, cost, way, up, way.part is not None and rows is not None, place)
+    task = replace(way.task, sources=up.task.sources)
+    count_meeting(task, cost, way, up, way.part is not None and rows is not None, place)
 
 
 def _waits_together(ways: "Sequence[_JoiningCount] | Sequence[_RisingCount]") -> dict[int, Counts]:
@@ -146,29 +138,22 @@ def lift_cost(joint: Joint) -> Raised:
     met: dict[Site, list[_JoiningCount]] = {}
     for number in joint.below:
         at = reading_place(joint.config, (end := joint.targets[number]).stop)
-        for way in _of(_JoiningCount, descend([_JoiningCount(joint, end, cost, at)] if _any(end.counts) else [])):
+        for way in descend([_JoiningCount(joint, end, cost, at)] if _any(end.counts) else []):
             if way.part is not None or way.waiting:
                 met.setdefault(at, []).append(way)
     ways = [_RisingCount(joint, number, cost, joint.meets, met) for number in joint.lifted if _any(joint.sources[number].counts)]
-    return Raised(cost, _of(_RisingCount, ascend(ways)))
+    return Raised(cost, ascend(ways))
 
 
 def sweep_cost(joint: Joint, raised: Raised) -> Cost:
     """Count `join.join`, of all rows that stop above where sources have been lifted to."""
     cost = Cost(joint.itemsize)
     ways = [_JoiningCount(joint, end, cost, joint.meets) for end in joint.targets if _any(end.counts)]
-    for way in _of(_JoiningCount, descend(ways)):
+    for way in descend(ways):
         for up in raised.ways:
             assert joint.meets is not None
             count_met(way, up, up.part, cost, joint.meets)
     return cost
-
-
-Way = TypeVar("Way")
-
-
-def _of(kind: type[Way], ways: Iterable[Any]) -> list[Way]:
-    return [way for way in ways if isinstance(way, kind)]
 
 
 def _any(counts: Counts) -> bool:
@@ -254,7 +239,6 @@ class _RisingSizes(UpSizes, Rising[Held]):
         super().__init__(
             room, replace(joint.whole, sources=each.counts), each.start, to, each.writes, meets=met, is_written=not each.is_brought
         )  # fmt: skip
-        self.numbers: tuple[int, ...] = (number,)
         self.met = met
 
     def begin(self) -> Held | None:
@@ -270,7 +254,6 @@ class _RisingSizes(UpSizes, Rising[Held]):
         if any(way.stream is not None for way in ways):
             self.stream = self.room.make(alive * self.config.d_model, made=2 * alive)
         self.written = set[Site]().union(*(way.written for way in ways))
-        self.numbers = tuple(number for way in ways for number in way.numbers)
         _together(self, others)
 
     def meet(self, site: Site, rows: Held | None) -> None:
@@ -298,8 +281,6 @@ def hold_met(way: _JoiningSizes, up: "_RisingSizes", is_up: bool, place: Site, *
         is_up: whether tangents have.
         there: what is beside the ways in the room.
     """
-    if _is_barred(way.end, way.stop, up.numbers, up.start, place):
-        return
     sizes = sizes_of(replace(way.task, sources=up.task.sources))
     waiting = way.waiting & up.waiting
     widths = [way.task.passed[number].d_in for number in waiting if way.task.passed[number].has_skip]
@@ -308,7 +289,7 @@ def hold_met(way: _JoiningSizes, up: "_RisingSizes", is_up: bool, place: Site, *
     elif not waiting:
         return
     made = max((size_of_meeting(sizes, way.is_spread, up.is_spread, each) for each in widths), default=0)
-    way.tables.add(up.numbers, way.task.targets, up.task.sources, way.part, *there, made=made)
+    way.tables.add(up, way.task.targets, up.task.sources, way.part, *there, made=made)
 
 
 class Kept(NamedTuple):
@@ -331,11 +312,11 @@ def lift_held(joint: Joint) -> Kept:
     for number in joint.below:
         at = reading_place(joint.config, (end := joint.targets[number]).stop)
         tables.append(table := _Tables(room, end.counts))
-        for way in _of(_JoiningSizes, descend([_JoiningSizes(joint, end, room, table, at)] if _any(end.counts) else [])):
+        for way in descend([_JoiningSizes(joint, end, room, table, at)] if _any(end.counts) else []):
             if way.part is not None or way.waiting:
                 met.setdefault(at, []).append(way)
     ways = [_RisingSizes(joint, number, room, joint.meets, met) for number in joint.lifted if _any(joint.sources[number].counts)]
-    come = _of(_RisingSizes, ascend(ways))
+    come = ascend(ways)
     kept = {id(held): held.size for way in come for held in way.under_way() if held is not None}
     found = sum(table.size for table in tables)
     return Kept(room.most, sum(kept.values()) + found, come, found)
@@ -355,7 +336,7 @@ def sweep_held(joint: Joint, lifted: Kept) -> Sweep:
     room = Room(kept=lifted.kept)
     tables = _Tables(room, added([end.counts for end in joint.targets]))
     ways = [_JoiningSizes(joint, end, room, tables, joint.meets) for end in joint.targets if _any(end.counts)]
-    for way in _of(_JoiningSizes, descend(ways)):
+    for way in descend(ways):
         for up in lifted.ways:
             assert joint.meets is not None
             hold_met(way, up, up.part is not None, joint.meets)

@@ -79,7 +79,7 @@ class AscentCount(Ascent[Moving]):
             spread_heads(self.task, self.cost)
             return Moving()
         self.cost.mm("attention", self.cells, self.config.d_model, self.task.d_heads)
-        self.cost += attention_maps(self.task, True)
+        self.cost.take(attention_maps(self.task, True))  # which several ways may count with
         attention_point(self.task, self.cost, leaves=False)
         return Moving()
 

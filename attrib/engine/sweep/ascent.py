@@ -10,7 +10,7 @@ it is passed in one step, with the stream beside it; else in parts, to what it c
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Generic, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from attrib.core.types import SITE_KINDS, Policy, Site
 from attrib.engine.blocks.passing import Passed, Passing, place_of
@@ -283,16 +283,19 @@ class Rising(Ascent[Load]):
         return self.stream is None and not self.waiting and not any(at.depth > site.depth for at in self.written)
 
 
-def _step(ways: Sequence[Rising[Load]], site: Site) -> None:
+RisingWay = TypeVar("RisingWay", bound=Rising[Any])
+
+
+def _step(ways: Sequence[Rising[Any]], site: Site) -> None:
     """Take all of them a step: a loop of its own, which keeps none of those that go on within another."""
     for way in ways:
         way.step(site)
 
 
-def ascend(ways: Iterable[Rising[Load]]) -> list[Rising[Load]]:
+def ascend(ways: Iterable[RisingWay]) -> list[RisingWay]:
     """Several sets of sources on one way up, the mirror of `route.descend`: those that come to its end, with their rows as `part`."""
     joining = sorted(ways, key=lambda way: way.start.depth, reverse=True)  # the next to join is the last
-    going: list[Rising[Load]] = []
+    going: list[RisingWay] = []
     last = joining[-1].to if joining else None
     for site in climb(joining[-1].start, last) if last else ():
         while joining and joining[-1].start == site:

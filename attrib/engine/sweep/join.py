@@ -103,19 +103,19 @@ def join(
 
 
 def lift(
-    primal: Primal, to: Site, below: Mapping[int, TargetSet], sources: Sequence[SourceSet], chosen: Collection[int], between: Between
+    primal: Primal, to: Site, below: Sequence[TargetSet], sources: Sequence[SourceSet], chosen: Collection[int], between: Between
 ) -> Lifted:
     """Take sources up to a place, and have the targets below it read on the way.
 
     Args:
-        below: those, by their numbers; the rows of each are numbered by themselves.
+        below: those; the rows of each are numbered by themselves.
         chosen: numbers of the sources that go up: those that write below `to`, and what the model brings to it.
     """
     lifting = _Lift(primal, to, below, sources, chosen, between)
     ways = ascend([_RisingUp(lifting, number) for number in chosen if len(sources[number].seeds.token)])
     found = [sweep.found for sweep in lifting.sweeps]
     lifting.let_go()
-    return Lifted(to, [way for way in ways if isinstance(way, _RisingUp)], found)
+    return Lifted(to, ways, found)
 
 
 class _Sweep:
@@ -131,7 +131,7 @@ class _Sweep:
         """
         self.primal, self.sources, self.between, self.end = primal, sources, between, end
         self.positions = _positions(primal, targets)
-        self.blocks: dict[int | Up, Block] = {}
+        self.blocks: dict[int | _RisingUp, Block] = {}
 
         def reached(is_brought: bool) -> set[Site]:
             # what the model brings to the end is among what is lifted
@@ -156,8 +156,7 @@ class _Sweep:
 
     def descend(self, targets: Sequence[TargetSet]) -> "list[_JoiningDown]":
         """All rows on one way down; those that come to the end."""
-        going = descend([_JoiningDown(self, each) for each in targets if len(each.seeds.token)])
-        return [way for way in going if isinstance(way, _JoiningDown)]
+        return descend([_JoiningDown(self, each) for each in targets if len(each.seeds.token)])
 
     def cone(self, rows: Sequence[Tensor]) -> Cone:
         """The cone of some rows of each prompt."""
@@ -170,8 +169,8 @@ class _Sweep:
 
     def meet(self, way: "_JoiningDown", up: "_RisingUp", x: Flat | None) -> None:
         """Contract rows that have come to the end with tangents `x` there."""
-        is_own_place = way.stop == self.end == up.start
-        if (is_own_place and up.numbers[0] in way.own.barred) or not _is_any(way, up, x):
+        is_met = way.part is not None and x is not None
+        if not is_met and way.waiting.isdisjoint(up.waiting):
             return
         out = self.zeros(way.rows, [len(columns) for columns in up.columns])
         meet_ways(way, way.part, up, x, out)
@@ -192,11 +191,6 @@ class _Sweep:
                 return
         for into, own, part in zip(self.blocks[of].value, rows, out, strict=True):
             into.index_add_(0, own, part)
-
-
-def _is_any(way: Down, up: Up, x: Flat | None) -> bool:
-    """Whether anything of both meets."""
-    return (way.part is not None and x is not None) or not way.waiting.isdisjoint(up.waiting)
 
 
 def _positions(primal: Primal, targets: Sequence[TargetSet]) -> list[Int[Tensor, " _"]]:
@@ -276,7 +270,7 @@ class _Lift:
         self,
         primal: Primal,
         to: Site,
-        below: Mapping[int, TargetSet],
+        below: Sequence[TargetSet],
         sources: Sequence[SourceSet],
         chosen: Collection[int],
         between: Between,
@@ -290,7 +284,7 @@ class _Lift:
             positions.append((token - primal.first(prompt)).sort().values)
         self.positions = positions
         self.sweeps, self.met = list[_Sweep](), dict[Site, list[_JoiningDown]]()
-        for targets in below.values():
+        for targets in below:
             at = reading_place(primal.model.config, targets.stop)
             self.sweeps.append(sweep := _Sweep(primal, [targets], sources, between, at))
             for way in sweep.descend([targets]):

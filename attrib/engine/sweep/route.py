@@ -255,13 +255,16 @@ class Joining(Descent[Load]):
         """
 
 
-def _step(ways: Sequence[Joining[Load]], site: Site) -> None:
+JoiningWay = TypeVar("JoiningWay", bound=Joining[Any])
+
+
+def _step(ways: Sequence[Joining[Any]], site: Site) -> None:
     """Take all of them a step: a loop of its own, which keeps none of those that go on within another."""
     for way in ways:
         way.step(site)
 
 
-def descend(ways: Iterable[Joining[Load]]) -> list[Joining[Load]]:
+def descend(ways: Iterable[JoiningWay]) -> list[JoiningWay]:
     """Several sets of targets on one way down: each joins where it stops, and from the attention on that spreads it goes with the others.
 
     All are read out at the same places. Where rows lie on all that they see, those of all sets go through the products of a step at
@@ -269,7 +272,7 @@ def descend(ways: Iterable[Joining[Load]]) -> list[Joining[Load]]:
     within a component. Those that have come to the last place are returned, as they have come there.
     """
     joining = sorted(ways, key=lambda way: way.stop.depth)  # the next to join is the last
-    going: list[Joining[Load]] = []
+    going: list[JoiningWay] = []
     last = joining[-1].start if joining else None
     for site in places(joining[-1].stop, last) if last else ():
         while joining and joining[-1].stop == site:
