@@ -1,7 +1,8 @@
 """`jacobian`: many sources and many targets in one sweep, an `Edges` for each pair.
 
 It computes what the attributions of one source and one target compute with the same cuts, and less often: a prompt is passed
-once, each dictionary encodes once, and cotangents of all targets go down together (engine/sweep/join.py).
+once, each dictionary encodes once, and cotangents of all targets go down together, to tangents of low sources that have gone up
+(engine/sweep/join.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +37,9 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs, refusing
+from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
 from attrib.engine.plan.cost import Cost
-from attrib.engine.plan.joint import Joint, JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Error, precision_of
 from attrib.engine.tiles import LEAST_FOR_SAMPLES

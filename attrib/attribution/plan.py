@@ -16,8 +16,8 @@ from attrib.core.room import memory_named
 from attrib.core.types import EdgeKind, InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import PackPlan, packs, plan_pack
+from attrib.engine.plan.choose_joint import JointPlan
 from attrib.engine.plan.cost import Cost, Part
-from attrib.engine.plan.joint import JointPlan
 from attrib.engine.plan.result import result_bytes, size_of
 from attrib.engine.plan.task import Task
 from attrib.engine.precision import Precision

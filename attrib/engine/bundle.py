@@ -1,12 +1,12 @@
-"""Several sources and targets of one prompt at one primal point, and their Jacobians by one way down (sweep/join.py).
+"""Several sources and targets of one prompt at one primal point, and their Jacobians by one sweep (sweep/join.py).
 
 A `Path` (path.py) has one of each; a bundle has what all paths between its ends share: one pass of the model, one
 encoding of each dictionary, and one sweep.
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -18,14 +18,14 @@ from attrib.core.types import Policy, Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import NOTHING, Between, in_float64, passed_of, place_of, together
 from attrib.engine.halves import in_halves
-from attrib.engine.path import Path, Sources, Targets
-from attrib.engine.plan.joint import Joint, JointPlan, PairWay, SourceCounts, TargetCounts, in_smaller_pieces, plan_joint
+from attrib.engine.path import Sources, Targets
+from attrib.engine.plan.choose_joint import JointPlan, in_smaller_pieces, plan_joint
+from attrib.engine.plan.joint import Joint, SourceCounts, TargetCounts
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
-from attrib.engine.segment import Segment
 from attrib.engine.sweep.cells import pieces_of
-from attrib.engine.sweep.join import SourceSet, TargetSet, join
-from attrib.engine.sweep.primal import Primal, Seeds, Streams, primal, seeds, stream_sites
-from attrib.engine.tiles import LEAST_FOR_SAMPLES, adjoint, in_float64_between, sampled
+from attrib.engine.sweep.join import Block, Lifted, SourceSet, TargetSet, join, lift
+from attrib.engine.sweep.primal import Primal, Seeds, Streams, primal, seeds
+from attrib.engine.tiles import LEAST_FOR_SAMPLES, in_float64_between, sampled
 from attrib.models.transformer import Model, width
 
 
@@ -52,6 +52,19 @@ class TargetEnd(NamedTuple):
     probability: Float[Tensor, " targets"] | None = None
 
 
+class Order(NamedTuple):
+    """The rows of a sweep."""
+
+    of_set: Int[Tensor, " rows"]
+    """The number of the set of targets that each is of."""
+    place: Int[Tensor, " rows"]
+    """Which of them it is."""
+
+    def only(self, first: int, end: int) -> "Order":
+        """Some of them."""
+        return Order(self.of_set[first:end], self.place[first:end])
+
+
 @dataclass(frozen=True)
 class Bundle:
     """One prompt's ends."""
@@ -67,8 +80,6 @@ class Bundle:
     sources: tuple[SourceEnd, ...]
     targets: tuple[TargetEnd, ...]
     between: Between = NOTHING
-    pairs: Mapping[tuple[int, int], PairWay] = field(default_factory=dict)
-    """What stands on the way of each pair of sources and targets that could be swept alone."""
 
     def __repr__(self) -> str:
         sources, targets = (sum(len(each[0].position) for each in ends) for ends in (self.sources, self.targets))
@@ -78,28 +89,18 @@ class Bundle:
         )
 
     @cached_property
-    def order(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """Of each row of the sweep the set that it is of, and its place there: by position, and at one position set by set."""
-        sizes = torch.tensor([len(each.targets.position) for each in self.targets])
-        number = torch.arange(len(sizes)).repeat_interleave(sizes)
-        place = torch.cat([torch.arange(size) for size in sizes.tolist()])
-        sorted_by = torch.cat([each.targets.position for each in self.targets]).cpu().argsort(stable=True)
-        return number[sorted_by], place[sorted_by]
+    def order(self) -> "Order":
+        """All its rows."""
+        return self.order_of(range(len(self.targets)))
 
-    def path(self, source: int, target: int) -> Path:
-        """One pair alone, as the sweeps of one and one take it."""
-        way, end, (sources, writes, is_brought) = self.pairs[source, target], self.targets[target], self.sources[source]
-        reached = [site for site in writes if site.depth <= end.stop.depth]
-        columns = sum(width(self.model.config, site) for site in reached)
-        streams = {site: self.streams[site] for site in stream_sites(writes[0], end.stop)}
-        passing = tuple(self.between.passing[number] for number in way.passed)
-        between = Between(way.held, passing) if way.held or passing or len(writes) > 1 else NOTHING
-        x = self.streams[self.stop] if self.stop in self.streams else next(iter(self.streams.values()))
-        return Path(
-            Segment(self.model, writes[0], end.stop, self.policy), x, None,
-            sources._replace(direction=sources.direction[:, :columns]), end.targets, _unknown, from_tokens=is_brought, streams=streams,
-            writes=tuple(reached), between=between,
-        )  # fmt: skip
+    def order_of(self, chosen: Sequence[int]) -> "Order":
+        """The rows of some sets of targets: by position, and at one position set by set."""
+        positions = [self.targets[number].targets.position.cpu() for number in chosen]
+        of_set = torch.tensor(chosen, dtype=torch.long).repeat_interleave(torch.tensor([len(at) for at in positions], dtype=torch.long))
+        none = torch.zeros(0, dtype=torch.long)
+        place, at = torch.cat([none, *(torch.arange(len(at)) for at in positions)]), torch.cat([none, *positions])
+        sorted_by = at.argsort(stable=True)
+        return Order(of_set[sorted_by], place[sorted_by])
 
     def only(self, rows: Int[Tensor, " chosen"]) -> "Bundle":
         """The same with some of its rows, by the numbers that `order` gives them."""
@@ -119,10 +120,6 @@ class Bundle:
         targets = tuple(end._replace(targets=Targets(*map(_double, end.targets))) for end in self.targets)
         streams = {at: value.double() for at, value in self.streams.items()}
         return replace(self, model=model, streams=streams, sources=sources, targets=targets, between=in_float64(self.between))
-
-
-def _unknown(values: Tensor) -> Tensor:
-    raise AssertionError("a bundle's ends are swept, and are no plain function of each other")
 
 
 def _double(column: Tensor) -> Tensor:
@@ -158,7 +155,7 @@ def joint_of(bundles: Sequence[Bundle]) -> Joint:
     ]
     return Joint(
         one.model.config, one.policy, one.start, one.stop, tuple(targets), tuple(sources), one.model.dtype.itemsize,
-        pieces_of(one.model.device), between.held, tuple(passed_of(passing, lengths) for passing in between.passing), one.pairs,
+        pieces_of(one.model.device), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
     )  # fmt: skip
 
 
@@ -172,53 +169,58 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves, or a pack prompt by prompt.
     """
-    for (source, target), alone in plan.alone.items():
-        for number, tile in adjoint([bundle.path(source, target) for bundle in bundles], alone, precision, impl):
-            place = torch.arange(tile.first, tile.first + len(tile.gradient))
-            yield number, Piece(source, target, place, tile.gradient)
-            del tile
+    above = [number for number in range(len(bundles[0].targets)) if number not in plan.joint.below]
+    orders = [bundle.order_of(above) for bundle in bundles]
     swept = in_halves(
         plan.sweeps,
         partial(_share, bundles, plan, precision, impl),
-        lambda shared, first, end: _sweep(shared, bundles, precision, first, end),
-        lambda _: len(bundles) > 1,
+        lambda shared, first, end: _sweep(shared, bundles, orders, precision, first, end),
+        lambda is_shared: len(bundles) > 1 or (is_shared and plan.joint.meets is not None),
     )
     for done in swept:
         if done is None:
             yield from _one_by_one(bundles, plan, precision, impl)
             return
-        for number, rows in enumerate(done[1]):
-            yield from ((number, piece) for piece in _pieces(bundles[number], plan.joint.left_out, rows))
-        del done, rows  # before the next sweep fills another
+        for rows in done[1]:
+            yield from _pieces(bundles, rows)
+            del rows
+        del done  # before the next sweep fills another
 
 
 def _one_by_one(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Piece]]:
-    """What takes less memory than a pack."""
-    warnings.warn(f"out of memory with {len(bundles)} prompts together; going on one at a time.", stacklevel=3)
+    """What takes less memory than a pack, or than tangents beside it: cotangents, prompt by prompt."""
+    warnings.warn(f"out of memory with {len(bundles)} prompt(s) {plan.way}; going on down, one at a time.", stacklevel=3)
     for number, bundle in enumerate(bundles):
-        joint = joint_of([bundle])
-        joint = joint.without(plan.joint.left_out) if plan.joint.left_out else joint
-        for _, piece in jacobians([bundle], in_smaller_pieces(joint, plan), precision, impl):
+        for _, piece in jacobians([bundle], in_smaller_pieces(joint_of([bundle]), plan), precision, impl):
             yield number, piece
 
 
 class _Rows(NamedTuple):
-    """Rows of a bundle, of each kind of targets those that a sweep has taken, by every kind of sources."""
+    """Rows of every prompt, and what has been found of them."""
 
-    first: int
-    end: int
-    """Which of the rows that `Bundle.order` tells they are."""
-    gradient: list[Float[Tensor, "rows _"]]
+    orders: Sequence[Order]
+    blocks: list[Block]
 
 
-def _pieces(bundle: Bundle, left_out: Collection[int], rows: _Rows) -> Iterator[Piece]:
+def _pieces(bundles: Sequence[Bundle], rows: _Rows) -> Iterator[tuple[int, Piece]]:
     """Pair by pair."""
-    of_set, place = (column[rows.first : rows.end] for column in bundle.order)
-    for target, end in enumerate(bundle.targets):
-        chosen = (of_set == target).nonzero().squeeze(1)
-        for source, gradient in enumerate(rows.gradient):
-            if source not in end.barred and source not in left_out and len(chosen):
-                yield Piece(source, target, place[chosen], gradient.index_select(0, chosen.to(gradient.device)))
+    for prompt, (bundle, (of_set, place)) in enumerate(zip(bundles, rows.orders, strict=True)):
+        for target, end in enumerate(bundle.targets):
+            chosen = (of_set == target).nonzero().squeeze(1)
+            for source in range(len(bundle.sources)) if len(chosen) else ():
+                if source not in end.barred:
+                    yield prompt, Piece(source, target, place[chosen], _gradient(bundle, source, prompt, chosen, rows.blocks))
+
+
+def _gradient(bundle: Bundle, source: int, prompt: int, rows: Int[Tensor, " chosen"], blocks: Sequence[Block]) -> Float[Tensor, "chosen _"]:
+    """Some rows of one prompt, by one kind of sources: what all blocks have of them."""
+    parts = [part for block in blocks if (part := block.of(source, prompt, rows)) is not None]
+    if not parts:
+        position = bundle.sources[source].sources.position
+        return torch.zeros(len(rows), len(position), dtype=bundle.model.dtype, device=position.device)
+    for part in parts[1:]:
+        parts[0] += part
+    return parts[0]
 
 
 class _Shared(NamedTuple):
@@ -227,24 +229,34 @@ class _Shared(NamedTuple):
     on: Primal
     sources: list[SourceSet]
     between: Between
+    lifted: Lifted | None
+    below: list[_Rows]
+    """What has been found as sources were lifted, until the first sweep is over."""
 
 
 @torch.no_grad()
 def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> _Shared:
-    one, lengths, whole = bundles[0], [bundle.length for bundle in bundles], plan.joint.whole
+    one, lengths, joint = bundles[0], [bundle.length for bundle in bundles], plan.joint
+    whole = joint.whole
     on = primal(
         one.model, one.policy, whole.start, one.stop, [bundle.streams for bundle in bundles], lengths, dtype=precision.sweep, impl=impl,
         pieces=whole.pieces, shut_mlps=whole.shut_mlps,
     )  # fmt: skip
     between = together([bundle.between for bundle in bundles], lengths)
     ends = ([bundle.sources[number] for bundle in bundles] for number in range(len(one.sources)))
-    return _Shared(on, [_source_set(on, end, number in plan.joint.left_out) for number, end in enumerate(ends)], between)
+    sources = [_source_set(on, end) for end in ends]
+    if joint.meets is None:
+        return _Shared(on, sources, between, None, [])
+    orders = [[bundle.order_of([number]) for bundle in bundles] for number in joint.below]
+    with products(precision):
+        below = [_target_set(on, bundles, number, own) for number, own in zip(joint.below, orders, strict=True)]
+        lifted = lift(on, joint.meets, below, sources, joint.lifted, between)
+    found = [_Rows(own, blocks) for own, blocks in zip(orders, lifted.below, strict=True)]
+    return _Shared(on, sources, between, lifted._replace(below=[]), found)
 
 
-def _source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> SourceSet:
-    """The sources of one kind, of all prompts, by the place at which they write; at none, where they are left to others."""
-    if is_left_out:
-        return SourceSet({}, ends[0].is_brought)
+def _source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
+    """The sources of one kind, of all prompts, by the place at which they write."""
     widths = [width(on.model.config, site) for site in ends[0].writes]
     directions = zip(*(end.sources.direction.split(widths, dim=1) for end in ends), strict=True)
     positions = [end.sources.position for end in ends]
@@ -253,22 +265,21 @@ def _source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> Sou
 
 
 @torch.no_grad()
-def _sweep(shared: _Shared, bundles: Sequence[Bundle], precision: Precision, first: int, end: int) -> list[_Rows]:
-    """One sweep over the rows `first:end` of one bundle, or over all rows of several."""
-    on, sources, between = shared
-    ends = [(first, end) if len(bundles) == 1 else (0, len(bundle.order[0])) for bundle in bundles]
+def _sweep(shared: _Shared, bundles: Sequence[Bundle], orders: Sequence[Order], precision: Precision, first: int, end: int) -> list[_Rows]:
+    """One sweep over the rows `first:end` of one bundle, or over all rows of several; with the first, what has been found before it."""
+    taken = [order.only(first, end) if len(bundles) == 1 else order for order in orders]
     with products(precision):
-        targets = [_target_set(on, bundles, number, ends) for number in range(len(bundles[0].targets))]
-        found = join(on, targets, sources, between)
-    none = torch.zeros(0)  # of sources that are left to others
-    return [_Rows(*of_prompt, [jacobian[prompt] if jacobian else none for jacobian in found]) for prompt, of_prompt in enumerate(ends)]
+        targets = [_target_set(shared.on, bundles, number, taken) for number in sorted({n for each in taken for n in each.of_set.tolist()})]
+        found = join(shared.on, targets, shared.sources, shared.between, shared.lifted) if targets else []
+    rows = [*shared.below, _Rows(taken, found)]
+    shared.below.clear()
+    return rows
 
 
-def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, ends: Sequence[tuple[int, int]]) -> TargetSet:
+def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, orders: Sequence[Order]) -> TargetSet:
     """The targets of one kind that a sweep takes, of all prompts."""
     rows, positions, cotangents = [], [], []
-    for bundle, (first, end) in zip(bundles, ends, strict=True):
-        of_set, place = (column[first:end] for column in bundle.order)
+    for bundle, (of_set, place) in zip(bundles, orders, strict=True):
         chosen = (of_set == number).nonzero().squeeze(1)
         targets = bundle.targets[number].targets
         taken = place[chosen].to(targets.position.device)

@@ -21,7 +21,8 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.joint import Joint, JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
 from attrib.graph.ends import GraphEnds, Opened, opened_bytes

@@ -19,7 +19,6 @@ from attrib.dictionaries.dictionary import Dictionary, encode_sparse
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources
-from attrib.engine.plan.joint import PairWay
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, check_end, embed, place
 from attrib.passes.capture import capture
@@ -192,21 +191,8 @@ class Ends:
         streams = {site: seen[site] for site in stream_sites(self.start, self.stop)}
         return Bundle(
             self.model, self.policy, self.start, self.stop, len(tokens), streams, sources, tuple(targets),
-            Between(self.held, tuple(passing)), self._ways,
+            Between(self.held, tuple(passing)),
         )  # fmt: skip
-
-    @cached_property
-    def _ways(self) -> dict[tuple[int, int], PairWay]:
-        """What stands on the way of each pair alone; but of those whose path alone would end, or begin, at values that are not at hand."""
-        found = {}
-        for (i, j), pair in self.pairs.items():
-            start = self.start_of(self.sources[i])
-            if isinstance(self.sources[i], ErrorAt) or pair.stop != self.stops[j] or (start.kind == "z" and start != self.start):
-                continue
-            held, passed = (frozenset[Site](), []) if pair.cuts is None else (pair.cuts.held, pair.cuts.passed_dictionaries)
-            numbers = tuple(n for n, d in enumerate(self.passed) if any(is_same(d, other) for other in passed))
-            found[i, j] = PairWay(held, numbers)
-        return found
 
     def _open_source(
         self, source: Source, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Tensor], leaves: CutLeaves | None

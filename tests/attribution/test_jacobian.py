@@ -28,7 +28,7 @@ from attrib.core.types import (
 )
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import jacobians, joint_of
-from attrib.engine.plan.joint import JointPlan, joint_cost, joint_memory, least_joint_memory, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, joint_cost, joint_memory, least_joint_memory, plan_joint
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model, place
 from attrib.paths.bundle import Ends
@@ -355,8 +355,7 @@ def test_one_sweep_takes_fewer_operations_than_one_for_each_pair():
     ((ends_of_call, _, _),) = call.groups
     joint = joint_of([ends_of_call.open(call.prompts[0], None)])
     plan = plan_joint(joint, 1 << 40)
-    assert plan.cost.total < joint_cost(joint).total  # tokens go up to each target alone: they are few, and lie below all
-    assert {source for source, _ in plan.alone} == {0}
+    assert plan.cost.total < joint_cost(joint).total  # sources of low layers go up, and meet the rows of higher targets
     alone = 0
     for i, j in ends_of_call.pairs:
         source, target = ends_of_call.sources[i], ends_of_call.targets[j]
@@ -364,7 +363,7 @@ def test_one_sweep_takes_fewer_operations_than_one_for_each_pair():
             from_one = source if isinstance(source, Dictionary) else None
             parts = attrib.plan(model, from_one, target, ids, cuts=cuts, policy=LINEAR).flops_by_part
             alone += sum(count for part, count in parts.items() if part != "capture")
-    assert plan.cost.total < alone / 1.8
+    assert plan.cost.total < alone / 2.5
 
 
 def test_out_of_memory_goes_on_in_halves_and_prompt_by_prompt(monkeypatch: pytest.MonkeyPatch):

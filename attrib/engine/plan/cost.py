@@ -16,7 +16,7 @@ from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
-from attrib.engine.plan.task import Counts, Task
+from attrib.engine.plan.task import Counts, Task, bands_of
 from attrib.engine.sweep.cells import Rectangle, rectangles
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
@@ -39,6 +39,11 @@ class Cost:
         """Count `batch` products [m, k] @ [k, n]."""
         self.flops[part] += 2 * batch * m * k * n
         self.bytes[part] += batch * self.itemsize * (m * k + k * n + m * n)
+
+    def take(self, other: "Cost") -> None:
+        """Count another's products too."""
+        self.flops.update(other.flops)
+        self.bytes.update(other.bytes)
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.itemsize, self.flops + other.flops, self.bytes + other.bytes)
@@ -118,9 +123,7 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_h
         cost.mm("attention", cells, d, task.d_q)
     if not is_to_heads:
         cost.mm("attention", cells, d, task.d_heads)
-    maps = attention_maps(task, up)
-    cost.flops.update(maps.flops)
-    cost.bytes.update(maps.bytes)
+    cost.take(attention_maps(task, up))
     attention_point(task, cost)
 
 
@@ -196,10 +199,17 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     others = task.targets if up else task.sources
     seeded = [list(accumulate(rows, initial=0)) for rows in others]
     places = [list(accumulate((count > 0 for count in rows), initial=0)) for rows in others]
-    for block in rectangles(task.bands(up), task.block):
-        met, at = (of_prompt[block.prompt][block.end] - of_prompt[block.prompt][block.begin] for of_prompt in (seeded, places))
-        cost.flops["readout"] += 2 * block.rows * width * met
-        cost.bytes["readout"] += cost.itemsize * (at * block.rows * width + (block.rows + width) * met)
+    for prompt, begin, end, rows in _blocks(task.sources if up else task.targets, up, task.most, task.block):
+        met, at = (of_prompt[prompt][end] - of_prompt[prompt][begin] for of_prompt in (seeded, places))
+        cost.flops["readout"] += 2 * rows * width * met
+        cost.bytes["readout"] += cost.itemsize * (at * rows * width + (rows + width) * met)
+
+
+@lru_cache(maxsize=256)
+def _blocks(counts: tuple[tuple[int, ...], ...], up: bool, band: int, block: int) -> list[tuple[int, int, int, int]]:
+    """Of each block of a cone its prompt, positions `[begin, end)` and rows: every place where rows are read out has the same ones."""
+    bands = bands_of(counts, up, band)
+    return [(each.prompt, each.begin, each.end, each.rows) for each in rectangles(bands, block)]
 
 
 def walk(task: Task, cost: Cost) -> None:

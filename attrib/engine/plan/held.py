@@ -191,23 +191,37 @@ class DownSizes(Descent[Held]):
         self.is_met = self.is_met or is_brought
         self.room.take(rows, made=self.sizes.read(width(self.config, site)) if self.is_spread else 0)
 
-    def meets(self, is_up_spread: bool, size: int, layer: int | None) -> None:
-        """With tangents that were lifted, at one place, or about the MLP of a layer."""
-        sizes, passes = self.sizes, layer is not None and self.task.passes_mlp(layer)
-        if self.is_spread and is_up_spread:
-            made = sizes.meeting(passes, size)
-        else:  # whichever side is still at its own positions goes through the MLP
-            made = (sizes.mlp(True, False) if is_up_spread else sizes.with_mlp()) if passes else 0
-            made = max(made, sizes.joined(not is_up_spread) * size if self.is_spread or is_up_spread else 0)
-        self.room.take(made=made)
+
+def size_of_meeting(sizes: Sizes, is_down_spread: bool, is_up_spread: bool, width: int, layer: int | None = None) -> int:
+    """What rows of both sides are contracted in, at one place, or about the MLP of a layer.
+
+    Args:
+        sizes: of the targets of the one side and the sources of the other.
+    """
+    passes = layer is not None and sizes.task.passes_mlp(layer)
+    if is_down_spread and is_up_spread:
+        return sizes.meeting(passes, width)
+    # whichever side is still at its own positions goes through the MLP
+    made = (sizes.mlp(True, False) if is_up_spread else sizes.with_mlp()) if passes else 0
+    return max(made, sizes.joined(not is_up_spread) * width if is_down_spread or is_up_spread else 0)
 
 
 class UpSizes(Ascent[Held]):
     """What up.py's `Up` holds, step by step."""
 
-    def __init__(self, room: Room, task: Task, to: Site) -> None:
-        below = [site for site in map(place_of, task.writes) if site.depth < to.depth]
-        super().__init__(task.config, task.policy, task.start, to, task.held, task.passed, below)
+    def __init__(
+        self,
+        room: Room,
+        task: Task,
+        start: Site,
+        to: Site,
+        writes: Collection[Site],
+        *,
+        meets: Collection[Site] = (),
+        is_written: bool = False,
+    ) -> None:
+        below = [site for site in map(place_of, writes) if site.depth < to.depth]
+        super().__init__(task.config, task.policy, start, to, task.held, task.passed, below, meets=meets, is_written=is_written)
         self.room, self.task, self.sizes = room, task, sizes_of(task)
         self.waits: dict[int, Waits] = {}
         room.ways.append(self)

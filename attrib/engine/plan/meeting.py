@@ -35,12 +35,14 @@ from attrib.engine.sweep.ascent import Ascent
 from attrib.models.transformer import width
 
 
-class _Rising(Ascent[Moving]):
-    """The products of up.py's `Up`."""
+class AscentCount(Ascent[Moving]):
+    """The products of up.py's `Up`, step by step."""
 
-    def __init__(self, task: Task, to: Site) -> None:
-        below = [site for site in map(place_of, task.writes) if site.depth < to.depth]
-        super().__init__(task.config, task.policy, task.start, to, task.held, task.passed, below)
+    def __init__(
+        self, task: Task, start: Site, to: Site, writes: Collection[Site], *, meets: Collection[Site] = (), is_written: bool = False
+    ) -> None:
+        below = [site for site in map(place_of, writes) if site.depth < to.depth]
+        super().__init__(task.config, task.policy, start, to, task.held, task.passed, below, meets=meets, is_written=is_written)
         self.task, self.cost = task, Cost(task.itemsize)
         self.alive: Counts = task.sources
         self.waits: dict[int, Counts] = {}
@@ -56,9 +58,11 @@ class _Rising(Ascent[Moving]):
         return sum(map(sum, self.alive))
 
     def add(self, a: Moving, b: Moving) -> Moving:
+        """No product."""
         return Moving()
 
     def through_attention(self, layer: int, stream: Moving, read: Moving, keeps: bool) -> Moving:
+        """The whole of an attention, or its rank of heads."""
         if self.is_spread:
             attention(self.task, self.cost, up=True)
         else:
@@ -66,23 +70,27 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_attention_alone(self, layer: int, read: Moving) -> Moving:
+        """The same products."""
         return self.through_attention(layer, read, read, keeps=True)
 
     def through_heads(self, layer: int, read: Moving) -> Moving:
+        """Without W_O."""
         if not self.is_spread:
             spread_heads(self.task, self.cost)
             return Moving()
         self.cost.mm("attention", self.cells, self.config.d_model, self.task.d_heads)
-        self.cost += attention_maps(self.task, True)
+        self.cost.take(attention_maps(self.task, True))  # which several ways may count with
         attention_point(self.task, self.cost, leaves=False)
         return Moving()
 
     def through_output(self, layer: int, rows: Moving) -> Moving:
+        """W_O, and what the norm behind it wants to know."""
         self.cost.mm("attention" if self.is_spread else "seeds", self.cells, self.task.d_q, self.config.d_model)
         output_point(self.task, self.cost, layer)
         return Moving()
 
     def through_mlp(self, layer: int, stream: Moving, keeps: bool) -> Moving:
+        """Its matrices for each row, or once for all rows at a position where they are many."""
         if self.is_spread:
             mlp(self.task, self.cost, layer, self.alive)
         elif self.task.passes_mlp(layer):
@@ -91,29 +99,36 @@ class _Rising(Ascent[Moving]):
         return Moving()
 
     def through_mlp_alone(self, layer: int, read: Moving) -> Moving:
+        """The residual that is left out is no product."""
         mlp(self.task, self.cost, layer, self.alive, self.products)
         return Moving()
 
     def through_norm(self, layer: int, read: Moving) -> Moving:
+        """No product."""
         return Moving()
 
     def through_matrices(self, layer: int, rows: Moving) -> Moving:
+        """Row by row: a fold would have the norm in it."""
         mlp_rows(self.task, self.cost, self.products, self.cells)
         mlp_point(self.task, self.cost)
         return Moving()
 
     def widen(self, rows: Moving) -> Moving:
+        """No product."""
         return rows
 
     def widen_waiting(self) -> None:
+        """From now on rows are on all that they move."""
         self.alive = self.task.up()
 
     def enter(self, number: int, rows: Moving) -> None:
+        """Each row against what is active at its position."""
         passed = self.task.passed[number]
         self.waits[number] = self.alive
         self._terms(number, passed.d_in)
 
     def arrive(self, number: int, site: Site, is_last: bool) -> Moving:
+        """From each of these to what is written, and the skip connection."""
         passed, size = self.task.passed[number], width(self.config, site)
         self._terms(number, size)
         if passed.has_skip:
@@ -127,6 +142,7 @@ class _Rising(Ascent[Moving]):
         cost.bytes["cuts"] += cost.itemsize * (size * (sum(rows) + sum(terms)) + met)
 
     def seeded(self, site: Site) -> Moving:
+        """No product."""
         return Moving()
 
 
@@ -147,7 +163,7 @@ class _Falling(DescentCount):
 class Raised(NamedTuple):
     """The way up to where both sides meet."""
 
-    way: _Rising
+    way: AscentCount
     comes: bool
     """Whether anything moves there."""
 
@@ -159,7 +175,7 @@ def raised(task: Task, layer: int | None) -> Raised:
 
 @lru_cache(maxsize=64)
 def _raised(task: Task, layer: int | None) -> Raised:
-    way = _Rising(task, task.meeting(layer).up)
+    way = AscentCount(task, task.start, task.meeting(layer).up, task.writes)
     return Raised(way, way.run(Moving()) is not None)
 
 
@@ -181,19 +197,28 @@ def met_cost(task: Task, layer: int | None) -> Cost:
     down = _Falling(task, at.down, [site for site in map(place_of, task.writes) if site.depth > at.down.depth])
     up, is_lifted = raised(task, layer)
     down.run(Moving())
-    cost, size = down.cost, width(task.config, at.down)
-    if is_lifted and down.is_met:
-        _rows(task, cost, down, up, size, None if at.up == at.down else at.up.layer)
+    count_meeting(task, down.cost, down, up, is_lifted and down.is_met, at.down, None if at.up == at.down else at.up.layer)
+    return down.cost
+
+
+def count_meeting(task: Task, cost: Cost, down: DescentCount, up: AscentCount, is_met: bool, place: Site, layer: int | None = None) -> None:
+    """Count `meet.meet_ways`.
+
+    Args:
+        task: with the targets of the one and the sources of the other.
+        is_met: whether both have rows at the place.
+    """
+    if is_met:
+        _rows(task, cost, down, up, width(task.config, place), layer)
     for number in down.waiting & up.waiting:
         both_sides = (down.waits[number], up.waits[number], task.passed[number].terms)
         for n, m, count in zip(*(chain(*counts) for counts in both_sides), strict=True):
             cost.mm("cuts", n, count, m)
         if task.passed[number].has_skip:
             _rows(task, cost, down, up, task.passed[number].d_in, None)
-    return cost
 
 
-def _rows(task: Task, cost: Cost, down: _Falling, up: _Rising, size: int, layer: int | None) -> None:
+def _rows(task: Task, cost: Cost, down: DescentCount, up: AscentCount, size: int, layer: int | None) -> None:
     """Rows of both sides at one place, or about an MLP."""
     if down.is_spread and up.is_spread:
         if layer is not None:

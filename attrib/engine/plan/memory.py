@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.cost import reads_in_heads
-from attrib.engine.plan.held import DownSizes, Held, Room, UpSizes
+from attrib.engine.plan.held import DownSizes, Held, Room, UpSizes, size_of_meeting
 from attrib.engine.plan.task import NOTHING_OPENED, Task
 from attrib.models.transformer import width
 
@@ -24,15 +24,15 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
     return fullest(task, _meet(task, layer) if way in ("forward", "both") else _reverse(task))
 
 
-def fullest(task: Task, room: Room, pieces: int = 0) -> int:
-    """Bytes at the fullest moment of a sweep whose ways have been taken in a room, or of what follows.
-
-    Args:
-        pieces: numbers of the tile that are put in an order of their own before rows are selected.
-    """
+def fullest(task: Task, room: Room) -> int:
+    """Bytes at the fullest moment of a sweep whose ways have been taken in a room, or of what follows."""
     # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
-    selecting = 8 * min(tile(task), max(task.pieces.select, task.n_sources)) + room.kept + pieces
-    return task.itemsize * (_held(task) + max(room.most, selecting))
+    return task.itemsize * (held_rows(task) + tile(task) + max(room.most, selected(task, tile(task)) + room.kept))
+
+
+def selected(task: Task, entries: int) -> int:
+    """Numbers that so many entries of a Jacobian are selected in."""
+    return 8 * min(entries, max(task.pieces.select, task.n_sources))
 
 
 def tile(task: Task) -> int:
@@ -40,12 +40,12 @@ def tile(task: Task) -> int:
     return sum(sum(rows) * sum(columns) for rows, columns in zip(task.targets, task.sources, strict=True))
 
 
-def _held(task: Task) -> int:
-    """Numbers that are there throughout: each side's rows in the path and packed, the streams of the primal, and the tile."""
+def held_rows(task: Task) -> int:
+    """Numbers that are there throughout, beside the tile: each side's rows in the path and packed, and the streams of the primal."""
     d = task.config.d_model
     packed = 2 if len(task.targets) > 1 else 1
     rows = task.n_sources * packed * max(1, len(task.writes)) + 2 * task.n_targets + task.beside
-    return rows * d + 3 * task.tokens * packed * d * len(task.layers) + tile(task)
+    return rows * d + 3 * task.tokens * packed * d * len(task.layers)
 
 
 def _reverse(task: Task) -> Room:
@@ -72,7 +72,7 @@ class Lifted(NamedTuple):
 @lru_cache(maxsize=64)
 def _lifted(task: Task, layer: int | None) -> Lifted:
     room = Room()
-    way = UpSizes(room, task, task.meeting(layer).up)
+    way = UpSizes(room, task, task.start, task.meeting(layer).up, task.writes)
     rows = way.run(Held(0))  # which are in `_held`
     kept = {id(held): held.size for held in (rows, *way.under_way()) if held is not None}
     return Lifted(room.most, sum(kept.values()), rows is not None, way.is_spread, frozenset(way.waiting))
@@ -83,9 +83,10 @@ def _meet(task: Task, layer: int | None) -> Room:
     room = Room(kept=lifted.kept, most=lifted.most)
     down = DownSizes(room, task, [site for site in map(place_of, task.writes) if site.depth > at.down.depth], [at.down])
     down.run(Held(task.n_targets * width(task.config, task.stop)))
+    made = [task.passed[number].d_in for number in down.waiting & lifted.waiting if task.passed[number].has_skip]
+    sizes = [size_of_meeting(down.sizes, down.is_spread, lifted.is_spread, d_in) for d_in in made]
     if lifted.is_there and down.is_met:
-        down.meets(lifted.is_spread, width(task.config, at.down), None if at.up == at.down else at.up.layer)
-    for number in down.waiting & lifted.waiting:
-        if task.passed[number].has_skip:
-            down.meets(lifted.is_spread, task.passed[number].d_in, None)
+        layer = None if at.up == at.down else at.up.layer
+        sizes.append(size_of_meeting(down.sizes, down.is_spread, lifted.is_spread, width(task.config, at.down), layer))
+    room.take(made=max(sizes, default=0))
     return room

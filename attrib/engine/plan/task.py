@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -33,6 +34,12 @@ class Opened(NamedTuple):
 
 
 NOTHING_OPENED = Opened(0, 0, 0)
+
+
+@lru_cache(maxsize=256)
+def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int) -> tuple[Band, ...]:
+    """The bands of a cone, for which every step of every way of a plan asks again."""
+    return cone_of(counts, "up" if up else "down", most).bands
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,12 @@ class Task:
 
     def bands(self, up: bool) -> tuple[Band, ...]:
         """Bands of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
-        counts, most = self.sources if up else self.targets, 1 << 62 if self.is_floor else self.pieces.band
-        return cone_of(counts, "up" if up else "down", most).bands
+        return bands_of(self.sources if up else self.targets, up, self.most)
+
+    @property
+    def most(self) -> int:
+        """Cells of a band at most, where it has more than one row."""
+        return 1 << 62 if self.is_floor else self.pieces.band
 
     def down(self) -> list[list[int]]:
         """Cotangents alive at each position: those seeded there or later."""

@@ -9,12 +9,12 @@ it is passed in one step, with the stream beside it; else in parts, to what it c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
-from typing import Generic, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from attrib.core.types import SITE_KINDS, Policy, Site
 from attrib.engine.blocks.passing import Passed, Passing, place_of
-from attrib.engine.sweep.route import Load
+from attrib.engine.sweep.route import Load, come_together
 from attrib.models.transformer import ModelConfig
 
 Reach = Literal["nowhere", "inside", "outside", "behind"]
@@ -33,6 +33,9 @@ class Ascent(ABC, Generic[Load]):
         held: Collection[Site] = (),
         passing: Sequence[Passing | Passed] = (),
         written: Collection[Site] = (),
+        *,
+        meets: Collection[Site] = (),
+        is_written: bool = False,
     ) -> None:
         """Make one.
 
@@ -42,9 +45,12 @@ class Ascent(ABC, Generic[Load]):
             held: written places on the way, beyond `to` as well.
             passing: the dictionaries that are passed.
             written: where sources write beside `start`.
+            meets: where targets read what the model brings.
+            is_written: whether what sources write at `start` comes in there as it does elsewhere, and it begins with nothing.
         """
         self.config, self.policy, self.start, self.to = config, policy, place_of(start), place_of(to)
-        self.held, self.passing, self.written = held, passing, {place_of(site) for site in written} - {self.start}
+        self.held, self.passing, self.meets = held, passing, meets
+        self.written = {place_of(site) for site in written} - (set() if is_written else {self.start})
         self.waiting: set[int] = set()
         self.is_spread = False
         self.reach: Reach = "nowhere"
@@ -58,8 +64,13 @@ class Ascent(ABC, Generic[Load]):
         self.part = rows
         for site in climb(self.start, self.to):
             self.step(site)
-        found, self.stream, self.part, self.read, self.kept = self.part, None, None, None, None
+        found, self.part = self.rest(), None
         return found
+
+    def rest(self) -> Load | None:
+        """Let go, at the end, of all but the rows that have come there."""
+        self.stream = self.read = self.kept = None
+        return self.part
 
     def step(self, site: Site) -> None:
         """From the place below to this one, which follows it.
@@ -145,18 +156,20 @@ class Ascent(ABC, Generic[Load]):
 
     def _is_end(self, site: Site) -> bool:
         """Whether what the model brings to a place goes nowhere: others write there, and none of them reads it."""
-        if site == self.to or site not in self.held:
+        if site == self.to or site not in self.held or site in self.meets:
             return False
         return not any(passing.reads == site and passing.reads_before for passing in self.passing)
 
     def _is_plain(self, site: Site) -> bool:
         """Whether rows pass a place without anything being done to them."""
-        is_met = site == self.to or site in self.held or site in self.written
+        is_met = site == self.to or site in self.held or site in self.written or site in self.meets
         return not is_met and not any(passing.reads == site for passing in self.passing)
 
     def _cross(self, site: Site, rows: Load | None) -> Load | None:
         """From what the model brings to a place to what stands there."""
         self._entries(site, rows, before=True)
+        if site in self.meets:
+            self.meet(site, rows)
         if site in self.held:
             rows = None
             for number in sorted(self.waiting):
@@ -182,6 +195,9 @@ class Ascent(ABC, Generic[Load]):
     def sum(self, a: Load | None, b: Load | None) -> Load | None:
         """Both; `b` is of no use afterwards."""
         return b if a is None else a if b is None else self.add(a, b)
+
+    def meet(self, site: Site, rows: Load | None) -> None:
+        """Have targets read what the model brings to a place of `meets`, and what waits as it is passed."""
 
     @abstractmethod
     def add(self, a: Load, b: Load) -> Load:
@@ -249,6 +265,56 @@ def climb(start: Site, to: Site) -> Iterator[Site]:
         for kind in SITE_KINDS[:-1]:
             if start.depth <= (site := Site(layer, kind)).depth <= to.depth:
                 yield site
+
+
+class Rising(Ascent[Load]):
+    """A way up of one of several sets of sources, or of those that have come together."""
+
+    @abstractmethod
+    def begin(self) -> Load | None:
+        """The rows that the model brings to `start`; None where sources write there."""
+
+    @abstractmethod
+    def take_in(self, others: Sequence[Any]) -> None:
+        """Go on with the rows of others of its class too, at a place of the stream. All have been spread."""
+
+    def is_over(self, site: Site) -> bool:
+        """Whether nothing is left of the rows at a place of the stream that has been passed, and nothing comes in above."""
+        return self.stream is None and not self.waiting and not any(at.depth > site.depth for at in self.written)
+
+
+RisingWay = TypeVar("RisingWay", bound=Rising[Any])
+
+
+def _step(ways: Sequence[Rising[Any]], site: Site) -> None:
+    """Take all of them a step: a loop of its own, which keeps none of those that go on within another."""
+    for way in ways:
+        way.step(site)
+
+
+def ascend(ways: Iterable[RisingWay]) -> list[RisingWay]:
+    """Several sets of sources on one way up, the mirror of `route.descend`: those that come to its end, with their rows as `part`."""
+    joining = sorted(ways, key=lambda way: way.start.depth, reverse=True)  # the next to join is the last
+    going: list[RisingWay] = []
+    last = joining[-1].to if joining else None
+    for site in climb(joining[-1].start, last) if last else ():
+        while joining and joining[-1].start == site:
+            going.append(joining.pop())
+            going[-1].part = going[-1].begin()
+        _step(going, site)
+        if site.kind == "resid_pre" and site != last:
+            going = come_together([way for way in going if not way.is_over(site)])
+    for way in going:
+        way.rest()
+    return going
+
+
+def reading_place(config: ModelConfig, stop: Site) -> Site:
+    """The place where targets that are read at `stop` meet what comes up: they come to it at their own positions, past no attention."""
+    at = place_of(stop)
+    if at.kind not in ("mlp_in", "mlp_out"):
+        return at
+    return Site(at.layer, "resid_pre" if config.parallel else "resid_mid")
 
 
 class Meeting(NamedTuple):

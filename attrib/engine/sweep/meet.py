@@ -172,14 +172,24 @@ def meet(
 
     way = Down(primal, stop, down, above, read, brought=[place], between=between)
     way.seeded(targets)
-    if met and lifted.rows is not None:
-        _meet_rows(primal, targets, way, met.pop(), up, lifted.rows, layer, found)
+    meet_ways(way, met.pop() if met else None, up, lifted.rows, found, layer)
+    return found
+
+
+def meet_ways(way: Down, g: Flat | None, up: Up, x: Flat | None, out: Jacobians, layer: int | None = None) -> None:
+    """Contract what has come down and up to one place, or about the MLP of a layer, and what waits of both in dictionaries.
+
+    Args:
+        g, x: rows there; None are zeros.
+        out: is added to: the rows of the one by those of the other.
+    """
+    if g is not None and x is not None:
+        _meet_rows(way.primal, way.targets, way, g, up, x, layer, out)
     for number in sorted(way.waiting & up.waiting):
-        _meet_terms(primal, way, up, number, found)
+        _meet_terms(way.primal, way, up, number, out)
         g, x = way.waits[number].skip, up.waits[number].skip
         if g is not None and x is not None:
-            _meet_rows(primal, targets, way, g, up, x, None, found)
-    return found
+            _meet_rows(way.primal, way.targets, way, g, up, x, None, out)
 
 
 def _meet_rows(primal: Primal, targets: Seeds, way: Down, g: Flat, up: Up, x: Flat, layer: int | None, out: Jacobians) -> None:

@@ -12,7 +12,7 @@ Several sets of targets, which are read at several places, go down as one (`desc
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.types import SITE_KINDS, Policy, Site
 from attrib.engine.blocks.passing import Passed, Passing, place_of
@@ -255,33 +255,50 @@ class Joining(Descent[Load]):
         """
 
 
-def descend(ways: Iterable[Joining[Load]]) -> None:
-    """Several sets of targets on one way down: each joins where it stops, and from the attention on that spreads it goes with the others.
-
-    All are read out at the same places. Where rows lie on all that they see, those of all sets go through the products of a step at
-    once; so whatever joins pays for its own first attention alone. They come together where a layer begins: there, no row is
-    within a component.
-    """
-    joining = sorted(ways, key=lambda way: way.stop.depth)  # the next to join is the last
-    going: list[Joining[Load]] = []
-    for site in places(joining[-1].stop, joining[-1].start):
-        while joining and joining[-1].stop == site:
-            going.append(joining.pop())
-            going[-1].part = going[-1].begin()
-        _step(going, site)
-        if site.kind == "resid_pre":
-            going = _come_together(going)
+JoiningWay = TypeVar("JoiningWay", bound=Joining[Any])
 
 
-def _step(ways: Sequence[Joining[Load]], site: Site) -> None:
-    """All of them to the next place. A function of its own, so that no name is left of one that goes on within another."""
+def _step(ways: Sequence[Joining[Any]], site: Site) -> None:
+    """Take all of them a step: a loop of its own, which keeps none of those that go on within another."""
     for way in ways:
         way.step(site)
 
 
-def _come_together(ways: Sequence[Joining[Load]]) -> list[Joining[Load]]:
-    """Those that go on, at a place of the stream: of all that have been spread, one."""
-    going = [way for way in ways if not way.is_over]
+def descend(ways: Iterable[JoiningWay]) -> list[JoiningWay]:
+    """Several sets of targets on one way down: each joins where it stops, and from the attention on that spreads it goes with the others.
+
+    All are read out at the same places. Where rows lie on all that they see, those of all sets go through the products of a step at
+    once; so whatever joins pays for its own first attention alone. They come together where a layer begins: there, no row is
+    within a component. Those that have come to the last place are returned, as they have come there.
+    """
+    joining = sorted(ways, key=lambda way: way.stop.depth)  # the next to join is the last
+    going: list[JoiningWay] = []
+    last = joining[-1].start if joining else None
+    for site in places(joining[-1].stop, last) if last else ():
+        while joining and joining[-1].stop == site:
+            going.append(joining.pop())
+            going[-1].part = going[-1].begin()
+        _step(going, site)
+        if site.kind == "resid_pre" and site != last:
+            going = come_together([way for way in going if not way.is_over])
+    return going
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A way that others of its class can be taken into."""
+
+    is_spread: bool
+
+    def take_in(self, others: Sequence[Any]) -> None:
+        """Go on with the rows of others too."""
+
+
+Way = TypeVar("Way", bound=Gathering)
+
+
+def come_together(going: list[Way]) -> list[Way]:
+    """The ways that go on, at a place of the stream: of all that have been spread, one."""
     spread = [way for way in going if way.is_spread]
     if len(spread) < 2:
         return going

@@ -1,6 +1,6 @@
 """Tangents on the way up of ascent.py, whatever stands between."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from jaxtyping import Int
@@ -29,7 +29,18 @@ from attrib.engine.sweep.waiting import Waiting
 class Up(Ascent[Tensor]):
     """Rows over a cone. Until the first attention each lives at its own position, and the cone is one of points."""
 
-    def __init__(self, primal: Primal, start: Site, sources: Mapping[Site, Seeds], up: Cone, to: Site, between: Between = NOTHING) -> None:
+    def __init__(
+        self,
+        primal: Primal,
+        start: Site,
+        sources: Mapping[Site, Seeds],
+        up: Cone,
+        to: Site,
+        between: Between = NOTHING,
+        *,
+        meets: Collection[Site] = (),
+        is_written: bool = False,
+    ) -> None:
         """Make one.
 
         Args:
@@ -38,28 +49,36 @@ class Up(Ascent[Tensor]):
             up: what they move.
             to: where it ends.
             between: what stands on the way.
+            meets, is_written: as of `Ascent`.
         """
         below = [site for site in sources if site.depth < place_of(to).depth]
-        super().__init__(primal.model.config, primal.policy, start, to, between.held, between.passing, below)
+        super().__init__(
+            primal.model.config, primal.policy, start, to, between.held, between.passing, below, meets=meets, is_written=is_written
+        )  # fmt: skip
         self.primal, self.sources, self.up = primal, sources, up
         self.waits = [Waiting(passing, sum(primal.lengths)) for passing in between.passing]
         self.first = sources[self.start]
-        self._lie(seeded_cone(up, up=True))
+        self.lie(seeded_cone(up, up=True))
 
     def climb(self) -> Flat | None:
         """What stands at `to`: on the cone where they have been spread, else each at its own position; None is zeros."""
         return self.run(self.first.value)
 
-    def _lie(self, cone: Cone) -> None:
+    def lie(self, cone: Cone) -> None:
+        """Have rows on a cone from here on."""
         self.cone, self.cells = cone, list[Cells]()
 
     def _seeds(self, rows: Flat) -> Seeds:
         return self.first._replace(value=rows)
 
-    def _positions(self, carried: Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
+    def places(self) -> list[Cells]:
+        """Where the rows of each prompt lie."""
         device = self.first.token.device
         self.cells = self.cells or [cells_of(self.cone, prompt, length, device) for prompt, length in enumerate(self.primal.lengths)]
-        return carried.positions(self.primal, self.cells)
+        return self.cells
+
+    def _positions(self, carried: Waiting) -> Iterator[tuple[int, Int[Tensor, " rows"], slice]]:
+        return carried.positions(self.primal, self.places())
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum, in the memory of `b`."""
@@ -125,7 +144,7 @@ class Up(Ascent[Tensor]):
         for carried in self.waits:
             if carried.skip is not None:
                 carried.skip = self.widen(carried.skip)
-        self._lie(self.up)
+        self.lie(self.up)
 
     def enter(self, number: int, rows: Tensor) -> None:
         """Rows become numbers of the terms that are active at their position; what the skip connection reads is kept as it is."""

@@ -1,0 +1,171 @@
+"""The plan of a sweep that several sets of targets and of sources join: where both sides meet, and in which runs of rows it is done.
+
+Every place of the stream at which both sides can meet gives the same numbers, and so does none, where all rows go down to the lowest
+source. Products and memory are those of the same routes on counts and on sizes (joined.py).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import mul
+
+from attrib.core.types import BudgetError
+from attrib.engine.blocks.passing import place_of
+from attrib.engine.plan.choose import most_that_fit
+from attrib.engine.plan.cost import Cost
+from attrib.engine.plan.joined import Kept, lift_cost, lift_held, sweep_cost, sweep_held
+from attrib.engine.plan.joint import Joint, added, part_of
+from attrib.engine.plan.memory import held_rows, selected
+from attrib.engine.sweep.ascent import climb
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """In which runs of rows a pack's sweep is done."""
+
+    joint: Joint
+    """With the place where both sides meet."""
+    sweeps: tuple[tuple[int, int], ...]
+    """Runs `[first, end)` of the rows that come down, in order of position; one prompt's. A pack of many prompts has one sweep over all."""
+    cost: Cost
+    peak: int
+    """Bytes of working memory at the fullest moment."""
+
+    @property
+    def way(self) -> str:
+        """Its name, beside those of one source and one target."""
+        return "joined"
+
+    def __str__(self) -> str:
+        met = "" if self.joint.meets is None else f" at {self.joint.meets}"
+        size = f"{self.joint.n_targets} × {self.joint.whole.n_sources}"
+        return f"{len(self.joint.whole.targets)} prompt(s), {size}: {self.way}{met}, {len(self.sweeps)} sweep(s)"
+
+
+def joint_cost(joint: Joint) -> Cost:
+    """Count a sweep over all rows."""
+    raised = lift_cost(joint)
+    return raised.cost + sweep_cost(joint.above, raised)
+
+
+def joint_memory(joint: Joint) -> int:
+    """Bytes at the fullest moment: of opening the bundles, or of a sweep over all rows beside what they hold."""
+    kept = lift_held(joint)
+    return max(_lift_memory(joint, kept), _memory(joint.above, kept))
+
+
+def _lift_memory(joint: Joint, kept: Kept) -> int:
+    """Bytes at the fullest moment of the way up."""
+    if joint.meets is None:
+        return 0
+    task = replace(joint.whole, targets=added([end.counts for end in joint.targets if end.stop.depth < joint.meets.depth]))
+    return joint.opened.held + joint.itemsize * (held_rows(replace(task, beside=joint.above.n_targets)) + _written_again(joint) + kept.most)
+
+
+def _memory(joint: Joint, kept: Kept) -> int:
+    """Bytes at the fullest moment of a way down, or of what follows."""
+    down, piece = sweep_held(joint, kept), _largest(joint)
+    # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
+    selecting = selected(joint.whole, piece) + kept.kept + down.found + piece
+    sweep = joint.itemsize * (held_rows(joint.whole) + _written_again(joint) + max(down.most, selecting))
+    return max(joint.opened.peak, joint.opened.held + sweep)
+
+
+def _written_again(joint: Joint) -> int:
+    """Numbers that sources have at other places than their first."""
+    return sum((len(each.writes) - 1) * sum(map(sum, each.counts)) for each in joint.sources) * joint.config.d_model
+
+
+def _largest(joint: Joint) -> int:
+    """Entries of the largest piece that is selected from: one prompt's, of one set of targets by one of sources."""
+    of_prompts = ([[*map(sum, each.counts)] for each in ends] for ends in (joint.targets, joint.sources))
+    rows, columns = (map(max, zip(*ends, strict=True)) for ends in of_prompts)
+    return max(map(mul, rows, columns), default=0)
+
+
+def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
+    """With the fewest products that fit.
+
+    Args:
+        budget: bytes of working memory, beside the parameters and the result.
+        prompt: the number of the pack's first prompt, for the error.
+
+    Raises:
+        BudgetError: where not even one row at a time fits; names the smallest budget that would do.
+    """
+    best = _planned(joint, budget)
+    if isinstance(best, int):
+        raise BudgetError.of(budget, prompt, best)
+    counted = [(joint_cost(each).total, number, each) for number, each in enumerate(meetings(joint))]
+    for total, _, each in sorted(counted, key=lambda one: one[:2]):
+        if total >= best.cost.total:
+            break  # and no more in several sweeps
+        found = _planned(each, budget, best.cost.total)
+        if isinstance(found, JointPlan) and found.cost.total < best.cost.total:
+            best = found
+    return best
+
+
+def meetings(joint: Joint) -> Iterator[Joint]:
+    """The same with both sides meeting, at every place of the stream where they can: above the lowest source, up to the last target."""
+    for site in climb(low := place_of(joint.start), place_of(joint.stop)):
+        # in a parallel block there is no stream between attention and MLP
+        if site.is_residual and site != low and not (joint.config.parallel and site.kind == "resid_mid"):
+            yield replace(joint, meets=site)
+
+
+def _planned(joint: Joint, budget: int, most: int = 1 << 62) -> JointPlan | int:
+    """In as few sweeps as fit, in the pieces that the work asks for or in smaller ones; else the least budget that would do.
+
+    Args:
+        most: operations beyond which the plan is of no use, and its last sweeps may be missing.
+    """
+    least = 1 << 62
+    while True:
+        kept, above = lift_held(joint), joint.above
+        before = _lift_memory(joint, kept)
+        if (whole := max(before, _memory(above, kept))) <= budget:
+            return JointPlan(joint, ((0, above.n_targets),), joint_cost(joint), whole)
+        least = min(least, whole)
+        if before <= budget and len(joint.whole.targets) == 1 and above.n_targets > 1:
+            smallest = _memory(part_of(above, above.n_targets - 1, above.n_targets), kept)
+            if smallest <= budget:
+                return _in_sweeps(joint, kept, budget, before, most)
+            least = min(least, smallest)
+        if joint.pieces.smaller == joint.pieces:
+            return least
+        joint = replace(joint, pieces=joint.pieces.smaller)
+
+
+def least_joint_memory(joint: Joint) -> int:
+    """The smallest budget with which there is a plan for one prompt."""
+    while joint.pieces.smaller != joint.pieces:
+        joint = replace(joint, pieces=joint.pieces.smaller)
+    return joint_memory(part_of(joint, max(0, joint.n_targets - 1), joint.n_targets))
+
+
+def in_smaller_pieces(joint: Joint, plan: JointPlan) -> JointPlan:
+    """The plan of one prompt out of a pack that was too large, in smaller pieces and one sweep, in which nothing is lifted."""
+    smaller = replace(joint, pieces=plan.joint.pieces.smaller)
+    return JointPlan(smaller, ((0, joint.n_targets),), joint_cost(smaller), joint_memory(smaller))
+
+
+def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, most: int) -> JointPlan:
+    """Runs of rows that fit, each as long as it may be.
+
+    Args:
+        before: bytes that are taken before the first.
+        most: operations with which to give up.
+    """
+    raised, above = lift_cost(joint), joint.above
+    count, first, sweeps, peak, cost = above.n_targets, 0, [], before, raised.cost
+    while first < count and cost.total < most:
+        rows, used = most_that_fit(partial(_peak, above, kept, first), count - first, budget)
+        sweeps.append((first, first + rows))
+        cost += sweep_cost(part_of(above, first, first + rows), raised)
+        peak, first = max(peak, used), first + rows
+    return JointPlan(joint, tuple(sweeps), cost, peak)
+
+
+def _peak(above: Joint, kept: Kept, first: int, rows: int) -> int:
+    return _memory(part_of(above, first, first + rows), kept)
