@@ -4,7 +4,7 @@ Every place of the stream at which both sides can meet gives the same numbers, a
 source. Products and memory are those of the same routes on counts and on sizes (joined.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
@@ -96,14 +96,42 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
     best = _planned(joint, budget)
     if isinstance(best, int):
         raise BudgetError.of(budget, prompt, best)
-    counted = [(joint_cost(each).total, number, each) for number, each in enumerate(meetings(joint))]
-    for total, _, each in sorted(counted, key=lambda one: one[:2]):
+    for total, _, each in sorted(_counted(list(meetings(joint))), key=lambda one: one[:2]):
         if total >= best.cost.total:
             break  # and no more in several sweeps
         found = _planned(each, budget, best.cost.total)
         if isinstance(found, JointPlan) and found.cost.total < best.cost.total:
             best = found
     return best
+
+
+FEW = 6
+"""So many meetings are all counted; of more, those around the least."""
+
+
+def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
+    """Products, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
+
+    Where both kinds of places of a layer are met they take turns, and each kind has its own valley: so one kind is gone down first, and
+    then the neighbours of its least are asked.
+    """
+    known: dict[int, int] = {}
+
+    def cost(number: int) -> int:
+        if number not in known:
+            known[number] = joint_cost(every[number]).total
+        return known[number]
+
+    first, last = 0, len(every) - 1
+    while last - first > FEW:
+        middle = (first + last) // 4 * 2  # of one kind
+        if cost(middle) <= cost(middle + 2):
+            last = middle + 2
+        else:
+            first = middle + 1
+    for number in range(first, last + 1):
+        cost(number)
+    return [(total, number, every[number]) for number, total in known.items()]
 
 
 def meetings(joint: Joint) -> Iterator[Joint]:

@@ -140,9 +140,10 @@ class Sizes:
     def attention(self, is_down: bool) -> int:
         """A cone through an attention, a chunk of bands at a time."""
         task, d, chunk = self.task, self.task.config.d_model, self.chunk(is_down)
-        made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), chunk * d if is_down else 0)
+        normed = chunk * d if task.policy.norm == "exact" else 0  # a norm that is held is a scale in head space
+        made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), normed if is_down else 0)
         written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
-        return d * task.d_heads + self.points + max(2 * self.patterns, made, written, chunk * (d + task.d_heads))
+        return d * task.d_heads + self.points + max(2 * self.patterns, made, written, normed + chunk * task.d_heads)
 
     def spread(self, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""

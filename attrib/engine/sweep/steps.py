@@ -35,6 +35,7 @@ from attrib.engine.blocks.attention import (
 )
 from attrib.engine.blocks.norm_mlp import (
     Leaving,
+    NormPoint,
     Rows,
     fold_space,
     leave_pull,
@@ -221,11 +222,21 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
     """
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z):
-        y = heads @ weights.W_in.T
-        for band in bands:
-            norm_map(norm.at(primal.tokens(band)), band.of(y), primal.policy)
-        g[part] += y
-        del heads, y
+        if primal.policy.norm == "frozen":  # a scale for each position, which is taken before the product, and that straight into its place
+            _normed(primal, norm, bands, heads)
+            torch.addmm(g[part], heads, weights.W_in.T, out=g[part])
+        else:
+            y = _normed(primal, norm, bands, heads @ weights.W_in.T)
+            g[part] += y
+            del y
+        del heads
+
+
+def _normed(primal: Primal, norm: NormPoint, bands: Sequence[Band], rows: Flat) -> Flat:
+    """N of each band, in place."""
+    for band in bands:
+        norm_map(norm.at(primal.tokens(band)), band.of(rows), primal.policy)
+    return rows
 
 
 def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
@@ -294,11 +305,10 @@ def pushed_heads(
     """Tangents of z of one chunk of the cone after the other, from those of resid_pre."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     for part, bands in cone.chunks(primal.pieces.chunk):
-        unit = x[part].clone()
-        for band in bands:
-            norm_map(norm.at(primal.tokens(band)), band.of(unit), primal.policy)
-        heads = unit @ weights.W_in
-        del unit
+        if primal.policy.norm == "frozen":  # a scale for each position, as on the way down
+            heads = _normed(primal, norm, bands, x[part] @ weights.W_in)
+        else:
+            heads = _normed(primal, norm, bands, x[part].clone()) @ weights.W_in
         z = heads.new_empty(len(heads), len(weights.W_out))
         _attend(primal, points, attention_push, bands, heads, z)
         yield part, bands, z
