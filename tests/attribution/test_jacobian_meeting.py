@@ -89,8 +89,8 @@ def test_at_every_place_it_is_what_the_way_down_gives(
     number, places = [*ALL_SETS, None].index(which) + (effect == "total") + len(family), 0
     for bundles in bundles_of(call):
         joint = joint_of(bundles)
-        want, moving = swept(bundles, whole(joint), call), 0
-        for joined in list(meetings(joint))[number % 5 :: 5]:  # each set has a fifth of them looked at in each family
+        want, moving, every = swept(bundles, whole(joint), call), 0, list(meetings(joint))
+        for joined in {every[at % len(every)].meets: every[at % len(every)] for at in (number, number + len(every) // 2)}.values():
             assert_found(swept(bundles, whole(joined), call), want, (joined.meets, which))
             places, moving = places + 1, moving + len(joined.lifted) * len(joined.above.targets)
         assert moving
@@ -128,7 +128,7 @@ def test_the_place_with_the_fewest_products_within_the_budget_is_taken() -> None
     assert ample.cost.total == min(plan.cost.total for plan in plans)
     want, tight = swept(bundles, whole(joint), call), 0
     least = least_joint_memory(joint)
-    for budget in (ample.peak - 1, (ample.peak + least) // 2, 2 * least):
+    for budget in (ample.peak - 1, (ample.peak + least) // 2):
         plan = plan_joint(joint, budget)
         fits = [each.cost.total for each in plans if each.peak <= budget]
         assert plan.cost.total <= min(fits, default=1 << 62)
@@ -207,7 +207,7 @@ def test_what_is_kept_is_the_same(keep: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_operations_are_those_planned(family: Family, policy: Policy, lengths: tuple[int, ...], effect: str) -> None:
     of_group, call = opened(family, policy, lengths, effect)
     bundles = [of_group.open(ids, None) for ids in call.prompts]
-    for joined in list(meetings(joint_of(bundles)))[len(lengths) // 3 :: 2]:
+    for joined in list(meetings(joint_of(bundles)))[1 + len(lengths) // 3 :: 3]:
         plan = whole(joined)
         got = flops(lambda plan=plan: [piece for _, piece in jacobians(bundles, plan, call.precision)])
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths, joined.meets))
@@ -234,7 +234,7 @@ def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect
     of_group, call = opened(family, policy, (20,), effect)
     found = call._joint(of_group, (call.prompts[0], bundle := of_group.open(call.prompts[0], None)))
     rows = sum(end[0][3].numel() * bundle.model.dtype.itemsize for end in (*bundle.sources, *bundle.targets))
-    for joined in list(meetings(found))[1::2]:
+    for joined in list(meetings(found))[1::3]:
         plan = whole(joined)
         used = peak(lambda plan=plan: sum(piece.gradient.numel() for _, piece in jacobians([bundle], plan, call.precision)))
         share = (used + rows) / (plan.peak - found.opened.held)
