@@ -1,7 +1,6 @@
 """The one door to products of rows by a matrix: torch's own, or oneDNN's where ATTRIB_PRODUCT=onednn asks for it.
 
-On a CPU torch gives float32 products to MKL, whose code for AMD processors is not its best. A torch built with oneDNN can multiply by
-that too, through an operation that torch keeps for compiled models: the same float32, added up in another order, so that last bits
+On a CPU torch gives float32 products to MKL. A torch built with oneDNN can multiply by that too, which on an AMD processor was faster, through an operation that torch keeps for compiled models: the same float32, added up in another order, so that last bits
 differ. docs/engine.md says what it gave where it was measured.
 
 The choice is the user's, by a variable of the environment, and not that of a clock: a choice by timing would change bits between two
