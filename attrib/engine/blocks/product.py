@@ -1,7 +1,8 @@
 """The one door to products of rows by a matrix: torch's own, or oneDNN's where ATTRIB_PRODUCT=onednn asks for it.
 
-On a CPU torch gives float32 products to MKL. A torch built with oneDNN can multiply by that too, which on an AMD processor was faster, through an operation that torch keeps for compiled models: the same float32, added up in another order, so that last bits
-differ. docs/engine.md says what it gave where it was measured.
+On a CPU torch gives float32 products to MKL. A torch built with oneDNN can multiply by that too, which was faster on an AMD processor,
+through an operation that torch keeps for compiled models: the same float32, added up in another order, so that last bits differ.
+docs/engine.md says what it gave where it was measured.
 
 The choice is the user's, by a variable of the environment, and not that of a clock: a choice by timing would change bits between two
 runs of one prompt, and what a job writes must not depend on which worker wrote it, or when. For the same reason what is taken depends on
