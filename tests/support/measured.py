@@ -83,10 +83,18 @@ class _Products(TorchDispatchMode):
         return result
 
 
+def _linear(a: torch.Tensor, w: torch.Tensor, *_: Any, out_val: torch.Tensor) -> int:
+    """Operations of `a @ w.T`."""
+    return 2 * a.numel() * len(w)
+
+
+_ONEDNN: dict[Any, Count] = {torch.ops.mkldnn._linear_pointwise: _linear}
+"""What attrib/engine/blocks/product.py may multiply by, and torch's registry does not know."""
+
 _HOW: dict[Any, tuple[bool, Count | None]] = {}
 
 
 def _how(func: Any) -> tuple[bool, Count | None]:
     """Whether an operation is made of others, which are then counted; and what counts it where it is not."""
-    count = flop_registry.get(func._overloadpacket)
+    count = flop_registry.get(func._overloadpacket, _ONEDNN.get(func._overloadpacket))
     return count is None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"), count

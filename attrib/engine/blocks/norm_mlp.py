@@ -25,6 +25,7 @@ from torch import Tensor
 
 from attrib.core.types import Policy
 from attrib.engine.blocks import kernels as ops
+from attrib.engine.blocks.product import product, product_into
 from attrib.models.transformer import Model, ModelConfig, Norm, centres
 
 Rows = Float[Tensor, "positions rows _"]
@@ -141,16 +142,17 @@ def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model
 
 def mlp_pull(weights: MLPWeights, point: MLPPoint, g: Rows) -> Rows:
     """Cotangents of what the MLP's matrices read, from those of its output."""
-    hidden = g @ weights.W_out.T
+    hidden = product(g, weights.W_out.T)
     *gate, last = (slope[:, None] for slope in point.slopes)
     *W_gate, W_in = weights.W_in
-    parts = [(hidden * slope) @ W.T for slope, W in zip(gate, W_gate, strict=True)]
-    return _sum([*parts, hidden.mul_(last) @ W_in.T])
+    parts = [product(hidden * slope, W.T) for slope, W in zip(gate, W_gate, strict=True)]
+    return _sum([*parts, product(hidden.mul_(last), W_in.T)])
 
 
 def mlp_push(weights: MLPWeights, point: MLPPoint, x: Rows) -> Rows:
     """Tangents of the MLP's output, from those of what its matrices read."""
-    return _sum([(x @ W).mul_(slope[:, None]) for slope, W in zip(point.slopes, weights.W_in, strict=True)]) @ weights.W_out
+    hidden = _sum([product(x, W).mul_(slope[:, None]) for slope, W in zip(point.slopes, weights.W_in, strict=True)])
+    return product(hidden, weights.W_out)
 
 
 class FoldSpace(NamedTuple):
@@ -187,7 +189,7 @@ def mlp_fold(
         torch.mul(slopes[0], reading[0], out=read)
         for slope, W in zip(slopes[1:], reading[1:], strict=True):
             read.addcmul_(slope, W)
-        torch.mm(weights.W_out.T, read, out=M)
+        product_into(weights.W_out.T, read, M)
     norm_map(norm, folds, policy)
     if leave is not None:
         folds.copy_(leave(folds.mT).mT)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import NOTHING, Between
+from attrib.engine.blocks.product import product
 from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.route import Descent
@@ -99,7 +100,7 @@ class Down(Descent[Tensor]):
     def through_output(self, layer: int, rows: Tensor) -> Tensor:
         """Through the norm behind attention, where there is one, and W_O."""
         W_O = self.primal.weights.params.blocks[layer].attention.W_O
-        return leaving_rows(self.primal, self.cone.bands, self.primal.leaving_1(layer), rows) @ W_O.T
+        return product(leaving_rows(self.primal, self.cone.bands, self.primal.leaving_1(layer), rows), W_O.T)
 
     def through_attention(self, layer: int, below: Tensor | None, written: Tensor) -> Tensor:
         """Added to what goes by beside attention, in its memory."""

@@ -47,6 +47,7 @@ from attrib.engine.blocks.norm_mlp import (
     norm_pull,
     norm_push,
 )
+from attrib.engine.blocks.product import product
 from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
@@ -119,7 +120,7 @@ def push_to_mlp_out(primal: Primal, layer: int, cone: Cone, x: Flat) -> Flat:
 
 def push_output(primal: Primal, layer: int, bands: Sequence[Band], z: Flat) -> Flat:
     """Tangents of attn_out from those of z."""
-    out, leaving = z @ primal.weights.params.blocks[layer].attention.W_O, primal.leaving_1(layer)
+    out, leaving = product(z, primal.weights.params.blocks[layer].attention.W_O), primal.leaving_1(layer)
     if leaving is not None:
         for part in parts(primal, bands, max(1, len(z))):
             part.of(out).copy_(leave_push(primal.model.config, leaving, part.of(out), part.at, primal.policy))
@@ -210,7 +211,7 @@ def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: R
 def into_heads(primal: Primal, layer: int, sources: Seeds, weights: AttentionWeights | None = None) -> Float[Tensor, "rows d_heads"]:
     """Seeded tangents of resid_pre through norm_1 into head space, by the layer's weights, which are made where they are not at hand."""
     weights, norm = weights or attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    return norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0] @ weights.W_in
+    return product(norm_map(norm.at(sources.token), sources.value[:, None].clone(), primal.policy)[:, 0], weights.W_in)
 
 
 def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None, written: Flat | None = None) -> None:
@@ -226,7 +227,7 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
             _normed(primal, norm, bands, heads)
             torch.addmm(g[part], heads, weights.W_in.T, out=g[part])
         else:
-            y = _normed(primal, norm, bands, heads @ weights.W_in.T)
+            y = _normed(primal, norm, bands, product(heads, weights.W_in.T))
             g[part] += y
             del y
         del heads
@@ -244,7 +245,7 @@ def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None
     W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
     leaving = primal.leaving_1(layer, points) if z is None else None
     for part, bands in cone.chunks(primal.pieces.chunk):
-        o = leaving_rows(primal, bands, leaving, g[part]) @ W_O.T if z is None else z[part]
+        o = product(leaving_rows(primal, bands, leaving, g[part]), W_O.T) if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
         _attend(primal, points, attention_pull, bands, o, heads)
         del o  # a chunk is gone before the next is made: see sizes.py
@@ -282,7 +283,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat |
         if leaving is None:
             torch.addmm(x[part], z, W_O, out=x[part])
         else:
-            written = z @ W_O
+            written = product(z, W_O)
             for band in bands:
                 at = primal.tokens(band)
                 band.of(x[part]).add_(leave_push(primal.model.config, leaving, band.of(written), at, primal.policy))
@@ -306,9 +307,9 @@ def pushed_heads(
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     for part, bands in cone.chunks(primal.pieces.chunk):
         if primal.policy.norm == "frozen":  # a scale for each position, as on the way down
-            heads = _normed(primal, norm, bands, x[part] @ weights.W_in)
+            heads = _normed(primal, norm, bands, product(x[part], weights.W_in))
         else:
-            heads = _normed(primal, norm, bands, x[part].clone()) @ weights.W_in
+            heads = product(_normed(primal, norm, bands, x[part].clone()), weights.W_in)
         z = heads.new_empty(len(heads), len(weights.W_out))
         _attend(primal, points, attention_push, bands, heads, z)
         yield part, bands, z
@@ -336,7 +337,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
             space = space or fold_space(mlp.weights)
             M, here = mlp.fold(slice(first + t, first + t + 1), space), cells.at(t)
             given = rows.index_select(0, here)
-            moved = given @ (M.T if up else M)
+            moved = product(given, M.T if up else M)
             rows.index_copy_(0, here, moved.sub_(given) if is_alone else moved)
             del given, moved
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
