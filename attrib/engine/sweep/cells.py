@@ -147,6 +147,21 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
     return Cells(torch.tensor(start, device=device, dtype=torch.long), torch.tensor(step, device=device, dtype=torch.long), tuple(alive))
 
 
+def cells_among(cone: Cone, place: Sequence[Int[Tensor, " rows"]], among: Sequence[Cells]) -> Int[Tensor, " cells"]:
+    """Where each cell of a cone comes to lie when its rows are put among others.
+
+    Args:
+        place: of each prompt, which of all its rows those of the cone become.
+        among: where the cells of all rows of each prompt lie.
+    """
+    found = []
+    for prompt, begin, end, row, count, _ in cone.bands:
+        rows = place[prompt][row : row + count]
+        at = torch.arange(begin, end, device=rows.device)[:, None]
+        found.append((among[prompt].start[rows] + among[prompt].step[rows] * at).flatten())
+    return torch.cat(found)
+
+
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:
     start = run[0].offset
     return slice(start, run[-1].offset + run[-1].cells), [band.moved(start) for band in run]
