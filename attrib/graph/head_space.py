@@ -113,7 +113,12 @@ class InHeads:
 
 
 def in_heads(
-    opened: Opened, wanted: Mapping[int, Wanted], precision: Precision, budget: int, nodes: Int[Tensor, " chosen"] | None = None
+    opened: Opened,
+    wanted: Mapping[int, Wanted],
+    precision: Precision,
+    budget: int,
+    nodes: Int[Tensor, " chosen"] | None = None,
+    held: int = 0,
 ) -> Iterator[InHeads]:
     """Layer by layer what nodes bring to heads, in one way up; in several, each of some of the nodes, where the budget asks for that.
 
@@ -121,6 +126,7 @@ def in_heads(
         wanted: by layer.
         budget: bytes of working memory, beside the parameters.
         nodes: which are asked about; None is all of them.
+        held: bytes of the budget that are taken already.
 
     Raises:
         BudgetError: where what is asked for, with the tangents of one node, does not fit.
@@ -129,7 +135,7 @@ def in_heads(
     on = primal_of(bundle, precision)
     ends, columns = _chosen(bundle.sources, opened.columns, nodes)
     kept = _Kept(on, wanted, precision)
-    runs = _runs(on, ends, kept, budget)
+    runs = _runs(on, ends, kept, budget, held)
     if len(runs) == 1:
         for layer in _risen(on, bundle, ends, columns, kept):
             yield kept.layer(layer)
@@ -233,7 +239,7 @@ def _risen(on: Primal, bundle: Bundle, ends: Sequence[SourceEnd], columns: Seque
     yield from sorted(kept.wanted.keys() - reached)  # which none of these sources reaches
 
 
-def _runs(on: Primal, ends: Sequence[SourceEnd], kept: _Kept, budget: int) -> list[tuple[int, int]]:
+def _runs(on: Primal, ends: Sequence[SourceEnd], kept: _Kept, budget: int, held: int) -> list[tuple[int, int]]:
     """Runs of positions `[begin, end)` whose nodes go up together: one, where all fit with what is kept of one layer at a time."""
     (length,), itemsize = on.lengths, on.model.dtype.itemsize
     counts = torch.zeros(length, dtype=torch.int64)
@@ -242,12 +248,13 @@ def _runs(on: Primal, ends: Sequence[SourceEnd], kept: _Kept, budget: int) -> li
             counts += torch.bincount(end.sources.position.cpu(), minlength=length)
     rows = [LOADS * on.model.config.d_model * int(count) * (length - position) for position, count in enumerate(counts)]
     sizes, beside = [kept.most(ends, layer) for layer in kept.wanted], _beside(on)
-    if itemsize * (sum(rows) + max(sizes) + beside) <= budget:
+    whole = held + itemsize * (sum(rows) + max(sizes) + beside)
+    if whole <= budget:
         return [(0, length)]
-    least = itemsize * (max(rows) + sum(sizes) + beside)
+    least = min(whole, held + itemsize * (max(rows) + sum(sizes) + beside))
     if least > budget:
-        raise BudgetError.of(budget, 0, min(least, itemsize * (sum(rows) + max(sizes) + beside)))
-    room, runs, used = budget // itemsize - sum(sizes) - beside, [0], 0
+        raise BudgetError.of(budget, 0, least)
+    room, runs, used = (budget - held) // itemsize - sum(sizes) - beside, [0], 0
     for position, size in enumerate(rows):
         if used + size > room:
             runs.append(position)

@@ -5,32 +5,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, einsum
-from torch.func import jacrev
 
 import attrib
 from attrib.core.keep import kept
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, InputError, Mass, Site, Threshold, TopK
-from attrib.engine.blocks.passing import place_of
 from attrib.graph.build import build as build_graphs
-from attrib.graph.constants import embeddings
 from attrib.graph.outputs import Custom
 from attrib.graph.pairs import Rows, strongest
 from attrib.graph.qk import OWN, Attended, QKAttribution, qk_attribution
 from attrib.models.transformer import Model, rotary, rotate
+from tests.support.brought import PROMPT, brought, dictionaries
 from tests.support.builders import Family, build, normal
 from tests.support.covering import each_pair
-from tests.support.cut_cases import SETS, TOKENS, ours
+from tests.support.cut_cases import SETS, TOKENS
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 FEW: list[Family] = ["gpt2", "llama", "qwen3", "gemma2", "gpt_neox"]
 SCORES = [(1, 0, 5, 3), (2, 3, 5, 1), (2, 2, 4, 4), (0, 1, 2, 0), (3, 1, 5, 2)]
-PROMPT = TOKENS[:6]
-
-
-def dictionaries(model: Model, which: str | None) -> list[attrib.Dictionary]:
-    return ours(SETS[which](model)) if which else []
 
 
 def found(model: Model, which: str | None, scores: Any = SCORES, tokens: Tensor = PROMPT, **options: Any) -> QKAttribution:
@@ -46,41 +39,6 @@ def matrix(result: QKAttribution, score: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------ a plain reference
-
-
-def brought(model: Model, which: str | None, result: QKAttribution, policy: Any) -> tuple[Tensor, dict[Site, Tensor]]:
-    """The numbers of latents, errors and embeddings, and what torch.func says that each brings to every layer's stream [nodes, T, d]."""
-    cuts = dictionaries(model, which)
-    replaced = attrib.replace(model, cuts, policy=policy)
-    leaves = replaced.leaves(PROMPT)
-    token, position = embeddings(model, PROMPT)
-    sizes = [len(each) for each in leaves.activations]
-    sites = [Site(layer, "resid_pre") for layer in range(model.config.n_layers)]
-
-    def function(activations: Tensor, errors: Tensor, embedded: Tensor) -> Tensor:
-        parts = tuple(a * f for a, f in zip(leaves.activations, activations.split(sizes), strict=True)) if sizes else ()
-        scaled = tuple(error * factor[:, None] for error, factor in zip(leaves.errors, errors, strict=True))
-        whole = token * embedded[0][:, None] + (0 if position is None else position * embedded[1][:, None])
-        there = leaves.with_activations(parts)._replace(errors=scaled, embedded=whole)
-        return torch.stack([*replaced.values(there, sites).values()])
-
-    count = len(PROMPT)
-    ones = torch.ones(sum(sizes)).double(), torch.ones(len(leaves.errors), count).double(), torch.ones(2, count).double()
-    by_latent, by_error, by_embedding = jacrev(function, (0, 1, 2))(*ones)
-    nodes, sets = result.nodes, result.nodes.sets
-    of = {(each.kind, each.site, each.name): torch.arange(nodes.first[n], nodes.first[n + 1]) for n, each in enumerate(sets)}
-    numbers, columns = [], []
-    for number, d in enumerate(cuts):
-        numbers.append(of["latent", str(d.site), d.name])
-        columns.append(by_latent[..., sum(sizes[:number]) : sum(sizes[: number + 1])])
-    for number, site in enumerate(replaced.written):
-        numbers.append(of["error", str(place_of(site)), ""])
-        columns.append(by_error[..., number, :])
-    for number, kind in enumerate(["token", "position"] if position is not None else ["token"]):
-        numbers.append(nodes.of_kind(kind))
-        columns.append(by_embedding[..., number, :])
-    moved = torch.cat(columns, dim=-1)  # [layers, T, d, nodes]
-    return torch.cat(numbers), {site: moved[n].movedim(-1, 0) for n, site in enumerate(sites)}
 
 
 def in_head(model: Model, layer: int, x: Tensor, stream: Tensor, which: str, head: int, at: int) -> Tensor:
@@ -110,7 +68,7 @@ def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | Non
     model = build(family, torch.float64)
     result = found(model, which, mlps=mlps)
     policy = LINEAR if mlps == "exact" else LINEAR._replace(mlp="frozen")
-    numbers, brings = brought(model, which, result, policy)
+    numbers, brings = brought(model, which, result.nodes, policy)
     config = model.config
     streams = attrib.capture(model, PROMPT, list(brings))
     assert result.worst < 1e-10
