@@ -7,7 +7,7 @@ family has one, and R_p the rotation; each at its primal denominator. The bias i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -51,9 +51,10 @@ class HeadSpace:
     """The maps from the stream that one layer's attention reads to its queries, keys and values, for one prompt."""
 
     def __init__(self, on: Primal, layer: int) -> None:
+        on = replace(on, weights=on.model)  # in all its digits, whatever a way up is computed in
         self.config, self.norm = on.model.config, on.norm_1(layer)
         self.W = attention_weights(on.weights, layer, EXACT).W_in
-        self.stream = on.streams[Site(layer, "resid_pre")].to(self.W.dtype)
+        self.stream = on.streams[Site(layer, "resid_pre")]
         (self.point,) = on.attentions(layer)
 
     @property
@@ -93,7 +94,7 @@ class HeadSpace:
         return self.config.n_kv_heads * self.config.d_head
 
     def _entered(self, x: Tensor, position: int, policy: Policy) -> Tensor:
-        return norm_map(self.norm.at(slice(position, position + 1)), x[None].clone(), policy)[0]
+        return norm_map(self.norm.at(slice(position, position + 1)), x[None].to(self.W.dtype, copy=True), policy)[0]
 
     def _turned(self, y: Tensor, norm: HeadNorm, position: int, policy: Policy) -> Tensor:
         y = rearrange(y, "n (h d) -> n h d", d=self.config.d_head)
@@ -210,7 +211,7 @@ class _Kept:
         if not parts:
             heads = config.n_heads if kind == "query" else config.n_kv_heads
             none = torch.zeros(0, dtype=torch.int64)
-            return Vectors(none, torch.zeros(0, heads, config.d_head, dtype=self.on.weights.dtype, device=self.on.model.device))
+            return Vectors(none, torch.zeros(0, heads, config.d_head, dtype=self.on.model.dtype, device=self.on.model.device))
         node, order = torch.cat([part.node for part in parts]).sort()
         return Vectors(node, torch.cat([part.vector for part in parts]).index_select(0, order.to(parts[0].vector.device)))
 

@@ -121,11 +121,15 @@ class HeadLoadings:
         return " ← ".join([self.nodes.label(int(self.target[edge])), *ways, self.nodes.label(int(self.source[edge]))])
 
     def scores(self, k: int = 64) -> list[tuple[int, int, int, int]]:
-        """The scores whose patterns matter most to these edges, as `qk_attribution` takes them: layer, head, query and key."""
+        """The scores whose patterns matter most to these edges, as `qk_attribution` takes them: layer, head, query and key.
+
+        They are ranked by the sizes of the loadings that were kept. Queries of the first position, which see nothing else, are left out.
+        """
         query = self.nodes.position[self.target[self.row]]
-        named = torch.stack([self.layer, self.head, query, self.position], dim=1)
+        chooses = query > 0
+        named = torch.stack([self.layer, self.head, query, self.position], dim=1)[chooses]
         every, place = named.unique(dim=0, return_inverse=True)
-        size = torch.zeros(len(every), dtype=self.loading.dtype).index_add(0, place, self.loading.abs())
+        size = torch.zeros(len(every), dtype=self.loading.dtype).index_add(0, place, self.loading[chooses].abs())
         return [tuple(every[at].tolist()) for at in size.argsort(descending=True, stable=True)[:k].tolist()]
 
 
@@ -328,7 +332,7 @@ class _Found:
         space, config, moves = there.space, there.space.config, self.bundle.policy.attention == "exact"
         device = self.bundle.model.device
         group, row, at = config.n_heads // config.n_kv_heads, end.row.to(device), end.position.to(device)
-        o = end.taken[there.layer].unflatten(-1, (config.n_heads, -1)).index_select(0, row)
+        o = end.taken[there.layer].to(space.W.dtype).unflatten(-1, (config.n_heads, -1)).index_select(0, row)
         out = o.new_zeros(len(row), config.n_heads, self.bundle.length)
         node = self.source[end.edge]
         pattern = space.pattern

@@ -189,16 +189,18 @@ def test_edges_of_a_part_of_a_graph_have_its_numbers():
 def test_edges_lead_to_the_scores_behind_them():
     model = build("qwen3", torch.float64)
     graph, cuts = graph_of(model, "transcoders"), dictionaries(model, "transcoders")
-    result = head_loadings(model, cuts, graph, torch.tensor([5, 700, 90]), keep=Dense())
-    assert result.edge.tolist() == [5, 700, 90]
-    assert result.source.tolist() == graph.indices[[5, 700, 90]].tolist()
+    chosen = [len(graph) - 5, 700, 5]
+    result = head_loadings(model, cuts, graph, torch.tensor(chosen), keep=Dense())
+    assert result.edge.tolist() == chosen
+    assert result.source.tolist() == graph.indices[chosen].tolist()
+    assert sorted((graph.nodes.position[result.target] > 0).tolist()) == [False, True, True]
     scores = result.scores(4)
     assert len(scores) == 4
     every = dense(model, result).abs()
     query = graph.nodes.position[result.target]
     size = {
         (layer, head, at, key): float(every[query == at][:, layer, head, key].sum())
-        for layer in range(4) for head in range(4) for at in query.unique().tolist() for key in range(at + 1)
+        for layer in range(4) for head in range(4) for at in query.unique().tolist() if at for key in range(at + 1)
     }  # fmt: skip
     assert scores == sorted(size, key=lambda score: -size[score])[:4]
     assert qk_attribution(model, cuts, graph, scores).worst < 1e-10

@@ -9,15 +9,19 @@ from torch import Tensor, einsum
 import attrib
 from attrib.core.keep import kept
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, InputError, Mass, Site, Threshold, TopK
+from attrib.graph.again import open_prompt
 from attrib.graph.build import build as build_graphs
+from attrib.graph.head_space import Wanted, in_heads
+from attrib.graph.options import GraphAsked
 from attrib.graph.outputs import Custom
 from attrib.graph.pairs import Rows, strongest
 from attrib.graph.qk import OWN, Attended, QKAttribution, qk_attribution
 from attrib.models.transformer import Model, rotary, rotate
 from tests.support.brought import PROMPT, brought, dictionaries
-from tests.support.builders import Family, build, normal
+from tests.support.builders import Family, build, normal, prompt
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SETS, TOKENS
+from tests.support.measured import peak
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -165,6 +169,38 @@ def test_several_ways_up_give_what_one_does():
     assert_close(tight.weight, whole.weight, ROUNDING)
     with pytest.raises(BudgetError):
         qk_attribution(model, cuts, TOKENS, keep=TopK(20), budget=least - 1)
+
+
+@pytest.mark.parametrize(("family", "which"), [("llama", None), ("gpt2", "cross"), ("gemma2", "transcoders")])
+@pytest.mark.parametrize("policy", [LINEAR, EXACT])
+def test_a_way_up_holds_no_more_than_its_budget(family: Family, which: str | None, policy: Any):
+    model = build(family, torch.float64)
+    again = open_prompt(model, dictionaries(model, which), prompt(24), GraphAsked(policy=policy))
+    every = frozenset(range(24))
+    wanted = {layer: Wanted(every, every, every) for layer in range(4)}
+    with pytest.raises(BudgetError) as refused:
+        next(in_heads(again.opened, wanted, again.precision, 10))
+    least = int(str(refused.value).split("at least ")[1].split(".")[0].replace(",", ""))
+    for budget in (least, 4 * least):
+
+        def run(budget: int = budget) -> None:
+            for there in in_heads(again.opened, wanted, again.precision, budget):
+                del there
+
+        assert peak(run) <= budget
+
+
+def test_fewer_digits_on_the_way_up_are_near_those_of_all():
+    model = build("gpt2", torch.float32)
+    whole, few = (found(model, "transcoders", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert_close(few.value, whole.value, ROUNDING)
+    assert 1e-5 < few.worst < 0.05
+
+
+def test_a_prompt_of_one_token():
+    result = found(build("gpt_neox", torch.float64), "transcoders", Attended(), PROMPT[:1])
+    assert len(result) == 3 * 4
+    assert result.worst < 1e-10
 
 
 def test_a_graph_says_how_its_nodes_are_found():

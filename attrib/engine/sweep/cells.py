@@ -147,7 +147,7 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
     return Cells(torch.tensor(start, device=device, dtype=torch.long), torch.tensor(step, device=device, dtype=torch.long), tuple(alive))
 
 
-def cells_among(cone: Cone, place: Sequence[Int[Tensor, " rows"]], among: Sequence[Cells]) -> Int[Tensor, " cells"]:
+def cells_among(cone: Cone, place: Sequence[Int[Tensor, " _"]], among: Sequence[Cells]) -> Int[Tensor, " cells"]:
     """Where each cell of a cone comes to lie when its rows are put among others.
 
     Args:
