@@ -134,7 +134,7 @@ def in_heads(
     """
     bundle = opened.bundle
     on = primal_of(bundle, precision)
-    ends, columns = _chosen(bundle.sources, opened.columns, nodes)
+    ends, columns = chosen_sources(bundle.sources, opened.columns, nodes)
     kept = _Kept(on, wanted, precision)
     runs = _runs(on, ends, kept, budget, held)
     if len(runs) == 1:
@@ -162,7 +162,7 @@ def _some(end: SourceEnd, chosen: Tensor) -> SourceEnd:
     return end._replace(sources=type(end.sources)(*(column[chosen] for column in end.sources)))
 
 
-def _chosen(
+def chosen_sources(
     ends: Sequence[SourceEnd], columns: Sequence[Tensor], nodes: Int[Tensor, " chosen"] | None
 ) -> tuple[list[SourceEnd], list[Tensor]]:
     """The sources that are asked about, each as large as it is there, with the node of each."""

@@ -21,7 +21,7 @@ from attrib.models.transformer import Model, attend, attention_written, enter, m
 from tests.support.brought import PROMPT, brought, dictionaries
 from tests.support.builders import Family, build, normal
 from tests.support.covering import each_pair
-from tests.support.cut_cases import SETS, TOKENS
+from tests.support.cut_cases import SETS
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -136,8 +136,8 @@ def test_loadings_are_what_each_head_brings_last(family: Family, which: str | No
 @each_pair(family=FEW, which=[None, *SETS], policy=[LINEAR, EXACT], mlps=["exact", "leaf"])
 def test_every_edge_is_the_sum_of_its_loadings(family: Family, which: str | None, policy: Policy, mlps: Any):
     model = build(family, torch.float64)
-    targets = [Span(4, 7), UP]
-    graph = graph_of(model, which, TOKENS, policy=policy, mlps=mlps, targets=targets)
+    targets = [Span(3, 5), UP]
+    graph = graph_of(model, which, policy=policy, mlps=mlps, targets=targets)
     result = head_loadings(model, dictionaries(model, which), graph, len(graph), targets=targets)
     assert len(result) == len(graph)
     assert result.worst < 1e-10

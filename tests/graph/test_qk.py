@@ -94,7 +94,7 @@ def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | Non
         assert_close(result.total[score], value, 1e-10)
 
 
-@each_pair(family=FEW, which=[None, *SETS], dtype=[torch.float64, torch.float32], skip_positions=[0, 2])
+@each_pair(family=FEW, which=[None, "transcoders", "attn_out", "all"], dtype=[torch.float64, torch.float32], skip_positions=[0, 2])
 def test_every_score_adds_up(family: Family, which: str | None, dtype: torch.dtype, skip_positions: int):
     model = build(family, dtype)
     result = found(model, which, Attended(0.1, (1, 3)), TOKENS, keep=TopK(3), skip_positions=skip_positions)
