@@ -238,10 +238,10 @@ def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, imp
     )  # fmt: skip
     between = together([bundle.between for bundle in bundles], lengths)
     ends = ([bundle.sources[number] for bundle in bundles] for number in range(len(one.sources)))
-    return _Shared(on, [source_set(on, end, number in plan.joint.left_out) for number, end in enumerate(ends)], between)
+    return _Shared(on, [_source_set(on, end, number in plan.joint.left_out) for number, end in enumerate(ends)], between)
 
 
-def source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> SourceSet:
+def _source_set(on: Primal, ends: Sequence[SourceEnd], is_left_out: bool) -> SourceSet:
     """The sources of one kind, of all prompts, by the place at which they write; at none, where they are left to others."""
     if is_left_out:
         return SourceSet({}, ends[0].is_brought)

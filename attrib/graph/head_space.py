@@ -19,11 +19,14 @@ from torch import Tensor
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.blocks.attention import HeadNorm, attention_weights, head_norm_push, turn
 from attrib.engine.blocks.norm_mlp import norm_map
-from attrib.engine.bundle import Bundle, SourceEnd, joint_of, source_set
+from attrib.engine.blocks.passing import place_of
+from attrib.engine.bundle import Bundle, SourceEnd, joint_of
 from attrib.engine.precision import Precision, products
-from attrib.engine.sweep.primal import Primal, primal
+from attrib.engine.sweep.join import SourceSet
+from attrib.engine.sweep.primal import Primal, primal, seeds
 from attrib.engine.sweep.rise import rise
 from attrib.graph.ends import Opened
+from attrib.models.transformer import width
 
 
 class Vectors(NamedTuple):
@@ -158,6 +161,13 @@ def primal_of(bundle: Bundle, precision: Precision) -> Primal:
     )  # fmt: skip
 
 
+def source_set(on: Primal, end: SourceEnd) -> SourceSet:
+    """The sources of one kind, by the place at which they write."""
+    directions = end.sources.direction.split([width(on.model.config, site) for site in end.writes], dim=1)
+    written = {place_of(at): seeds(on, [end.sources.position], [rows]) for at, rows in zip(end.writes, directions, strict=True)}
+    return SourceSet(written, end.is_brought)
+
+
 def _some(end: SourceEnd, chosen: Tensor) -> SourceEnd:
     return end._replace(sources=type(end.sources)(*(column[chosen] for column in end.sources)))
 
@@ -221,7 +231,7 @@ def _risen(on: Primal, bundle: Bundle, ends: Sequence[SourceEnd], columns: Seque
     """One way up: every layer that is wanted, when it has been read."""
     node, reached = torch.cat(list(columns)), set[int]()
     with products(kept.precision):
-        sources = [source_set(on, [end], False) for end in ends]
+        sources = [source_set(on, end) for end in ends]
         for layer, brought in rise(on, sources, max(kept.wanted), bundle.between):
             if layer not in kept.wanted:
                 continue

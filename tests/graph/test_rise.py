@@ -9,11 +9,10 @@ from torch import Tensor
 import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import EXACT, LINEAR, Dense, Policy, Site
-from attrib.engine.bundle import source_set
 from attrib.engine.sweep.rise import rise
 from attrib.graph.again import open_prompt
 from attrib.graph.build import build as build_graphs
-from attrib.graph.head_space import chosen_sources, primal_of
+from attrib.graph.head_space import chosen_sources, primal_of, source_set
 from attrib.graph.options import GraphAsked
 from attrib.graph.outputs import Custom
 from attrib.models.transformer import Model
@@ -53,7 +52,7 @@ def test_what_goes_up_is_what_comes_down(family: Family, which: str | None, poli
     bundle = again.opened.bundle
     on, (ends, numbers) = primal_of(bundle, again.precision), chosen_sources(bundle.sources, again.opened.columns, None)
     up, columns = dict[int, Tensor](), torch.cat(numbers)
-    for layer, brought in rise(on, [source_set(on, [end], False) for end in ends], 3, bundle.between):
+    for layer, brought in rise(on, [source_set(on, end) for end in ends], 3, bundle.between):
         number, x = brought.at(position)
         up[layer] = torch.zeros(D_MODEL, len(graph.nodes)).double().index_copy_(1, columns[number], x.T)
     for layer, want in zip((1, 3), down, strict=True):

@@ -9,8 +9,8 @@ it is passed in one step, with the stream beside it; else in parts, to what it c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Generic, Literal, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import Generic, Literal, NamedTuple
 
 from attrib.core.types import SITE_KINDS, Policy, Site
 from attrib.engine.blocks.passing import Passed, Passing, place_of
@@ -241,58 +241,6 @@ class Ascent(ABC, Generic[Load]):
     @abstractmethod
     def seeded(self, site: Site) -> Load:
         """What sources write at a place beside `start`."""
-
-
-class Rising(Ascent[Load]):
-    """A way up of what begins at one place, or of what has come together."""
-
-    @abstractmethod
-    def begin(self) -> Load | None:
-        """The rows that the model brings to `start`; None where sources write there."""
-
-    @abstractmethod
-    def take_in(self, others: Sequence[Any]) -> None:
-        """Go on with the rows of others of its class too, at a place of the stream. All have been spread."""
-
-    def is_over(self, site: Site) -> bool:
-        """Whether nothing is left of the rows above a place of the stream."""
-        return self.stream is None and not self.waiting and not any(each.depth > site.depth for each in self.written)
-
-
-def ascend(ways: Iterable[Rising[Load]], top: int) -> Iterator[tuple[int, list[Rising[Load]]]]:
-    """Sources of several places on one way up: each begins where it writes first, and goes with the others once it has been spread.
-
-    The mirror of `descend` (route.py). Yielded is every layer from the lowest beginning up to `top`, with all that its attention reads, in
-    the ways' `stream`s: rows to be looked at, and not to be kept, since they are overwritten as they go on.
-    """
-    joining = sorted(ways, key=lambda way: way.start.depth, reverse=True)  # the next to join is the last
-    going: list[Rising[Load]] = []
-    if not joining:
-        return
-    for site in climb(joining[-1].start, Site(top, "resid_pre")):
-        while joining and joining[-1].start == site:
-            going.append(joining.pop())
-            going[-1].part = going[-1].begin()
-        _step(going, site)
-        if site.kind == "resid_pre":
-            going = _come_together(going, site)
-            yield site.layer, going
-
-
-def _step(ways: Sequence[Rising[Load]], site: Site) -> None:
-    """All of them to the next place. A function of its own, so that no name is left of one that goes on within another."""
-    for way in ways:
-        way.step(site)
-
-
-def _come_together(ways: Sequence[Rising[Load]], site: Site) -> list[Rising[Load]]:
-    """Those that go on, at a place of the stream: of all that have been spread, one."""
-    going = [way for way in ways if not way.is_over(site)]
-    spread = [way for way in going if way.is_spread]
-    if len(spread) < 2:
-        return going
-    spread[0].take_in(spread[1:])
-    return [spread[0], *(way for way in going if not way.is_spread)]
 
 
 def climb(start: Site, to: Site) -> Iterator[Site]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import Between, place_of
-from attrib.engine.sweep.cells import Cells, Cone, cells_among, cells_of, cone
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, cone
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import Jacobians, contract, contract_seeded, heads_pay, read_in_head_space
 from attrib.engine.sweep.primal import Primal, Seeds, is_spread_above
@@ -208,5 +208,10 @@ class _Move:
     def __init__(self, way: _JoiningDown, rows: Sequence[Tensor], cells: Sequence[Cells]) -> None:
         self.place = [torch.searchsorted(merged, own) for merged, own in zip(rows, way.rows, strict=True)]
         self.alive = [cells_of(way.down, prompt, length, rows[prompt].device).alive for prompt, length in enumerate(way.primal.lengths)]
-        self.cells = cells_among(way.down, self.place, cells)
+        found = []
+        for prompt, begin, end, row, count, _ in way.down.bands:
+            place = self.place[prompt][row : row + count]
+            at = torch.arange(begin, end, device=place.device)[:, None]
+            found.append((cells[prompt].start[place] + cells[prompt].step[place] * at).flatten())
+        self.cells = torch.cat(found)
         """The new place of each of its cells."""

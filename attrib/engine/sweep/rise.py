@@ -6,7 +6,6 @@ of one position set by set. A set goes by itself until an attention has spread i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import Between
-from attrib.engine.sweep.ascent import Rising, ascend
-from attrib.engine.sweep.cells import Cone, cells_among, cells_of, cone
+from attrib.engine.sweep.ascent import climb
+from attrib.engine.sweep.cells import Cells, Cone, cells_among, cells_of, cone
 from attrib.engine.sweep.join import SourceSet
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.steps import Flat
@@ -55,13 +54,42 @@ def rise(primal: Primal, sources: Sequence[SourceSet], top: int, between: Betwee
         if count and min(site.depth for site in source.writes) <= end.depth:
             ways.append(RisingUp(primal, turn[first : first + count], source, Site(top, "z"), between))
         first += count
-    for layer, going in ascend(ways, top):
-        there: list[Any] = [way for way in going if way.stream is not None]
+    for layer, going in _ascend(ways, end):
+        there = [way for way in going if way.stream is not None]
         if there:
             yield layer, Brought(there, number)
 
 
-class RisingUp(Up, Rising[Tensor]):
+def _ascend(ways: "Sequence[RisingUp]", top: Site) -> "Iterator[tuple[int, list[RisingUp]]]":
+    """Every layer's attention from the lowest beginning up to the last, with all that is under way: the mirror of `route.descend`."""
+    joining = sorted(ways, key=lambda way: way.start.depth, reverse=True)  # the next to join is the last
+    going: list[RisingUp] = []
+    for site in climb(joining[-1].start, top) if joining else ():
+        while joining and joining[-1].start == site:
+            going.append(joining.pop())
+            going[-1].part = going[-1].begin()
+        _step(going, site)
+        if site.kind == "resid_pre":
+            going = _come_together([way for way in going if not way.is_over(site)])
+            yield site.layer, going
+
+
+def _step(ways: "Sequence[RisingUp]", site: Site) -> None:
+    """All of them to the next place. A function of its own, so that no name is left of one that goes on within another."""
+    for way in ways:
+        way.step(site)
+
+
+def _come_together(going: "list[RisingUp]") -> "list[RisingUp]":
+    """Those that go on, at a place of the stream: of all that have been spread, one."""
+    spread = [way for way in going if way.is_spread]
+    if len(spread) < 2:
+        return going
+    spread[0].take_in(spread[1:])
+    return [spread[0], *(way for way in going if not way.is_spread)]
+
+
+class RisingUp(Up):
     """One set of sources on its way up, or those that have come together."""
 
     def __init__(self, primal: Primal, rows: Int[Tensor, " sources"], source: SourceSet, to: Site, between: Between) -> None:
@@ -78,8 +106,12 @@ class RisingUp(Up, Rising[Tensor]):
             self.written |= {self.start}
 
     def begin(self) -> Tensor | None:
-        """A copy, which may be overwritten."""
+        """A copy of the rows that the model brings to `start`, which may be overwritten; None where sources write there."""
         return self.first.value.clone() if self.is_brought else None
+
+    def is_over(self, site: Site) -> bool:
+        """Whether nothing is left of the rows above a place of the stream."""
+        return self.stream is None and not self.waiting and not any(each.depth > site.depth for each in self.written)
 
     def at(self, position: int) -> tuple[Int[Tensor, " there"], Flat]:
         """The turns of the rows that live at a position, and what stands there."""
@@ -102,9 +134,9 @@ class RisingUp(Up, Rising[Tensor]):
                 out.index_copy_(0, cells.start[place] + cells.step[place] * seeds.token, seeds.value)
         return out
 
-    def take_in(self, others: Sequence[Any]) -> None:
-        """Go on with others' rows too, in one cone: all lie on what they move, in order of position."""
-        ways: list[RisingUp] = [self, *others]
+    def take_in(self, others: "Sequence[RisingUp]") -> None:
+        """Go on with others' rows too, in one cone, at a place of the stream: all have been spread."""
+        ways = [self, *others]
         rows, order = torch.cat([way.rows for way in ways]).sort()
         token = torch.cat([way.token for way in ways]).index_select(0, order)
         whole = _cone(self.primal, token)
@@ -117,7 +149,7 @@ class RisingUp(Up, Rising[Tensor]):
         self.written = set[Site]().union(*(way.written for way in ways))
         self.parts = [part for way in ways for part in way.parts]
         self.rows, self.token, self.up = rows, token, whole
-        self._lie(whole)
+        self.cone, self.cells = whole, list[Cells]()
         for way in others:  # whoever still knows them shall not keep their rows
             way.stream, way.waits = None, []
 
