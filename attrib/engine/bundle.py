@@ -244,7 +244,7 @@ def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, imp
     )  # fmt: skip
     between = together([bundle.between for bundle in bundles], lengths)
     ends = ([bundle.sources[number] for bundle in bundles] for number in range(len(one.sources)))
-    sources = [_source_set(on, end) for end in ends]
+    sources = [source_set(on, end) for end in ends]
     if joint.meets is None:
         return _Shared(on, sources, between, None, [])
     orders = [[bundle.order_of([number]) for bundle in bundles] for number in joint.below]
@@ -255,7 +255,7 @@ def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, imp
     return _Shared(on, sources, between, lifted._replace(below=[]), found)
 
 
-def _source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
+def source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
     """The sources of one kind, of all prompts, by the place at which they write."""
     widths = [width(on.model.config, site) for site in ends[0].writes]
     directions = zip(*(end.sources.direction.split(widths, dim=1) for end in ends), strict=True)

@@ -7,6 +7,7 @@ from .files.networks import to_networkx, write_graphml
 from .files.neuronpedia_reading import from_neuronpedia
 from .files.neuronpedia_writing import to_neuronpedia
 from .graph import Graph
+from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
@@ -16,6 +17,7 @@ from .ov import OVNorms, ov_norms
 from .paths import Path, Pattern, graph_of, where_paths_begin, without_positions
 from .patterns import PathFilter, select
 from .pruning import Pruned, prune
+from .qk import OWN, Attended, Marginals, QKAttribution, qk_attribution
 from .ranking import Ranking, sources
 from .scoring import CONSTANTS, Scores, influence, scores
 from .search import every_path, greedy, strongest
@@ -26,14 +28,18 @@ from .where import NodeFilter, Where
 
 __all__ = [
     "CONSTANTS",
+    "OWN",
+    "Attended",
     "Average",
     "Comparison",
     "Contribution",
     "Custom",
     "EdgeTable",
     "Graph",
+    "HeadLoadings",
     "Key",
     "KeyTable",
+    "Marginals",
     "MergedGraph",
     "Neurons",
     "NodeFilter",
@@ -44,6 +50,7 @@ __all__ = [
     "PathFilter",
     "Pattern",
     "Pruned",
+    "QKAttribution",
     "Ranking",
     "Scores",
     "Span",
@@ -61,6 +68,7 @@ __all__ = [
     "global_weights",
     "graph_of",
     "greedy",
+    "head_loadings",
     "influence",
     "key_of",
     "logit_weights",
@@ -68,6 +76,7 @@ __all__ = [
     "merge_positions",
     "ov_norms",
     "prune",
+    "qk_attribution",
     "read_supernodes",
     "scores",
     "select",

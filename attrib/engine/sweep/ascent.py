@@ -294,6 +294,19 @@ def _step(ways: Sequence[Rising[Any]], site: Site) -> None:
 
 def ascend(ways: Iterable[RisingWay]) -> list[RisingWay]:
     """Several sets of sources on one way up, the mirror of `route.descend`: those that come to its end, with their rows as `part`."""
+    going: list[RisingWay] = []
+    for _, going in ascending(ways):  # noqa: B007 - the last is what has come to the end
+        pass
+    for way in going:
+        way.rest()
+    return going
+
+
+def ascending(ways: Iterable[RisingWay]) -> Iterator[tuple[Site, list[RisingWay]]]:
+    """The same, looked at where a layer begins and at its end: the place, and the ways that have come there.
+
+    What each layer's attention reads is their `stream`: rows to be looked at, and not to be kept, since they are overwritten as they go on.
+    """
     joining = sorted(ways, key=lambda way: way.start.depth, reverse=True)  # the next to join is the last
     going: list[RisingWay] = []
     last = joining[-1].to if joining else None
@@ -304,9 +317,8 @@ def ascend(ways: Iterable[RisingWay]) -> list[RisingWay]:
         _step(going, site)
         if site.kind == "resid_pre" and site != last:
             going = come_together([way for way in going if not way.is_over(site)])
-    for way in going:
-        way.rest()
-    return going
+        if site.kind == "resid_pre" or site == last:
+            yield site, going
 
 
 def reading_place(config: ModelConfig, stop: Site) -> Site:

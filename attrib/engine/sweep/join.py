@@ -81,7 +81,7 @@ class Lifted(NamedTuple):
     """Sources that have gone up, and the targets that they have met on the way."""
 
     to: Site
-    ways: "list[_RisingUp]"
+    ways: "list[RisingUp]"
     """Those that have come to `to`; what stands there is their `part`."""
     below: list[list[Block]]
     """For every set of targets below; their rows are in order of position."""
@@ -111,8 +111,8 @@ def lift(
         below: those; the rows of each are numbered by themselves.
         chosen: numbers of the sources that go up: those that write below `to`, and what the model brings to it.
     """
-    lifting = _Lift(primal, to, below, sources, chosen, between)
-    ways = ascend([_RisingUp(lifting, number) for number in chosen if len(sources[number].seeds.token)])
+    lifting = Lift(primal, to, below, sources, chosen, between)
+    ways = ascend([RisingUp(lifting, number) for number in chosen if len(sources[number].seeds.token)])
     found = [sweep.found for sweep in lifting.sweeps]
     lifting.let_go()
     return Lifted(to, ways, found)
@@ -131,7 +131,7 @@ class _Sweep:
         """
         self.primal, self.sources, self.between, self.end = primal, sources, between, end
         self.positions = _positions(primal, targets)
-        self.blocks: dict[int | _RisingUp, Block] = {}
+        self.blocks: dict[int | RisingUp, Block] = {}
 
         def reached(is_brought: bool) -> set[Site]:
             # what the model brings to the end is among what is lifted
@@ -167,7 +167,7 @@ class _Sweep:
         """Whether rows that begin at a place are read out in head space: they have been spread before they come to the lowest layer."""
         return self.in_heads and is_spread_above(self.primal.model.config, self.low, stop)
 
-    def meet(self, way: "_JoiningDown", up: "_RisingUp", x: Flat | None) -> None:
+    def meet(self, way: "_JoiningDown", up: "RisingUp", x: Flat | None) -> None:
         """Contract rows that have come to the end with tangents `x` there."""
         is_met = way.part is not None and x is not None
         if not is_met and way.waiting.isdisjoint(up.waiting):
@@ -181,7 +181,7 @@ class _Sweep:
         model = self.primal.model
         return [torch.zeros(len(own), count, dtype=model.dtype, device=model.device) for own, count in zip(rows, columns, strict=True)]
 
-    def add(self, of: "int | _RisingUp", rows: Numbers, out: Jacobians) -> None:
+    def add(self, of: "int | RisingUp", rows: Numbers, out: Jacobians) -> None:
         """Put what some rows have read of one set, or met of some, to the Jacobian of all."""
         is_all = all(len(own) == len(at) for own, at in zip(rows, self.positions, strict=True))
         if of not in self.blocks:
@@ -263,7 +263,7 @@ class _JoiningDown(Down, Joining[Tensor]):
             way.stream, way.part, way.waits = None, None, []
 
 
-class _Lift:
+class Lift:
     """What all sets of a way up share."""
 
     def __init__(
@@ -302,10 +302,10 @@ class _Lift:
         return cone(chosen, self.primal.lengths, "up", self.primal.pieces.band)
 
 
-class _RisingUp(Up, Rising[Tensor]):
+class RisingUp(Up, Rising[Tensor]):
     """One set of sources on its way up, or those that have come together."""
 
-    def __init__(self, lift: _Lift, number: int) -> None:
+    def __init__(self, lift: Lift, number: int) -> None:
         source = lift.sources[number]
         self.numbers: tuple[int, ...] = (number,)
         self.lift, self.columns = lift, lift.columns[number]
@@ -342,6 +342,13 @@ class _RisingUp(Up, Rising[Tensor]):
             found.append(cells.start[own] + cells.step[own] * at)
         return torch.cat(found)
 
+    def at(self, prompt: int, position: int) -> tuple[Int[Tensor, " there"], Float[Tensor, "there d_model"]]:
+        """The columns of a prompt that live at a position, and what stands there at a place of the stream."""
+        assert self.stream is not None
+        cells = self.places()[prompt]
+        first, end = cells.alive[position]
+        return self.columns[prompt][first:end], self.stream.index_select(0, cells.at(position))
+
     def own_columns(self) -> dict[int, Numbers]:
         """Which columns are those of each set."""
         return {number: self._among(number) for number in self.numbers}
@@ -352,7 +359,7 @@ class _RisingUp(Up, Rising[Tensor]):
 
     def take_in(self, others: Sequence[Any]) -> None:
         """Go on with others' rows too, in one cone: all lie on what they move, in order of position."""
-        ways: list[_RisingUp] = [self, *others]
+        ways: list[RisingUp] = [self, *others]
         groups = [Group(way.columns, way.up, way.waits) for way in ways]
         whole = self.lift.cone(columns := joined(groups))
         merge = Merge(self.primal, groups, columns, whole, is_up=True)

@@ -1,0 +1,410 @@
+"""Why a head looks where it looks: its scores as sums over pairs of nodes, one at the query and one at the key.
+
+With norms' denominators held, queries and keys are sums over the nodes below (head_space.py), and so is their product:
+
+    score = c q[p] · k[s] = c Σ_i Σ_j q_i · k_j + c Σ_i q_i · b_k + c Σ_j b_q · k_j + c b_q · b_k
+
+with c the scale of scores, times what a cap makes of this score where there is one. The biases are taken as one more node of each side,
+`OWN`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.attribution.options import with_options
+from attrib.core.keep import kept
+from attrib.core.positions import PositionsLike
+from attrib.core.room import memory_named
+from attrib.core.types import LINEAR, InputError, Keep, Policy, TopK, TopLogits
+from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.blocks.passing import place_of
+from attrib.engine.precision import products
+from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.graph.again import Again, open_graph, open_prompt
+from attrib.graph.graph import Graph
+from attrib.graph.head_space import HeadSpace, InHeads, Vectors, Wanted, in_heads, primal_of
+from attrib.graph.nodes import Nodes
+from attrib.graph.options import GraphAsked, Mlps
+from attrib.graph.outputs import Output
+from attrib.graph.pairs import Rows, strongest
+from attrib.models.tokens import TokensLike, token_strings
+from attrib.models.transformer import Model, ModelConfig, cap, window
+
+OWN = -1
+"""The number of no node: what a head's queries or keys have of their own, biases, and that of the norm before them."""
+
+
+class Attended(NamedTuple):
+    """The scores of all pairs of positions of which a head takes at least so much of the one to the other."""
+
+    least: float = 0.1
+    """Of the pattern, whose rows sum to 1."""
+    layers: tuple[int, ...] | None = None
+    """None is all layers up to the highest that a dictionary reads or writes: above, no latents come in that other heads do not see."""
+
+
+Scores = Attended | Sequence[tuple[int, int, int, int]] | Int[Tensor, "scores 4"]
+"""Scores by layer, head, query position and key position, or a rule by which they are chosen."""
+
+
+@dataclass(frozen=True, repr=False)
+class QKAttribution:
+    """Scores of heads, each as a sum over pairs of nodes. Score n has the pairs `indptr[n]:indptr[n + 1]`.
+
+        value  =  total + remainder,        total = sum of all pairs, kept or not
+
+    The remainder is zero up to rounding where the policy is LINEAR; else it is what linearisation misses.
+    """
+
+    nodes: Nodes
+    layer: Int[Tensor, " scores"]
+    head: Int[Tensor, " scores"]
+    query: Int[Tensor, " scores"]
+    """The position of the query."""
+    key: Int[Tensor, " scores"]
+    pattern: Float[Tensor, " scores"]
+    """How much of the query's attention the key gets."""
+    value: Float[Tensor, " scores"]
+    """The score, scaled and capped, before the softmax."""
+    total: Float[Tensor, " scores"]
+    indptr: Int[Tensor, " scores_plus_1"]
+    query_node: Int[Tensor, " pairs"]
+    key_node: Int[Tensor, " pairs"]
+    """Numbers of nodes, or OWN; ascending by the query's node and then the key's, OWN last."""
+    weight: Float[Tensor, " pairs"]
+    query_sums: "Marginals"
+    """For each score what every node is to the query, whatever it meets: the sum of its pairs. They sum up to `total`."""
+    key_sums: "Marginals"
+    """The same by the key's nodes."""
+    strings: tuple[str, ...]
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def __repr__(self) -> str:
+        return (
+            f"QKAttribution({len(self):,} scores of {len(self.strings)} tokens, {len(self.weight):,} pairs of {len(self.nodes):,} nodes; "
+            f"remainder at most {self.worst:.1e} of the largest score)"
+        )
+
+    @property
+    def remainder(self) -> Float[Tensor, " scores"]:
+        """What the nodes do not account for."""
+        return self.value - self.total
+
+    @property
+    def dropped(self) -> Float[Tensor, " scores"]:
+        """What of each score's total `keep` has dropped."""
+        return self.total - torch.zeros_like(self.total).index_add(0, self.row, self.weight)
+
+    @property
+    def worst(self) -> float:
+        """The largest remainder, of the largest score; 0 where there are no scores."""
+        if not len(self):
+            return 0.0
+        return float(self.remainder.abs().max() / self.value.abs().max().clamp_min(torch.finfo(self.value.dtype).tiny))
+
+    @cached_property
+    def row(self) -> Int[Tensor, " pairs"]:
+        """The number of the score of each pair."""
+        return torch.arange(len(self)).repeat_interleave(self.indptr.diff())
+
+    def label(self, node: int) -> str:
+        """A node in a few words, or "own"."""
+        return "own" if node == OWN else self.nodes.label(node)
+
+    def name(self, score: int) -> str:
+        """A score in a few words: 'attn6[3] 9 → 4'."""
+        layer, head, query, key = (int(column[score]) for column in (self.layer, self.head, self.query, self.key))
+        return f"attn{layer}[{head}] {query} → {key}"
+
+    def top(self, score: int, k: int = 10) -> list[tuple[float, str, str]]:
+        """The k largest pairs of a score that were kept: their weights, and the labels of both nodes.
+
+        Raises:
+            InputError: for a score that is not there.
+        """
+        if not -len(self) <= score < len(self):
+            raise InputError(f"score: {score} of {len(self)}; expected one of them.")
+        begin, end = (int(at) for at in self.indptr[(score % len(self)) :][:2])
+        order = begin + self.weight[begin:end].abs().argsort(descending=True, stable=True)[:k]
+        return [(float(self.weight[at]), self.label(int(self.query_node[at])), self.label(int(self.key_node[at]))) for at in order.tolist()]
+
+
+class Marginals(NamedTuple):
+    """Sums over the other side's nodes, sparse: score n has `indptr[n]:indptr[n + 1]`."""
+
+    indptr: Int[Tensor, " scores_plus_1"]
+    node: Int[Tensor, " sums"]
+    """Numbers of nodes, ascending, and OWN last."""
+    weight: Float[Tensor, " sums"]
+
+
+class QKOptions(TypedDict, total=False):
+    """The options of `qk_attribution`; what each means is said there and at `build`."""
+
+    targets: Output | Sequence[Output]
+    policy: Policy
+    keep: Keep
+    positions: PositionsLike
+    mlps: Mlps
+    demean: bool
+    skip_positions: int
+    dtype: torch.dtype | str | None
+    budget: int
+
+
+@dataclass(frozen=True)
+class QKAsked:
+    """Their defaults."""
+
+    targets: Any = TopLogits(10, mass=0.95)  # noqa: RUF009 - an immutable value
+    policy: Policy = LINEAR
+    keep: Keep = TopK(32)  # noqa: RUF009 - an immutable value
+    positions: PositionsLike = None
+    mlps: Mlps = "exact"
+    demean: bool = True
+    skip_positions: int = 0
+    dtype: torch.dtype | str | None = None
+    budget: int = DEFAULT_BUDGET
+
+
+@takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
+@partial(with_options, asked=QKAsked)
+def qk_attribution(
+    model: Model,
+    dictionaries: Dictionary | Sequence[Dictionary],
+    prompt: TokensLike | Graph,
+    scores: Scores = Attended(),  # noqa: B008 - an immutable value
+    **options: Unpack[QKOptions],
+) -> QKAttribution:
+    """Scores of attention heads as sums over pairs of nodes: one that is in the query, and one that is in the key.
+
+    What a node is to a query or a key is its direct effect there, with every other node held, times its activation: through MLPs without
+    dictionaries, skip connections and, from other positions, the values of lower heads, as for an edge of a graph.
+
+    Args:
+        dictionaries: as `build` takes them.
+        prompt: one prompt, or a graph of it, whose options are then taken over.
+        scores: which; by default all that matter to where a head looks, see `Attended`.
+        keep: which pairs of each score are stored, and which marginals of each of its sides; totals are of all.
+        targets: the graph's targets, with which its nodes are numbered.
+        policy, mlps, demean, positions, skip_positions, dtype: as of `build`, with which the nodes are then the same.
+        budget: bytes of working memory, beside the parameters and the result.
+
+    Raises:
+        InputError: for a score of a layer, head or position that is not there, or of a key that its query does not see; for a graph of
+            another model or other dictionaries, and as `build`.
+        BudgetError: where what is asked for does not fit.
+    """
+    several: Any = dictionaries
+    given: Any = {"keep": QKAsked().keep, **options}
+    if isinstance(prompt, Graph):
+        again = open_graph(model, several, prompt, given)
+    else:
+        again = open_prompt(model, several, prompt, GraphAsked(**given))
+    with memory_named("attributing attention scores", "Ask for fewer of them, or keep fewer pairs (keep=TopK(k))."), torch.no_grad():
+        chosen = _choose(again, several, scores)
+        found = _Found(len(chosen))
+        if len(chosen):
+            for there in in_heads(again.opened, _wanted(chosen), again.precision, again.asked.budget):
+                with products(again.precision):
+                    for number, score in _of_layer(there, chosen, again.asked.keep):
+                        found.put(number, score)
+    call = {"kind": "qk", "model": {"name": model.name}, "keep": repr(again.asked.keep), "scores": _text(scores)}
+    return found.result(again.opened.nodes, chosen, token_strings(model, again.tokens), call)
+
+
+# ---------------------------------------------------------------------------------- which scores
+
+
+def _text(scores: Scores) -> str:
+    return repr(scores) if isinstance(scores, Attended) else f"{len(scores)} given"
+
+
+def _choose(again: Again, dictionaries: Sequence[Dictionary], scores: Scores) -> Int[Tensor, "scores 4"]:
+    """Layer, head, query and key of each."""
+    model, bundle = again.opened.bundle.model, again.opened.bundle
+    highest = min(bundle.stop.depth[0], model.config.n_layers - 1)
+    if isinstance(scores, Attended):
+        return _attended(again, dictionaries, scores, highest)
+    try:
+        rows = [[_whole(one) for one in score] for score in (scores.tolist() if isinstance(scores, Tensor) else scores)]
+        chosen = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 4)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(
+            "scores: expected Attended(least), or (layer, head, query position, key position) of each, in whole numbers."
+        ) from None
+    for row in rows:
+        _check(model.config, bundle.length, highest, *row)
+    return chosen
+
+
+def _whole(one: Any) -> int:
+    if isinstance(one, bool) or not hasattr(one, "__index__"):
+        raise TypeError
+    return int(one)
+
+
+def _check(config: ModelConfig, length: int, highest: int, layer: int, head: int, query: int, key: int) -> None:
+    """Raises InputError where there is no such score."""
+    asked = f"scores: ({layer}, {head}, {query}, {key})"
+    if not 0 <= layer < config.n_layers or not 0 <= head < config.n_heads:
+        raise InputError(
+            f"{asked}: layer {layer}, head {head}; expected layers 0 to {config.n_layers - 1} and heads 0 to {config.n_heads - 1}."
+        )
+    if layer > highest:
+        raise InputError(
+            f"{asked}: above the targets, where there are no nodes; give targets at the model's end, or layers up to {highest}."
+        )
+    if not 0 <= query < length or not 0 <= key < length:
+        raise InputError(f"{asked}: positions {query} and {key}; expected 0 to {length - 1}, of a prompt of {length} tokens.")
+    seen, wide = window(config, layer), query - key
+    if wide < 0 or (seen is not None and wide >= seen):
+        says = "" if seen is None else f", in a window of {seen}"
+        raise InputError(f"{asked}: position {query} does not see {key}; expected a key at or before its query{says}.")
+
+
+def _attended(again: Again, dictionaries: Sequence[Dictionary], rule: Attended, highest: int) -> Int[Tensor, "scores 4"]:
+    """By the patterns."""
+    if isinstance(rule.least, bool) or not isinstance(rule.least, int | float) or not 0 < rule.least <= 1:
+        raise InputError(f"scores: Attended({rule.least!r}); expected a share of attention, above 0 and at most 1.")
+    layers = rule.layers
+    if layers is None:
+        reads = [place_of(d.site).layer for d in dictionaries]
+        layers = tuple(range(min(highest, max(reads, default=highest)) + 1))
+    wrong = [layer for layer in layers if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= highest]
+    if wrong:
+        raise InputError(f"scores: Attended(layers) has {wrong[0]!r}; expected layers from 0 to {highest}, which lie below the targets.")
+    on, found = primal_of(again.opened.bundle, again.precision), []
+    for layer in sorted(set(layers)):
+        (point,) = on.attentions(layer)
+        there = (point.pattern.flatten(0, 1) >= rule.least).nonzero().cpu()
+        found.append(torch.cat([torch.full_like(there[:, :1], layer), there], dim=1))
+    return torch.cat(found) if found else torch.zeros(0, 4, dtype=torch.int64)
+
+
+def _wanted(scores: Int[Tensor, "scores 4"]) -> dict[int, Wanted]:
+    """Whose queries and keys are needed."""
+    found: dict[int, tuple[set[int], set[int]]] = {}
+    for layer, _, query, key in scores.tolist():
+        queries, keys = found.setdefault(layer, (set(), set()))
+        queries.add(query)
+        keys.add(key)
+    return {layer: Wanted(frozenset(queries), frozenset(keys)) for layer, (queries, keys) in found.items()}
+
+
+# --------------------------------------------------------------------------------- what they are made of
+
+
+class _Sums(NamedTuple):
+    node: Int[Tensor, " sums"]
+    weight: Float[Tensor, " sums"]
+
+
+class _Score(NamedTuple):
+    """One of them, whole."""
+
+    pattern: Float[Tensor, ""]
+    value: Float[Tensor, ""]
+    total: Float[Tensor, ""]
+    query_node: Int[Tensor, " pairs"]
+    key_node: Int[Tensor, " pairs"]
+    weight: Float[Tensor, " pairs"]
+    queries: _Sums
+    keys: _Sums
+
+
+class _Side:
+    """The nodes of one side of a layer's scores, and their vectors head by head, made once for all scores that share them."""
+
+    def __init__(self, there: Mapping[int, Vectors], own: Mapping[int, Float[Tensor, "heads d_head"]]) -> None:
+        self.there, self.own = there, own
+        self.rows: dict[tuple[int, int], Rows] = {}
+        self.nodes = {at: torch.cat([vectors.node, torch.tensor([OWN])]) for at, vectors in there.items()}
+
+    def at(self, position: int, head: int) -> Rows:
+        """What every node, and OWN behind them, is to a head's query or key at a position."""
+        if (position, head) not in self.rows:
+            vectors = self.there[position].vector[:, head]
+            self.rows[position, head] = Rows(torch.cat([vectors, self.own[position][head][None]]))
+        return self.rows[position, head]
+
+
+def _of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep) -> Iterator[tuple[int, _Score]]:
+    """The scores of one layer, with their numbers."""
+    space, config = there.space, there.space.config
+    queries = _Side(there.query, {at: space.own_query(at) for at in there.query})
+    keys = _Side(there.key, {at: space.own_key(at) for at in there.key})
+    group = config.n_heads // config.n_kv_heads
+    for number in (scores[:, 0] == there.layer).nonzero()[:, 0].tolist():
+        _, head, query, key = scores[number].tolist()
+        left, right = queries.at(query, head), keys.at(key, head // group)
+        scale, value = _scale(space, head, query, key)
+        pairs = strongest(left, right, keep, scale)
+        q_nodes, k_nodes = queries.nodes[query], keys.nodes[key]
+        yield number, _Score(
+            space.pattern[head, query, key], value, scale * (left.total @ right.total),
+            q_nodes[pairs.left.cpu()], k_nodes[pairs.right.cpu()], pairs.weight,
+            _sums(q_nodes, scale * (left.vector @ right.total), keep), _sums(k_nodes, scale * (right.vector @ left.total), keep),
+        )  # fmt: skip
+
+
+def _scale(space: HeadSpace, head: int, query: int, key: int) -> tuple[float, Float[Tensor, ""]]:
+    """What a product of a query and a key counts in a score, at the score's true value; and that."""
+    config, point = space.config, space.point
+    raw = (point.q[:, :, query].flatten(0, 1)[head] @ point.k[head // (config.n_heads // config.n_kv_heads), key]) * config.attention_scale
+    value = cap(raw, config.score_cap)
+    return config.attention_scale * (float(value / raw) if config.score_cap is not None and raw != 0 else 1.0), value
+
+
+def _sums(node: Int[Tensor, " nodes"], weight: Float[Tensor, " nodes"], keep: Keep) -> _Sums:
+    place = kept(keep, weight[None], weight[None])[0].nonzero()[:, 0]
+    return _Sums(node[place.cpu()], weight[place])
+
+
+class _Found:
+    """Scores as they come, layer by layer."""
+
+    def __init__(self, count: int) -> None:
+        self.scores: list[_Score | None] = [None] * count
+
+    def put(self, number: int, score: _Score) -> None:
+        """One of them."""
+        self.scores[number] = score
+
+    def result(self, nodes: Nodes, chosen: Int[Tensor, "scores 4"], strings: tuple[str, ...], call: dict[str, Any]) -> QKAttribution:
+        """All of them."""
+        scores = [score for score in self.scores if score is not None]
+        assert len(scores) == len(chosen)
+        dtype, (layer, head, query, key) = nodes.activation.dtype, chosen.unbind(1)
+        return QKAttribution(
+            nodes, layer, head, query, key,
+            _together([score.pattern[None] for score in scores], dtype), _together([score.value[None] for score in scores], dtype),
+            _together([score.total[None] for score in scores], dtype), _begins([len(score.weight) for score in scores]),
+            _together([score.query_node for score in scores], torch.int64), _together([score.key_node for score in scores], torch.int64),
+            _together([score.weight for score in scores], dtype), _marginals([score.queries for score in scores], dtype),
+            _marginals([score.keys for score in scores], dtype), strings, call,
+        )  # fmt: skip
+
+
+def _together(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([torch.zeros(0, dtype=dtype), *(part.cpu().to(dtype) for part in parts)])
+
+
+def _begins(counts: Sequence[int]) -> Int[Tensor, " plus_1"]:
+    return torch.tensor([0, *accumulate(counts)])
+
+
+def _marginals(sums: Sequence[_Sums], dtype: torch.dtype) -> Marginals:
+    node, weight = _together([each.node for each in sums], torch.int64), _together([each.weight for each in sums], dtype)
+    return Marginals(_begins([len(each.node) for each in sums]), node, weight)
