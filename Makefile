@@ -1,11 +1,12 @@
 # make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
+# make peers: graphs beside circuit-tracer's, which is installed into an environment of its own.
 # make torture: thousands of random calls against torch.func.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check soak torture format clean
+.PHONY: demo test check soak torture peers format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -31,6 +32,16 @@ soak: $(READY)
 torture: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.support.torture --seed 0 --count 3000
 
+PEERS := .venv-peers
+peers: $(READY) $(PEERS)/.ready
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -W ignore -m bench.peers.circuit_tracer graph $(PEERS)/graphs
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m bench.peers.circuit_tracer compare $(PEERS)/graphs
+
+$(PEERS)/.ready: bench/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/peers/requirements.txt
+	touch $(PEERS)/.ready
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5

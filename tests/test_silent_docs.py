@@ -137,6 +137,8 @@ def found(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
     command, rest = typer.main.get_command(cli.app), words[1:]
     while hasattr(command, "commands"):
         assert rest, f"{' '.join(words)} names no command"
+        if command.name == "graph" and rest[0] not in command.commands:
+            rest = ["build", *rest]  # a prompt in a command's place
         assert rest[0] in command.commands, f"{' '.join(words)}: no such command"
         command, rest = command.commands[rest[0]], rest[1:]
     return command, rest

@@ -21,6 +21,9 @@ from attrib.graph.graph import Graph
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model
 
+LEAST = 64
+"""Rows that are selected from together, however long they are: of fewer, the calls would take longer than what they do."""
+
 
 class GraphRows:
     """One prompt's rows, as pieces of them come. A row is selected as soon as it has been read out for all sources."""
@@ -48,7 +51,7 @@ class GraphRows:
 
     def _select(self, rows: Int[Tensor, " rows"], gradients: list[Float[Tensor, "rows _"]]) -> None:
         width = sum(gradient.shape[1] for gradient in gradients)
-        at_once = max(1, pieces_of(gradients[0].device).select // max(1, width))
+        at_once = max(LEAST, pieces_of(gradients[0].device).select // max(1, width))
         for first in range(0, len(rows), at_once):
             whole = torch.cat([gradient[first : first + at_once] for gradient in gradients], dim=1)
             self.selected.add(rows[first : first + at_once], whole, self.activation, self.node, self.keep)

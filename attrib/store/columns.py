@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from jaxtyping import Int
-from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.store.layout import CHUNK, import_plugin
+
+if TYPE_CHECKING:  # statistics are read without torch, which takes longer to import than they do
+    from torch import Tensor
 
 
 def filters_of(compression: str | None) -> dict[str, Any]:
@@ -29,12 +31,12 @@ def filters_of(compression: str | None) -> dict[str, Any]:
     raise InputError(f"compression: {compression!r}; expected None, 'gzip', 'lzf', 'blosc-lz4' or 'zstd'.")
 
 
-def array(column: Tensor, dtype: type[np.generic] | None = None) -> np.ndarray:
+def array(column: "Tensor", dtype: type[np.generic] | None = None) -> np.ndarray:
     """A tensor as numpy has it."""
     return np.asarray(column.detach().cpu().numpy(), dtype)
 
 
-def integers(column: Int[Tensor, " n"]) -> np.ndarray:
+def integers(column: "Int[Tensor, ' n']") -> np.ndarray:
     """Give the numbers as int32 where every value fits, else as int64."""
     values, limits = array(column, np.int64), np.iinfo(np.int32)
     fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max

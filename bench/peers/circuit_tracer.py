@@ -281,7 +281,7 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
         difference, relative = distance(ordered, theirs)
         count = count if max_nodes is None else f"{len(theirs.latents):,} of {max_nodes:,}"
         values = (
-            f"{count:,}",
+            count,
             f"{theirs.edges.count_nonzero():,}",
             f"{theirs.edges.abs().max():.2g}",
             f"{difference:.1e}",
