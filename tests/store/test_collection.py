@@ -859,6 +859,8 @@ import shutil, sys
 from pathlib import Path
 source, folder = map(Path, sys.argv[1:])
 for path in sorted(source.iterdir()):
+    if (folder / path.name).exists():
+        continue  # a job writes each shard once
     partial = folder / f".{path.name}.partial"
     shutil.copyfile(path, partial)
     partial.rename(folder / path.name)
