@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.types import warn
 from attrib.graph.graph import Graph
 from attrib.graph.scoring import influence
 
@@ -36,6 +37,10 @@ def expand(graph: Graph, more: More, max_nodes: int, block: int) -> Graph:
         order = score.argsort(descending=True, stable=True)[: min(block, max_nodes - found)]
         chosen = order[score[order] > 0].sort().values
         if not len(chosen):
+            warn(
+                f"max_nodes: {found} of {max_nodes} latents are reached along the edges that are kept, so no rows of others were computed. "
+                "Keep more of each row, as keep=Mass(0.98) or a larger TopK(k) does."
+            )
             break
         is_left[chosen] = False
         found += len(chosen)

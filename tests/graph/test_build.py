@@ -329,3 +329,10 @@ def test_no_row_is_computed_that_nothing_asks_for(monkeypatch: pytest.MonkeyPatc
     none = graph_of(model, "all", targets=TopLogits(3), max_nodes=0)
     assert len(none.targets) == 3
     assert none.worst < 1e-10
+
+
+def test_a_rule_that_keeps_no_way_to_more_latents_is_told():
+    model = build("gpt2", torch.float64)
+    with pytest.warns(attrib.core.types.AttribWarning, match=r"max_nodes: \d+ of 500 latents are reached"):
+        graph = graph_of(model, "transcoders", targets=TopLogits(2), keep=TopK(1), max_nodes=500)
+    assert len(graph.nodes.of_kind("latent")) < 500
