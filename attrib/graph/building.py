@@ -119,12 +119,13 @@ class _Call:
         with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
             numbered = enumerate(track(self.prompts, self.options.progress))
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
-            return list(self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened))
+            found = self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened)
+            return list(refusing(found, self._refuse))
 
     def _whole(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
         """All rows, pack by pack."""
-        first, planned = 0, packs(opened, self._joint, self.options.budget, plan_joint)
-        for pack, plan in refusing(planned, self._refuse):
+        first = 0
+        for pack, plan in packs(opened, self._joint, self.options.budget, plan_joint):
             self._grow(plan.joint)
             growing = [GraphRows(each, self.options.keep) for _, each in pack]
             self._fill(growing, [each for _, each in pack], plan)
@@ -156,6 +157,7 @@ class _Call:
 
         def more(nodes: Int[Tensor, " nodes"]) -> Graph:
             part, plan = planned(nodes)
+            self._grow(plan.joint)
             self._fill([rows], [part], plan)
             return rows.graph(self.ends.model, ids, self.call)
 
@@ -196,7 +198,8 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
         "dictionaries": list(map(_named, given)),
         "policy": asked.policy._asdict(), "targets": [repr(what) for what in asked.outputs], "keep": repr(asked.keep),
         "positions": list(positions) if isinstance(positions, tuple) else positions, "mlps": asked.mlps, "demean": asked.demean,
-        "skip_positions": asked.skip_positions, "dtype": precision.name, "method": asked.method, "budget": asked.budget,
+        "skip_positions": asked.skip_positions, "max_nodes": asked.max_nodes, "block": asked.block,
+        "dtype": precision.name, "method": asked.method, "budget": asked.budget,
     }  # fmt: skip
 
 

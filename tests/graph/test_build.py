@@ -336,3 +336,20 @@ def test_a_rule_that_keeps_no_way_to_more_latents_is_told():
     with pytest.warns(attrib.core.types.AttribWarning, match=r"max_nodes: \d+ of 500 latents are reached"):
         graph = graph_of(model, "transcoders", targets=TopLogits(2), keep=TopK(1), max_nodes=500)
     assert len(graph.nodes.of_kind("latent")) < 500
+
+
+def test_a_prompt_that_does_not_fit_is_named_where_rows_are_chosen_too():
+    model = build("gpt2", torch.float64)
+    prompts, cuts = [prompt(3), prompt(12, seed=1)], dictionaries(model, "transcoders")
+    said = []
+    for chosen in ({}, {"max_nodes": 20}):
+        with pytest.raises(BudgetError) as refused:
+            build_graphs(model, cuts, prompts, budget=10, **chosen)
+        said.append(str(refused.value))
+    assert "prompt 1" in said[0]
+    assert said[0] == said[1]
+
+
+def test_a_graph_says_how_its_rows_were_chosen():
+    call = graph_of(build("gpt2", torch.float64), "transcoders", max_nodes=20, block=7).call
+    assert (call["max_nodes"], call["block"]) == (20, 7)
