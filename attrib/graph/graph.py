@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor
 from attrib.core.slices import counts_of, entries_of, ptr_of
 from attrib.core.types import InputError
 from attrib.graph.nodes import Nodes
+from attrib.graph.rowed import Rowed
 
 if TYPE_CHECKING:
     import scipy.sparse
 
 
 @dataclass(frozen=True, repr=False)
-class Graph:
+class Graph(Rowed):
     """Direct effects on targets. Row r is that of node `targets[r]`, and holds the edges `indptr[r]:indptr[r+1]`.
 
     An edge's weight is an attribution: the derivative of the target by the source, with every other node held, times the source's
@@ -63,29 +63,11 @@ class Graph:
         if len(self.strings) != len(self.tokens):
             raise InputError(f"strings: {len(self.strings)} of them for {len(self.tokens)} tokens.")
 
-    def __len__(self) -> int:
-        return self.indices.shape[0]
-
     def __repr__(self) -> str:
         return (
             f"Graph({len(self.tokens)} tokens, {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges; "
             f"remainder at most {self.worst:.1e} of its row's scale)"
         )
-
-    @cached_property
-    def row(self) -> Int[Tensor, " edges"]:
-        """The number of the row of each edge."""
-        return torch.arange(len(self.targets)).repeat_interleave(self.indptr.diff())
-
-    @property
-    def target(self) -> Int[Tensor, " edges"]:
-        """The number of the node that each edge goes to."""
-        return self.targets[self.row]
-
-    @property
-    def remainder(self) -> Float[Tensor, " targets"]:
-        """What each row's nodes do not account for: zero up to rounding where everything between them is linear."""
-        return self.value - self.own - self.total
 
     @property
     def dropped(self) -> Float[Tensor, " targets"]:

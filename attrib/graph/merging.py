@@ -12,10 +12,11 @@ from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.graph.keys import Key, align, matching
 from attrib.graph.nodes import Nodes
+from attrib.graph.rowed import Rowed
 
 
 @dataclass(frozen=True, repr=False)
-class MergedGraph:
+class MergedGraph(Rowed):
     """A graph of supernodes: each node of a graph is a member of one, alone or with others. Row r is that of supernode `targets[r]`.
 
     Each column of a row is the sum over the rows of its members, and so is each edge. What members give to each other is `inner`:
@@ -52,26 +53,8 @@ class MergedGraph:
     strings: tuple[str, ...]
     call: Mapping[str, object] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return self.indices.shape[0]
-
     def __repr__(self) -> str:
         return f"MergedGraph({len(self.names):,} supernodes of {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges)"
-
-    @property
-    def row(self) -> Int[Tensor, " edges"]:
-        """The number of the row of each edge."""
-        return torch.arange(len(self.targets)).repeat_interleave(self.indptr.diff())
-
-    @property
-    def target(self) -> Int[Tensor, " edges"]:
-        """The number of the supernode that each edge goes to."""
-        return self.targets[self.row]
-
-    @property
-    def remainder(self) -> Float[Tensor, " targets"]:
-        """What the nodes of a row do not account for."""
-        return self.value - self.own - self.total
 
     @property
     def dropped(self) -> Float[Tensor, " targets"]:

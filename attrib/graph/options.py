@@ -17,8 +17,8 @@ Mlps = Literal["exact", "leaf"]
 """What becomes of an MLP that no dictionary replaces: derivatives pass it, or what it writes is a node of its own."""
 
 
-class GraphOptions(TypedDict, total=False):
-    """The options of `build`; what each means is said there."""
+class EndsOptions(TypedDict, total=False):
+    """Those of whatever is asked about a graph's nodes; what each means is said by `build`."""
 
     targets: Output | Sequence[Output]
     policy: Policy
@@ -27,10 +27,15 @@ class GraphOptions(TypedDict, total=False):
     mlps: Mlps
     demean: bool
     skip_positions: int
-    max_nodes: int | None
-    block: int
     dtype: torch.dtype | str | None
     budget: int
+
+
+class GraphOptions(EndsOptions, total=False):
+    """The options of `build`."""
+
+    max_nodes: int | None
+    block: int
     method: Method
     progress: bool | Progress
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -32,8 +32,7 @@ from attrib.graph.again import Again, open_graph, open_prompt
 from attrib.graph.graph import Graph
 from attrib.graph.head_space import HeadSpace, InHeads, Vectors, Wanted, in_heads, primal_of
 from attrib.graph.nodes import Nodes
-from attrib.graph.options import GraphAsked, Mlps
-from attrib.graph.outputs import Output
+from attrib.graph.options import EndsOptions, GraphAsked, Mlps
 from attrib.graph.pairs import Rows, strongest
 from attrib.models.tokens import TokensLike, token_strings
 from attrib.models.transformer import Model, ModelConfig, cap, window
@@ -149,23 +148,9 @@ class Marginals(NamedTuple):
     weight: Float[Tensor, " sums"]
 
 
-class QKOptions(TypedDict, total=False):
-    """The options of `qk_attribution`; what each means is said there and at `build`."""
-
-    targets: Output | Sequence[Output]
-    policy: Policy
-    keep: Keep
-    positions: PositionsLike
-    mlps: Mlps
-    demean: bool
-    skip_positions: int
-    dtype: torch.dtype | str | None
-    budget: int
-
-
 @dataclass(frozen=True)
 class QKAsked:
-    """Their defaults."""
+    """The options of `qk_attribution`, each with its default."""
 
     targets: Any = TopLogits(10, mass=0.95)  # noqa: RUF009 - an immutable value
     policy: Policy = LINEAR
@@ -185,7 +170,7 @@ def qk_attribution(
     dictionaries: Dictionary | Sequence[Dictionary],
     prompt: TokensLike | Graph,
     scores: Scores = Attended(),  # noqa: B008 - an immutable value
-    **options: Unpack[QKOptions],
+    **options: Unpack[EndsOptions],
 ) -> QKAttribution:
     """Scores of attention heads as sums over pairs of nodes: one that is in the query, and one that is in the key.
 

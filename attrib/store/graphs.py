@@ -26,14 +26,12 @@ from attrib.store.reading import (
     BYTE,
     FLOAT,
     INTEGER,
-    KINDS,
     Checked,
     Fault,
-    attribute,
+    check_kind,
     child,
     damaged,
     dataset,
-    format_of,
     open_file,
     read_json,
     translated,
@@ -96,7 +94,7 @@ class Graphs(AbstractContextManager["Graphs"]):
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self._file = path, file
-        _check_header(file)
+        check_kind(file, GRAPHS, VERSION, "graphs", "attrib.save wrote of graphs")
         self.packages: dict[str, str] = read_json(file, "packages")
         """Versions of the packages that wrote the file."""
         self._listing: Checked = child(Checked(file["/"].id), "graphs", h5py.Group)
@@ -170,18 +168,6 @@ def faults_of_graphs(path: Path) -> Iterator[Fault]:
                     yield Fault.of_error(path, error)
     except FormatError as error:
         yield Fault.of_error(path, error)
-
-
-def _check_header(file: h5py.File) -> None:
-    found = format_of(file)
-    if found != GRAPHS:
-        other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
-        raise FormatError(f"{file.filename}: an HDF5 file, but not of graphs: {other}. Give a file that attrib.save wrote of graphs.")
-    version = attribute(file, "format_version", "i")
-    if version != VERSION:
-        raise FormatError(
-            f"{file.filename}: graphs of format version {version}; this attrib reads version {VERSION}. Install the attrib that wrote it."
-        )
 
 
 def _read(group: Checked) -> Graph:

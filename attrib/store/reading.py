@@ -130,6 +130,24 @@ def format_of(file: h5py.File) -> str | None:
     return next((kind for kind in KINDS if found == kind.encode()), None)
 
 
+def check_kind(file: h5py.File, kind: str, version: int, what: str, expected: str) -> None:
+    """Raises FormatError where a file is not of a kind, or of a version that this attrib does not know.
+
+    Args:
+        what: what files of this kind hold.
+        expected: which file to give in its place.
+    """
+    found = format_of(file)
+    if found != kind:
+        other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
+        raise FormatError(f"{file.filename}: an HDF5 file, but not of {what}: {other}. Give a file that {expected}.")
+    of_file = attribute(file, "format_version", "i")
+    if of_file != version:
+        raise FormatError(
+            f"{file.filename}: {what} of format version {of_file}; this attrib reads version {version}. Install the attrib that wrote it."
+        )
+
+
 def check_version(file: h5py.File) -> None:
     """Raises FormatError where a file is no shard, or of a version that this attrib does not know."""
     found = format_of(file)

@@ -18,7 +18,7 @@ from jaxtyping import Shaped
 from attrib.core.types import EdgeKind, FormatError
 from attrib.store.columns import json_text, packages, text
 from attrib.store.layout import REMEDY, STATISTICS, Block
-from attrib.store.reading import KINDS, attribute, child, damaged, dataset, format_of, open_file, read_call, read_text, translated
+from attrib.store.reading import attribute, check_kind, child, damaged, dataset, open_file, read_call, read_text, translated
 from attrib.store.writing import check_output, created
 
 VERSION = 1
@@ -89,16 +89,7 @@ def damaged_statistics(path: Path, block: Block, fault: str) -> FormatError:
 
 
 def _read_header(file: h5py.File) -> int:
-    found = format_of(file)
-    if found != STATISTICS:
-        other = f"it holds {sorted(file)[:8]}" if found is None else KINDS[found]
-        raise FormatError(f"{file.filename}: an HDF5 file, but not of statistics: {other}. Give a file that `attrib stats build` wrote.")
-    version = attribute(file, "format_version", "i")
-    if version != VERSION:
-        raise FormatError(
-            f"{file.filename}: statistics of format version {version}; this attrib reads version {VERSION}. "
-            "Install the attrib that wrote it."
-        )
+    check_kind(file, STATISTICS, VERSION, "statistics", "`attrib stats build` wrote")
     memory = attribute(file, "memory", "i")
     if memory is None or np.ndim(memory) or memory < 1:
         raise damaged(file, f"the attribute memory is {memory}, and not a positive integer")
