@@ -155,16 +155,18 @@ class _Call:
             part = opened.only(nodes)
             return part, plan_joint(self._joint((ids, part)), self.options.budget)
 
-        def more(nodes: Int[Tensor, " nodes"]) -> Graph:
-            part, plan = planned(nodes)
+        def filled(part: Opened, plan: JointPlan) -> Graph:
             self._grow(plan.joint)
             self._fill([rows], [part], plan)
             return rows.graph(self.ends.model, ids, self.call)
 
-        every, mattering = (planned(nodes)[1].cost.total for nodes in (opened.node_of_row, torch.cat([outputs, some])))
-        if every > SHARED * mattering:
+        def more(nodes: Int[Tensor, " nodes"]) -> Graph:
+            return filled(*planned(nodes))
+
+        every, (_, mattering) = planned(opened.node_of_row), planned(torch.cat([outputs, some]))
+        if every[1].cost.total > SHARED * mattering.cost.total:
             return expand(more(outputs), more, asked.max_nodes, asked.block)
-        whole, there = more(opened.node_of_row), [outputs]
+        whole, there = filled(*every), [outputs]
 
         def of_whole(nodes: Int[Tensor, " nodes"]) -> Graph:
             there.append(nodes)
