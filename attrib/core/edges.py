@@ -5,9 +5,11 @@ rows and columns. Both tables are in canonical order: by prompt, then (position,
 the order in which they were asked for.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -321,10 +323,21 @@ class Growing:
             self.pieces[-1] = self.pieces[-1][: self.used]
         return concatenated(self.pieces or [none])
 
-    def so_far(self, none: Tensor) -> Tensor:
-        """All of it, as `whole`; what is appended afterwards lies behind it."""
-        whole = self.whole(none)
-        self.pieces, self.used, self.size = [whole], len(whole), len(whole)
+    def read(self, runs: Sequence[tuple[int, int]], into: Tensor) -> None:
+        """Copy runs `[first, end)` of it, one behind the other."""
+        begins, at = [0, *accumulate(map(len, self.pieces))], 0
+        for start, end in runs:
+            first, number = start, bisect_right(begins, start) - 1
+            while first < end:
+                upto = min(end, begins[number + 1])
+                into[at : at + upto - first] = self.pieces[number][first - begins[number] : upto - begins[number]]
+                at, first, number = at + upto - first, upto, number + 1
+
+    def in_order(self, runs: Sequence[tuple[int, int]], none: Tensor) -> Tensor:
+        """Such runs as one tensor; the column is empty afterwards. `none` is of its kind."""
+        whole = none.new_empty(sum(end - first for first, end in runs))
+        self.read(runs, whole)
+        self.pieces.clear()
         return whole
 
 

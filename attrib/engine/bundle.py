@@ -159,8 +159,46 @@ def joint_of(bundles: Sequence[Bundle]) -> Joint:
     )  # fmt: skip
 
 
+class Found(NamedTuple):
+    """Rows of one prompt by all sources, as a sweep leaves them."""
+
+    order: Order
+    """Which rows they are."""
+    prompt: int
+    """Its number among those that were swept together."""
+    blocks: Sequence[Block]
+    """Of all of these; rows are numbered as each one's order has them."""
+
+    def fill(self, runs: Sequence[tuple[int, int]], counts: Sequence[int], into: Float[Tensor, "rows columns"]) -> None:
+        """Write some rows, by the first so many sources of each set, side by side.
+
+        Args:
+            runs: which rows, as runs `[first, end)`, one behind the other.
+            counts: how many of each set of sources.
+        """
+        for number, columns in enumerate(into.split(list(counts), dim=1)):
+            blocks, row = [block for block in self.blocks if number in block.columns], 0
+            for run in runs if columns.shape[1] else ():
+                part = columns[row : row + run[1] - run[0]]
+                there = [found for block in blocks if (found := block.first(number, self.prompt, run, columns.shape[1])) is not None]
+                part.copy_(there[0]) if there else part.zero_()
+                for more in there[1:]:
+                    part += more
+                row += len(part)
+
+
 def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl = "torch") -> Iterator[tuple[int, Piece]]:
     """The Jacobians of a pack of bundles, with the number of the prompt that each piece is of. Rows of one pair come in order of position.
+
+    The arguments and warnings are those of `found_rows`.
+    """
+    for number, found in found_rows(bundles, plan, precision, impl):
+        yield from ((number, piece) for piece in _pieces(bundles[number], found))
+        del found  # before the next sweep fills another
+
+
+def found_rows(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl = "torch") -> Iterator[tuple[int, Found]]:
+    """The rows of the Jacobians of a pack of bundles by all sources, sweep by sweep, with the number of the prompt that they are of.
 
     Args:
         precision: of the sweep's products.
@@ -173,8 +211,8 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
     orders = [bundle.order_of(above) for bundle in bundles]
     swept = in_halves(
         plan.sweeps,
-        partial(_share, bundles, plan, precision, impl),
-        lambda shared, first, end: _sweep(shared, bundles, orders, precision, first, end),
+        partial(share, bundles, plan, precision, impl),
+        lambda shared, first, end: sweep(shared, bundles, orders, precision, first, end),
         lambda is_shared: len(bundles) > 1 or (is_shared and plan.joint.meets is not None),
     )
     for done in swept:
@@ -182,39 +220,40 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
             yield from _one_by_one(bundles, plan, precision, impl)
             return
         for rows in done[1]:
-            yield from _pieces(bundles, rows)
+            yield from ((prompt, Found(order, prompt, rows.blocks)) for prompt, order in enumerate(rows.orders))
             del rows
         del done  # before the next sweep fills another
 
 
-def _one_by_one(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Piece]]:
+def _one_by_one(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Found]]:
     """What takes less memory than a pack, or than tangents beside it: cotangents, prompt by prompt."""
     warnings.warn(f"out of memory with {len(bundles)} prompt(s) {plan.way}; going on down, one at a time.", stacklevel=3)
     for number, bundle in enumerate(bundles):
-        for _, piece in jacobians([bundle], in_smaller_pieces(joint_of([bundle]), plan), precision, impl):
-            yield number, piece
+        for _, found in found_rows([bundle], in_smaller_pieces(joint_of([bundle]), plan), precision, impl):
+            yield number, found
+            del found
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Rows of every prompt, and what has been found of them."""
 
     orders: Sequence[Order]
     blocks: list[Block]
 
 
-def _pieces(bundles: Sequence[Bundle], rows: _Rows) -> Iterator[tuple[int, Piece]]:
+def _pieces(bundle: Bundle, found: Found) -> Iterator[Piece]:
     """Pair by pair."""
-    for prompt, (bundle, (of_set, place)) in enumerate(zip(bundles, rows.orders, strict=True)):
-        for target, end in enumerate(bundle.targets):
-            chosen = (of_set == target).nonzero().squeeze(1)
-            for source in range(len(bundle.sources)) if len(chosen) else ():
-                if source not in end.barred:
-                    yield prompt, Piece(source, target, place[chosen], _gradient(bundle, source, prompt, chosen, rows.blocks))
+    of_set, place = found.order
+    for target, end in enumerate(bundle.targets):
+        chosen = (of_set == target).nonzero().squeeze(1)
+        for source in range(len(bundle.sources)) if len(chosen) else ():
+            if source not in end.barred:
+                yield Piece(source, target, place[chosen], _gradient(bundle, source, found, chosen))
 
 
-def _gradient(bundle: Bundle, source: int, prompt: int, rows: Int[Tensor, " chosen"], blocks: Sequence[Block]) -> Float[Tensor, "chosen _"]:
+def _gradient(bundle: Bundle, source: int, found: Found, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen _"]:
     """Some rows of one prompt, by one kind of sources: what all blocks have of them."""
-    parts = [part for block in blocks if (part := block.of(source, prompt, rows)) is not None]
+    parts = [part for block in found.blocks if (part := block.of(source, found.prompt, rows)) is not None]
     if not parts:
         position = bundle.sources[source].sources.position
         return torch.zeros(len(rows), len(position), dtype=bundle.model.dtype, device=position.device)
@@ -223,19 +262,20 @@ def _gradient(bundle: Bundle, source: int, prompt: int, rows: Int[Tensor, " chos
     return parts[0]
 
 
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """What all sweeps of a pack share."""
 
     on: Primal
     sources: list[SourceSet]
     between: Between
     lifted: Lifted | None
-    below: list[_Rows]
+    below: list[Rows]
     """What has been found as sources were lifted, until the first sweep is over."""
 
 
 @torch.no_grad()
-def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> _Shared:
+def share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Shared:
+    """What comes before the first sweep: the primal point, and what is lifted."""
     one, lengths, joint = bundles[0], [bundle.length for bundle in bundles], plan.joint
     whole = joint.whole
     on = primal(
@@ -246,13 +286,13 @@ def _share(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, imp
     ends = ([bundle.sources[number] for bundle in bundles] for number in range(len(one.sources)))
     sources = [source_set(on, end) for end in ends]
     if joint.meets is None:
-        return _Shared(on, sources, between, None, [])
+        return Shared(on, sources, between, None, [])
     orders = [[bundle.order_of([number]) for bundle in bundles] for number in joint.below]
     with products(precision):
         below = [_target_set(on, bundles, number, own) for number, own in zip(joint.below, orders, strict=True)]
         lifted = lift(on, joint.meets, below, sources, joint.lifted, between)
-    found = [_Rows(own, blocks) for own, blocks in zip(orders, lifted.below, strict=True)]
-    return _Shared(on, sources, between, lifted._replace(below=[]), found)
+    found = [Rows(own, blocks) for own, blocks in zip(orders, lifted.below, strict=True)]
+    return Shared(on, sources, between, lifted._replace(below=[]), found)
 
 
 def source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
@@ -265,13 +305,13 @@ def source_set(on: Primal, ends: Sequence[SourceEnd]) -> SourceSet:
 
 
 @torch.no_grad()
-def _sweep(shared: _Shared, bundles: Sequence[Bundle], orders: Sequence[Order], precision: Precision, first: int, end: int) -> list[_Rows]:
+def sweep(shared: Shared, bundles: Sequence[Bundle], orders: Sequence[Order], precision: Precision, first: int, end: int) -> list[Rows]:
     """One sweep over the rows `first:end` of one bundle, or over all rows of several; with the first, what has been found before it."""
     taken = [order.only(first, end) if len(bundles) == 1 else order for order in orders]
     with products(precision):
         targets = [_target_set(shared.on, bundles, number, taken) for number in sorted({n for each in taken for n in each.of_set.tolist()})]
         found = join(shared.on, targets, shared.sources, shared.between, shared.lifted) if targets else []
-    rows = [*shared.below, _Rows(taken, found)]
+    rows = [*shared.below, Rows(taken, found)]
     shared.below.clear()
     return rows
 

@@ -19,14 +19,16 @@ from attrib.core.room import free_memory, memory_named
 from attrib.core.types import BudgetError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted, known_to
-from attrib.engine.bundle import jacobians, joint_of
+from attrib.engine.bundle import found_rows, joint_of
+from attrib.engine.on_demand import OnDemand
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
+from attrib.engine.sweep.primal import remembered_bytes
 from attrib.graph.ends import GraphEnds, Opened, opened_bytes
-from attrib.graph.expand import expand
+from attrib.graph.expand import Reach, expand, reach_bytes
 from attrib.graph.graph import Graph
 from attrib.graph.neurons import NAME, Neurons, check_neurons
 from attrib.graph.options import GraphAsked, GraphOptions
@@ -136,9 +138,9 @@ class _Call:
 
     def _fill(self, growing: Sequence["GraphRows"], pack: Sequence[Opened], plan: JointPlan) -> None:
         """Compute the rows of a pack."""
-        for number, piece in jacobians([each.bundle for each in pack], plan, self.precision, self.options.impl):
-            growing[number].add(piece, pack[number].rows)
-            del piece  # before the next is computed
+        for number, found in found_rows([each.bundle for each in pack], plan, self.precision, self.options.impl):
+            growing[number].add(found)
+            del found  # before the next is computed
 
     def _expanded(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
         """The rows that matter, prompt by prompt."""
@@ -147,37 +149,35 @@ class _Call:
             del prompted
 
     def _expand(self, ids: Tensor, opened: Opened) -> Graph:
-        asked, latents = self.asked, torch.isin(opened.node_of_row, opened.nodes.of_kind("latent"))
-        rows, outputs = GraphRows(opened, self.options.keep), opened.node_of_row[~latents].sort().values
-        some = evenly(opened.node_of_row[latents], asked.max_nodes)
+        asked, reach = self.asked, Reach(opened.nodes, opened.importance)
+        is_latent = torch.isin(opened.node_of_row, reach.latents)
+        outputs = opened.node_of_row[~is_latent].sort().values
+        some = self._joint((ids, opened.only(torch.cat([outputs, evenly(opened.node_of_row[is_latent], asked.max_nodes)]))))
+        plan = plan_joint(some, self.options.budget, every=self._joint((ids, opened)))
+        self._grow(some)
+        there = OnDemand(opened.bundle, plan, self.precision, self.options.impl, self.options.budget)
+        rows = GraphRows(opened, self.options.keep, reach.add)
 
-        def planned(nodes: Int[Tensor, " nodes"]) -> tuple[Opened, JointPlan]:
-            part = opened.only(nodes)
-            return part, plan_joint(self._joint((ids, part)), self.options.budget)
+        def more(nodes: Int[Tensor, " nodes"]) -> None:
+            for found, chosen in there.rows([torch.isin(own, nodes).nonzero()[:, 0] for own in opened.rows]):
+                rows.add(found, chosen)
+                del found  # before the next is computed
 
-        def filled(part: Opened, plan: JointPlan) -> Graph:
-            self._grow(plan.joint)
-            self._fill([rows], [part], plan)
-            return rows.graph(self.ends.model, ids, self.call)
-
-        def more(nodes: Int[Tensor, " nodes"]) -> Graph:
-            return filled(*planned(nodes))
-
-        every, (_, mattering) = planned(opened.node_of_row), planned(torch.cat([outputs, some]))
-        if every[1].cost.total > SHARED * mattering.cost.total:
-            return expand(more(outputs), more, asked.max_nodes, asked.block)
-        whole, there = filled(*every), [outputs]
-
-        def of_whole(nodes: Int[Tensor, " nodes"]) -> Graph:
-            there.append(nodes)
-            return whole.of_rows(whole.row_of[torch.cat(there).sort().values])
-
-        return expand(whole.of_rows(whole.row_of[outputs]), of_whole, asked.max_nodes, asked.block)
+        more(outputs)
+        left = torch.ones(len(opened.nodes), dtype=torch.bool).index_fill(0, reach.latents, False)
+        left[expand(reach, more, asked.max_nodes, asked.block)] = True
+        return rows.graph(self.ends.model, ids, self.call).take(left.nonzero()[:, 0])
 
     def _joint(self, prompted: Prompted) -> Joint:
         """The work of a prompt whose nodes are known."""
-        joint = replace(joint_of([prompted[1].bundle]), itemsize=self.precision.path.itemsize)
-        return replace(joint, opened=opened_bytes(self.ends, prompted[1], joint.itemsize))
+        opened = prompted[1]
+        joint = replace(joint_of([opened.bundle]), itemsize=self.precision.path.itemsize)
+        held = opened_bytes(self.ends, opened, joint.itemsize)
+        if self.asked.max_nodes is not None:
+            kept = reach_bytes(opened.nodes, self.asked.max_nodes, joint.itemsize)
+            kept += remembered_bytes(self.ends.model.config, [opened.bundle.length], joint.itemsize)
+            held = held._replace(held=held.held + kept, whole=held.whole + kept)
+        return replace(joint, opened=held)
 
     def _refuse(self) -> None:
         """Raises BudgetError with what is enough for all prompts."""
@@ -203,10 +203,6 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
         "skip_positions": asked.skip_positions, "max_nodes": asked.max_nodes, "block": asked.block,
         "dtype": precision.name, "method": asked.method, "budget": asked.budget,
     }  # fmt: skip
-
-
-SHARED = 1.3
-"""All rows are computed where that takes fewer products than this many times those that matter: block by block, these share less."""
 
 
 def _named(given: Given) -> dict[str, Any]:

@@ -1,50 +1,81 @@
 """The rows that matter: latents' rows are computed block by block, those first through which most of the outputs is reached.
 
-Influence over the rows at hand says which latents matter; the rows of the next block may change that, so it is asked again. The order is
-the same whether rows are computed as they are wanted or all at once, so what is found does not depend on how.
+How much of the outputs is reached through a latent follows from the rows at hand, whole, whatever is kept of them. The rows of the
+next block may change that, so it is asked again.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.types import warn
-from attrib.graph.graph import Graph
-from attrib.graph.scoring import influence
+from attrib.graph.nodes import Nodes
 
 BLOCK = 512
 """Rows between two rankings, where none is asked for."""
 
-More = Callable[[Int[Tensor, " nodes"]], Graph]
-"""The graph with the rows of some more nodes, by their numbers, ascending."""
+More = Callable[[Int[Tensor, " nodes"]], None]
+"""Computes the rows of some more nodes, by their numbers, ascending, and tells `Reach` of them."""
 
 
-def expand(graph: Graph, more: More, max_nodes: int, block: int) -> Graph:
-    """The graph of the latents that matter most, with everything that is no latent.
+class _Part(NamedTuple):
+    """Rows of one set of targets by latents: each edge's size as a share of its row."""
+
+    rows: Int[Tensor, " rows"]
+    share: Float[Tensor, "rows latents"]
+    latents: Int[Tensor, " latents"]
+
+
+class Reach:
+    """Whole rows, as far as latents are their sources: through others nothing is reached that has a row."""
+
+    def __init__(self, nodes: Nodes, importance: Float[Tensor, " nodes"]) -> None:
+        self.latents, self.parts = nodes.of_kind("latent"), list[_Part]()
+        self.is_latent = torch.zeros(len(nodes), dtype=torch.bool).index_fill(0, self.latents, True)
+        self.importance = importance.double()
+
+    def add(
+        self, rows: Int[Tensor, " rows"], weight: Float[Tensor, "rows seen"], l1: Float[Tensor, " rows"], node: Int[Tensor, " seen"]
+    ) -> None:
+        """Some rows of one set of targets; see `Watching`."""
+        chosen = self.is_latent[node].nonzero()[:, 0]
+        size = weight.index_select(1, chosen.to(weight.device)).abs_().cpu()
+        self.parts.append(_Part(rows, size.div_(l1.clamp_min(torch.finfo(l1.dtype).tiny)[:, None]), node[chosen]))
+
+    def influence(self) -> Float[Tensor, " latents"]:
+        """How much of the outputs is reached through each latent, along the rows so far, in float64 (scoring.py)."""
+        found = torch.zeros_like(self.importance)
+        # an edge goes to a later set, so all that is reached through rows is known before they are asked
+        for rows, share, latents in sorted(self.parts, key=lambda part: -int(part.rows[0])):
+            reached = found[rows] + self.importance[rows]
+            found.index_add_(0, latents, (reached.to(share.dtype) @ share).double())
+        return found[self.latents]
+
+
+def reach_bytes(nodes: Nodes, max_nodes: int, itemsize: int) -> int:
+    """What `Reach` holds when all is done."""
+    latents, outputs = (len(nodes.of_kind(*kinds)) for kinds in (("latent",), ("logit", "target")))
+    return itemsize * (min(max_nodes, latents) + outputs) * latents
+
+
+def expand(reach: Reach, more: More, max_nodes: int, block: int) -> Int[Tensor, " chosen"]:
+    """Have the rows computed of the latents that matter most. Returns these, ascending.
 
     Args:
-        graph: of all nodes, with the rows of the outputs alone.
-        more: computes rows.
-        max_nodes: how many latents stay at most. A latent through which nothing is reached is none of them.
+        reach: knows the rows of the outputs.
+        max_nodes: how many latents are chosen at most. One through which nothing is reached is none of them.
         block: how many rows are computed between two rankings.
     """
-    latents = graph.nodes.of_kind("latent")
-    is_left, found = torch.ones(len(latents), dtype=torch.bool), 0
+    latents, is_left, found = reach.latents, torch.ones(len(reach.latents), dtype=torch.bool), 0
     while found < max_nodes:
-        score = influence(graph)[latents].where(is_left, torch.zeros(()).double())
+        score = reach.influence().where(is_left, 0.0)
         order = score.argsort(descending=True, stable=True)[: min(block, max_nodes - found)]
         chosen = order[score[order] > 0].sort().values
         if not len(chosen):
-            warn(
-                f"max_nodes: {found} of {max_nodes} latents are reached along the edges that are kept, so no rows of others were computed. "
-                "Keep more of each row, as keep=Mass(0.98) or a larger TopK(k) does."
-            )
             break
         is_left[chosen] = False
         found += len(chosen)
-        graph = more(latents[chosen])
-    others = torch.ones(len(graph.nodes), dtype=torch.bool)
-    others[latents[is_left]] = False
-    return graph.take(others.nonzero()[:, 0])
+        more(latents[chosen])
+    return latents[~is_left]

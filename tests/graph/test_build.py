@@ -1,5 +1,6 @@
 """Attribution graphs: every row adds up, and every edge is the plain function's derivative."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from torch.func import jacrev
 
 import attrib
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, Difference, Direction, InputError, Mass, Site, TokenLogits, TopK, TopLogits
-from attrib.engine.bundle import jacobians
+from attrib.engine.bundle import sweep
+from attrib.engine.plan.choose_joint import JointPlan, joint_cost, meetings
+from attrib.engine.plan.joint import Joint
 from attrib.graph.building import build as build_graphs
 from attrib.graph.constants import embeddings
 from attrib.graph.graph import Graph
@@ -298,10 +301,16 @@ def by_hand(whole: Graph, max_nodes: int, block: int) -> list[int]:
     return sorted(found)
 
 
-@each_pair(family=["gpt2", "llama"], which=["transcoders", "all"], block=[7, 512], all_at_once=[True, False])
-def test_the_rows_that_matter_are_those_of_the_whole(family: Family, which: str, block: int, all_at_once: bool, monkeypatch: Any):
+@each_pair(
+    family=["gpt2", "llama"],
+    which=["transcoders", "all", "cross"],
+    block=[7, 512],
+    meets=[None, "blocks.1.hook_resid_mid", "blocks.3.hook_resid_pre"],
+)
+def test_the_rows_that_matter_are_those_of_the_whole(family: Family, which: str, block: int, meets: str | None, monkeypatch: Any):
+    """Whether rows below a meeting are read as tangents pass, or all are swept."""
     model = build(family, torch.float64)
-    monkeypatch.setattr("attrib.graph.building.SHARED", 1e9 if all_at_once else 0.0)
+    monkeypatch.setattr("attrib.graph.building.plan_joint", planned_to_meet_at(meets))
     whole = graph_of(model, which, targets=TopLogits(3))
     few = graph_of(model, which, targets=TopLogits(3), max_nodes=40, block=block)
     others = set(range(len(whole.nodes))) - set(whole.nodes.of_kind("latent").tolist())
@@ -314,40 +323,51 @@ def test_the_rows_that_matter_are_those_of_the_whole(family: Family, which: str,
     assert few.worst < 1e-10
 
 
+def planned_to_meet_at(place: str | None) -> Any:
+    """In place of `plan_joint`: plans whose sides meet there; None is nowhere."""
+
+    def plan(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
+        there = joint if place is None else next(one for one in meetings(joint, every) if one.meets == Site.parse(place))
+        return JointPlan(there, ((0, there.above.n_targets),), joint_cost(there), 0)
+
+    return plan
+
+
 def test_no_row_is_computed_that_nothing_asks_for(monkeypatch: pytest.MonkeyPatch):
-    model = build("gpt2", torch.float64)
-    asked = []
+    model, swept = build("gpt2", torch.float64), []
 
-    def counted(bundles: Any, *rest: Any) -> Any:
-        asked.append(sum(len(end.targets.position) for bundle in bundles for end in bundle.targets))
-        return jacobians(bundles, *rest)
+    def counted(shared: Any, bundles: Any, orders: Any, *rest: Any) -> Any:
+        swept.append(len(orders[0].place))
+        return sweep(shared, bundles, orders, *rest)
 
-    monkeypatch.setattr("attrib.graph.building.jacobians", counted)
+    monkeypatch.setattr("attrib.engine.on_demand.sweep", counted)
+    monkeypatch.setattr("attrib.graph.building.plan_joint", planned_to_meet_at(None))
     graph = graph_of(model, "all", targets=TopLogits(3), max_nodes=30, block=10)
-    assert asked == [3, 10, 10, 10]
+    assert swept == [3, 10, 10, 10]
     assert len(graph.nodes.of_kind("latent")) == 30
     none = graph_of(model, "all", targets=TopLogits(3), max_nodes=0)
     assert len(none.targets) == 3
     assert none.worst < 1e-10
 
 
-def test_a_rule_that_keeps_no_way_to_more_latents_is_told():
+def test_what_is_kept_of_rows_does_not_change_which_matter():
     model = build("gpt2", torch.float64)
-    with pytest.warns(attrib.core.types.AttribWarning, match=r"max_nodes: \d+ of 500 latents are reached"):
-        graph = graph_of(model, "transcoders", targets=TopLogits(2), keep=TopK(1), max_nodes=500)
-    assert len(graph.nodes.of_kind("latent")) < 500
+    whole, few = (graph_of(model, "transcoders", targets=TopLogits(2), keep=keep, max_nodes=25, block=5) for keep in (Dense(), TopK(1)))
+    assert torch.equal(few.nodes.latent, whole.nodes.latent)
+    assert torch.equal(few.nodes.position, whole.nodes.position)
+    assert len(few.nodes.of_kind("latent")) == 25
+    assert_close(few.total, whole.total, ROUNDING)
 
 
 def test_a_prompt_that_does_not_fit_is_named_where_rows_are_chosen_too():
     model = build("gpt2", torch.float64)
     prompts, cuts = [prompt(3), prompt(12, seed=1)], dictionaries(model, "transcoders")
-    said = []
+    chosen: dict[str, int]
     for chosen in ({}, {"max_nodes": 20}):
-        with pytest.raises(BudgetError) as refused:
+        with pytest.raises(BudgetError, match="prompt 1, which needs at least") as refused:
             build_graphs(model, cuts, prompts, budget=10, **chosen)
-        said.append(str(refused.value))
-    assert "prompt 1" in said[0]
-    assert said[0] == said[1]
+        enough = int(re.findall(r"at least ([\d,]+)", str(refused.value))[0].replace(",", ""))
+        assert len(build_graphs(model, cuts, prompts, budget=enough, **chosen)) == 2
 
 
 def test_a_graph_says_how_its_rows_were_chosen():

@@ -83,12 +83,13 @@ def _largest(joint: Joint) -> int:
     return max(map(mul, rows, columns), default=0)
 
 
-def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
+def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
     """With the fewest products that fit.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
         prompt: the number of the pack's first prompt, for the error.
+        every: the same with all rows, where `joint` has some: as tangents pass a target's place, all its rows are read.
 
     Raises:
         BudgetError: where not even one row at a time fits; names the smallest budget that would do.
@@ -96,7 +97,7 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0) -> JointPlan:
     best = _planned(joint, budget)
     if isinstance(best, int):
         raise BudgetError.of(budget, prompt, best)
-    for total, _, each in sorted(_counted(list(meetings(joint))), key=lambda one: one[:2]):
+    for total, _, each in sorted(_counted(list(meetings(joint, every))), key=lambda one: one[:2]):
         if total >= best.cost.total:
             break  # and no more in several sweeps
         found = _planned(each, budget, best.cost.total)
@@ -134,12 +135,18 @@ def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
     return [(total, number, every[number]) for number, total in known.items()]
 
 
-def meetings(joint: Joint) -> Iterator[Joint]:
-    """The same with both sides meeting, at every place of the stream where they can: above the lowest source, up to the last target."""
+def meetings(joint: Joint, every: Joint | None = None) -> Iterator[Joint]:
+    """The same with both sides meeting, at every place of the stream where they can: above the lowest source, up to the last target.
+
+    Args:
+        every: the same with all rows, of which all are read that lie below the meeting; None has none but these.
+    """
     for site in climb(low := place_of(joint.start), place_of(joint.stop)):
         # in a parallel block there is no stream between attention and MLP
         if site.is_residual and site != low and not (joint.config.parallel and site.kind == "resid_mid"):
-            yield replace(joint, meets=site)
+            met = replace(joint, meets=site)
+            read = met.targets if every is None else (every.targets[n] if n in met.below else end for n, end in enumerate(met.targets))
+            yield replace(met, targets=tuple(read))
 
 
 def _planned(joint: Joint, budget: int, most: int = 1 << 62) -> JointPlan | int:
@@ -193,6 +200,27 @@ def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, most: int) ->
         cost += sweep_cost(part_of(above, first, first + rows), raised)
         peak, first = max(peak, used), first + rows
     return JointPlan(joint, tuple(sweeps), cost, peak)
+
+
+def rows_at_once(joint: Joint, kept: Kept, budget: int) -> int:
+    """How many rows of one prompt fit into a sweep wherever they lie: as if all came from the highest place and the last position.
+
+    Args:
+        joint: all its rows, and where they meet what has been lifted.
+    """
+    ends = [number for number, end in enumerate(joint.targets) if any(map(any, end.counts)) and number not in joint.below]
+    if not ends:
+        return 1
+    top = max(ends, key=lambda number: joint.targets[number].stop.depth)
+    last = max(position for number in ends for position, count in enumerate(joint.targets[number].counts[0]) if count)
+
+    def peak(rows: int) -> int:
+        counts = tuple(rows if position == last else 0 for position in range(len(joint.targets[top].counts[0])))
+        none = tuple(0 for _ in counts)
+        targets = tuple(end._replace(counts=(counts if number == top else none,)) for number, end in enumerate(joint.targets))
+        return _memory(replace(joint, targets=targets), kept)
+
+    return most_that_fit(peak, joint.above.n_targets, budget)[0]
 
 
 def _peak(above: Joint, kept: Kept, first: int, rows: int) -> int:

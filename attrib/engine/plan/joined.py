@@ -167,23 +167,29 @@ class _Tables:
     """What a sweep has found, as `_Sweep` of join.py keeps it."""
 
     def __init__(self, room: Room, rows: Seeded) -> None:
-        self.room, self.rows, self.held = room, rows, dict[object, Held]()
+        self.room, self.rows, self.blocks = room, rows, dict[object, tuple[Counts, Held]]()
         room.ways.append(self)
 
     def under_way(self) -> Iterator[Held | None]:
         """All blocks."""
-        yield from self.held.values()
+        yield from (held for _, held in self.blocks.values())
 
     @property
     def size(self) -> int:
         """Entries of all blocks."""
-        return sum(held.size for held in self.held.values())
+        return sum(held.size for _, held in self.blocks.values())
 
-    def add(self, of: object, rows: Seeded, columns: Seeded, *there: Held | None, made: int) -> None:
+    def add(self, of: object, rows: Counts, columns: Counts, *there: Held | None, made: int) -> None:
         """Have some rows read out or met, in so many numbers beside."""
+        own, block = self.blocks.get(of, (rows, None))
+        if block is not None and own == rows:
+            self.room.make(0, *there, made=made)
+            return
         out = self.room.make(_entries(rows, columns), *there, made=made)
-        if of not in self.held:
-            self.held[of] = out if rows == self.rows else self.room.make(_entries(self.rows, columns), out, *there)
+        if block is None:
+            self.blocks[of] = rows, out
+        elif own != self.rows:
+            self.blocks[of] = self.rows, self.room.make(_entries(self.rows, columns), out, *there)
 
 
 def _entries(rows: Counts, columns: Counts) -> int:

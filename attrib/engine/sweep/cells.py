@@ -8,6 +8,8 @@ band, and small bands in *blocks*: neighbours as one rectangle, with zeros where
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -152,7 +154,8 @@ def _part(run: list[Band]) -> tuple[slice, list[Band]]:
     return slice(start, run[-1].offset + run[-1].cells), [band.moved(start) for band in run]
 
 
-class Rectangle(NamedTuple):
+@dataclass(frozen=True)
+class Rectangle:
     """Neighbouring bands of one prompt, moved through attention at once."""
 
     bands: tuple[Band, ...]
@@ -162,17 +165,17 @@ class Rectangle(NamedTuple):
         """The prompt of all its bands."""
         return self.bands[0].prompt
 
-    @property
+    @cached_property
     def begin(self) -> int:
         """The first position at which one of its rows lives."""
         return min(band.begin for band in self.bands)
 
-    @property
+    @cached_property
     def end(self) -> int:
         """One past the last position."""
         return max(band.end for band in self.bands)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of all its bands."""
         return sum(band.rows for band in self.bands)
@@ -209,12 +212,14 @@ class Rectangle(NamedTuple):
 
 def rectangles(bands: Sequence[Band], most: int) -> Iterator[Rectangle]:
     """Bands that lie behind each other, in blocks of one prompt whose rectangles have at most `most` cells; a larger band is alone."""
-    block: list[Band] = []
+    block, begin, end, rows = list[Band](), 0, 0, 0
     for band in bands:
-        joined = Rectangle((*block, band))
-        if block and (band.prompt != joined.prompt or (joined.end - joined.begin) * joined.rows > most):
-            yield Rectangle(tuple(block))
-            block = []
+        if block:
+            wide, high = max(end, band.end) - min(begin, band.begin), rows + band.rows
+            if band.prompt != block[0].prompt or wide * high > most:
+                yield Rectangle(tuple(block))
+                block = []
+        begin, end, rows = (min(begin, band.begin), max(end, band.end), rows + band.rows) if block else (band.begin, band.end, band.rows)
         block.append(band)
     if block:
         yield Rectangle(tuple(block))

@@ -67,14 +67,37 @@ class Block(NamedTuple):
     """For every prompt."""
     columns: Mapping[int, Numbers | None]
     """By the number of a set, which of them are its own, in their order; None is all."""
+    rows: Numbers
+    """The numbers of its rows among all of their prompt: those of whole sets of targets. What others have of it is zero."""
 
     def of(self, source: int, prompt: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen sources"] | None:
-        """Some rows, by one set; None where the block has none of it."""
-        if source not in self.columns:
+        """Some rows of one set of targets, by one set; None where the block has none of it."""
+        if source not in self.columns or (there := self._there(prompt, rows.to(self.rows[prompt].device))) is None:
             return None
         value, own = self.value[prompt], self.columns[source]
-        rows = rows.to(value.device)
-        return value.index_select(0, rows) if own is None else value[rows[:, None], own[prompt]]
+        return value.index_select(0, there) if own is None else value[there[:, None], own[prompt]]
+
+    def first(self, source: int, prompt: int, rows: tuple[int, int], count: int) -> Float[Tensor, "rows count"] | None:
+        """A run of rows `[first, end)` of one set of targets, by the first of one set; None where the block has none of it."""
+        if source not in self.columns:
+            return None
+        begin, end = torch.searchsorted(self.rows[prompt], self.rows[prompt].new_tensor(rows)).tolist()
+        if begin == end:
+            return None
+        assert end - begin == rows[1] - rows[0]
+        value, own = self.value[prompt][begin:end], self.columns[source]
+        return value[:, :count] if own is None else value.index_select(1, own[prompt][:count])
+
+    def _there(self, prompt: int, rows: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"] | None:
+        """Where some rows of one set of targets are among its own; None where they are not."""
+        own = self.rows[prompt]
+        found = torch.searchsorted(own, rows)
+        is_there = found < len(own)
+        is_there &= own[found.clamp_max(len(own) - 1)] == rows if len(own) else is_there
+        if not bool(is_there.any()):
+            return None
+        assert bool(is_there.all())
+        return found
 
 
 class Lifted(NamedTuple):
@@ -172,7 +195,7 @@ class _Sweep:
         is_met = way.part is not None and x is not None
         if not is_met and way.waiting.isdisjoint(up.waiting):
             return
-        out = self.zeros(way.rows, [len(columns) for columns in up.columns])
+        out = self.table(up, way.rows, [len(columns) for columns in up.columns])
         meet_ways(way, way.part, up, x, out)
         self.add(up, way.rows, out)
 
@@ -181,15 +204,32 @@ class _Sweep:
         model = self.primal.model
         return [torch.zeros(len(own), count, dtype=model.dtype, device=model.device) for own, count in zip(rows, columns, strict=True)]
 
+    def table(self, of: "int | RisingUp", rows: Numbers, columns: Sequence[int]) -> Jacobians:
+        """What is added to where some rows read one set or meet some: what they have of it, or zeros."""
+        block = self.blocks.get(of)
+        return block.value if block is not None and block.rows is rows else self.zeros(rows, columns)
+
     def add(self, of: "int | RisingUp", rows: Numbers, out: Jacobians) -> None:
-        """Put what some rows have read of one set, or met of some, to the Jacobian of all."""
-        is_all = all(len(own) == len(at) for own, at in zip(rows, self.positions, strict=True))
-        if of not in self.blocks:
-            whole = out if is_all else self.zeros(self.positions, [part.shape[1] for part in out])
-            self.blocks[of] = Block(whole, {of: None} if isinstance(of, int) else of.own_columns())
-            if is_all:
-                return
-        for into, own, part in zip(self.blocks[of].value, rows, out, strict=True):
+        """Put to the Jacobian what some rows have read of one set, or met of some."""
+        block = self.blocks.get(of)
+        if block is None:
+            self.blocks[of] = Block(out, {of: None} if isinstance(of, int) else of.own_columns(), rows)
+        elif block.value is not out:  # other rows have come to it since
+            self._add(block := self._of_all(of, block), rows, out)
+
+    def _of_all(self, of: "int | RisingUp", block: Block) -> Block:
+        """The same with all rows."""
+        if all(len(own) == len(at) for own, at in zip(block.rows, self.positions, strict=True)):
+            return block
+        every = tuple(torch.arange(len(at), device=at.device) for at in self.positions)
+        whole = block._replace(value=self.zeros(every, [part.shape[1] for part in block.value]), rows=every)
+        self._add(whole, block.rows, block.value)
+        self.blocks[of] = whole
+        return whole
+
+    @staticmethod
+    def _add(block: Block, rows: Numbers, out: Jacobians) -> None:
+        for into, own, part in zip(block.value, rows, out, strict=True):
             into.index_add_(0, own, part)
 
 
@@ -233,7 +273,7 @@ class _JoiningDown(Down, Joining[Tensor]):
         if is_brought and site == self.sweep.end:
             return  # where rows meet what is lifted, once all have come there
         for number, seeds in self._sources(site, is_brought):
-            out = self.sweep.zeros(self.rows, seeds.counts)
+            out = self.sweep.table(number, self.rows, seeds.counts)
             if self.is_spread:
                 contract(self.primal, self.down, rows, seeds, out)
             else:
@@ -243,7 +283,7 @@ class _JoiningDown(Down, Joining[Tensor]):
     def read_heads(self, layer: int, stream: Flat, z: Flat | None) -> None:
         """Every set of sources at the lowest place, in the heads of the lowest attention."""
         chosen = self._sources(self.start, False) + self._sources(self.start, True)
-        out = [self.sweep.zeros(self.rows, seeds.counts) for _, seeds in chosen]
+        out = [self.sweep.table(number, self.rows, seeds.counts) for number, seeds in chosen]
         read_in_head_space(self.primal, layer, self.down, stream, [(seeds, into) for (_, seeds), into in zip(chosen, out, strict=True)], z)
         for (number, _), into in zip(chosen, out, strict=True):
             self.sweep.add(number, self.rows, into)

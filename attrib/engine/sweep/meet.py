@@ -45,8 +45,16 @@ def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequenc
         for t in range(block.begin, block.end):
             if begins[t] < begins[t + 1]:
                 seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
-                into[:, begins[t] : begins[t + 1]] += rectangle[t - block.begin] @ seeds.T
+                add_product(into[:, begins[t] : begins[t + 1]], rectangle[t - block.begin], seeds)
         del rectangle  # a block is gone before the next is gathered: see sizes.py
+
+
+def add_product(into: Float[Tensor, "rows columns"], a: Float[Tensor, "rows inner"], b: Float[Tensor, "columns inner"]) -> None:
+    """Add a · bᵀ, in place."""
+    if into.dtype == a.dtype:
+        torch.addmm(into, a, b.T, out=into)
+    else:  # a sweep of few digits adds up in many
+        into += a @ b.T
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
@@ -219,7 +227,7 @@ def _meet_terms(primal: Primal, way: Down, up: Up, number: int, out: Jacobians) 
             if first + t in given and first + t in taken:
                 g, x = given[first + t], taken[first + t]
                 low, end = g_alive[t][0], x_alive[t][1]  # those at their own position are the first of cotangents, the last of tangents
-                out[prompt][low : low + len(g), end - len(x) : end] += g @ x.T
+                add_product(out[prompt][low : low + len(g), end - len(x) : end], g, x)
 
 
 def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
@@ -252,8 +260,4 @@ def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone
             else:
                 moved = rows + mlp.change(rows[None], at, is_up)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
-            block = out[prompt][low : low + len(g_t), left : left + len(x_t)]
-            if block.dtype == g_t.dtype:
-                torch.addmm(block, g_t, x_t.T, out=block)
-            else:  # a sweep of few digits adds up in many
-                block += g_t @ x_t.T
+            add_product(out[prompt][low : low + len(g_t), left : left + len(x_t)], g_t, x_t)

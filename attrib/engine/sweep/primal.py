@@ -5,7 +5,7 @@ tokens alone, so one call serves all prompts; attention is the only part that se
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -39,6 +39,12 @@ class Primal:
     streams: Mapping[Site, Float[Tensor, "tokens _"]]
     shut_mlps: frozenset[int] = frozenset()
     """Layers through whose MLP nothing moves, since what it writes is taken from elsewhere."""
+    remembered: dict[int, list[AttentionPoint]] | None = field(default=None, compare=False, repr=False)
+    """The points of layers that were asked for, where they are kept: for many sweeps that are short; see `remembering`."""
+
+    def remembering(self) -> "Primal":
+        """The same, which computes the points of each layer's attention once, where those of all layers take little memory."""
+        return replace(self, remembered={}) if remembered_bytes(self.model.config, self.lengths, self.weights.dtype.itemsize) else self
 
     def passes_mlp(self, layer: int) -> bool:
         """Whether anything moves through a layer's MLP."""
@@ -90,12 +96,28 @@ class Primal:
 
     def attentions(self, layer: int) -> list[AttentionPoint]:
         """The point of a layer's attention in each prompt."""
-        return [self._cast(attention_point(self.model, layer, x)) for x in self.streams[Site(layer, "resid_pre")].split(self.lengths)]
+        if self.remembered is not None and layer in self.remembered:
+            return self.remembered[layer]
+        found = [self._cast(attention_point(self.model, layer, x)) for x in self.streams[Site(layer, "resid_pre")].split(self.lengths)]
+        if self.remembered is not None:
+            self.remembered[layer] = found
+        return found
 
     def _cast(self, point: Point) -> Point:
         """A point in the dtype of the products."""
         dtype = self.weights.dtype
         return point if dtype == self.model.dtype else pytree.tree_map(lambda part: part.to(dtype), point)
+
+
+REMEMBERED = 1 << 26
+"""Bytes that the points of all layers' attention may take to be kept."""
+
+
+def remembered_bytes(config: ModelConfig, lengths: Sequence[int], itemsize: int) -> int:
+    """Bytes of the points of all layers' attention; 0 where that is too much, and they are computed again in every sweep."""
+    widths = config.d_head * (4 * config.n_heads + 2 * config.n_kv_heads)
+    numbers = config.n_layers * sum(length * (widths + 3 * config.n_heads * length) for length in lengths)
+    return itemsize * numbers if itemsize * numbers <= REMEMBERED else 0
 
 
 def attentions_between(start: Site, stop: Site) -> range:
