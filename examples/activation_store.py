@@ -1,9 +1,11 @@
 """Text files to token contexts, and contexts to activations on disk: what dictionaries are trained from."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,19 @@ def split(by_source: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(train), np.concatenate(held)
 
 
+def made_with(folder: Path, facts: dict[str, Any]) -> None:
+    """Notes in a folder what its contents are made with, and refuses one that was made with something else: it would mix the two."""
+    note = folder / "made-with.json"
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(".tmp")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(temporary, note)
+    elif (found := json.loads(note.read_text())) != facts:
+        changed = ", ".join(f"{name} {found.get(name)}, now {facts[name]}" for name in facts if found.get(name) != facts[name])
+        raise typer.BadParameter(f"{folder} was made with {changed}; delete it, or give another folder", param_hint="--work")
+
+
 class Store:
     """Activations of all sites on disk, float16, written in order and resumable."""
 
@@ -53,7 +68,8 @@ class Store:
         self.folder, self.sites, self.tokens = folder, list(dict.fromkeys(sites)), tokens
         self.marker = folder / "captured.json"
         shape = (tokens.size, d_model)
-        folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+        made_with(folder, {"sites": list(map(str, self.sites)), "context": tokens.shape[1], "tokens": digest})
         mode = "r+" if self.marker.exists() else "w+"
         self.arrays = {
             s: np.lib.format.open_memmap(folder / f"{s}.npy", mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None)

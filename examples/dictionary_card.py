@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from activation_store import HELD_OUT_EVERY, RUN, Store, console
 from rich.progress import track
 from torch.nn import functional as F
 
-from attrib.core.types import Site
+from attrib.core.types import Site, natural
 from attrib.dictionaries.dictionary import Dictionary, encode, reconstruct
 from attrib.engine.segment import segment
 from attrib.models.transformer import Model, unembed
@@ -62,6 +63,7 @@ def measure(model: Model, dictionary: Dictionary, tokens: np.ndarray, ratio: flo
     nats = {f"cross_entropy_{name}": total / predicted for name, total in losses.items()}
     recovered = (nats["cross_entropy_zero"] - nats["cross_entropy_spliced"]) / (nats["cross_entropy_zero"] - nats["cross_entropy_original"])
     return {
+        "d_sae": dictionary.d_sae,
         "explained_variance": explained(usual), "explained_variance_all_tokens": explained(torch.ones_like(usual)),
         "l0": active / int(usual.sum()), "dead_fraction": float((~fired).float().mean()), **nats,
         "loss_recovered": recovered, "held_out_tokens": tokens.size, "usual_fraction": float(usual.float().mean()),
@@ -112,58 +114,64 @@ CARDS = {"sae": "card.json", "transcoder": "card-transcoders.json"}
 """The numbers of each kind, for programs; README.md is made from those that are there."""
 
 
-def write_card(out: Path, kind: str, facts: dict[str, Any]) -> None:
+def read_card(out: Path, kind: str) -> dict[str, Any]:
+    """What the card of a kind says: `results` by site, and `runs`, each with the options and the text that its `sites` were made with.
+
+    Without a card, one that says nothing. Raises BadParameter for one that does not tell runs apart.
+    """
+    file = out / CARDS[kind]
+    card = json.loads(file.read_text()) if file.exists() else {"runs": [], "results": {}}
+    if "runs" not in card:
+        raise typer.BadParameter(f"{file} does not tell runs apart, so a new one would change what it says of others; move it away")
+    return card
+
+
+def with_run(card: dict[str, Any], run: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """A card after one more run: what it made stands in place of what was at those sites, and other sites keep what they have."""
+    others = [old | {"sites": [site for site in old["sites"] if site not in results]} for old in card["runs"]]
+    runs = [*(old for old in others if old["sites"]), {"sites": list(results)} | run]
+    return {"runs": runs, "results": dict(sorted((card["results"] | results).items(), key=lambda item: natural(item[0])))}
+
+
+def write_card(out: Path, kind: str, run: dict[str, Any], results: dict[str, Any]) -> None:
     """A JSON file for programs, and README.md for people about both kinds."""
-    (out / CARDS[kind]).write_text(json.dumps(facts, indent=2) + "\n")
-    there = {kind: json.loads((out / file).read_text()) for kind, file in CARDS.items() if (out / file).exists()}
-    (out / "README.md").write_text("\n".join(section(kind, facts) for kind, facts in there.items()))
+    (out / CARDS[kind]).write_text(json.dumps(with_run(read_card(out, kind), run, results), indent=2) + "\n")
+    there = {kind: read_card(out, kind) for kind, file in CARDS.items() if (out / file).exists()}
+    (out / "README.md").write_text("\n".join(section(kind, card) for kind, card in there.items()))
 
 
-def section(kind: str, facts: dict[str, Any]) -> str:
+def section(kind: str, card: dict[str, Any]) -> str:
     """What README.md says about the dictionaries of one kind."""
-    options, results = facts["options"], facts["results"]
-    place = Site(0, options.get("place", "resid_pre"))
-    stream = "Residual-stream" if place.is_residual else place.kind
-    heading, what = {
-        "sae": (f"{stream} SAEs", f"TopK with {options['width']} latents (k is the L0 below), trained"),
-        "transcoder": (
-            "Transcoders",
-            "From what enters a layer's MLP (after the norm and its weight) to what the MLP writes. JumpReLU with "
-            f"{options['width']} latents,\n"
-            f"trained as BatchTopK (k is {', '.join(map(str, dict.fromkeys(options['k'].values())))})",
-        ),
-    }[kind]
+    runs, results = card["runs"], card["results"]
     keys = ("cross_entropy_original", "cross_entropy_spliced", "cross_entropy_zero", "loss_recovered")
     rows = "\n".join(
-        f"| `{name}` | {r['explained_variance']:.3f} | {r['l0']:.1f} | {r['dead_fraction']:.3f} "
+        f"| `{name}` | {r['d_sae']} | {r['explained_variance']:.3f} | {r['l0']:.1f} | {r['dead_fraction']:.3f} "
         + "".join(f"| {r[key]:.3f} " for key in keys)
         + "|"
         for name, r in results.items()
     )
-    held_out = next(iter(results.values()))["held_out_tokens"]
-    texts = ", ".join(f"{name} ({count:,} tokens)" for name, count in facts["tokens_by_source"].items())
-    again = _again(options) if kind == "transcoder" else ""
-    return f"""# {heading} for SmolLM2-135M
+    apart = "Each group of sites below was measured on held-out text of its own.\n" if len(runs) > 1 else ""
+    command = "    python examples/train_dictionaries.py --text text --out dictionaries --work work"
+    again = "\n".join(f"{command}/{kind}-{number}{_again(run)}" for number, run in enumerate(runs, 1))
+    return f"""# {_heading(kind, results)} for SmolLM2-135M
 
-{what} with sae-lens, stored in float16 in sae-lens's folder format.
-Measured on {held_out:,} held-out tokens; cross-entropy in nats per token.
-
-| site | explained variance | L0 | dead fraction | CE original | CE spliced | CE zero-ablated | loss recovered |
-|---|---|---|---|---|---|---|---|
+{_what(kind, runs)} with sae-lens, stored in float16 in sae-lens's folder format.
+Cross-entropy in nats per token.
+{apart}
+| site | latents | explained variance | L0 | dead fraction | CE original | CE spliced | CE zero-ablated | loss recovered |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 {_densities(results)}
-Text: {texts}.
-Contexts of {options["context"]} tokens without a beginning-of-sequence token; {facts["training_tokens"]:,} tokens for training, \
-{options["samples"]:,}
-samples a site. One run of {RUN} contexts in every {HELD_OUT_EVERY} is held out. Tokens whose norm is over {options["max_norm"]:g} medians
-(attention sinks, mostly the first token) are left out of training, of explained variance, L0 and dead fraction,
-and keep their true value where reconstructions are spliced in or zeroed.
+{"".join(_made(run, results, alone=len(runs) == 1) for run in runs)}One run of {RUN} contexts in every {HELD_OUT_EVERY} is held out. \
+Tokens that are left out (attention sinks, mostly the first token) count
+neither in training nor in explained variance, L0 and dead fraction, and keep their true value where reconstructions are
+spliced in or zeroed.
 {LIMITS[kind]}
-To repeat:
+To repeat, in each run with the texts alone that are named for its sites:
 
     python examples/training_text.py debian --out text
     python examples/training_text.py generate --out text --root text/debian --tokens 200000
-    python examples/train_dictionaries.py --text text --out dictionaries --work work{again}
+{again}
 """
 
 
@@ -178,16 +186,54 @@ text of other kinds (code, other languages) was hardly seen.
 }
 
 
-def _again(options: dict[str, Any]) -> str:
-    """The options of the command, where they are not the defaults, which are those of the shipped SAEs."""
-    layers = " ".join(f"--layer {layer}" for layer in options["layers"])
-    by_layer = list(options["k"].values())
-    ks = " ".join(f"--k {k}" for k in (by_layer if len(set(by_layer)) > 1 else by_layer[:1]))
-    numbers = " ".join(
-        f"--{name.replace('_', '-')} {options[name]}" for name in ("tokens", "width", "samples", "batch", "max_norm", "measured")
-    )
-    autocast = " --autocast" if options["autocast"] else ""
-    return f" \\\n        --kind {options['kind']} {layers} {ks} --bias {options['bias']} \\\n        {numbers}{autocast}"
+def _heading(kind: str, results: dict[str, Any]) -> str:
+    if kind == "transcoder":
+        return "Transcoders"
+    places = dict.fromkeys("Residual-stream" if site.is_residual else site.kind for site in map(Site.parse, results))
+    return " and ".join(f"{place} SAEs" for place in places)
+
+
+def _what(kind: str, runs: list[dict[str, Any]]) -> str:
+    if kind == "sae":
+        return "TopK (k is the L0 below), trained"
+    ks = ", ".join(dict.fromkeys(str(k) for run in runs for k in _by_site(run, "k")))
+    what = "From what enters a layer's MLP (after the norm and its weight) to what the MLP writes. JumpReLU, trained"
+    return f"{what}\nas BatchTopK (k is {ks})"
+
+
+def _by_site(run: dict[str, Any], option: str) -> list[int]:
+    """An option that differs by layer, for each site that the run still stands for."""
+    return [run["options"][option][str(Site.parse(site).layer)] for site in run["sites"]]
+
+
+def _made(run: dict[str, Any], results: dict[str, Any], *, alone: bool) -> str:
+    """What the sites of one run were trained and measured on."""
+    options, sites = run["options"], run["sites"]
+    texts = ", ".join(f"{name} ({count:,} tokens)" for name, count in run["tokens_by_source"].items())
+    return f"""{"" if alone else ", ".join(f"`{site}`" for site in sites) + ". "}Text: {texts}.
+Contexts of {options["context"]} tokens without a beginning-of-sequence token; {run["training_tokens"]:,} tokens for training, \
+{options["samples"]:,}
+samples a site; measured on {results[sites[0]]["held_out_tokens"]:,} held-out tokens. Tokens whose norm is over \
+{options["max_norm"]:g} medians are left out.
+
+"""
+
+
+def _again(run: dict[str, Any]) -> str:
+    """The options of the command, whether or not they are the defaults today."""
+    options = run["options"]
+    words = [f"--kind {options['kind']}"] if "kind" in options else []
+    words += [f"--layer {Site.parse(site).layer}" for site in run["sites"]]
+    for name in ("width", "k"):
+        numbers = _by_site(run, name)
+        words += [f"--{name} {number}" for number in (numbers if len(set(numbers)) > 1 else numbers[:1])]
+    if options.get("kind") == "sae":
+        words.append(f"--place {options['place']}")
+    names = ("bias", "tokens", "context", "samples", "batch", "lr", "max_norm", "measured", "seed")
+    words += [f"--{name.replace('_', '-')} {options[name]}" for name in names if name in options]
+    words += ["--autocast"] if options.get("autocast") else []
+    lines = [" ".join(words[first : first + 8]) for first in range(0, len(words), 8)]
+    return "".join(f" \\\n        {line}" for line in lines)
 
 
 def _densities(results: dict[str, dict[str, Any]]) -> str:
@@ -196,15 +242,16 @@ def _densities(results: dict[str, dict[str, Any]]) -> str:
     if not counted:
         return ""
     rows = "\n".join(
-        f"| `{name}` | {d['dead']} | " + " | ".join(f"{value:.2f}" for value in d["log10_quantiles"].values()) + f" | {sparkline(d)} |"
+        f"| `{name}` | {d['tokens']:,} | {d['dead']} | "
+        + " | ".join(f"{value:.2f}" for value in d["log10_quantiles"].values())
+        + f" | {sparkline(d)} |"
         for name, d in counted.items()
     )
-    tokens = next(iter(counted.values()))["tokens"]
     return f"""
-How often latents are active on {tokens:,} training tokens; the histogram runs from 10⁻⁶ to 1, four bars a decade.
+How often latents are active on training tokens; the histogram runs from 10⁻⁶ to 1, four bars a decade.
 
-| site | never active | log10 density, 5 % of latents below | median | 95 % below | histogram |
-|---|---|---|---|---|---|
+| site | tokens | never active | log10 density, 5 % of latents below | median | 95 % below | histogram |
+|---|---|---|---|---|---|---|
 {rows}
 """
 

@@ -8,6 +8,9 @@ One pass of the text through the model writes the activations of all sites to `-
 then trained from there by sae_lens's SAETrainer. Both stages save as they go: run the same command
 again and it goes on where it stopped. At the end every dictionary is measured on text that it never
 saw, the densities of its latents are counted, and a card (README.md and JSON) is written beside them.
+
+A dictionary that is in `--out` is not trained again. To replace one, delete its folder, ask for its layer alone, and give a
+`--work` of its own: the card keeps what it says of the others.
 """
 
 import json
@@ -20,9 +23,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from activation_store import Store, console, contexts, split
+from activation_store import Store, console, contexts, made_with, split
 from bias_initialisation import SAMPLE, Bias, initial_bias
-from dictionary_card import density, measure, plot, write_card
+from dictionary_card import density, measure, plot, read_card, write_card
 from safetensors.torch import load_file, save_file
 
 import attrib
@@ -41,6 +44,7 @@ class Task(NamedTuple):
 
     reads: Site
     writes: Site
+    width: int
     k: int
 
     @property
@@ -67,7 +71,7 @@ def untrained(task: Task, store: Store, options: "Options") -> Any:
     metadata = SAEMetadata(
         model_name=attrib.SMOLLM2, hook_name=str(task.reads), context_size=store.tokens.shape[1], prepend_bos=False
     )  # fmt: skip
-    usual = {"d_in": store.arrays[task.reads].shape[1], "d_sae": options.width, "k": task.k, "metadata": metadata}
+    usual = {"d_in": store.arrays[task.reads].shape[1], "d_sae": task.width, "k": task.k, "metadata": metadata}
     torch.manual_seed(options.seed)
     if task.reads == task.writes:
         return TopKTrainingSAE(TopKTrainingSAEConfig(**usual))
@@ -81,8 +85,12 @@ def train(store: Store, task: Task, out: Path, options: "Options") -> None:
     from sae_lens.training.sae_trainer import SAETrainer
 
     checkpoints = store.folder / f"checkpoints-{task.name}"
+    numbers = ("bias", "samples", "batch", "lr", "autocast", "max_norm", "seed")
+    made_with(checkpoints, {"width": task.width, "k": task.k} | {name: getattr(options, name) for name in numbers})
     rows = store.usual([task.reads, task.writes], options.max_norm)
     console.print(f"{task.name}: {len(rows)} of {store.tokens.size} tokens have a usual norm")
+    if len(rows) < options.batch:
+        raise typer.BadParameter(f"{options.batch}, but {task.name} has {len(rows)} tokens; give fewer, or more text", param_hint="--batch")
     sample = np.random.default_rng(options.seed).permutation(rows)[:SAMPLE]
     # each site comes with a mean norm of √d, so that one learning rate does for all; folded into the weights at the end
     scales = {site: _scale(store.rows(site, sample)) for site in (task.reads, task.writes)}
@@ -129,7 +137,29 @@ def save(sae: Any, folder: Path) -> None:
 
 
 class Options(SimpleNamespace):
-    """The numbers of a run, as the card repeats them. `k` is by layer."""
+    """The numbers of a run, as the card repeats them. `width` and `k` are by layer."""
+
+
+def by_layer(numbers: list[int], layers: list[int], option: str) -> dict[int, int]:
+    """The number of each layer, where one was given for all of them or one for each."""
+    if len(numbers) not in (1, len(layers)):
+        raise typer.BadParameter(f"{len(numbers)} numbers for {len(layers)} layers; give one, or one for each", param_hint=option)
+    return dict(zip(layers, numbers * len(layers), strict=False))
+
+
+def check_trained(out: Path, tasks: list[Task]) -> None:
+    """Refuses a dictionary that is there with another width or k than is asked for: the card would say what it is not."""
+    for task in tasks:
+        if not (out / task.name).exists():
+            continue
+        config = json.loads((out / task.name / "cfg.json").read_text())
+        found = config["d_sae"], config.get("k", task.k)  # a JumpReLU no longer has the k that it was trained with
+        if found != (task.width, task.k):
+            raise typer.BadParameter(
+                f"{out / task.name} has {found[0]} latents and k {found[1]}, and {task.width} and {task.k} are asked for; "
+                "delete the folder to train it again, or give another --out",
+                param_hint="--width, --k",
+            )
 
 
 def main(
@@ -141,7 +171,7 @@ def main(
     place: Annotated[str, typer.Option(help="Where in the layer an SAE reads: resid_pre, mlp_out, attn_out, ...")] = "resid_pre",
     tokens: Annotated[int, typer.Option(help="Tokens in all, shared evenly among the files")] = 630_000,
     context: Annotated[int, typer.Option(help="Tokens in a context")] = 64,
-    width: Annotated[int, typer.Option(help="Latents of a dictionary (d_sae)")] = 2304,
+    width: Annotated[list[int], typer.Option(help="Latents of a dictionary (d_sae): once for all layers, or once for each")] = [2304],  # noqa: B006
     k: Annotated[list[int], typer.Option(help="Active latents of a token: once for all layers, or once for each")] = [32, 32, 64, 64],  # noqa: B006
     bias: Annotated[Bias, typer.Option(help="Where b_dec begins, on what the dictionary is to write")] = Bias.ZEROS,
     samples: Annotated[int, typer.Option(help="Training samples of each dictionary")] = 2_000_000,
@@ -153,20 +183,22 @@ def main(
     seed: int = 0,
 ) -> None:
     """Train, save and measure one dictionary for each layer."""
-    if len(k) not in (1, len(layer)):
-        raise typer.BadParameter(f"{len(k)} numbers for {len(layer)} layers; give one, or one for each", param_hint="--k")
+    widths, ks = by_layer(width, layer, "--width"), by_layer(k, layer, "--k")
     if kind is Kind.TRANSCODER and place != "resid_pre":
         raise typer.BadParameter(f"{place} for a transcoder, which reads mlp_in; leave it out", param_hint="--place")
-    by_layer = dict(zip(layer, k * len(layer), strict=False))
     options = Options(
-        kind=kind, layers=layer, place=place if kind is Kind.SAE else "mlp_in", tokens=tokens, context=context, width=width, k=by_layer,
+        kind=kind, layers=layer, place=place if kind is Kind.SAE else "mlp_in", tokens=tokens, context=context, width=widths, k=ks,
         bias=bias, samples=samples, batch=batch, lr=lr, autocast=autocast, max_norm=max_norm, measured=measured, seed=seed,
     )  # fmt: skip
     reads, writes = ("mlp_in", "mlp_out") if kind is Kind.TRANSCODER else (place, place)
-    tasks = [Task(Site(number, reads), Site(number, writes), by_layer[number]) for number in layer]  # type: ignore[arg-type]
+    tasks = [Task(Site(number, reads), Site(number, writes), widths[number], ks[number]) for number in layer]  # type: ignore[arg-type]
+    check_trained(out, tasks)
+    read_card(out, kind)  # before hours of training, and not after them
     model = attrib.load_model(attrib.SMOLLM2)
     by_source = contexts(model, text, context, tokens)
     training, held_out = split(by_source)
+    if not held_out.size:
+        raise typer.BadParameter(f"{tokens}: too few for any to be held out; give more, or shorter contexts", param_hint="--tokens")
     training = np.random.default_rng(seed).permutation(training)
     held_out = held_out[:: max(1, held_out.size // measured)]
     store = Store(work, [site for task in tasks for site in (task.reads, task.writes)], training, model.config.d_model)
@@ -181,7 +213,7 @@ def main(
         usual = store.usual([task.reads, task.writes], max_norm)
         results[task.name] = measure(model, dictionary, held_out, max_norm) | {"density": density(store, dictionary, usual)}
     sources = {name: ids.size for name, ids in by_source.items()}
-    write_card(out, kind, {"options": vars(options), "tokens_by_source": sources, "training_tokens": training.size, "results": results})
+    write_card(out, kind, {"options": vars(options), "tokens_by_source": sources, "training_tokens": training.size}, results)
     plot(work / "density.html", results)
     console.print_json(data=results)
 

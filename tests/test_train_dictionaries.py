@@ -3,6 +3,7 @@
 import importlib
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from scipy.optimize import minimize
 
@@ -70,7 +72,7 @@ def options(text: Path, folder: Path, **changed: Any) -> dict[str, Any]:
 
     usual = {
         "text": [text], "out": folder / "out", "work": folder / "work", "kind": "sae", "layer": [1, 2], "place": "resid_pre",
-        "tokens": 8000, "context": 16, "width": 64, "k": [4], "bias": "zeros", "samples": 4096, "batch": 256, "lr": 1e-3,
+        "tokens": 8000, "context": 16, "width": [64], "k": [4], "bias": "zeros", "samples": 4096, "batch": 256, "lr": 1e-3,
         "autocast": False, "max_norm": 10.0, "measured": 128, "seed": 0,
     } | changed  # fmt: skip
     return usual | {"kind": Kind(usual["kind"]), "bias": Bias(usual["bias"])}
@@ -141,8 +143,8 @@ def test_training_goes_on_after_interruptions(
         assert name in (tmp_path / "out/README.md").read_text()
         density = found["density"]
         assert density["dead"] + sum(density["latents"]) == 64, "each latent is dead or in one bin"
-        assert 0 < density["tokens"] <= card["training_tokens"]
-    assert card["options"]["bias"] == "mean"
+        assert 0 < density["tokens"] <= card["runs"][0]["training_tokens"]
+    assert card["runs"][0]["options"]["bias"] == "mean"
     assert (tmp_path / "work/density.html").exists()
 
     # a fresh, uninterrupted run captures the same activations and ends with the same weights
@@ -154,6 +156,96 @@ def test_training_goes_on_after_interruptions(
         assert one.keys() == other.keys()
         for tensor in one:
             assert torch.equal(one[tensor], other[tensor]), f"{tensor} of {name}: going on is not the same as never stopping"
+
+
+@pytest.mark.usefixtures("first_layers")
+def test_one_site_trained_again_leaves_the_others_as_they_are(script: ModuleType, text: Path, tmp_path: Path) -> None:
+    out, (one, two) = tmp_path / "out", ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
+    first = options(text, tmp_path, width=[64, 32], k=[4, 3], samples=1024)
+    script.main(**first)
+    before, weights = json.loads((out / "card.json").read_text()), (out / one / "sae_weights.safetensors").read_bytes()
+    lines = (out / "README.md").read_text().splitlines()
+    assert [before["results"][site]["d_sae"] for site in (one, two)] == [64, 32]
+    assert [attrib.load_dictionary(out / site).d_sae for site in (one, two)] == [64, 32]
+
+    again = options(
+        text, tmp_path, layer=[2], width=[16], k=[5], tokens=7000, samples=1024, lr=3e-3, work=tmp_path / "other", autocast=True
+    )
+    with pytest.raises(typer.BadParameter, match="has 32 latents and k 3, and 16 and 5 are asked for; delete the folder"):
+        script.main(**again)
+    shutil.rmtree(out / two)
+    with pytest.raises(typer.BadParameter, match=r"made with sites \['blocks.1.*, now \['blocks.2.*delete it, or give another folder"):
+        script.main(**again | {"work": tmp_path / "work"})
+    script.main(**again)
+
+    assert (out / one / "sae_weights.safetensors").read_bytes() == weights
+    assert attrib.load_dictionary(out / two).d_sae == 16
+    card = json.loads((out / "card.json").read_text())
+    assert card["results"][one] == before["results"][one]
+    assert (card["results"][two]["d_sae"], card["results"][two]["l0"]) == (16, 5)
+    assert [run["sites"] for run in card["runs"]] == [[one], [two]]
+    assert card["runs"][0] == before["runs"][0] | {"sites": [one]}
+    assert card["runs"][1]["training_tokens"] < before["runs"][0]["training_tokens"]
+    readme = (out / "README.md").read_text()
+    assert next(line for line in lines if line.startswith(f"| `{one}` | 64")) in readme.splitlines()
+    assert readme.count(f"| `{two}` | 16 | {card['results'][two]['explained_variance']:.3f} | 5.0 |") == 1
+    assert f"`{one}`. Text: one (4,000 tokens)" in readme
+    assert f"`{two}`. Text: one (3,488 tokens)" in readme, "whole contexts of the run's own share"
+    assert [asked(script, command) for command in commands(readme)] == [
+        first | {"layer": [1], "width": [64], "k": [4]} | UNASKED, again | UNASKED
+    ], "the commands ask for what was asked for"  # fmt: skip
+
+
+UNASKED = {"text": [Path("text")], "out": Path("dictionaries"), "work": None}
+"""Folders, which a card does not tell."""
+
+
+def commands(readme: str) -> list[list[str]]:
+    """The arguments of each command that trains."""
+    whole = readme.replace("\\\n", " ")
+    return [line.split()[2:] for line in whole.splitlines() if "train_dictionaries.py" in line]
+
+
+def asked(script: ModuleType, arguments: list[str]) -> dict[str, Any]:
+    """What `main` is called with for a command line."""
+    app = typer.Typer()
+    app.command()(script.main)
+    return typer.main.get_command(app).make_context("train", arguments).params | {"work": None}
+
+
+def test_a_card_after_one_more_run(script: ModuleType, tmp_path: Path) -> None:
+    from dictionary_card import read_card, with_run
+
+    a, b, c = (f"blocks.{layer}.hook_resid_pre" for layer in (18, 6, 9))
+    card = with_run(read_card(tmp_path, "sae"), {"options": 1}, {a: 1, b: 1})
+    assert card == {"runs": [{"sites": [a, b], "options": 1}], "results": {b: 1, a: 1}}
+    assert list(card["results"]) == [b, a], "in the order of layers, by number"
+    more = with_run(card, {"options": 2}, {c: 2, a: 2})
+    assert more["runs"] == [{"sites": [b], "options": 1}, {"sites": [c, a], "options": 2}]
+    assert more["results"] == {b: 1, c: 2, a: 2}
+    last = with_run(more, {"options": 3}, {b: 3})
+    assert [run["options"] for run in last["runs"]] == [2, 3], "a run of which nothing is left is not told"
+    (tmp_path / "card.json").write_text(json.dumps({"options": {}, "results": {}}))
+    with pytest.raises(typer.BadParameter, match=r"card\.json does not tell runs apart"):
+        read_card(tmp_path, "sae")
+
+
+def test_a_folder_made_with_something_else_is_refused(script: ModuleType, text: Path, tmp_path: Path) -> None:
+    from activation_store import Store
+
+    site, tokens = attrib.Site(0, "resid_pre"), np.arange(64, dtype=np.int32).reshape(4, 16)
+    Store(tmp_path, [site], tokens, 5).mark(2)
+    assert Store(tmp_path, [site], tokens, 5).done == 2, "the same goes on"
+    for changed in (tokens.reshape(8, 8), tokens + 1):
+        with pytest.raises(typer.BadParameter, match="was made with"):
+            Store(tmp_path, [site], changed, 5)
+    with pytest.raises(typer.BadParameter, match="was made with sites"):
+        Store(tmp_path, [attrib.Site(1, "resid_pre")], tokens, 5)
+    read = torch.rand(512, 16, generator=torch.Generator().manual_seed(0))
+    trained(script, read, read, tmp_path / "again", samples=512)
+    shutil.rmtree(tmp_path / "again/blocks.0.mlp.hook_in")
+    with pytest.raises(typer.BadParameter, match=r"checkpoints-.* was made with lr 0\.01, now 0\.001"):
+        trained(script, read, read, tmp_path / "again", samples=512, lr=1e-3)
 
 
 @pytest.mark.usefixtures("first_layers")
@@ -202,9 +294,9 @@ def trained(script: ModuleType, read: torch.Tensor, written: torch.Tensor, folde
     reads, writes = Site(0, "mlp_in"), Site(0, "mlp_out")
     store = script.Store(folder / "work", [reads, writes], np.zeros((len(read) // 16, 16), dtype=np.int32), read.shape[1])
     store.arrays[reads][:], store.arrays[writes][:] = read.numpy(), written.numpy()
-    usual = {"width": 24, "samples": 64 * 256, "batch": 256, "lr": 1e-2, "autocast": False, "max_norm": 10.0, "seed": 0}
+    usual = {"samples": 64 * 256, "batch": 256, "lr": 1e-2, "autocast": False, "max_norm": 10.0, "seed": 0}
     numbers = script.Options(**usual | {"bias": script.Bias("zeros")} | changed)
-    script.train(store, script.Task(reads, writes, 3), folder, numbers)
+    script.train(store, script.Task(reads, writes, 24, 3), folder, numbers)
     return folder / "blocks.0.mlp.hook_in"
 
 
@@ -308,11 +400,15 @@ def test_densities_are_counted(script: ModuleType, tmp_path: Path) -> None:
 
 
 def test_wrong_requests_are_said(script: ModuleType, text: Path, tmp_path: Path, first_layers: None) -> None:
-    import typer
-
     with pytest.raises(typer.BadParameter, match=r"no \.txt file"):
         script.main(**options(tmp_path, tmp_path))
     with pytest.raises(typer.BadParameter, match="2 numbers for 1 layers"):
         script.main(**options(text, tmp_path, layer=[1], k=[4, 5]))
+    with pytest.raises(typer.BadParameter, match=r"8192, but blocks\.1\.hook_resid_pre has 7488 tokens"):
+        script.main(**options(text, tmp_path, batch=8192))
+    with pytest.raises(typer.BadParameter, match="4000: too few for any to be held out"):
+        script.main(**options(text, tmp_path, tokens=4000))
+    with pytest.raises(typer.BadParameter, match="3 numbers for 2 layers"):
+        script.main(**options(text, tmp_path, width=[4, 5, 6]))
     with pytest.raises(typer.BadParameter, match="mlp_out for a transcoder"):
         script.main(**options(text, tmp_path, kind="transcoder", place="mlp_out"))
