@@ -405,6 +405,50 @@ def test_a_folder_of_graphs_is_shown_pruned_and_exported(finished: Path, tmp_pat
     assert same(attrib.graph.from_neuronpedia(tmp_path / "five.json"), graph)
 
 
+# ------------------------------------------------------------------------------------ made again
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": [attrib.TopLogits(1), attrib.Difference(3, (4, 5))], "policy": attrib.EXACT, "positions": [1, -2], "mlps": "leaf"},
+        {"targets": attrib.TokenLogits((3, 5)), "positions": "1:", "dtype": "float64", "keep": attrib.TopK(9), "demean": False},
+        {"targets": attrib.graph.Span(1, 3), "keep": attrib.Threshold(0.05), "max_nodes": 5, "block": 2, "skip_positions": 1},
+    ],
+)
+def test_a_graph_comes_out_again(beside: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    tokens = [found.prompt for found in read(beside / "prompts.jsonl")][4:6]
+    path = attrib.save(tmp_path / "g.h5", as_built(beside, tokens, **options))
+    for number in range(2):
+        [found] = rerun(path, number, places={name: beside / name for name in TRANSCODERS})
+        assert (found.kind, found.is_same) == ("graph", True)
+        assert found.edges > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"keep": "__import__('os').system('touch hacked')"}, attrib.UnsupportedError, "does not say enough"),
+        ({"targets": ["Custom(label='a')"]}, attrib.UnsupportedError, "does not say enough"),
+        ({"dictionaries": 5}, attrib.FormatError, "it does not say how"),
+        ({"dictionaries": [{"name": "neurons", "site": "blocks.2.mlp.hook_in", "k": "x"}]}, InputError, "expected k of at least 1"),
+        ({"policy": {"heads": "exact"}}, attrib.FormatError, "it does not say how"),
+        ({"model": None}, attrib.FormatError, "it does not say how"),
+        ({"budget": "much"}, attrib.FormatError, "it does not say how"),
+    ],
+)
+def test_a_call_from_elsewhere_runs_nothing(
+    finished: Path, tmp_path: Path, beside: Path, changed: dict[str, Any], error: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with attrib.open_graphs(finished) as graphs:
+        graph = graphs[1]
+    path = attrib.save(tmp_path / "g.h5", replace(graph, call=dict(graph.call) | changed))
+    with pytest.raises(error, match=words):
+        rerun(path, 0, places={name: beside / name for name in TRANSCODERS})
+    assert not (tmp_path / "hacked").exists()
+
+
 # ------------------------------------------------------------------------------------ files
 
 
