@@ -3,6 +3,7 @@
 `attrib graph "PROMPT" ...` is short for `attrib graph build "PROMPT" ...`, whose options go by circuit-tracer's names too.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from attrib.cli.bars import counted
+from attrib.cli.slug import EDGES, NODES, command, for_frontend
 from attrib.core.types import POLICIES, InputError
 from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
@@ -29,8 +31,13 @@ class _OrBuild(TyperGroup):
 
 app = typer.Typer(cls=_OrBuild, no_args_is_help=True, help="Attribution graphs: what a prompt's logits are made of, node by node.")
 
-File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote")]
-Number = Annotated[int, typer.Option("--graph", help="Its number in the file; negative from the end")]
+File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or a folder of them, such as a job's")]
+Number = Annotated[
+    int | None,
+    typer.Option("--graph", help="Its place in the file, in a folder its prompt's number; negative from the end. Else the first"),
+]
+UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
+"""circuit-tracer writes its options with underscores: either is taken."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
 NodeShare = Annotated[
     float, typer.Option("--nodes", "--node-threshold", help="Share of the influence that the nodes left have", min=0, max=1)
@@ -39,13 +46,19 @@ EdgeShare = Annotated[float, typer.Option("--edges", "--edge-threshold", help="S
 TOP = 8
 
 
-@app.command()
+@app.command(context_settings=UNDERSCORES)
 def build(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = "",
     dictionaries: Annotated[
         list[str] | None,
-        typer.Option("--dictionaries", "--dictionary", "-t", help="Dictionary: shipped, folder, or release/id; neurons:LAYER; repeat it"),
+        typer.Option(
+            "--dictionaries",
+            "--dictionary",
+            "--transcoder-set",
+            "-t",
+            help="Dictionary: shipped, folder, or release/id; neurons:LAYER; repeat it",
+        ),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The same as an option; may be repeated")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HDF5 file to write")] = None,
@@ -62,6 +75,13 @@ def build(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N")] = "cpu",
     budget: Annotated[str, typer.Option(help="Working memory, as 512MiB or 2GiB")] = "1GiB",
+    slug: Annotated[str | None, typer.Option(help="Also write the graph, pruned, as SLUG.json for circuit-tracer's frontend")] = None,
+    graph_file_dir: Annotated[Path | None, typer.Option(help="The folder of these files, with graph-metadata.json beside them")] = None,
+    nodes: Annotated[
+        float | None, typer.Option("--node-threshold", help=f"Share of the influence in SLUG.json, usually {NODES}", min=0, max=1)
+    ] = None,
+    edges: Annotated[float | None, typer.Option("--edge-threshold", help=f"The same of edges, usually {EDGES}", min=0, max=1)] = None,
+    server: Annotated[bool, typer.Option("--server", help="Say how to open them in circuit-tracer's server")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Build the graphs of prompts, and write them to one file. `attrib graph "PROMPT" ...` does the same."""
@@ -70,7 +90,8 @@ def build(
     from attrib.graph import Span
 
     texts = [*(prompts or []), *(prompt or [])]
-    given = {"PROMPT": texts, "--model": model, "--dictionaries": dictionaries, "--out": out}
+    shown = for_frontend(slug, graph_file_dir, nodes, edges, server, overwrite)
+    given = {"PROMPT": texts, "--model": model, "--dictionaries": dictionaries, "--out": out or shown}
     if missing := [name for name, value in given.items() if not value]:
         raise InputError(f"{missing[0]}: missing. For example: attrib graph 'The opposite of hot is' -m smollm2-135m -t NAME -o graph.h5")
     if policy not in POLICIES:
@@ -81,9 +102,12 @@ def build(
         kept = parse_keep(keep)
     except ValueError as error:
         raise InputError(f"--keep: {error}.") from None
-    assert out is not None
-    if out.exists() and not overwrite:
+    if out is not None and out.exists() and not overwrite:
         raise InputError(f"--out: {out} exists; give --overwrite to replace it.")
+    if out is not None and out.suffix == ".pt":
+        raise InputError(f"--out: {out}; this is attrib's HDF5. Name it {out.with_suffix('.h5')}; `attrib graph export` makes a .pt of it.")
+    if shown is not None:
+        shown.paths(len(texts))
     loaded = attrib.load_model(model, device=device)
     targets = attrib.TokenLogits(logit_token) if logit_token else attrib.TopLogits(top_logits, mass) if span is None else Span(span)
     asked: dict[str, Any] = {
@@ -92,28 +116,29 @@ def build(
     }  # fmt: skip
     with counted("building graphs") as progress:
         graphs = attrib.graph.build(loaded, [_given(name, device) for name in dictionaries or []], texts, progress=progress, **asked)
-    attrib.save(out, graphs, overwrite=overwrite)
+    if out is not None:
+        attrib.save(out, graphs, overwrite=overwrite)
     for number, graph in enumerate(graphs):
         print(plain(f"{number}: {graph}"))
-    print(plain(f"{out}: {out.stat().st_size / 1e6:.1f} MB"))
+    written = shown.write(graphs) if shown is not None else []
+    for path in [out, *written] if out is not None else written:
+        print(plain(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
+    if shown is not None:
+        print(plain(f"to see them, where circuit-tracer is installed: {command(shown.folder)}"))
 
 
 def _given(name: str, device: str) -> Any:
     """A dictionary by its name, or an MLP's own units by `neurons:LAYER`."""
     import attrib
+    from attrib.graph.neurons import neurons_named
 
-    kind, _, layer = name.partition(":")
-    if kind != "neurons":
-        return attrib.load_dictionary(name).to(device=device)
-    if not layer.isdecimal():
-        raise InputError(f"--dictionaries: {name!r}; expected neurons:LAYER with a number, as neurons:8.")
-    return attrib.graph.Neurons(int(layer))
+    return neurons_named(name) or attrib.load_dictionary(name).to(device=device)
 
 
 @app.command()
 def show(
     file: File,
-    number: Number = 0,
+    number: Number = None,
     top: Annotated[int, typer.Option(help="Edges of each output, and nodes", min=1)] = TOP,
 ) -> None:
     """What a graph is made of: how far its rows add up, its scores, the strongest edges of its outputs, its most influential nodes."""
@@ -135,7 +160,7 @@ def show(
     print_table(table("most influential nodes", ("node",), ("influence",), strongest))
 
 
-@app.command()
+@app.command(context_settings=UNDERSCORES)
 def prune(
     file: File,
     out: Annotated[Path, typer.Argument(help="File to write")],
@@ -145,19 +170,24 @@ def prune(
 ) -> None:
     """Keep, of every graph of a file, the nodes and edges that carry most of the influence."""
     import attrib
+    from attrib.store.graphs import save_graphs
 
     _check_apart(file, out)
     with attrib.open_graphs(file) as graphs:
-        pruned = [attrib.graph.prune(graph, nodes, edges).graph for graph in graphs]
-    attrib.save(out, pruned, overwrite=overwrite)
-    for number, graph in enumerate(pruned):
-        print(plain(f"{number}: {graph}"))
+
+        def pruned() -> Iterator["Graph"]:  # one after another: a folder may hold more than memory does
+            for number, graph in zip(graphs.numbers.tolist(), graphs, strict=True):
+                smaller = attrib.graph.prune(graph, nodes, edges).graph
+                print(plain(f"{number}: {smaller}"))
+                yield smaller
+
+        save_graphs(out, pruned(), numbers=graphs.numbers if graphs.is_numbered else None, overwrite=overwrite)
 
 
 @app.command()
 def paths(
     file: File,
-    number: Number = 0,
+    number: Number = None,
     top: Annotated[int, typer.Option(help="Paths of each output", min=1)] = TOP,
     into: Annotated[int | None, typer.Option(help="Into the node of this number; usually into each logit and target")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Kinds of nodes that may lie on a path; may be repeated. Usually all")] = None,
@@ -178,8 +208,8 @@ def paths(
 def diff(
     first: File,
     second: Annotated[Path, typer.Argument(help="The other file, which may be the same")],
-    number: Number = 0,
-    other: Annotated[int, typer.Option("--other", help="The number of the graph in the second file")] = 0,
+    number: Number = None,
+    other: Annotated[int | None, typer.Option("--other", help="As --graph, of the second file")] = None,
     positions: Annotated[bool, typer.Option(help="Nodes are the same only at the same position")] = True,
     top: Annotated[int, typer.Option(help="Edges in the table", min=1)] = TOP,
 ) -> None:
@@ -207,7 +237,7 @@ def export(
     file: File,
     out: Annotated[Path, typer.Argument(help="File to write: NAME.pt, SLUG.json or NAME.graphml")],
     to: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}")],
-    number: Number = 0,
+    number: Number = None,
     others: Annotated[str, typer.Option(help="Of circuit-tracer: nodes that it has no kind for, error or drop")] = "error",
     overwrite: Overwrite = False,
 ) -> None:
@@ -226,13 +256,21 @@ def export(
     print(plain(f"{out}: {out.stat().st_size / 1e6:.1f} MB"))
 
 
-def _read(file: Path, number: int) -> "Graph":
+def _read(file: Path, number: int | None) -> "Graph":
     import attrib
 
     with attrib.open_graphs(file) as graphs:
-        return graphs[number]
+        if number is not None:
+            return graphs[number]
+        if not len(graphs):
+            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
+        return next(iter(graphs))
 
 
 def _check_apart(file: Path, out: Path) -> None:
+    from attrib.store.listing import folder_of
+
     if out.exists() and file.exists() and out.samefile(file):
         raise InputError(f"out: {out} is the file that is read; expected another.")
+    if file.is_dir() and out.parent.resolve() == folder_of(file).resolve():
+        raise InputError(f"out: {out} would lie among the graphs that are read, and be taken for some; expected a place elsewhere.")

@@ -69,7 +69,7 @@ def rerun(
     for one in compared:
         also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
         verdict = "NOT THE SAME" if not one.is_same else "the same to rounding" if one.apart else "the same"
-        named = plain(f"{one.kind} {one.source} -> {one.target}")
+        named = plain(one.kind if one.kind == "graph" else f"{one.kind} {one.source} -> {one.target}")
         print(f"{named}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
     if not all(one.is_same for one in compared):
         raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")

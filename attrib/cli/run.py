@@ -133,7 +133,8 @@ def _attributions(kinds: list[str], shared: dict[str, Any]) -> list[dict[str, An
     from attrib.runs.spec import KINDS, TAKES
 
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise InputError(f"--kind: {unknown[0]!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        graphs = ", or `attrib graph`, whose options graphs have, or a TOML file of kind graph" if unknown[0] == "graph" else ""
+        raise InputError(f"--kind: {unknown[0]!r}; expected {', '.join(KINDS[:-1])} or {KINDS[-1]}{graphs}.")
     takes: dict[str, frozenset[str]] = {kind: TAKES[kind] for kind in KINDS if kind in kinds}
     if unused := [name for name in shared if not any(name in of for of in takes.values())]:
         takers = [kind for kind in KINDS if unused[0] in TAKES[kind]]
@@ -146,15 +147,16 @@ def _attributions(kinds: list[str], shared: dict[str, Any]) -> list[dict[str, An
 def run_work(run: "RunFile") -> None:
     """Attribute every prompt of a file, or of --prompt, and write sparse HDF5."""
     from attrib.core.keep import keep_text
+    from attrib.runs.results import counts
     from attrib.runs.run import execute
     from attrib.runs.spec import USUAL_KEEP
 
     with counted("attributing") as progress:
         results = execute(run, progress)
     assert run.out is not None
-    edges = sum(len(result) for result in results)
-    size = run.out.stat().st_size / 1e6
-    print(plain(f"{run.out}: {len(results)} blocks, {len(results[0].prompts)} prompts, {edges:,} edges, {size:.1f} MB"))
+    held = counts(results)
+    blocks = "" if run.is_of_graphs else f"{len(results)} blocks, "
+    print(plain(f"{run.out}: {blocks}{held.prompts} prompts, {held.edges:,} edges, {run.out.stat().st_size / 1e6:.1f} MB"))
     if "keep" not in run.model_fields_set:
         most = f"of each target the fewest edges that make up {USUAL_KEEP.fraction:.0%} of it"
         print(f"kept: {keep_text(USUAL_KEEP)}, {most}; --keep dense keeps all")

@@ -147,7 +147,7 @@ def _check_out(out: Path, given: list[Path], overwrite: bool) -> None:
     if out.exists() and any(path.exists() and path.samefile(out) for path in given):
         raise InputError(f"out: {out} is one of the files to read too; expected another. Choose a new name.")
     if folders := [path for path in given if path.is_dir()]:
-        from attrib.store.collection import folder_of  # which waits for torch
+        from attrib.store.listing import folder_of  # which waits for torch
 
         if out.suffix == ".h5" and any(folder_of(folder).resolve() == out.parent.resolve() for folder in folders):
             raise InputError(f"out: {out} would lie among the shards and be taken for one; expected a place elsewhere. Choose another.")

@@ -5,7 +5,7 @@ from .files.circuit_tracer_reading import from_circuit_tracer
 from .files.circuit_tracer_writing import to_circuit_tracer
 from .files.networks import to_networkx, write_graphml
 from .files.neuronpedia_reading import from_neuronpedia
-from .files.neuronpedia_writing import to_neuronpedia
+from .files.neuronpedia_writing import cumulative_influence, to_neuronpedia
 from .graph import Graph
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
@@ -61,6 +61,7 @@ __all__ = [
     "average",
     "build",
     "compare",
+    "cumulative_influence",
     "de_embeddings",
     "every_path",
     "from_circuit_tracer",

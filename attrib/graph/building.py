@@ -81,6 +81,15 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         BudgetError: where a prompt does not fit into the budget, or the result into memory.
         NotFiniteError: where a value is NaN or infinite.
     """
+    return _call(model, dictionaries, tokens, options).run()
+
+
+def check(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> None:
+    """Raises what `build` raises of its arguments. Whether the prompts fit into the budget is seen when they are built."""
+    list(_call(model, dictionaries, tokens, options).ends.stops)  # to find them, targets are looked at
+
+
+def _call(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, options: GraphOptions) -> "_Call":
     asked = GraphAsked(**options)
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
@@ -90,7 +99,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         for number, d in enumerate(several)
         if (at := f"dictionaries[{number}]")
     ]
-    return _Call(seal(model), named, prompts, asked).run()
+    return _Call(seal(model), named, prompts, asked)
 
 
 Prompted = tuple[Tensor, Opened]

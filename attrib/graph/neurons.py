@@ -41,6 +41,16 @@ class Neurons(NamedTuple):
         return Site(self.layer, "mlp_out")
 
 
+def neurons_named(name: str) -> Neurons | None:
+    """The units that `neurons:LAYER` names, or None for a dictionary's name. Raises InputError where no layer is named."""
+    kind, colon, layer = name.partition(":")
+    if (kind, colon) != (NAME, ":"):
+        return None
+    if not (layer.isascii() and layer.isdecimal() and len(layer) < 10):
+        raise InputError(f"dictionaries: {name[:60]!r}; expected neurons:LAYER with a number, as neurons:8.")
+    return Neurons(int(layer))
+
+
 def check_neurons(model: Model, given: Neurons, argument: str) -> Neurons:
     """Raises InputError for a layer that the model does not have, or a number of units that is none."""
 

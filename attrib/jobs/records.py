@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -126,6 +126,13 @@ def refused(job: Job) -> Iterator[tuple[Refused, str]]:
         raise FormatError(f"{path}: damaged: {fault_of(error)}.") from error
     for record in records(job).values():
         yield from ((one, f"shard {record.shard}") for one in record.refused)
+
+
+def faults_of_counts(record: Record, counted: Mapping[str, int]) -> Iterator[str]:
+    """Where a shard holds other numbers of things than its record says."""
+    for name, count in counted.items():
+        if (said := getattr(record, name)) != count:
+            yield f"it has {count:,} {name}, and its record says {said:,}"
 
 
 def digest(folder: Path, path: Path) -> str:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from attrib.core.edges import Edges
 from attrib.core.fingerprints import seal
 from attrib.core.types import AttribWarning, InputError, UnsupportedError
 from attrib.jobs import inside
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.jobs.witness import Witness
-from attrib.runs.spec import Loaded, check_device, load
-from attrib.store import save
+from attrib.runs.results import counts, not_finite
+from attrib.runs.results import write as write_results
+from attrib.runs.spec import Loaded, Results, check_device, load
 
 _OF_A_PROMPT = (InputError, UnsupportedError)
 """What puts a prompt down, where it is raised of that prompt alone: too long, no such position, a number that is none. A file that is
@@ -37,11 +37,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class Computed:
-    """A shard's edges, not written yet."""
+    """What a shard will hold, not written yet."""
 
     shard: Shard
-    edges: list[Edges]
-    """One for each attribution; none where every prompt was refused."""
+    results: Results
+    """The edges of each attribution, or the graph of each prompt; none where every prompt was refused."""
+    numbers: Int[Tensor, " prompts"]
+    """The numbers of the prompts that were not refused."""
     refused: list[Refused]
     seconds: float
 
@@ -70,7 +72,7 @@ def prepare(folder: Path, device: str) -> Ready:
 
 
 def compute(ready: Ready, shard: Shard) -> Computed:
-    """A shard's edges. A prompt that cannot be attributed is named and left out.
+    """A shard's results. A prompt that cannot be attributed is named and left out.
 
     Raises:
         Overwritten: where it was computed with other weights than were hashed.
@@ -79,28 +81,27 @@ def compute(ready: Ready, shard: Shard) -> Computed:
     prompts, numbers = ready.job.prompts(shard)
     left, refused = list(range(len(prompts))), []
     while True:  # what is left is computed as if the others had never been there
-        edges, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
+        results, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
         refused += [Refused(number=int(numbers[left[at]]), reason=reason) for at, reason in wrong.items()]
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:
             break
     ready.witness.check()
-    edges = [_numbered(one, numbers[left]) for one in edges]
     refused.sort(key=lambda one: one.number)
-    return Computed(shard, edges, refused, time.perf_counter() - begun)
+    kept = torch.from_numpy(numbers[left].astype("int64"))
+    return Computed(shard, results, kept, refused, time.perf_counter() - begun)
 
 
 def commit(ready: Ready, computed: Computed) -> Record:
     """Put a shard on the disk, and then its record: from then on it is done."""
     begun = time.perf_counter()
-    job, shard, edges = ready.job, computed.shard, computed.edges
+    job, shard, results = ready.job, computed.shard, computed.results
     path = inside.check(job.folder, job.file(shard))
-    if edges:
-        save(path, edges, compression=job.config.compression, overwrite=True)
-    sha256, size = (digest(job.folder, path), inside.size(job.folder, path)) if edges else (None, 0)
+    if results:
+        write_results(path, results, computed.numbers, compression=job.config.compression, overwrite=True)
+    sha256, size = (digest(job.folder, path), inside.size(job.folder, path)) if results else (None, 0)
     record = Record(
-        shard=shard.number, id=shard.id, sha256=sha256, bytes=size,
-        prompts=len(edges[0].prompts) if edges else 0, tokens=len(edges[0].prompts.ids) if edges else 0, edges=sum(map(len, edges)),
+        shard=shard.number, id=shard.id, sha256=sha256, bytes=size, **counts(results)._asdict(),
         refused=computed.refused, seconds=computed.seconds, seconds_writing=time.perf_counter() - begun, device=ready.device,
         finished=time.time(),
     )  # fmt: skip
@@ -109,15 +110,15 @@ def commit(ready: Ready, computed: Computed) -> Record:
     return record
 
 
-def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[list[Edges], dict[int, str]]:
-    """The edges of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
+def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[Results, dict[int, str]]:
+    """The results of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
     try:
-        edges = loaded.attribute(prompts)
+        results = loaded.attribute(prompts)
     except _OF_A_PROMPT:
         if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
             return [], wrong
         raise  # each is well alone: it is not the prompts
-    return edges, dict.fromkeys(_not_finite(edges), "its edges are not finite numbers")
+    return results, dict.fromkeys(not_finite(results), "its edges are not finite numbers")
 
 
 def _fault(loaded: Loaded, ids: Tensor) -> str:
@@ -127,17 +128,3 @@ def _fault(loaded: Loaded, ids: Tensor) -> str:
     except _OF_A_PROMPT as error:
         return str(error).replace("prompt 0", "it")
     return ""
-
-
-def _not_finite(edges: Sequence[Edges]) -> list[int]:
-    """The prompts with an edge or total that is not finite, by their place."""
-    found: set[int] = set()
-    for one in edges:
-        bad = ~one.total.isfinite()
-        bad[one.row[~one.gradient.isfinite()]] = True
-        found |= set(one.targets.prompt[bad].tolist())
-    return sorted(found)
-
-
-def _numbered(edges: Edges, numbers: np.ndarray) -> Edges:
-    return replace(edges, prompts=replace(edges.prompts, number=torch.from_numpy(numbers.astype(np.int64))))

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from attrib.core.edges import Edges
 from attrib.core.keep import least_share
 from attrib.core.types import FormatError
 from attrib.jobs.folder import Job, Shard, open_job
-from attrib.jobs.records import Record, digest, record_or_fault
+from attrib.jobs.records import Record, digest, faults_of_counts, record_or_fault
 from attrib.jobs.shard import compute, prepare
-from attrib.store import Store, save
+from attrib.jobs.verify_graphs import difference_of_graphs, faults_of_graphs
+from attrib.runs.results import edges_of, graphs_of, write
+from attrib.runs.spec import Results
+from attrib.store import Store
 from attrib.store.contradictions import faults_of
 from attrib.store.shard import open_shard
 
@@ -72,20 +76,24 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
     if (now := digest(job.folder, path)) != record.sha256:
         yield f"its sha256 is {now}, and not {record.sha256}"
         return
+    kept = {number: ids for number, ids in zip(numbers.tolist(), prompts, strict=True) if number not in left_out}
     try:
-        with open_shard(path) as store:
-            at_fault = list(faults_of(store, least_share(job.config.keep)))
-            if at_fault:
-                yield from (str(fault).removeprefix(f"{path}: ") for fault in at_fault)
-                return
-            yield from _rows(store, job, record)
-            kept = [index for index, number in enumerate(numbers.tolist()) if number not in left_out]
-            if store.prompts.numbers.tolist() != numbers[kept].tolist():
-                yield "its prompts have other numbers than the job's"
-            elif not torch.equal(store.prompts.ids, torch.cat([prompts[index] for index in kept])):
-                yield "its prompts have other tokens than the job's"
+        yield from (faults_of_graphs if job.config.is_of_graphs else _faults_of_edges)(job, path, record, kept)
     except FormatError as error:
         yield str(error)
+
+
+def _faults_of_edges(job: Job, path: Path, record: Record, kept: dict[int, Int[Tensor, " _"]]) -> Iterator[str]:
+    with open_shard(path) as store:
+        at_fault = list(faults_of(store, least_share(job.config.keep)))
+        if at_fault:
+            yield from (str(fault).removeprefix(f"{path}: ") for fault in at_fault)
+            return
+        yield from _rows(store, job, record)
+        if store.prompts.numbers.tolist() != list(kept):
+            yield "its prompts have other numbers than the job's"
+        elif not torch.equal(store.prompts.ids, torch.cat(list(kept.values()))):
+            yield "its prompts have other tokens than the job's"
 
 
 def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
@@ -103,10 +111,7 @@ def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
         if not hashes <= {job.fixed.model, *job.fixed.dictionaries.values()}:
             yield f"its {block.kind} is of another model or dictionary than the job's"
     prompts = store.prompts
-    counts = {"prompts": len(prompts), "tokens": len(prompts.ids), "edges": count}
-    for name, counted in counts.items():
-        if (said := getattr(record, name)) != counted:
-            yield f"it has {counted:,} {name}, and its record says {said:,}"
+    yield from faults_of_counts(record, {"prompts": len(prompts), "tokens": len(prompts.ids), "edges": count})
 
 
 def _hashes(call: dict[str, Any]) -> set[str]:
@@ -123,15 +128,17 @@ def _recomputed(folder: Path, sample: list[tuple[Shard, str]], device: str) -> I
     for shard, sha256 in sample:
         computed = compute(ready, shard)
         with tempfile.TemporaryDirectory() as scratch:
-            again = save(Path(scratch) / "again.h5", computed.edges, compression=ready.job.config.compression)
+            again = write(Path(scratch) / "again.h5", computed.results, computed.numbers, compression=ready.job.config.compression)
             if digest(again.parent, again) != sha256:
-                yield FaultyShard(shard, _difference(ready.job.file(shard), computed.edges))
+                yield FaultyShard(shard, _difference(ready.job.file(shard), computed.results))
 
 
-def _difference(path: Path, again: list[Edges]) -> str:
+def _difference(path: Path, again: Results) -> str:
     """How far a shard is from what comes out now."""
+    if graphs := graphs_of(again):
+        return difference_of_graphs(path, graphs)
     with open_shard(path) as store:
-        for was, now in zip(store.values(), again, strict=True):
+        for was, now in zip(store.values(), edges_of(again), strict=True):
             if not torch.equal(was.indptr, now.indptr) or not torch.equal(was.indices, now.indices):
                 return f"computed again, its {was.kind} keeps other edges"
             largest = was.attribution.abs().max().clamp(min=1e-30)

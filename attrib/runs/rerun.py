@@ -1,33 +1,20 @@
 """Making a stored prompt's edges again, from what its file says of how they were made, and comparing."""
 
-import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, assert_never, get_args
+from typing import Any, NamedTuple, assert_never
 
-from attrib.adapters import load_dictionary, load_model
-from attrib.attribution import questions
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from attrib.core.edges import Edges
-from attrib.core.keep import RULES
-from attrib.core.types import (
-    Dense,
-    Difference,
-    FormatError,
-    InputError,
-    Keep,
-    Mass,
-    Policy,
-    Question,
-    Threshold,
-    TokenLogits,
-    TopK,
-    TopLogits,
-    UnsupportedError,
-)
-from attrib.dictionaries.dictionary import Dictionary
-from attrib.models.transformer import Model
+from attrib.core.types import Dense, InputError, Keep, Mass, Threshold, TopK
+from attrib.graph.graph import Graph
+from attrib.runs.again import Parts, edges_again, graph_again, rule_of
 from attrib.store import open_collection, open_shard
-from attrib.store.collection import SHARDS, folder_of
+from attrib.store.graph_collection import open_graph_collection
+from attrib.store.listing import SHARDS, folder_of, holds_graphs
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 """How far an edge may be off, as a share of the prompt's largest attribution: a prompt alone and a prompt in its shard are products of
@@ -36,17 +23,16 @@ different numbers of rows, which end in other digits.
 REDUCED = 5e-2
 """How far it may be off where products are in tf32 or bfloat16."""
 
-Part = TypeVar("Part", Model, Dictionary)
 Places = Mapping[str, str | Path]
-_RULES: dict[str, Callable[..., Any]] = RULES | {kind.__name__: kind for kind in (TopLogits, TokenLogits, Difference)}
 
 
 class Compared(NamedTuple):
-    """One block of a prompt, as stored and as it comes out now."""
+    """One block of a prompt, or its graph, as stored and as it comes out now."""
 
     kind: str
     source: str
     target: str
+    """Both are empty for a graph."""
     edges: int
     """Stored ones."""
     apart: float
@@ -70,89 +56,61 @@ def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> lis
         UnsupportedError: where the file does not say enough: a direction's vector, or a metric, is not stored.
         FormatError: where what the file says of its making cannot be read.
     """
-    with open_collection(path) as collection:
-        try:
-            shard, place = collection.place_of(prompt)
-        except InputError as missing:
-            if (folder := folder_of(Path(path))).name != SHARDS:
-                raise
-            listing = f"`attrib job status {folder.parent} --refused` lists the prompts that the job left out, and why."
-            raise InputError(f"{missing} {listing}") from missing
+    parts = Parts(dict(places or {}))
+    if holds_graphs(Path(path)):
+        with open_graph_collection(path) as graphs, _left_out(Path(path)):
+            graphs.place_of(prompt)
+            graph = graphs[prompt]
+        return [_compared(("graph", "", ""), _rows_of_graph(graph), _rows_of_graph(graph_again(graph, parts)), graph.call)]
+    with open_collection(path) as collection, _left_out(Path(path)):
+        shard, place = collection.place_of(prompt)
     with open_shard(shard) as store:
         stored = [store.edges(*block, prompts=place) for block in store.blocks]
-    loaded = _Loaded(dict(places or {}))
-    return [_compare(edges, _again(edges, loaded)) for edges in stored]
+    return [
+        _compared((was.kind, was.sources.site, was.targets.site), _rows_of_edges(was), _rows_of_edges(edges_again(was, parts)), was.call)
+        for was in stored
+    ]
 
 
-class _Loaded:
-    """Models and dictionaries that were loaded already, and where others lie."""
-
-    def __init__(self, places: dict[str, str | Path]) -> None:
-        self._places, self._models, self._dictionaries = places, dict[str, Model](), dict[str, Dictionary]()
-
-    def model(self, named: Mapping[str, Any]) -> Model:
-        return self._found(self._models, load_model, str(named["name"]), str(named["sha256"]))
-
-    def dictionary(self, named: Mapping[str, Any]) -> Dictionary:
-        return self._found(self._dictionaries, load_dictionary, str(named["name"]), str(named["sha256"]))
-
-    def _found(self, seen: dict[str, Part], load: Callable[[str | Path], Part], name: str, sha256: str) -> Part:
-        if sha256 not in seen:
-            seen[sha256] = load(self._places.get(name) or self._places.get(sha256) or name)
-        found = seen[sha256]
-        if not found.matches(sha256):
-            raise InputError(
-                f"{name}: what is here under this name is not what the file was made with (sha256 {found.fingerprint[:12]}, and "
-                f"not {sha256[:12]}). Say where the other lies with --at {name}=FOLDER."
-            )
-        return found
-
-
-def _again(stored: Edges, loaded: _Loaded) -> Edges:
-    """Attribute a stored prompt anew, as its call says."""
-    if stored.kind not in get_args(Question):
-        raise UnsupportedError(
-            f"rerun: edges from errors, and from tokens to logits, are not made again ({stored.kind}); attrib.jacobian does."
-        )
-    call = stored.call
+@contextmanager
+def _left_out(path: Path) -> Iterator[None]:
+    """Where a job has no such prompt, say what lists those that it left out."""
     try:
-        source = None if call["source"] is None else loaded.dictionary(call["source"])
-        target = loaded.dictionary(call["target"]) if isinstance(call["target"], dict) else _rule(call["target"])
-        options: dict[str, Any] = {
-            "policy": Policy(**call["policy"]), "keep": _rule(call["keep"]), "positions": call["positions"], "dtype": call["dtype"],
-            "budget": int(call["budget"]), "method": call["method"], "precision_rows": 0 if call["method"] != "torch.func" else None,
-            "cuts": [loaded.dictionary(cut) for cut in call["cuts"]], "effect": call["effect"],
-        }  # fmt: skip
-        model, error = loaded.model(call["model"]), bool(call["error"])
-    except (KeyError, TypeError, ValueError) as fault:
-        if isinstance(fault, InputError):
+        yield
+    except InputError as missing:
+        if (folder := folder_of(path)).name != SHARDS:
             raise
-        raise FormatError(f"call: it does not say how these edges were made ({type(fault).__name__}: {fault}).") from fault
-    tokens = [stored.prompts.ids]
-    if source is None:
-        return questions.token_to_latent(model, target, tokens, **options)
-    if isinstance(target, Dictionary):
-        return questions.latent_to_latent(model, source, target, tokens, error=error, **options)
-    return questions.latent_to_logit(model, source, tokens, logits=target, error=error, **options)
+        listing = f"`attrib job status {folder.parent} --refused` lists the prompts that the job left out, and why."
+        raise InputError(f"{missing} {listing}") from missing
 
 
-def _rule(text: Any) -> Any:
-    """A rule of what is kept, or a choice of logits, from what Python writes for it. Nothing is evaluated but literals."""
-    try:
-        tree = ast.parse(str(text), mode="eval").body
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in _RULES and not tree.args:
-            return _RULES[tree.func.id](**{str(word.arg): ast.literal_eval(word.value) for word in tree.keywords})
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        pass
-    raise UnsupportedError(f"rerun: {str(text)[:60]!r} does not say enough: vectors of directions, and metrics, are not stored.")
+class _Rows(NamedTuple):
+    """Sparse rows with their sums, and the nodes that rows and columns are of."""
+
+    nodes: list[list[int]]
+    columns: int
+    row: Int[Tensor, " edges"]
+    indices: Int[Tensor, " edges"]
+    attribution: Float[Tensor, " edges"]
+    total: Float[Tensor, " rows"]
+    l1: Float[Tensor, " rows"]
 
 
-def _compare(stored: Edges, now: Edges) -> Compared:
-    named = stored.kind, stored.sources.site, stored.targets.site, len(stored)
-    nodes = [(one.position.tolist(), one.latent.tolist()) for edges in (stored, now) for one in (edges.sources, edges.targets)]
-    if nodes[:2] != nodes[2:]:
-        return Compared(*named, float("inf"), len(stored) + len(now), False)
-    columns = len(stored.sources)
+def _rows_of_edges(edges: Edges) -> _Rows:
+    nodes = [column.tolist() for end in (edges.sources, edges.targets) for column in (end.position, end.latent)]
+    return _Rows(nodes, len(edges.sources), edges.row, edges.indices, edges.attribution, edges.total, edges.l1)
+
+
+def _rows_of_graph(graph: Graph) -> _Rows:
+    nodes = [column.tolist() for column in (graph.nodes.position, graph.nodes.latent, graph.targets)]
+    return _Rows(nodes, len(graph.nodes), graph.row, graph.indices, graph.weight, graph.total, graph.l1)
+
+
+def _compared(named: tuple[str, str, str], stored: _Rows, now: _Rows, call: Mapping[str, Any]) -> Compared:
+    count = len(stored.indices)
+    if stored.nodes != now.nodes:
+        return Compared(*named, count, float("inf"), count + len(now.indices), False)
+    columns = stored.columns
     was, new = (dict(zip((each.row * columns + each.indices).tolist(), each.attribution.tolist(), strict=True)) for each in (stored, now))
     both = was.keys() & new.keys()
     largest = max((abs(value) for value in was.values()), default=0.0) or 1.0
@@ -160,12 +118,12 @@ def _compare(stored: Edges, now: Edges) -> Compared:
     apart = max((abs(was[at] - new[at]) for at in both), default=0.0) / largest
     for old, again in ((stored.total, now.total), (stored.l1, now.l1)):
         apart = max(apart, float((old - again).abs().max()) / sums if len(old) else 0.0)
-    tolerance = TOLERANCES.get(str(stored.call["dtype"]), REDUCED)
+    tolerance = TOLERANCES.get(str(call["dtype"]), REDUCED)
     slack = tolerance * largest
-    limits = [_least(kept, columns, _rule(stored.call["keep"])) for kept in (was, new)]
+    limits = [_least(kept, columns, rule_of(call["keep"])) for kept in (was, new)]
     sides = (was, new.keys(), limits[1]), (new, was.keys(), limits[0])
     is_marginal = all(abs(kept[at]) <= limit(at) + slack for kept, other, limit in sides for at in kept.keys() - other)
-    return Compared(*named, apart, len(was.keys() ^ new.keys()), apart <= tolerance and is_marginal)
+    return Compared(*named, count, apart, len(was.keys() ^ new.keys()), apart <= tolerance and is_marginal)
 
 
 def _least(kept: Mapping[int, float], columns: int, rule: Keep) -> Callable[[int], float]:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from attrib import store
 from attrib.attribution.plan import Plan
-from attrib.core.edges import Edges
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read
-from attrib.runs.spec import Loaded, Work, check_device, checked, load, toml_table
+from attrib.runs.spec import Loaded, Results, Work, check_device, checked, load, toml_table
 from attrib.store.writing import check_output
 
 
@@ -85,7 +84,7 @@ def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     return list(run.prompt)
 
 
-def execute(run: RunFile, progress: Progress | None = None) -> list[Edges]:
+def execute(run: RunFile, progress: Progress | None = None) -> Results:
     """Compute a run and write its file; returns what was written.
 
     Args:

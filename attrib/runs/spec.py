@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -51,6 +52,12 @@ from attrib.core.types import (
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.graph import building
+from attrib.graph.expand import BLOCK
+from attrib.graph.graph import Graph
+from attrib.graph.neurons import Neurons, neurons_named
+from attrib.graph.options import GraphAsked, Mlps
+from attrib.graph.outputs import Output, Span
 from attrib.models.tokenizer import SpecialTokens
 from attrib.models.transformer import Model
 from attrib.runs.asked import faults_of
@@ -59,6 +66,10 @@ LONGEST_CONFIG = 1 << 20
 """Bytes of a TOML file, at most."""
 
 KINDS: tuple[Question, ...] = get_args(Question)
+Kind = Literal[Question, "graph"]
+"""What can be asked for: edges between two places, or a whole graph of each prompt."""
+Results = list[Edges] | list[Graph]
+"""What comes out: the edges of each attribution, of all prompts; or the graph of each prompt."""
 Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
 """TOML has whole numbers of any length, and nothing behind it has; and true is no number."""
 
@@ -84,18 +95,18 @@ The functions of Python, whose result is in memory anyway, keep everything.
 
 
 _OF_LOGITS = ("top_logits", "mass", "logit_tokens", "logit_difference")
-_NEEDS: dict[Question, tuple[str, ...]] = {
+_OF_GRAPHS = (*_OF_LOGITS, "span", "mlps", "demean", "skip_positions", "max_nodes", "block")
+_NEEDS: dict[Kind, tuple[str, ...]] = {
     "token_to_latent": ("target",), "latent_to_latent": ("source", "target"), "latent_to_logit": ("source",),
-    "latent_to_metric": ("source", "metric"),
+    "latent_to_metric": ("source", "metric"), "graph": ("dictionaries",),
 }  # fmt: skip
-TAKES: dict[Question, frozenset[str]] = {
-    kind: frozenset({*needs, "cuts", "effect", *(_OF_LOGITS if kind == "latent_to_logit" else ())}) for kind, needs in _NEEDS.items()
-}
+_MAY: dict[Kind, tuple[str, ...]] = {"latent_to_logit": ("cuts", "effect", *_OF_LOGITS), "graph": _OF_GRAPHS}
+TAKES: dict[Kind, frozenset[str]] = {kind: frozenset({*needs, *_MAY.get(kind, ("cuts", "effect"))}) for kind, needs in _NEEDS.items()}
 """The keys of an attribution that each kind uses."""
 
-_UNUSED: dict[str, tuple[Question, ...]] = {
-    "error": ("token_to_latent",), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
-    "precision_rows": ("latent_to_metric",),
+_UNUSED: dict[str, tuple[Kind, ...]] = {
+    "error": ("token_to_latent", "graph"), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
+    "precision_rows": ("latent_to_metric", "graph"),
 }  # fmt: skip
 """Options of a whole work, and the kinds that have no use for them."""
 
@@ -108,10 +119,24 @@ def _given(described: BaseModel, info: Any) -> set[str]:
     return set() if (info.context or {}).get("stored") else described.model_fields_set
 
 
-class Attribution(BaseModel, extra="forbid"):
-    """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones."""
+def _named(names: list[str]) -> list[str]:
+    """Names of what has latents in a graph. Raises ValueError for an MLP's units of no layer."""
+    try:
+        list(map(neurons_named, names))
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("dictionaries: ")) from None
+    return names
 
-    kind: Question
+
+_OF_GRAPH = GraphAsked()
+"""What a graph is asked for where nobody says."""
+Number = Annotated[Whole, Field(ge=0)]
+
+
+class Attribution(BaseModel, extra="forbid"):
+    """One block of the file: a kind, its dictionaries, those put in on the way and, for logits, which ones. Or the graphs of a file."""
+
+    kind: Kind
     source: str | None = None
     target: str | None = None
     cuts: list[str] = Field(default_factory=list)
@@ -122,10 +147,21 @@ class Attribution(BaseModel, extra="forbid"):
     logit_difference: tuple[Whole | str, Whole | str] | None = None
     metric: str | None = None
     """`module:function`, of latent_to_metric."""
+    dictionaries: Annotated[list[str], AfterValidator(_named)] = Field(default_factory=list)
+    """All that have latents in a graph; `neurons:LAYER` is an MLP's own units."""
+    span: Whole | None = None
+    """The targets of a graph are the prompt's own tokens from this position on."""
+    mlps: Mlps = "exact"
+    demean: Annotated[bool, Field(strict=True)] = True
+    skip_positions: Number = 0
+    max_nodes: Number | None = None
+    block: Annotated[Whole, Field(ge=1)] = BLOCK
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "Attribution":
-        missing = [name for name in _NEEDS[self.kind] if getattr(self, name) is None]
+        missing = [name for name in _NEEDS[self.kind] if getattr(self, name) in (None, [])]
+        if missing == ["dictionaries"]:
+            raise ValueError("dictionaries: none; a graph needs a list of at least one, whose latents are its nodes.")
         if missing:
             raise ValueError(f"{self.kind} needs a {' and a '.join(missing)}{' dictionary' if missing != ['metric'] else ''}.")
         return self
@@ -138,12 +174,31 @@ class Attribution(BaseModel, extra="forbid"):
             raise ValueError(f"{', '.join(unused)}: no effect on {self.kind}, which takes {', '.join(sorted(TAKES[self.kind]))}.")
         if "effect" in given and not self.cuts:
             raise ValueError(f"effect: {self.effect!r} has no effect without cuts; leave it out, or name the cuts.")
-        choices = [", ".join(of) for one in (_OF_LOGITS[:2], _OF_LOGITS[2:3], _OF_LOGITS[3:]) if (of := [n for n in one if n in given])]
+        ways = (_OF_LOGITS[:2], _OF_LOGITS[2:3], _OF_LOGITS[3:], ("span",))
+        choices = [", ".join(of) for one in ways if (of := [n for n in one if n in given])]
         if len(choices) > 1:
             raise ValueError(f"{' and '.join(choices)}: each says which logits, and one of them would have no effect. Give one.")
         if "logit_tokens" in given and not self.logit_tokens:
             raise ValueError("logit_tokens: an empty list; expected at least one token.")
         return self
+
+    @model_validator(mode="after")
+    def _is_as_graphs_are(self) -> "Attribution":
+        """A graph's logits are fewer where few are probable, unless somebody says otherwise."""
+        if self.kind == "graph" and self.mass is None:
+            self.mass = _OF_GRAPH.targets[0].mass
+        return self
+
+    @property
+    def outputs(self) -> Output:
+        """What a graph is of."""
+        return self.logits if self.span is None else Span(self.span)
+
+    @property
+    def latents(self) -> list[str]:
+        """The names of all its dictionaries."""
+        named = (self.source, self.target, *self.cuts, *self.dictionaries)
+        return [name for name in named if name is not None and neurons_named(name) is None]
 
     @property
     def logits(self) -> Logits:
@@ -177,11 +232,29 @@ class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
                 raise ValueError(f"{name}: no effect on {' and '.join(sorted(kinds))}; leave it out.")
         return self
 
+    @model_validator(mode="after")
+    def _is_as_graphs_are(self, info: Any) -> "Work":
+        """Graphs lie in files of their own, and their rows add up, unless somebody says otherwise."""
+        if not self.is_of_graphs:
+            return self
+        if len(self.attribution) > 1:
+            raise ValueError(
+                "attribution: a graph beside others; a file holds edges, or graphs of one description. Describe each in a file of its own."
+            )
+        if not (info.context or {}).get("stored"):
+            self.policy = self.policy if "policy" in self.model_fields_set else "linear"
+            self.keep = self.keep if "keep" in self.model_fields_set else _OF_GRAPH.keep
+        return self
+
+    @property
+    def is_of_graphs(self) -> bool:
+        """Whether what comes out are graphs, and not edges."""
+        return any(one.kind == "graph" for one in self.attribution)
+
     @property
     def dictionaries(self) -> list[str]:
         """The names of all dictionaries that take part, each once."""
-        named = (name for a in self.attribution for name in (a.source, a.target, *a.cuts) if name is not None)
-        return list(dict.fromkeys(named))
+        return list(dict.fromkeys(name for one in self.attribution for name in one.latents))
 
 
 # Python's reader takes time in the square of a key's parts: minutes for `a.a.a…` of 100 kB. A run that \w+ or quotes begin is met once.
@@ -243,16 +316,22 @@ class Loaded:
     def check(self, prompts: Sequence[Any]) -> None:
         """Raise what attributing these prompts would raise, as far as that is known before anything is computed."""
         for item in self.work.attribution:
+            if item.kind == "graph":
+                building.check(self.model, self._nodes(item), prompts, **self._graph_options(item))
+                continue
             source, to = self._ends(item)
             questions.check(item.kind, self.model, source, to, prompts, **self._options, **self._put_in(item))
         _check_apart(self.work.attribution, self.dictionaries)
 
-    def attribute(self, prompts: Sequence[Any], progress: Progress | None = None) -> list[Edges]:
-        """The edges of all attributions, one after another.
+    def attribute(self, prompts: Sequence[Any], progress: Progress | None = None) -> Results:
+        """The edges of all attributions, one after another; or the prompts' graphs.
 
         Args:
             progress: called with (prompts done, prompts in all), over all attributions.
         """
+        if self.work.is_of_graphs:
+            [item] = self.work.attribution
+            return building.build(self.model, self._nodes(item), prompts, progress=progress or False, **self._graph_options(item))
         results = []
         for number, item in enumerate(self.work.attribution):
             report = _shifted(progress, number * len(prompts), len(self.work.attribution) * len(prompts))
@@ -261,6 +340,8 @@ class Loaded:
 
     def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
         """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
+        if self.work.is_of_graphs:
+            raise InputError("kind: graphs are not planned; what does not fit into the budget is refused when they are built.")
         self.check(prompts)
         options = {name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")}
         options["error"] = self.work.error
@@ -270,6 +351,16 @@ class Loaded:
             return None if item.kind == "latent_to_metric" else plan(self.model, source, to, prompts, **options, **self._put_in(item))
 
         return [planned(item) for item in self.work.attribution]
+
+    def _nodes(self, item: Attribution) -> list[Dictionary | Neurons]:
+        """What has latents in a graph."""
+        return [neurons_named(name) or self.dictionaries[name] for name in item.dictionaries]
+
+    def _graph_options(self, item: Attribution) -> dict[str, Any]:
+        """The options of `attrib.graph.build`."""
+        shared = {name: value for name, value in self._options.items() if name != "precision_rows"}
+        own = {name: getattr(item, name) for name in ("mlps", "demean", "skip_positions", "max_nodes", "block")}
+        return shared | own | {"targets": item.outputs}
 
     def _ends(self, item: Attribution) -> tuple[Dictionary | None, Any]:
         """The source, None for tokens; and the target: a dictionary, a choice of logits, or a metric."""

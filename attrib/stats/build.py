@@ -14,8 +14,8 @@ from attrib.stats.gather import EDGES_AT_ONCE, pairs_of_edges
 from attrib.stats.sketch import DEFAULT_MEMORY, Sketch, check, check_memory
 from attrib.stats.statistics import BlockStatistics, Statistics
 from attrib.store import Block, open_collection
-from attrib.store.collection import listed
 from attrib.store.columns import as_json
+from attrib.store.listing import listed
 from attrib.store.wellformed import fault
 
 

@@ -1,6 +1,7 @@
 from .collection import Collection, faults, open, open_collection
 from .dataset import EdgeDataset
-from .graphs import Graphs, open_graphs
+from .graph_collection import GraphCollection, open_graphs
+from .graphs import Graphs
 from .layout import Block
 from .merged import merge
 from .reading import Fault
@@ -13,6 +14,7 @@ __all__ = [
     "Collection",
     "EdgeDataset",
     "Fault",
+    "GraphCollection",
     "Graphs",
     "Store",
     "faults",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,12 @@ from attrib.core.edges import Edges, Prompts, Value, join, join_prompts
 from attrib.core.slices import ptr_of
 from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
+from attrib.store.graph_collection import open_graphs
 from attrib.store.graphs import faults_of_graphs
 from attrib.store.handles import Handles
-from attrib.store.index import Identity, Index, ShardFile, differences, index_of, shared
+from attrib.store.index import Index, differences, index_of, shared
 from attrib.store.layout import GRAPHS, REMEDY, Block
-from attrib.store.merged import merged_names
+from attrib.store.listing import SHARDS, folder_of, holds_graphs, is_one_file, listed
 from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
 from attrib.store.reading import Fault
 from attrib.store.select import Latents, Selection, lengths
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
     from attrib.store.dataset import EdgeDataset
 
-SHARDS = "shards"
-"""The folder of a job that its shards lie in."""
-
 
 class Collection(AbstractContextManager["Collection"]):
     """The shards of a folder as they were when it was opened; use it in a `with` statement. `attrib.open` makes one.
@@ -46,7 +44,7 @@ class Collection(AbstractContextManager["Collection"]):
 
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
-        self._index, self._handles, self._closed = index, Handles(index), False
+        self._index, self._handles, self._closed = index, Handles(index, open_shard), False
         self._calls: dict[Block, tuple[dict[str, Any], Path]] = {}
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +63,7 @@ class Collection(AbstractContextManager["Collection"]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._handles = Handles(self._index)
+        self._handles = Handles(self._index, open_shard)
 
     def close(self) -> None:
         """Close the files. What was read from them stays."""
@@ -287,7 +285,7 @@ def open(path: str | os.PathLike[str], *, verify: bool = False) -> Store | Colle
             belong together, or hold a prompt twice; with `verify`, the first fault that is found.
     """
     path = Path(path)
-    opened = open_collection(path) if path.is_dir() or merged_names(path) is not None else _open_file(path)
+    opened = _open_file(path) if is_one_file(path) else open_collection(path)
     if verify and (fault := next(faults(path), None)):
         opened.close()
         raise FormatError(f"{fault}. `attrib verify-file` lists all faults; {REMEDY}")
@@ -311,22 +309,23 @@ def faults(path: str | os.PathLike[str]) -> Iterator[Fault]:
     Raises InputError as `open` does.
     """
     path = Path(path)
-    if not path.is_dir() and format_at(path) == GRAPHS:
-        yield from faults_of_graphs(path)
-        return
-    if not path.is_dir() and merged_names(path) is None:
-        yield from faults_of_file(path)
+    if is_one_file(path):
+        yield from _faults_of_file(path)
         return
     folder, right = folder_of(path), True
     for shard in sorted(listed(path)):
-        for fault in faults_of_file(folder / shard.name):
+        for fault in _faults_of_file(folder / shard.name):
             right = False
             yield fault
     try:
-        open_collection(path).close()
+        (open_graphs if holds_graphs(path) else open_collection)(path).close()
     except FormatError as error:
         if right:  # else it may be said already
             yield Fault.of_error(path, error)
+
+
+def _faults_of_file(path: Path) -> Iterator[Fault]:
+    return faults_of_graphs(path) if format_at(path) == GRAPHS else faults_of_file(path)
 
 
 def open_collection(path: str | os.PathLike[str]) -> Collection:
@@ -336,44 +335,6 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
     if not shards and not (path / SHARDS).is_dir():
         raise InputError(f"path: the folder {path} has no shards, files that end in .h5; expected some, or a job's folder.")
     return Collection(path, index_of(folder_of(path), shards))
-
-
-def folder_of(path: Path) -> Path:
-    """Where a path's shards lie, from wherever the process is later."""
-    path = Path(os.path.abspath(path))
-    if path.is_dir():
-        return path / SHARDS if (path / SHARDS).is_dir() else path
-    return path.parent
-
-
-def listed(path: Path) -> list[ShardFile]:
-    """The shards that are there now."""
-    folder, found = folder_of(path), []
-    if not path.is_dir():
-        if (names := merged_names(path)) is not None:
-            return [_named(folder, name) for name in names]
-        return [ShardFile(path.name, Identity.of(path.stat()))]
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.name.endswith(".h5"):
-                continue
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(folder.resolve()):
-                raise InputError(
-                    f"{entry.path}: a link to {os.readlink(entry.path)}, outside the folder; expected shards that lie in it. "
-                    "Copy the file into the folder, or open it by itself."
-                )
-            if not entry.is_file():
-                raise InputError(f"{entry.path}: neither a file nor a link to one in the folder; expected a shard. Move it elsewhere.")
-            with suppress(FileNotFoundError):  # removed in this very moment
-                found.append(ShardFile(entry.name, Identity.of(entry.stat())))
-    return found
-
-
-def _named(folder: Path, name: str) -> ShardFile:
-    """A shard that a merged file names."""
-    if not (folder / name).is_file():
-        raise InputError(f"{folder / name}: it is gone since the merged file was made. Put it back, or merge again.")
-    return ShardFile(name, Identity.of((folder / name).stat()))
 
 
 def _ends(source_latents: Latents, target_latents: Latents) -> dict[str, list[int] | None]:

@@ -5,7 +5,7 @@ anything is allocated, and what is read is held against what a graph is by the r
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 import h5py
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.types import FormatError, InputError
@@ -45,12 +46,21 @@ _NAMES = ("kind", "site", "name")
 
 
 def save_graphs(
-    path: str | os.PathLike[str], graphs: Graph | Sequence[Graph], *, compression: str | None = None, overwrite: bool = False
+    path: str | os.PathLike[str],
+    graphs: Graph | Iterable[Graph],
+    *,
+    numbers: Int[Tensor, " graphs"] | None = None,
+    compression: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the graphs of one or many prompts to a file of their own; `attrib.save` does this where it is given graphs.
 
     What comes back is the same in every bit; integers come back as int64, and tuples of a call as lists. `compression` and the
     rest as `attrib.save` has them.
+
+    Args:
+        graphs: each is written as it comes, and no longer held.
+        numbers: the number in its data set of each graph's prompt.
 
     Raises:
         InputError: the path exists and `overwrite` is false, or its folder does not exist; a graph is malformed, or there is none;
@@ -58,17 +68,20 @@ def save_graphs(
     """
     path, filters, graphs = Path(path), filters_of(compression), [graphs] if isinstance(graphs, Graph) else graphs
     check_output("path", path, None, overwrite=overwrite)
-    if not graphs:
-        raise InputError("graphs: got an empty sequence; expected at least one Graph.")
-    for number, graph in enumerate(graphs):
-        checked(f"graphs: number {number}", graph)
     with created(path) as file:
         file.attrs.update({"format": text(GRAPHS), "format_version": VERSION, "packages": json_text(packages())})
-        listing = file.create_group("graphs", track_order=True)
+        listing, longest = file.create_group("graphs", track_order=True), 0
         for number, graph in enumerate(graphs):
-            _write(listing.create_group(str(number)), graph, filters)
+            _write(listing.create_group(str(number)), checked(f"graphs: number {number}", graph), filters)
+            longest = max(longest, len(graph), len(graph.nodes), len(graph.targets) + 1)
+        if not longest:
+            raise InputError("graphs: got an empty sequence; expected at least one Graph.")
+        if numbers is not None:
+            if len(numbers) != len(listing) or (numbers < 0).any():
+                raise InputError(f"numbers: {len(numbers)} for {len(listing)} graphs; expected one from 0 for each.")
+            write_columns(file, {"number": integers(numbers)}, filters)
         if filters:
-            check_size(file, max(max(len(graph), len(graph.nodes), len(graph.targets) + 1) for graph in graphs), compression)
+            check_size(file, longest, compression)
     return path
 
 
@@ -90,15 +103,26 @@ def _write(group: h5py.Group, graph: Graph, filters: dict[str, Any]) -> None:
 
 
 class Graphs(AbstractContextManager["Graphs"]):
-    """The graphs of a file, each read when it is asked for by its number; use it in a `with` statement. `attrib.open_graphs` makes one."""
+    """The graphs of a file, each read when it is asked for by its place; use it in a `with` statement. `attrib.open_graphs` makes one."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self._file = path, file
         check_kind(file, GRAPHS, VERSION, "graphs", "attrib.save wrote of graphs")
         self.packages: dict[str, str] = read_json(file, "packages")
         """Versions of the packages that wrote the file."""
-        self._listing: Checked = child(Checked(file["/"].id), "graphs", h5py.Group)
+        root = Checked(file["/"].id)
+        self._listing: Checked = child(root, "graphs", h5py.Group)
         self._count = len(self._listing)
+        self.is_numbered = "number" in root
+        """Whether the file says the numbers of its prompts."""
+        self.numbers: Int[Tensor, " graphs"] = self._numbers(root) if self.is_numbered else torch.arange(self._count)
+        """The number in its data set of each graph's prompt; where the file does not say, its place."""
+
+    def _numbers(self, root: Checked) -> Int[Tensor, " graphs"]:
+        found = read_column(root, "number", INTEGER, self._count, slice(0, self._count))
+        if (found < 0).any() or len(found.unique()) < self._count:
+            raise damaged(root, "number falls below 0, or is there twice")
+        return found
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -113,7 +137,7 @@ class Graphs(AbstractContextManager["Graphs"]):
         return (self[number] for number in range(self._count))
 
     def __getitem__(self, number: SupportsIndex) -> Graph:
-        """One graph, by its number; negative ones count from the end.
+        """One graph, by its place in the file; negative ones count from the end.
 
         Raises:
             InputError: there is none of this number, or the file is closed.
@@ -124,6 +148,11 @@ class Graphs(AbstractContextManager["Graphs"]):
             raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
         with self._reading() as listing:
             return _read(child(listing, str(at % self._count), h5py.Group))
+
+    @property
+    def descriptor(self) -> int:
+        """The system's number of the open file, which stays the same file whatever takes over its name."""
+        return self._file.id.get_vfd_handle()
 
     def close(self) -> None:
         """Close the file. What was read from it stays."""
@@ -137,17 +166,8 @@ class Graphs(AbstractContextManager["Graphs"]):
             yield self._listing
 
 
-def open_graphs(path: str | os.PathLike[str]) -> Graphs:
-    """Open a file of graphs (public as `attrib.open_graphs`). Nothing but its header is read before a graph is asked for.
-
-    >>> with attrib.open_graphs("graphs.h5") as graphs:  # doctest: +SKIP
-    ...     graph = graphs[3]
-
-    Raises:
-        InputError: there is no such file.
-        FormatError: it is not HDF5, not of graphs, of another version, truncated or damaged.
-    """
-    path = Path(path)
+def open_graph_file(path: Path) -> Graphs:
+    """Open a file of graphs. Nothing but its header is read before a graph is asked for. Raises as `attrib.open_graphs`."""
     file = open_file(path)
     try:
         with translated(path):
@@ -160,7 +180,7 @@ def open_graphs(path: str | os.PathLike[str]) -> Graphs:
 def faults_of_graphs(path: Path) -> Iterator[Fault]:
     """What is wrong with a file of graphs, all of which are read: the first fault of each graph."""
     try:
-        with open_graphs(path) as graphs:
+        with open_graph_file(path) as graphs:
             for number in range(len(graphs)):
                 try:
                     graphs[number]

@@ -3,34 +3,41 @@
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from attrib.core.types import InputError
+from attrib.store.graphs import Graphs
 from attrib.store.index import Index, check_identity
-from attrib.store.shard import Store, open_shard
+from attrib.store.shard import Store
 
 MOST = 8
 """Shards open at a time."""
 
 
-class Handles:
+OpenT = TypeVar("OpenT", Store, Graphs)
+
+
+class Handles(Generic[OpenT]):
     """The shards of an index, opened when they are read; the one that was used longest ago is closed first.
 
     A process that was forked closes what it inherited and opens its own. Threads take turns, as they do in HDF5.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, open_file: Callable[[Path], OpenT]) -> None:
         self._index = index
+        self._open_file: Callable[[Path], OpenT] = open_file
         self._begin()
 
     def _begin(self) -> None:
-        self._open: OrderedDict[int, Store] = OrderedDict()
+        self._open: OrderedDict[int, OpenT] = OrderedDict()
         self._lock = threading.RLock()  # one that another thread held at a fork would never be free again
         self._process = os.getpid()
 
     @contextmanager
-    def shard(self, number: int) -> Iterator[Store]:
+    def shard(self, number: int) -> Iterator[OpenT]:
         """A shard of the index, for as long as the `with` statement. Raises InputError where it is gone or was replaced."""
         if self._process != os.getpid():
             inherited = self._open
@@ -44,11 +51,11 @@ class Handles:
             self._open.move_to_end(number)
             yield self._open[number]
 
-    def _opened(self, number: int) -> Store:
+    def _opened(self, number: int) -> OpenT:
         path = self._index.path(number)
         if not path.is_file():
             raise InputError(f"{path}: it is gone since the folder was opened; open the folder again (in Python, `refreshed()`).")
-        store = open_shard(path)
+        store = self._open_file(path)
         try:
             check_identity(path, store.descriptor, self._index.shards[number].identity)
         except InputError:
@@ -62,6 +69,6 @@ class Handles:
             _close(self._open)
 
 
-def _close(stores: OrderedDict[int, Store]) -> None:
+def _close(stores: OrderedDict[int, OpenT]) -> None:
     while stores:
         stores.popitem()[1].close()

@@ -1,7 +1,7 @@
 """What is known of a folder of shards without their edges: which file holds which prompt, in 16 bytes a prompt."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -88,8 +88,16 @@ class Index:
         return torch.where(self.number[places] == prompts, places, -1)
 
 
-def index_of(folder: Path, shards: Iterable[ShardFile], known: Index | None = None) -> Index:
+def index_of(
+    folder: Path,
+    shards: Iterable[ShardFile],
+    known: Index | None = None,
+    header_of: Callable[[Path, Identity], Header] | None = None,
+) -> Index:
     """Read the headers of shards, but for those that `known` has already.
+
+    Args:
+        header_of: what reads them, where they are no shards of edges.
 
     Raises:
         FormatError: a file is no shard, or damaged; its blocks or its call are not those of the others; some shards carry
@@ -108,7 +116,7 @@ def index_of(folder: Path, shards: Iterable[ShardFile], known: Index | None = No
             number: Tensor | None = known.number[start:stop]
             count = stop - start
         else:
-            header = read_header(folder / shard.name, shard.identity)
+            header = (header_of or read_header)(folder / shard.name, shard.identity)
             count, number = header.prompts, header.number
             if not reference:
                 reference, blocks, call, numbered = shard.name, header.blocks, shared(header.call), number is not None

@@ -31,7 +31,7 @@ from attrib.store.packed import Packed
 KINDS = {
     FORMAT: "a shard of edges, which attrib.open, `attrib show` and `attrib stats build` read",
     MERGED: "a merged file, which stands for shards: attrib.open and `attrib show` read it by itself, and not as a shard in a folder",
-    GRAPHS: "attribution graphs, which attrib.open_graphs reads",
+    GRAPHS: "attribution graphs, which attrib.open_graphs reads, and `attrib graph show`",
     STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""

@@ -1,5 +1,6 @@
 """`attrib graph`: from a prompt to a file, and what is done with it, as a user types it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,38 @@ def test_another_format_and_the_same_file_are_refused(files: Path, tmp_path: Pat
     built(files, out)
     assert "expected circuit-tracer" in command("graph", "export", out, tmp_path / "x", "--to", "dot").err
     assert "expected another" in command("graph", "prune", out, out, "--overwrite").err
+
+
+def found_at(files: Path) -> list[str]:
+    """Where what graphs were made of lies."""
+    return [f"--at={name}={files / name}" for name in ("model", *SITES)]
+
+
+def test_a_run_file_of_graphs(files: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"tokens": [3, 1, 4, 1]}\n{"tokens": [5, 9, 2]}\n')
+    names = [str(files / site) for site in SITES]
+    toml = (
+        f'model = "{files / "model"}"\nprompts = "prompts.jsonl"\n[[attribution]]\nkind = "graph"\ndictionaries = {names}\ntop_logits = 2\n'
+    )
+    (tmp_path / "run.toml").write_text(toml)
+    ran = command("run", tmp_path / "run.toml", "--out", tmp_path / "run.h5")
+    assert ran.status == 0, ran.err
+    want = built(files, tmp_path / "want.h5")
+    assert ran.out.startswith(f"{tmp_path / 'run.h5'}: 2 prompts, {sum(map(len, want)):,} edges")
+    with attrib.open_graphs(tmp_path / "run.h5") as graphs:
+        assert all(torch.equal(ours.weight, other.weight) for ours, other in zip(graphs, want, strict=True))
+    again = command("rerun", tmp_path / "run.h5", "--prompt", 1, *found_at(files))
+    assert (again.status, again.out.startswith("graph: the same")) == (0, True), again.err
+    assert "kind: graphs are not planned" in command("plan", tmp_path / "run.toml").err
+    typed = command("run", "--kind", "graph", "--model", "m", "--prompt", "hot", "--out", "o.h5", "--target", "x")
+    assert "`attrib graph`" in typed.err
+
+
+def test_values_that_changed_in_a_file_of_graphs_are_seen(files: Path, tmp_path: Path, command: Command) -> None:
+    graphs = built(files, tmp_path / "g.h5")
+    weight = graphs[0].weight.clone()
+    weight[weight.abs().argmax()] *= 1.01
+    attrib.save(tmp_path / "g.h5", [replace(graphs[0], weight=weight, l1=graphs[0].l1 * 1.1), graphs[1]], overwrite=True)
+    changed, other = (command("rerun", tmp_path / "g.h5", "--prompt", number, *found_at(files)) for number in (0, 1))
+    assert (changed.status, "NOT THE SAME" in changed.out) == (1, True), changed.out
+    assert other.status == 0, other.err

@@ -33,6 +33,7 @@ def to_neuronpedia(
     scan: str | None = None,
     prompt: str | None = None,
     influence: Float[Tensor, " nodes"] | None = None,
+    cumulative: Float[Tensor, " nodes"] | None = None,
     threshold: float | None = None,
     labels: Mapping[int, str] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -49,6 +50,7 @@ def to_neuronpedia(
         prompt: the text. Default: as that file says, or the tokens' labels, joined.
         influence: each node's influence on the logits, from 0. The file has its cumulative share: that of all nodes with at least as
             much, by which a frontend prunes.
+        cumulative: that share itself, where it is of a larger graph, of which this one is what pruning left; see `cumulative_influence`.
         threshold: the cumulative influence to which a frontend shows nodes at first.
         labels: what is shown of nodes, by their numbers: what a latent stands for.
         metadata: further entries, as `info`, `feature_details`, `generation_settings`, `pruning_settings`.
@@ -67,7 +69,11 @@ def to_neuronpedia(
     known = known if isinstance(known, Mapping) else {}
     listing = _listing(path.parent / LISTING)
     about = _metadata(graph, known.get("metadata", {}), path.stem, scan, prompt, threshold, metadata or {})
-    shares = known.get("influence") if influence is None else _cumulative(graph, influence)
+    if influence is not None and cumulative is not None:
+        raise InputError("cumulative: given beside influence, from which it follows; expected one of them.")
+    if influence is not None:
+        cumulative = cumulative_influence(_of_nodes("influence", influence, graph))
+    shares = known.get("influence") if cumulative is None else _of_nodes("cumulative", cumulative, graph).clamp_max(1).tolist()
     nodes = _nodes(graph, shares, labels or {}, known.get("clerps", {}))
     ids = [node["node_id"] for node in nodes]
     links = [
@@ -135,17 +141,22 @@ def _metadata(
     return about | {**known, "slug": slug} | {key: value for key, value in said.items() if value is not None} | dict(more)
 
 
-def _cumulative(graph: Graph, influence: Float[Tensor, " nodes"]) -> list[float | None]:
-    """The share of the whole that nodes with at least as much influence have together."""
-    if influence.shape != (len(graph.nodes),) or not influence.isfinite().all() or (influence < 0).any():
-        raise InputError(
-            f"influence: {influence.dtype} {list(influence.shape)}; expected a finite number from 0 for each of {len(graph.nodes)} nodes."
-        )
+def cumulative_influence(influence: Float[Tensor, " nodes"]) -> Float[Tensor, " nodes"]:
+    """The share of all influence that nodes with at least as much have together."""
     order = influence.double().argsort(descending=True, stable=True)
-    cumulative = influence.double()[order].cumsum(0)
-    shares = torch.empty_like(cumulative)
-    shares[order] = (cumulative / cumulative[-1:].clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
-    return shares.tolist()
+    sums = influence.double()[order].cumsum(0)
+    shares = torch.empty_like(sums)
+    shares[order] = (sums / sums[-1:].clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
+    return shares
+
+
+def _of_nodes(argument: str, given: Float[Tensor, " n"], graph: Graph) -> Float[Tensor, " nodes"]:
+    """What was given of each node. Raises InputError where it is not of these nodes."""
+    if given.shape != (len(graph.nodes),) or not given.isfinite().all() or (given < 0).any():
+        raise InputError(
+            f"{argument}: {given.dtype} {list(given.shape)}; expected a finite number from 0 for each of {len(graph.nodes)} nodes."
+        )
+    return given
 
 
 def _nodes(graph: Graph, shares: list[float | None] | None, labels: Mapping[int, str], clerps: Mapping[str, str]) -> list[dict[str, Any]]:
