@@ -64,7 +64,9 @@ class Merge:
         there = [(move, flat) for move, flat in zip(self.moves, parts, strict=True) if flat is not None]
         if not there:
             return None
-        out = there[0][1].new_zeros(self.whole.cells, there[0][1].shape[1])
+        out = there[0][1].new_empty(self.whole.cells, there[0][1].shape[1])
+        if sum(len(move.cells) for move, _ in there) < len(out):  # the cells of all groups are those of the whole
+            out.zero_()
         for move, flat in there:
             out.index_copy_(0, move.cells, flat)
         return out
