@@ -9,6 +9,7 @@ from .files.neuronpedia_writing import to_neuronpedia
 from .graph import Graph
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
+from .latents import Latents
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
 from .nodes import Nodes, NodeSet
@@ -39,6 +40,7 @@ __all__ = [
     "HeadLoadings",
     "Key",
     "KeyTable",
+    "Latents",
     "Marginals",
     "MergedGraph",
     "Neurons",

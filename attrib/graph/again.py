@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.attribution.needs import constant
 from attrib.core.positions import plain_positions
 from attrib.core.types import InputError, Policy
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
+from attrib.dictionaries.fit import known_to
 from attrib.engine.precision import Precision, precision_of
-from attrib.graph.ends import GraphEnds, Opened
+from attrib.graph.ends import Opened
+from attrib.graph.given import ends_of
 from attrib.graph.graph import Graph
 from attrib.graph.nodes import Nodes
 from attrib.graph.options import GraphAsked
@@ -39,13 +39,8 @@ def open_prompt(model: Model, dictionaries: Sequence[Dictionary], tokens: Tokens
     ids = one_prompt(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids)]))
     precision = precision_of(model, asked.dtype)
-    there = constant(model.to(dtype=precision.path))
-    put_in = []
-    for number, d in enumerate(dictionaries):
-        known = known_to(model, d, f"dictionaries[{number}]").to(dtype=there.dtype, device=there.device)
-        put_in.append(constant(fitted(there, known, f"dictionaries[{number}]")))
-    positions: Any = asked.positions
-    ends = GraphEnds(there, tuple(put_in), asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions)
+    known = [known_to(model, d, f"dictionaries[{number}]") for number, d in enumerate(dictionaries)]
+    ends = ends_of(model, known, asked, precision, [ids])
     return Again(ids, ends.open(ids), precision, asked)
 
 

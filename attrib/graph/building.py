@@ -9,45 +9,32 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
-from attrib.attribution.needs import constant
 from attrib.attribution.options import with_options
 from attrib.core.fingerprints import seal
-from attrib.core.positions import Positions, plain_positions
+from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
 from attrib.core.types import BudgetError
-from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
-from attrib.graph.ends import GraphEnds, Opened, opened_bytes
+from attrib.graph.ends import Opened, opened_bytes
 from attrib.graph.expand import expand
+from attrib.graph.given import as_given, as_sealed, ends_of
 from attrib.graph.graph import Graph
-from attrib.graph.neurons import NAME, Neurons, check_neurons
+from attrib.graph.latents import Given
+from attrib.graph.neurons import NAME, Neurons
 from attrib.graph.options import GraphAsked, GraphOptions
 from attrib.graph.rows import GraphRows
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 
-Given = Dictionary | Neurons
-"""What has latents."""
 
-
-def _as_given(given: Any, argument: str) -> tuple[Given, ...]:
-    """Dictionaries, as they are taken everywhere, and MLPs' own units."""
-    several = [given] if isinstance(given, Neurons) or not isinstance(given, list | tuple) else given
-    found: list[Given] = []
-    for number, one in enumerate(several):
-        found += [one] if isinstance(one, Neurons) else as_dictionaries(one, f"{argument}[{number}]" if several is given else argument)
-    return tuple(found)
-
-
-@takes(model=as_model, dictionaries=_as_given, budget=as_bytes)
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
 @partial(with_options, asked=GraphAsked)
 def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> list[Graph]:
     """The attribution graph of each prompt: direct effects from every node to every active latent and to the targets.
@@ -61,7 +48,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
             `Neurons(layer)`, an MLP's own hidden units.
         tokens: prompts, as the attributions take them.
         targets: one choice or several: logits as `latent_to_logit` takes them, `Span(first)`, the tokens of an answer, `Custom(label,
-            vector)`.
+            vector)`, `Latents([(dictionary, latent, position), ...])`.
         policy: which of the model's nonlinearities are differentiated. LINEAR holds patterns and norms, so that rows add up.
         keep: which edges of each row are stored; totals are of all.
         positions: at which logits and directions are read; None is the last.
@@ -83,12 +70,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
     several: Any = dictionaries
-    named = [
-        check_neurons(model, d, at) if isinstance(d, Neurons) else seal(known_to(model, d, at))
-        for number, d in enumerate(several)
-        if (at := f"dictionaries[{number}]")
-    ]
-    return _Call(seal(model), named, prompts, asked).run()
+    return _Call(seal(model), as_sealed(model, several), prompts, asked).run()
 
 
 Prompted = tuple[Tensor, Opened]
@@ -100,16 +82,7 @@ class _Call:
 
     def __init__(self, model: Model, given: Sequence[Given], prompts: list[Tensor], asked: GraphAsked) -> None:
         self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
-        there = constant(model.to(dtype=self.precision.path))
-        put_in = tuple(
-            constant(fitted(there, d.to(dtype=there.dtype, device=there.device), f"dictionaries[{number}]"))
-            for number, d in enumerate(given)
-            if isinstance(d, Dictionary)
-        )
-        neurons = tuple(one for one in given if isinstance(one, Neurons))
-        positions: Positions = asked.positions
-        how = asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions
-        self.ends = GraphEnds(there, put_in, *how, neurons)
+        self.ends = ends_of(model, given, asked, self.precision, prompts)
         self.call = graph_record(model, given, asked, self.precision)
         self.free, self.needed = free_memory(), 0
 

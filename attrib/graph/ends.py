@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.positions import Positions
-from attrib.core.types import Direction, InputError, Policy, Site, SparseLatents
+from attrib.core.types import Direction, InputError, Logits, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
@@ -23,17 +23,18 @@ from attrib.engine.path import Sources, Targets
 from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.engine.sweep.primal import stream_sites
 from attrib.graph.constants import constant_attention, constant_mlp, constant_z, embeddings
+from attrib.graph.latents import LatentsOf
 from attrib.graph.neurons import NAME, Neurons, active_units, hidden_units, read_units, unit_constants, unit_sources
 from attrib.graph.nodes import NodeKind, Nodes, NodeSet
 from attrib.graph.options import Mlps
-from attrib.graph.outputs import Output, as_logits_read, output_site, read_output
+from attrib.graph.outputs import ReadOutput, as_logits_read, read_output
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model, embed, width
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
 from attrib.paths.path import end_of, latent_sources, require_finite_ends, stop_site
-from attrib.paths.targets import Read
+from attrib.paths.targets import Read, read_site
 
 FIRST = Site(0, "resid_pre")
 """Where the model brings its embeddings."""
@@ -99,7 +100,7 @@ class GraphEnds:
 
     model: Model
     dictionaries: tuple[Dictionary, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[ReadOutput, ...]
     policy: Policy
     positions: Positions
     mlps: Mlps
@@ -127,16 +128,24 @@ class GraphEnds:
         return frozenset(map(place_of, self.replaced.written)) | {each.writes for each in self.neurons}
 
     @cached_property
+    def readers(self) -> tuple[Dictionary | Direction, ...]:
+        """What reads latents, set by set: dictionaries, and what stands for MLPs' own units."""
+        none = torch.zeros(self.model.config.d_model)
+        return (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons))
+
+    def _reader(self, what: ReadOutput) -> Dictionary | Logits:
+        """What is read where an output is."""
+        return self.readers[what.number] if isinstance(what, LatentsOf) else as_logits_read(what)
+
+    @cached_property
     def sites(self) -> list[Site]:
-        """Where each output is read."""
-        return [output_site(self.model, what) for what in self.outputs]
+        """Where each output is read. Raises InputError where it does not fit the model."""
+        return [read_site(self.model, self._reader(what)) for what in self.outputs]
 
     @cached_property
     def stops(self) -> list[Site]:
         """Where the rows of each dictionary's latents begin, and then those of each output."""
-        none = torch.zeros(self.model.config.d_model)
-        targets = (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons), *map(as_logits_read, self.outputs))
-        return [stop_site(self.model, target, self.dictionaries) for target in targets]
+        return [stop_site(self.model, each, self.dictionaries) for each in (*self.readers, *map(self._reader, self.outputs))]
 
     @property
     def n_latent_sets(self) -> int:
@@ -355,24 +364,44 @@ class GraphEnds:
     ) -> tuple[tuple[TargetEnd, ...], list[Column]]:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
-        held = self.policy._replace(norm="frozen")
         for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
-            if number < len(self.dictionaries):
-                d = self.dictionaries[number]
-                read, is_own_place = _read_again(d, found), d.site in d.writes and place_of(d.site) == place_of(stop)
-            else:
-                read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], found), False
-            end, own = self._end(read, read, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, is_own_place, frozenset()))
+            end, own = self._latents_end(number, found, site, stop, seen)
+            ends.append(end)
             columns.append(Column(own, torch.zeros_like(own), "latent"))
         for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
-            given = self.model, what, tokens, seen[site], self.positions
-            read, importance, is_logit = read_output(*given, self.policy, self.demean)
-            again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
-            end, own = self._end(read, again, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, False, frozenset(), read.labels, read.probability))
-            columns.append(Column(own, importance, "logit" if is_logit else "target"))
+            end, column = self._output_end(what, site, stop, tokens, seen)
+            ends.append(end)
+            columns.append(column)
         return tuple(ends), columns
+
+    def _latents_end(
+        self, number: int, latents: SparseLatents, site: Site, stop: Site, seen: Mapping[Site, Tensor]
+    ) -> tuple[TargetEnd, Float[Tensor, " targets"]]:
+        """Latents of one set, by their positions and numbers, whether they are active or not; and what each reads with."""
+        if number < len(self.dictionaries):
+            d = self.dictionaries[number]
+            read, is_own_place = _read_again(d, latents), d.site in d.writes and place_of(d.site) == place_of(stop)
+        else:
+            read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents), False
+        end, own = self._end(read, read, site, stop, seen[stop])
+        return TargetEnd(end, stop, is_own_place, frozenset()), own
+
+    def _output_end(
+        self, what: ReadOutput, site: Site, stop: Site, tokens: Tensor, seen: Mapping[Site, Tensor]
+    ) -> tuple[TargetEnd, Column]:
+        """An output as targets."""
+        if isinstance(what, LatentsOf):
+            chosen = sorted((position % len(tokens), latent) for position, latent in what.at)
+            position, latent = torch.tensor(chosen, device=tokens.device).T
+            end, own = self._latents_end(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), site, stop, seen)
+            labels = tuple(f"{what.label}[{number}]" for _, number in chosen)
+            return end._replace(labels=labels), Column(own, torch.full_like(own, what.weight), "target")
+        given, held = (self.model, what, tokens, seen[site], self.positions), self.policy._replace(norm="frozen")
+        read, importance, is_logit = read_output(*given, self.policy, self.demean)
+        again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
+        targets, own = self._end(read, again, site, stop, seen[stop])
+        end = TargetEnd(targets, stop, False, frozenset(), read.labels, read.probability)
+        return end, Column(own, importance, "logit" if is_logit else "target")
 
     def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
         """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
