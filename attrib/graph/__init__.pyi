@@ -1,4 +1,4 @@
-from .building import build
+from .building import build, plan
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
 from .factors import Contribution
 from .files.circuit_tracer_reading import from_circuit_tracer
@@ -77,6 +77,7 @@ __all__ = [
     "merge",
     "merge_positions",
     "ov_norms",
+    "plan",
     "prune",
     "qk_attribution",
     "read_supernodes",

@@ -1,4 +1,4 @@
-"""`build`: the attribution graphs of prompts, by one joined sweep for each pack of them (engine/bundle.py)."""
+"""`build` and its `plan`: the attribution graphs of prompts, by one joined sweep for each pack of them (engine/bundle.py)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,23 +12,25 @@ from torch import Tensor
 from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.options import with_options
+from attrib.attribution.plan import Plan, copied_bytes, plan_of
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
-from attrib.core.types import BudgetError
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
+from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
-from attrib.graph.ends import Opened, opened_bytes
+from attrib.graph.ends import FIRST, Opened
 from attrib.graph.expand import expand
 from attrib.graph.given import as_given, as_sealed, ends_of
 from attrib.graph.graph import Graph
 from attrib.graph.latents import Given
 from attrib.graph.neurons import NAME, Neurons
-from attrib.graph.options import GraphAsked, GraphOptions
+from attrib.graph.opening import opened_bytes, opening_cost
+from attrib.graph.options import GraphAsked, GraphOptions, GraphPlanOptions
 from attrib.graph.rows import GraphRows
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -66,11 +68,26 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         BudgetError: where a prompt does not fit into the budget, or the result into memory.
         NotFiniteError: where a value is NaN or infinite.
     """
-    asked = GraphAsked(**options)
+    return _call(model, dictionaries, tokens, GraphAsked(**options)).run()
+
+
+@memory_named("planning")
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
+@partial(with_options, asked=GraphAsked)
+def plan(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphPlanOptions]) -> Plan:
+    """What `build` will do and cost. The nodes of each prompt are found, and nothing is swept.
+
+    With `max_nodes` it is known how many rows are computed at most, and not which: those that are planned lie evenly among all latents.
+    A result that memory cannot hold is planned, and refused when it is made. No floor is known for sweeps that many targets join, so the
+    plan has none. The arguments and errors are those of `build`.
+    """
+    return _call(model, dictionaries, tokens, GraphAsked(**options)).plan()
+
+
+def _call(model: Model, dictionaries: Any, tokens: TokensLike, asked: GraphAsked) -> "_Call":
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
-    several: Any = dictionaries
-    return _Call(seal(model), as_sealed(model, several), prompts, asked).run()
+    return _Call(seal(model), as_sealed(model, dictionaries), prompts, asked)
 
 
 Prompted = tuple[Tensor, Opened]
@@ -81,6 +98,7 @@ class _Call:
     """One call whose arguments were found good."""
 
     def __init__(self, model: Model, given: Sequence[Given], prompts: list[Tensor], asked: GraphAsked) -> None:
+        self.model, self.given = model, given
         self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
         self.ends = ends_of(model, given, asked, self.precision, prompts)
         self.call = graph_record(model, given, asked, self.precision)
@@ -94,6 +112,37 @@ class _Call:
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
             found = self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened)
             return list(refusing(found, self._refuse))
+
+    def plan(self) -> Plan:
+        """The same, counted."""
+        budget, cost, joints, blocks = self.options.budget, Cost(self.precision.path.itemsize), list[Joint](), list[JointPlan]()
+        for number, ids in enumerate(self.prompts):
+            opened = of_prompt_number(number, self.ends.open, ids)
+            cost = cost + opening_cost(self.ends, opened, cost.itemsize)
+            if self.asked.max_nodes is None:
+                joints.append(self._joint((ids, opened)))
+            else:
+                blocks += refusing(self._blocks(ids, opened), self._refuse)
+            del opened
+        packed = refusing(packs(joints, lambda joint: joint, budget, plan_joint), self._refuse)
+        planned = [*blocks, *(each for _, each in packed)]
+        result = sum(result_bytes(each.joint.whole, self.options.keep) for each in planned)
+        return plan_of(planned, [], cost, result, copied_bytes(self.model, self.given, self.precision, 0, FIRST, self.ends.stop))
+
+    def _blocks(self, ids: Tensor, opened: Opened) -> Iterator[JointPlan]:
+        """The sweeps over the rows that matter, of which there are `max_nodes` from all over and those of the outputs."""
+        rows, latents = opened.node_of_row, torch.isin(opened.node_of_row, opened.nodes.of_kind("latent"))
+        outputs, some = rows[~latents], evenly(rows[latents], self.asked.max_nodes)
+        count = -(-len(some) // self.asked.block)
+
+        def planned(nodes: Int[Tensor, " nodes"]) -> JointPlan:
+            return plan_joint(self._joint((ids, opened.only(nodes))), self.options.budget)
+
+        every = plan_joint(self._joint((ids, opened)), self.options.budget)
+        if every.cost.total > SHARED * planned(torch.cat([outputs, some])).cost.total:
+            yield from map(planned, [outputs, *(some[first::count] for first in range(count))])
+        else:
+            yield every
 
     def _whole(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
         """All rows, pack by pack."""
@@ -154,9 +203,7 @@ class _Call:
 
     def _refuse(self) -> None:
         """Raises BudgetError with what is enough for all prompts."""
-        least = [least_joint_memory(self._joint((ids, self.ends.open(ids)))) for ids in self.prompts]
-        number = max(range(len(least)), key=least.__getitem__)
-        raise BudgetError.of(self.options.budget, number, least[number])
+        refuse((self._joint((ids, self.ends.open(ids))) for ids in self.prompts), self.options.budget)
 
     def _grow(self, joint: Joint) -> None:
         """Raises BudgetError where the result so far would be too large for the memory that is free."""

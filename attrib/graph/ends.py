@@ -16,11 +16,10 @@ from torch import Tensor
 
 from attrib.core.positions import Positions
 from attrib.core.types import Direction, InputError, Logits, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
+from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_at, selected, split
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources, Targets
-from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.engine.sweep.primal import stream_sites
 from attrib.graph.constants import constant_attention, constant_mlp, constant_z, embeddings
 from attrib.graph.latents import LatentsOf
@@ -29,7 +28,7 @@ from attrib.graph.nodes import NodeKind, Nodes, NodeSet
 from attrib.graph.options import Mlps
 from attrib.graph.outputs import ReadOutput, as_logits_read, read_output
 from attrib.models.tokens import token_strings
-from attrib.models.transformer import Model, embed, width
+from attrib.models.transformer import Model, embed
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
@@ -76,6 +75,8 @@ class Opened:
     own: Float[Tensor, " nodes"]
     importance: Float[Tensor, " nodes"]
     """The last three are of targets, by their nodes; of others they mean nothing."""
+    whole: "Opened | None" = None
+    """All of the prompt, which is held beside, where these are some of its rows."""
 
     @cached_property
     def node_of_row(self) -> Int[Tensor, " rows"]:
@@ -91,7 +92,7 @@ class Opened:
         """The same with the rows of some nodes."""
         rows = torch.isin(self.node_of_row, nodes).nonzero()[:, 0]
         chosen = tuple(of_set[torch.isin(of_set, nodes)] for of_set in self.rows)
-        return replace(self, bundle=self.bundle.only(rows), rows=chosen)
+        return replace(self, bundle=self.bundle.only(rows), rows=chosen, whole=self.whole or self)
 
 
 @dataclass(frozen=True)
@@ -170,17 +171,18 @@ class GraphEnds:
     def is_leaf(self, layer: int) -> bool:
         """Whether what an MLP writes is a node of its own."""
         is_free = Site(layer, "mlp_out") not in self.written
-        return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self._is_below(Site(layer, "mlp_out"))
+        return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self.is_below(Site(layer, "mlp_out"))
 
     def is_passed(self, layer: int) -> bool:
         """Whether derivatives pass an MLP."""
-        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self._is_below(Site(layer, "mlp_out"))
+        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self.is_below(Site(layer, "mlp_out"))
 
     def is_touched(self, site: Site) -> bool:
         """Whether dictionaries or outputs read or write a place, so that a component is not passed in one step there."""
         return place_of(site) in {*map(place_of, (*self.reads, *self.sites)), *self.written}
 
-    def _is_below(self, site: Site) -> bool:
+    def is_below(self, site: Site) -> bool:
+        """Whether a place lies below the highest target, or is it."""
         return site.depth <= self.stop.depth
 
     @cached_property
@@ -191,14 +193,14 @@ class GraphEnds:
     @cached_property
     def skips(self) -> list[int]:
         """Numbers of the dictionaries that derivatives pass, through their skip connections alone."""
-        return [number for number, d in enumerate(self.dictionaries) if d.has_skip and self._is_below(d.site)]
+        return [number for number, d in enumerate(self.dictionaries) if d.has_skip and self.is_below(d.site)]
 
     @cached_property
     def seen(self) -> set[Site]:
         """Where the model's own pass is looked at."""
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
-        within = {site for site in within if self._is_below(site)}
+        within = {site for site in within if self.is_below(site)}
         read = {*self.stops, *self.sites, *self.reads}
         return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
 
@@ -290,14 +292,14 @@ class GraphEnds:
         for layer in self.layers:
             z, out, read, written = (Site(layer, kind) for kind in ("z", "attn_out", "mlp_in", "mlp_out"))
             constant = constant_z(model, layer)
-            if self._is_below(z) and self.is_touched(z):
+            if self.is_below(z) and self.is_touched(z):
                 yield self._bias(z, constant.expand(count, -1))
-            if self._is_below(out):
+            if self.is_below(out):
                 true = seen[z] if model.config.post_norm else constant.new_zeros(count, len(constant))
                 through = torch.zeros_like(constant) if self.is_touched(z) else constant
                 yield self._bias(out, constant_attention(model, layer, true, through))
             bias, is_apart = model.params.blocks[layer].norm_2.bias, self.is_touched(read)
-            if model.config.pre_norm and is_apart and self._is_below(read):
+            if model.config.pre_norm and is_apart and self.is_below(read):
                 yield self._bias(read, bias.expand(count, -1))
             if self.is_passed(layer):
                 x = seen[read]
@@ -311,7 +313,7 @@ class GraphEnds:
     def _latents(self, cuts: Sequence[Cut], seen: Mapping[Site, Tensor]) -> Iterator[Part]:
         """The active latents of every dictionary."""
         for number, (d, cut) in enumerate(zip(self.dictionaries, cuts, strict=True)):
-            writes = tuple(sorted((at for at in d.writes if self._is_below(at)), key=lambda at: at.depth))
+            writes = tuple(sorted((at for at in d.writes if self.is_below(at)), key=lambda at: at.depth))
             turn = 1 if place_of(d.site) in map(place_of, d.writes) else 3
             if writes:
                 sources = latent_sources(d, seen[d.site], writes, cut.latents)
@@ -328,7 +330,7 @@ class GraphEnds:
             for site, part in split(d, decode_at(d, none.value, none.position, none.latent, cut.scale)).items():
                 own[place_of(site)] = own[place_of(site)] + part
         for site, error in errors.items():
-            if self._is_below(site):
+            if self.is_below(site):
                 yield _part("error", str(site), (site.depth, 2), error, (site,))
                 yield _part("bias", str(site), (site.depth, 2), own[site], (site,))
         for layer in self.layers:
@@ -346,7 +348,7 @@ class GraphEnds:
     def _of_neurons(self, number: int, units: SparseLatents, hidden: Float[Tensor, "positions d_mlp"]) -> Iterator[Part]:
         """What an MLP's units write, what the others do together, and what it adds of its own."""
         what = self.neurons[number]
-        writes = (what.writes,) if self._is_below(what.writes) else ()
+        writes = (what.writes,) if self.is_below(what.writes) else ()
         if not writes:
             sources = Sources(*units, hidden.new_zeros(len(units.position), 0))
         else:
@@ -452,21 +454,3 @@ def _source_ends(parts: Sequence[Part]) -> tuple[tuple[SourceEnd, ...], tuple[In
         ends.append(SourceEnd(Sources(*(column.index_select(0, order) for column in together)), one.writes, one.is_brought))
         columns.append(node[order.cpu()])
     return tuple(ends), tuple(columns)
-
-
-def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
-    """Bytes for opening a prompt; a bound of the fullest moment, and what stays as long as its nodes do."""
-    bundle, config = opened.bundle, ends.model.config
-    tokens, d, number = bundle.length, config.d_model, max(1, 8 // itemsize)
-    entry = 2 * number + 1  # a position, a latent and a value
-    rows = sum(end.sources.direction.numel() + entry * len(end.sources.position) for end in bundle.sources)
-    read = sum(end.targets.cotangent.numel() + entry * len(end.targets.position) for end in bundle.targets)
-    columns = number * sum(map(len, opened.columns)) + 3 * len(opened.nodes) + 2 * number * len(opened.nodes)
-    seen = tokens * sum({site.depth: width(config, site) for site in ends.seen}.values())
-    streams = tokens * sum({site.depth: width(config, site) for site in bundle.streams}.values())
-    patterns = 3 * config.n_heads * tokens**2 + 6 * tokens * max(d, config.n_heads * config.d_head)
-    encoding = max((d.d_in * min(TILE, d.d_sae) * d.config.lazy + 8 * tokens * min(TILE, d.d_sae) for d in ends.dictionaries), default=0)
-    largest = max((len(end.targets.position) for end in bundle.targets), default=0)
-    made = max(patterns + 4 * tokens * config.d_mlp, encoding, 3 * tokens * config.d_vocab, 6 * largest * d)
-    held = read + columns
-    return OpenedBytes(*(itemsize * size for size in (seen + 2 * rows + read + columns + made, held, held + rows + streams)))
