@@ -25,10 +25,9 @@ from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
 from attrib.graph.ends import FIRST, Opened
 from attrib.graph.expand import expand
-from attrib.graph.given import as_given, as_sealed, ends_of
+from attrib.graph.given import as_given, as_sealed, ends_of, record_of
 from attrib.graph.graph import Graph
 from attrib.graph.latents import Given
-from attrib.graph.neurons import NAME, Neurons
 from attrib.graph.opening import opened_bytes, opening_cost
 from attrib.graph.options import GraphAsked, GraphOptions, GraphPlanOptions
 from attrib.graph.rows import GraphRows
@@ -217,7 +216,7 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
     return {
         "kind": "graph", "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "dictionaries": list(map(_named, given)),
+        "dictionaries": list(map(record_of, given)),
         "policy": asked.policy._asdict(), "targets": [repr(what) for what in asked.outputs], "keep": repr(asked.keep),
         "positions": list(positions) if isinstance(positions, tuple) else positions, "mlps": asked.mlps, "demean": asked.demean,
         "skip_positions": asked.skip_positions, "max_nodes": asked.max_nodes, "block": asked.block,
@@ -227,12 +226,6 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
 
 SHARED = 1.3
 """All rows are computed where that takes fewer products than this many times those that matter: block by block, these share less."""
-
-
-def _named(given: Given) -> dict[str, Any]:
-    if isinstance(given, Neurons):
-        return {"name": NAME, "site": str(given.reads), "k": given.k}
-    return {"name": given.name, "site": str(given.site), "d_sae": given.d_sae, "sha256": given.fingerprint}
 
 
 def evenly(nodes: Int[Tensor, " rows"], count: int) -> Int[Tensor, " chosen"]:

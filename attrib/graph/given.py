@@ -14,7 +14,7 @@ from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.precision import Precision
 from attrib.graph.ends import GraphEnds
 from attrib.graph.latents import Given, latents_of
-from attrib.graph.neurons import Neurons, check_neurons
+from attrib.graph.neurons import NAME, Neurons, check_neurons
 from attrib.graph.options import GraphAsked
 from attrib.models.transformer import Model
 
@@ -28,10 +28,22 @@ def as_given(given: Any, argument: str) -> tuple[Given, ...]:
     return tuple(found)
 
 
-def as_sealed(model: Model, given: Sequence[Given]) -> list[Given]:
-    """The same, found good for the model, and hashed once. Raises InputError where one does not fit it."""
+def as_known(model: Model, given: Sequence[Given]) -> list[Given]:
+    """The same, found good for the model. Raises InputError where one does not fit it."""
     named = ((one, f"dictionaries[{number}]") for number, one in enumerate(given))
-    return [check_neurons(model, one, at) if isinstance(one, Neurons) else seal(known_to(model, one, at)) for one, at in named]
+    return [check_neurons(model, one, at) if isinstance(one, Neurons) else known_to(model, one, at) for one, at in named]
+
+
+def as_sealed(model: Model, given: Sequence[Given]) -> list[Given]:
+    """The same, each hashed once."""
+    return [one if isinstance(one, Neurons) else seal(one) for one in as_known(model, given)]
+
+
+def record_of(one: Given) -> dict[str, Any]:
+    """What a graph's record says of it, as JSON can hold it."""
+    if isinstance(one, Neurons):
+        return {"name": NAME, "site": str(one.reads), "k": one.k}
+    return {"name": one.name, "site": str(one.site), "d_sae": one.d_sae, "sha256": one.fingerprint}
 
 
 def ends_of(model: Model, given: Sequence[Given], asked: GraphAsked, precision: Precision, prompts: Sequence[Tensor]) -> GraphEnds:

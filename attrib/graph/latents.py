@@ -117,9 +117,14 @@ def _names(of: Any) -> set[Any]:
         return {of}
 
 
+def reads_of(one: Given) -> Site:
+    """The site that it reads."""
+    return one.reads if isinstance(one, Neurons) else one.site
+
+
 def _called(one: Given) -> tuple[str, str]:
     """The site that it reads, and its name."""
-    return (str(one.reads), NAME) if isinstance(one, Neurons) else (str(one.site), one.name)
+    return str(reads_of(one)), NAME if isinstance(one, Neurons) else one.name
 
 
 def _check(model: Model, chosen: tuple[Any, int, int], one: Given, lengths: Sequence[int]) -> None:
