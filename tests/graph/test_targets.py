@@ -1,5 +1,6 @@
 """What graphs are of: latents as targets, against torch.func on the pass with everything put in; and lists as others write them."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -131,6 +132,14 @@ def test_dictionaries_go_by_number_name_and_site():
     assert graph_of(model, twice, Latents([(2, 7, -1)])).nodes.labels[-1] == "blocks.2.mlp.hook_in[7]"
 
 
+def test_a_latent_at_a_position_without_latents_is_read_all_the_same():
+    model = build("gpt2", torch.float64)
+    cuts = dictionaries(model, "transcoders")
+    whole, skipped = (graph_of(model, cuts, Latents([(1, 7, 0), (1, 7, 4)]), skip_positions=count) for count in (0, 2))
+    assert torch.equal(*(graph.value[graph.row_of[graph.nodes.of_kind("target")]] for graph in (whole, skipped)))
+    assert skipped.worst < 1e-10
+
+
 def test_prompts_of_any_length_have_their_own_last_position():
     model = build("gpt2", torch.float64)
     prompts = [prompt(3), prompt(8, seed=1)]
@@ -239,6 +248,8 @@ def test_what_is_written_of_such_a_graph_comes_back(tmp_path: Any):
     assert stored.call["targets"] == graph.call["targets"]
     other = from_neuronpedia(to_neuronpedia(graph, tmp_path / "graph.json", influence=influence(graph)))
     assert other.nodes.label(target) == graph.nodes.label(target)
+    written = json.loads((tmp_path / "graph.json").read_text())["nodes"]
+    assert [node["clerp"] for node in written if node["is_target_logit"]] == [f'Output "{graph.nodes.labels[-1]}" (p=1.000)']
     assert_close(influence(other), influence(graph), FOREIGN)
     few = graph.take((~torch.isin(graph.nodes.set_of, graph.nodes.set_of[graph.nodes.of_kind("bias", "position", "mlp")])).nonzero()[:, 0])
     with pytest.raises(InputError, match="is no token's logit"):
