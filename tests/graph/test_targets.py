@@ -23,7 +23,7 @@ from attrib.graph.neurons import hidden_units
 from attrib.models.transformer import Model, normalise
 from attrib.passes.replacement import Replacement
 from tests.graph.test_build import FEW, by_hand, dense, dictionaries
-from tests.support.builders import ALL_FAMILIES, Family, build, normal, prompt
+from tests.support.builders import Family, build, normal, prompt
 from tests.support.covering import each_pair
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
@@ -103,7 +103,7 @@ def same_latent(graph: Graph, target: int) -> list[int]:
     return [node for node in at if torch.isclose(nodes.activation[node], nodes.activation[target], rtol=1e-5, atol=1e-6)]
 
 
-@each_pair(family=ALL_FAMILIES, k=[5, None], dtype=[torch.float64, torch.float32])
+@each_pair(family=FEW, k=[5, None], dtype=[torch.float64, torch.float32])
 def test_a_unit_of_an_mlp_is_a_target_whether_it_is_a_node_or_not(family: Family, k: int | None, dtype: torch.dtype):
     model = build(family, dtype)
     hidden = hidden_units(model, 2, attrib.capture(model, PROMPT, ["blocks.2.mlp.hook_in"])[Site(2, "mlp_in")])
