@@ -26,18 +26,12 @@ from attrib.core.edges import Edges, join
 from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
-from attrib.core.types import (
-    BudgetError,
-    EdgeKind,
-    ErrorAt,
-    InputError,
-    NodeKind,
-)
+from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
@@ -236,9 +230,7 @@ class _Call:
 
     def _refuse(self, ends: Ends) -> None:
         """Raises BudgetError with what is enough for all prompts."""
-        least = [least_joint_memory(self._joint(ends, (ids, ends.open(ids, self.positions)))) for ids in self.prompts]
-        number = max(range(len(least)), key=least.__getitem__)
-        raise BudgetError.of(self.options.budget, number, least[number])
+        refuse((self._joint(ends, (ids, ends.open(ids, self.positions))) for ids in self.prompts), self.options.budget)
 
     def _grow(self, ends: Ends, joint: Joint) -> None:
         """Raises BudgetError where the result so far would be too large for the memory that is free."""

@@ -3,6 +3,7 @@
 `attrib graph "PROMPT" ...` is short for `attrib graph build "PROMPT" ...`, whose options go by circuit-tracer's names too.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,9 @@ def build(
     mass: Annotated[float, typer.Option("--mass", "--desired-logit-prob", help="Of those, the fewest that reach this probability")] = 0.95,
     logit_token: Annotated[list[str] | None, typer.Option(help="The logit of this token instead; may be repeated")] = None,
     span: Annotated[int | None, typer.Option(help="All tokens of the prompt from this position on instead; negative from the end")] = None,
+    latent: Annotated[
+        list[str] | None, typer.Option(help="A latent instead, as SITE[NUMBER]@POSITION or NAME[NUMBER]@POSITION; may be repeated")
+    ] = None,
     max_nodes: Annotated[int | None, typer.Option("--max-nodes", "--max-feature-nodes", help="Latents that stay at most")] = None,
     skip_positions: Annotated[int, typer.Option(help="First positions without latents; circuit-tracer's graphs have 1")] = 0,
     mlps: Annotated[str, typer.Option(help="MLPs without a dictionary: exact, or leaf")] = "exact",
@@ -87,7 +91,7 @@ def build(
     """Build the graphs of prompts, and write them to one file. `attrib graph "PROMPT" ...` does the same."""
     import attrib
     from attrib.core.keep import parse_keep
-    from attrib.graph import Span
+    from attrib.graph import Latents, Span
 
     texts = [*(prompts or []), *(prompt or [])]
     shown = for_frontend(slug, graph_file_dir, nodes, edges, server, overwrite)
@@ -96,8 +100,9 @@ def build(
         raise InputError(f"{missing[0]}: missing. For example: attrib graph 'The opposite of hot is' -m smollm2-135m -t NAME -o graph.h5")
     if policy not in POLICIES:
         raise InputError(f"--policy: {policy!r}; expected {' or '.join(POLICIES)}.")
-    if logit_token and span is not None:
-        raise InputError("--span: it has no effect beside --logit-token; give one of them.")
+    instead = {"--logit-token": logit_token, "--latent": latent, "--span": span}
+    if len(several := [name for name, value in instead.items() if value not in (None, [])]) > 1:
+        raise InputError(f"{several[-1]}: it has no effect beside {several[0]}; give one of them.")
     try:
         kept = parse_keep(keep)
     except ValueError as error:
@@ -108,8 +113,10 @@ def build(
         raise InputError(f"--out: {out}; this is attrib's HDF5. Name it {out.with_suffix('.h5')}; `attrib graph export` makes a .pt of it.")
     if shown is not None:
         shown.paths(len(texts))
+    targets: Any = attrib.TopLogits(top_logits, mass) if span is None else Span(span)
+    if logit_token or latent:
+        targets = attrib.TokenLogits(logit_token) if logit_token else Latents(list(map(_latent, latent or [])))
     loaded = attrib.load_model(model, device=device)
-    targets = attrib.TokenLogits(logit_token) if logit_token else attrib.TopLogits(top_logits, mass) if span is None else Span(span)
     asked: dict[str, Any] = {
         "policy": POLICIES[policy], "targets": targets, "keep": kept, "mlps": mlps, "demean": demean, "skip_positions": skip_positions,
         "max_nodes": max_nodes, "dtype": dtype, "budget": budget,
@@ -133,6 +140,13 @@ def _given(name: str, device: str) -> Any:
     from attrib.graph.neurons import neurons_named
 
     return neurons_named(name) or attrib.load_dictionary(name).to(device=device)
+
+
+def _latent(text: str) -> tuple[str, int, int]:
+    """A latent by the site or name of its dictionary, its number, and its position."""
+    if (found := re.fullmatch(r"(.+)\[(\d{1,18})\] ?@(-?\d{1,9})", text)) is None:
+        raise InputError(f"--latent: {text!r}; expected SITE[NUMBER]@POSITION, as 'blocks.8.mlp.hook_in[355]@-1'.")
+    return found[1], int(found[2]), int(found[3])
 
 
 @app.command()

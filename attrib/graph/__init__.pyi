@@ -1,4 +1,4 @@
-from .building import build
+from .building import build, plan
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
 from .factors import Contribution
 from .files.circuit_tracer_reading import from_circuit_tracer
@@ -9,6 +9,7 @@ from .files.neuronpedia_writing import cumulative_influence, to_neuronpedia
 from .graph import Graph
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
+from .latents import Latents
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
 from .nodes import Nodes, NodeSet
@@ -39,6 +40,7 @@ __all__ = [
     "HeadLoadings",
     "Key",
     "KeyTable",
+    "Latents",
     "Marginals",
     "MergedGraph",
     "Neurons",
@@ -76,6 +78,7 @@ __all__ = [
     "merge",
     "merge_positions",
     "ov_norms",
+    "plan",
     "prune",
     "qk_attribution",
     "read_supernodes",

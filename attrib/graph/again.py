@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.attribution.needs import constant
 from attrib.core.positions import plain_positions
 from attrib.core.types import InputError, Policy
-from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.precision import Precision, precision_of
-from attrib.graph.ends import GraphEnds, Opened
+from attrib.graph.ends import Opened
+from attrib.graph.given import as_known, ends_of, record_of
 from attrib.graph.graph import Graph
+from attrib.graph.latents import Given
 from attrib.graph.nodes import Nodes
 from attrib.graph.options import GraphAsked
 from attrib.models.tokens import TokensLike, one_prompt
@@ -30,7 +29,7 @@ class Again(NamedTuple):
     asked: GraphAsked
 
 
-def open_prompt(model: Model, dictionaries: Sequence[Dictionary], tokens: TokensLike, asked: GraphAsked) -> Again:
+def open_prompt(model: Model, dictionaries: Sequence[Given], tokens: TokensLike, asked: GraphAsked) -> Again:
     """A prompt's nodes, as `build` has them with the same options.
 
     Raises:
@@ -39,17 +38,11 @@ def open_prompt(model: Model, dictionaries: Sequence[Dictionary], tokens: Tokens
     ids = one_prompt(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids)]))
     precision = precision_of(model, asked.dtype)
-    there = constant(model.to(dtype=precision.path))
-    put_in = []
-    for number, d in enumerate(dictionaries):
-        known = known_to(model, d, f"dictionaries[{number}]").to(dtype=there.dtype, device=there.device)
-        put_in.append(constant(fitted(there, known, f"dictionaries[{number}]")))
-    positions: Any = asked.positions
-    ends = GraphEnds(there, tuple(put_in), asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions)
+    ends = ends_of(model, as_known(model, dictionaries), asked, precision, [ids])
     return Again(ids, ends.open(ids), precision, asked)
 
 
-def open_graph(model: Model, dictionaries: Sequence[Dictionary], graph: Graph, given: dict[str, Any]) -> Again:
+def open_graph(model: Model, dictionaries: Sequence[Given], graph: Graph, given: dict[str, Any]) -> Again:
     """The nodes of a graph's prompt, with the options that it was built with.
 
     Args:
@@ -63,12 +56,9 @@ def open_graph(model: Model, dictionaries: Sequence[Dictionary], graph: Graph, g
         raise InputError("graph: does not say how it was built; expected one that attrib.graph.build made.")
     if model.fingerprint != call["model"]["sha256"]:
         raise InputError(f"model: {model.name} is not that of the graph, which is of {call['model']['name']}; give the same one.")
-    if any("sha256" not in each for each in call["dictionaries"]):
-        raise InputError("graph: has an MLP's own units as nodes, which are not put in again here; give one of dictionaries alone.")
-    named = [d.fingerprint for d in dictionaries]
-    if named != [each["sha256"] for each in call["dictionaries"]]:
+    if [_told_apart(record_of(one)) for one in dictionaries] != list(map(_told_apart, call["dictionaries"])):
         of_graph = ", ".join(each["name"] for each in call["dictionaries"]) or "none"
-        raise InputError(f"dictionaries: {len(named)} that are not those of the graph, in its order; expected {of_graph}.")
+        raise InputError(f"dictionaries: {len(dictionaries)} that are not those of the graph, in its order; expected {of_graph}.")
     positions = call["positions"]
     built = {name: call[name] for name in ("mlps", "demean", "skip_positions")}
     built |= {"positions": tuple(positions) if isinstance(positions, list) else positions}
@@ -80,6 +70,11 @@ def open_graph(model: Model, dictionaries: Sequence[Dictionary], graph: Graph, g
     if [repr(what) for what in asked.outputs] != call["targets"]:
         raise InputError(f"targets: {asked.targets!r}, but the graph was built with {', '.join(call['targets'])}; give the same ones.")
     return open_prompt(model, dictionaries, graph.tokens, asked)
+
+
+def _told_apart(record: dict[str, Any]) -> object:
+    """What a dictionary is known by again: its hash, or which of an MLP's units are nodes."""
+    return record.get("sha256") or (record["site"], record["k"])
 
 
 def numbers_among(nodes: Nodes, among: Nodes) -> Int[Tensor, " nodes"]:

@@ -1,4 +1,4 @@
-"""`build`: the attribution graphs of prompts, by one joined sweep for each pack of them (engine/bundle.py)."""
+"""`build` and its `plan`: the attribution graphs of prompts, by one joined sweep for each pack of them (engine/bundle.py)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,47 +9,35 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
-from attrib.attribution.needs import constant
 from attrib.attribution.options import with_options
+from attrib.attribution.plan import Plan, copied_bytes, plan_of
 from attrib.core.fingerprints import seal
-from attrib.core.positions import Positions, plain_positions
+from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
-from attrib.core.types import BudgetError
-from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.bundle import found_rows, joint_of
 from attrib.engine.on_demand import OnDemand
 from attrib.engine.plan.choose import packs, refusing
-from attrib.engine.plan.choose_joint import JointPlan, least_joint_memory, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
+from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
 from attrib.engine.precision import Precision, precision_of
 from attrib.engine.sweep.primal import remembered_bytes
-from attrib.graph.ends import GraphEnds, Opened, opened_bytes
+from attrib.graph.ends import FIRST, Opened
 from attrib.graph.expand import Reach, expand, reach_bytes
+from attrib.graph.given import as_given, as_sealed, ends_of, record_of
 from attrib.graph.graph import Graph
-from attrib.graph.neurons import NAME, Neurons, check_neurons
-from attrib.graph.options import GraphAsked, GraphOptions
+from attrib.graph.latents import Given
+from attrib.graph.opening import opened_bytes, opening_cost
+from attrib.graph.options import GraphAsked, GraphOptions, GraphPlanOptions
 from attrib.graph.rows import GraphRows
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 
-Given = Dictionary | Neurons
-"""What has latents."""
 
-
-def _as_given(given: Any, argument: str) -> tuple[Given, ...]:
-    """Dictionaries, as they are taken everywhere, and MLPs' own units."""
-    several = [given] if isinstance(given, Neurons) or not isinstance(given, list | tuple) else given
-    found: list[Given] = []
-    for number, one in enumerate(several):
-        found += [one] if isinstance(one, Neurons) else as_dictionaries(one, f"{argument}[{number}]" if several is given else argument)
-    return tuple(found)
-
-
-@takes(model=as_model, dictionaries=_as_given, budget=as_bytes)
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
 @partial(with_options, asked=GraphAsked)
 def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> list[Graph]:
     """The attribution graph of each prompt: direct effects from every node to every active latent and to the targets.
@@ -63,7 +51,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
             `Neurons(layer)`, an MLP's own hidden units.
         tokens: prompts, as the attributions take them.
         targets: one choice or several: logits as `latent_to_logit` takes them, `Span(first)`, the tokens of an answer, `Custom(label,
-            vector)`.
+            vector)`, `Latents([(dictionary, latent, position), ...])`.
         policy: which of the model's nonlinearities are differentiated. LINEAR holds patterns and norms, so that rows add up.
         keep: which edges of each row are stored; totals are of all.
         positions: at which logits and directions are read; None is the last.
@@ -84,22 +72,29 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
     return _call(model, dictionaries, tokens, options).run()
 
 
+@memory_named("planning")
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
+@partial(with_options, asked=GraphAsked)
+def plan(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphPlanOptions]) -> Plan:
+    """What `build` will do and cost. The nodes of each prompt are found, and nothing is swept.
+
+    With `max_nodes` it is known how many rows are computed at most, and not which: those that are planned lie evenly among all latents.
+    A result that memory cannot hold is planned, and refused when it is made. No floor is known for sweeps that many targets join, so the
+    plan has none. The arguments and errors are those of `build`.
+    """
+    return _call(model, dictionaries, tokens, options).plan()
+
+
 def check(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> None:
     """Raises what `build` raises of its arguments. Whether the prompts fit into the budget is seen when they are built."""
     list(_call(model, dictionaries, tokens, options).ends.stops)  # to find them, targets are looked at
 
 
-def _call(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, options: GraphOptions) -> "_Call":
+def _call(model: Model, dictionaries: Any, tokens: TokensLike, options: Any) -> "_Call":
     asked = GraphAsked(**options)
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
-    several: Any = dictionaries
-    named = [
-        check_neurons(model, d, at) if isinstance(d, Neurons) else seal(known_to(model, d, at))
-        for number, d in enumerate(several)
-        if (at := f"dictionaries[{number}]")
-    ]
-    return _Call(seal(model), named, prompts, asked)
+    return _Call(seal(model), as_sealed(model, dictionaries), prompts, asked)
 
 
 Prompted = tuple[Tensor, Opened]
@@ -110,17 +105,9 @@ class _Call:
     """One call whose arguments were found good."""
 
     def __init__(self, model: Model, given: Sequence[Given], prompts: list[Tensor], asked: GraphAsked) -> None:
+        self.model, self.given = model, given
         self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
-        there = constant(model.to(dtype=self.precision.path))
-        put_in = tuple(
-            constant(fitted(there, d.to(dtype=there.dtype, device=there.device), f"dictionaries[{number}]"))
-            for number, d in enumerate(given)
-            if isinstance(d, Dictionary)
-        )
-        neurons = tuple(one for one in given if isinstance(one, Neurons))
-        positions: Positions = asked.positions
-        how = asked.outputs, asked.policy, positions, asked.mlps, asked.demean, asked.skip_positions
-        self.ends = GraphEnds(there, put_in, *how, neurons)
+        self.ends = ends_of(model, given, asked, self.precision, prompts)
         self.call = graph_record(model, given, asked, self.precision)
         self.free, self.needed = free_memory(), 0
 
@@ -132,6 +119,34 @@ class _Call:
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
             found = self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened)
             return list(refusing(found, self._refuse))
+
+    def plan(self) -> Plan:
+        """The same, counted."""
+        budget, cost, joints, some, result = self.options.budget, Cost(self.precision.path.itemsize), list[Joint](), list[JointPlan](), 0
+        for number, ids in enumerate(self.prompts):
+            opened = of_prompt_number(number, self.ends.open, ids)
+            cost = cost + opening_cost(self.ends, opened, cost.itemsize)
+            if self.asked.max_nodes is None:
+                joints.append(self._joint((ids, opened)))
+            else:
+                part = self._mattering(ids, opened)
+                some += refusing((self._planned(ids, opened, each) for each in [part]), self._refuse)
+                result += result_bytes(part.whole, self.options.keep)
+            del opened
+        packed = refusing(packs(joints, lambda joint: joint, budget, plan_joint), self._refuse)
+        planned = [*some, *(each for _, each in packed)]
+        result += sum(result_bytes(joint.whole, self.options.keep) for joint in joints)
+        return plan_of(planned, [], cost, result, copied_bytes(self.model, self.given, self.precision, 0, FIRST, self.ends.stop))
+
+    def _mattering(self, ids: Tensor, opened: Opened) -> Joint:
+        """The work of the outputs' rows and of `max_nodes` latents' from all over: which ones matter is not known before."""
+        latents = torch.isin(opened.node_of_row, opened.nodes.of_kind("latent"))
+        rows = opened.node_of_row[~latents], evenly(opened.node_of_row[latents], self.asked.max_nodes)
+        return self._joint((ids, opened.only(torch.cat(rows))))
+
+    def _planned(self, ids: Tensor, opened: Opened, some: Joint) -> JointPlan:
+        """The plan of some rows of a prompt."""
+        return plan_joint(some, self.options.budget, every=self._joint((ids, opened)))
 
     def _whole(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
         """All rows, pack by pack."""
@@ -161,8 +176,8 @@ class _Call:
         asked, reach = self.asked, Reach(opened.nodes, opened.importance)
         is_latent = torch.isin(opened.node_of_row, reach.latents)
         outputs = opened.node_of_row[~is_latent].sort().values
-        some = self._joint((ids, opened.only(torch.cat([outputs, evenly(opened.node_of_row[is_latent], asked.max_nodes)]))))
-        plan = plan_joint(some, self.options.budget, every=self._joint((ids, opened)))
+        some = self._mattering(ids, opened)
+        plan = self._planned(ids, opened, some)
         self._grow(some)
         there = OnDemand(opened.bundle, plan, self.precision, self.options.impl, self.options.budget)
         rows = GraphRows(opened, self.options.keep, reach.add)
@@ -190,9 +205,7 @@ class _Call:
 
     def _refuse(self) -> None:
         """Raises BudgetError with what is enough for all prompts."""
-        least = [least_joint_memory(self._joint((ids, self.ends.open(ids)))) for ids in self.prompts]
-        number = max(range(len(least)), key=least.__getitem__)
-        raise BudgetError.of(self.options.budget, number, least[number])
+        refuse((self._joint((ids, self.ends.open(ids))) for ids in self.prompts), self.options.budget)
 
     def _grow(self, joint: Joint) -> None:
         """Raises BudgetError where the result so far would be too large for the memory that is free."""
@@ -206,18 +219,12 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
     return {
         "kind": "graph", "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "dictionaries": list(map(_named, given)),
+        "dictionaries": list(map(record_of, given)),
         "policy": asked.policy._asdict(), "targets": [repr(what) for what in asked.outputs], "keep": repr(asked.keep),
         "positions": list(positions) if isinstance(positions, tuple) else positions, "mlps": asked.mlps, "demean": asked.demean,
         "skip_positions": asked.skip_positions, "max_nodes": asked.max_nodes, "block": asked.block,
         "dtype": precision.name, "method": asked.method, "budget": asked.budget,
     }  # fmt: skip
-
-
-def _named(given: Given) -> dict[str, Any]:
-    if isinstance(given, Neurons):
-        return {"name": NAME, "site": str(given.reads), "k": given.k}
-    return {"name": given.name, "site": str(given.site), "d_sae": given.d_sae, "sha256": given.fingerprint}
 
 
 def evenly(nodes: Int[Tensor, " rows"], count: int) -> Int[Tensor, " chosen"]:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp
 
-from attrib.models.transformer import Model, Norm, centres, mlp_raw, rms
+from attrib.models.transformer import Model, Norm, activation_of, centres, rms
 
 
 def constant_z(model: Model, layer: int) -> Float[Tensor, " d_q"]:
@@ -37,7 +37,8 @@ def constant_attention(
     """
     attention = model.params.blocks[layer].attention
     written = (constant @ attention.W_O + attention.b_O).expand(len(z), -1)
-    return _left(model, model.params.blocks[layer].post_1, z @ attention.W_O + attention.b_O, written)
+    true = z @ attention.W_O + attention.b_O if model.config.post_norm else written  # else nothing asks for it
+    return _left(model, model.params.blocks[layer].post_1, true, written)
 
 
 def constant_mlp(
@@ -49,8 +50,17 @@ def constant_mlp(
         x: what it reads, mlp_in.
         moving: the part of x that others bring there.
     """
-    raw, slope, *_ = jvp(lambda given: mlp_raw(model, layer, given), (x,), (moving,))
-    return _left(model, model.params.blocks[layer].post_2, raw, raw - slope)
+    p, act = model.params.blocks[layer].mlp, activation_of(model.config)
+    # the derivative of what is pointwise alone: through a matrix, jvp multiplies by zeros of the matrix' own size too
+    entering, rising = x @ p.W_in + p.b_in, moving @ p.W_in
+    if model.config.gated:
+        gate, opening = x @ p.W_gate + p.b_gate, moving @ p.W_gate
+        hidden, slope, *_ = jvp(lambda gate, entering: act(gate) * entering, (gate, entering), (opening, rising))
+    else:
+        hidden, slope, *_ = jvp(act, (entering,), (rising,))
+    left = (hidden - slope) @ p.W_out + p.b_out
+    true = hidden @ p.W_out + p.b_out if model.config.post_norm else left  # else nothing asks for it
+    return _left(model, model.params.blocks[layer].post_2, true, left)
 
 
 def _left(

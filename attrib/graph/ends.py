@@ -15,25 +15,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.positions import Positions
-from attrib.core.types import Direction, InputError, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
+from attrib.core.types import Direction, InputError, Logits, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_at, selected, split
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources, Targets
-from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.engine.sweep.primal import stream_sites
 from attrib.graph.constants import constant_attention, constant_mlp, constant_z, embeddings
+from attrib.graph.latents import LatentsOf
 from attrib.graph.neurons import NAME, Neurons, active_units, hidden_units, read_units, unit_constants, unit_sources
 from attrib.graph.nodes import NodeKind, Nodes, NodeSet
 from attrib.graph.options import Mlps
-from attrib.graph.outputs import Output, as_logits_read, output_site, read_output
+from attrib.graph.outputs import ReadOutput, as_logits_read, read_output
 from attrib.models.tokens import token_strings
-from attrib.models.transformer import Model, embed, width
+from attrib.models.transformer import Model, embed
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
 from attrib.paths.path import end_of, latent_sources, require_finite_ends, stop_site
-from attrib.paths.targets import Read
+from attrib.paths.targets import Read, read_site
 
 FIRST = Site(0, "resid_pre")
 """Where the model brings its embeddings."""
@@ -75,6 +75,8 @@ class Opened:
     own: Float[Tensor, " nodes"]
     importance: Float[Tensor, " nodes"]
     """The last three are of targets, by their nodes; of others they mean nothing."""
+    whole: "Opened | None" = None
+    """All of the prompt, which is held beside, where these are some of its rows."""
 
     @cached_property
     def node_of_row(self) -> Int[Tensor, " rows"]:
@@ -90,7 +92,7 @@ class Opened:
         """The same with the rows of some nodes."""
         rows = torch.isin(self.node_of_row, nodes).nonzero()[:, 0]
         chosen = tuple(of_set[torch.isin(of_set, nodes)] for of_set in self.rows)
-        return replace(self, bundle=self.bundle.only(rows), rows=chosen)
+        return replace(self, bundle=self.bundle.only(rows), rows=chosen, whole=self.whole or self)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class GraphEnds:
 
     model: Model
     dictionaries: tuple[Dictionary, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[ReadOutput, ...]
     policy: Policy
     positions: Positions
     mlps: Mlps
@@ -127,16 +129,24 @@ class GraphEnds:
         return frozenset(map(place_of, self.replaced.written)) | {each.writes for each in self.neurons}
 
     @cached_property
+    def readers(self) -> tuple[Dictionary | Direction, ...]:
+        """What reads latents, set by set: dictionaries, and what stands for MLPs' own units."""
+        none = torch.zeros(self.model.config.d_model)
+        return (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons))
+
+    def _reader(self, what: ReadOutput) -> Dictionary | Logits:
+        """What is read where an output is."""
+        return self.readers[what.number] if isinstance(what, LatentsOf) else as_logits_read(what)
+
+    @cached_property
     def sites(self) -> list[Site]:
-        """Where each output is read."""
-        return [output_site(self.model, what) for what in self.outputs]
+        """Where each output is read. Raises InputError where it does not fit the model."""
+        return [read_site(self.model, self._reader(what)) for what in self.outputs]
 
     @cached_property
     def stops(self) -> list[Site]:
         """Where the rows of each dictionary's latents begin, and then those of each output."""
-        none = torch.zeros(self.model.config.d_model)
-        targets = (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons), *map(as_logits_read, self.outputs))
-        return [stop_site(self.model, target, self.dictionaries) for target in targets]
+        return [stop_site(self.model, each, self.dictionaries) for each in (*self.readers, *map(self._reader, self.outputs))]
 
     @property
     def n_latent_sets(self) -> int:
@@ -161,17 +171,18 @@ class GraphEnds:
     def is_leaf(self, layer: int) -> bool:
         """Whether what an MLP writes is a node of its own."""
         is_free = Site(layer, "mlp_out") not in self.written
-        return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self._is_below(Site(layer, "mlp_out"))
+        return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self.is_below(Site(layer, "mlp_out"))
 
     def is_passed(self, layer: int) -> bool:
         """Whether derivatives pass an MLP."""
-        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self._is_below(Site(layer, "mlp_out"))
+        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self.is_below(Site(layer, "mlp_out"))
 
     def is_touched(self, site: Site) -> bool:
         """Whether dictionaries or outputs read or write a place, so that a component is not passed in one step there."""
         return place_of(site) in {*map(place_of, (*self.reads, *self.sites)), *self.written}
 
-    def _is_below(self, site: Site) -> bool:
+    def is_below(self, site: Site) -> bool:
+        """Whether a place lies below the highest target, or is it."""
         return site.depth <= self.stop.depth
 
     @cached_property
@@ -182,14 +193,14 @@ class GraphEnds:
     @cached_property
     def skips(self) -> list[int]:
         """Numbers of the dictionaries that derivatives pass, through their skip connections alone."""
-        return [number for number, d in enumerate(self.dictionaries) if d.has_skip and self._is_below(d.site)]
+        return [number for number, d in enumerate(self.dictionaries) if d.has_skip and self.is_below(d.site)]
 
     @cached_property
     def seen(self) -> set[Site]:
         """Where the model's own pass is looked at."""
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
-        within = {site for site in within if self._is_below(site)}
+        within = {site for site in within if self.is_below(site)}
         read = {*self.stops, *self.sites, *self.reads}
         return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
 
@@ -281,14 +292,14 @@ class GraphEnds:
         for layer in self.layers:
             z, out, read, written = (Site(layer, kind) for kind in ("z", "attn_out", "mlp_in", "mlp_out"))
             constant = constant_z(model, layer)
-            if self._is_below(z) and self.is_touched(z):
+            if self.is_below(z) and self.is_touched(z):
                 yield self._bias(z, constant.expand(count, -1))
-            if self._is_below(out):
+            if self.is_below(out):
                 true = seen[z] if model.config.post_norm else constant.new_zeros(count, len(constant))
                 through = torch.zeros_like(constant) if self.is_touched(z) else constant
                 yield self._bias(out, constant_attention(model, layer, true, through))
             bias, is_apart = model.params.blocks[layer].norm_2.bias, self.is_touched(read)
-            if model.config.pre_norm and is_apart and self._is_below(read):
+            if model.config.pre_norm and is_apart and self.is_below(read):
                 yield self._bias(read, bias.expand(count, -1))
             if self.is_passed(layer):
                 x = seen[read]
@@ -302,7 +313,7 @@ class GraphEnds:
     def _latents(self, cuts: Sequence[Cut], seen: Mapping[Site, Tensor]) -> Iterator[Part]:
         """The active latents of every dictionary."""
         for number, (d, cut) in enumerate(zip(self.dictionaries, cuts, strict=True)):
-            writes = tuple(sorted((at for at in d.writes if self._is_below(at)), key=lambda at: at.depth))
+            writes = tuple(sorted((at for at in d.writes if self.is_below(at)), key=lambda at: at.depth))
             turn = 1 if place_of(d.site) in map(place_of, d.writes) else 3
             if writes:
                 sources = latent_sources(d, seen[d.site], writes, cut.latents)
@@ -319,7 +330,7 @@ class GraphEnds:
             for site, part in split(d, decode_at(d, none.value, none.position, none.latent, cut.scale)).items():
                 own[place_of(site)] = own[place_of(site)] + part
         for site, error in errors.items():
-            if self._is_below(site):
+            if self.is_below(site):
                 yield _part("error", str(site), (site.depth, 2), error, (site,))
                 yield _part("bias", str(site), (site.depth, 2), own[site], (site,))
         for layer in self.layers:
@@ -337,7 +348,7 @@ class GraphEnds:
     def _of_neurons(self, number: int, units: SparseLatents, hidden: Float[Tensor, "positions d_mlp"]) -> Iterator[Part]:
         """What an MLP's units write, what the others do together, and what it adds of its own."""
         what = self.neurons[number]
-        writes = (what.writes,) if self._is_below(what.writes) else ()
+        writes = (what.writes,) if self.is_below(what.writes) else ()
         if not writes:
             sources = Sources(*units, hidden.new_zeros(len(units.position), 0))
         else:
@@ -355,24 +366,44 @@ class GraphEnds:
     ) -> tuple[tuple[TargetEnd, ...], list[Column]]:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
-        held = self.policy._replace(norm="frozen")
         for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
-            if number < len(self.dictionaries):
-                d = self.dictionaries[number]
-                read, is_own_place = _read_again(d, found), d.site in d.writes and place_of(d.site) == place_of(stop)
-            else:
-                read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], found), False
-            end, own = self._end(read, read, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, is_own_place, frozenset()))
+            end, own = self._latents_end(number, found, site, stop, seen)
+            ends.append(end)
             columns.append(Column(own, torch.zeros_like(own), "latent"))
         for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
-            given = self.model, what, tokens, seen[site], self.positions
-            read, importance, is_logit = read_output(*given, self.policy, self.demean)
-            again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
-            end, own = self._end(read, again, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, False, frozenset(), read.labels, read.probability))
-            columns.append(Column(own, importance, "logit" if is_logit else "target"))
+            end, column = self._output_end(what, site, stop, tokens, seen)
+            ends.append(end)
+            columns.append(column)
         return tuple(ends), columns
+
+    def _latents_end(
+        self, number: int, latents: SparseLatents, site: Site, stop: Site, seen: Mapping[Site, Tensor]
+    ) -> tuple[TargetEnd, Float[Tensor, " targets"]]:
+        """Latents of one set, by their positions and numbers, whether they are active or not; and what each reads with."""
+        if number < len(self.dictionaries):
+            d = self.dictionaries[number]
+            read, is_own_place = _read_again(d, latents), d.site in d.writes and place_of(d.site) == place_of(stop)
+        else:
+            read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents), False
+        end, own = self._end(read, read, site, stop, seen[stop])
+        return TargetEnd(end, stop, is_own_place, frozenset()), own
+
+    def _output_end(
+        self, what: ReadOutput, site: Site, stop: Site, tokens: Tensor, seen: Mapping[Site, Tensor]
+    ) -> tuple[TargetEnd, Column]:
+        """An output as targets."""
+        if isinstance(what, LatentsOf):
+            chosen = sorted((position % len(tokens), latent) for position, latent in what.at)
+            position, latent = torch.tensor(chosen, device=tokens.device).T
+            end, own = self._latents_end(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), site, stop, seen)
+            labels = tuple(f"{what.label}[{number}]" for _, number in chosen)
+            return end._replace(labels=labels), Column(own, torch.full_like(own, what.weight), "target")
+        given, held = (self.model, what, tokens, seen[site], self.positions), self.policy._replace(norm="frozen")
+        read, importance, is_logit = read_output(*given, self.policy, self.demean)
+        again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
+        targets, own = self._end(read, again, site, stop, seen[stop])
+        end = TargetEnd(targets, stop, False, frozenset(), read.labels, read.probability)
+        return end, Column(own, importance, "logit" if is_logit else "target")
 
     def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
         """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
@@ -423,21 +454,3 @@ def _source_ends(parts: Sequence[Part]) -> tuple[tuple[SourceEnd, ...], tuple[In
         ends.append(SourceEnd(Sources(*(column.index_select(0, order) for column in together)), one.writes, one.is_brought))
         columns.append(node[order.cpu()])
     return tuple(ends), tuple(columns)
-
-
-def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
-    """Bytes for opening a prompt; a bound of the fullest moment, and what stays as long as its nodes do."""
-    bundle, config = opened.bundle, ends.model.config
-    tokens, d, number = bundle.length, config.d_model, max(1, 8 // itemsize)
-    entry = 2 * number + 1  # a position, a latent and a value
-    rows = sum(end.sources.direction.numel() + entry * len(end.sources.position) for end in bundle.sources)
-    read = sum(end.targets.cotangent.numel() + entry * len(end.targets.position) for end in bundle.targets)
-    columns = number * sum(map(len, opened.columns)) + 3 * len(opened.nodes) + 2 * number * len(opened.nodes)
-    seen = tokens * sum({site.depth: width(config, site) for site in ends.seen}.values())
-    streams = tokens * sum({site.depth: width(config, site) for site in bundle.streams}.values())
-    patterns = 3 * config.n_heads * tokens**2 + 6 * tokens * max(d, config.n_heads * config.d_head)
-    encoding = max((d.d_in * min(TILE, d.d_sae) * d.config.lazy + 8 * tokens * min(TILE, d.d_sae) for d in ends.dictionaries), default=0)
-    largest = max((len(end.targets.position) for end in bundle.targets), default=0)
-    made = max(patterns + 4 * tokens * config.d_mlp, encoding, 3 * tokens * config.d_vocab, 6 * largest * d)
-    held = read + columns
-    return OpenedBytes(*(itemsize * size for size in (seen + 2 * rows + read + columns + made, held, held + rows + streams)))

@@ -20,13 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
 from attrib.core.keep import kept
 from attrib.core.room import memory_named
 from attrib.core.sparse import to_csr
 from attrib.core.types import BudgetError, InputError, Keep, Site, TopK, TopLogits
-from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.bundle import SourceEnd, TargetEnd
 from attrib.engine.precision import products
@@ -34,8 +33,10 @@ from attrib.engine.sweep.alone import Alone
 from attrib.engine.sweep.primal import seeds
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.graph.again import Again, numbers_among, open_graph
+from attrib.graph.given import as_given
 from attrib.graph.graph import Graph
 from attrib.graph.head_space import InHeads, Vectors, Wanted, in_heads, primal_of
+from attrib.graph.latents import Given
 from attrib.graph.nodes import Nodes
 from attrib.graph.outputs import Output
 from attrib.models.transformer import Model, width
@@ -150,11 +151,11 @@ class LoadingsAsked:
     budget: int = DEFAULT_BUDGET
 
 
-@takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
 @partial(with_options, asked=LoadingsAsked)
 def head_loadings(
     model: Model,
-    dictionaries: Dictionary | Sequence[Dictionary],
+    dictionaries: Given | Sequence[Given],
     graph: Graph,
     edges: int | Int[Tensor, " edges"] = STRONGEST,
     **options: Unpack[LoadingOptions],

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attrib.core.sparse import columns_of
 from attrib.core.types import InputError, Site, SparseLatents
 from attrib.engine.path import Sources
 from attrib.graph.constants import behind_norm
@@ -107,7 +108,7 @@ def read_units(model: Model, what: Neurons, units: SparseLatents) -> Read:
     p, act = model.params.blocks[what.layer].mlp, activation_of(model.config)
 
     def through(rows: Float[Tensor, "units d_model"], W: Float[Tensor, "d_model d_mlp"], b: Float[Tensor, " d_mlp"]) -> Tensor:
-        return (rows * W.index_select(1, units.latent).T).sum(-1) + b.index_select(0, units.latent)
+        return (rows * columns_of(W, units.latent)).sum(-1) + b.index_select(0, units.latent)
 
     def function(rows: Float[Tensor, "units d_model"]) -> Float[Tensor, " units"]:
         hidden = through(rows, p.W_in, p.b_in)

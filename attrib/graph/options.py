@@ -31,11 +31,16 @@ class EndsOptions(TypedDict, total=False):
     budget: int
 
 
-class GraphOptions(EndsOptions, total=False):
-    """The options of `build`."""
+class GraphPlanOptions(EndsOptions, total=False):
+    """The options of `plan`, which is the same whatever the method."""
 
     max_nodes: int | None
     block: int
+
+
+class GraphOptions(GraphPlanOptions, total=False):
+    """The options of `build`."""
+
     method: Method
     progress: bool | Progress
 

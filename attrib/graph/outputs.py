@@ -1,5 +1,8 @@
-"""What a graph is of: logits, directions, or the tokens of an answer. Each is read at the end of the stream, or where it says."""
+"""What a graph is of: logits, directions, the tokens of an answer, or latents. Each is read at the end of the stream, or where it says."""
 
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +12,10 @@ from torch import Tensor
 from attrib.core.positions import Positions
 from attrib.core.sparse import columns_of
 from attrib.core.types import Difference, Direction, InputError, Logits, Policy, Site, TokenLogits, TopLogits
+from attrib.graph.latents import Latents, LatentsOf, as_latents
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model, cap, normalise, unembed
-from attrib.paths.targets import Read, as_logits, read_direction, read_logits, read_site
+from attrib.paths.targets import Read, as_logits, read_direction, read_logits
 
 
 class Span(NamedTuple):
@@ -32,23 +36,44 @@ class Custom(NamedTuple):
     weight: float = 1.0
     """By how much it counts when influence is asked for, beside the probabilities of logits."""
     site: Site | None = None
+    unembeds: bool = False
+    """Whether the vector is as a column of W_U is, behind the last norm: sums of such columns are sums of logits."""
 
 
-Output = Logits | Span | Custom
+Output = Logits | Span | Custom | Latents
+ReadOutput = Logits | Span | Custom | LatentsOf
+"""An output of which it is known where it is read."""
 
 
 def as_outputs(given: Any) -> tuple[Output, ...]:
-    """Outputs from one or several: choices of logits as `latent_to_logit` takes them, spans and custom directions.
+    """Outputs from one or several: choices of logits as `latent_to_logit` takes them, spans, custom directions and latents.
+
+    A triple (label, weight, vector) is a custom direction behind the last norm. In a list texts and numbers are tokens.
 
     Raises:
         InputError: for what is none.
     """
-    is_list = isinstance(given, list | tuple) and not hasattr(given, "_fields")
-    of_several = is_list and any(hasattr(one, "_fields") for one in given)  # else a list of tokens, which is one choice
-    found = tuple(_as_output(one) for one in (given if of_several else [given]))
-    if not found or (is_list and not given):
-        raise InputError("targets: none; expected choices of logits such as TopLogits(10), Span(first) or Custom(label, vector).")
+    is_list = isinstance(given, list | tuple) and not hasattr(given, "_fields") and not _is_triple(given)
+    found = tuple(map(_as_output, _listed(given) if is_list else [given]))
+    if not found:
+        raise InputError(
+            "targets: none; expected choices of logits such as TopLogits(10), Span(first), Custom(label, vector) or Latents([...])."
+        )
     return found
+
+
+def _listed(given: Any) -> Iterator[Any]:
+    """What stands in a list, with tokens that lie side by side as one choice."""
+    for is_token, some in groupby(given, lambda one: isinstance(one, str | Integral) or getattr(one, "ndim", None) == 0):
+        side_by_side = list(some)
+        yield from [side_by_side] if is_token else side_by_side
+
+
+def _is_triple(one: Any) -> bool:
+    """Whether it is a label, a weight and a vector, as circuit-tracer has them."""
+    if type(one) is not tuple or len(one) != 3 or not isinstance(one[0], str) or not isinstance(one[1], Real):
+        return False
+    return not isinstance(one[2], str | Integral) and getattr(one[2], "ndim", 1) == 1
 
 
 def _as_output(one: Any) -> Output:
@@ -56,16 +81,26 @@ def _as_output(one: Any) -> Output:
         if not all(isinstance(at, int) and not isinstance(at, bool) for at in one if at is not None):
             raise InputError(f"targets: {one}; expected whole numbers, or None for the end of the prompt.")
         return one
-    if isinstance(one, Custom):
-        direction = as_logits(Direction(one.vector, one.site))
-        assert isinstance(direction, Direction)
-        if not isinstance(one.label, str) or not isinstance(one.weight, int | float) or not one.weight >= 0:
-            raise InputError(f"targets: Custom({one.label!r}, weight={one.weight!r}); expected a text and a weight of at least 0.")
-        return one._replace(vector=direction.vector)
-    return as_logits(one)
+    if isinstance(one, Latents):
+        return as_latents(one)
+    if _is_triple(one):
+        one = Custom(one[0], one[2], one[1], unembeds=True)
+    return _as_custom(one) if isinstance(one, Custom) else as_logits(one)
 
 
-def as_logits_read(what: Output) -> Logits:
+def _as_custom(one: Custom) -> Custom:
+    direction = as_logits(Direction(one.vector, one.site))
+    assert isinstance(direction, Direction)
+    if not isinstance(one.label, str) or not isinstance(one.weight, int | float) or not 0 <= one.weight < float("inf"):
+        raise InputError(f"targets: Custom({one.label!r}, weight={one.weight!r}); expected a text and a weight of at least 0, and finite.")
+    if not isinstance(one.unembeds, bool) or (one.unembeds and one.site is not None):
+        raise InputError(
+            f"targets: Custom({one.label!r}, site={one.site}, unembeds={one.unembeds!r}); expected no site where the last norm is passed."
+        )
+    return one._replace(vector=direction.vector)
+
+
+def as_logits_read(what: Logits | Span | Custom) -> Logits:
     """A choice of logits that is read at the same place."""
     match what:
         case Span():
@@ -73,11 +108,6 @@ def as_logits_read(what: Output) -> Logits:
         case Custom(vector=vector, site=site):
             return Direction(vector, site)
     return what
-
-
-def output_site(model: Model, what: Output) -> Site:
-    """Where it is read. Raises InputError where it does not fit the model."""
-    return read_site(model, as_logits_read(what))
 
 
 class OutputRead(NamedTuple):
@@ -90,7 +120,7 @@ class OutputRead(NamedTuple):
 
 def read_output(
     model: Model,
-    what: Output,
+    what: Logits | Span | Custom,
     tokens: Int[Tensor, " positions"],
     x: Float[Tensor, "positions _"],
     positions: Positions,
@@ -104,9 +134,11 @@ def read_output(
         demean: whether a logit is read less the mean of all logits at its position, and before a cap; see `build`.
     """
     match what:
-        case Custom(label=label, vector=vector, weight=weight):
+        case Custom(label=label, vector=vector, weight=weight, unembeds=unembeds):
             read = read_direction(Direction(vector), x, positions)
             count = len(read.position)
+            if unembeds:
+                read = read._replace(function=_behind_norm(model, vector.to(x), policy))
             return OutputRead(read._replace(labels=(label,) * count), x.new_full((count,), float(weight)), False)
         case Direction():
             read = read_direction(what, x, positions)
@@ -142,6 +174,15 @@ def _read_span(
         return cap(raw, model.config.logit_cap, policy)
 
     return Read(at, latent, function, token_strings(model, latent), probability)
+
+
+def _behind_norm(model: Model, vector: Float[Tensor, " d_model"], policy: Policy) -> Callable[[Tensor], Tensor]:
+    """The stream behind the last norm dotted with a vector."""
+
+    def function(rows: Float[Tensor, "targets d_model"]) -> Float[Tensor, " targets"]:
+        return normalise(model.config, model.params.norm_final, rows, policy) @ vector
+
+    return function
 
 
 def _demeaned(model: Model, read: Read, policy: Policy) -> Read:

@@ -18,19 +18,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
 from attrib.core.keep import kept
 from attrib.core.positions import PositionsLike
 from attrib.core.room import memory_named
 from attrib.core.types import LINEAR, InputError, Keep, Policy, TopK, TopLogits
-from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.precision import products
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.graph.again import Again, open_graph, open_prompt
+from attrib.graph.given import as_given
 from attrib.graph.graph import Graph
 from attrib.graph.head_space import HeadSpace, InHeads, Vectors, Wanted, in_heads, primal_of
+from attrib.graph.latents import Given, reads_of
 from attrib.graph.nodes import Nodes
 from attrib.graph.options import EndsOptions, GraphAsked, Mlps
 from attrib.graph.pairs import Rows, strongest
@@ -163,11 +164,11 @@ class QKAsked:
     budget: int = DEFAULT_BUDGET
 
 
-@takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
+@takes(model=as_model, dictionaries=as_given, budget=as_bytes)
 @partial(with_options, asked=QKAsked)
 def qk_attribution(
     model: Model,
-    dictionaries: Dictionary | Sequence[Dictionary],
+    dictionaries: Given | Sequence[Given],
     prompt: TokensLike | Graph,
     scores: Scores = Attended(),  # noqa: B008 - an immutable value
     **options: Unpack[EndsOptions],
@@ -216,7 +217,7 @@ def _text(scores: Scores) -> str:
     return repr(scores) if isinstance(scores, Attended) else f"{len(scores)} given"
 
 
-def _choose(again: Again, dictionaries: Sequence[Dictionary], scores: Scores) -> Int[Tensor, "scores 4"]:
+def _choose(again: Again, dictionaries: Sequence[Given], scores: Scores) -> Int[Tensor, "scores 4"]:
     """Layer, head, query and key of each."""
     model, bundle = again.opened.bundle.model, again.opened.bundle
     highest = min(bundle.stop.depth[0], model.config.n_layers - 1)
@@ -259,13 +260,13 @@ def _check(config: ModelConfig, length: int, highest: int, layer: int, head: int
         raise InputError(f"{asked}: position {query} does not see {key}; expected a key at or before its query{says}.")
 
 
-def _attended(again: Again, dictionaries: Sequence[Dictionary], rule: Attended, highest: int) -> Int[Tensor, "scores 4"]:
+def _attended(again: Again, dictionaries: Sequence[Given], rule: Attended, highest: int) -> Int[Tensor, "scores 4"]:
     """By the patterns."""
     if isinstance(rule.least, bool) or not isinstance(rule.least, int | float) or not 0 < rule.least <= 1:
         raise InputError(f"scores: Attended({rule.least!r}); expected a share of attention, above 0 and at most 1.")
     layers = rule.layers
     if layers is None:
-        reads = [place_of(d.site).layer for d in dictionaries]
+        reads = [place_of(reads_of(d)).layer for d in dictionaries]
         layers = tuple(range(min(highest, max(reads, default=highest)) + 1))
     wrong = [layer for layer in layers if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= highest]
     if wrong:

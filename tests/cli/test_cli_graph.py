@@ -50,6 +50,18 @@ def test_a_prompt_becomes_a_file(smollm2_folder: Path, tmp_path: Path, command: 
     assert "--overwrite" in again.err
 
 
+def test_a_latent_is_a_target(smollm2_folder: Path, tmp_path: Path, command: Command) -> None:
+    site, out = "blocks.2.mlp.hook_in", tmp_path / "g.h5"
+    ran = command(
+        "graph", "hot", "-m", "smollm2-135m", "-t", "neurons:2", "-o", out, "--latent", f"{site}[35]@-1", "--latent", f"{site}[7] @0"
+    )
+    assert ran.status == 0, ran.err
+    with attrib.open_graphs(out) as graphs:
+        labels = [graphs[0].nodes.label(node) for node in graphs[0].nodes.of_kind("target").tolist()]
+    assert labels[0] == f"target '{site}[7]' @0"
+    assert labels[1].startswith(f"target '{site}[35]' @")
+
+
 def test_what_a_file_of_graphs_says(files: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "g.h5"
     graphs = built(files, out)
@@ -82,6 +94,8 @@ def test_what_a_file_of_graphs_says(files: Path, tmp_path: Path, command: Comman
         (["graph", "hot", "-m", "x", "-t", "y", "-o", "o.h5", "--policy", "none"], "--policy: 'none'"),
         (["graph", "hot", "-m", "x", "-t", "y", "-o", "o.h5", "--keep", "most"], "--keep: 'most'"),
         (["graph", "hot", "-m", "x", "-t", "y", "-o", "o.h5", "--span", "1", "--logit-token", "a"], "--span"),
+        (["graph", "hot", "-m", "x", "-t", "y", "-o", "o.h5", "--span", "1", "--latent", "a"], "--span: it has no effect beside --latent"),
+        (["graph", "hot", "-m", "x", "-t", "y", "-o", "o.h5", "--latent", "a[1]"], r"--latent: 'a[1]'; expected SITE[NUMBER]@"),
         (["graph", "show", "no.h5"], "no.h5"),
     ],
 )

@@ -222,7 +222,7 @@ ERROR, LATENT = (of_kind(kind, kept_graph()) for kind in ("error", "latent"))
 REFUSED: dict[str, tuple[Callable[[], Graph], dict[str, Any], str]] = {
     "a site of no layer": (lambda: with_set(ERROR, site="embed"), {}, "error nodes at 'embed', which is in no layer"),
     "two errors of a layer": (lambda: with_set(ERROR, site="blocks.1.hook_attn_out"), {}, "two error nodes of one layer and position"),
-    "a logit before the last position": (lambda: with_position(1), {}, "a logit of a position before the last"),
+    "a logit before the last position": (lambda: with_position(1), {}, "a logit or target of a position before the last"),
     "too few layers": (kept_graph, {"config": {"n_layers": 2}}, "n_layers 2, and the graph has nodes in layer 2; expected 3 at least"),
     "another name": (kept_graph, {"config": {"layers": 2}}, "config: 'layers'; expected names among n_layers"),
     "a direction without d_vocab": (kept_graph, {"config": {"n_layers": 3}}, "'direction' is no token's logit"),

@@ -223,7 +223,7 @@ def test_a_graph_says_how_its_nodes_are_found():
     with pytest.raises(InputError, match=r"model: .* is not that of the graph"):
         qk_attribution(build("qwen2", torch.float64), cuts, graph, SCORES, targets=target)
     (of_units,) = build_graphs(model, [Neurons(1)], PROMPT)
-    with pytest.raises(InputError, match="graph: has an MLP's own units as nodes"):
+    with pytest.raises(InputError, match="dictionaries: 2 that are not those of the graph, in its order; expected neurons"):
         qk_attribution(model, cuts, of_units, SCORES)
 
 

@@ -4,10 +4,11 @@ Every place of the stream at which both sides can meet gives the same numbers, a
 source. Products and memory are those of the same routes on counts and on sizes (joined.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
+from typing import NoReturn
 
 from attrib.core.types import BudgetError
 from attrib.engine.blocks.passing import place_of
@@ -177,6 +178,13 @@ def least_joint_memory(joint: Joint) -> int:
     while joint.pieces.smaller != joint.pieces:
         joint = replace(joint, pieces=joint.pieces.smaller)
     return joint_memory(part_of(joint, max(0, joint.n_targets - 1), joint.n_targets))
+
+
+def refuse(prompts: Iterable[Joint], budget: int) -> NoReturn:
+    """Raises BudgetError with what is enough for each of the prompts of a call."""
+    least = list(map(least_joint_memory, prompts))
+    number = max(range(len(least)), key=least.__getitem__)
+    raise BudgetError.of(budget, number, least[number])
 
 
 def in_smaller_pieces(joint: Joint, plan: JointPlan) -> JointPlan:

@@ -152,7 +152,7 @@ def _places(graph: Graph, layers: int) -> tuple[Int[Tensor, " nodes"], int]:
     if (graph.tokens < 0).any():
         raise InputError("graph: a token whose id is not known; expected all of the prompt's ids, which circuit-tracer keeps.")
     if (nodes.position[logits] != positions - 1).any():
-        raise InputError("graph: a logit of a position before the last; expected logits of the last one, as circuit-tracer has no others.")
+        raise InputError("graph: a logit or target of a position before the last; expected the last alone, as circuit-tracer has it.")
     if (graph.row_of[logits] < 0).any():
         raise InputError("graph: a logit without a row, which would have no probability; expected a row for each logit and target.")
     layer = torch.tensor([layer_of(each) if each.kind in ("latent", "error") else 0 for each in nodes.sets], dtype=torch.int64)[
@@ -199,7 +199,7 @@ def _logit_targets(graph: Graph, logits: Int[Tensor, " logits"], d_vocab: int | 
     """Logits by their token; other targets by numbers beyond the vocabulary, in order."""
     found, labels = [], labels_of(graph.nodes)
     for place, node in enumerate(logits.tolist()):
-        vocab, label = int(graph.nodes.latent[node]), labels[node]
+        vocab, label = int(graph.nodes.latent[node]) if graph.nodes.kind(node) == "logit" else -1, labels[node]
         if vocab < 0 and d_vocab is None:
             raise InputError(f"config: {label!r} is no token's logit, and is numbered beyond the vocabulary; expected d_vocab in `config`.")
         found.append(LogitTarget(label, vocab if vocab >= 0 else int(d_vocab or 0) + place))

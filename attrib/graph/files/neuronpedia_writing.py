@@ -168,14 +168,14 @@ def _nodes(graph: Graph, shares: list[float | None] | None, labels: Mapping[int,
     probability = {int(node): float(p) for node, p in zip(graph.targets, graph.importance, strict=True)}
     shown = clerps_of(graph.nodes, probability)
     kinds = [each.kind for each in graph.nodes.sets for _ in range(each.size)]
-    first_logit = kinds.index("logit") if "logit" in kinds else -1
+    first_output = next((kinds.index(kind) for kind in ("logit", "target") if kind in kinds), -1)
     for node, (name, kind) in enumerate(zip(names_of(graph.nodes, n_layers_of(graph.nodes)), kinds, strict=True)):
         is_logit = kind in ("logit", "target")
         found.append(
             {
                 "node_id": name.node_id, "feature": name.feature, "layer": name.layer, "ctx_idx": position[node],
                 "feature_type": FEATURE_TYPES[kind], "token_prob": probability.get(node, 0.0) if is_logit else 0.0,
-                "is_target_logit": node == first_logit, "run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": name.js,
+                "is_target_logit": node == first_output, "run_idx": 0, "reverse_ctx_idx": 0, "jsNodeId": name.js,
                 "clerp": shown[node] if is_logit else labels.get(node, clerps.get(name.node_id, shown[node])),
                 "influence": None if shares is None or is_logit else shares[node],
                 "activation": activation[node] if kind == "latent" else None,
