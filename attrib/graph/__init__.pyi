@@ -7,6 +7,7 @@ from .files.networks import to_networkx, write_graphml
 from .files.neuronpedia_reading import from_neuronpedia
 from .files.neuronpedia_writing import to_neuronpedia
 from .graph import Graph
+from .headed import with_heads
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
 from .merging import MergedGraph, merge, merge_positions
@@ -89,6 +90,7 @@ __all__ = [
     "union",
     "virtual_weights",
     "where_paths_begin",
+    "with_heads",
     "without_positions",
     "write_graphml",
     "write_supernodes",
