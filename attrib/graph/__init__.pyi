@@ -10,6 +10,7 @@ from .graph import Graph
 from .headed import with_heads
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
+from .means import MeanAttributions, mean_attributions
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
 from .nodes import Nodes, NodeSet
@@ -41,6 +42,7 @@ __all__ = [
     "Key",
     "KeyTable",
     "Marginals",
+    "MeanAttributions",
     "MergedGraph",
     "Neurons",
     "NodeFilter",
@@ -73,6 +75,7 @@ __all__ = [
     "influence",
     "key_of",
     "logit_weights",
+    "mean_attributions",
     "merge",
     "merge_positions",
     "ov_norms",

@@ -358,12 +358,12 @@ class GraphEnds:
         held = self.policy._replace(norm="frozen")
         for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
             if number < len(self.dictionaries):
-                d = self.dictionaries[number]
-                read, is_own_place = _read_again(d, found), d.site in d.writes and place_of(d.site) == place_of(stop)
+                target, own = self.latents_read(number, found, seen[stop])
             else:
-                read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], found), False
-            end, own = self._end(read, read, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, is_own_place, frozenset()))
+                read = read_units(self.model, self.neurons[number - len(self.dictionaries)], found)
+                end, own = self._end(read, read, site, stop, seen[stop])
+                target = TargetEnd(end, stop, False, frozenset())
+            ends.append(target)
             columns.append(Column(own, torch.zeros_like(own), "latent"))
         for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
             given = self.model, what, tokens, seen[site], self.positions
@@ -373,6 +373,20 @@ class GraphEnds:
             ends.append(TargetEnd(end, stop, False, frozenset(), read.labels, read.probability))
             columns.append(Column(own, importance, "logit" if is_logit else "target"))
         return tuple(ends), columns
+
+    def latents_read(
+        self, number: int, latents: SparseLatents, x: Float[Tensor, "positions _"]
+    ) -> tuple[TargetEnd, Float[Tensor, " targets"]]:
+        """Rows of any latents of a dictionary, active or not: of what their encoders read, with what each reads of its own.
+
+        Args:
+            latents: which, at which positions; their values are not looked at.
+            x: the true value where their rows begin, at `stops[number]`.
+        """
+        d, stop = self.dictionaries[number], self.stops[number]
+        read = _read_again(d, latents)
+        end, own = self._end(read, read, d.site, stop, x)
+        return TargetEnd(end, stop, d.site in d.writes and place_of(d.site) == place_of(stop), frozenset()), own
 
     def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
         """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
