@@ -139,9 +139,10 @@ def _joined(graph: Graph, routes: Routes) -> Graph:
 def _numbered(graph: Graph, routes: Routes) -> tuple[Nodes, Int[Tensor, " nodes"], Int[Tensor, " rows"]]:
     """The new table of nodes, and where in it each node of the graph stands, and each row, those of heads behind those of the graph."""
     nodes, names = graph.nodes, _names(graph, routes)
+    above = {layer: _set_above(nodes, layer) for layer in {head.layer for head in routes.heads}}
     members: dict[tuple[int, int, int], list[int]] = {}
     for number, head in enumerate(routes.heads):
-        members.setdefault((_set_above(nodes, head.layer), head.layer, head.parent), []).append(number)
+        members.setdefault((above[head.layer], head.layer, head.parent), []).append(number)
     sets: list[NodeSet] = []
     order: list[Tensor] = []  # of all nodes, those of heads behind those of the graph
     waiting = sorted(members)

@@ -162,19 +162,23 @@ class Routes:
         """By layer the heads that some rows are cut at, where these are cut in turn."""
         ends = cut.ends(edges)
         loading = None if is_last else cut.loadings(ends, edges)
-        for end, alone in zip(ends, cut.sizes, strict=True):
-            sizes = [alone]
-            rows = level.row_of[level.numbers[end.kind][end.target]]
-            at = level.targets[end.kind].targets.position[end.target.to(cut.bundle.model.device)]
-            for layer, taken in end.taken.items():
-                space = HeadSpace(cut.on, layer)
-                o = taken.to(space.W.dtype).unflatten(-1, (space.config.n_heads, -1))
+        rows = [level.row_of[level.numbers[end.kind][end.target]] for end in ends]
+        sizes = list(cut.sizes)
+        for layer in sorted({layer for end in ends for layer in end.taken}):
+            space = HeadSpace(cut.on, layer)
+            values = space.streams_values()
+            for number, end in enumerate(ends):
+                if layer not in end.taken:
+                    continue
+                at = level.targets[end.kind].targets.position[end.target.to(values.device)]
+                o = end.taken[layer].to(values.dtype).unflatten(-1, (space.config.n_heads, -1))
                 pattern = space.pattern.transpose(0, 1).index_select(0, at)
-                brought = pattern * torch.einsum("rhd,thd->rht", o, space.streams_values())
-                sizes.append(brought.abs().sum((1, 2)).cpu().to(alone))
+                brought = pattern * torch.einsum("rhd,thd->rht", o, values)
+                sizes[number] = sizes[number] + brought.abs().sum((1, 2)).cpu().to(sizes[number])
                 if loading is not None:
-                    yield layer, self._chosen(space, end, rows, o, pattern, brought, loading[end.edge - int(edges[0]), layer])
-            self.l1[rows] = torch.stack(sizes).sum(0).to(self.l1)
+                    yield layer, self._chosen(space, end, rows[number], o, pattern, brought, loading[end.edge - int(edges[0]), layer])
+        for of, size in zip(rows, sizes, strict=True):
+            self.l1[of] = size.to(self.l1)
 
     def _chosen(
         self,
