@@ -1,5 +1,6 @@
 from .building import build
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
+from .expected import expected_activations
 from .factors import Contribution
 from .files.circuit_tracer_reading import from_circuit_tracer
 from .files.circuit_tracer_writing import to_circuit_tracer
@@ -66,6 +67,7 @@ __all__ = [
     "compare",
     "de_embeddings",
     "every_path",
+    "expected_activations",
     "from_circuit_tracer",
     "from_neuronpedia",
     "global_weights",

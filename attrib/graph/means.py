@@ -189,13 +189,13 @@ def mean_attributions(
     places = _Places(at, None if of_tokens is None else token_ids(model, of_tokens, "of_tokens"))
     summing = _Summing(model, several, target, latents, policy, mlps, dtype, budget)
     with memory_named("summing attributions", "Choose fewer latents, or give shorter prompts."), torch.no_grad():
-        for number, ids in enumerate(_prompts(model, tokens)):
+        for number, ids in enumerate(one_by_one(model, tokens)):
             of_prompt_number(number, summing.add, ids, places.of(number, ids))
     return summing.result()
 
 
-def _prompts(model: Model, tokens: TokensLike | Iterable[Any]) -> Iterator[Tensor]:
-    """Prompts, one at a time where they come so."""
+def one_by_one(model: Model, tokens: TokensLike | Iterable[Any]) -> Iterator[Int[Tensor, " positions"]]:
+    """Prompts; those of an iterator are taken from it one at a time. Raises InputError as `to_prompts`."""
     if isinstance(tokens, Iterator):
         for one in tokens:
             yield from to_prompts(model, one)
