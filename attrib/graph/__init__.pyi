@@ -1,5 +1,6 @@
 from .building import build, plan
 from .comparing import Average, Comparison, EdgeTable, Stability, average, compare, stability, union
+from .expected import expected_activations
 from .factors import Contribution
 from .files.circuit_tracer_reading import from_circuit_tracer
 from .files.circuit_tracer_writing import to_circuit_tracer
@@ -7,9 +8,11 @@ from .files.networks import to_networkx, write_graphml
 from .files.neuronpedia_reading import from_neuronpedia
 from .files.neuronpedia_writing import cumulative_influence, to_neuronpedia
 from .graph import Graph
+from .headed import with_heads
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
 from .latents import Latents
+from .means import MeanAttributions, mean_attributions
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
 from .nodes import Nodes, NodeSet
@@ -42,6 +45,7 @@ __all__ = [
     "KeyTable",
     "Latents",
     "Marginals",
+    "MeanAttributions",
     "MergedGraph",
     "Neurons",
     "NodeFilter",
@@ -66,6 +70,7 @@ __all__ = [
     "cumulative_influence",
     "de_embeddings",
     "every_path",
+    "expected_activations",
     "from_circuit_tracer",
     "from_neuronpedia",
     "global_weights",
@@ -75,6 +80,7 @@ __all__ = [
     "influence",
     "key_of",
     "logit_weights",
+    "mean_attributions",
     "merge",
     "merge_positions",
     "ov_norms",
@@ -93,6 +99,7 @@ __all__ = [
     "union",
     "virtual_weights",
     "where_paths_begin",
+    "with_heads",
     "without_positions",
     "write_graphml",
     "write_supernodes",

@@ -366,8 +366,8 @@ class GraphEnds:
     ) -> tuple[tuple[TargetEnd, ...], list[Column]]:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
-        for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
-            end, own = self._latents_end(number, found, site, stop, seen)
+        for number, (found, stop) in enumerate(zip(latents, self.stops, strict=False)):
+            end, own = self.latents_read(number, found, seen[stop])
             ends.append(end)
             columns.append(Column(own, torch.zeros_like(own), "latent"))
         for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
@@ -376,16 +376,22 @@ class GraphEnds:
             columns.append(column)
         return tuple(ends), columns
 
-    def _latents_end(
-        self, number: int, latents: SparseLatents, site: Site, stop: Site, seen: Mapping[Site, Tensor]
+    def latents_read(
+        self, number: int, latents: SparseLatents, x: Float[Tensor, "positions _"]
     ) -> tuple[TargetEnd, Float[Tensor, " targets"]]:
-        """Latents of one set, by their positions and numbers, whether they are active or not; and what each reads with."""
+        """Rows of any latents of a set, active or not: of what their encoders read, with what each reads of its own.
+
+        Args:
+            latents: which, at which positions; their values are not looked at.
+            x: the true value where their rows begin, at `stops[number]`.
+        """
+        site, stop = self.reads[number], self.stops[number]
         if number < len(self.dictionaries):
             d = self.dictionaries[number]
             read, is_own_place = _read_again(d, latents), d.site in d.writes and place_of(d.site) == place_of(stop)
         else:
             read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents), False
-        end, own = self._end(read, read, site, stop, seen[stop])
+        end, own = self._end(read, read, site, stop, x)
         return TargetEnd(end, stop, is_own_place, frozenset()), own
 
     def _output_end(
@@ -395,7 +401,7 @@ class GraphEnds:
         if isinstance(what, LatentsOf):
             chosen = sorted((position % len(tokens), latent) for position, latent in what.at)
             position, latent = torch.tensor(chosen, device=tokens.device).T
-            end, own = self._latents_end(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), site, stop, seen)
+            end, own = self.latents_read(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), seen[stop])
             labels = tuple(f"{what.label}[{number}]" for _, number in chosen)
             return end._replace(labels=labels), Column(own, torch.full_like(own, what.weight), "target")
         given, held = (self.model, what, tokens, seen[site], self.positions), self.policy._replace(norm="frozen")

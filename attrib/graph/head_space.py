@@ -74,6 +74,23 @@ class HeadSpace:
         """What they are to the values."""
         return rearrange(self._entered(x, position, policy) @ self.W[:, -self._d_kv :], "n (h d) -> n h d", d=self.config.d_head)
 
+    def streams_values(self) -> Float[Tensor, "positions heads d_head"]:
+        """What the whole stream is to the values of every head at every position, norms being held: all but their biases."""
+        normed = norm_map(self.norm, self.stream[:, None].to(self.W.dtype, copy=True), LINEAR)[:, 0]
+        values = rearrange(normed @ self.W[:, -self._d_kv :], "t (h d) -> t h d", d=self.config.d_head)
+        return values.repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
+
+    def pulled(
+        self, o: Float[Tensor, "rows d_head"], head: Int[Tensor, " rows"], position: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows d_model"]:
+        """Cotangents of values, each of a head at a position, as cotangents of the stream there, norms being held."""
+        W_V = rearrange(self.W[:, -self._d_kv :], "m (h d) -> h d m", d=self.config.d_head)
+        shared, out = head // (self.config.n_heads // self.config.n_kv_heads), o.new_empty(len(o), self.config.d_model)
+        for number in shared.unique().tolist():
+            of = shared == number
+            out[of] = o[of] @ W_V[number]
+        return norm_map(self.norm.at(position), out[:, None], LINEAR)[:, 0]
+
     def own_query(self, position: int) -> Float[Tensor, "heads d_head"]:
         """What the queries at a position are beside what the stream brings, all norms being held."""
         return self.point.q[:, :, position].flatten(0, 1) - self.queries(self._there(position), position, LINEAR)[0]

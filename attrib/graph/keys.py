@@ -1,5 +1,6 @@
 """Keys: what a node is called in every graph, so that nodes of two graphs, or of one at several positions, can be told to be the same."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from attrib.core.types import InputError, natural
 from attrib.graph.graph import Graph
-from attrib.graph.nodes import KINDS, NAMED_KINDS, NodeKind, Nodes
+from attrib.graph.nodes import KINDS, NAMED_KINDS, NodeKind, Nodes, head_name
+
+_AT = re.compile(r" @\d+(?= ← |$)")
+"""The positions in the name of a set of heads."""
 
 
 class Key(NamedTuple):
@@ -20,11 +24,12 @@ class Key(NamedTuple):
     kind: NodeKind
     site: str
     latent: int = -1
-    """A latent's index, the vocabulary id of a token or logit, the position of a position's embedding; else -1."""
+    """A latent's index, a head's, the vocabulary id of a token or logit, the position of a position's embedding; else -1."""
     position: int | None = None
     """None is every position."""
     name: str = ""
-    """The dictionary of a latent, or a target's label: needed where two dictionaries read one site. Empty is any."""
+    """The dictionary of a latent, what a head is on the way to, or a target's label: needed where two dictionaries read one site. Empty is
+    any."""
 
     def __str__(self) -> str:
         number = f"[{self.latent}]" if self.latent >= 0 else ""
@@ -74,6 +79,8 @@ class KeyTable:
         at = "" if key.position is None else f" @{key.position}"
         if key.kind in NAMED_KINDS:
             return f"{key.kind} {string!r}{at}"
+        if key.kind == "head":
+            return f"{head_name(key.site, key.latent)}{at}"
         return f"{key.site}[{key.latent}]{at}" if key.kind == "latent" else f"{key.kind} {key.site}{at}"
 
     @cached_property
@@ -116,7 +123,7 @@ def align(graphs: Sequence[Graph], *, positions: bool = True) -> tuple[KeyTable,
         InputError: where, by position, two nodes of one graph have one key.
     """
     strings = [_strings(graph.nodes) for graph in graphs]
-    found = [_places(graph.nodes, names) for graph, names in zip(graphs, strings, strict=True)]
+    found = [_places(graph.nodes, names, positions) for graph, names in zip(graphs, strings, strict=True)]
     places = tuple(sorted({place for each, _ in found for place in each}, key=lambda place: place.order))
     number = {place: at for at, place in enumerate(places)}
     columns = [
@@ -143,9 +150,11 @@ def _strings(nodes: Nodes) -> dict[int, str]:
     return dict(zip(nodes.of_kind(*NAMED_KINDS).tolist(), nodes.labels, strict=True))
 
 
-def _places(nodes: Nodes, strings: Mapping[int, str]) -> tuple[list[_Place], Int[Tensor, " nodes"]]:
+def _places(nodes: Nodes, strings: Mapping[int, str], positions: bool) -> tuple[list[_Place], Int[Tensor, " nodes"]]:
     """Where nodes are: each set is a place, and of targets, which have no number, each label one."""
     places = [_Place(each.kind, each.site, "" if each.kind == "target" else each.name) for each in nodes.sets]
+    if not positions:  # nor is a head told apart by the position of what it is on the way to
+        places = [place._replace(name=_AT.sub("", place.name)) if place.kind == "head" else place for place in places]
     of = nodes.set_of.clone()
     for node in nodes.of_kind("target").tolist():
         places.append(places[int(nodes.set_of[node])]._replace(name=strings[node]))

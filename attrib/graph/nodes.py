@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.types import InputError
+from attrib.core.types import InputError, Site
 
-NodeKind = Literal["token", "position", "bias", "mlp", "error", "latent", "logit", "target"]
+NodeKind = Literal["token", "position", "bias", "mlp", "error", "latent", "head", "logit", "target"]
 """What a node is: a token's embedding; a position's embedding; a constant that the model or a dictionary adds; what an MLP without a
 dictionary writes (all of it where it is held as it is, else what its derivative at the prompt does not say); what a dictionary leaves of
-the place that it writes; an active latent; a logit; any other target."""
+the place that it writes; an active latent; a head on its way to one target (`attrib.graph.with_heads`); a logit; any other target."""
 
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
-TARGET_KINDS: tuple[NodeKind, ...] = ("latent", "logit", "target")
+TARGET_KINDS: tuple[NodeKind, ...] = ("latent", "head", "logit", "target")
 """Those that edges go to."""
 NAMED_KINDS: tuple[NodeKind, ...] = ("token", "logit", "target")
 """Those that have labels."""
@@ -35,7 +35,7 @@ class NodeSet(NamedTuple):
     site: str
     """The hook where latents are read, where errors and constants stand, where targets are read; "embed" or "pos_embed" of embeddings."""
     name: str
-    """The dictionary's name, for latents; else empty."""
+    """The dictionary's name, for latents; for heads, what they are on the way to; else empty."""
     size: int
 
 
@@ -46,9 +46,10 @@ class Nodes:
     sets: tuple[NodeSet, ...]
     position: Int[Tensor, " nodes"]
     latent: Int[Tensor, " nodes"]
-    """A latent's index, the vocabulary id of a token or logit, the position of a position's embedding, or -1."""
+    """A latent's index, a head's, the vocabulary id of a token or logit, the position of a position's embedding, or -1."""
     activation: Float[Tensor, " nodes"]
-    """A latent's activation, a logit's or target's value; 1 for what is there as it is. Attributions to edges are gradients times this."""
+    """A latent's activation, a logit's or target's value, what a head brings to its target; 1 for what is there as it is. Attributions of
+    edges are gradients times this."""
     labels: tuple[str, ...] = ()
     """The names of tokens, logits and targets, in order; all others have none."""
 
@@ -101,7 +102,23 @@ class Nodes:
             return f"{each.kind} {self._named(node)!r} {at}"
         if each.kind == "latent":
             return f"{each.site}[{int(self.latent[node])}] {at}"
+        if each.kind == "head":
+            return f"{head_name(each.site, int(self.latent[node]))} {at}"
         return f"{each.kind} {each.site} {at}"
+
+    def short(self, node: int) -> str:
+        """A node in fewest words: 'mlp8[355]@12', 'attn6[3]@9', "token ' France'@3", 'mlp_out8 error@12'. Dictionaries are not named."""
+        each = self.sets[int(self.set_of[node])]
+        at = f"@{int(self.position[node])}"
+        if each.kind in NAMED_KINDS:
+            return f"{each.kind} {self._named(node)!r}{at}"
+        if each.kind == "position":
+            return f"position{at}"
+        if each.kind == "head":
+            return f"{head_name(each.site, int(self.latent[node]))}{at}"
+        site = Site.parse(each.site)
+        place = f"{'mlp' if site.kind == 'mlp_in' else site.kind}{site.layer}"
+        return f"{place}[{int(self.latent[node])}]{at}" if each.kind == "latent" else f"{place} {each.kind}{at}"
 
     def _named(self, node: int) -> str:
         number = int(self.set_of[node])
@@ -118,3 +135,8 @@ class Nodes:
         return replace(
             self, sets=sets, position=self.position[chosen], latent=self.latent[chosen], activation=self.activation[chosen], labels=labels
         )
+
+
+def head_name(site: str, head: int) -> str:
+    """What a head of the layer of a hook is called: 'attn6[3]'."""
+    return f"attn{Site.parse(site).layer}[{head}]"

@@ -21,9 +21,14 @@ class Path(NamedTuple):
     value: float
     """The product of the edges' factors; see `attrib.graph.Contribution`."""
 
-    def text(self, nodes: Nodes) -> str:
-        """The path in one line: `+0.31  logit ' Paris' @4 <- blocks.2.mlp.hook_in[17] @3 <- token ' France' @3`."""
-        return f"{self.value:+.3g}  {' <- '.join(nodes.label(node) for node in self.nodes)}"
+    def text(self, nodes: Nodes, *, short: bool = False) -> str:
+        """The path in one line: `+0.31  logit ' Paris' @4 <- blocks.2.mlp.hook_in[17] @3 <- token ' France' @3`.
+
+        Args:
+            short: in fewest words: `+0.31  logit ' Paris'@4 ← mlp2[17]@3 ← attn1[5]@2 ← token ' France'@2`.
+        """
+        way = " ← ".join(map(nodes.short, self.nodes)) if short else " <- ".join(map(nodes.label, self.nodes))
+        return f"{self.value:+.3g}  {way}"
 
 
 class Pattern(NamedTuple):
@@ -90,5 +95,6 @@ def step_of(nodes: Nodes, node: int) -> str:
     each = nodes.sets[int(nodes.set_of[node])]
     if each.kind == "position":  # it is its position
         return f"{each.kind} {each.site}"
-    name = f" of {each.name}" if each.name else ""  # two dictionaries may read one site
+    # two dictionaries may read one site; what a head is on the way to has its position in it, and stands before it on a path
+    name = f" of {each.name}" if each.name and each.kind != "head" else ""
     return nodes.label(node).rpartition(" @")[0] + name

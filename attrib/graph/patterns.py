@@ -34,7 +34,7 @@ class PathFilter:
     through: NodeFilter | None = None
     """All nodes of a path but the first, that was asked about: `~Where(kind=("error", "bias"))` leaves those out."""
     ends: NodeFilter | None = None
-    """Where a path may begin. None: nodes that no edge goes to."""
+    """Where a path may begin. None: nodes that no edge goes to, but for heads, which bring what others are."""
     containing: Sequence[NodeFilter] = ()
     """A pattern that is somewhere on the path."""
     without: Sequence[NodeFilter] = ()
@@ -161,6 +161,7 @@ def may_begin(rules: PathFilter, graph: Graph) -> Bool[Tensor, " nodes"]:
         return rules.ends.mask(graph.nodes)
     found = torch.ones(len(graph.nodes), dtype=torch.bool)
     found[graph.targets[graph.indptr.diff() > 0]] = False
+    found[graph.nodes.of_kind("head")] = False
     return found
 
 

@@ -74,13 +74,15 @@ class Where(NodeFilter):
     position: Numbers = None
     latent: Numbers = None
     """The index of a latent; the vocabulary id of a token or logit."""
+    head: Numbers = None
+    """The number of a head in its layer, of nodes that are heads (`attrib.graph.with_heads`)."""
     label: Words = None
     """The string of a token or logit, the name of a target."""
 
     def __post_init__(self) -> None:
         for field in ("kind", "site", "name", "label"):
             object.__setattr__(self, field, _words(field, getattr(self, field)))
-        for field in ("layer", "position", "latent"):
+        for field in ("layer", "position", "latent", "head"):
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
         for kind in self.kind or ():
             if kind not in KINDS:
@@ -95,9 +97,12 @@ class Where(NodeFilter):
             for each in nodes.sets
         ]
         found = torch.tensor(wanted, dtype=torch.bool)[nodes.set_of]
-        for field in ("position", "latent"):
+        is_head = torch.zeros(len(nodes), dtype=torch.bool)
+        is_head[nodes.of_kind("head")] = True
+        columns = {"position": nodes.position, "latent": nodes.latent.where(~is_head, -1), "head": nodes.latent.where(is_head, -1)}
+        for field, column in columns.items():
             if getattr(self, field) is not None:
-                found &= torch.isin(getattr(nodes, field), torch.tensor(self._numbers_of(field), dtype=torch.int64))
+                found &= torch.isin(column, torch.tensor(self._numbers_of(field), dtype=torch.int64))
         return found if self.label is None else found & self._labelled(nodes)
 
     def _numbers_of(self, field: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Corpus statistics: aggregates of edges per pair of latents, streaming, mergeable in any order, within a memory bound.
+"""Corpus statistics: aggregates of edges per pair of latents, streaming, mergeable in any order, within a memory bound; scores of latents.
 
 docs/statistics.md defines every number and the guarantees, and specifies the file.
 """

@@ -127,6 +127,11 @@ def _check_others(graph: Graph, others: Others) -> None:
     """Say what has no place, or refuse it."""
     if others not in get_args(Others):
         raise InputError(f"others: {others!r}; expected one of {', '.join(map(repr, get_args(Others)))}.")
+    if len(heads := graph.nodes.of_kind("head")):
+        raise InputError(
+            f"graph: {len(heads):,} of its nodes are heads, which circuit-tracer has no place for, and effects pass them; expected the "
+            "graph from which with_heads made it."
+        )
     counts: dict[str, int] = {}
     for each in graph.nodes.sets:
         if each.kind not in _PLACED and each.size:

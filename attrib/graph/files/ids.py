@@ -4,7 +4,7 @@ latent  {layer}_{index}_{position}          of a layer's first dictionary; of a 
 error   {layer}_-1_{position}               of a layer's first; circuit-tracer's 0_{layer}_{position} is also a latent of layer 0
 token   E_{id}_{position}
 logit   {layers + 1}_{id}_{position}
-others  {layer}_{-2, -3, …}_{position}      constants, MLPs, further errors, directions; E for a layer of position embeddings
+others  {layer}_{-2, -3, …}_{position}      constants, MLPs, further errors, heads, directions; E for a layer of position embeddings
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from attrib.graph.nodes import NodeKind, Nodes
 
 FEATURE_TYPES: dict[NodeKind, str] = {
     "token": "embedding", "position": "bias", "bias": "bias", "mlp": "unknown", "error": "mlp reconstruction error",
-    "latent": "cross layer transcoder", "logit": "logit", "target": "logit",
+    "latent": "cross layer transcoder", "head": "unknown", "logit": "logit", "target": "logit",
 }  # fmt: skip
 """What Neuronpedia calls a kind of nodes."""
 
@@ -82,6 +82,8 @@ def clerps_of(nodes: Nodes, probabilities: dict[int, float]) -> list[str]:
                     clerps.append(f'Output "{labels[node]}" (p={probabilities.get(node, 0.0):.3f})')
                 case "bias" | "mlp" | "position":
                     clerps.append(f"{each.kind} {each.site}")
+                case "head":
+                    clerps.append(f"{nodes.short(node)}, on the way to {each.name}")
                 case _:
                     clerps.append("")
     return clerps
