@@ -9,6 +9,7 @@ from .files.neuronpedia_writing import to_neuronpedia
 from .graph import Graph
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
+from .layer_scores import OWN
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
 from .nodes import Nodes, NodeSet
@@ -17,7 +18,7 @@ from .ov import OVNorms, ov_norms
 from .paths import Path, Pattern, graph_of, where_paths_begin, without_positions
 from .patterns import PathFilter, select
 from .pruning import Pruned, prune
-from .qk import OWN, Attended, Marginals, QKAttribution, qk_attribution
+from .qk import Attended, Marginals, QKAttribution, qk_attribution
 from .ranking import Ranking, sources
 from .scoring import CONSTANTS, Scores, influence, scores
 from .search import every_path, greedy, strongest
