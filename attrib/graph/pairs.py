@@ -158,7 +158,7 @@ def _sizes(left: Runs, right: Runs, rows: int, columns: int) -> Float[Tensor, "f
     product = left.vectors(left.longest_rows(rows)) @ right.vectors(right.longest_rows(columns)).mT
     row, column = (torch.arange(count, device=product.device) for count in (rows, columns))
     there = (row < left.size[:, None])[:, :, None] & (column < right.size[:, None])[:, None]
-    return (product.abs() * there).flatten(1)
+    return product.abs().masked_fill(~there, 0).flatten(1)
 
 
 def _alike(rows: Int[Tensor, " forms"], columns: Int[Tensor, " forms"], d_head: int) -> Iterator[Int[Tensor, " some"]]:
