@@ -1,7 +1,8 @@
 """The largest entries of each row, told without putting whole rows in order.
 
-Both functions keep the first n entries of a row in the order "largest first, of equals the earlier column". Sorting is most of what
-that would cost, and is not needed: a bound tells the first n from the rest, and only what lies at the bound has to be ranked.
+All functions keep the first n entries of a row in the order "largest first, of equals the earlier column". Sorting is most of what
+that would cost, and is not needed: a bound tells the first n from the rest, and only what lies at the bound has to be ranked. Rows of
+few entries each, and not of as many, are sorted together (`largest_of_runs`).
 """
 
 from typing import Final
@@ -34,6 +35,14 @@ def _with_the_first_ties(size: Float[Tensor, "rows columns"], least: Float[Tenso
     tie = (size == least) | (size.isnan() & least.isnan())
     room = k - above.sum(-1, keepdim=True)
     return above | (tie & (tie.cumsum(-1) <= room))
+
+
+def largest_of_runs(size: Float[Tensor, " entries"], run: Int[Tensor, " entries"], k: int) -> Bool[Tensor, " entries"]:
+    """The k largest of each run: of the entries that share a number, which lie in order of these. NaN is above every number."""
+    order = size.argsort(descending=True, stable=True)
+    order = order[run[order].argsort(stable=True)]
+    rank = torch.arange(len(run), device=run.device) - torch.searchsorted(run, run)  # the runs are where they were, each in its own order
+    return torch.zeros_like(run, dtype=torch.bool).index_fill(0, order[rank < k], True)
 
 
 def fewest(size: Float[Tensor, "rows columns"], fraction: float) -> Bool[Tensor, "rows columns"]:

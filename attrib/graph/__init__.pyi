@@ -12,6 +12,7 @@ from .headed import with_heads
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
 from .latents import Latents
+from .layer_scores import OWN
 from .means import MeanAttributions, mean_attributions
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
@@ -21,7 +22,7 @@ from .ov import OVNorms, ov_norms
 from .paths import Path, Pattern, graph_of, where_paths_begin, without_positions
 from .patterns import PathFilter, select
 from .pruning import Pruned, prune
-from .qk import OWN, Attended, Marginals, QKAttribution, qk_attribution
+from .qk import Attended, Marginals, QKAttribution, qk_attribution
 from .ranking import Ranking, sources
 from .scoring import CONSTANTS, Scores, influence, scores
 from .search import every_path, greedy, strongest

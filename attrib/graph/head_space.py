@@ -8,7 +8,7 @@ family has one, and R_p the rotation; each at its primal denominator. The bias i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -62,22 +62,26 @@ class HeadSpace:
         """What each head takes to each position from each."""
         return self.point.pattern.flatten(0, 1)
 
-    def queries(self, x: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows heads d_head"]:
-        """What rows at a position are to the queries there."""
-        return self._turned(self._entered(x, position, policy) @ self.W[:, : self._d_q], self.point.q_norm, position, policy)
+    def entered(self, x: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows d_model"]:
+        """Rows at a position behind the norm, which may lie where they lay before it."""
+        return norm_map(self.norm.at(slice(position, position + 1)), x[None].to(self.W.dtype), policy)[0]
 
-    def keys(self, x: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows kv_heads d_head"]:
+    def queries(self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows heads d_head"]:
+        """What rows behind the norm are to the queries at a position."""
+        return self._turned((entered @ self.W[:, : self._d_q])[None], self.point.q_norm, slice(position, position + 1), policy)[0]
+
+    def keys(self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows kv_heads d_head"]:
         """What they are to the keys."""
-        return self._turned(self._entered(x, position, policy) @ self.W[:, self._d_q : -self._d_kv], self.point.k_norm, position, policy)
+        y = entered @ self.W[:, self._d_q : -self._d_kv]
+        return self._turned(y[None], self.point.k_norm, slice(position, position + 1), policy)[0]
 
-    def values(self, x: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows kv_heads d_head"]:
+    def values(self, entered: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows kv_heads d_head"]:
         """What they are to the values."""
-        return rearrange(self._entered(x, position, policy) @ self.W[:, -self._d_kv :], "n (h d) -> n h d", d=self.config.d_head)
+        return rearrange(entered @ self.W[:, -self._d_kv :], "n (h d) -> n h d", d=self.config.d_head)
 
     def streams_values(self) -> Float[Tensor, "positions heads d_head"]:
         """What the whole stream is to the values of every head at every position, norms being held: all but their biases."""
-        normed = norm_map(self.norm, self.stream[:, None].to(self.W.dtype, copy=True), LINEAR)[:, 0]
-        values = rearrange(normed @ self.W[:, -self._d_kv :], "t (h d) -> t h d", d=self.config.d_head)
+        values = rearrange(self._stream_entered()[:, 0] @ self.W[:, -self._d_kv :], "t (h d) -> t h d", d=self.config.d_head)
         return values.repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
 
     def pulled(
@@ -91,16 +95,18 @@ class HeadSpace:
             out[of] = o[of] @ W_V[number]
         return norm_map(self.norm.at(position), out[:, None], LINEAR)[:, 0]
 
-    def own_query(self, position: int) -> Float[Tensor, "heads d_head"]:
-        """What the queries at a position are beside what the stream brings, all norms being held."""
-        return self.point.q[:, :, position].flatten(0, 1) - self.queries(self._there(position), position, LINEAR)[0]
+    def own_queries(self) -> Float[Tensor, "positions heads d_head"]:
+        """What the queries are beside what the stream brings, all norms being held."""
+        there = self._turned(self._stream_entered() @ self.W[:, : self._d_q], self.point.q_norm, slice(None), LINEAR)
+        return self.point.q.flatten(0, 1).transpose(0, 1) - there[:, 0]
 
-    def own_key(self, position: int) -> Float[Tensor, "kv_heads d_head"]:
+    def own_keys(self) -> Float[Tensor, "positions kv_heads d_head"]:
         """What the keys are beside that."""
-        return self.point.k[:, position] - self.keys(self._there(position), position, LINEAR)[0]
+        there = self._turned(self._stream_entered() @ self.W[:, self._d_q : -self._d_kv], self.point.k_norm, slice(None), LINEAR)
+        return self.point.k.transpose(0, 1) - there[:, 0]
 
-    def _there(self, position: int) -> Float[Tensor, "1 d_model"]:
-        return self.stream[position : position + 1]
+    def _stream_entered(self) -> Float[Tensor, "positions 1 d_model"]:
+        return norm_map(self.norm, self.stream[:, None].to(self.W.dtype, copy=True), LINEAR)
 
     @property
     def _d_q(self) -> int:
@@ -110,13 +116,34 @@ class HeadSpace:
     def _d_kv(self) -> int:
         return self.config.n_kv_heads * self.config.d_head
 
-    def _entered(self, x: Tensor, position: int, policy: Policy) -> Tensor:
-        return norm_map(self.norm.at(slice(position, position + 1)), x[None].to(self.W.dtype, copy=True), policy)[0]
+    def _turned(
+        self, y: Float[Tensor, "positions rows width"], norm: HeadNorm, at: slice, policy: Policy
+    ) -> Float[Tensor, "positions rows heads d_head"]:
+        y = head_norm_push(norm.at(at), rearrange(y, "t n (h d) -> t n h d", d=self.config.d_head), policy)
+        cos, sin = (table[at, None, None] for table in (self.point.cos, self.point.sin))
+        return turn(y, cos, sin, back=False) if cos.shape[-1] else y
 
-    def _turned(self, y: Tensor, norm: HeadNorm, position: int, policy: Policy) -> Tensor:
-        y = rearrange(y, "n (h d) -> n h d", d=self.config.d_head)
-        y = head_norm_push(norm.at(slice(position, position + 1)), y[None], policy)[0]
-        return turn(y, self.point.cos[position], self.point.sin[position], back=False) if self.point.cos.shape[-1] else y
+
+class Stack(NamedTuple):
+    """What nodes bring to each head at several positions: those of one position behind those of the last, and behind each an empty row."""
+
+    positions: tuple[int, ...]
+    begins: tuple[int, ...]
+    """Where the rows of each begin, and where the last end."""
+    node: Int[Tensor, " rows"]
+    """Ascending at each position; of an empty row -1."""
+    vector: Float[Tensor, "rows heads d_head"]
+
+    def items(self) -> Iterator[tuple[int, Vectors]]:
+        """Position by position."""
+        for position, (begin, end) in zip(self.positions, pairwise(self.begins), strict=True):
+            yield position, Vectors(self.node[begin : end - 1], self.vector[begin : end - 1])
+
+    def filled(self, own: Float[Tensor, "positions heads d_head"]) -> "Stack":
+        """The same with its empty rows filled, from a row for each position of the prompt."""
+        last = torch.tensor(self.begins[1:], device=own.device) - 1
+        self.vector[last] = own[list(self.positions)].to(self.vector)
+        return self
 
 
 @dataclass(frozen=True)
@@ -125,9 +152,9 @@ class InHeads:
 
     layer: int
     space: HeadSpace
-    query: Mapping[int, Vectors]
-    key: Mapping[int, Vectors]
-    value: Mapping[int, Vectors]
+    query: Stack
+    key: Stack
+    value: Stack
 
 
 def in_heads(
@@ -218,19 +245,29 @@ class _Kept:
         with products(self.precision):
             space = HeadSpace(self.on, layer)
         by_kind = {"query": wanted.query, "key": wanted.key, "value": wanted.value}
-        return InHeads(
-            layer, space, **{kind: {at: self._whole(layer, kind, at) for at in sorted(where)} for kind, where in by_kind.items()}
-        )
+        return InHeads(layer, space, **{kind: self._stack(layer, kind, sorted(where)) for kind, where in by_kind.items()})
 
-    def _whole(self, layer: int, kind: str, position: int) -> Vectors:
-        parts = self.found.pop((layer, kind, position), [])
-        config = self.on.model.config
-        if not parts:
-            heads = config.n_heads if kind == "query" else config.n_kv_heads
-            none = torch.zeros(0, dtype=torch.int64)
-            return Vectors(none, torch.zeros(0, heads, config.d_head, dtype=self.on.model.dtype, device=self.on.model.device))
-        node, order = torch.cat([part.node for part in parts]).sort()
-        return Vectors(node, torch.cat([part.vector for part in parts]).index_select(0, order.to(parts[0].vector.device)))
+    def _stack(self, layer: int, kind: str, positions: Sequence[int]) -> Stack:
+        """All that was read of a kind, each part forgotten when it has its place."""
+        model, config = self.on.model, self.on.model.config
+        counts = [sum(len(part.node) for part in self.found.get((layer, kind, at), [])) + 1 for at in positions]
+        begins = (0, *accumulate(counts))
+        heads = config.n_heads if kind == "query" else config.n_kv_heads
+        stack = Stack(
+            tuple(positions), begins, torch.full((begins[-1],), -1),
+            torch.zeros(begins[-1], heads, config.d_head, dtype=model.dtype, device=model.device),
+        )  # fmt: skip
+        for position, vectors in stack.items():
+            self._put(self.found.pop((layer, kind, position), []), vectors)
+        return stack
+
+    @staticmethod
+    def _put(parts: Sequence[Vectors], into: Vectors) -> None:
+        if parts:
+            place = torch.cat([part.node for part in parts]).argsort().argsort()
+            for part, at in zip(parts, place.split([len(part.node) for part in parts]), strict=True):
+                into.node[at] = part.node
+                into.vector.index_copy_(0, at.to(part.vector.device), part.vector.to(into.vector))
 
 
 @torch.no_grad()
@@ -246,12 +283,13 @@ def _risen(on: Primal, bundle: Bundle, ends: Sequence[SourceEnd], columns: Seque
             for position in wanted.positions:
                 number, x = brought.at(position)
                 there = node[number.cpu()]
+                entered = space.entered(x, position, on.policy)
                 if position in wanted.query:
-                    kept.add(layer, "query", position, there, space.queries(x, position, on.policy))
+                    kept.add(layer, "query", position, there, space.queries(entered, position, on.policy))
                 if position in wanted.key:
-                    kept.add(layer, "key", position, there, space.keys(x, position, on.policy))
+                    kept.add(layer, "key", position, there, space.keys(entered, position, on.policy))
                 if position in wanted.value:
-                    kept.add(layer, "value", position, there, space.values(x, position, on.policy))
+                    kept.add(layer, "value", position, there, space.values(entered))
             reached.add(layer)
             yield layer
     yield from sorted(kept.wanted.keys() - reached)  # which none of these sources reaches

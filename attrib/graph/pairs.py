@@ -1,9 +1,11 @@
-"""The strongest pairs of a bilinear form, without all pairs where a bound will do.
+"""The pairs that a rule keeps of bilinear forms, without all pairs where a bound will do.
 
 With rows l_i and r_j the weight of a pair is l_i · r_j, and no larger than |l_i| |r_j|. So where a rule keeps by size, rows that are too
-short for any of their pairs to be kept are left out before products are taken, and what is kept is the same.
+short for any of their pairs to be kept are left out before products are taken, and what is kept is the same. Forms that share their
+rows, as the scores of a layer do, are looked at together: of each only a few rows are left, and small products are slow one by one.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -14,64 +16,177 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.keep import kept
+from attrib.core.ranked import largest_of_runs
 from attrib.core.types import Keep, Threshold, TopK
+
+AT_ONCE = 1 << 20
+"""Numbers that are looked at together: products of many forms, or one form alone where it has more."""
+
+_LEAST = 16
+"""Rows that are taken at least: forms are put together whose rows are as many, up to the next power of two."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One side of the form."""
+    """One side of several forms: rows of one group after the other, each with a vector for every head. A *run* is a group's, of a head."""
 
-    vector: Float[Tensor, "rows d"]
-
-    @cached_property
-    def norm(self) -> Float[Tensor, " rows"]:
-        """The length of each row."""
-        return self.vector.norm(dim=1)
+    vector: Float[Tensor, "rows heads d_head"]
+    begins: tuple[int, ...]
+    """Where each group begins, and behind them the end of the last."""
 
     @cached_property
-    def order(self) -> Int[Tensor, " rows"]:
-        """The longest first."""
-        return self.norm.argsort(descending=True)
+    def totals(self) -> Float[Tensor, "groups heads d_head"]:
+        """The sum of each run."""
+        groups = zip(self.begins, self.begins[1:], strict=False)
+        return torch.stack([self.vector[begin:end].sum(0) for begin, end in groups])
 
     @cached_property
-    def longest(self) -> float:
-        """The length of the longest."""
-        return float(self.norm.max()) if len(self.norm) else 0.0
+    def _ranked(self) -> tuple[Float[Tensor, " ranked"], Int[Tensor, " ranked"]]:
+        """The lengths of the rows of each run, and the rows, the longest first; head by head, and of each head group by group."""
+        norm = self.vector.norm(dim=2).T.contiguous()
+        row = torch.empty_like(norm, dtype=torch.int64)
+        for begin, end in zip(self.begins, self.begins[1:], strict=False):
+            norm[:, begin:end], order = norm[:, begin:end].sort(dim=1, descending=True)
+            row[:, begin:end] = order + begin
+        return norm.flatten(), row.flatten()
 
-    @cached_property
-    def total(self) -> Float[Tensor, " d"]:
-        """The sum of all rows."""
-        return self.vector.sum(0)
+    def runs(self, group: Int[Tensor, " forms"], head: Int[Tensor, " forms"]) -> "Runs":
+        """Some runs, by their groups and heads."""
+        begins = torch.tensor(self.begins, device=self.vector.device)
+        return Runs(self, head, head * len(self.vector) + begins[group], begins[group + 1] - begins[group])
+
+
+class Runs(NamedTuple):
+    """Runs of rows, one for each form."""
+
+    of: Rows
+    head: Int[Tensor, " forms"]
+    first: Int[Tensor, " forms"]
+    """Where each begins among the ranked rows of all."""
+    size: Int[Tensor, " forms"]
+
+    @property
+    def longest(self) -> Float[Tensor, " forms"]:
+        """The length of the longest row of each; zero where there is none."""
+        norm = self.of._ranked[0]
+        return torch.where(self.size > 0, norm[self.first.clamp_max(len(norm) - 1)], 0.0)
+
+    def as_long_as(self, least: Float[Tensor, " forms"]) -> Int[Tensor, " forms"]:
+        """How many rows of each are no shorter than that."""
+        norm = self.of._ranked[0]
+        low, high = self.first, self.first + self.size
+        for _ in range(int(self.size.max()).bit_length() if len(self.size) else 0):
+            middle = (low + high) // 2
+            is_long = (norm[middle.clamp_max(len(norm) - 1)] >= least) & (low < high)
+            low, high = torch.where(is_long, middle + 1, low), torch.where(is_long, high, torch.minimum(middle, high))
+        return low - self.first
+
+    def some(self, chosen: Int[Tensor, " chosen"]) -> "Runs":
+        """Those of some forms."""
+        return Runs(self.of, *(column[chosen] for column in self[1:]))
+
+    def longest_rows(self, most: int) -> Int[Tensor, "forms most"]:
+        """The longest rows of each; where there are fewer, others."""
+        row = self.of._ranked[1]
+        return row[(self.first[:, None] + torch.arange(most, device=row.device)).clamp_max(len(row) - 1)]
+
+    def vectors(self, row: Int[Tensor, "forms some"]) -> Float[Tensor, "forms some d_head"]:
+        """Those of rows of each."""
+        heads, d_head = self.of.vector.shape[1:]
+        return self.of.vector.flatten(0, 1)[(row * heads + self.head[:, None])].view(*row.shape, d_head)
 
 
 class Pairs(NamedTuple):
-    """Some pairs, by the rows of both sides, in order of those."""
+    """Some pairs of several forms, form by form; those of a form in order of its left rows, and then of the right."""
 
+    form: Int[Tensor, " pairs"]
     left: Int[Tensor, " pairs"]
     right: Int[Tensor, " pairs"]
     weight: Float[Tensor, " pairs"]
 
 
-def strongest(left: Rows, right: Rows, keep: Keep, scale: float = 1.0) -> Pairs:
-    """The pairs that a rule keeps of all of them, each weighing `scale` times its product."""
-    bound = _bound(left, right, keep, scale) * (1 - 128 * torch.finfo(left.vector.dtype).eps)  # products round
-    rows = (left.norm * right.longest >= bound).nonzero()[:, 0]
-    columns = (right.norm * left.longest >= bound).nonzero()[:, 0]
-    weight = left.vector.index_select(0, rows) @ right.vector.index_select(0, columns).T
-    place = (weight.abs() >= bound).flatten().nonzero()[:, 0] if bound else torch.arange(weight.numel(), device=weight.device)
-    value = weight.flatten().index_select(0, place)[None] * scale
-    chosen = kept(keep, value, value)[0]
-    place, value = place[chosen], value[0, chosen]
-    return Pairs(rows[place // max(1, len(columns))], columns[place % max(1, len(columns))], value)
-
-
-def _bound(left: Rows, right: Rows, keep: Keep, scale: float) -> float:
-    """A size that the product of every pair that is kept has at least."""
+def strongest(left: Runs, right: Runs, scale: Float[Tensor, " forms"], keep: Keep) -> Pairs:
+    """The pairs that a rule keeps of each form, each weighing the form's `scale`, which is positive, times its product."""
+    if not isinstance(keep, TopK | Threshold):
+        return _in_order([_of_all(left, right, scale, keep, form) for form in range(len(scale))], scale)
+    # a product that is taken again rounds otherwise, by no more than this
+    rounding = 2 * left.of.vector.shape[2] * torch.finfo(scale.dtype).eps * left.longest * right.longest
+    bound = (_bound(left, right, scale, keep) - rounding).clamp_min(0)
+    rows, columns = left.as_long_as(bound / right.longest), right.as_long_as(bound / left.longest)
+    parts = [_long_enough(left, right, scale, bound, rows, columns, some) for some in _alike(rows, columns, left.of.vector.shape[2])]
+    found = _in_order(parts, scale)
     match keep:
-        case Threshold(t):
-            return float(t) / scale
         case TopK(k):
-            side = isqrt(4 * k) + 1
-            few = left.vector.index_select(0, left.order[:side]) @ right.vector.index_select(0, right.order[:side]).T
-            return float(few.abs().flatten().topk(k).values[-1]) if few.numel() >= k else 0.0
-    return 0.0
+            chosen = largest_of_runs(found.weight.abs(), found.form, k)
+        case Threshold(t):
+            chosen = found.weight.abs() >= t
+    return Pairs(*(column[chosen] for column in found))
+
+
+def _of_all(left: Runs, right: Runs, scale: Float[Tensor, " forms"], keep: Keep, form: int) -> Pairs:
+    """Those of one form, of which all are looked at."""
+    (rows, l), (columns, r) = (_whole(runs, form) for runs in (left, right))
+    value = (l @ r.T).flatten()[None] * scale[form]
+    place = kept(keep, value, value)[0].nonzero()[:, 0]
+    width = max(1, len(columns))
+    return Pairs(torch.full_like(place, form), rows[place // width], columns[place % width], value[0, place])
+
+
+def _whole(runs: Runs, form: int) -> tuple[Int[Tensor, " rows"], Float[Tensor, "rows d_head"]]:
+    begin = int(runs.first[form]) - int(runs.head[form]) * len(runs.of.vector)
+    rows = torch.arange(begin, begin + int(runs.size[form]), device=runs.first.device)
+    return rows, runs.of.vector[rows, runs.head[form]]
+
+
+def _bound(left: Runs, right: Runs, scale: Float[Tensor, " forms"], keep: TopK | Threshold) -> Float[Tensor, " forms"]:
+    """A size that the product of every pair of a form that is kept has at least: with the longest rows it has as many already."""
+    if isinstance(keep, Threshold):
+        return keep.t / scale
+    most = isqrt(4 * keep.k) + 1
+    rows, columns = (min(most, int(runs.size.max())) if len(scale) else 0 for runs in (left, right))
+    if rows * columns < keep.k:
+        return torch.zeros_like(scale)
+    parts = [
+        _sizes(left.some(some), right.some(some), rows, columns).topk(keep.k, dim=1).values[:, -1]
+        for some in torch.arange(len(scale), device=scale.device).split(max(1, AT_ONCE // (rows * columns)))
+    ]
+    return torch.cat(parts)
+
+
+def _sizes(left: Runs, right: Runs, rows: int, columns: int) -> Float[Tensor, "forms pairs"]:
+    """Of the pairs of so many of the longest rows of each; zero where there are fewer."""
+    product = left.vectors(left.longest_rows(rows)) @ right.vectors(right.longest_rows(columns)).mT
+    row, column = (torch.arange(count, device=product.device) for count in (rows, columns))
+    there = (row < left.size[:, None])[:, :, None] & (column < right.size[:, None])[:, None]
+    return product.abs().masked_fill(~there, 0).flatten(1)
+
+
+def _alike(rows: Int[Tensor, " forms"], columns: Int[Tensor, " forms"], d_head: int) -> Iterator[Int[Tensor, " some"]]:
+    """Forms that have about as many rows and columns to be looked at, as many together as `AT_ONCE` says."""
+    there = ((rows > 0) & (columns > 0)).nonzero()[:, 0]
+    size = torch.stack([rows[there], columns[there]], dim=1).clamp_min(_LEAST).sub(1).double().log2().floor().add(1).exp2().long()
+    for each in size.unique(dim=0):
+        some = there[(size == each).all(dim=1)]
+        yield from some.split(max(1, AT_ONCE // max(int(each.prod()), int(each.sum()) * d_head)))
+
+
+def _long_enough(left: Runs, right: Runs, scale: Tensor, bound: Tensor, rows: Tensor, columns: Tensor, some: Int[Tensor, " some"]) -> Pairs:
+    """The pairs of some forms whose products have their bound, of so many of the longest rows of each."""
+    left, right, rows, columns = left.some(some), right.some(some), rows[some], columns[some]
+    row, column = left.longest_rows(int(rows.max())), right.longest_rows(int(columns.max()))
+    product = left.vectors(row) @ right.vectors(column).mT
+    at, i, j = (product.abs() >= bound[some][:, None, None]).nonzero(as_tuple=True)
+    is_own = (i < rows[at]) & (j < columns[at])
+    at, i, j = at[is_own], i[is_own], j[is_own]
+    weight = product[at, i, j] * scale[some][at]
+    is_there = weight != 0
+    return Pairs(some[at][is_there], row[at, i][is_there], column[at, j][is_there], weight[is_there])
+
+
+def _in_order(parts: Sequence[Pairs], like: Float[Tensor, " forms"]) -> Pairs:
+    none = torch.zeros(0, dtype=torch.int64, device=like.device)
+    form, left, right, weight = (torch.cat(list(each)) for each in zip(Pairs(none, none, none, like[:0]), *parts, strict=True))
+    order = right.argsort()
+    for column in (left, form):
+        order = order[column[order].argsort(stable=True)]
+    return Pairs(form[order], left[order], right[order], weight[order])

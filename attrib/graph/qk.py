@@ -8,10 +8,9 @@ with c the scale of scores, times what a cap makes of this score where there is 
 `OWN`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import accumulate
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
-from attrib.core.keep import kept
 from attrib.core.positions import PositionsLike
 from attrib.core.room import memory_named
 from attrib.core.types import LINEAR, InputError, Keep, Policy, TopK, TopLogits
@@ -30,16 +28,13 @@ from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.graph.again import Again, open_graph, open_prompt
 from attrib.graph.given import as_given
 from attrib.graph.graph import Graph
-from attrib.graph.head_space import HeadSpace, InHeads, Vectors, Wanted, in_heads, primal_of
+from attrib.graph.head_space import Wanted, in_heads, primal_of
 from attrib.graph.latents import Given, reads_of
+from attrib.graph.layer_scores import OWN, LayerScores, of_layer
 from attrib.graph.nodes import Nodes
 from attrib.graph.options import EndsOptions, GraphAsked, Mlps
-from attrib.graph.pairs import Rows, strongest
 from attrib.models.tokens import TokensLike, token_strings
-from attrib.models.transformer import Model, ModelConfig, cap, window
-
-OWN = -1
-"""The number of no node: what a head's queries or keys have of their own, biases, and that of the norm before them."""
+from attrib.models.transformer import Model, ModelConfig, window
 
 
 class Attended(NamedTuple):
@@ -200,14 +195,13 @@ def qk_attribution(
         again = open_prompt(model, several, prompt, GraphAsked(**given))
     with memory_named("attributing attention scores", "Ask for fewer of them, or keep fewer pairs (keep=TopK(k))."), torch.no_grad():
         chosen = _choose(again, several, scores)
-        found = _Found(len(chosen))
+        found = list[LayerScores]()
         if len(chosen):
             for there in in_heads(again.opened, _wanted(chosen), again.precision, again.asked.budget):
                 with products(again.precision):
-                    for number, score in _of_layer(there, chosen, again.asked.keep):
-                        found.put(number, score)
+                    found.append(of_layer(there, chosen, again.asked.keep))
     call = {"kind": "qk", "model": {"name": model.name}, "keep": repr(again.asked.keep), "scores": _text(scores)}
-    return found.result(again.opened.nodes, chosen, token_strings(model, again.tokens), call)
+    return _result(again.opened.nodes, chosen, found, token_strings(model, again.tokens), call)
 
 
 # ---------------------------------------------------------------------------------- which scores
@@ -289,108 +283,36 @@ def _wanted(scores: Int[Tensor, "scores 4"]) -> dict[int, Wanted]:
     return {layer: Wanted(frozenset(queries), frozenset(keys)) for layer, (queries, keys) in found.items()}
 
 
-# --------------------------------------------------------------------------------- what they are made of
+# ------------------------------------------------------------------------------------------- all of them
 
 
-class _Sums(NamedTuple):
-    node: Int[Tensor, " sums"]
-    weight: Float[Tensor, " sums"]
+def _result(
+    nodes: Nodes, chosen: Int[Tensor, "scores 4"], found: Sequence[LayerScores], strings: tuple[str, ...], call: dict[str, Any]
+) -> QKAttribution:
+    """Scores as they were asked for, from those of each layer."""
+    dtype, (layer, head, query, key) = nodes.activation.dtype, chosen.unbind(1)
+    order = _together([each.number for each in found], torch.int64).argsort()
+    pattern, value, total = (
+        _together(column, dtype)[order]
+        for column in ([each.pattern for each in found], [each.value for each in found], [each.total for each in found])
+    )
+    indptr, query_node, key_node, weight = _by_score([each.pairs for each in found], len(chosen), 3, dtype)
+    return QKAttribution(
+        nodes, layer, head, query, key, pattern, value, total, indptr, query_node, key_node, weight,
+        Marginals(*_by_score([each.queries for each in found], len(chosen), 2, dtype)),
+        Marginals(*_by_score([each.keys for each in found], len(chosen), 2, dtype)), strings, call,
+    )  # fmt: skip
 
 
-class _Score(NamedTuple):
-    """One of them, whole."""
-
-    pattern: Float[Tensor, ""]
-    value: Float[Tensor, ""]
-    total: Float[Tensor, ""]
-    query_node: Int[Tensor, " pairs"]
-    key_node: Int[Tensor, " pairs"]
-    weight: Float[Tensor, " pairs"]
-    queries: _Sums
-    keys: _Sums
-
-
-class _Side:
-    """The nodes of one side of a layer's scores, and their vectors head by head, made once for all scores that share them."""
-
-    def __init__(self, there: Mapping[int, Vectors], own: Mapping[int, Float[Tensor, "heads d_head"]]) -> None:
-        self.there, self.own = there, own
-        self.rows: dict[tuple[int, int], Rows] = {}
-        self.nodes = {at: torch.cat([vectors.node, torch.tensor([OWN])]) for at, vectors in there.items()}
-
-    def at(self, position: int, head: int) -> Rows:
-        """What every node, and OWN behind them, is to a head's query or key at a position."""
-        if (position, head) not in self.rows:
-            vectors = self.there[position].vector[:, head]
-            self.rows[position, head] = Rows(torch.cat([vectors, self.own[position][head][None]]))
-        return self.rows[position, head]
-
-
-def _of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep) -> Iterator[tuple[int, _Score]]:
-    """The scores of one layer, with their numbers."""
-    space, config = there.space, there.space.config
-    queries = _Side(there.query, {at: space.own_query(at) for at in there.query})
-    keys = _Side(there.key, {at: space.own_key(at) for at in there.key})
-    group = config.n_heads // config.n_kv_heads
-    for number in (scores[:, 0] == there.layer).nonzero()[:, 0].tolist():
-        _, head, query, key = scores[number].tolist()
-        left, right = queries.at(query, head), keys.at(key, head // group)
-        scale, value = _scale(space, head, query, key)
-        pairs = strongest(left, right, keep, scale)
-        q_nodes, k_nodes = queries.nodes[query], keys.nodes[key]
-        yield number, _Score(
-            space.pattern[head, query, key], value, scale * (left.total @ right.total),
-            q_nodes[pairs.left.cpu()], k_nodes[pairs.right.cpu()], pairs.weight,
-            _sums(q_nodes, scale * (left.vector @ right.total), keep), _sums(k_nodes, scale * (right.vector @ left.total), keep),
-        )  # fmt: skip
-
-
-def _scale(space: HeadSpace, head: int, query: int, key: int) -> tuple[float, Float[Tensor, ""]]:
-    """What a product of a query and a key counts in a score, at the score's true value; and that."""
-    config, point = space.config, space.point
-    raw = (point.q[:, :, query].flatten(0, 1)[head] @ point.k[head // (config.n_heads // config.n_kv_heads), key]) * config.attention_scale
-    value = cap(raw, config.score_cap)
-    return config.attention_scale * (float(value / raw) if config.score_cap is not None and raw != 0 else 1.0), value
-
-
-def _sums(node: Int[Tensor, " nodes"], weight: Float[Tensor, " nodes"], keep: Keep) -> _Sums:
-    place = kept(keep, weight[None], weight[None])[0].nonzero()[:, 0]
-    return _Sums(node[place.cpu()], weight[place])
-
-
-class _Found:
-    """Scores as they come, layer by layer."""
-
-    def __init__(self, count: int) -> None:
-        self.scores: list[_Score | None] = [None] * count
-
-    def put(self, number: int, score: _Score) -> None:
-        """One of them."""
-        self.scores[number] = score
-
-    def result(self, nodes: Nodes, chosen: Int[Tensor, "scores 4"], strings: tuple[str, ...], call: dict[str, Any]) -> QKAttribution:
-        """All of them."""
-        scores = [score for score in self.scores if score is not None]
-        assert len(scores) == len(chosen)
-        dtype, (layer, head, query, key) = nodes.activation.dtype, chosen.unbind(1)
-        return QKAttribution(
-            nodes, layer, head, query, key,
-            _together([score.pattern[None] for score in scores], dtype), _together([score.value[None] for score in scores], dtype),
-            _together([score.total[None] for score in scores], dtype), _begins([len(score.weight) for score in scores]),
-            _together([score.query_node for score in scores], torch.int64), _together([score.key_node for score in scores], torch.int64),
-            _together([score.weight for score in scores], dtype), _marginals([score.queries for score in scores], dtype),
-            _marginals([score.keys for score in scores], dtype), strings, call,
-        )  # fmt: skip
+def _by_score(parts: Sequence[Sequence[Tensor]], scores: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
+    """Where each score begins, and the columns behind the first, which says of which score each entry is, in order of that."""
+    score = _together([part[0] for part in parts], torch.int64)
+    order = score.argsort(stable=True)
+    kinds = [torch.int64] * (columns - 1) + [dtype]
+    counts = torch.bincount(score, minlength=scores)
+    begins = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return [begins, *(_together([part[column + 1] for part in parts], kind)[order] for column, kind in enumerate(kinds))]
 
 
 def _together(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.zeros(0, dtype=dtype), *(part.cpu().to(dtype) for part in parts)])
-
-
-def _begins(counts: Sequence[int]) -> Int[Tensor, " plus_1"]:
-    return torch.tensor([0, *accumulate(counts)])
-
-
-def _marginals(sums: Sequence[_Sums], dtype: torch.dtype) -> Marginals:
-    node, weight = _together([each.node for each in sums], torch.int64), _together([each.weight for each in sums], dtype)
-    return Marginals(_begins([len(each.node) for each in sums]), node, weight)
+    return torch.cat([torch.zeros(0, dtype=dtype), *(part.to(dtype) for part in parts)])

@@ -1,5 +1,6 @@
 """Scores of heads as sums over pairs of nodes, against dense products of what torch.func says that every node brings to the stream."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,14 +10,16 @@ from torch import Tensor, einsum
 import attrib
 from attrib.core.keep import kept
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, InputError, Mass, Site, Threshold, TopK
+from attrib.graph import pairs
 from attrib.graph.again import open_prompt
 from attrib.graph.building import build as build_graphs
 from attrib.graph.head_space import Wanted, in_heads
+from attrib.graph.layer_scores import OWN
 from attrib.graph.neurons import Neurons
 from attrib.graph.options import GraphAsked
 from attrib.graph.outputs import Custom
 from attrib.graph.pairs import Rows, strongest
-from attrib.graph.qk import OWN, Attended, QKAttribution, qk_attribution
+from attrib.graph.qk import Attended, QKAttribution, qk_attribution
 from attrib.models.transformer import Model, rotary, rotate
 from tests.support.brought import PROMPT, brought, dictionaries
 from tests.support.builders import Family, build, normal, prompt
@@ -136,16 +139,47 @@ def test_what_is_kept_is_chosen_over_all_pairs(keep: Any):
     assert_close(some.dropped, some.total - torch.stack([matrix(some, score).sum() for score in range(len(SCORES))]), ROUNDING)
 
 
-@pytest.mark.parametrize("keep", [TopK(5), Threshold(4.0), Mass(0.3), Dense()])
-def test_strongest_pairs_are_those_of_all_products(keep: Any):
-    left, right = normal(40, 6) * normal(40, 1, seed=1).exp(), normal(30, 6, seed=2)
-    weight = (left @ right.T).flatten() * 2.0
-    got = strongest(Rows(left), Rows(right), keep, 2.0)
-    mask = kept(keep, weight[None], weight[None])[0]
-    assert torch.equal(got.left * 30 + got.right, mask.nonzero()[:, 0])
-    assert_close(got.weight, weight[mask], ROUNDING)
-    none = strongest(Rows(left[:0]), Rows(right), keep)
-    assert len(none.weight) == 0
+SIZES = [40, 0, 1, 30, 90, 2]
+"""Rows of each group of one side of forms."""
+
+
+def sides(dtype: torch.dtype) -> tuple[Rows, Rows]:
+    """Rows of very different lengths, with some that are the same, of three heads and of one."""
+    begins = (0, *itertools.accumulate(SIZES))
+    both = []
+    for seed, heads in enumerate((3, 1)):
+        vector = normal(begins[-1], heads, 6, seed=seed) * normal(begins[-1], heads, 1, seed=5 + seed).exp()
+        vector[4], vector[44] = vector[9], 0.0
+        both.append(Rows(vector.to(dtype), begins))
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("at_once", [1, pairs.AT_ONCE])
+@pytest.mark.parametrize("keep", [TopK(1), TopK(5), TopK(300), TopK(10_000_000), Threshold(4.0), Threshold(0.0), Mass(0.3), Dense()])
+def test_strongest_pairs_are_those_of_all_products(keep: Any, at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pairs, "AT_ONCE", at_once)
+    left, right = sides(dtype)
+    form = [(a, head, b) for a in range(len(SIZES)) for head in range(3) for b in range(len(SIZES))][::2]
+    a, head, b = torch.tensor(form).unbind(1)
+    scale = normal(len(form)).exp().to(dtype)
+    got = strongest(left.runs(a, head), right.runs(b, torch.zeros_like(b)), scale, keep)
+    assert len(got.weight)
+    for number, (left_group, of_head, right_group) in enumerate(form):
+        there, begin, other = got.form == number, left.begins[left_group], right.begins[right_group]
+        l, r = left.vector[begin : begin + SIZES[left_group], of_head], right.vector[other : other + SIZES[right_group], 0]
+        weight = (l @ r.T).flatten()[None] * scale[number]
+        mask = kept(keep, weight, weight)[0]
+        place = (got.left[there] - begin) * len(r) + got.right[there] - other
+        assert torch.equal(place, mask.nonzero()[:, 0])
+        assert_close(got.weight[there], weight[0, mask], ROUNDING)
+
+
+def test_no_forms_have_no_pairs():
+    left, right = sides(torch.float64)
+    none = torch.zeros(0, dtype=torch.int64)
+    for keep in (TopK(3), Threshold(1.0), Mass(0.5), Dense()):
+        assert len(strongest(left.runs(none, none), right.runs(none, none), left.vector[:0, 0, 0], keep).weight) == 0
 
 
 @pytest.mark.parametrize("family", FEW)
