@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.positions import Positions
-from attrib.core.types import Direction, InputError, Policy, Site, SparseLatents
+from attrib.core.types import InputError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import TILE, Dictionary, decode_at, encode_at, selected, split
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
@@ -26,13 +26,13 @@ from attrib.graph.constants import constant_attention, constant_mlp, constant_z,
 from attrib.graph.neurons import NAME, Neurons, active_units, hidden_units, read_units, unit_constants, unit_sources
 from attrib.graph.nodes import NodeKind, Nodes, NodeSet
 from attrib.graph.options import Mlps
-from attrib.graph.outputs import Output, as_logits_read, output_site, read_output
+from attrib.graph.outputs import Output, output_site, read_output
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model, embed, width
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
-from attrib.paths.path import end_of, latent_sources, require_finite_ends, stop_site
+from attrib.paths.path import end_of, latent_sources, require_finite_ends
 from attrib.paths.targets import Read
 
 FIRST = Site(0, "resid_pre")
@@ -131,12 +131,13 @@ class GraphEnds:
         """Where each output is read."""
         return [output_site(self.model, what) for what in self.outputs]
 
-    @cached_property
+    @property
     def stops(self) -> list[Site]:
-        """Where the rows of each dictionary's latents begin, and then those of each output."""
-        none = torch.zeros(self.model.config.d_model)
-        targets = (*self.dictionaries, *(Direction(none, each.reads) for each in self.neurons), *map(as_logits_read, self.outputs))
-        return [stop_site(self.model, target, self.dictionaries) for target in targets]
+        """Where the rows of each dictionary's latents begin, and then those of each output: where they are read.
+
+        In a parallel block too, where what an MLP reads could be read off the stream: the bias of its norm is a node there.
+        """
+        return [*self.reads, *self.sites]
 
     @property
     def n_latent_sets(self) -> int:
@@ -190,8 +191,7 @@ class GraphEnds:
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
         within = {site for site in within if self._is_below(site)}
-        read = {*self.stops, *self.sites, *self.reads}
-        return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
+        return {*stream_sites(FIRST, self.stop), *self.stops, *self.replaced.sites, *within}
 
     # -------------------------------------------------------------------------------------- one prompt
 
@@ -203,7 +203,7 @@ class GraphEnds:
             NotFiniteError: where a place, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
         """
         seen = capture(self.model, tokens, self.seen)
-        require_finite_ends(self.model, tokens, seen, {*self.stops, *self.sites, *self.reads})
+        require_finite_ends(self.model, tokens, seen, {*self.stops})
         leaves = self.replaced.leaves_of(embed(self.model, tokens), seen)
         cuts = [self._without_first(cut) for cut in leaves.cuts]
         errors = self._errors(leaves.errors, leaves.cuts)
@@ -356,30 +356,30 @@ class GraphEnds:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
         held = self.policy._replace(norm="frozen")
-        for number, (found, site, stop) in enumerate(zip(latents, self.reads, self.stops, strict=False)):
+        for number, (found, site) in enumerate(zip(latents, self.reads, strict=True)):
             if number < len(self.dictionaries):
                 d = self.dictionaries[number]
-                read, is_own_place = _read_again(d, found), d.site in d.writes and place_of(d.site) == place_of(stop)
+                read, is_own_place = _read_again(d, found), d.site in d.writes
             else:
                 read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], found), False
-            end, own = self._end(read, read, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, is_own_place, frozenset()))
+            end, own = self._end(read, read, site, seen[site])
+            ends.append(TargetEnd(end, site, is_own_place, frozenset()))
             columns.append(Column(own, torch.zeros_like(own), "latent"))
-        for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
+        for what, site in zip(self.outputs, self.sites, strict=True):
             given = self.model, what, tokens, seen[site], self.positions
             read, importance, is_logit = read_output(*given, self.policy, self.demean)
             again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
-            end, own = self._end(read, again, site, stop, seen[stop])
-            ends.append(TargetEnd(end, stop, False, frozenset(), read.labels, read.probability))
+            end, own = self._end(read, again, site, seen[site])
+            ends.append(TargetEnd(end, site, False, frozenset(), read.labels, read.probability))
             columns.append(Column(own, importance, "logit" if is_logit else "target"))
         return tuple(ends), columns
 
-    def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
+    def _end(self, read: Read, held: Read, site: Site, x: Tensor) -> tuple[Targets, Tensor]:
         """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
-        found = end_of(self.model, read, site, stop, x, self.policy).targets
+        found = end_of(self.model, read, site, site, x, self.policy).targets
         linear = found
         if self.policy.norm == "exact":
-            linear = end_of(self.model, held, site, stop, x, self.policy._replace(norm="frozen")).targets
+            linear = end_of(self.model, held, site, site, x, self.policy._replace(norm="frozen")).targets
         return found, linear.value - (linear.cotangent * x.index_select(0, linear.position)).sum(-1)
 
 
