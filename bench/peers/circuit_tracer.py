@@ -341,7 +341,7 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
     from bench.output import wide_console
 
     kept = parse_keep(keep)
-    table = Table("case", caption="* scaled from the rows that were computed, of which edges are compared")
+    table = Table("case")
     for column in ("nodes", "edges", "largest", "difference", "relative", "attrib s", "circuit-tracer s", "ratio", "wall ratio"):
         table.add_column(column, justify="right")
     passed, peers = [], dict[str, None]()
@@ -367,6 +367,8 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
         )
         times = (time.cpu, their_time.cpu, their_time.cpu / time.cpu, their_time.wall / time.wall)
         passed.append(relative <= TOLERANCE)  # false of NaN
+        if is_part:
+            table.caption = "* scaled from the rows that were computed, whose edges alone are compared"
         figures = (f"{figure:.2f}{'*' * (is_part and number > 0)}" for number, figure in enumerate(times))
         table.add_row(path.name, *values, *figures, style=None if passed[-1] else "red")
         del mine, whole, theirs
