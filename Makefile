@@ -1,5 +1,6 @@
 # make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
-# make peers: graphs beside circuit-tracer's, which is installed into an environment of its own.
+# make peers: graphs beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another circuit-tracer,
+# such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
 # Each sets up .venv by itself.
 PYTHON ?= python3
@@ -32,15 +33,18 @@ soak: $(READY)
 torture: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.support.torture --seed 0 --count 3000
 
+PEER := circuit-tracer==0.5.0
 PEERS := .venv-peers
-peers: $(READY) $(PEERS)/.ready
+WHICH := $(PEERS)/.ready-$(word 1,$(shell echo '$(PEER)' | cksum))
+peers: $(READY) $(WHICH)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -W ignore -m bench.peers.circuit_tracer graph $(PEERS)/graphs
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m bench.peers.circuit_tracer compare $(PEERS)/graphs
 
-$(PEERS)/.ready: bench/peers/requirements.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/peers/requirements.txt
-	touch $(PEERS)/.ready
+# Made anew for each PEER, so that no other one is taken for it
+$(WHICH): bench/peers/requirements.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check '$(PEER)' --requirement bench/peers/requirements.txt
+	touch $(WHICH)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

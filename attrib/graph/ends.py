@@ -32,7 +32,7 @@ from attrib.models.transformer import Model, embed
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
-from attrib.paths.path import end_of, latent_sources, require_finite_ends, stop_site
+from attrib.paths.path import end_of, latent_sources, require_finite_ends
 from attrib.paths.targets import Read, read_site
 
 FIRST = Site(0, "resid_pre")
@@ -143,10 +143,13 @@ class GraphEnds:
         """Where each output is read. Raises InputError where it does not fit the model."""
         return [read_site(self.model, self._reader(what)) for what in self.outputs]
 
-    @cached_property
+    @property
     def stops(self) -> list[Site]:
-        """Where the rows of each dictionary's latents begin, and then those of each output."""
-        return [stop_site(self.model, each, self.dictionaries) for each in (*self.readers, *map(self._reader, self.outputs))]
+        """Where the rows of each dictionary's latents begin, and then those of each output: where they are read.
+
+        In a parallel block too, where what an MLP reads could be read off the stream: the bias of its norm is a node there.
+        """
+        return [*self.reads, *self.sites]
 
     @property
     def n_latent_sets(self) -> int:
@@ -201,8 +204,7 @@ class GraphEnds:
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
         within = {site for site in within if self.is_below(site)}
-        read = {*self.stops, *self.sites, *self.reads}
-        return {*stream_sites(FIRST, self.stop), *read, *self.replaced.sites, *within}
+        return {*stream_sites(FIRST, self.stop), *self.stops, *self.replaced.sites, *within}
 
     # -------------------------------------------------------------------------------------- one prompt
 
@@ -214,7 +216,7 @@ class GraphEnds:
             NotFiniteError: where a place, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
         """
         seen = capture(self.model, tokens, self.seen)
-        require_finite_ends(self.model, tokens, seen, {*self.stops, *self.sites, *self.reads})
+        require_finite_ends(self.model, tokens, seen, {*self.stops})
         leaves = self.replaced.leaves_of(embed(self.model, tokens), seen)
         cuts = [self._without_first(cut) for cut in leaves.cuts]
         errors = self._errors(leaves.errors, leaves.cuts)
@@ -366,12 +368,12 @@ class GraphEnds:
     ) -> tuple[tuple[TargetEnd, ...], list[Column]]:
         """The rows of every dictionary's latents, and then those of every output."""
         ends, columns = [], []
-        for number, (found, stop) in enumerate(zip(latents, self.stops, strict=False)):
-            end, own = self.latents_read(number, found, seen[stop])
+        for number, (found, site) in enumerate(zip(latents, self.reads, strict=True)):
+            end, own = self.latents_read(number, found, seen[site])
             ends.append(end)
             columns.append(Column(own, torch.zeros_like(own), "latent"))
-        for what, site, stop in zip(self.outputs, self.sites, self.stops[self.n_latent_sets :], strict=True):
-            end, column = self._output_end(what, site, stop, tokens, seen)
+        for what, site in zip(self.outputs, self.sites, strict=True):
+            end, column = self._output_end(what, site, tokens, seen)
             ends.append(end)
             columns.append(column)
         return tuple(ends), columns
@@ -383,40 +385,38 @@ class GraphEnds:
 
         Args:
             latents: which, at which positions; their values are not looked at.
-            x: the true value where their rows begin, at `stops[number]`.
+            x: the true value where they are read.
         """
-        site, stop = self.reads[number], self.stops[number]
+        site = self.reads[number]
         if number < len(self.dictionaries):
             d = self.dictionaries[number]
-            read, is_own_place = _read_again(d, latents), d.site in d.writes and place_of(d.site) == place_of(stop)
+            read, is_own_place = _read_again(d, latents), d.site in d.writes
         else:
             read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents), False
-        end, own = self._end(read, read, site, stop, x)
-        return TargetEnd(end, stop, is_own_place, frozenset()), own
+        end, own = self._end(read, read, site, x)
+        return TargetEnd(end, site, is_own_place, frozenset()), own
 
-    def _output_end(
-        self, what: ReadOutput, site: Site, stop: Site, tokens: Tensor, seen: Mapping[Site, Tensor]
-    ) -> tuple[TargetEnd, Column]:
+    def _output_end(self, what: ReadOutput, site: Site, tokens: Tensor, seen: Mapping[Site, Tensor]) -> tuple[TargetEnd, Column]:
         """An output as targets."""
         if isinstance(what, LatentsOf):
             chosen = sorted((position % len(tokens), latent) for position, latent in what.at)
             position, latent = torch.tensor(chosen, device=tokens.device).T
-            end, own = self.latents_read(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), seen[stop])
+            end, own = self.latents_read(what.number, SparseLatents(position, latent, seen[site].new_zeros(len(chosen))), seen[site])
             labels = tuple(f"{what.label}[{number}]" for _, number in chosen)
             return end._replace(labels=labels), Column(own, torch.full_like(own, what.weight), "target")
         given, held = (self.model, what, tokens, seen[site], self.positions), self.policy._replace(norm="frozen")
         read, importance, is_logit = read_output(*given, self.policy, self.demean)
         again = read_output(*given, held, self.demean).read if self.policy.norm == "exact" else read
-        targets, own = self._end(read, again, site, stop, seen[stop])
-        end = TargetEnd(targets, stop, False, frozenset(), read.labels, read.probability)
+        targets, own = self._end(read, again, site, seen[site])
+        end = TargetEnd(targets, site, False, frozenset(), read.labels, read.probability)
         return end, Column(own, importance, "logit" if is_logit else "target")
 
-    def _end(self, read: Read, held: Read, site: Site, stop: Site, x: Tensor) -> tuple[Targets, Tensor]:
+    def _end(self, read: Read, held: Read, site: Site, x: Tensor) -> tuple[Targets, Tensor]:
         """Targets, and what each reads with: its value less what it reads of the place where its row begins, all norms being held."""
-        found = end_of(self.model, read, site, stop, x, self.policy).targets
+        found = end_of(self.model, read, site, site, x, self.policy).targets
         linear = found
         if self.policy.norm == "exact":
-            linear = end_of(self.model, held, site, stop, x, self.policy._replace(norm="frozen")).targets
+            linear = end_of(self.model, held, site, site, x, self.policy._replace(norm="frozen")).targets
         return found, linear.value - (linear.cotangent * x.index_select(0, linear.position)).sum(-1)
 
 

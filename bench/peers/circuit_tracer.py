@@ -2,18 +2,22 @@
 
 The two run in environments of their own, since circuit-tracer pins other versions, and meet in a folder:
 
-    python -m venv ct && ct/bin/pip install -r bench/peers/requirements.txt
+    python -m venv ct && ct/bin/pip install circuit-tracer==0.5.0 -r bench/peers/requirements.txt
     ct/bin/python -m bench.peers.circuit_tracer graph FOLDER     # random models and transcoders, and circuit-tracer's graph of each
     python -m bench.peers.circuit_tracer compare FOLDER          # attrib's graph of what lies there; exits 1 where any differ
 
 With `--case NAME` (more than once) only these are made or compared; those whose names begin with "large-" are made by name alone.
-`make peers` does all of it.
+`make peers` does all of it, and `make peers PEER=...` with any circuit-tracer that pip can install: a folder with its source, or
+git+https://github.com/decoderesearch/circuit-tracer. The table says which one it was.
 
 With transcoders in place of all MLPs, and attention patterns and norm scales held fixed, circuit-tracer's edge from node s to
 latent t is D_s · J · E_t: what s writes, the residual stream's linear map, the encoder column of t. That is `attrib.graph.build` with its
 conventions as options: nothing has latents or errors at the first position (`skip_positions=1`, and attrib's errors there are left
 out), logits are less their mean (`demean`), and a token's node is its row of W_E alone. attrib has nodes for biases and for
 learned positions beside; circuit-tracer has none, and they are left out of the comparison.
+
+Of a case that says `one_in`, circuit-tracer computes the rows of its logits and one batch of latents in so many; the others are left at
+zero and not compared, and the time of the batches is multiplied by how many there would be.
 
 Times are of a second run: of attribute() there, of `build` here, which keeps every edge (`Dense()`), or what `--keep` says. They compare
 where both ran on one machine, with as many threads (OMP_NUM_THREADS).
@@ -24,7 +28,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -37,7 +43,7 @@ from bench.measure import Time, timed
 
 T = TypeVar("T")
 Facts = dict[str, Any]
-Kind = Literal["set", "set-skip", "set-jump", "clt"]
+Kind = Literal["set", "set-skip", "set-jump", "set-topk", "clt"]
 
 TOLERANCE = 1e-5  # of float32 values, relative to the largest of their kind in the case
 BATCH = 16  # rows of one backward pass of circuit-tracer: on a CPU its default of 512 takes three times as long for gpt2-small
@@ -68,6 +74,7 @@ class Case:
     batch: int = BATCH
     label: str = ""
     max_nodes: int | None = None
+    one_in: int = 1
 
     @property
     def name(self) -> str:
@@ -84,7 +91,7 @@ CASES.append(Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active
 CASES += [
     Case("d256", "set", "ln2.hook_normalized", d_sae=2048, active=160, positions=24, batch=64, label="large-4-layers"),
     Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=32, label="large-gpt2-32"),
-    Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=30, positions=48, label="large-gpt2-48"),
+    Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=30, positions=48, label="large-gpt2-48", one_in=10),
     Case("d256", "set", "ln2.hook_normalized", d_sae=2048, active=160, positions=24, batch=64, label="large-4-layers-2000", max_nodes=2000),
     Case("gpt2-small", "set", "ln2.hook_normalized", d_sae=3072, active=20, positions=32, label="large-gpt2-32-2000", max_nodes=2000),
 ]
@@ -98,14 +105,26 @@ class Graph(NamedTuple):
     latents: Int[Tensor, "latents 3"]
     activation: Float[Tensor, " latents"]
     edges: Float[Tensor, "rows columns"]
-    """Rows: latents, then logits. Columns: latents, then errors and tokens by layer and position."""
+    """Rows: the latents that have some, then logits. Columns: latents, then errors and tokens by layer and position."""
+    rows: Int[Tensor, " rows_of_latents"]
+    """The numbers of the latents that have rows, ascending."""
 
 
-def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, time: Time, max_nodes: int | None) -> None:
+class Known(NamedTuple):
+    """What circuit-tracer's half says of a case beside its graph."""
+
+    time: Time
+    max_nodes: int | None = None
+    peer: str = ""
+    """Which circuit-tracer it was."""
+
+
+def write_case(folder: Path, config: Facts, parameters: Mapping[str, Tensor], graph: Graph, known: Known) -> None:
     """All that `compare` reads beside the folder `transcoders`."""
     for name, tensors in (("model", parameters), ("graph", graph._asdict())):
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
-    (folder / "facts.json").write_text(json.dumps({"config": config, "time": time._asdict(), "max_nodes": max_nodes}, indent=1))
+    facts = {"config": config} | known._asdict() | {"time": known.time._asdict()}
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
 def second_of(run: Callable[[], T]) -> tuple[T, Time]:
@@ -146,10 +165,11 @@ def transcoders_of(case: Case, inputs: list[Float[Tensor, "positions d_model"]])
     single, cross, act = (import_module(f"circuit_tracer.transcoder.{name}") for name in names)
     n_layers, d_model, on = len(inputs), inputs[0].shape[1], {"device": torch.device("cpu"), "dtype": torch.float32}
     threshold, skips = 0.3 if case.kind == "set-jump" else 0.0, case.kind == "set-skip"
+    other = {"set-jump": lambda: act.JumpReLU(torch.full((case.d_sae,), threshold)), "set-topk": lambda: act.TopK(case.active)}
     if case.kind == "clt":
         made = cross.CrossLayerTranscoder(n_layers, case.d_sae, d_model, lazy_decoder=False, feature_input_hook=case.hook, **on)
     else:
-        rules = [act.JumpReLU(torch.full((case.d_sae,), threshold)) if threshold else torch.relu for _ in inputs]
+        rules = [other[case.kind]() if case.kind in other else torch.relu for _ in inputs]
         layers = {i: single.SingleLayerTranscoder(d_model, case.d_sae, rule, i, skips, **on) for i, rule in enumerate(rules)}
         made = single.TranscoderSet(layers, case.hook, "hook_mlp_out")
     made.scan = "random"  # it warns without
@@ -159,6 +179,59 @@ def transcoders_of(case: Case, inputs: list[Float[Tensor, "positions d_model"]])
         largest = (x @ W_enc.T).flatten().topk(case.active * len(x) + 1).values
         b_enc.fill_(threshold - float(largest[-2:].mean()))
     return made
+
+
+def this_peer() -> str:
+    """The circuit-tracer that is installed: its version, and the beginning of a hash of its modules, which say more."""
+    folder, found = Path(import_module("circuit_tracer").__file__ or "").parent, sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return f"circuit-tracer {version('circuit-tracer')} ({found.hexdigest()[:8]})"
+
+
+def added(time: Time, other: Time, factor: float = 1.0) -> Time:
+    """A time and so many times another."""
+    return Time(time.cpu + factor * other.cpu, time.wall + factor * other.wall)
+
+
+class Sampled:
+    """Within it, circuit-tracer computes one batch of latents in so many, evenly over all of them; rows of the others are zero."""
+
+    def __init__(self, one_in: int) -> None:
+        self.one_in = one_in
+        self.context = import_module("circuit_tracer.attribution.context_transformerlens").AttributionContext
+        self.computed: list[bool] = []
+        self.spent = Time(0.0, 0.0)
+
+    def __enter__(self) -> "Sampled":
+        self.whole = self.context.compute_batch
+        self.context.compute_batch = lambda context, **given: self._batch(context, given)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.compute_batch = self.whole
+
+    def _batch(self, context: Any, given: Facts) -> Any:
+        if bool((given["layers"] == context.n_layers).all()):  # those of logits
+            self.computed, self.spent, self.width = [], Time(0.0, 0.0), 0
+            found = self.whole(context, **given)
+            self.width = found.shape[1]
+            return found
+        self.computed += [len(self.computed) % self.one_in == self.one_in // 2]
+        if not self.computed[-1]:
+            return given["inject_values"].new_zeros(len(given["layers"]), self.width)
+        found, time = timed(partial(self.whole, context, **given), torch.device("cpu"))
+        self.spent = added(self.spent, time)
+        return found
+
+    def rows(self, count: int, batch: int) -> Int[Tensor, " rows"]:
+        """The numbers of the latents whose rows were computed in the last run."""
+        return torch.tensor(self.computed).repeat_interleave(batch)[:count].nonzero()[:, 0]
+
+    def scaled(self, time: Time) -> Time:
+        """The time of the last run as if it had computed all batches."""
+        more = len(self.computed) / max(1, sum(self.computed)) - 1
+        return added(time, self.spent, more)
 
 
 def write_graph(folder: Path, case: Case) -> Time:
@@ -176,18 +249,20 @@ def write_graph(folder: Path, case: Case) -> Time:
     _, cache = model.run_with_cache(tokens, names_filter=hooks)
     transcoders = transcoders_of(case, [cache[hook][0] for hook in hooks])
     transcoders.to_safetensors(str(folder / "transcoders"))
-    names = {"model_kind": "cross_layer_transcoder" if case.kind == "clt" else "transcoder_set"}
+    names: Facts = {"model_kind": "cross_layer_transcoder" if case.kind == "clt" else "transcoder_set"}
     names |= {"feature_input_hook": case.hook, "feature_output_hook": "hook_mlp_out"}
+    names |= {"activation": "topk", "k": case.active} if case.kind == "set-topk" else {}
     (folder / "transcoders" / "config.yaml").write_text(json.dumps(names))  # JSON is YAML
     model._configure_replacement_model(transcoders)  # the rest of its from_config, which would begin with other parameters
     model.tokenizer = Ids()
     options = {"attribution_targets": logits, "batch_size": case.batch, "max_feature_nodes": case.max_nodes}
-    found, time = second_of(partial(attribute, tokens, model, **options))
+    with Sampled(case.one_in) as sampled:
+        found, time = second_of(partial(attribute, tokens, model, **options))
     whole, chosen = found.adjacency_matrix, found.selected_features
-    count = len(chosen)
-    rows = torch.cat([whole[:count], whole[-len(logits) :]])[:, : -len(logits)]
-    graph = Graph(tokens, logits, found.active_features[chosen], found.activation_values[chosen], rows)
-    write_case(folder, config, parameters, graph, time, case.max_nodes)
+    rows, time = sampled.rows(len(chosen), case.batch), sampled.scaled(time)
+    edges = torch.cat([whole[rows], whole[-len(logits) :]])[:, : -len(logits)]
+    graph = Graph(tokens, logits, found.active_features[chosen], found.activation_values[chosen], edges, rows)
+    write_case(folder, config, parameters, graph, Known(time, case.max_nodes, this_peer()))
     return time
 
 
@@ -202,26 +277,26 @@ def attrib_graph(model: Any, layers: list[Any], tokens: Tensor, logits: Tensor, 
     return graph
 
 
-def in_their_order(graph: Any, logits: Tensor) -> Graph:
-    """The same nodes and edges as circuit-tracer has them."""
+def in_their_order(graph: Any, logits: Tensor, chosen: Int[Tensor, " rows_of_latents"] | None = None) -> Graph:
+    """The same nodes and edges as circuit-tracer has them, with the rows of all latents or of those with these numbers."""
     nodes, length = graph.nodes, len(graph.tokens)
     latents = [number for number, each in enumerate(nodes.sets) if each.kind == "latent"]
     place = [(layer, nodes.rows(number)) for layer, number in enumerate(latents)]
     table = torch.cat(
         [torch.stack([torch.full_like(nodes.position[at], layer), nodes.position[at], nodes.latent[at]], 1) for layer, at in place]
     )
+    chosen = torch.arange(len(table)) if chosen is None else chosen
     errors = nodes.of_kind("error")
     columns = torch.cat([nodes.of_kind("latent"), errors, nodes.of_kind("token")])
-    rows = torch.cat([nodes.of_kind("latent"), nodes.of_kind("logit")])
-    dense = torch.zeros(len(graph.targets), len(nodes)).index_put_((graph.row, graph.indices), graph.weight)
-    whole = dense[graph.row_of[rows]][:, columns]
+    some = graph.of_rows(graph.row_of[torch.cat([nodes.of_kind("latent")[chosen], nodes.of_kind("logit")])])
+    whole = torch.zeros(len(some.targets), len(nodes)).index_put_((some.row, some.indices), some.weight)[:, columns]
     whole[:, len(table) : len(table) + len(errors) : length] = 0  # errors at the first position
-    return Graph(graph.tokens, logits, table, nodes.activation[nodes.of_kind("latent")], whole)
+    return Graph(graph.tokens, logits, table, nodes.activation[nodes.of_kind("latent")], whole, chosen)
 
 
 def distance(mine: Graph, theirs: Graph) -> tuple[float, float]:
     """The largest difference of an edge, and of any value relative to the largest of its kind; infinite where other latents are active."""
-    if not torch.equal(mine.latents, theirs.latents):
+    if not torch.equal(mine.latents, theirs.latents) or not torch.equal(mine.rows, theirs.rows):
         return float("inf"), float("inf")
     count = len(mine.logits)
     pairs = [
@@ -240,12 +315,13 @@ def common(mine: Graph, theirs: Graph) -> tuple[Graph, Graph]:
         kept = order[torch.isin(own[order], other)]
         columns = torch.cat([kept, torch.arange(len(own), graph.edges.shape[1])])
         rows = torch.cat([kept, torch.arange(len(own), len(graph.edges))])
-        found.append(Graph(graph.tokens, graph.logits, graph.latents[kept], graph.activation[kept], graph.edges[rows][:, columns]))
+        edges, every = graph.edges[rows][:, columns], torch.arange(len(kept))
+        found.append(Graph(graph.tokens, graph.logits, graph.latents[kept], graph.activation[kept], edges, every))
     return found[0], found[1]
 
 
-def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time, int | None]:
-    """attrib's model and dictionaries, circuit-tracer's graph, its time and how many latents it was to choose."""
+def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Known]:
+    """attrib's model and dictionaries, circuit-tracer's graph, and what it says of it."""
     import attrib
     from attrib.adapters import load_dictionaries
 
@@ -253,7 +329,7 @@ def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Time, int | None]:
     hooked = lens.HookedTransformer(lens.HookedTransformerConfig(**facts["config"]))
     hooked.load_state_dict(hooked.state_dict() | load_file(folder / "model.safetensors"))  # which has no masks and rotary tables
     model, graph = attrib.from_transformer_lens(hooked, name=folder.name), Graph(**load_file(folder / "graph.safetensors"))
-    return model, load_dictionaries(folder / "transcoders"), graph, Time(**facts["time"]), facts["max_nodes"]
+    return model, load_dictionaries(folder / "transcoders"), graph, Known(Time(**facts["time"]), facts["max_nodes"], facts["peer"])
 
 
 def compare(folder: Path, names: list[str], keep: str) -> bool:
@@ -265,17 +341,19 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
     from bench.output import wide_console
 
     kept = parse_keep(keep)
-    table = Table("case", title=f"attrib ({keep}) beside circuit-tracer: nodes, edges, differences, and seconds of CPU time")
+    table = Table("case")
     for column in ("nodes", "edges", "largest", "difference", "relative", "attrib s", "circuit-tracer s", "ratio", "wall ratio"):
         table.add_column(column, justify="right")
-    passed = []
+    passed, peers = [], dict[str, None]()
     for path in sorted(file.parent for file in folder.glob("*/facts.json") if not names or file.parent.name in names):
-        model, layers, theirs, their_time, max_nodes = read_case(path)
+        model, layers, theirs, (their_time, max_nodes, peer) = read_case(path)
+        peers[peer] = None
         chosen = {} if max_nodes is None else {"max_nodes": max_nodes, "block": 4 * BATCH}  # theirs ranks anew after four batches
         run = partial(attrib_graph, model, layers, theirs.tokens, theirs.logits, budget="4GiB", **chosen)
         mine, time = second_of(partial(run, keep=kept))
         whole = mine if kept == attrib.Dense() else run(keep=attrib.Dense())
-        ordered, count = in_their_order(whole, theirs.logits), f"{len(theirs.latents) + len(theirs.logits):,}"
+        ordered = in_their_order(whole, theirs.logits, theirs.rows if max_nodes is None else None)
+        count, is_part = f"{len(theirs.latents) + len(theirs.logits):,}", len(theirs.rows) < len(theirs.latents)
         if max_nodes is not None:
             ordered, theirs = common(ordered, theirs)
         difference, relative = distance(ordered, theirs)
@@ -289,8 +367,12 @@ def compare(folder: Path, names: list[str], keep: str) -> bool:
         )
         times = (time.cpu, their_time.cpu, their_time.cpu / time.cpu, their_time.wall / time.wall)
         passed.append(relative <= TOLERANCE)  # false of NaN
-        table.add_row(path.name, *values, *(f"{figure:.2f}" for figure in times), style=None if passed[-1] else "red")
+        if is_part:
+            table.caption = "* scaled from the rows that were computed, whose edges alone are compared"
+        figures = (f"{figure:.2f}{'*' * (is_part and number > 0)}" for number, figure in enumerate(times))
+        table.add_row(path.name, *values, *figures, style=None if passed[-1] else "red")
         del mine, whole, theirs
+    table.title = f"attrib ({keep}) beside {' and '.join(peers)}: nodes, edges, differences, and seconds of CPU time"
     wide_console().print(table)
     return bool(passed) and all(passed)
 

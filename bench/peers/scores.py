@@ -1,6 +1,6 @@
 """Influence, pruning and scores beside circuit-tracer's, on the same random graphs, in circuit-tracer's own environment:
 
-    python -m venv ct && ct/bin/pip install -r bench/peers/requirements.txt
+    python -m venv ct && ct/bin/pip install circuit-tracer==0.5.0 -r bench/peers/requirements.txt
     ct/bin/python -m bench.peers.scores        # exits 1 where anything differs that should not
 
 Its adjacency is [latents by layer, errors by layer and position, tokens, logits], rows targets, and dense; here the same edges are

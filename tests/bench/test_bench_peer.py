@@ -5,6 +5,7 @@ The graphs are attrib's own plain transforms', in place of circuit-tracer's.
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.support.hooked import LAYER, LLAMA, TINY
 with install_import_hook("bench", "tests.support.checked.first_calls"):
     from bench.measure import Time
     from bench.peers import circuit_tracer as peer_graph
-    from bench.peers.circuit_tracer import Graph
+    from bench.peers.circuit_tracer import Graph, Known
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
 CONFIGS = {"gpt2": TINY | LAYER | {"n_layers": 3, "device": "cpu"}, "llama": TINY | LLAMA | {"n_layers": 3, "device": "cpu"}}
@@ -63,11 +64,12 @@ def plain(model: attrib.Model, layers: list[attrib.Dictionary], tokens: torch.Te
     errors[:, :, 0] = 0
     rows = torch.cat([later, torch.ones(len(logits), dtype=torch.bool)])
     edges = torch.cat([latents[:, later], errors.flatten(1), tokens_of], 1)[rows]
-    return Graph(tokens, logits, place[later], torch.cat(leaves.activations)[later], edges.detach())
+    active = torch.cat(leaves.activations)[later]
+    return Graph(tokens, logits, place[later], active, edges.detach(), torch.arange(len(active)))
 
 
 def write(folder: Path, parameters: dict[str, torch.Tensor], graph: Graph) -> None:
-    peer_graph.write_case(folder, CONFIGS[folder.name], parameters, graph, Time(cpu=1.0, wall=1.0), None)
+    peer_graph.write_case(folder, CONFIGS[folder.name], parameters, graph, Known(Time(cpu=1.0, wall=1.0), None, "another program 1.0"))
 
 
 def status(folder: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -94,6 +96,7 @@ def test_right_edges_pass_and_wrong_ones_do_not(
     assert status(folder.parent, monkeypatch)
     assert f"{graph.edges.count_nonzero():,}" in (said := capsys.readouterr().out)
     assert folder.name in said
+    assert "another program 1.0" in said
     for wrong in (changed(graph, "to_latents", 1e-4), changed(graph, "to_latents", float("nan"))):
         write(folder, parameters, wrong)
         assert not status(folder.parent, monkeypatch)
@@ -114,9 +117,52 @@ def test_other_latents_are_infinitely_far(case: tuple[Path, Graph]):
     other = graph.latents.clone()
     other[0, 2] += 1
     assert peer_graph.distance(graph, graph._replace(latents=other)) == (float("inf"), float("inf"))
-    fewer = Graph(graph.tokens, graph.logits, graph.latents[1:], graph.activation[1:], graph.edges[1:, 1:])
+    fewer = Graph(graph.tokens, graph.logits, graph.latents[1:], graph.activation[1:], graph.edges[1:, 1:], graph.rows[:-1])
     assert peer_graph.distance(graph, fewer) == (float("inf"), float("inf"))
 
 
 def test_an_empty_folder_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not status(tmp_path, monkeypatch)
+
+
+def test_some_rows_are_compared_alone(case: tuple[Path, Graph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    folder, graph = case
+    parameters, rows = peer_graph.load_file(folder / "model.safetensors"), torch.arange(1, len(graph.latents), 3)
+    count = len(graph.latents)
+    some = graph._replace(edges=torch.cat([graph.edges[rows], graph.edges[count:]]), rows=rows)
+    write(folder, parameters, some)
+    assert status(folder.parent, monkeypatch)
+    assert "1.00*" in capsys.readouterr().out, "their seconds are said to be scaled"
+    write(folder, parameters, some._replace(edges=some.edges.roll(1, 0)))
+    assert not status(folder.parent, monkeypatch)
+    write(folder, parameters, graph)
+
+
+def test_one_batch_in_so_many_is_computed(monkeypatch: pytest.MonkeyPatch):
+    """With as much of circuit-tracer as is asked: rows say which latents they are of."""
+
+    class AttributionContext:
+        n_layers = 2
+
+        def compute_batch(self, layers: torch.Tensor, positions: torch.Tensor, inject_values: torch.Tensor, retain_graph: bool = True):
+            return inject_values.sum(1, keepdim=True).expand(-1, 5)
+
+    whole = AttributionContext.compute_batch
+    name = "circuit_tracer.attribution.context_transformerlens"
+    monkeypatch.setattr(peer_graph, "import_module", {name: SimpleNamespace(AttributionContext=AttributionContext)}.__getitem__)
+    context, values = AttributionContext(), torch.arange(1.0, 23.0)[:, None].expand(-1, 3)
+    with peer_graph.Sampled(3) as sampled:
+        for _ in range(2):  # as a second run would, after one that loads
+            context.compute_batch(layers=torch.full((2,), 2), positions=torch.zeros(2), inject_values=torch.ones(2, 3))
+            batches = [
+                context.compute_batch(layers=torch.zeros(len(some)), positions=torch.zeros(len(some)), inject_values=some)
+                for some in values.split(4)
+            ]
+    found = torch.cat(batches)
+    rows = sampled.rows(len(values), 4)
+    assert rows.tolist() == [4, 5, 6, 7, 16, 17, 18, 19]
+    assert torch.equal(found.nonzero()[:, 0].unique(), rows)
+    assert torch.equal(found[rows], 3 * values[rows, :1].expand(-1, 5))
+    sampled.spent = Time(2.0, 3.0)
+    assert sampled.scaled(Time(10.0, 20.0)) == Time(14.0, 26.0), "2 of 6 batches were computed"
+    assert AttributionContext.compute_batch is whole
