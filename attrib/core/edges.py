@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -305,6 +304,8 @@ class Growing:
 
     def __init__(self) -> None:
         self.pieces: list[Tensor] = []
+        self.begins = [0]
+        """Where each piece begins, and last where there is no more room."""
         self.used = self.size = 0
 
     def add(self, piece: Tensor) -> None:
@@ -312,6 +313,7 @@ class Growing:
         while len(piece):
             if not self.pieces or self.used == len(self.pieces[-1]):
                 self.pieces.append(piece.new_empty(max(len(piece), min(self.size, self.LARGEST))))
+                self.begins.append(self.begins[-1] + len(self.pieces[-1]))
                 self.used = 0
             taken = min(len(piece), len(self.pieces[-1]) - self.used)
             self.pieces[-1][self.used : self.used + taken] = piece[:taken]
@@ -321,23 +323,24 @@ class Growing:
         """All of it; `none` where there is nothing. The column is empty afterwards."""
         if self.pieces:
             self.pieces[-1] = self.pieces[-1][: self.used]
+        self.begins = [0]
         return concatenated(self.pieces or [none])
 
     def read(self, runs: Sequence[tuple[int, int]], into: Tensor) -> None:
         """Copy runs `[first, end)` of it, one behind the other."""
-        begins, at = [0, *accumulate(map(len, self.pieces))], 0
+        at = 0
         for start, end in runs:
-            first, number = start, bisect_right(begins, start) - 1
+            first, number = start, bisect_right(self.begins, start) - 1
             while first < end:
-                upto = min(end, begins[number + 1])
-                into[at : at + upto - first] = self.pieces[number][first - begins[number] : upto - begins[number]]
+                begin, upto = self.begins[number], min(end, self.begins[number + 1])
+                into[at : at + upto - first] = self.pieces[number][first - begin : upto - begin]
                 at, first, number = at + upto - first, upto, number + 1
 
     def in_order(self, runs: Sequence[tuple[int, int]], none: Tensor) -> Tensor:
         """Such runs as one tensor; the column is empty afterwards. `none` is of its kind."""
         whole = none.new_empty(sum(end - first for first, end in runs))
         self.read(runs, whole)
-        self.pieces.clear()
+        self.pieces, self.begins = [], [0]
         return whole
 
 
