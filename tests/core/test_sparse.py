@@ -16,7 +16,7 @@ from attrib.core.keep import RULES, check_keep, is_counted, keep_text, kept, lea
 from attrib.core.ranked import fewest, in_order
 from attrib.core.sparse import select, to_csr
 from attrib.core.types import Dense, InputError, Keep, Mass, SparseLatents, Threshold, TopK
-from attrib.runs.rerun import _rule
+from attrib.runs.again import rule_of
 
 SHAPES = st.tuples(st.integers(0, 6), st.integers(0, 9))
 # few different numbers, so that zeros and ties are common
@@ -133,7 +133,7 @@ every_example = pytest.mark.parametrize("keep", [keep for some in OF_EACH_RULE.v
 
 @every_example
 def test_a_rule_is_read_from_what_is_written_of_it(keep: Keep):
-    for again in (parse_keep(keep_text(keep)), parse_keep(keep), _rule(repr(keep))):  # command lines and run files; objects; HDF5
+    for again in (parse_keep(keep_text(keep)), parse_keep(keep), rule_of(repr(keep))):  # command lines and run files; objects; HDF5
         assert (type(again), again) == (type(keep), keep)
         assert [type(number) for number in again] == [type(number) for number in keep]
 
