@@ -7,7 +7,7 @@ the nodes do is counted apart.
 from attrib.core.positions import numbers_of
 from attrib.core.types import Difference, Direction, Site
 from attrib.dictionaries.dictionary import TILE
-from attrib.engine.plan.cost import Cost, model_pass, plain_mlp
+from attrib.engine.plan.cost import Cost, model_pass
 from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.graph.ends import GraphEnds, Opened
 from attrib.graph.latents import LatentsOf
@@ -38,14 +38,9 @@ def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
 
 
 def _reading(ends: GraphEnds, opened: Opened, number: int) -> int:
-    """What one set of targets is read in, and their cotangents: in a parallel block through the norm before the MLP too."""
+    """What one set of targets is read in, and their cotangents."""
     config, targets = ends.model.config, len(opened.bundle.targets[number].targets.position)
-    site = (*ends.reads, *ends.sites)[number]
-    is_beside = site != opened.bundle.targets[number].stop
-    rows = targets * (10 + 4 * is_beside) * config.d_model
-    if is_beside and site.kind == "mlp_out":
-        rows += targets * (5 if config.gated else 4) * config.d_mlp
-    return max(rows, _logits(ends, number, opened.bundle.length) * (3 * config.d_vocab + 4 * config.d_model))
+    return max(10 * targets * config.d_model, _logits(ends, number, opened.bundle.length) * (3 * config.d_vocab + 4 * config.d_model))
 
 
 def _logits(ends: GraphEnds, number: int, tokens: int) -> int:
@@ -95,13 +90,9 @@ def _constants_cost(cost: Cost, ends: GraphEnds, tokens: int) -> None:
 
 
 def _reading_cost(cost: Cost, ends: GraphEnds, opened: Opened, number: int) -> None:
-    config, end = ends.model.config, opened.bundle.targets[number]
-    site, targets = (*ends.reads, *ends.sites)[number], len(end.targets.position)
-    if site != end.stop and site.kind == "mlp_out":
-        plain_mlp(cost, "capture", config, 2 * targets * _times(ends))
     if number >= ends.n_latent_sets:
-        _output_cost(cost, ends, ends.outputs[number - ends.n_latent_sets], targets)
-        cost.mm("capture", _logits(ends, number, opened.bundle.length) * _times(ends), config.d_model, config.d_vocab)
+        _output_cost(cost, ends, ends.outputs[number - ends.n_latent_sets], len(opened.bundle.targets[number].targets.position))
+        cost.mm("capture", _logits(ends, number, opened.bundle.length) * _times(ends), ends.model.config.d_model, ends.model.config.d_vocab)
 
 
 def _times(ends: GraphEnds) -> int:
