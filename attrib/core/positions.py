@@ -30,14 +30,18 @@ def plain_positions(given: PositionsLike, lengths: Sequence[int]) -> Positions:
     Raises:
         InputError: for what is no choice of positions, and where a prompt has none of them; names the prompt and its length.
     """
+    positions, masked = _plain(given)
     for number, length in enumerate(lengths):
-        positions_in(given, length, number)
-    return _plain(given)[0]
+        _in_prompt(positions, masked, length, number)
+    return positions
 
 
 def positions_in(given: PositionsLike, length: int, number: int) -> list[int]:
     """The positions of one prompt of several. Raises InputError where that is no choice, or the prompt has none of them, and names it."""
-    positions, masked = _plain(given)
+    return _in_prompt(*_plain(given), length, number)
+
+
+def _in_prompt(positions: Positions, masked: int | None, length: int, number: int) -> list[int]:
     if masked is not None and length != masked:
         raise InputError(f"positions: a mask of {masked} for prompt {number}, which has {length} tokens; expected one for each token.")
     return list(numbers_of(positions, length, number))

@@ -36,8 +36,8 @@ class OnDemand:
         self.above = bundle.order_of([number for number in range(len(bundle.targets)) if number not in plan.joint.below])
         self.most = rows_at_once(plan.joint, lift_held(plan.joint), budget)
 
-    def rows(self, asked: Sequence[Int[Tensor, " _"]]) -> Iterator[tuple[Found, Bool[Tensor, " rows"]]]:
-        """What is found of some rows, and which rows these are of what is found.
+    def rows(self, asked: Sequence[Int[Tensor, " _"]]) -> Iterator[tuple[Found, Bool[Tensor, " rows"] | None]]:
+        """What is found of some rows, and which rows these are of what is found; None is all.
 
         Args:
             asked: which targets of each set.
@@ -54,7 +54,7 @@ class OnDemand:
         ):
             assert done is not None
             for rows in done[1]:
-                yield Found(rows.orders[0], 0, rows.blocks), torch.ones(len(rows.orders[0].place), dtype=torch.bool)
+                yield Found(rows.orders[0], 0, rows.blocks), None
                 del rows
             del done  # before the next sweep fills another
 

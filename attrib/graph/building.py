@@ -174,8 +174,6 @@ class _Call:
 
     def _expand(self, ids: Tensor, opened: Opened) -> Graph:
         asked, reach = self.asked, Reach(opened.nodes, opened.importance)
-        is_latent = torch.isin(opened.node_of_row, reach.latents)
-        outputs = opened.node_of_row[~is_latent].sort().values
         some = self._mattering(ids, opened)
         plan = self._planned(ids, opened, some)
         self._grow(some)
@@ -187,7 +185,7 @@ class _Call:
                 rows.add(found, chosen)
                 del found  # before the next is computed
 
-        more(outputs)
+        more(opened.nodes.of_kind("logit", "target"))
         left = torch.ones(len(opened.nodes), dtype=torch.bool).index_fill(0, reach.latents, False)
         left[expand(reach, more, asked.max_nodes, asked.block)] = True
         return rows.graph(self.ends.model, ids, self.call).take(left.nonzero()[:, 0])

@@ -21,6 +21,7 @@ from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
 from attrib.core.positions import PositionsLike
 from attrib.core.room import memory_named
+from attrib.core.slices import ptr_of
 from attrib.core.types import LINEAR, InputError, Keep, Policy, TopK, TopLogits
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.precision import products
@@ -309,8 +310,7 @@ def _by_score(parts: Sequence[Sequence[Tensor]], scores: int, columns: int, dtyp
     score = _together([part[0] for part in parts], torch.int64)
     order = score.argsort(stable=True)
     kinds = [torch.int64] * (columns - 1) + [dtype]
-    counts = torch.bincount(score, minlength=scores)
-    begins = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    begins = ptr_of(torch.bincount(score, minlength=scores))
     return [begins, *(_together([part[column + 1] for part in parts], kind)[order] for column, kind in enumerate(kinds))]
 
 

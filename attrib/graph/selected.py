@@ -15,6 +15,7 @@ from torch import Tensor
 from attrib.core.edges import Growing
 from attrib.core.keep import kept
 from attrib.core.slices import ptr_of
+from attrib.core.sparse import to_csr
 from attrib.core.types import Keep
 
 
@@ -31,14 +32,13 @@ class Selected:
     ) -> Float[Tensor, " rows"]:
         """Select from complete rows, whose columns are these nodes, ascending. Returns the sums of their sizes."""
         mask, l1 = kept(keep, weight, weight), weight.abs().sum(1).cpu()
-        counts = mask.sum(1).cpu()
-        if int(counts.sum()) == mask.numel():
+        if bool(mask.all()):
+            counts, chosen = torch.full((len(rows),), len(node)), weight.flatten()
             self.sources.add_all(node, len(rows))
-            chosen = weight.flatten()
         else:
-            place = mask.flatten().nonzero()[:, 0]
-            self.sources.add(node[(place % mask.shape[1]).cpu()])
-            chosen = weight.flatten().index_select(0, place)
+            indptr, source, place = to_csr(mask)
+            counts, chosen = indptr.diff().cpu(), weight.flatten().index_select(0, place)
+            self.sources.add(node[source.cpu()])
         self.rows.append(rows)
         self.counts.append(counts)
         for column, part in ((self.weight, chosen), (self.total, weight.sum(1)), (self.l1, l1)):
@@ -46,7 +46,7 @@ class Selected:
         return l1
 
     def in_order(self) -> tuple[Tensor, ...]:
-        """The nodes of all rows, ascending; where the edges of each begin; their sources and weights; the totals. Nothing stays."""
+        """The nodes of all rows, ascending; where the edges of each begin; their sources and weights; the totals. No edges stay."""
         (whole, real), counts = self.none, torch.cat([self.none[0], *self.counts])
         node = torch.cat([whole, *self.rows])
         order, ptr = node.argsort(), ptr_of(counts)
@@ -92,6 +92,7 @@ class _Sources:
                 else:
                     into.view(-1, len(part.same)).copy_(part.same)
                 at, first, number = at + upto - first, upto, number + 1
+        self.chosen, self.parts = Growing(), []
         return found
 
 

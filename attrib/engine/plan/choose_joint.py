@@ -216,19 +216,20 @@ def rows_at_once(joint: Joint, kept: Kept, budget: int) -> int:
     Args:
         joint: all its rows, and where they meet what has been lifted.
     """
-    ends = [number for number, end in enumerate(joint.targets) if any(map(any, end.counts)) and number not in joint.below]
+    above = joint.above
+    ends = [number for number, end in enumerate(above.targets) if any(map(any, end.counts))]
     if not ends:
         return 1
-    top = max(ends, key=lambda number: joint.targets[number].stop.depth)
-    last = max(position for number in ends for position, count in enumerate(joint.targets[number].counts[0]) if count)
+    top = max(ends, key=lambda number: above.targets[number].stop.depth)
+    length = len(above.targets[top].counts[0])
+    last = max(position for number in ends for position, count in enumerate(above.targets[number].counts[0]) if count)
 
     def peak(rows: int) -> int:
-        counts = tuple(rows if position == last else 0 for position in range(len(joint.targets[top].counts[0])))
-        none = tuple(0 for _ in counts)
-        targets = tuple(end._replace(counts=(counts if number == top else none,)) for number, end in enumerate(joint.targets))
-        return _memory(replace(joint, targets=targets), kept)
+        counts = tuple(rows if position == last else 0 for position in range(length))
+        targets = (end._replace(counts=(counts if number == top else (0,) * length,)) for number, end in enumerate(joint.targets))
+        return _memory(replace(joint, targets=tuple(targets)), kept)
 
-    return most_that_fit(peak, joint.above.n_targets, budget)[0]
+    return most_that_fit(peak, above.n_targets, budget)[0]
 
 
 def _peak(above: Joint, kept: Kept, first: int, rows: int) -> int:
