@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_target, takes
 from attrib.attribution.loop import of_prompt_number, track
-from attrib.attribution.needs import constant
+from attrib.attribution.needs import constant, put_into
 from attrib.attribution.opening import ends_cost, ends_opened, positions_read
 from attrib.attribution.options import CallOptions, Options, PlanOptions, sampled_rows, with_options
 from attrib.attribution.plan import Plan, copied_bytes, plan_of
@@ -28,7 +28,6 @@ from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
@@ -163,7 +162,7 @@ class _Call:
             if not isinstance(one, Dictionary):
                 return one
             if id(one) not in made:
-                made[id(one)] = constant(fitted(model, one.to(dtype=model.dtype, device=model.device), argument))
+                made[id(one)] = put_into(model, one, argument)
             return made[id(one)]
 
         several = zip(("sources", "targets", "cuts"), (self.sources, self.targets, self.options.cuts), strict=True)

@@ -84,12 +84,9 @@ class Needs:
         dtype = self.precision.path
         model = constant(self.model.to(dtype=dtype))
 
-        def there(dictionary: Dictionary, argument: str) -> Dictionary:
-            return constant(fitted(model, dictionary.to(dtype=dtype, device=model.device), argument))
-
-        source = None if self.source is None else there(self.source, "source")
-        target = there(self.target, "target") if isinstance(self.target, Dictionary) else self.target
-        cuts = [there(cut, f"cuts[{number}]") for number, cut in enumerate(self.cuts)]
+        source = None if self.source is None else put_into(model, self.source, "source")
+        target = put_into(model, self.target, "target") if isinstance(self.target, Dictionary) else self.target
+        cuts = [put_into(model, cut, f"cuts[{number}]") for number, cut in enumerate(self.cuts)]
         return model, source, target, {"cuts": cuts, "effect": self.effect}
 
     # ------------------------------------------------------------------------- what is known beforehand
@@ -184,3 +181,8 @@ class Needs:
 def constant(part: Any) -> Any:
     """A model or dictionary without autograd: torch.func would else record a graph of parameters that require grad."""
     return replace(part, params=pytree.tree_map(Tensor.detach, part.params))
+
+
+def put_into(model: Model, dictionary: Dictionary, argument: str) -> Dictionary:
+    """The dictionary as it reads and writes a model, in its dtype, on its device and without autograd. Raises as `fitted`."""
+    return constant(fitted(model, dictionary.to(dtype=model.dtype, device=model.device), argument))

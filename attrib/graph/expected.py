@@ -10,11 +10,11 @@ from torch import Tensor
 from attrib.adapters.given import as_dictionary, as_model, takes
 from attrib.attribution.needs import constant
 from attrib.core.room import memory_named
-from attrib.core.types import InputError, SparseLatents
+from attrib.core.types import SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
 from attrib.dictionaries.fit import fitted
-from attrib.graph.means import one_by_one
-from attrib.models.tokens import TokensLike, token_ids
+from attrib.graph.corpus import counted
+from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model
 from attrib.passes.capture import capture
 
@@ -50,18 +50,14 @@ def expected_activations(
         InputError: where a dictionary does not fit the model, or no position is left.
     """
     ends = [constant(fitted(model, d, name)) for d, name in ((source, "source"), (target, "target")) if d is not None]
-    left_out = None if ignore is None else token_ids(model, ignore, "ignore")
     total, positions, pairs = torch.zeros(source.d_sae, dtype=torch.float64), 0, _Pairs()
-    for ids in one_by_one(model, tokens):
-        counts = torch.ones_like(ids, dtype=torch.bool) if left_out is None else ~torch.isin(ids, left_out)
+    for ids, counts in counted(model, tokens, ignore):
         seen = capture(model, ids, [d.site for d in ends])
         active = [_counted(encode_sparse(d, seen[d.site]), counts) for d in ends]
         positions += int(counts.sum())
         total.index_add_(0, active[0].latent.cpu(), active[0].value.double().cpu())
         if target is not None:
             pairs.add(*(_as_csr(found, len(ids), d.d_sae) for found, d in zip(active, ends, strict=True)))
-    if not positions:
-        raise InputError(f"ignore: {ignore!r} leaves no position of these prompts; expected some.")
     return total / positions if target is None else pairs.over_targets()
 
 

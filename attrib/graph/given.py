@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries
-from attrib.attribution.needs import constant
+from attrib.attribution.needs import constant, put_into
 from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
+from attrib.dictionaries.fit import known_to
 from attrib.engine.precision import Precision
 from attrib.graph.ends import GraphEnds
 from attrib.graph.latents import Given, latents_of
@@ -53,11 +53,7 @@ def ends_of(model: Model, given: Sequence[Given], asked: GraphAsked, precision: 
         InputError: where dictionaries do not fit the model or each other, or a latent is asked for that is not there.
     """
     there = constant(model.to(dtype=precision.path))
-    put_in = tuple(
-        constant(fitted(there, one.to(dtype=there.dtype, device=there.device), f"dictionaries[{number}]"))
-        for number, one in enumerate(given)
-        if isinstance(one, Dictionary)
-    )
+    put_in = tuple(put_into(there, one, f"dictionaries[{number}]") for number, one in enumerate(given) if isinstance(one, Dictionary))
     outputs = latents_of(model, asked.outputs, given, [len(ids) for ids in prompts])
     positions: Positions = asked.positions
     neurons = tuple(one for one in given if isinstance(one, Neurons))

@@ -8,7 +8,7 @@ and sums over places keep that. Sources are told apart by what they are and not 
 id, an error or a bias by its place in the model. So what is held has one number for each of them, and does not grow with the corpus.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,22 +18,22 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
 from attrib.attribution.loop import of_prompt_number
-from attrib.attribution.needs import constant
+from attrib.attribution.needs import constant, put_into
 from attrib.core.positions import positions_in
 from attrib.core.room import memory_named
 from attrib.core.types import LINEAR, InputError, Policy, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.dictionaries.fit import fitted, known_to
 from attrib.engine.bundle import jacobians, joint_of
 from attrib.engine.plan.choose_joint import plan_joint
 from attrib.engine.precision import precision_of
 from attrib.engine.tiles import DEFAULT_BUDGET
+from attrib.graph.corpus import one_by_one
 from attrib.graph.ends import GraphEnds, Opened
 from attrib.graph.nodes import NodeKind, NodeSet
 from attrib.graph.opening import opened_bytes
 from attrib.graph.options import Mlps
-from attrib.graph.stream import LatentsLike, chosen_latents
-from attrib.models.tokens import TokensLike, to_prompts, token_ids
+from attrib.graph.stream import LatentsLike, chosen_latents, place_of_latent
+from attrib.models.tokens import TokensLike, token_ids
 from attrib.models.transformer import Model
 from attrib.passes.capture import capture
 
@@ -131,10 +131,7 @@ class MeanAttributions:
             raise InputError(f"by: {by!r}; expected one of {', '.join(BY)}.")
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k: {k!r}; expected a whole number, at least 1.")
-        found = (self.latent == latent).nonzero()[:, 0]
-        if not len(found):
-            raise InputError(f"latent: {latent!r}; expected one that was asked about: {', '.join(map(str, self.latent.tolist()[:8]))}.")
-        row = int(found[0])
+        row = place_of_latent(latent, self.latent)
         columns_of = ([each.sum for each in self.sources], [each.count for each in self.sources])
         every, count = (torch.cat([column[row] for column in columns]) for columns in columns_of)
         place = count.nonzero()[:, 0]
@@ -195,16 +192,6 @@ def mean_attributions(
     return summing.result()
 
 
-def one_by_one(model: Model, tokens: TokensLike | Iterable[Any]) -> Iterator[Int[Tensor, " positions"]]:
-    """Prompts; those of an iterator are taken from it one at a time. Raises InputError as `to_prompts`."""
-    if isinstance(tokens, Iterator):
-        for one in tokens:
-            yield from to_prompts(model, one)
-    else:
-        given: Any = tokens
-        yield from to_prompts(model, given)
-
-
 class _Places(NamedTuple):
     """Where latents are asked about."""
 
@@ -256,9 +243,7 @@ class _Summing:
         )
         if self.number == len(given):
             given.append((target, "target"))
-        put_in = tuple(
-            constant(fitted(there, known_to(model, d, name).to(dtype=there.dtype, device=there.device), name)) for d, name in given
-        )
+        put_in = tuple(put_into(there, d, name) for d, name in given)
         self.ends = GraphEnds(there, put_in, (), policy, None, mlps, True, 0)
         self.target, self.latent = target, chosen_latents(latents, target.d_sae, "latents").unique()
         self.row_of = torch.full((target.d_sae,), -1).index_copy(0, self.latent, torch.arange(len(self.latent)))

@@ -97,6 +97,14 @@ def chosen_latents(given: LatentsLike, count: int, argument: str) -> Int[Tensor,
     return found
 
 
+def place_of_latent(latent: int, asked: Int[Tensor, " latents"]) -> int:
+    """Where a latent is among those that were asked about. Raises InputError where it is none of them."""
+    found = (asked == latent).nonzero()[:, 0]
+    if not len(found):
+        raise InputError(f"latent: {latent!r}; expected one that was asked about: {', '.join(map(str, asked.tolist()[:8]))}.")
+    return int(found[0])
+
+
 def _numbers(given: Any, count: int) -> Int[Tensor, " latents"] | None:
     """What was given as a tensor of numbers; None for what is no choice of latents."""
     given = [given] if isinstance(given, Integral) else given

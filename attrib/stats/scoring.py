@@ -15,9 +15,9 @@ from attrib.core.room import memory_named
 from attrib.core.types import InputError
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse, normalise_input
 from attrib.dictionaries.fit import fitted
-from attrib.graph.means import one_by_one
-from attrib.graph.stream import LatentsLike, chosen_latents
-from attrib.models.tokens import TokensLike, token_ids
+from attrib.graph.corpus import counted
+from attrib.graph.stream import LatentsLike, chosen_latents, place_of_latent
+from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model
 from attrib.passes.capture import capture
 
@@ -95,10 +95,7 @@ class LatentScores:
         return found
 
     def _column(self, latent: int) -> Float[Tensor, " places"]:
-        found = (self.latent == latent).nonzero()[:, 0]
-        if not len(found):
-            raise InputError(f"latent: {latent!r}; expected one that was asked about: {', '.join(map(str, self.latent.tolist()[:8]))}.")
-        return self.value[:, int(found[0])]
+        return self.value[:, place_of_latent(latent, self.latent)]
 
     def _examples(self, latent: int, places: Int[Tensor, " chosen"]) -> list[Example]:
         columns = self._column(latent), self.prompt, self.position
@@ -142,17 +139,12 @@ def scores(
     if score == "decoder" and d.writes != (d.site,):
         raise InputError(f"score: 'decoder', but {d.name} reads {d.site} and writes {', '.join(map(str, d.writes))}; expected one place.")
     latent = chosen_latents(latents, d.d_sae, "latents").unique()
-    left_out = None if ignore is None else token_ids(model, ignore, "ignore")
     parts: list[tuple[Tensor, ...]] = []
-    for number, ids in enumerate(one_by_one(model, tokens)):
-        counts = torch.ones_like(ids, dtype=torch.bool) if left_out is None else ~torch.isin(ids, left_out)
+    for number, (ids, counts) in enumerate(counted(model, tokens, ignore)):
         at = counts.nonzero()[:, 0]
         value = _scored(d, capture(model, ids, [d.site])[d.site], latent, score)[at].cpu()
         parts.append((value, torch.full((len(at),), number), at.cpu(), ids[at].cpu()))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    if not len(columns[0]):
-        raise InputError(f"ignore: {ignore!r} leaves no position of these prompts; expected some.")
-    return LatentScores(latent, *columns)
+    return LatentScores(latent, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _scored(
