@@ -25,6 +25,7 @@ from attrib.engine.sweep.ascent import meeting
 from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Direction, Pieces, cells_of, cone, cone_of, even, rectangles
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.meet import lift, meet, reverse
+from attrib.engine.sweep.merge import Group, Merge, joined
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, primal, seeds, walked
 from attrib.engine.sweep.seeded import layer_mlp
 from attrib.engine.sweep.steps import head_width, pull_attention, push_attention, spread_down, spread_up
@@ -556,3 +557,30 @@ def test_what_is_read_within_the_lowest_layer_beside_head_space(
     together = reverse(low.on, stop, low.targets, low.down, {start: low.sources, site: high.sources})
     assert_jacobians(together[start], low.want, "at the stream")
     assert_jacobians(together[site], high.want, f"at {site}")
+
+
+@pytest.mark.parametrize("missing", [None, 0, 1])
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_rows_that_come_together_are_zero_where_one_of_them_is_nothing(direction: Direction, missing: int | None, monkeypatch: Any):
+    """Memory that nobody has written is NaN here."""
+    lengths, at = (4, 3), (((0, 2), (1,)), ((1, 2, 3), (0, 2)))  # positions of two groups' rows, by prompt
+    on = on_prompts("gpt2", Site(0, "resid_pre"), Site(1, "resid_pre"), LINEAR, lengths)
+    places = [torch.tensor([p for group in at for p in group[each]]).argsort(stable=True).argsort() for each in range(2)]
+    rows = [place.split([len(group[each]) for group in at]) for each, place in enumerate(places)]
+    cones = [cone(group, lengths, direction) for group in at]
+    groups = [Group((rows[0][number], rows[1][number]), each, []) for number, each in enumerate(cones)]
+    whole = cone([sorted(p for group in at for p in group[each]) for each in range(2)], lengths, direction)
+    flats = [None if number == missing else normal(each.cells, 5, seed=number) for number, each in enumerate(cones)]
+    merge = Merge(on, groups, joined(groups), whole, is_up=direction == "up")
+    monkeypatch.setattr(Tensor, "new_empty", lambda like, *size: like.new_full(size, torch.nan))
+    got = merge.rows(flats)
+    assert got is not None
+    for which, length in enumerate(lengths):
+        cells = cells_of(whole, which, length, got.device)
+        for number, (group, flat) in enumerate(zip(groups, flats, strict=True)):
+            own = cells_of(cones[number], which, length, got.device)
+            for row, (position, merged) in enumerate(zip(at[number][which], group.rows[which].tolist(), strict=True)):
+                for t in range(position + 1) if direction == "down" else range(position, length):
+                    want = torch.zeros(5, dtype=got.dtype) if flat is None else flat[own.start[row] + own.step[row] * t]
+                    assert torch.equal(got[cells.start[merged] + cells.step[merged] * t], want)
+    assert merge.rows([None, None]) is None
