@@ -2,11 +2,13 @@ import torch
 import typing_extensions
 
 from . import adapters as adapters
+from . import causal as causal
 from . import core as core
 from . import dictionaries as dictionaries
 from . import export as export
 from . import graph as graph
 from . import jobs as jobs
+from . import latents as latents
 from . import models as models
 from . import paths as paths
 from . import stats as stats
