@@ -10,7 +10,7 @@ import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import EXACT, LINEAR, BudgetError, Difference, InputError, Policy, Site, Threshold, TopK, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.graph import Custom, Latents, Neurons, Span
+from attrib.graph import Custom, Latents, Neurons, Span, ends
 from attrib.graph.building import _Call
 from attrib.graph.given import as_given, as_sealed
 from attrib.graph.options import GraphAsked
@@ -90,6 +90,18 @@ def test_memory_of_opening_a_prompt_is_bounded(
     assert used <= planned.peak <= 3 * used, f"{used / planned.peak:.3f} of what was planned"
     kept = bytes_of(found[0], {})
     assert kept <= planned.whole <= 1.1 * kept, f"{kept / planned.whole:.3f} of what was planned"
+
+
+@pytest.mark.parametrize("which", [*GIVEN])
+def test_targets_read_in_runs_are_those_read_at_once(which: str, monkeypatch: pytest.MonkeyPatch):
+    call = call_of(large("gemma2"), GIVEN[which](), [prompt(9)], policy=EXACT)
+    whole = call.ends.open(call.prompts[0])
+    monkeypatch.setattr(ends, "READ_AT_ONCE", 2)
+    runs = call.ends.open(call.prompts[0])
+    assert max(len(end.targets.position) for end in whole.bundle.targets) > 2
+    torch.testing.assert_close(runs.own, whole.own)
+    for found, wanted in zip(runs.bundle.targets, whole.bundle.targets, strict=True):
+        torch.testing.assert_close(found.targets._asdict(), wanted.targets._asdict())
 
 
 # ----------------------------------------------------------------------------------------- whole calls
