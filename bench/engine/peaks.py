@@ -60,7 +60,7 @@ CASES = {
     "gpt2-32": Case("GPT-2's shape, 20 active", lambda tokens: gpt2(20, tokens), 32, TopK(100), "256MiB"),
     "gpt2-128": Case("GPT-2's shape, 50 active", lambda tokens: gpt2(50, tokens), 128, Mass(0.98), "1.5GiB"),
     "smollm2-2048": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.5GiB"),
-    "smollm2-2048-2000": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.5GiB", 2000),
+    "smollm2-2048-2000": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.8GiB", 2000),
 }
 
 

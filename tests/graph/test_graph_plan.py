@@ -166,15 +166,19 @@ def test_a_plan_refuses_what_the_call_refuses_in_its_words(chosen: dict[str, Any
         attrib.graph.plan(model, cuts, prompts, progress=True)
 
 
+@pytest.mark.parametrize("chosen", [{}, {"max_nodes": 20}])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_budget_that_suffices_is_kept(family: Family):
+def test_a_budget_that_suffices_is_kept(family: Family, chosen: dict[str, Any]):
     """In ever smaller sweeps, down to the least that a refusal names."""
-    model, given, tokens = large(family), GIVEN["skips"](), prompt(12)
+    given, tokens = (GIVEN["mlp_out"](), prompt(60)) if chosen else (GIVEN["skips"](), prompt(12))
+    model = large(family)
     with pytest.raises(BudgetError) as refused:
-        attrib.graph.plan(model, given, tokens, budget=10)
+        attrib.graph.plan(model, given, tokens, budget=10, **chosen)
     least = int(str(refused.value).split("at least ")[1].split(".")[0].replace(",", ""))
+    with pytest.raises(BudgetError):
+        attrib.graph.plan(model, given, tokens, budget=least - 1, **chosen)
     for budget in (least, 2 * least):
-        plan = attrib.graph.plan(model, given, tokens, budget=budget)
+        plan = attrib.graph.plan(model, given, tokens, budget=budget, **chosen)
         assert plan.peak <= budget
-        used = peak(lambda budget=budget: attrib.graph.build(model, given, tokens, budget=budget, keep=NOTHING))
+        used = peak(lambda budget=budget: attrib.graph.build(model, given, tokens, budget=budget, keep=NOTHING, **chosen))
         assert used <= 1.2 * budget, f"{used / budget:.3f} of the budget"
