@@ -203,7 +203,11 @@ class _Call:
 
     def _refuse(self) -> None:
         """Raises BudgetError with what is enough for all prompts."""
-        refuse((self._joint((ids, self.ends.open(ids))) for ids in self.prompts), self.options.budget)
+        refuse((self._least(ids, self.ends.open(ids)) for ids in self.prompts), self.options.budget)
+
+    def _least(self, ids: Tensor, opened: Opened) -> Joint:
+        """The work that has to fit: all rows, or as many as are computed."""
+        return self._joint((ids, opened)) if self.asked.max_nodes is None else self._mattering(ids, opened)
 
     def _grow(self, joint: Joint) -> None:
         """Raises BudgetError where the result so far would be too large for the memory that is free."""

@@ -4,7 +4,7 @@ Nodes come in parts, each of one kind at one place (nodes.py); a sweep takes the
 This module alone knows which column of which source set is which node, and which row of which target set.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -222,11 +222,15 @@ class GraphEnds:
         errors = self._errors(leaves.errors, leaves.cuts)
         parts = [*self._embedded(tokens), *self._constants(seen, len(tokens)), *self._latents(cuts, seen)]
         parts += self._left(errors, leaves.cuts, seen)
-        units = [self._units(each, seen) for each in self.neurons]
-        parts += [part for number, found in enumerate(units) for part in self._of_neurons(number, *found)]
+        units = []
+        for number, each in enumerate(self.neurons):
+            found, hidden = self._units(each, seen)
+            parts += self._of_neurons(number, found, hidden)
+            units.append(found)
+            del hidden  # before the next is computed
         parts.sort(key=lambda part: part.order)
         ends, columns = _source_ends(parts)
-        targets, own = self._targets([cut.latents for cut in cuts] + [each for each, _ in units], tokens, seen)
+        targets, own = self._targets([cut.latents for cut in cuts] + units, tokens, seen)
         return self._opened(tokens, seen, parts, (ends, columns), targets, own)
 
     def _opened(
@@ -388,13 +392,17 @@ class GraphEnds:
             x: the true value where they are read.
         """
         site = self.reads[number]
+        is_own_place = number < len(self.dictionaries) and site in self.dictionaries[number].writes
+        found = _in_runs(lambda run: self._run_read(number, run, x), latents)
+        return TargetEnd(found[0], site, is_own_place, frozenset()), found[1]
+
+    def _run_read(self, number: int, latents: SparseLatents, x: Float[Tensor, "positions _"]) -> tuple[Targets, Tensor]:
+        """A run of them, and what each reads of its own."""
         if number < len(self.dictionaries):
-            d = self.dictionaries[number]
-            read, is_own_place = _read_again(d, latents), d.site in d.writes
+            read = _read_again(self.dictionaries[number], latents)
         else:
-            read, is_own_place = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents), False
-        end, own = self._end(read, read, site, x)
-        return TargetEnd(end, site, is_own_place, frozenset()), own
+            read = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents)
+        return self._end(read, read, self.reads[number], x)
 
     def _output_end(self, what: ReadOutput, site: Site, tokens: Tensor, seen: Mapping[Site, Tensor]) -> tuple[TargetEnd, Column]:
         """An output as targets."""
@@ -418,6 +426,26 @@ class GraphEnds:
         if self.policy.norm == "exact":
             linear = end_of(self.model, held, site, site, x, self.policy._replace(norm="frozen")).targets
         return found, linear.value - (linear.cotangent * x.index_select(0, linear.position)).sum(-1)
+
+
+READ_AT_ONCE = 4096
+"""Targets that are read together: on the way to a cotangent there are several numbers for each of its own."""
+
+
+def _in_runs(read: Callable[[SparseLatents], tuple[Targets, Tensor]], latents: SparseLatents) -> tuple[Targets, Tensor]:
+    """Targets and what each reads of its own, read a run at a time; beside the whole there is one run of cotangents."""
+    count = len(latents.latent)
+    if count <= READ_AT_ONCE:
+        return read(latents)
+    parts, cotangent = [], latents.value.new_empty(0)
+    for first in range(0, count, READ_AT_ONCE):
+        targets, own = read(SparseLatents(*(column[first : first + READ_AT_ONCE] for column in latents)))
+        if not first:
+            cotangent = targets.cotangent.new_empty(count, targets.cotangent.shape[1])
+        cotangent[first : first + len(own)] = targets.cotangent
+        parts.append((targets.position, targets.latent, targets.value, own))
+    position, latent, value, own = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Targets(position, latent, value, cotangent), own
 
 
 def _read_again(d: Dictionary, latents: SparseLatents) -> Read:
@@ -444,8 +472,11 @@ def _part(
     return Part(NodeSet(kind, site, "", len(every)), order, Sources(every, latent, ones, direction), writes, is_brought)
 
 
-def _source_ends(parts: Sequence[Part]) -> tuple[tuple[SourceEnd, ...], tuple[Int[Tensor, " _"], ...]]:
-    """Parts that write at the same places as one set, in order of position, and the node of each of its columns."""
+def _source_ends(parts: list[Part]) -> tuple[tuple[SourceEnd, ...], tuple[Int[Tensor, " _"], ...]]:
+    """Parts that write at the same places as one set, in order of position, and the node of each of its columns.
+
+    Directions are the most of a prompt's nodes, and are held once: the parts give theirs away, set by set.
+    """
     firsts = list(accumulate((part.set.size for part in parts), initial=0))
     groups: dict[tuple[tuple[Site, ...], bool], list[int]] = {}
     for number, part in enumerate(parts):
@@ -453,10 +484,25 @@ def _source_ends(parts: Sequence[Part]) -> tuple[tuple[SourceEnd, ...], tuple[In
             groups.setdefault((tuple(map(place_of, part.writes)), part.is_brought), []).append(number)
     ends, columns = [], []
     for numbers in groups.values():
-        together = [torch.cat(column) for column in zip(*(parts[number].sources for number in numbers), strict=True)]
-        node = torch.cat([torch.arange(firsts[number], firsts[number + 1]) for number in numbers])
-        order = together[0].argsort(stable=True)
         one = parts[numbers[0]]
-        ends.append(SourceEnd(Sources(*(column.index_select(0, order) for column in together)), one.writes, one.is_brought))
+        node = torch.cat([torch.arange(firsts[number], firsts[number + 1]) for number in numbers])
+        order = torch.cat([parts[number].sources.position for number in numbers]).argsort(stable=True)
+        position, latent, value = (
+            torch.cat([parts[number].sources[field] for number in numbers]).index_select(0, order) for field in range(3)
+        )
+        ends.append(SourceEnd(Sources(position, latent, value, _given_away(parts, numbers, order)), one.writes, one.is_brought))
         columns.append(node[order.cpu()])
     return tuple(ends), tuple(columns)
+
+
+def _given_away(parts: list[Part], numbers: Sequence[int], order: Int[Tensor, " columns"]) -> Float[Tensor, "columns width"]:
+    """The directions of some parts in this order; the parts have none afterwards."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)  # where each of the parts' columns goes
+    found, first = parts[numbers[0]].sources.direction.new_empty(len(order), parts[numbers[0]].sources.direction.shape[1]), 0
+    for number in numbers:
+        rows = parts[number].sources.direction
+        found.index_copy_(0, place[first : first + len(rows)], rows)
+        first += len(rows)
+        parts[number] = parts[number]._replace(sources=parts[number].sources._replace(direction=rows.new_empty(0, rows.shape[1])))
+    return found

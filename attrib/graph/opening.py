@@ -9,7 +9,7 @@ from attrib.core.types import Difference, Direction, Site
 from attrib.dictionaries.dictionary import TILE
 from attrib.engine.plan.cost import Cost, model_pass
 from attrib.engine.plan.task import Opened as OpenedBytes
-from attrib.graph.ends import GraphEnds, Opened
+from attrib.graph.ends import READ_AT_ONCE, GraphEnds, Opened
 from attrib.graph.latents import LatentsOf
 from attrib.graph.outputs import Custom, ReadOutput, Span
 from attrib.models.transformer import width
@@ -30,16 +30,18 @@ def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
     patterns = 3 * config.n_heads * tokens**2 + 6 * tokens * max(d, config.n_heads * config.d_head)
     encoding = max((d.d_in * min(TILE, d.d_sae) * d.config.lazy + 8 * tokens * min(TILE, d.d_sae) for d in ends.dictionaries), default=0)
     most_read = max((_reading(ends, opened, number) for number in range(len(bundle.targets))), default=0)
+    largest = max((end.sources.direction.numel() for end in bundle.sources), default=0)  # a set, and the parts that it is made of
     through = tokens * config.d_mlp * (8 if config.gated else 5)
-    made = max(patterns + through, encoding, most_read)
+    passed = any(map(ends.is_passed, ends.layers)) * tokens * (config.d_mlp * (12 if config.gated else 8) + 4 * d)  # constants of MLPs
     held = read + columns
-    peak = seen + 2 * rows + read + columns + passing + made
+    # the pass, then nodes, sets of sources one by one, and targets: what each is made in is gone when the next begins
+    peak = seen + max(patterns + through, rows + passing + max(encoding, passed, largest, held + most_read))
     return OpenedBytes(*(itemsize * size for size in (peak, held, held + rows + streams + passing)))
 
 
 def _reading(ends: GraphEnds, opened: Opened, number: int) -> int:
     """What one set of targets is read in, and their cotangents."""
-    config, targets = ends.model.config, len(opened.bundle.targets[number].targets.position)
+    config, targets = ends.model.config, min(READ_AT_ONCE, len(opened.bundle.targets[number].targets.position))
     return max(10 * targets * config.d_model, _logits(ends, number, opened.bundle.length) * (3 * config.d_vocab + 4 * config.d_model))
 
 

@@ -14,12 +14,13 @@ from attrib.core.types import Difference, FormatError, InputError, Policy, Quest
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.graph.building import build
 from attrib.graph.graph import Graph
+from attrib.graph.latents import Latents
 from attrib.graph.neurons import NAME, Neurons
 from attrib.graph.outputs import Span
 from attrib.models.transformer import Model
 
 Part = TypeVar("Part", Model, Dictionary)
-_RULES: dict[str, Callable[..., Any]] = RULES | {kind.__name__: kind for kind in (TopLogits, TokenLogits, Difference, Span)}
+_RULES: dict[str, Callable[..., Any]] = RULES | {kind.__name__: kind for kind in (TopLogits, TokenLogits, Difference, Span, Latents)}
 
 
 class Parts:

@@ -10,7 +10,7 @@ import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import EXACT, LINEAR, BudgetError, Difference, InputError, Policy, Site, Threshold, TopK, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.graph import Custom, Latents, Neurons, Span
+from attrib.graph import Custom, Latents, Neurons, Span, ends
 from attrib.graph.building import _Call
 from attrib.graph.given import as_given, as_sealed
 from attrib.graph.options import GraphAsked
@@ -92,6 +92,18 @@ def test_memory_of_opening_a_prompt_is_bounded(
     assert kept <= planned.whole <= 1.1 * kept, f"{kept / planned.whole:.3f} of what was planned"
 
 
+@pytest.mark.parametrize("which", [*GIVEN])
+def test_targets_read_in_runs_are_those_read_at_once(which: str, monkeypatch: pytest.MonkeyPatch):
+    call = call_of(large("gemma2"), GIVEN[which](), [prompt(9)], policy=EXACT)
+    whole = call.ends.open(call.prompts[0])
+    monkeypatch.setattr(ends, "READ_AT_ONCE", 2)
+    runs = call.ends.open(call.prompts[0])
+    assert max(len(end.targets.position) for end in whole.bundle.targets) > 2
+    torch.testing.assert_close(runs.own, whole.own)
+    for found, wanted in zip(runs.bundle.targets, whole.bundle.targets, strict=True):
+        torch.testing.assert_close(found.targets._asdict(), wanted.targets._asdict())
+
+
 # ----------------------------------------------------------------------------------------- whole calls
 
 
@@ -154,15 +166,19 @@ def test_a_plan_refuses_what_the_call_refuses_in_its_words(chosen: dict[str, Any
         attrib.graph.plan(model, cuts, prompts, progress=True)
 
 
+@pytest.mark.parametrize("chosen", [{}, {"max_nodes": 20}])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_a_budget_that_suffices_is_kept(family: Family):
+def test_a_budget_that_suffices_is_kept(family: Family, chosen: dict[str, Any]):
     """In ever smaller sweeps, down to the least that a refusal names."""
-    model, given, tokens = large(family), GIVEN["skips"](), prompt(12)
+    given, tokens = (GIVEN["mlp_out"](), prompt(60)) if chosen else (GIVEN["skips"](), prompt(12))
+    model = large(family)
     with pytest.raises(BudgetError) as refused:
-        attrib.graph.plan(model, given, tokens, budget=10)
+        attrib.graph.plan(model, given, tokens, budget=10, **chosen)
     least = int(str(refused.value).split("at least ")[1].split(".")[0].replace(",", ""))
+    with pytest.raises(BudgetError):
+        attrib.graph.plan(model, given, tokens, budget=least - 1, **chosen)
     for budget in (least, 2 * least):
-        plan = attrib.graph.plan(model, given, tokens, budget=budget)
+        plan = attrib.graph.plan(model, given, tokens, budget=budget, **chosen)
         assert plan.peak <= budget
-        used = peak(lambda budget=budget: attrib.graph.build(model, given, tokens, budget=budget, keep=NOTHING))
+        used = peak(lambda budget=budget: attrib.graph.build(model, given, tokens, budget=budget, keep=NOTHING, **chosen))
         assert used <= 1.2 * budget, f"{used / budget:.3f} of the budget"

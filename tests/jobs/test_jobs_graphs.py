@@ -414,6 +414,7 @@ def test_a_folder_of_graphs_is_shown_pruned_and_exported(finished: Path, tmp_pat
         {"targets": [attrib.TopLogits(1), attrib.Difference(3, (4, 5))], "policy": attrib.EXACT, "positions": [1, -2], "mlps": "leaf"},
         {"targets": attrib.TokenLogits((3, 5)), "positions": "1:", "dtype": "float64", "keep": attrib.TopK(9), "demean": False},
         {"targets": attrib.graph.Span(1, 3), "keep": attrib.Threshold(0.05), "max_nodes": 5, "block": 2, "skip_positions": 1},
+        {"targets": [attrib.graph.Latents([(0, 3, -1), (TRANSCODERS[1], 1, 0)], 0.5), attrib.TopLogits(1)]},
     ],
 )
 def test_a_graph_comes_out_again(beside: Path, tmp_path: Path, options: dict[str, Any]) -> None:
