@@ -5,6 +5,7 @@
 are perturbed away from the values that hide mistakes: biases from zero, norm weights and decoder norms from one.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import attrib
 from attrib.core.types import SITE_KINDS, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.models.transformer import Model
+from attrib.models.transformer import ABSENT, MLP, Model
 
 Family = Literal[
     "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi",
@@ -174,6 +175,23 @@ def randomise(module: nn.Module, seed: int) -> None:
                 d_model = max(parameter.shape[-2:]) if parameter.ndim == 3 else min(parameter.shape)  # 3: TransformerLens' heads apart
                 value = 1.5 * noise * d_model**-0.5
             parameter.copy_(value)
+
+
+def bare(model: Model, *, norms: bool = True, mlps: bool = True, causal: bool = True) -> Model:
+    """The same model without its norms, or its MLPs, or with every position seen by all, which windows then do not restrict."""
+    config, params = model.config, model.params
+    if not norms:
+        config = replace(config, norm="none", pre_norm=False, post_norm=False)
+        none = [block._replace(norm_1=ABSENT, norm_2=ABSENT, post_1=ABSENT, post_2=ABSENT) for block in params.blocks]
+        params = params._replace(blocks=tuple(none), norm_final=ABSENT)
+    if not mlps:
+        config = replace(config, d_mlp=0, gated=False, parallel=False)
+        wide, tall = params.W_E.new_zeros(config.d_model, 0), params.W_E.new_zeros(0, config.d_model)
+        none = MLP(wide, wide[0], wide, wide[0], tall, params.W_E.new_zeros(config.d_model))
+        params = params._replace(blocks=tuple(block._replace(mlp=none, norm_2=ABSENT) for block in params.blocks))
+    if not causal:
+        config = replace(config, causal=False, windows=())
+    return replace(model, config=config, params=params)
 
 
 def tiny_gpt2(dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
