@@ -172,7 +172,7 @@ class ModelConfig:
             if (word := getattr(self, name)) not in words:
                 raise UnsupportedError(f"{name}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
         if self.norm == "none" and (self.pre_norm or self.post_norm):
-            raise UnsupportedError("norm: 'none' in a model with norms before or after its components; give pre_norm=False, post_norm=False.")
+            raise UnsupportedError("norm: 'none' where pre_norm or post_norm is True; expected neither in a model without norms.")
         if not self.has_mlps and (self.parallel or self.gated):
             raise UnsupportedError("d_mlp: 0 where MLPs are gated or beside attention; expected neither of a model without MLPs.")
         if not self.causal and any(self.windows):

@@ -48,9 +48,8 @@ PARTIAL = [0, 1, 2, 5, 6, 7]
 models = pytest.mark.parametrize("name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary"])
 CAUSAL_MODELS = ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
 """Beside these: a window, norms of each head, caps and a window, both with norms, norms of all heads together."""
-BOTH_WAYS = [f"{name} both ways" for name in ("gpt2", "llama", "qwen3", "gemma2", "olmo2")]
-"""The same of some, without windows and with every position seen by all."""
-ATTENTION_MODELS = [*CAUSAL_MODELS, *BOTH_WAYS, "gpt2 without norms", "gpt2 both ways without norms"]
+WITHOUT_MASKS = [f"{name} without masks" for name in ("gpt2", "llama", "qwen3", "gemma2", "olmo2")]
+ATTENTION_MODELS = [*CAUSAL_MODELS, *WITHOUT_MASKS, "gpt2 without norms", "gpt2 without masks and norms"]
 
 
 def test_every_word_of_norms_and_positions_is_among_them():
@@ -68,9 +67,9 @@ norms = pytest.mark.parametrize("norm", TREATMENTS, ids="norm {}".format)
 @lru_cache
 def model_of(name: str, dtype: torch.dtype) -> Model:
     """Learned positions with every head its own key; rotary ones with grouped queries, without, and on a part of a head."""
-    variant = {"llama-partly-rotary": "llama"}.get(name, name.split(" ")[0])
-    model = attrib.from_hugging_face(builders.tiny_variant(variant, dtype), name=name)
-    model = builders.bare(model, norms="without norms" not in name, causal="both ways" not in name)
+    of, _, without = name.partition(" without ")
+    model = attrib.from_hugging_face(builders.tiny_variant({"llama-partly-rotary": "llama"}.get(of, of), dtype), name=name)
+    model = builders.bare(model, without)
     if name == "llama-partly-rotary":
         p = model.params
         model = replace(model, params=p._replace(rotary_cos=p.rotary_cos[..., PARTIAL], rotary_sin=p.rotary_sin[..., PARTIAL]))

@@ -73,8 +73,7 @@ BARE = tuple(
 def variant_model(variant: str, dtype: torch.dtype) -> Model:
     of, _, without = variant.partition(" without ")
     model = attrib.from_hugging_face(tiny_variant(of, dtype), name=f"tiny-{variant}")
-    gone = without.split(" and ")
-    return bare(model, norms="norms" not in gone, mlps="MLPs" not in gone, causal="masks" not in gone)
+    return bare(model, without)
 
 
 def kinds_of(model: Model, kinds: tuple[SiteKind, ...]) -> tuple[SiteKind, ...]:

@@ -252,7 +252,14 @@ def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy:
 
 
 def attention_push(
-    point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None, *, causal: bool = True
+    point: AttentionPoint,
+    tangents: Rows,
+    scale: float,
+    policy: Policy,
+    impl: Impl = "torch",
+    out: Rows | None = None,
+    *,
+    causal: bool = True,
 ) -> Rows:
     """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves.
 
@@ -389,7 +396,7 @@ def attention_push_at(
     *,
     causal: bool = True,
 ) -> Float[Tensor, "moved rows d_model"]:
-    """`attention_push` and W_O of head-space tangents that live at one position only, on all positions that see it: those from it on, or all.
+    """`attention_push` and W_O of head-space tangents that live at one position only, on all that see it: those from it on, or all.
 
     The mirror of `attention_pull_at`: v̇ goes through W_O once, (v[p] - z[t]) W_O is shared by all rows.
     """
