@@ -133,7 +133,7 @@ def test_a_graph_has_these_edges_and_no_others():
     (graph,) = attrib.graph.build(facts.model, [dictionary(site) for site in sites], tokens, **options)
     assert graph.remainder.abs().max() < FALSE
     nodes, got = graph.nodes, torch.from_numpy(graph.to_scipy().toarray())[graph.targets]
-    whole = {site: [n for n, each in enumerate(nodes.sets) if each.kind == "latent" and each.site == site][0] for site in sites}
+    whole = {site: next(n for n, each in enumerate(nodes.sets) if each.kind == "latent" and each.site == site) for site in sites}
     matrices = {(0, 1): (facts.C_1, F, G, 1), (0, 2): (facts.C_F, F, H, 0), (1, 2): (facts.C_G, G, H, 0)}
     rows = graph.targets
     for (of, to), (matrix, read, written, shift) in matrices.items():
