@@ -249,7 +249,7 @@ def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...])
         yield [attrib.path(large(family), cuts[0], topk(3), prompt(length, seed=length), **given) for length in lengths]
 
 
-@each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox"], effect=["direct", "total"])
+@each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox", BARE[0]], effect=["direct", "total"])
 def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
     for lengths in ((16,),) if family == "gpt2" else ((8, 1, 5),):
         for found in cut_paths(family, which, effect, lengths):

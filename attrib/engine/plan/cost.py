@@ -355,6 +355,8 @@ class DescentCount(Descent[Moving]):
         """The first attention, and from then on every position that rows see."""
         spread_down(self.task, self.cost)
         self.alive = self.task.down()
+        if not self.config.causal:  # what waits is of all rows that live at its position, from here on
+            self.waits = dict.fromkeys(self.waits, self.alive)
         return Moving()
 
     def enter(self, number: int, site: Site, rows: Moving) -> None:
