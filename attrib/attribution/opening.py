@@ -60,7 +60,7 @@ class Opening:
     @cached_property
     def seen(self) -> set[Site]:
         """Where the model's own pass is looked at."""
-        return sites_seen(self.source, self.site, self.stop, self.is_true, self.cuts)
+        return sites_seen(self.config, self.source, self.site, self.stop, self.is_true, self.cuts)
 
     @cached_property
     def start(self) -> Site:
@@ -145,7 +145,7 @@ class Opening:
         """Bytes; a bound of the fullest moment, stage by stage."""
         (tokens, sources, targets, *_), d = counts, self.config.d_model
         number = max(1, 8 // self.itemsize)  # an index, in numbers
-        streams = self._widths(stream_sites(self.start, self.stop)) * tokens
+        streams = self._widths(stream_sites(self.config, self.start, self.stop)) * tokens
         seen = self._widths(self.seen) * tokens
         rows = sources * (self.written if self.source is not None else 0)
         leaves = sources * (2 * number + 1) + rows
@@ -253,7 +253,7 @@ def ends_opened(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) 
     made += [making(cut, tokens * min(cut.d_sae, 64)) for cut in (*ends.passed, *(ends.replaced.dictionaries if ends.replaced else ()))]
     made += [one._reading(counts, number) for one, counts in _read(ends, bundle, read, itemsize)]
     kept = leaves + passed + written + sum(targets) * 2 * entry
-    streams = nothing._widths(stream_sites(ends.start, ends.stop)) * tokens
+    streams = nothing._widths(stream_sites(ends.model.config, ends.start, ends.stop)) * tokens
     held = kept + sum(targets) * d
     peak = nothing._widths(ends.seen) * tokens + held + rows + sum(targets) * d + 2 * written + max(made)
     return Opened(*(itemsize * size for size in (peak, held, held + rows + streams + sum(targets) * d)))

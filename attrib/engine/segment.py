@@ -59,7 +59,7 @@ class Segment:
     ) -> Float[Tensor, "positions rows width_a"]:
         """Cotangents of x from those of the value at `stop`, all rows on the primal at x."""
         positions, rows, _ = g.shape
-        whole = Cone((Band(0, 0, positions, 0, rows, 0),))
+        whole = Cone((Band(0, 0, positions, 0, rows, 0, positions - 1),))
         streams = walked(self.model, self.start, self.stop, x, base)
         on = primal(self.model, self.policy, self.start, self.stop, [streams], [positions])
         found: list[Tensor] = []

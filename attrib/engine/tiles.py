@@ -183,7 +183,7 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
         return _Shared(on, sources, between, None)
-    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band)
+    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band, causal=run.model.config.causal)
     with products(precision):
         return _Shared(on, sources, between, lift(on, run.start, sources, up, plan.task.meeting(plan.layer).up, between))
 
@@ -197,7 +197,7 @@ def _sweep(
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
-        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band)
+        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band, causal=on.model.config.causal)
         if lifted is not None:
             return meet(on, stop, targets, down, sources, lifted, plan.task.meeting(plan.layer).down, between)
         found = empty(on, targets, next(iter(sources.values())))

@@ -40,7 +40,7 @@ def by_vjp(path: Path, chunk: int) -> Iterator[Tile]:
     for first in range(0, len(targets.position), chunk):
         rows = slice(first, first + chunk)
         position, cotangent = targets.position[rows], targets.cotangent[rows]
-        end = int(position.max()) + 1
+        end = path.through.model.config.seen(int(position.max()), len(path.x)).stop
         base = None if path.base is None else path.base[:end]
         _, pull, *_ = vjp(lambda x, base=base: path.through.plain(x, base), path.x[:end])
         seeds = cotangent.new_zeros(len(position), end, cotangent.shape[1])

@@ -42,17 +42,19 @@ class Columns:
         self.position = torch.cat(self.positions)[order]
         values = torch.cat([end.sources.value for end in ends])
         self.activation = values[order.to(values.device)]
+        self.every = None if opened.bundle.model.config.causal else opened.bundle.length
         self.is_before = torch.tensor([
             [number not in target.barred and _lowest(end.writes) <= place_of(target.stop).depth for number, end in enumerate(ends)]
             for target in opened.bundle.targets
         ]).view(len(opened.bundle.targets), len(ends))  # fmt: skip
 
     def seen(self, target: int, last: int) -> Seen:
-        """By rows of one set of targets, up to a position.
+        """By rows of one set of targets, up to a position; all of them, where attention is not causal.
 
         Args:
             last: the highest position of a row; others see fewer.
         """
+        last = self.every or last
         is_before = self.is_before[target]
         counts = [
             int(torch.searchsorted(position, last, right=True)) if before else 0

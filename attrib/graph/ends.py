@@ -173,12 +173,13 @@ class GraphEnds:
 
     def is_leaf(self, layer: int) -> bool:
         """Whether what an MLP writes is a node of its own."""
-        is_free = Site(layer, "mlp_out") not in self.written
+        is_free = self.model.config.has_mlps and Site(layer, "mlp_out") not in self.written
         return is_free and (self.mlps == "leaf" or self.policy.mlp == "frozen") and self.is_below(Site(layer, "mlp_out"))
 
     def is_passed(self, layer: int) -> bool:
         """Whether derivatives pass an MLP."""
-        return Site(layer, "mlp_out") not in self.written and not self.is_leaf(layer) and self.is_below(Site(layer, "mlp_out"))
+        is_free = self.model.config.has_mlps and Site(layer, "mlp_out") not in self.written
+        return is_free and not self.is_leaf(layer) and self.is_below(Site(layer, "mlp_out"))
 
     def is_touched(self, site: Site) -> bool:
         """Whether dictionaries or outputs read or write a place, so that a component is not passed in one step there."""
@@ -204,7 +205,7 @@ class GraphEnds:
         within = {Site(layer, "mlp_out") for layer in self.layers if self.is_leaf(layer)}
         within |= {Site(layer, "z") for layer in self.layers if self.model.config.post_norm}
         within = {site for site in within if self.is_below(site)}
-        return {*stream_sites(FIRST, self.stop), *self.stops, *self.replaced.sites, *within}
+        return {*stream_sites(self.model.config, FIRST, self.stop), *self.stops, *self.replaced.sites, *within}
 
     # -------------------------------------------------------------------------------------- one prompt
 
@@ -258,7 +259,7 @@ class GraphEnds:
         value, constant, importance = (torch.zeros(len(nodes), dtype=activation.dtype) for _ in range(3))
         for node, end, column in zip(rows, targets, own, strict=True):
             value[node], constant[node], importance[node] = end.targets.value.cpu(), column.own.cpu(), column.importance.cpu()
-        streams = {site: seen[site] for site in stream_sites(FIRST, self.stop)}
+        streams = {site: seen[site] for site in stream_sites(self.model.config, FIRST, self.stop)}
         passing = (self.dictionaries[number] for number in self.skips)
         between = Between(self.held, tuple(Passing(d, seen[d.site], nothing(seen[d.site]), False) for d in passing))
         bundle = Bundle(self.model, self.policy, FIRST, self.stop, len(tokens), streams, sources[0], targets, between)

@@ -228,10 +228,13 @@ class _Kept:
         self.found: dict[tuple[int, str, int], list[Vectors]] = {}
 
     def most(self, ends: Sequence[SourceEnd], layer: int) -> int:
-        """How many numbers it may hold of a layer: of each node at each position from its own on."""
+        """How many numbers it may hold of a layer: of each node at each position from its own on, or at all of them."""
         config, wanted = self.on.model.config, self.wanted[layer]
         below = [end.sources.position.cpu() for end in ends if min(site.depth for site in end.writes) <= (layer, 0)]
-        seen = torch.bincount(torch.cat(below), minlength=self.on.lengths[0]).cumsum(0).tolist() if below else [0] * self.on.lengths[0]
+        length = self.on.lengths[0]
+        seen = torch.bincount(torch.cat(below), minlength=length).cumsum(0).tolist() if below else [0] * length
+        if not config.causal:
+            seen = seen[-1:] * length
         queries, others = (sum(seen[at] for at in where) for where in (wanted.query, [*wanted.key, *wanted.value]))
         return int((queries * config.n_heads + others * config.n_kv_heads) * config.d_head)
 
@@ -302,7 +305,8 @@ def _runs(on: Primal, ends: Sequence[SourceEnd], kept: _Kept, budget: int, held:
     for end in ends:
         if min(site.depth for site in end.writes) <= (max(kept.wanted), 0):
             counts += torch.bincount(end.sources.position.cpu(), minlength=length)
-    rows = [LOADS * on.model.config.d_model * int(count) * (length - position) for position, count in enumerate(counts)]
+    config = on.model.config
+    rows = [LOADS * config.d_model * int(count) * len(config.seeing(position, length)) for position, count in enumerate(counts)]
     sizes, beside = [kept.most(ends, layer) for layer in kept.wanted], _beside(on)
     whole = held + itemsize * (sum(rows) + max(sizes) + beside)
     if whole <= budget:

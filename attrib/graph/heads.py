@@ -69,6 +69,8 @@ class HeadLoadings:
     """In the order of layers, heads and positions."""
     strings: tuple[str, ...]
     call: Mapping[str, Any] = field(default_factory=dict)
+    first_query: int = 1
+    """The first position whose queries see more than themselves."""
 
     def __len__(self) -> int:
         return len(self.edge)
@@ -120,10 +122,11 @@ class HeadLoadings:
     def scores(self, k: int = 64) -> list[tuple[int, int, int, int]]:
         """The scores whose patterns matter most to these edges, as `qk_attribution` takes them: layer, head, query and key.
 
-        They are ranked by the sizes of the loadings that were kept. Queries of the first position, which see nothing else, are left out.
+        They are ranked by the sizes of the loadings that were kept. Queries of the first position, which see nothing else, are left out; in
+        attention that is not causal they see as much as others.
         """
         query = self.nodes.position[self.target[self.row]]
-        chooses = query > 0
+        chooses = query >= self.first_query
         named = torch.stack([self.layer, self.head, query, self.position], dim=1)[chooses]
         every, place = named.unique(dim=0, return_inverse=True)
         size = torch.zeros(len(every), dtype=self.loading.dtype).index_add(0, place, self.loading[chooses].abs())
@@ -235,5 +238,5 @@ class _Loadings(LastHeads):
         call = {"kind": "head_loadings", "keep": repr(self.again.asked.keep), "graph": dict(graph.call)}
         return HeadLoadings(
             graph.nodes, chosen, graph.indices[chosen], graph.target[chosen], graph.weight[chosen], self.direct, self.total, indptr, layer,
-            head, position, torch.cat(self.loading), graph.strings, call,
+            head, position, torch.cat(self.loading), graph.strings, call, int(config.causal),
         )  # fmt: skip

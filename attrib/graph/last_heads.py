@@ -90,7 +90,8 @@ class LastHeads:
         found: dict[int, Wanted] = {}
         moves = self.bundle.policy.attention == "exact"
         for end in ends:
-            seen, own = frozenset(range(int(end.position.max()) + 1)), frozenset(end.position.tolist())
+            seen = frozenset(self.bundle.model.config.seen(int(end.position.max()), self.bundle.length))
+            own = frozenset(end.position.tolist())
             for layer in end.taken:
                 before = found.get(layer, Wanted())
                 found[layer] = Wanted(
@@ -158,7 +159,8 @@ class LastHeads:
         pattern = space.pattern
         for position, values in there.value.items():
             of, is_there = _places(node, values)
-            is_there &= end.position >= position
+            if config.causal:
+                is_there &= end.position >= position
             some = is_there.nonzero()[:, 0].to(device)
             if len(some):
                 v = values.vector.index_select(0, of[is_there].to(device)).repeat_interleave(group, dim=1)

@@ -58,6 +58,8 @@ def check_neurons(model: Model, given: Neurons, argument: str) -> Neurons:
     def is_whole(number: Any, least: int) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
+    if not model.config.has_mlps:
+        raise InputError(f"{argument}: {given}; {model.name} has no MLPs. Give dictionaries.")
     if not is_whole(given.layer, 0) or given.layer >= model.config.n_layers:
         raise InputError(f"{argument}: {given}; expected a layer of {model.name}, from 0 to {model.config.n_layers - 1}.")
     if given.k is not None and not is_whole(given.k, 1):

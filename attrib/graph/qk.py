@@ -250,7 +250,7 @@ def _check(config: ModelConfig, length: int, highest: int, layer: int, head: int
     if not 0 <= query < length or not 0 <= key < length:
         raise InputError(f"{asked}: positions {query} and {key}; expected 0 to {length - 1}, of a prompt of {length} tokens.")
     seen, wide = window(config, layer), query - key
-    if wide < 0 or (seen is not None and wide >= seen):
+    if (config.causal and wide < 0) or (seen is not None and wide >= seen):
         says = "" if seen is None else f", in a window of {seen}"
         raise InputError(f"{asked}: position {query} does not see {key}; expected a key at or before its query{says}.")
 

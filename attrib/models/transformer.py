@@ -1,13 +1,14 @@
 """A transformer as a pure function: parameters as a pytree, a frozen config, and what to do with them.
 
     x_0   = W_E[token] · scale (+ W_pos)                                    embed
-    z     = softmax(q k^T · scale, causal) v,  (q, k, v) = norm(x) W + b    attention
+    z     = softmax(q k^T · scale, mask) v,  (q, k, v) = norm(x) W + b      attention
     mid   = x + z W_O + b_O                                                 resid_mid
     post  = mid + mlp(norm(mid))                                            resid_post
     logit = norm(x_L) W_U + b_U                                             unembed
 
 Families differ in what ModelConfig says: norms before or after what is added to the stream, or both; an MLP that
-reads `x` beside the attention (`parallel`; `mid` is then only a sum); norms on queries and keys; windows; soft caps.
+reads `x` beside the attention (`parallel`; `mid` is then only a sum); norms on queries and keys; windows; soft caps; no norms
+and no MLPs at all; attention that sees what comes behind it.
 What can be said by other parameters is: rotary pairs are laid out as halves, a norm's (1 + w) is its weight.
 
 Nothing here knows where the parameters came from (see sources/), and nothing is mutated. Shapes carry
@@ -16,7 +17,7 @@ any leading batch dimensions; positions start at 0, so a prefix of a prompt is a
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never, get_args
 
 import torch
@@ -29,11 +30,14 @@ from torch.utils import _pytree as pytree
 from attrib.core.devices import check_device, check_dtype
 from attrib.core.fingerprints import Fingerprinted, moved
 from attrib.core.shown import in_one_line
-from attrib.core.types import EXACT, SITE_KINDS, InputError, Policy, Site, UnsupportedError
+from attrib.core.types import EXACT, SITE_KINDS, InputError, Policy, Site, SiteKind, UnsupportedError
 from attrib.core.warned import renamed
 from attrib.models.tokenizer import Tokenizer as Tokenizer
 
 Stream = Float[Tensor, "*batch positions d_model"]
+
+MLP_KINDS: tuple[SiteKind, ...] = ("mlp_in", "mlp_out")
+"""The kinds of sites that a model without MLPs does not have."""
 
 Put = Callable[[Site, Tensor], Tensor]
 """What stands at a place, from what the model has computed there."""
@@ -115,7 +119,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-NormKind = Literal["layer", "rms"]
+NormKind = Literal["layer", "rms", "none"]
 Positions = Literal["learned", "rotary"]
 HeadNorms = Literal["none", "head", "whole"]
 
@@ -135,6 +139,7 @@ class ModelConfig:
     n_kv_heads: int
     d_head: int
     d_mlp: int
+    """The width of an MLP's hidden layer; 0 where the model has no MLPs."""
     d_vocab: int
     n_ctx: int
     norm: NormKind
@@ -159,11 +164,32 @@ class ModelConfig:
     """Attention scores s become cap · tanh(s / cap)."""
     logit_cap: float | None = None
     embedding_scale: float = 1.0
+    causal: bool = field(default=True, repr=False)  # whose repr is hashed: models were named by it before this was a fact
+    """Whether a position sees those before it alone, and not those behind it."""
 
     def __post_init__(self) -> None:
-        for field, words in _WORDS.items():
-            if (word := getattr(self, field)) not in words:
-                raise UnsupportedError(f"{field}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
+        for name, words in _WORDS.items():
+            if (word := getattr(self, name)) not in words:
+                raise UnsupportedError(f"{name}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
+        if self.norm == "none" and (self.pre_norm or self.post_norm):
+            raise UnsupportedError("norm: 'none' where pre_norm or post_norm is True; expected neither in a model without norms.")
+        if not self.has_mlps and (self.parallel or self.gated):
+            raise UnsupportedError("d_mlp: 0 where MLPs are gated or beside attention; expected neither of a model without MLPs.")
+        if not self.causal and any(self.windows):
+            raise UnsupportedError("windows: in attention that is not causal; attrib computes windows of causal attention alone.")
+
+    @property
+    def has_mlps(self) -> bool:
+        """Whether there are MLPs: a model of attention alone has none."""
+        return self.d_mlp > 0
+
+    def seen(self, position: int, positions: int) -> range:
+        """The positions that a query sees, windows aside: those up to its own, or all of them."""
+        return range(position + 1 if self.causal else positions)
+
+    def seeing(self, position: int, positions: int) -> range:
+        """The positions that see a key, windows aside: those from its own on, or all of them."""
+        return range(position if self.causal else 0, positions)
 
     @property
     def last(self) -> Site:
@@ -214,7 +240,7 @@ class Model(Fingerprinted):
         return replace(self, params=params)
 
     def _hashed(self, how: Callable[..., str]) -> str:
-        return how(self.params, self.config)
+        return how(self.params, self.config, *(() if self.config.causal else ("not causal",)))
 
     def with_special_tokens(self, special_tokens: str) -> "Model":
         """Give the model with prompts that take a special token that is spelled out in their text as it says.
@@ -238,13 +264,15 @@ def centres(config: ModelConfig) -> bool:
     match config.norm:
         case "layer":
             return True
-        case "rms":
+        case "rms" | "none":
             return False
     assert_never(config.norm)
 
 
 def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
-    """LayerNorm or RMSNorm over the last dimension; a frozen norm holds its denominator."""
+    """LayerNorm or RMSNorm over the last dimension, or nothing; a frozen norm holds its denominator."""
+    if config.norm == "none":
+        return x
     if centres(config):
         x = x - x.mean(-1, keepdim=True)
     return _rms(config, x, policy) * norm.weight + norm.bias
@@ -252,7 +280,7 @@ def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT
 
 def enter(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
     """What attention or an MLP reads of the stream."""
-    return normalise(config, norm, x, policy) if config.pre_norm else x
+    return normalise(config, norm, x, policy) if config.pre_norm and norm.weight.numel() else x
 
 
 def leave(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT) -> Stream:
@@ -293,9 +321,12 @@ def attention_pattern(
     scale: float,
     window: int | None = None,
     score_cap: float | None = None,
+    causal: bool = True,
 ) -> Float[Tensor, "*batch kv_heads group positions positions"]:
-    """Causal softmax attention of grouped query heads; each group shares its keys."""
+    """Softmax attention of grouped query heads; each group shares its keys."""
     scores = cap(attention_scores(q, k, scale), score_cap)
+    if not causal:
+        return scores.softmax(-1)
     seen = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
     if window is not None:
         seen = seen.triu(1 - window)
@@ -374,7 +405,7 @@ def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float
     """`z` of one layer from the normed stream `x`."""
     config = model.config
     q, k, v = heads(model, layer, x, policy)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
@@ -462,12 +493,16 @@ def walk(
     for layer in range(start.layer, config.n_layers):
         for kind in SITE_KINDS[done + 1 :]:
             at = Site(layer, kind)
+            if kind in MLP_KINDS and not config.has_mlps:
+                continue
             match kind:
                 case "z":
                     before = stream
                     value = stands(at, attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy))
                 case "attn_out":
                     value = stands(at, attention_written(model, layer, value, policy))
+                case "resid_post" if not config.has_mlps:
+                    value = stream = stands(at, stream)
                 case "resid_mid" | "resid_post":
                     value = stream = stands(at, stream + value)
                 case "mlp_in":
@@ -507,6 +542,8 @@ def check_site(model: Model, site: Site | str, argument: str) -> Site:
     site = Site.parse(site)
     if site.layer >= model.config.n_layers:
         raise InputError(f"{argument}: {site} is outside {model.name}, which has layers 0 to {model.config.n_layers - 1}.")
+    if site.kind in MLP_KINDS and not model.config.has_mlps:
+        raise InputError(f"{argument}: {site} is of an MLP, and {model.name} has none. Take attn_out, z, resid_pre or resid_post.")
     return site
 
 

@@ -27,8 +27,8 @@ class AttentionHeads(NamedTuple):
     """What the heads of one layer compute of a stream.
 
     `query` and `key` are those whose products are the scores: behind the norms and the rotation that some families have.
-    `pattern[..., q, k]` is how much position q takes from position k: rows sum to 1, and are 0 where k is behind q or outside
-    the layer's window. `z = pattern @ value`, which the site of that name holds side by side.
+    `pattern[..., q, k]` is how much position q takes from position k: rows sum to 1, and are 0 where k is behind q (in causal
+    attention) or outside the layer's window. `z = pattern @ value`, which the site of that name holds side by side.
     """
 
     query: Float[Tensor, "*batch heads positions d_head"]
@@ -74,7 +74,7 @@ def attention_heads(model: Model, layer: int, x: Stream, *, policy: Policy = EXA
     layer = _layer(model, layer)
     check_value(model, Site(layer, "resid_pre"), x, "x")
     q, k, v = heads(model, layer, enter(config, model.params.blocks[layer].norm_1, x, policy), policy)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     key, value = (part.repeat_interleave(q.shape[-3], dim=-3) for part in (k, v))

@@ -164,7 +164,7 @@ class Ends:
         """Where the model's own pass is looked at."""
         ends = {read_site(self.model, target) for target in self.targets} | {*self.stops} | {*map(self.start_of, self.sources)}
         reads = {d.site for d in (*self.sources, *self.passed) if isinstance(d, Dictionary)}
-        return ends | reads | {*stream_sites(self.start, self.stop)} | (self.replaced.sites if self.replaced else set())
+        return ends | reads | {*stream_sites(self.model.config, self.start, self.stop)} | (self.replaced.sites if self.replaced else set())
 
     # -------------------------------------------------------------------------------------- one prompt
 
@@ -188,7 +188,7 @@ class Ends:
             targets.append(TargetEnd(found, stop, is_own_place, barred, read.labels, read.probability))
         is_total = self.effect == "total"
         passing = (Passing(d, x := seen[d.site], encode_sparse(d, x) if is_total else nothing(x), is_total) for d in self.passed)
-        streams = {site: seen[site] for site in stream_sites(self.start, self.stop)}
+        streams = {site: seen[site] for site in stream_sites(self.model.config, self.start, self.stop)}
         return Bundle(
             self.model, self.policy, self.start, self.stop, len(tokens), streams, sources, tuple(targets),
             Between(self.held, tuple(passing)),

@@ -31,7 +31,7 @@ from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
 from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
-from attrib.models.transformer import Model, embed, enter, mlp, unembed, walk
+from attrib.models.transformer import Model, ModelConfig, embed, enter, mlp, unembed, walk
 from attrib.passes.capture import capture, cut
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.targets import LogitsLike, Read, as_logits, read_direction, read_latents, read_logits, read_site
@@ -152,8 +152,8 @@ def _open(
     cuts: Cuts | None,
 ) -> _Opening:
     start = start_site(source)
-    base, sites = base_site(start), stream_sites(start, stop)
-    seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
+    base, sites = base_site(start), stream_sites(model.config, start, stop)
+    seen = capture(model, tokens, sites_seen(model.config, source, site, stop, error, cuts))
     require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
@@ -172,20 +172,20 @@ def _open(
     return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
 
 
-def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
+def sites_seen(config: ModelConfig, source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
     """Where the model's own pass is looked at, to open a path that is read at `site`."""
     start = start_site(source)
     base = base_site(start)
     read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
     put_in = set() if cuts is None or error else cuts.replaced.sites
-    return {start, stop, site, *stream_sites(start, stop), *read, *put_in, *([base] if base else [])}
+    return {start, stop, site, *stream_sites(config, start, stop), *read, *put_in, *([base] if base else [])}
 
 
 def _walked_to(
     model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
 ) -> dict[Site, Float[Tensor, "positions _"]]:
     """The values from `start` to `stop`, and nothing beyond, where x stands at `start`."""
-    wanted, found = {start, *stream_sites(start, stop)}, {}
+    wanted, found = {start, *stream_sites(model.config, start, stop)}, {}
     for site, value in walk(model, start, x, base):
         if site in wanted:
             found[site] = value
@@ -219,7 +219,7 @@ def _open_cut(
     seen: Mapping[Site, Float[Tensor, "positions _"]],
 ) -> _Opening:
     """Open a path with cuts on it: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
-    start, stop, sites = run.start, run.stop, stream_sites(run.start, run.stop)
+    start, stop, sites = run.start, run.stop, stream_sites(run.model.config, run.start, run.stop)
     writes: tuple[Site, ...] = (start,)
     if source is None:
         sources = start_at_tokens(seen[start], tokens).sources

@@ -151,12 +151,14 @@ def test_a_field_that_nobody_knows():
 
 ROTARY = {"positional_embedding_type": "rotary"}
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
-    "no MLPs": ({"attn_only": True}, "models without MLPs"),
-    "bidirectional": ({"attention_dir": "bidirectional"}, "attention that is not causal"),
+    "windows both ways": (
+        {"attention_dir": "bidirectional", "use_local_attn": True, "window_size": 3, "attn_types": ["local"]},
+        "windows of attention that is not causal",
+    ),
+    "norms behind no norms": ({"normalization_type": None, "use_normalization_before_and_after": True}, "norms behind components"),
     "alibi": ({"positional_embedding_type": "alibi"}, "positional_embedding_type='alibi'"),
     "shortformer": ({"positional_embedding_type": "shortformer"}, "positional_embedding_type='shortformer'"),
     "relative": ({"positional_embedding_type": "relative_positional_bias"}, "positional_embedding_type='relative_positional_bias'"),
-    "no norm": ({"normalization_type": None}, "normalization_type=None"),
     "embedding norm": ({"post_embedding_ln": True}, "a norm after the embedding"),
     "experts": ({"num_experts": 2, "experts_per_token": 1, "gated_mlp": True}, "mixtures of experts"),
     "sinks": ({"use_attention_sinks": True}, "attention sinks"),

@@ -33,7 +33,7 @@ from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model, place
 from attrib.paths.bundle import Ends
 from attrib.runs.rerun import rerun
-from tests.attribution.test_plan import LARGE, WIDTH, assert_about, large
+from tests.attribution.test_plan import BARE, LARGE, WIDTH, assert_about, large
 from tests.paths.test_cuts import ALL_SETS, FEW, PROMPTS, SOURCES, TARGETS, attribute, is_taken, put_in
 from tests.support.builders import Family, attrib_model, build, dictionary, normal, prompt, tiny
 from tests.support.covering import each_pair
@@ -321,7 +321,8 @@ def opened(family: Family, policy: Policy, lengths: tuple[int, ...], effect: Any
 
 
 @each_pair(
-    family=["gpt2", "llama", "gpt_neox", "gemma2"], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)], effect=["direct", "total"],
+    family=["gpt2", "llama", "gpt_neox", "gemma2", BARE[0]], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)],
+    effect=["direct", "total"],
 )  # fmt: skip
 def test_operations_are_those_planned(family: Family, policy: Policy, lengths: tuple[int, ...], effect: str):
     of_group, call = opened(family, policy, lengths, effect)
@@ -333,7 +334,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths))
 
 
-@each_pair(family=["gpt2", "gemma2", "gpt_neox"], policy=[EXACT, LINEAR], effect=["direct", "total"])
+@each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str):
     of_group, call = opened(family, policy, (20,), effect)
     found = call._joint(of_group, (call.prompts[0], bundle := of_group.open(call.prompts[0], None)))

@@ -19,7 +19,7 @@ from attrib.engine.plan.joint import Joint
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model
 from tests.attribution.test_jacobian import assert_same, ends, graph_ends, opened
-from tests.attribution.test_plan import LARGE, WIDTH, assert_about, large
+from tests.attribution.test_plan import BARE, LARGE, WIDTH, assert_about, large
 from tests.paths.test_cuts import ALL_SETS, PROMPTS, put_in
 from tests.support.builders import Family, attrib_model, build, dictionary, prompt
 from tests.support.covering import each_pair
@@ -78,7 +78,7 @@ def all_ends(family: Family, which: str | None, dtype: torch.dtype) -> tuple[Mod
 
 @each_pair(
     which=["residual", "transcoders", "cross", "attn_out", "z", "mlp_in", "every layer", None],
-    family=["gpt2", "llama", "gemma2", "gpt_neox"], effect=["direct", "total"], policy=[EXACT, LINEAR],
+    family=["gpt2", "llama", "gemma2", "gpt_neox", BARE[0]], effect=["direct", "total"], policy=[EXACT, LINEAR],
     dtype=[torch.float64, torch.float32],
 )  # fmt: skip
 def test_at_every_place_it_is_what_the_way_down_gives(
@@ -203,7 +203,10 @@ def test_what_is_kept_is_the_same(keep: Any, monkeypatch: pytest.MonkeyPatch) ->
 # ----------------------------------------------------------------------------------------- operations, memory
 
 
-@each_pair(family=["gpt2", "llama", "gpt_neox", "gemma2"], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)], effect=["direct", "total"])
+@each_pair(
+    family=["gpt2", "llama", "gpt_neox", "gemma2", BARE[0]], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)],
+    effect=["direct", "total"],
+)  # fmt: skip
 def test_operations_are_those_planned(family: Family, policy: Policy, lengths: tuple[int, ...], effect: str) -> None:
     of_group, call = opened(family, policy, lengths, effect)
     bundles = [of_group.open(ids, None) for ids in call.prompts]
@@ -229,7 +232,7 @@ def test_operations_of_ends_within_components_are_those_planned(family: Family) 
         assert_about(flops(lambda plan=plan: list(jacobians(bundles, plan, call.precision))), plan.cost.total, 1.01, joined.meets)
 
 
-@each_pair(family=["gpt2", "gemma2", "gpt_neox"], policy=[EXACT, LINEAR], effect=["direct", "total"])
+@each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str) -> None:
     of_group, call = opened(family, policy, (20,), effect)
     found = call._joint(of_group, (call.prompts[0], bundle := of_group.open(call.prompts[0], None)))

@@ -22,7 +22,7 @@ from attrib.engine.path import Path
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.sweep.cells import ON_CPU, ON_CUDA, Pieces
 from attrib.engine.tiles import adjoint, task_of
-from tests.support.builders import FAMILIES, Family, attrib_model, build, dictionary, normal, prompt
+from tests.support.builders import FAMILIES, Family, attrib_model, bare, build, dictionary, normal, prompt
 from tests.support.covering import each_pair
 from tests.support.measured import flops, measured, peak
 from tests.support.tolerances import FOREIGN, assert_close
@@ -39,6 +39,8 @@ LARGE: dict[Family, dict[str, int]] = {
     "olmo2": _GROUPS,
 }
 """Beside the two: an MLP beside attention, norms of each head and behind what is added, caps, norms of all heads and none before."""
+BARE = ["gpt2 without masks", "llama without masks and norms", "gpt2 without MLPs", "gemma2 without masks and MLPs"]
+"""Where every position sees all others, and where there is less to pass."""
 LOGITS = attrib.TopLogits(10)
 families = pytest.mark.parametrize("family", FAMILIES)
 KINDS, TWO = ("token_to_latent", "latent_to_latent", "latent_to_logit"), (EXACT, LINEAR)
@@ -48,7 +50,8 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 @lru_cache
 def large(family: Family) -> attrib.Model:
-    return attrib_model(family, **LARGE[family])
+    of, _, without = family.partition(" without ")
+    return bare(attrib_model(of, **LARGE[of]), without)  # type: ignore[arg-type, index]
 
 
 def topk(layer: int, k: int = 20, width: int = WIDTH, rule: Any = "topk") -> attrib.Dictionary:
@@ -133,7 +136,9 @@ def held(path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "policy", "length"), [*product(LARGE, TWO, (16,)), ("gpt2", EXACT, 40), ("gpt_neox", LINEAR, 40)], ids=str
+    ("family", "policy", "length"),
+    [*product(LARGE, TWO, (16,)), *zip(BARE, TWO * 2, (16,) * 4, strict=True), ("gpt2", EXACT, 40), ("gpt_neox", LINEAR, 40)],
+    ids=str,
 )
 def test_operations_and_memory_of_every_way(family: Family, policy: Policy, length: int):
     """Of all kinds of blocks, with several bands of rows; and with so many rows that the rows themselves are most of it."""
@@ -148,7 +153,7 @@ def test_operations_and_memory_of_every_way(family: Family, policy: Policy, leng
         assert_about(got.peak + held(found), plan.peak, 1.2, (plan.way, plan.layer))
 
 
-@pytest.mark.parametrize(("family", "policy"), [*zip(LARGE, TWO * 3, strict=True)])
+@pytest.mark.parametrize(("family", "policy"), [*zip([*LARGE, *BARE], TWO * 5, strict=True)])
 def test_operations_of_every_way_with_several_prompts(family: Family, policy: Policy):
     found = paths(family, policy, (8, 1, 5))
     plans = forced(task_of(found))
@@ -244,7 +249,7 @@ def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...])
         yield [attrib.path(large(family), cuts[0], topk(3), prompt(length, seed=length), **given) for length in lengths]
 
 
-@each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox"], effect=["direct", "total"])
+@each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox", BARE[0]], effect=["direct", "total"])
 def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
     for lengths in ((16,),) if family == "gpt2" else ((8, 1, 5),):
         for found in cut_paths(family, which, effect, lengths):
@@ -258,7 +263,7 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
                 assert 0.7 < share <= 1.05, (plan.way, plan.layer, share)
 
 
-@each_pair(family=[*LARGE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)
+@each_pair(family=[*LARGE, *BARE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)
 def test_operations_and_memory_to_a_part_of_attention(family: Family, hook: str, layer: int, policy: Policy):
     """Where targets read within the last attention, tangents come up to there."""
     target = dictionary("topk", site=f"blocks.{layer}.{hook}", d_in=WIDTH, d_sae=500, k=20)

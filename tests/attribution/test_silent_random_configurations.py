@@ -10,7 +10,7 @@ import attrib
 from attrib.core.types import Direction, InputError, Site
 from tests.support.builders import build, dictionary, normal, prompt
 from tests.support.tolerances import ROUNDING, assert_close
-from tests.support.torture_cases import RefusedError, configuration, fault_of
+from tests.support.torture_cases import BARE, RefusedError, budget_fault_of, configuration, fault_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -26,6 +26,21 @@ def test_silent_random_configurations(first: int):
         case = configuration(seed)
         try:
             assert (fault := fault_of(case)) is None, f"python -m tests.support.torture --seed {seed} --count 1: {fault}\n{case}"
+        except RefusedError:
+            continue
+        answered += 1
+    assert answered >= 12
+
+
+@pytest.mark.parametrize("first", range(0, CALLS, 20))
+def test_silent_random_configurations_of_bare_models(first: int):
+    """Without causal masks, norms, or MLPs, or several of these."""
+    answered = 0
+    for seed in range(first, first + 20):
+        case = configuration(seed, BARE)
+        try:
+            assert (fault := fault_of(case)) is None, f"python -m tests.support.torture --bare --seed {seed} --count 1: {fault}\n{case}"
+            assert seed % 8 or (fault := budget_fault_of(case)) is None, f"{fault}\n{case}"
         except RefusedError:
             continue
         answered += 1

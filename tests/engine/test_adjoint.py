@@ -46,8 +46,10 @@ PARTIAL = [0, 1, 2, 5, 6, 7]
 """Columns of a rotary table that turns six numbers of a head's ten."""
 
 models = pytest.mark.parametrize("name", ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary"])
-ATTENTION_MODELS = ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
+CAUSAL_MODELS = ["gpt2", "llama", "llama-no-groups", "llama-partly-rotary", "mistral", "qwen3", "gemma2", "gemma3_text", "olmo2"]
 """Beside these: a window, norms of each head, caps and a window, both with norms, norms of all heads together."""
+WITHOUT_MASKS = [f"{name} without masks" for name in ("gpt2", "llama", "qwen3", "gemma2", "olmo2")]
+ATTENTION_MODELS = [*CAUSAL_MODELS, *WITHOUT_MASKS, "gpt2 without norms", "gpt2 without masks and norms"]
 
 
 def test_every_word_of_norms_and_positions_is_among_them():
@@ -65,8 +67,9 @@ norms = pytest.mark.parametrize("norm", TREATMENTS, ids="norm {}".format)
 @lru_cache
 def model_of(name: str, dtype: torch.dtype) -> Model:
     """Learned positions with every head its own key; rotary ones with grouped queries, without, and on a part of a head."""
-    variant = {"llama-partly-rotary": "llama"}.get(name, name)
-    model = attrib.from_hugging_face(builders.tiny_variant(variant, dtype), name=name)
+    of, _, without = name.partition(" without ")
+    model = attrib.from_hugging_face(builders.tiny_variant({"llama-partly-rotary": "llama"}.get(of, of), dtype), name=name)
+    model = builders.bare(model, without)
     if name == "llama-partly-rotary":
         p = model.params
         model = replace(model, params=p._replace(rotary_cos=p.rotary_cos[..., PARTIAL], rotary_sin=p.rotary_sin[..., PARTIAL]))
@@ -165,7 +168,7 @@ class Case:
     def __init__(self, name: str, dtype: torch.dtype, policy: Policy) -> None:
         self.model, self.policy = model_of(name, dtype), policy
         config, block = self.model.config, self.model.params.blocks[LAYER]
-        self.x, self.scale = stream(self.model), config.attention_scale
+        self.x, self.scale, self.causal = stream(self.model), config.attention_scale, config.causal
         self.point: AttentionPoint = attention_point(self.model, LAYER, self.x)
         none = NormPoint(torch.zeros_like(self.x), torch.ones_like(self.x[:, :1]))
         self.norm = norm_point(config, self.x) if config.pre_norm else none
@@ -175,12 +178,12 @@ class Case:
         self.to_stream = lambda x: self.function(x) @ block.attention.W_O
 
     def pull(self, o: Tensor) -> Tensor:
-        heads = attention_pull(self.point, o, self.scale, self.policy)
+        heads = attention_pull(self.point, o, self.scale, self.policy, causal=self.causal)
         return norm_map(self.norm.at(slice(0, len(o))), heads @ self.weights.W_in.T, self.policy)
 
     def push(self, x: Tensor) -> Tensor:
         unit = norm_map(self.norm.at(slice(POSITIONS - len(x), None)), x.clone(), self.policy)
-        return attention_push(self.point, unit @ self.weights.W_in, self.scale, self.policy)
+        return attention_push(self.point, unit @ self.weights.W_in, self.scale, self.policy, causal=self.causal)
 
 
 @pytest.fixture
@@ -198,11 +201,11 @@ def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
     assert_close(up, pushed(case.function, case.x, x), COMPONENT, "push")
     assert_adjoint(o, up, down, x)
     heads = rows(case.d_heads, dtype, seed=7)
-    in_heads = attention_pull(case.point, o, case.scale, case.policy)
-    assert_adjoint(o, attention_push(case.point, heads, case.scale, case.policy), in_heads, heads)
+    in_heads = attention_pull(case.point, o, case.scale, case.policy, causal=case.causal)
+    assert_adjoint(o, attention_push(case.point, heads, case.scale, case.policy, causal=case.causal), in_heads, heads)
 
 
-@each_pair(name=ATTENTION_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=["exact"], block=BLOCKS, count=[1, 6])
+@each_pair(name=CAUSAL_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=["exact"], block=BLOCKS, count=[1, 6])
 def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("attrib.engine.blocks.attention.QUERY_BLOCK", block)
     o, x = rows(case.d_q, case.x.dtype), rows(case.d_model, case.x.dtype, seed=6)
@@ -219,17 +222,18 @@ def test_attention_on_a_prefix_and_a_suffix(case: Case, block: int, count: int, 
 def test_attention_of_rows_at_one_position(case: Case, position: int):
     g, x = normal(ROWS, case.d_model, dtype=case.x.dtype, seed=5), normal(ROWS, case.d_model, dtype=case.x.dtype, seed=6)
     o = g @ case.weights.W_out.T
-    down = attention_pull_at(case.point, case.weights, o, position, case.scale, case.policy)
-    assert len(down) == position + 1
-    down = norm_map(case.norm.at(slice(0, position + 1)), down, case.policy)
-    assert_close(down, pulled(case.to_stream, case.x, at(position, g))[: position + 1], COMPONENT, "pull")
+    seen, seeing = case.model.config.seen(position, POSITIONS), case.model.config.seeing(position, POSITIONS)
+    down = attention_pull_at(case.point, case.weights, o, position, case.scale, case.policy, causal=case.causal)
+    assert len(down) == len(seen) == (position + 1 if case.causal else POSITIONS)
+    down = norm_map(case.norm.at(slice(0, seen.stop)), down, case.policy)
+    assert_close(down, pulled(case.to_stream, case.x, at(position, g))[: seen.stop], COMPONENT, "pull")
     unit = norm_map(case.norm.at(slice(position, position + 1)), x[None].clone(), case.policy)[0]
-    up = attention_push_at(case.point, case.weights, unit @ case.weights.W_in, position, case.scale, case.policy)
-    assert len(up) == POSITIONS - position
-    assert_close(up, pushed(case.to_stream, case.x, at(position, x))[position:], COMPONENT, "push")
+    up = attention_push_at(case.point, case.weights, unit @ case.weights.W_in, position, case.scale, case.policy, causal=case.causal)
+    assert len(up) == len(seeing) == (POSITIONS - position if case.causal else POSITIONS)
+    assert_close(up, pushed(case.to_stream, case.x, at(position, x))[seeing.start :], COMPONENT, "push")
 
 
-@each_pair(name=ATTENTION_MODELS, dtype=[torch.float64], attention=TREATMENTS, norm=["exact"])
+@each_pair(name=CAUSAL_MODELS, dtype=[torch.float64], attention=TREATMENTS, norm=["exact"])
 def test_what_is_written_into_a_given_tensor_is_what_is_returned(case: Case):
     def nan(positions: int, width: int) -> Tensor:
         return torch.full((positions, ROWS, width), float("nan"), dtype=case.x.dtype)

@@ -288,7 +288,7 @@ def test_rows_on_their_cone_are_rows_on_the_whole_prompt(family: Family, policy:
     on = on_prompts(family, start, top, policy, (length,))
     rows = seeded(on, TARGETS[:1], 32, 100)
     at = rows.token.tolist()
-    on_cone, whole = cone([at], (length,), "down"), Cone((Band(0, 0, length, 0, len(at), 0),))
+    on_cone, whole = cone([at], (length,), "down"), Cone((Band(0, 0, length, 0, len(at), 0, length - 1),))
     flat, full = rows.value.new_zeros(on_cone.cells, 32), rows.value.new_zeros(length, len(at), 32)
     for band in on_cone.bands:
         band.of(flat)[-1] = rows.rows(band)

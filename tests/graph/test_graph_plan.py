@@ -15,7 +15,7 @@ from attrib.graph.building import _Call
 from attrib.graph.given import as_given, as_sealed
 from attrib.graph.options import GraphAsked
 from attrib.models.transformer import Model
-from tests.attribution.test_plan import WIDTH, assert_about, large
+from tests.attribution.test_plan import BARE, WIDTH, assert_about, large
 from tests.support.builders import Family, build, dictionary, normal, prompt
 from tests.support.covering import each_pair
 from tests.support.cut_cases import SETS, ours
@@ -107,7 +107,7 @@ def test_targets_read_in_runs_are_those_read_at_once(which: str, monkeypatch: py
 # ----------------------------------------------------------------------------------------- whole calls
 
 
-@each_pair(family=["gpt2", "gemma2", "gpt_neox"], which=[*GIVEN], policy=[EXACT, LINEAR], lengths=[(11,), (5, 1, 3)])
+@each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], which=[*GIVEN], policy=[EXACT, LINEAR], lengths=[(11,), (5, 1, 3)])
 def test_a_plan_is_what_the_call_does(family: Family, which: str, policy: Policy, lengths: tuple[int, ...]):
     model, tokens = large(family), [prompt(length, seed=length) for length in lengths]
     given = GIVEN[which]()

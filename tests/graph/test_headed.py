@@ -31,6 +31,7 @@ from tests.support.brought import PROMPT as LONGER
 from tests.support.brought import dictionaries
 from tests.support.builders import D_MODEL, Family, build, normal
 from tests.support.covering import each_pair
+from tests.support.cut_cases import BARE, fits
 from tests.support.tolerances import ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -171,7 +172,9 @@ def test_routes_are_products_of_the_heads_that_they_pass(family: Family):
     assert compared > 200
 
 
-@each_pair(family=["gpt2", "gemma2", "gpt_neox"], which=[None, "residual", "transcoders", "z", "cross"], mlps=["exact", "leaf"])
+@each_pair(
+    fits, family=["gpt2", "gemma2", "gpt_neox", *BARE], which=[None, "residual", "transcoders", "z", "cross"], mlps=["exact", "leaf"]
+)
 def test_all_routes_of_an_edge_are_the_edge(family: Family, which: str | None, mlps: Any):
     model = build(family, torch.float64)
     cuts, targets = dictionaries(model, which), [Span(2), UP]

@@ -21,7 +21,7 @@ from attrib.models.transformer import Model, attend, attention_written, enter, m
 from tests.support.brought import PROMPT, brought, dictionaries
 from tests.support.builders import Family, build, normal
 from tests.support.covering import each_pair
-from tests.support.cut_cases import SETS
+from tests.support.cut_cases import BARE, SETS, fits
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -83,7 +83,7 @@ def _entered(model: Model, layer: int, seen: Any, at: int, moved: Tensor, policy
     return jvp(lambda given: enter(model.config, model.params.blocks[layer].norm_2, given, policy), (x,), (moved,))
 
 
-@each_pair(family=FEW, which=[None, "transcoders", "attn_out"], policy=[LINEAR, EXACT])
+@each_pair(fits, family=[*FEW, *BARE[:2]], which=[None, "transcoders", "attn_out"], policy=[LINEAR, EXACT])
 def test_loadings_are_what_each_head_brings_last(family: Family, which: str | None, policy: Policy):
     model = build(family, torch.float64)
     config, cuts = model.config, dictionaries(model, which)
@@ -133,7 +133,7 @@ def test_loadings_are_what_each_head_brings_last(family: Family, which: str | No
     assert got.abs().max() > 1e-3
 
 
-@each_pair(family=FEW, which=[None, *SETS], policy=[LINEAR, EXACT], mlps=["exact", "leaf"])
+@each_pair(fits, family=[*FEW, *BARE], which=[None, *SETS], policy=[LINEAR, EXACT], mlps=["exact", "leaf"])
 def test_every_edge_is_the_sum_of_its_loadings(family: Family, which: str | None, policy: Policy, mlps: Any):
     model = build(family, torch.float64)
     targets = [Span(3, 5), UP]
@@ -145,9 +145,9 @@ def test_every_edge_is_the_sum_of_its_loadings(family: Family, which: str | None
     assert result.loading.abs().max() > 0
     apart = graph.nodes.position[result.source] != graph.nodes.position[result.target]
     assert not result.direct[apart].any()
-    query = graph.nodes.position[result.target[result.row]]
-    assert (result.position <= query).all()
-    if policy == LINEAR:  # else a head looks elsewhere for what comes to its query
+    query, is_causal = graph.nodes.position[result.target[result.row]], model.config.causal
+    assert bool((result.position <= query).all()) == is_causal
+    if policy == LINEAR and is_causal:  # else a head looks elsewhere for what comes to its query
         assert (result.position >= graph.nodes.position[result.source[result.row]]).all()
 
 

@@ -24,7 +24,7 @@ from attrib.models.transformer import Model, rotary, rotate
 from tests.support.brought import PROMPT, brought, dictionaries
 from tests.support.builders import Family, build, normal, prompt
 from tests.support.covering import each_pair
-from tests.support.cut_cases import SETS, TOKENS
+from tests.support.cut_cases import BARE, SETS, TOKENS, fits
 from tests.support.measured import peak
 from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
@@ -71,7 +71,7 @@ def in_head(model: Model, layer: int, x: Tensor, stream: Tensor, which: str, hea
 # ------------------------------------------------------------------------------------------------ scores
 
 
-@each_pair(family=FEW, which=[None, *SETS], mlps=["exact", "leaf"])
+@each_pair(fits, family=[*FEW, BARE[0]], which=[None, *SETS], mlps=["exact", "leaf"])
 def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | None, mlps: Any):
     model = build(family, torch.float64)
     result = found(model, which, mlps=mlps)
@@ -97,7 +97,9 @@ def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | Non
         assert_close(result.total[score], value, 1e-10)
 
 
-@each_pair(family=FEW, which=[None, "transcoders", "attn_out", "all"], dtype=[torch.float64, torch.float32], skip_positions=[0, 2])
+@each_pair(
+    fits, family=[*FEW, *BARE], which=[None, "transcoders", "attn_out", "all"], dtype=[torch.float64, torch.float32], skip_positions=[0, 2]
+)
 def test_every_score_adds_up(family: Family, which: str | None, dtype: torch.dtype, skip_positions: int):
     model = build(family, dtype)
     result = found(model, which, Attended(0.1, (1, 3)), TOKENS, keep=TopK(3), skip_positions=skip_positions)

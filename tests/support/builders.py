@@ -5,6 +5,7 @@
 are perturbed away from the values that hide mistakes: biases from zero, norm weights and decoder norms from one.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import attrib
 from attrib.core.types import SITE_KINDS, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.models.transformer import Model
+from attrib.models.transformer import ABSENT, MLP, Block, Model
 
 Family = Literal[
     "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi",
@@ -176,6 +177,30 @@ def randomise(module: nn.Module, seed: int) -> None:
             parameter.copy_(value)
 
 
+def bare(model: Model, without: str) -> Model:
+    """The same model without its "norms", its "MLPs", or its "masks", so that all positions see all; or without several: "norms and MLPs".
+
+    Without norms nothing holds the stream at its size, so that what components write is made smaller.
+    """
+    config, params, gone = model.config, model.params, set(without.split(" and ")) - {""}
+    assert gone <= {"norms", "MLPs", "masks"}
+    if "norms" in gone:
+        config = replace(config, norm="none", pre_norm=False, post_norm=False)
+        blocks = [
+            Block(ABSENT, attention._replace(W_O=attention.W_O / 4), ABSENT, mlp._replace(W_out=mlp.W_out / 4))
+            for _, attention, _, mlp, *_ in params.blocks
+        ]
+        params = params._replace(W_E=params.W_E / 2, W_pos=params.W_pos / 2, blocks=tuple(blocks), norm_final=ABSENT)
+    if "MLPs" in gone:
+        config = replace(config, d_mlp=0, gated=False, parallel=False)
+        wide, tall = params.W_E.new_zeros(config.d_model, 0), params.W_E.new_zeros(0, config.d_model)
+        none = MLP(wide, wide[0], wide, wide[0], tall, params.W_E.new_zeros(config.d_model))
+        params = params._replace(blocks=tuple(block._replace(mlp=none, norm_2=ABSENT) for block in params.blocks))
+    if "masks" in gone:
+        config = replace(config, causal=False, windows=())
+    return replace(model, config=config, params=params) if gone else model
+
+
 def tiny_gpt2(dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
     """A transformers GPT2LMHeadModel: 4 layers, 4 heads of 8, learned positions, gelu_new."""
     return tiny("gpt2", dtype, **options)
@@ -217,8 +242,13 @@ def attrib_model(family: Family, dtype: torch.dtype = torch.float32, **options: 
 
 @lru_cache(maxsize=64)
 def build(family: Family, dtype: torch.dtype = torch.float32, seed: int = 0) -> Model:
-    """attrib's model with 4 layers, d_model 32, 60 tokens and 64 positions; the same object at every call."""
-    return attrib_model(family, dtype, seed=seed)
+    """attrib's model with 4 layers, d_model 32, 60 tokens and 64 positions; the same object at every call.
+
+    Args:
+        family: also with what the model is to lack: "gpt2 without masks and norms".
+    """
+    of, _, without = family.partition(" without ")
+    return bare(attrib_model(of, dtype, seed=seed), without)  # type: ignore[arg-type]
 
 
 def prompt(positions: int = 12, *, batch: tuple[int, ...] = (), seed: int = 1, d_vocab: int = D_VOCAB) -> Tensor:

@@ -1,6 +1,6 @@
 """Sets of dictionaries that are put into a model together, and transformers' model with the same ones hooked in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -107,6 +107,15 @@ SETS: dict[str, Callable[[Model], list[Foreign]]] = {
         lens(m, "jumprelu", "blocks.3.hook_resid_post", seed=10),
     ],
 }
+
+
+BARE = ("gpt2 without masks", "llama without masks and norms", "gemma2 without masks and MLPs", "gpt2 without norms and MLPs")
+"""Models without what others have, for tests of what needs it."""
+
+
+def fits(row: Mapping[str, Any]) -> bool:
+    """Whether the model of a combination has the places that its dictionaries read."""
+    return "MLPs" not in row["family"] or row["which"] in (None, "residual", "attn_out", "z")
 
 
 def ours(found: list[Foreign]) -> list[Dictionary]:

@@ -80,6 +80,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What loading_from_pretrained sets, made small, windows and all; biases and norms are random everywhere."""
 
+BARE: dict[str, dict[str, Any]] = {
+    "attn-only": LAYER | {"attn_only": True, "d_mlp": None, "act_fn": None, "original_architecture": "neel"},
+    "attn-only-norms-behind": GEMMA_2 | {"attn_only": True, "d_mlp": None, "attn_types": ["local", "global"]},
+    "no-norms": {"normalization_type": None, "act_fn": "relu"},
+    "bidirectional": LAYER | {"attention_dir": "bidirectional"},
+    "bidirectional-rotary": RMS | {"attention_dir": "bidirectional", "n_key_value_heads": 2, "rotary_dim": 8, "use_qk_norm": True},
+    "attn-only-bidirectional-no-norms": {"attn_only": True, "normalization_type": None, "attention_dir": "bidirectional", "d_mlp": None},
+}
+"""Small models that people train themselves: of attention alone, without norms, or seeing both ways."""
+
 SHARED_NORM = ("gpt-j", "phi-2")
 """Families whose MLP and attention read one norm, of which TransformerLens makes two."""
 
@@ -98,7 +108,9 @@ OPTIONS: dict[str, dict[str, bool] | None] = {
 
 def options_of(family: str) -> list[str]:
     """The ways of processing that TransformerLens takes for a family: it drops or refuses those that would change what is computed."""
-    facts, left = FAMILIES[family], dict(OPTIONS)
+    facts, left = (FAMILIES | BARE)[family], dict(OPTIONS)
+    if facts["normalization_type"] is None:
+        return ["raw", "center_unembed"]  # what else there is asks for norms
     if facts["normalization_type"] == "RMS":
         del left["center_writing_weights"]  # does nothing: an RMSNorm sees the mean
     if facts.get("positional_embedding_type") == "rotary":
@@ -112,7 +124,7 @@ def options_of(family: str) -> list[str]:
 
 def hooked(family: str, dtype: torch.dtype = torch.float32, *, options: str = "raw", seed: int = 0, **more: Any) -> Any:
     """A random HookedTransformer of a family, its weights processed."""
-    model = custom(dtype, seed=seed, **FAMILIES[family] | more)
+    model = custom(dtype, seed=seed, **(FAMILIES | BARE)[family] | more)
     if family in SHARED_NORM:
         with torch.no_grad():
             for block in model.blocks:
@@ -168,7 +180,7 @@ def tiny_bridge(family: Family, folder: Path, dtype: torch.dtype = torch.float32
 
 def hooked_cases() -> list[tuple[str, str, torch.dtype]]:
     """Every family of HookedTransformer with every way of processing that it takes, in both dtypes."""
-    return [(family, options, dtype) for family in FAMILIES for options in options_of(family) for dtype in DTYPES]
+    return [(family, options, dtype) for family in (FAMILIES | BARE) for options in options_of(family) for dtype in DTYPES]
 
 
 def bridge_cases() -> list[tuple[Family, str, torch.dtype]]:
@@ -179,7 +191,8 @@ def bridge_cases() -> list[tuple[Family, str, torch.dtype]]:
 
 def sites_of(config: ModelConfig) -> list[Site]:
     """Every site that a model has."""
-    kinds = [kind for kind in SITE_KINDS if not (config.parallel and kind == "resid_mid")]
+    missing = () if config.has_mlps and not config.parallel else ("resid_mid",) if config.has_mlps else ("resid_mid", "mlp_in", "mlp_out")
+    kinds = [kind for kind in SITE_KINDS if kind not in missing]
     return [Site(layer, kind) for layer in range(config.n_layers) for kind in kinds]
 
 
@@ -190,7 +203,7 @@ def lens_values(foreign: Any, tokens: Tensor) -> tuple[Tensor, dict[Site, Tensor
     def keep(layer: int) -> Any:
         return lambda module, args: entered.__setitem__(layer, args[0].detach())
 
-    handles = [block.mlp.register_forward_pre_hook(keep(i)) for i, block in enumerate(foreign.blocks)]
+    handles = [block.mlp.register_forward_pre_hook(keep(i)) for i, block in enumerate(foreign.blocks) if hasattr(block, "mlp")]
     try:
         with torch.no_grad():
             out, cache = foreign.run_with_cache(tokens)

@@ -74,9 +74,10 @@ def features(config: ModelConfig, model: Model) -> str:
     """What a reader looks for: how a model differs from the plainest."""
     d_rotary = model.params.rotary_cos.shape[-1]
     said = {
-        "LayerNorm" if config.norm == "layer" else "RMSNorm": True,
+        {"layer": "LayerNorm", "rms": "RMSNorm", "none": "no norms"}[config.norm]: True,
+        "attention both ways": not config.causal,
         "norms before and after": config.pre_norm and config.post_norm,
-        "norms after alone": not config.pre_norm,
+        "norms after alone": config.post_norm and not config.pre_norm,
         "learned positions": config.positions == "learned",
         "rotary": config.positions == "rotary" and d_rotary == config.d_head,
         "part of a head rotary": config.positions == "rotary" and d_rotary < config.d_head,
@@ -90,7 +91,8 @@ def features(config: ModelConfig, model: Model) -> str:
         "soft cap of scores": config.score_cap is not None,
         "soft cap of logits": config.logit_cap is not None,
         "embedding scale": config.embedding_scale != 1,
-        f"{'gated ' if config.gated else ''}{config.activation}": True,
+        f"{'gated ' if config.gated else ''}{config.activation}": config.has_mlps,
+        "no MLPs": not config.has_mlps,
     }
     return ", ".join(name for name, has in said.items() if has)
 

@@ -6,8 +6,10 @@ tests/passes/test_replace.py holds against transformers), reads the target off i
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -37,9 +39,9 @@ from attrib.core.types import (
     UnsupportedError,
 )
 from attrib.dictionaries.dictionary import Dictionary, encode
-from attrib.models.transformer import Model, width
+from attrib.models.transformer import MLP_KINDS, Model, width
 from attrib.passes.replacement import CutLeaves, Replacement
-from tests.support.builders import ALL_VARIANTS, N_LAYERS, normal, prompt, tiny_variant
+from tests.support.builders import ALL_VARIANTS, N_LAYERS, bare, normal, prompt, tiny_variant
 
 TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "bfloat16": 0.2}
 """Relative to the largest entry."""
@@ -55,9 +57,29 @@ REFUSED = "not after the source's|both replace|only a sum in|which .* computes e
 """What may be said of ends and cuts that are thrown together."""
 
 
+VARIANTS = (*ALL_VARIANTS, "gpt_neox", "gptj", "phi", "gpt_neox-whole-rotary")
+"""Those with the most to go wrong are drawn more often."""
+
+BARE = tuple(
+    f"{family} without {' and '.join(chosen)}"
+    for family in ("gpt2", "llama", "gpt_neo", "gpt_neox", "gemma2", "qwen3", "olmo2", "gpt2-relu-wide")
+    for count in (1, 2, 3)
+    for chosen in combinations(("masks", "norms", "MLPs"), count)
+)
+"""Models without a causal mask, without norms, and without MLPs."""
+
+
 @lru_cache(maxsize=64)
 def variant_model(variant: str, dtype: torch.dtype) -> Model:
-    return attrib.from_hugging_face(tiny_variant(variant, dtype), name=f"tiny-{variant}")
+    of, _, without = variant.partition(" without ")
+    model = attrib.from_hugging_face(tiny_variant(of, dtype), name=f"tiny-{variant}")
+    return bare(model, without)
+
+
+def kinds_of(model: Model, kinds: tuple[SiteKind, ...]) -> tuple[SiteKind, ...]:
+    """Those that a model has, and at which a path can begin or end."""
+    missing: set[SiteKind] = ({"resid_mid"} if model.config.parallel else set()) | (set() if model.config.has_mlps else set(MLP_KINDS))
+    return tuple(kind for kind in kinds if kind not in missing)
 
 
 @dataclass(frozen=True)
@@ -100,8 +122,9 @@ class Spec:
 
 def draw(rng: random.Random, model: Model, reads: Site, shape: str | None = None) -> Spec:
     """A dictionary that reads a place: an SAE, a transcoder, or one that writes at several places."""
-    kinds = tuple(kind for kind in WIDE if not (model.config.parallel and kind == "resid_mid"))
+    kinds = kinds_of(model, WIDE)
     mlp_outs = [Site(layer, "mlp_out") for layer in range(reads.layer + (reads.kind == "resid_post"), N_LAYERS)]
+    mlp_outs = mlp_outs if model.config.has_mlps else []
     shape = shape or rng.choice(("sae", "sae", "transcoder", "run", "anywhere"))
     writes: tuple[Site, ...] = (reads,)
     if shape == "anywhere":
@@ -178,12 +201,12 @@ class Configuration:
         return attrib.latent_to_logit(self.model, source, self.prompts, logits=target, **options)
 
 
-def configuration(seed: int) -> Configuration:
+def configuration(seed: int, variants: Sequence[str] = VARIANTS) -> Configuration:
     """The call of a seed."""
     rng = random.Random(seed)
-    variant = rng.choice([*ALL_VARIANTS, "gpt_neox", "gptj", "phi", "gpt_neox-whole-rotary"])
+    variant = rng.choice(variants)
     model = variant_model(variant, torch.float64)
-    kinds = tuple(kind for kind in KINDS if not (model.config.parallel and kind == "resid_mid"))
+    kinds = kinds_of(model, KINDS)
     source = None if rng.random() < 0.15 else draw(rng, model, Site(rng.randint(0, 2), rng.choice(kinds)))
     start = (0, 0) if source is None else min(at.depth for at in source.writes)
     what = rng.choice(("latents", "latents", "latents", "direction", "direction", "logits", "metric"))
@@ -203,7 +226,7 @@ def configuration(seed: int) -> Configuration:
         taken = {at.depth for d in (source, target, *cuts) if isinstance(d, Spec) for at in d.writes}
         if rng.random() < 0.1 or taken.isdisjoint(at.depth for at in cut.writes):
             cuts.append(cut)
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and model.config.has_mlps:
         layers = [draw(rng, model, Site(layer, "mlp_in"), "cross-layer") for layer in range(rng.randint(0, 2), N_LAYERS)]
         if rng.random() < 0.5:
             source, cuts = layers[0], layers[1:]

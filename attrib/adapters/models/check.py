@@ -146,13 +146,13 @@ def _checked(model: Model, tokens: Int[Tensor, " positions"]) -> Int[Tensor, " p
 def _values(model: Model, tokens: Int[Tensor, " positions"], given: Values) -> Values:
     """attrib's own values, in order of computation; each layer goes on from the stream in `given`, where that is there."""
     found: dict[Where, Tensor] = {}
-    stream = embed_tokens(model, tokens)
+    stream, is_sum = embed_tokens(model, tokens), model.config.parallel or not model.config.has_mlps  # no other library names it
     for layer in range(model.config.n_layers):
         start = Site(layer, "resid_pre")
         found[start] = stream
         stream = given.get(start, stream).to(stream)
         for site, value in walk(model, start, stream):
-            if site != start and not (model.config.parallel and site.kind == "resid_mid"):
+            if site != start and not (is_sum and site.kind == "resid_mid"):
                 found[site] = value
             if site.kind == "resid_post":
                 stream = value

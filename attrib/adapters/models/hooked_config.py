@@ -18,7 +18,7 @@ READ = {
     "gated_mlp", "eps", "act_fn", "normalization_type", "model_name", "default_prepend_bos", "parallel_attn_mlp", "rotary_dim",
     "use_attn_scale", "attn_scale", "scale_attn_by_inverse_layer_idx", "use_qk_norm", "use_local_attn", "attn_types", "window_size",
     "rotary_adjacent_pairs", "use_normalization_before_and_after", "attn_scores_soft_cap", "output_logits_soft_cap",
-    "original_architecture", "use_logn_attn", "use_dynamic_ntk_rope", "train_seq_length", "final_rms",
+    "original_architecture", "attn_only", "attention_dir", "use_logn_attn", "use_dynamic_ntk_rope", "train_seq_length", "final_rms",
     # these reach attrib through the model's own rotary tables
     "rotary_base", "rotary_base_local", "rotary_scaling_factor", "use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor",
     "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor", "NTK_original_ctx_len", "use_yarn_rope", "yarn_factor",
@@ -48,8 +48,6 @@ def _is(*usual: Any) -> Callable[[Any, Any], bool]:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "attn_only": ("models without MLPs", _is(False)),
-    "attention_dir": ("attention that is not causal", _is("causal")),
     "post_embedding_ln": ("a norm after the embedding", _is(False)),
     "num_experts": ("mixtures of experts", _is(None, 0)),
     "use_attention_sinks": ("attention sinks", _is(False)),
@@ -64,7 +62,16 @@ REFUSED: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 # Checks of fields in READ that attrib takes some values of.
 _PARTLY: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "positional_embedding_type": ("other position embeddings than learned and rotary", _is("standard", "rotary")),
-    "normalization_type": ("other norms than LayerNorm and RMSNorm", _is("LN", "LNPre", "RMS", "RMSPre")),
+    "normalization_type": ("other norms than LayerNorm and RMSNorm", _is("LN", "LNPre", "RMS", "RMSPre", None)),
+    "attention_dir": ("other attention than causal and bidirectional", _is("causal", "bidirectional")),
+    "use_local_attn": (  # TransformerLens masks nothing there, and so has no windows either
+        "windows of attention that is not causal",
+        lambda value, cfg: not value or cfg.attention_dir == "causal",
+    ),
+    "use_normalization_before_and_after": (
+        "norms behind components in a model without norms",
+        lambda value, cfg: not value or cfg.normalization_type is not None,
+    ),
     "final_rms": ("a final RMSNorm after LayerNorms", lambda value, cfg: not value or cfg.normalization_type in ("RMS", "RMSPre")),
     "use_logn_attn": ("attention scaled by the logarithm of the position", lambda value, cfg: not value or _within_training(cfg)),
     "use_dynamic_ntk_rope": (
@@ -115,23 +122,24 @@ def hooked_config(cfg: Any) -> ModelConfig:
         UnsupportedError: for a feature that attrib does not compute, by name.
     """
     refuse_unknown(cfg)
-    norms_after = cfg.original_architecture in _NORMS_AFTER
+    norms_after, has_norms, has_mlps = cfg.original_architecture in _NORMS_AFTER, cfg.normalization_type is not None, not cfg.attn_only
     windows: tuple[int | None, ...] = ()
     if cfg.use_local_attn:
         windows = tuple(cfg.window_size if kind == "local" else None for kind in cfg.attn_types[: cfg.n_layers])
     return ModelConfig(
         n_layers=cfg.n_layers, d_model=cfg.d_model, n_heads=cfg.n_heads, n_kv_heads=cfg.n_key_value_heads or cfg.n_heads,
-        d_head=cfg.d_head, d_mlp=cfg.d_mlp, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx,
-        norm="layer" if cfg.normalization_type.startswith("LN") else "rms", eps=cfg.eps,
-        # TransformerLens' gelu_fast writes out the constant that gelu_new computes
-        activation=activation("gelu_new" if cfg.act_fn == "gelu_fast" else cfg.act_fn), gated=cfg.gated_mlp,
+        d_head=cfg.d_head, d_mlp=cfg.d_mlp if has_mlps else 0, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx,
+        norm="none" if not has_norms else "layer" if cfg.normalization_type.startswith("LN") else "rms", eps=cfg.eps,
+        # TransformerLens' gelu_fast writes out the constant that gelu_new computes; without MLPs nothing is activated
+        activation=activation("gelu_new" if cfg.act_fn == "gelu_fast" else cfg.act_fn) if has_mlps else "relu",
+        gated=cfg.gated_mlp and has_mlps,
         positions="rotary" if cfg.positional_embedding_type == "rotary" else "learned",
         attention_scale=1 / cfg.attn_scale if cfg.use_attn_scale else 1.0,
-        parallel=cfg.parallel_attn_mlp,
-        pre_norm=not norms_after, post_norm=norms_after or cfg.use_normalization_before_and_after,
+        parallel=cfg.parallel_attn_mlp and has_mlps,
+        pre_norm=has_norms and not norms_after, post_norm=norms_after or cfg.use_normalization_before_and_after,
         qk_norm="head" if cfg.use_qk_norm else "whole" if cfg.original_architecture in _HEADS_NORMED_TOGETHER else "none",
         windows=windows if any(window is not None for window in windows) else (),
-        score_cap=_cap(cfg.attn_scores_soft_cap), logit_cap=_cap(cfg.output_logits_soft_cap),
+        score_cap=_cap(cfg.attn_scores_soft_cap), logit_cap=_cap(cfg.output_logits_soft_cap), causal=cfg.attention_dir == "causal",
     )  # fmt: skip
 
 

@@ -73,6 +73,8 @@ def _params(state: State, config: ModelConfig, cos: Table, sin: Table) -> Params
     absent = Norm(none, none)
 
     def norm(at: str) -> Norm:
+        if config.norm == "none":
+            return absent
         return Norm(state.get(f"{at}.w", ones), state.get(f"{at}.b", zeros))
 
     def columns(at: str, every: int = 1) -> Tensor:
@@ -93,6 +95,10 @@ def _params(state: State, config: ModelConfig, cos: Table, sin: Table) -> Params
             state[f"{at}.W_O"].flatten(0, 1), state[f"{at}.b_O"],
             *((none, none) if config.qk_norm == "none" else (state[f"{at}.q_norm.w"], state[f"{at}.k_norm.w"])),
         )  # fmt: skip
+        if not config.has_mlps:
+            wide, tall, norm_1 = W_E.new_zeros(config.d_model, 0), W_E.new_zeros(0, config.d_model), norm(f"blocks.{i}.ln1")
+            before, behind = (norm_1, norm(f"blocks.{i}.ln1_post") if config.post_norm else absent) if config.pre_norm else (absent, norm_1)
+            return Block(before, attention, absent, MLP(wide, none, wide, none, tall, zeros), behind)
         at = f"blocks.{i}.mlp"
         W_in, b_in = state[f"{at}.W_in"], state[f"{at}.b_in"]
         W_gate = state[f"{at}.W_gate"] if config.gated else W_in[:, :0]

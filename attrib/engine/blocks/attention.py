@@ -39,7 +39,7 @@ from attrib.models.transformer import (
 )
 
 QUERY_BLOCK = 64
-"""Query positions of one block of the attention maps: blocks skip what causality masks, and bound the memory."""
+"""Query positions of one block of the attention maps: blocks skip what a causal mask hides, and bound the memory."""
 
 
 # ------------------------------------------------------------------------- norms of queries and keys
@@ -131,7 +131,7 @@ def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_mode
     config, p = model.config, model.params.blocks[layer]
     projected = project(model, layer, enter(config, p.norm_1, x))
     q, k, v = turned_heads(model, layer, projected)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
     z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
     slope = pattern.new_zeros(*pattern.shape[:2], 0, 0)
     if config.score_cap is not None:
@@ -171,14 +171,19 @@ def turn(
     return out
 
 
-def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None) -> Rows:
-    """Head-space cotangents from those of z, on the first `positions` positions of the prompt; in `out` where it is given."""
+def attention_pull(
+    point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None, *, causal: bool = True
+) -> Rows:
+    """Head-space cotangents from those of z, on the first `positions` positions of the prompt; in `out` where it is given.
+
+    Where attention is not causal, these are all of them.
+    """
     kv, group, _, d_head = point.q.shape
     positions, rows, d_q = o.shape
     exact = policy.attention == "exact"
     if out is None:
         out = o.new_empty(positions, rows, kv * d_head + (d_q + kv * d_head if exact else 0))
-    if impl == "triton" and not point.slope.numel():  # the kernels know no caps
+    if impl == "triton" and causal and not point.slope.numel():  # the kernels know no caps, and causal masks alone
         return out.copy_(_pull_by_kernel(point, o, scale, policy))
     parts = rearrange(out, "t n (heads d) -> t n heads d", d=d_head)
     o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
@@ -187,19 +192,20 @@ def attention_pull(point: AttentionPoint, o: Rows, scale: float, policy: Policy,
     cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
-        block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :end]
+        reach = end if causal else positions
+        block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :reach]
         to_values = rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)")
-        torch.baddbmm(dv[:, :end], *to_values, out=dv[:, :end])
+        torch.baddbmm(dv[:, :reach], *to_values, out=dv[:, :reach])
         if dk is None:
             continue
-        ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :end].transpose(1, 2)
+        ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :reach].transpose(1, 2)
         ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
         ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True))
-        ds.mul_(_gain(point, slice(first, end), slice(end), scale)[:, :, :, None])
+        ds.mul_(_gain(point, slice(first, end), slice(reach), scale)[:, :, :, None])
         q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (g t) d")
         to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
-        dk[:, :, :end] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
-        to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :end]
+        dk[:, :, :reach] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
+        to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :reach]
         at = slice(first, end), slice(None), slice(kv * group)
         turn(rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=parts[at])
         head_norm_pull(point.q_norm.at(slice(first, end)), parts[at], policy)
@@ -246,12 +252,22 @@ def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy:
 
 
 def attention_push(
-    point: AttentionPoint, tangents: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None
+    point: AttentionPoint,
+    tangents: Rows,
+    scale: float,
+    policy: Policy,
+    impl: Impl = "torch",
+    out: Rows | None = None,
+    *,
+    causal: bool = True,
 ) -> Rows:
-    """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves."""
+    """Tangents of z from head-space tangents, on the last `positions` positions of the prompt; before them nothing moves.
+
+    Where attention is not causal, these are all of them.
+    """
     if out is None:
         out = tangents.new_empty(*tangents.shape[:2], point.q.shape[0] * point.q.shape[1] * point.q.shape[3])
-    if impl == "triton" and not point.slope.numel():
+    if impl == "triton" and causal and not point.slope.numel():
         return out.copy_(_push_by_kernel(point, tangents, scale, policy))
     kv, group, total, d_head = point.q.shape
     positions, rows, _ = tangents.shape
@@ -270,13 +286,13 @@ def attention_push(
     z = rearrange(out, "t n (kv g d) -> t n kv g d", kv=kv, g=group)
     for first in range(0, positions, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, positions)
-        at, reach = slice(begin + first, begin + end), begin + end
+        at, reach = slice(begin + first, begin + end), begin + end if causal else total
         a = point.pattern[:, :, at, :reach]
-        moved = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, :end]
+        moved = rearrange(a[..., begin:], "kv g t s -> kv (g t) s") @ v[:, : reach - begin]
         if exact:
             ds = rearrange(q[:, :, first:end], "kv g t n d -> kv (g t n) d") @ point.k[:, :reach].transpose(1, 2)
             ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
-            ds[..., begin:] += _by_key(point.q[:, :, at], k[:, :, :end])
+            ds[..., begin:] += _by_key(point.q[:, :, at], k[:, :, : reach - begin])
             ds.mul_(_gain(point, at, slice(reach), scale)[:, :, :, None])
             by_row = rearrange(moved, "kv gt (n d) -> kv (gt n) d", n=rows)
             torch.baddbmm(by_row, rearrange(ds, "kv g t n s -> kv (g t n) s"), point.v[:, :reach], out=by_row)
@@ -303,16 +319,18 @@ def attention_pull_at(
     position: int,
     scale: float,
     policy: Policy,
-    out: Float[Tensor, "prefix rows d_model"] | None = None,
-) -> Float[Tensor, "prefix rows d_model"]:
-    """`attention_pull` and W_in^T of cotangents that live at one position only, on all positions up to it.
+    out: Float[Tensor, "seen rows d_model"] | None = None,
+    *,
+    causal: bool = True,
+) -> Float[Tensor, "seen rows d_model"]:
+    """`attention_pull` and W_in^T of cotangents that live at one position only, on all positions that it sees: those up to it, or all.
 
     Each head's value cotangent is a[p, s] o, of rank one over s, and its key cotangent ds[p, s] q[p]: so o is
     projected through W_V once, q[p] through W_K once for all rows, and both are spread over s by numbers.
     The cotangents are those of `unit`, the norm's own adjoint is still to come.
     """
-    kv, group, _, d_head = point.q.shape
-    rows, end, d_q = len(o), position + 1, kv * group * d_head
+    kv, group, total, d_head = point.q.shape
+    rows, end, d_q = len(o), position + 1 if causal else total, kv * group * d_head
     exact = policy.attention == "exact"
     a = point.pattern[:, :, position, :end]
     o = rearrange(o, "n (kv g d) -> kv (g n) d", kv=kv, g=group)
@@ -336,7 +354,7 @@ def attention_pull_at(
     to_queries = rearrange(rearrange(ds, "kv g n s -> kv (g n) s") @ point.k[:, :end], "kv (g n) d -> n (kv g) d", g=group)
     if point.cos.shape[-1]:
         to_queries = turn(to_queries, point.cos[position], point.sin[position], back=True)
-    head_norm_pull(point.q_norm.at(slice(position, end)), to_queries[None], policy)
+    head_norm_pull(point.q_norm.at(slice(position, position + 1)), to_queries[None], policy)
     torch.addmm(y[position], rearrange(to_queries, "n h d -> n (h d)"), weights.W_in[:, :d_q].T, out=y[position])
     return y
 
@@ -374,17 +392,19 @@ def attention_push_at(
     position: int,
     scale: float,
     policy: Policy,
-    out: Float[Tensor, "suffix rows d_model"] | None = None,
-) -> Float[Tensor, "suffix rows d_model"]:
-    """`attention_push` and W_O of head-space tangents that live at one position only, on all positions from it on.
+    out: Float[Tensor, "moved rows d_model"] | None = None,
+    *,
+    causal: bool = True,
+) -> Float[Tensor, "moved rows d_model"]:
+    """`attention_push` and W_O of head-space tangents that live at one position only, on all that see it: those from it on, or all.
 
     The mirror of `attention_pull_at`: v̇ goes through W_O once, (v[p] - z[t]) W_O is shared by all rows.
     """
-    kv, group, _, d_head = point.q.shape
-    rows = len(tangents)
+    kv, group, total, d_head = point.q.shape
+    rows, begin, end = len(tangents), position if causal else 0, position + 1 if causal else total
     exact = policy.attention == "exact"
     split = rearrange(tangents, "n (heads d) -> n heads d", d=d_head)
-    a, gain = point.pattern[:, :, position:, position], _gain(point, slice(position, None), position, scale)
+    a, gain = point.pattern[:, :, begin:, position], _gain(point, slice(begin, None), position, scale)
     W_O = rearrange(weights.W_out, "(kv g d) m -> kv g d m", kv=kv, g=group)
     through = rearrange(split[:, -kv:], "n kv d -> kv n d")[:, None] @ W_O
     if out is None:
@@ -399,14 +419,15 @@ def attention_push_at(
     if point.cos.shape[-1]:
         turned = turn(turned, point.cos[position], point.sin[position], back=False)
     k = rearrange(turned[:, kv * group :], "n kv d -> kv d n")
-    ds = rearrange(rearrange(point.q[:, :, position:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
+    ds = rearrange(rearrange(point.q[:, :, begin:], "kv g t d -> kv (g t) d") @ k, "kv (g t) n -> kv g t n", g=group)
     ds = ds * gain[..., None]
-    moved = (point.v[:, None, position, None] - point.z[:, :, position:]) @ W_O
+    moved = (point.v[:, None, position, None] - point.z[:, :, begin:]) @ W_O
     torch.baddbmm(out, rearrange(ds, "kv g t n -> t n (kv g)"), rearrange(moved, "kv g t m -> t (kv g) m"), out=out)
     q = rearrange(turned[:, : kv * group], "n (kv g) d -> kv (g n) d", g=group)
-    own = rearrange(q @ point.k[:, : position + 1].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
-    own = own * _gain(point, position, slice(position + 1), scale)[:, :, None]
-    z = rearrange(rearrange(own, "kv g n s -> kv (g n) s") @ point.v[:, : position + 1], "kv (g n) d -> kv g n d", g=group)
+    own = rearrange(q @ point.k[:, :end].transpose(1, 2), "kv (g n) s -> kv g n s", g=group)
+    own = own * _gain(point, position, slice(end), scale)[:, :, None]
+    z = rearrange(rearrange(own, "kv g n s -> kv (g n) s") @ point.v[:, :end], "kv (g n) d -> kv g n d", g=group)
     z = z - own.sum(-1, keepdim=True) * point.z[:, :, position, None]
-    torch.addmm(out[0], rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out, out=out[0])
+    own_position = out[position - begin]
+    torch.addmm(own_position, rearrange(z, "kv g n d -> n (kv g d)"), weights.W_out, out=own_position)
     return out

@@ -138,9 +138,10 @@ def attention_maps(task: Task, up: bool) -> Cost:
 
 def _maps(task: Task, cost: Cost, part: Part, block: Rectangle, up: bool) -> None:
     """Count one block's rows through the maps of all heads."""
-    begin = block.begin
-    for first, end in _queries(block.end - begin, task.queries):
-        maps = [end, end, end + begin, end + begin] if up else [end] * 4
+    begin, length = block.begin, block.end - block.begin
+    for first, end in _queries(length, task.queries):
+        seen = end if task.config.causal else length
+        maps = [seen, seen, seen + begin, seen + begin] if up else [seen] * 4
         for keys in maps if task.policy.attention == "exact" else maps[:1]:
             cost.mm(part, end - first, task.config.d_head, keys, batch=block.rows * task.config.n_heads)
 
@@ -181,7 +182,7 @@ def spread_up(task: Task, cost: Cost) -> None:
                 cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
                 cost.mm("spread", reach, task.d_q, d)
                 cost.mm("spread", reach * n, c.n_heads, d)
-                cost.mm("spread", n, c.d_head, band.begin + 1, batch=2 * c.n_heads)
+                cost.mm("spread", n, c.d_head, len(c.seen(band.seed, band.end)), batch=2 * c.n_heads)
                 cost.mm("spread", n, task.d_q, d)
     attention_point(task, cost)
 
@@ -199,23 +200,23 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     others = task.targets if up else task.sources
     seeded = [list(accumulate(rows, initial=0)) for rows in others]
     places = [list(accumulate((count > 0 for count in rows), initial=0)) for rows in others]
-    for prompt, begin, end, rows in _blocks(task.sources if up else task.targets, up, task.most, task.block):
+    for prompt, begin, end, rows in _blocks(task.sources if up else task.targets, up, task.most, task.block, task.config.causal):
         met, at = (of_prompt[prompt][end] - of_prompt[prompt][begin] for of_prompt in (seeded, places))
         cost.flops["readout"] += 2 * rows * width * met
         cost.bytes["readout"] += cost.itemsize * (at * rows * width + (rows + width) * met)
 
 
 @lru_cache(maxsize=256)
-def _blocks(counts: tuple[tuple[int, ...], ...], up: bool, band: int, block: int) -> list[tuple[int, int, int, int]]:
+def _blocks(counts: tuple[tuple[int, ...], ...], up: bool, band: int, block: int, causal: bool) -> list[tuple[int, int, int, int]]:
     """Of each block of a cone its prompt, positions `[begin, end)` and rows: every place where rows are read out has the same ones."""
-    bands = bands_of(counts, up, band)
+    bands = bands_of(counts, up, band, causal)
     return [(each.prompt, each.begin, each.end, each.rows) for each in rectangles(bands, block)]
 
 
 def walk(task: Task, cost: Cost) -> None:
     """The primal of the segment, where it is walked again."""
     if task.walks:
-        last = max(site.depth for site in (task.start, *stream_sites(task.start, task.stop)))
+        last = max(site.depth for site in (task.start, *stream_sites(task.config, task.start, task.stop)))
         model_pass(cost, "primal", task.config, [len(rows) for rows in task.targets], task.start.depth, last)
 
 
@@ -354,6 +355,8 @@ class DescentCount(Descent[Moving]):
         """The first attention, and from then on every position that rows see."""
         spread_down(self.task, self.cost)
         self.alive = self.task.down()
+        if not self.config.causal:  # what waits is of all rows that live at its position, from here on
+            self.waits = dict.fromkeys(self.waits, self.alive)
         return Moving()
 
     def enter(self, number: int, site: Site, rows: Moving) -> None:

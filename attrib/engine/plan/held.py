@@ -157,6 +157,9 @@ class DownSizes(Descent[Held]):
             if waits.skip is not None:
                 wide = self.room.make(self.sizes.down * self.task.passed[number].d_in, out, z, below)
                 self.waits[number] = waits._replace(skip=wide)
+            if not self.config.causal:
+                terms = self.room.make(self.sizes.met(self.task.passed[number], self.task.down()), out, z, below)
+                self.waits[number] = self.waits[number]._replace(terms=terms)
         return out
 
     def enter(self, number: int, site: Site, rows: Held) -> None:
@@ -297,6 +300,9 @@ class UpSizes(Ascent[Held]):
         for number, waits in self.waits.items():
             if waits.skip is not None:
                 self.waits[number] = waits._replace(skip=self._spread_rows(self.task.passed[number].d_in, 0))
+            if not self.config.causal:
+                terms = self.room.make(self.sizes.met(self.task.passed[number], self.task.up()))
+                self.waits[number] = self.waits[number]._replace(terms=terms)
 
     def enter(self, number: int, rows: Held) -> None:
         """As numbers of the terms, and as they are for the skip connection."""

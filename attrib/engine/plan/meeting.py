@@ -120,6 +120,8 @@ class AscentCount(Ascent[Moving]):
     def widen_waiting(self) -> None:
         """From now on rows are on all that they move."""
         self.alive = self.task.up()
+        if not self.config.causal:
+            self.waits = dict.fromkeys(self.waits, self.alive)
 
     def enter(self, number: int, rows: Moving) -> None:
         """Each row against what is active at its position."""

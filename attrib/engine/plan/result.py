@@ -14,7 +14,8 @@ def edges_at_most(task: Task, keep: Keep) -> int:
     """How many edges a pack of prompts can have: of each target those to the sources that it can see, or what the rule keeps of so many."""
     found = 0
     for rows, columns in zip(task.targets, task.sources, strict=True):
-        for targets, seen in zip(rows, accumulate(columns), strict=True):
+        every = accumulate(columns) if task.config.causal else [sum(columns)] * len(columns)
+        for targets, seen in zip(rows, every, strict=True):
             found += targets * most_kept(keep, seen)
     return found
 

@@ -125,9 +125,10 @@ class Sizes:
         task, c = self.task, self.task.config
         rows, length = block.rows, block.end - block.begin
         ends = [min(first + task.queries, length) for first in range(0, length, task.queries)]
-        runs = list(zip([0, *ends], ends, strict=False))
+        # of each run of queries: how many, and up to where they see
+        runs = [(end - first, end if c.causal else length) for first, end in zip([0, *ends], ends, strict=False)]
         # of each query and row: with all keys that it sees, and with those at which the rows live
-        seen, own = (c.n_heads * max((end - first) * (before + end) for first, end in runs) for before in (block.begin, 0))
+        seen, own = (c.n_heads * max(count * (before + reach) for count, reach in runs) for before in (block.begin, 0))
         queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
         gathered = rows * length * (task.d_q + task.d_heads) if len(block.bands) > 1 else 0
         if not self.is_exact:
@@ -152,7 +153,8 @@ class Sizes:
     def _spread(self, seeds: Counts, is_down: bool) -> int:
         task, c = self.task, self.task.config
         longest, most = max(map(len, seeds)), max(map(max, seeds))
-        reach = max((t + 1 if is_down else len(rows) - t) * rows[t] for rows in seeds for t in range(len(rows)))
+        lives = c.seen if is_down else c.seeing
+        reach = max(len(lives(t, len(rows))) * rows[t] for rows in seeds for t in range(len(rows)))
         band = c.n_heads * most * c.d_model
         if self.is_exact:
             # what all rows share is of size [heads, positions, d] where it differs by position
@@ -210,7 +212,8 @@ class Sizes:
         gates, piece = 2 if c.gated else 1, task.pieces.mlp
         plain = [[count <= pays for count in prompt] for prompt in alive]
         at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
-        sizes = [seeds[b][t] * sum(plain[b][: t + 1] if is_down else plain[b][t:]) for b, t in at]
+        lives = c.seen if is_down else c.seeing
+        sizes = [seeds[b][t] * sum(plain[b][lives(t, len(plain[b])).start : lives(t, len(plain[b])).stop]) for b, t in at]
         alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
         short = sum(size for size in sizes if size <= piece // 3)
         gathered = min(short, even(short, piece) + piece // 3)

@@ -37,9 +37,9 @@ NOTHING_OPENED = Opened(0, 0, 0)
 
 
 @lru_cache(maxsize=256)
-def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int) -> tuple[Band, ...]:
+def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, causal: bool = True) -> tuple[Band, ...]:
     """The bands of a cone, for which every step of every way of a plan asks again."""
-    return cone_of(counts, "up" if up else "down", most).bands
+    return cone_of(counts, "up" if up else "down", most, causal=causal).bands
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Task:
 
     def passes_mlp(self, layer: int) -> bool:
         """Whether anything moves through a layer's MLP."""
-        return self.policy.mlp == "exact" and layer not in self.shut_mlps
+        return self.policy.mlp == "exact" and self.config.has_mlps and layer not in self.shut_mlps
 
     @property
     def n_targets(self) -> int:
@@ -167,7 +167,7 @@ class Task:
 
     def bands(self, up: bool) -> tuple[Band, ...]:
         """Bands of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
-        return bands_of(self.sources if up else self.targets, up, self.most)
+        return bands_of(self.sources if up else self.targets, up, self.most, self.config.causal)
 
     @property
     def most(self) -> int:
@@ -175,9 +175,17 @@ class Task:
         return 1 << 62 if self.is_floor else self.pieces.band
 
     def down(self) -> list[list[int]]:
-        """Cotangents alive at each position: those seeded there or later."""
+        """Cotangents alive at each position: those seeded there or later; all, where attention is not causal."""
+        if not self.config.causal:
+            return _everywhere(self.targets)
         return [list(accumulate(reversed(rows)))[::-1] for rows in self.targets]
 
     def up(self) -> list[list[int]]:
-        """Tangents alive at each position: those seeded there or before."""
+        """Tangents alive at each position: those seeded there or before; all, where attention is not causal."""
+        if not self.config.causal:
+            return _everywhere(self.sources)
         return [list(accumulate(rows)) for rows in self.sources]
+
+
+def _everywhere(counts: Counts) -> list[list[int]]:
+    return [[sum(rows)] * len(rows) for rows in counts]

@@ -41,7 +41,7 @@ class Alone(Down):
             read: is given the place, the rows, and whether it is what the model brings there.
             take: is given each layer whose attention they meet, and the cotangents of its z.
         """
-        down = cone([targets.token.tolist()], primal.lengths, "down", primal.pieces.band)
+        down = cone([targets.token.tolist()], primal.lengths, "down", primal.pieces.band, causal=primal.model.config.causal)
         super().__init__(primal, stop, down, wanted, brought=brought, stops_below=stops_below, between=between)
         self.own, self.tell, self.take = targets, read, take
 

@@ -5,6 +5,8 @@ seeded at the same position form a *band*, a full rectangle [positions, rows]; t
 prompt or of many, lie one behind the other in a flat [cells, width]. So a product with a weight matrix is
 one product over all prompts and positions, and no masked cell is ever computed. Attention alone goes band by
 band, and small bands in *blocks*: neighbours as one rectangle, with zeros where a row does not live.
+
+Where attention is not causal every position sees all others, and a row lives on all of them once it has been spread.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,6 +69,13 @@ class Band(NamedTuple):
     rows: int
     offset: int
     """Where its cells begin in the flat array."""
+    seed: int
+    """The position at which its rows were seeded: the last of a cotangent's, the first of a tangent's, where attention is causal."""
+
+    @property
+    def at(self) -> int:
+        """Where that is among its own positions."""
+        return self.seed - self.begin
 
     @property
     def cells(self) -> int:
@@ -112,13 +121,12 @@ class Cone(NamedTuple):
         return counts
 
 
-def seeded_cone(cone: Cone, up: bool = False) -> Cone:
-    """The cone of the rows at the positions where they are seeded, and nowhere else: the last of each band, or `up` the first."""
+def seeded_cone(cone: Cone) -> Cone:
+    """The cone of the rows at the positions where they are seeded, and nowhere else."""
     bands, offset = [], 0
-    for prompt, begin, end, row, rows, _ in cone.bands:
-        at = begin if up else end - 1
-        bands.append(Band(prompt, at, at + 1, row, rows, offset))
-        offset += rows
+    for band in cone.bands:
+        bands.append(band._replace(begin=band.seed, end=band.seed + 1, offset=offset))
+        offset += band.rows
     return Cone(tuple(bands))
 
 
@@ -228,7 +236,9 @@ def rectangles(bands: Sequence[Band], most: int) -> Iterator[Rectangle]:
 Direction = Literal["down", "up"]
 
 
-def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Direction, most: int = ON_CPU.band) -> Cone:
+def cone(
+    seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Direction, most: int = ON_CPU.band, *, causal: bool = True
+) -> Cone:
     """The cone of rows seeded at these positions, sorted, for each prompt; cotangents go down, tangents up.
 
     A band that would hold more than `most` cells is cut by rows, at least one to each.
@@ -239,19 +249,20 @@ def cone(seeds: Sequence[Sequence[int]], lengths: Sequence[int], direction: Dire
         for position in positions:
             rows[position] += 1
         counts.append(rows)
-    return cone_of(counts, direction, most)
+    return cone_of(counts, direction, most, causal=causal)
 
 
-def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band) -> Cone:
+def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band, *, causal: bool = True) -> Cone:
     """The cone by how many rows are seeded at each position of each prompt."""
     bands: list[Band] = []
     offset = 0
     for prompt, seeded in enumerate(counts):
         row = 0
         for position, count in enumerate(seeded):
-            begin, end = (0, position + 1) if direction == "down" else (position, len(seeded))
+            begin = position if causal and direction == "up" else 0
+            end = position + 1 if causal and direction == "down" else len(seeded)
             for rows in _cut(count, max(1, most // (end - begin))):
-                bands.append(Band(prompt, begin, end, row, rows, offset))
+                bands.append(Band(prompt, begin, end, row, rows, offset, position))
                 row, offset = row + rows, offset + bands[-1].cells
     return Cone(tuple(bands))
 

@@ -120,6 +120,7 @@ class Down(Descent[Tensor]):
         for waiting in self.waits:
             if waiting.skip is not None:
                 waiting.skip = self._widened(waiting.skip)
+            waiting.spread(self.primal, self.cone, self.down)
         self.lie(self.down)
         return out
 
@@ -127,7 +128,7 @@ class Down(Descent[Tensor]):
         """Rows at their own positions, as cells of the cone."""
         out, seeds = rows.new_zeros(self.down.cells, rows.shape[1]), self.targets._replace(value=rows)
         for band in self.down.bands:
-            band.of(out)[-1] = seeds.rows(band)
+            band.of(out)[band.at] = seeds.rows(band)
         return out
 
     def enter(self, number: int, site: Site, rows: Tensor) -> None:

@@ -184,7 +184,7 @@ class _Sweep:
     def cone(self, rows: Sequence[Tensor]) -> Cone:
         """The cone of some rows of each prompt."""
         chosen = [at[own.to(at.device)].tolist() for at, own in zip(self.positions, rows, strict=True)]
-        return cone(chosen, self.primal.lengths, "down", self.primal.pieces.band)
+        return cone(chosen, self.primal.lengths, "down", self.primal.pieces.band, causal=self.primal.model.config.causal)
 
     def reads_heads(self, stop: Site) -> bool:
         """Whether rows that begin at a place are read out in head space: they have been spread before they come to the lowest layer."""
@@ -339,7 +339,7 @@ class Lift:
     def cone(self, columns: Numbers) -> Cone:
         """What some columns of each prompt move."""
         chosen = [at[own.to(at.device)].tolist() for at, own in zip(self.positions, columns, strict=True)]
-        return cone(chosen, self.primal.lengths, "up", self.primal.pieces.band)
+        return cone(chosen, self.primal.lengths, "up", self.primal.pieces.band, causal=self.primal.model.config.causal)
 
 
 class RisingUp(Up, Rising[Tensor]):

@@ -222,7 +222,7 @@ def _meet_terms(primal: Primal, way: Down, up: Up, number: int, out: Jacobians) 
     device, given, taken = primal.model.device, way.waits[number].terms, up.waits[number].terms
     for prompt, length in enumerate(primal.lengths):
         first = primal.first(prompt)
-        g_alive, x_alive = (cells_of(cone, prompt, length, device).alive for cone in (way.down, up.up))
+        g_alive, x_alive = (cells_of(cone, prompt, length, device).alive for cone in (way.cone, up.cone))
         for t in range(length):
             if first + t in given and first + t in taken:
                 g, x = given[first + t], taken[first + t]

@@ -103,9 +103,9 @@ class _Move:
         self.place = [torch.searchsorted(merged, own) for merged, own in zip(rows, group.rows, strict=True)]
         self.alive = [cells_of(group.cone, prompt, length, rows[prompt].device).alive for prompt, length in enumerate(primal.lengths)]
         found = []
-        for prompt, begin, end, row, count, _ in group.cone.bands:
-            place = self.place[prompt][row : row + count]
-            at = torch.arange(begin, end, device=place.device)[:, None]
-            found.append((cells[prompt].start[place] + cells[prompt].step[place] * at).flatten())
+        for band in group.cone.bands:
+            place, there = self.place[band.prompt][band.row : band.row + band.rows], cells[band.prompt]
+            at = torch.arange(band.begin, band.end, device=place.device)[:, None]
+            found.append((there.start[place] + there.step[place] * at).flatten())
         self.cells = torch.cat(found)
         """The new place of each of its cells."""

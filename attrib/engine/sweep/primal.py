@@ -48,7 +48,7 @@ class Primal:
 
     def passes_mlp(self, layer: int) -> bool:
         """Whether anything moves through a layer's MLP."""
-        return self.policy.mlp == "exact" and layer not in self.shut_mlps
+        return self.policy.mlp == "exact" and self.model.config.has_mlps and layer not in self.shut_mlps
 
     def first(self, prompt: int) -> int:
         """The packed index of a prompt's first token."""
@@ -141,9 +141,10 @@ Streams = Mapping[Site, Float[Tensor, "_ _"]]
 """One prompt's values at the sites of STREAMS between two sites, both ends included."""
 
 
-def stream_sites(start: Site, stop: Site) -> list[Site]:
+def stream_sites(config: ModelConfig, start: Site, stop: Site) -> list[Site]:
     """The sites whose values the sweeps between two sites need."""
-    sites = [Site(layer, kind) for layer in range(start.layer, stop.layer + 1) for kind in STREAMS]
+    kinds = STREAMS if config.has_mlps else STREAMS[:2]
+    sites = [Site(layer, kind) for layer in range(start.layer, stop.layer + 1) for kind in kinds]
     found = [site for site in sites if start.depth <= site.depth <= stop.depth]
     return [start, *found] if start.kind == "z" else found
 
@@ -152,7 +153,7 @@ def walked(
     model: Model, start: Site, stop: Site, x: Float[Tensor, "positions _"], base: Float[Tensor, "positions d_model"] | None
 ) -> Streams:
     """Walk a prompt from its value at `start` as far as the sweeps to `stop` need it, and through no block that is not between them."""
-    wanted, found = {start, *stream_sites(start, stop)}, dict[Site, Tensor]()
+    wanted, found = {start, *stream_sites(model.config, start, stop)}, dict[Site, Tensor]()
     for site, value in walk(model, start, x, base):
         if site in wanted:
             found[site] = value

@@ -140,14 +140,16 @@ def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None,
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    points, scale = primal.attentions(layer), primal.model.config.attention_scale
-    out = z.value.new_empty(cone.cells, primal.model.config.d_model)
+    points, config = primal.attentions(layer), primal.model.config
+    out = z.value.new_empty(cone.cells, config.d_model)
     beside = None if stream is None else z._replace(value=stream)
     for band in cone.bands:
-        g = attention_pull_at(points[band.prompt], weights, z.rows(band), band.end - 1, scale, primal.policy, out=band.of(out))
+        g = attention_pull_at(
+            points[band.prompt], weights, z.rows(band), band.seed, config.attention_scale, primal.policy, band.of(out), causal=config.causal
+        )
         norm_map(norm.at(primal.tokens(band)), g, primal.policy)
         if beside is not None:
-            g[-1] += beside.rows(band)
+            g[band.at] += beside.rows(band)
     return out
 
 
@@ -158,21 +160,23 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
         beside: what it is added to at their own position: the stream that attention reads, in a parallel block with its MLP; None is zeros.
     """
     weights, points = attention_weights(primal.weights, layer, primal.policy), primal.attentions(layer)
-    pushed, scale = sources._replace(value=into_heads(primal, layer, sources, weights)), primal.model.config.attention_scale
-    out = sources.value.new_empty(cone.cells, primal.model.config.d_model)
+    pushed, config = sources._replace(value=into_heads(primal, layer, sources, weights)), primal.model.config
+    out = sources.value.new_empty(cone.cells, config.d_model)
     for is_alone, block in spread_blocks(cone.bands, primal.policy, primal.pieces.band):
         point = points[block.prompt]
         if is_alone:
             torch.mm(_spread_block(primal, point, pushed, block), weights.W_out, out=out[block.part])
             continue
         for band in block.bands:
-            attention_push_at(point, weights, pushed.rows(band), band.begin, scale, primal.policy, out=band.of(out))
+            attention_push_at(
+                point, weights, pushed.rows(band), band.seed, config.attention_scale, primal.policy, band.of(out), causal=config.causal
+            )
     leaving = primal.leaving_1(layer, points)
     for band in cone.bands:
         if leaving is not None:
-            band.of(out).copy_(leave_push(primal.model.config, leaving, band.of(out), primal.tokens(band), primal.policy))
+            band.of(out).copy_(leave_push(config, leaving, band.of(out), primal.tokens(band), primal.policy))
         if beside is not None:
-            band.of(out)[0] += beside.rows(band)
+            band.of(out)[band.at] += beside.rows(band)
     return out
 
 
@@ -200,9 +204,10 @@ def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: R
     seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
     row = 0
     for band in block.bands:
-        seeded[band.begin - block.begin, row : row + band.rows] = pushed.rows(band)
+        seeded[band.seed - block.begin, row : row + band.rows] = pushed.rows(band)
         row += band.rows
-    moved = attention_push(point, seeded, primal.model.config.attention_scale, primal.policy, primal.impl)
+    config = primal.model.config
+    moved = attention_push(point, seeded, config.attention_scale, primal.policy, primal.impl, causal=config.causal)
     z = moved.new_empty(block.part.stop - block.part.start, moved.shape[-1])
     block.moved(block.part.start).scatter(moved, z)
     return z
@@ -259,14 +264,14 @@ Move = Callable[..., Rows]
 
 def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
     """Rows through an attention map, block by block, into `out`."""
-    scale = primal.model.config.attention_scale
+    scale, causal = primal.model.config.attention_scale, primal.model.config.causal
     for block in rectangles(bands, primal.pieces.band):
         point = points[block.prompt]
         if len(block.bands) == 1:
             (band,) = block.bands
-            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out))
+            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out), causal=causal)
         else:
-            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl), out)
+            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl, causal=causal), out)
 
 
 def head_width(primal: Primal) -> int:

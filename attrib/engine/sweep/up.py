@@ -58,7 +58,7 @@ class Up(Ascent[Tensor]):
         self.primal, self.sources, self.up = primal, sources, up
         self.waits = [Waiting(passing, sum(primal.lengths)) for passing in between.passing]
         self.first = sources[self.start]
-        self.lie(seeded_cone(up, up=True))
+        self.lie(seeded_cone(up))
 
     def climb(self) -> Flat | None:
         """What stands at `to`: on the cone where they have been spread, else each at its own position; None is zeros."""
@@ -136,14 +136,15 @@ class Up(Ascent[Tensor]):
         """Zeros but at the position where each row was seeded."""
         out, seeds = rows.new_zeros(self.up.cells, rows.shape[1]), self._seeds(rows)
         for band in self.up.bands:
-            band.of(out)[0] = seeds.rows(band)
+            band.of(out)[band.at] = seeds.rows(band)
         return out
 
     def widen_waiting(self) -> None:
-        """What is held by position as it is has nothing to be widened: only what skip connections read."""
+        """What skip connections read; what is held by position as it is has nothing to be widened, where attention is causal."""
         for carried in self.waits:
             if carried.skip is not None:
                 carried.skip = self.widen(carried.skip)
+            carried.spread(self.primal, self.cone, self.up)
         self.lie(self.up)
 
     def enter(self, number: int, rows: Tensor) -> None:

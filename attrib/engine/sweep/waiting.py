@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.engine.blocks.passing import Passing
-from attrib.engine.sweep.cells import Cells
+from attrib.engine.sweep.cells import Cells, Cone, cells_of
 from attrib.engine.sweep.primal import Primal
 
 
@@ -33,3 +33,21 @@ class Waiting:
                 terms = slice(self.bounds[first + t], self.bounds[first + t + 1])
                 if terms.start < terms.stop and len(here := cells[prompt].at(t)):
                     yield first + t, here, terms
+
+    def spread(self, primal: Primal, seeded: Cone, whole: Cone) -> None:
+        """Have numbers of terms be of all rows that live at their position once rows are spread, with zeros for those that have come since.
+
+        Where attention is causal these are behind those that were there, or all before them, and whoever takes the numbers knows how many
+        there are; where it is not, they are among them.
+        """
+        if primal.model.config.causal:
+            return
+        device = self.passing.x.device
+        for prompt, length in enumerate(primal.lengths):
+            alive, every = (cells_of(cone, prompt, length, device).alive for cone in (seeded, whole))
+            for t in range(length):
+                if (terms := self.terms.get(token := primal.first(prompt) + t)) is not None:
+                    (first, end), (begin, stop) = alive[t], every[t]
+                    wide = terms.new_zeros(stop - begin, terms.shape[1])
+                    wide[first - begin : end - begin] = terms
+                    self.terms[token] = wide
