@@ -217,6 +217,9 @@ Question = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "la
 EdgeKind = Literal[Question, "token_to_logit", "error_to_latent", "error_to_logit"]
 """What edges go from and to; those that are no question of their own come from `attrib.jacobian`."""
 
+ERROR, BIAS = -1, -2
+"""In place of a latent's number among the sources of a dictionary: what it leaves out at a position, and all that no source brings."""
+
 # -------------------------------------------------------------------------------------- latents
 
 

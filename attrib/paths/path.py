@@ -11,7 +11,7 @@ as one plain function, for torch.func and for people who compose.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +23,16 @@ from attrib.adapters.given import as_dictionaries, as_model, as_source, as_targe
 from attrib.core.finite import require_finite
 from attrib.core.positions import Positions, PositionsLike, plain_positions
 from attrib.core.room import memory_named
-from attrib.core.types import EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.core.sparse import union
+from attrib.core.types import ERROR, EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import COMPETING, Dictionary, decode_at, encode_sparse, normalise_input, skip, wins_at
 from attrib.dictionaries.fit import check_fit, fitted
 from attrib.engine.blocks.passing import NOTHING, Between, part_of, place_of
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
 from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
-from attrib.models.transformer import Model, embed, enter, mlp, unembed, walk
+from attrib.models.transformer import Model, embed, enter, mlp, place, unembed, walk
 from attrib.passes.capture import capture, cut
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.targets import LogitsLike, Read, as_logits, read_direction, read_latents, read_logits, read_site
@@ -46,32 +47,70 @@ class Start(NamedTuple):
     enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
 
 
-def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"]) -> Start:
-    """Token scales: one factor for each position's embedding sum, 1 at the primal."""
+def start_at_tokens(
+    embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"], other: Float[Tensor, "positions d_model"] | None = None
+) -> Start:
+    """Token scales: one factor for each position's embedding sum, 1 at the primal.
+
+    Args:
+        other: what stands where a scale is 0; None is nothing.
+    """
     ones = torch.ones_like(embedded[:, 0])
-    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded)
-    return Start(sources, lambda scales: embedded * scales[:, None])
+    direction = embedded if other is None else embedded - other
+    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, direction)
+    if other is None:
+        return Start(sources, lambda scales: embedded * scales[:, None])
+    return Start(sources, lambda scales: other + direction * scales[:, None])
 
 
 def start_at_latents(
-    source: Dictionary, x: Float[Tensor, "positions width_read"], written: Float[Tensor, "positions width_a"], error: bool
+    source: Dictionary,
+    x: Float[Tensor, "positions width_read"],
+    written: Float[Tensor, "positions width_a"],
+    error: bool,
+    also: SparseLatents | None = None,
+    is_error_source: bool = False,
 ) -> Start:
     """The source dictionary's active latents; its error, its skip connection and the scale of its input are constants.
 
     Args:
         x: what it reads.
         written: the true value where it writes.
+        also: latents that are sources too, active or not.
+        is_error_source: whether the error of each position is a source too, whose scale is 1.
     """
     leaves = cut(source, x, written)
-    position, latent, _ = leaves.latents
+    latents = leaves.latents if also is None else union(leaves.latents, also)[0]
+    position, latent, _ = latents
     beside = skip(source, x) if source.has_skip else None
+    sources = latent_sources(source, x, source.writes, latents)
+    if is_error_source:
+        sources = with_errors(sources, leaves.error)
 
     def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
+        values, scales = apart(values, sources.latent) if is_error_source else (values, None)
         out = decode_at(source, values, position, latent, leaves.scale)
         out = out if beside is None else out + beside
+        if scales is not None:
+            return out + leaves.error * scales[:, None]
         return out + leaves.error if error else out
 
-    return Start(latent_sources(source, x, source.writes, leaves.latents), enter)
+    return Start(sources, enter)
+
+
+def with_errors(sources: Sources, error: Float[Tensor, "positions width_a"]) -> Sources:
+    """Sources with the error of each position among them: a latent of number ERROR, whose scale is 1, before the others of its position."""
+    every = torch.arange(len(error), device=error.device)
+    errors = Sources(every, torch.full_like(every, ERROR), torch.ones_like(error[:, 0]), error)
+    order = torch.cat([errors.position, sources.position]).argsort(stable=True)
+    return Sources(*(torch.cat([own, others])[order] for own, others in zip(errors, sources, strict=True)))
+
+
+def apart(
+    values: Float[Tensor, " sources"], latent: Int[Tensor, " sources"]
+) -> tuple[Float[Tensor, " latents"], Float[Tensor, " positions"]]:
+    """The values of latents, and those of errors among them."""
+    return tuple(values.index_select(0, chosen.nonzero().squeeze(1)) for chosen in (latent >= 0, latent < 0))  # type: ignore[return-value]
 
 
 def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
@@ -139,6 +178,21 @@ class _Opening(NamedTuple):
     active: tuple[int, ...]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
     """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
+    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]] | None = None
+    """Of the sources, to what stands at the path's beginning; None where there are cuts."""
+    other: Float[Tensor, " sources"] | None = None
+    """The sources' values at the other prompt."""
+
+
+class Asked(NamedTuple):
+    """What is asked of a path beside its sources and targets."""
+
+    other: Int[Tensor, " positions"] | None = None
+    """The tokens of a prompt whose latents are sources too, active here or not; of token scales, what stands at 0."""
+    is_error_source: bool = False
+    """Whether the source's error at each position is a source."""
+    is_movable: bool = False
+    """Whether the path is to be known where its sources have other values."""
 
 
 def _open(
@@ -150,6 +204,7 @@ def _open(
     policy: Policy,
     error: bool,
     cuts: Cuts | None,
+    asked: Asked = Asked(),
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(start, stop)
@@ -157,9 +212,13 @@ def _open(
     require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
+    beside, also = _other(model, source, asked.other)
     if cuts is not None:
-        return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
-    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
+        return _open_cut(source, site, tokens, error, cuts, run, stream, seen, beside, also, asked.is_error_source)
+    if source is None:
+        head = start_at_tokens(true_a, tokens, beside)
+    else:
+        head = start_at_latents(source, seen[source.site], true_a, error, also, asked.is_error_source)
     x, reached = true_a, seen
     if source is not None and not error:  # with the error in, the primal is the true one, not its reconstruction up to rounding
         x = head.enter(head.sources.value)
@@ -169,7 +228,30 @@ def _open(
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
         return run(head.enter(values), stream)
 
-    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
+    other = _other_values(head.sources, also) if asked.other is not None else None
+    return _Opening(
+        head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function, head.enter, other
+    )
+
+
+def _other(
+    model: Model, source: Dictionary | None, tokens: Int[Tensor, " positions"] | None
+) -> tuple[Float[Tensor, "positions d_model"] | None, SparseLatents | None]:
+    """Of another prompt, its embedding sums where tokens are the sources, or the active latents of the source."""
+    if tokens is None:
+        return None, None
+    start = start_site(source) if source is None else source.site
+    value = capture(model, tokens, [start])[start]
+    require_finite({f"{start} of the corrupt prompt": value})
+    return (value, None) if source is None else (None, encode_sparse(source, value))
+
+
+def _other_values(sources: Sources, also: SparseLatents | None) -> Float[Tensor, " sources"]:
+    """What the sources are at the other prompt, whose active latents are among them; scales of tokens are 0 there."""
+    if also is None:
+        return torch.zeros_like(sources.value)
+    own = SparseLatents(sources.position, sources.latent, sources.value)
+    return union(own, also)[1]
 
 
 def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
@@ -217,16 +299,23 @@ def _open_cut(
     run: Segment,
     base: Float[Tensor, "positions d_model"] | None,
     seen: Mapping[Site, Float[Tensor, "positions _"]],
+    beside: Float[Tensor, "positions d_model"] | None,
+    also: SparseLatents | None,
+    is_error_source: bool,
 ) -> _Opening:
     """Open a path with cuts on it: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
     start, stop, sites = run.start, run.stop, stream_sites(run.start, run.stop)
     writes: tuple[Site, ...] = (start,)
     if source is None:
-        sources = start_at_tokens(seen[start], tokens).sources
+        sources = start_at_tokens(seen[start], tokens, beside).sources
     else:
         x = seen[source.site]
         writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
-        sources = latent_sources(source, x, writes, encode_sparse(source, x))
+        latents = encode_sparse(source, x)
+        sources = latent_sources(source, x, writes, latents if also is None else union(latents, also)[0])
+        if is_error_source:
+            errors = dict(zip(cuts.replaced.written, cuts.leaves(tokens, error=True, true=seen).errors, strict=True))
+            sources = with_errors(sources, torch.cat([errors[place(run.model, at)] for at in writes], dim=1))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
     active: tuple[int, ...] = ()
     if not error:
@@ -236,9 +325,11 @@ def _open_cut(
         reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
         active = tuple(len(each) for each in leaves.activations)
         read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
-    streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
+    function = cuts.function(tokens, site, error, sources.latent if is_error_source else None, beside, also)
+    other = None if beside is also is None else _other_values(sources, also)
     return _Opening(
-        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), active, function
+        sources, run, reached[start], base, seen[stop], reached[stop], {at: reached[at] for at in sites}, seen[site], writes,
+        cuts.between(read), active, function, None, other,
     )  # fmt: skip
 
 
@@ -296,6 +387,7 @@ def path_of(
     policy: Policy = EXACT,
     positions: Positions = None,
     error: bool = True,
+    asked: Asked = Asked(),
 ) -> Path:
     """`path` of ids, positions and dictionaries that are what they should be.
 
@@ -311,17 +403,80 @@ def path_of(
     if isinstance(target, Dictionary):
         target = fitted(model, target, "target")
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
-    at = _open(model, source, site, stop, tokens, policy, error, put_in)
+    at = _open(model, source, site, stop, tokens, policy, error, put_in, asked)
+    found = _path(model, source, target, site, stop, at, positions, policy)
+    return replace(found, **_movable(model, source, target, site, stop, at, positions, policy)) if asked.is_movable else found
+
+
+def _path(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    site: Site,
+    stop: Site,
+    at: _Opening,
+    positions: Positions,
+    policy: Policy,
+) -> Path:
+    """A path whose beginning is open."""
     read, end, targets = read_end(model, target, site, stop, at.read, at.true, at.reached, positions, policy)
-    begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
+    begin, last = at.function, read.function if at.enter is None else end  # and not all of `at`, which would live on in the path
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
         return last(begin(values).index_select(0, read.position))
 
     return Path(
         at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
-        at.writes, at.between, at.active,
+        at.writes, at.between, at.active, at.other,
     )  # fmt: skip
+
+
+def _movable(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    site: Site,
+    stop: Site,
+    at: _Opening,
+    positions: Positions,
+    policy: Policy,
+) -> dict[str, Any]:
+    """What a path is elsewhere: `moved` and `reading` of Path."""
+
+    read = _read_at(model, target, at.read, at.true, at.read, positions, policy)
+
+    def reading(reached: Float[Tensor, "positions width_b"]) -> Float[Tensor, " targets"]:
+        rows = _beside(model, site, stop, reached.index_select(0, read.position), policy)
+        if not isinstance(target, Dictionary) or target.config.rule not in COMPETING:
+            return read.function(rows)
+        gate = wins_at(target, _beside(model, site, stop, reached, policy), read.position, read.latent)
+        return read.function(rows).where(gate, 0)
+
+    @torch.no_grad()
+    def moved(values: Float[Tensor, " sources"]) -> Path:
+        sources = at.sources._replace(value=values)
+        if at.enter is not None:
+            x = at.enter(values)
+            reached = _walked_to(model, at.through.start, stop, x, at.base)
+            streams = {where: reached[where] for where in stream_sites(at.through.start, stop)}
+            there = at._replace(sources=sources, x=x, reached=reached[stop], streams=streams)
+            return _path(model, source, target, site, stop, there, positions, policy)
+        # where dictionaries are met, the whole function is differentiated, and nothing of the sweeps' is at hand
+        value = at.function(values)
+        read = _read_at(model, target, at.read, at.true, value, positions, policy)
+        require_finite({f"the targets at {site}": value})
+        found = read.function(value.index_select(0, read.position))
+        targets = Targets(read.position, read.latent, found, found.new_zeros(len(found), 0))
+
+        def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
+            return read.function(at.function(values).index_select(0, read.position))
+
+        return Path(
+            at.through, at.x, at.base, sources, targets, function, read.labels, read.probability, source is None, None, at.writes,
+            at.between, at.active, at.other,
+        )  # fmt: skip
+
+    return {"moved": moved, "reading": None if at.enter is None else reading}
 
 
 class End(NamedTuple):
@@ -351,15 +506,25 @@ def read_end(
         stop, true: where the path ends, which differs in a parallel block (see `stop_site`), and the true value there.
         reached: the value at `stop` along the path, the same tensor where that is the true one.
     """
-    if isinstance(target, Dictionary):
-        reached_site = value if reached is true else _beside(model, site, stop, reached, policy)
-        read = read_latents(target, value, reached_site, positions)
-    elif isinstance(target, Direction):
-        read = read_direction(target, value, positions)
-    else:
-        read = read_logits(model, target, true, positions, policy)
+    reached_site = value if reached is true or not isinstance(target, Dictionary) else _beside(model, site, stop, reached, policy)
+    return end_of(model, _read_at(model, target, value, true, reached_site, positions, policy), site, stop, reached, policy)
 
-    return end_of(model, read, site, stop, reached, policy)
+
+def _read_at(
+    model: Model,
+    target: Dictionary | Logits,
+    value: Float[Tensor, "positions _"],
+    true: Float[Tensor, "positions width_b"],
+    reached: Float[Tensor, "positions _"],
+    positions: Positions,
+    policy: Policy,
+) -> Read:
+    """What is read at a site whose true value is `value`, where `reached` stands there."""
+    if isinstance(target, Dictionary):
+        return read_latents(target, value, reached, positions)
+    if isinstance(target, Direction):
+        return read_direction(target, value, positions)
+    return read_logits(model, target, true, positions, policy)
 
 
 def end_of(model: Model, read: Read, site: Site, stop: Site, reached: Float[Tensor, "positions width_b"], policy: Policy) -> End:
@@ -392,6 +557,14 @@ class MetricPath:
     value: Float[Tensor, ""]
     gradient: Float[Tensor, " sources"]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
+    other: Float[Tensor, " sources"] | None = None
+    """The sources' values at another prompt, as of `Path`."""
+    through: Segment | None = None
+    """The segment from the sources to the last stream, with `x` and `base` as of `Path`; None where dictionaries are met."""
+    x: Float[Tensor, "positions width_a"] | None = None
+    base: Float[Tensor, "positions d_model"] | None = None
+    reading: Callable[[Float[Tensor, "positions d_model"]], Float[Tensor, ""]] | None = None
+    """The metric of the last stream."""
 
     def __repr__(self) -> str:
         return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
@@ -408,6 +581,7 @@ def metric_path(
     effect: Effect = "direct",
     policy: Policy = EXACT,
     error: bool = True,
+    asked: Asked = Asked(),
 ) -> MetricPath:
     """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
 
@@ -419,12 +593,15 @@ def metric_path(
     check_source(model, source, last, metric)
     source = fitted(model, source, "source")
     put_in = cuts_between(model, source, metric, start_site(source), last, cuts, effect, policy)
-    at = _open(model, source, last, last, tokens, policy, error, put_in)
+    at = _open(model, source, last, last, tokens, policy, error, put_in, asked)
 
     begin = at.function
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
-        logits = unembed(model, begin(values), policy=policy)
+        return reading(begin(values))
+
+    def reading(stream: Float[Tensor, "positions d_model"]) -> Float[Tensor, ""]:
+        logits = unembed(model, stream, policy=policy)
         value = metric(logits)
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -439,7 +616,10 @@ def metric_path(
     value, pull, *_ = vjp(function, at.sources.value)
     require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
     (gradient,) = pull(torch.ones_like(value))
-    return MetricPath(at.sources, value, gradient, function)
+    found = MetricPath(at.sources, value, gradient, function, at.other)
+    if at.enter is None or not asked.is_movable:
+        return found
+    return replace(found, through=at.through, x=at.x, base=at.base, reading=reading)
 
 
 def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:

@@ -201,11 +201,15 @@ def _of_piece(edges: Edges, remainder: Float[Tensor, " targets"], least_kept: fl
 
 
 def _of_numbers_that_are_none(edges: Edges, remainder: Float[Tensor, " targets"]) -> Iterator[_Wrong]:
-    columns = (
+    columns: tuple[tuple[str, str, Tensor], ...] = (
         ("gradient/data", "entries", edges.gradient), ("attribution/data", "entries", edges.attribution), ("total", "targets", edges.total),
         ("l1", "targets", edges.l1), ("remainder", "targets", remainder), ("sources/activation", "sources", edges.sources.activation),
         ("targets/activation", "targets", edges.targets.activation),
     )  # fmt: skip
+    if edges.sources.change is not None:
+        columns += (("sources/change", "sources", edges.sources.change),)
+    if edges.gap is not None:
+        columns += (("gap", "targets", edges.gap),)
     for name, table, values in columns:
         yield _not_finite(name, table, values)
 
@@ -245,7 +249,7 @@ def _of_sums(edges: Edges, remainder: Float[Tensor, " targets"], least_kept: flo
     """Products and sums. Of a row at fault nothing is told that only follows from that."""
     dtype, row = torch.finfo(edges.attribution.dtype), edges.row
     attribution = edges.attribution.double()
-    product = edges.gradient.double() * edges.sources.activation[edges.indices].double()
+    product = edges.gradient.double() * edges.sources.step[edges.indices].double()
     # a device may take what is below the smallest normal number as zero
     apart = (attribution - product).abs() > dtype.eps * product.abs() + dtype.tiny
     apart &= attribution.isfinite() & product.isfinite()
