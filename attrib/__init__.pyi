@@ -18,6 +18,7 @@ from .attribution.jacobian import jacobian, plan_jacobian
 from .attribution.plan import Plan, plan
 from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .core.edges import Edges
+from .core.rules import Ablation, Gradient, GradientTimesActivation, IntegratedGradients, Patching
 from .core.types import (
     EXACT,
     LINEAR,
@@ -57,6 +58,7 @@ __all__ = [
     "EXACT",
     "LINEAR",
     "SMOLLM2",
+    "Ablation",
     "AttribError",
     "AttribWarning",
     "BudgetError",
@@ -68,11 +70,15 @@ __all__ = [
     "ErrorAt",
     "FetchError",
     "FormatError",
+    "Gradient",
+    "GradientTimesActivation",
     "InputError",
+    "IntegratedGradients",
     "Mass",
     "Model",
     "NotFiniteError",
     "OutOfMemoryError",
+    "Patching",
     "Plan",
     "Policy",
     "Site",

@@ -125,7 +125,10 @@ def _swept(path: Path, needs: Needs, length: int, number: int, impl: Impl) -> It
 
 @torch.no_grad()
 def ablated(found: Path | MetricPath, at_once: int) -> Float[Tensor, "targets sources"]:
-    """What each target loses when each source alone is zero, `at_once` of them in one pass."""
+    """What each target loses when each source alone is zero, `at_once` of them in one pass.
+
+    The point itself goes with each pass: what is not moved then comes out of the same products, and its effect as no more than zero.
+    """
     value, position, direction = found.sources.value, found.sources.position, found.sources.direction
     here = found.value.reshape(1) if isinstance(found, MetricPath) else found.targets.value
     effect = value.new_zeros(len(here), len(value))
@@ -137,10 +140,12 @@ def ablated(found: Path | MetricPath, at_once: int) -> Float[Tensor, "targets so
                 effect[:, number] = here - _value_at(found, value.where(torch.arange(len(value), device=value.device) != number, 0))
             continue
         chosen = slice(first, some.stop)
-        points = x.repeat(len(some), 1, 1)
-        points[torch.arange(len(some), device=x.device), position[chosen]] -= value[chosen, None] * direction[chosen]
-        for number, reached in zip(some, through.plain(points, found.base), strict=True):
-            effect[:, number] = here - found.reading(reached)
+        points = x.repeat(len(some) + 1, 1, 1)
+        points[torch.arange(1, len(points), device=x.device), position[chosen]] -= value[chosen, None] * direction[chosen]
+        unmoved, *moved = (found.reading(reached) for reached in through.plain(points, found.base))
+        effect[:, chosen] = (unmoved - torch.stack(moved)).reshape(len(some), -1).T
+    if isinstance(found, Path):
+        effect.masked_fill_(found.targets.position[:, None] < position, 0)  # attention looks back
     return effect
 
 

@@ -326,7 +326,7 @@ def _open_cut(
         active = tuple(len(each) for each in leaves.activations)
         read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
     function = cuts.function(tokens, site, error, sources.latent if is_error_source else None, beside, also)
-    other = None if beside is also is None else _other_values(sources, also)
+    other = None if beside is None and also is None else _other_values(sources, also)
     return _Opening(
         sources, run, reached[start], base, seen[stop], reached[stop], {at: reached[at] for at in sites}, seen[site], writes,
         cuts.between(read), active, function, None, other,
