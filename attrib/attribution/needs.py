@@ -105,8 +105,9 @@ class Needs:
     def opening(self) -> Opening:
         """What paths are opened with; not for a metric."""
         return opening_of(
-            self.model, self.source, self.target, self.cuts, self.effect, self.policy, self.error, self.precision.path.itemsize
-        )
+            self.model, self.source, self.target, self.cuts, self.effect, self.policy, self.error, self.precision.path.itemsize,
+            self.is_error_source,
+        )  # fmt: skip
 
     @cached_property
     def is_known(self) -> bool:

@@ -51,6 +51,7 @@ class Opening:
     cuts: Cuts | None
     error: bool
     itemsize: int
+    is_error_source: bool = False
 
     @property
     def is_true(self) -> bool:
@@ -60,7 +61,7 @@ class Opening:
     @cached_property
     def seen(self) -> set[Site]:
         """Where the model's own pass is looked at."""
-        return sites_seen(self.source, self.site, self.stop, self.is_true, self.cuts)
+        return sites_seen(self.source, self.site, self.stop, self.is_true and not self.is_error_source, self.cuts)
 
     @cached_property
     def start(self) -> Site:
@@ -217,6 +218,7 @@ def opening_of(
     policy: Policy,
     error: bool,
     itemsize: int,
+    is_error_source: bool = False,
 ) -> Opening:
     """What the paths of a call are opened with.
 
@@ -226,7 +228,7 @@ def opening_of(
     cuts = apart_from(cuts, source, target)
     stop = stop_site(model, target, (source, *cuts))
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
-    return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize)
+    return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize, is_error_source)
 
 
 def ends_opened(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) -> Opened:

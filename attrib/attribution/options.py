@@ -188,7 +188,7 @@ def _other_prompts(model: Model, prompts: Sequence[Tensor], rule: Rule) -> list[
     for number, (ids, other) in enumerate(zip(prompts, found, strict=True)):
         if len(ids) != len(other):
             raise InputError(
-                f"rule: {name} prompt {number} has {len(other)} tokens, and the prompt that it goes with {len(ids)}; expected as many, since "
+                f"rule: {name} prompt {number} has {len(other)} tokens, and the prompt that it goes with {len(ids)}; expected as many: "
                 "positions are compared one by one. Choose words of as many tokens."
             )
     return list(found)
@@ -199,11 +199,15 @@ def check_goes_together(kind: EdgeKind, options: Options, precision: Precision, 
     rule, name = options.rule, rule_text(options.rule)
     if isinstance(rule, Ablation):
         if options.policy != EXACT:
-            raise InputError(f"rule: {name} computes forward passes, and {options.policy} is of derivatives; expected attrib.EXACT with it.")
+            raise InputError(
+                f"rule: {name} computes forward passes, and {options.policy} is of derivatives; expected attrib.EXACT with it."
+            )
         if options.method != "adjoint":
             raise InputError(f"rule: {name} computes forward passes, and no method changes them; leave out method={options.method!r}.")
         if precision.is_reduced or options.precision_rows:
-            raise InputError(f"rule: {name} has no sweep whose products could be of another dtype, or measured; expected float32 or float64.")
+            raise InputError(
+                f"rule: {name} has no sweep whose products could be of another dtype, or measured; expected float32 or float64."
+            )
     if error == "source" and other_prompts(rule) is not None:
         raise InputError(
             f"error: 'source' beside {name} of other prompts, whose errors are other vectors and not this one at another scale; "

@@ -136,7 +136,8 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
     Args:
         target: a dictionary, a choice of logits, or a metric.
     """
-    error, bias = options.pop("error", True) or source is None, options.pop("bias", False)
+    error, bias = options.pop("error", True), options.pop("bias", False)
+    error = True if source is None else error
     check_error(error, bias)
     if kind == "latent_to_logit":
         target = as_logits(target)

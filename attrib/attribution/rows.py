@@ -1,4 +1,7 @@
-"""Tiles of a Jacobian to edges: attribution is gradient × source activation, or what a rule says, and what is kept is selected where a tile lies."""
+"""Tiles of a Jacobian to edges: attribution is gradient × source activation, or what a rule says.
+
+What is kept is selected where a tile lies.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -19,6 +19,7 @@ from attrib.core.rules import Ablation, Gradient, GradientTimesActivation, Integ
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.path import Path, Targets
 from attrib.engine.plan.choose import plan_pack
+from attrib.engine.plan.task import Task
 from attrib.engine.tiles import adjoint
 from attrib.engine.transforms import Tile, WorkingMemory, by_function, by_jvp, by_vjp, chunk_size, with_writes
 from attrib.paths.path import MetricPath
@@ -158,9 +159,27 @@ def _slopes(found: Path | MetricPath, effect: Float[Tensor, "targets sources"]) 
 def _at_once(found: Path | MetricPath, needs: Needs, length: int, number: int) -> int:
     """How many forward passes go together in the budget, beside the result. Raises BudgetError where not one does."""
     targets = 1 if isinstance(found, MetricPath) else len(found.targets.value)
+    return chunk_size(_passes(needs, targets * len(found.sources.value), length), needs.budget, number)
+
+
+class Passes(NamedTuple):
+    """Forward passes that go together: bytes beside them, bytes of each, and how many."""
+
+    fixed: int
+    row: int
+    at_once: int
+
+
+def chunked(needs: Needs, task: Task, length: int) -> Passes:
+    """The ablations of a prompt, as its plan has them."""
+    working = _passes(needs, task.n_targets * task.n_sources, length)
+    return Passes(*working, min(task.n_sources, chunk_size(working, needs.budget, 0)))
+
+
+def _passes(needs: Needs, effects: int, length: int) -> WorkingMemory:
+    """What ablations take, whose unmoved point goes with them."""
     fixed, row = needs.working(length)
-    result = targets * len(found.sources.value) * found.sources.value.dtype.itemsize
-    return chunk_size(WorkingMemory(fixed + result, row), needs.budget, number)
+    return WorkingMemory(fixed + row + effects * needs.precision.path.itemsize, row)
 
 
 # -------------------------------------------------------------------------------------- metrics

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attrib.core.room import memory_named
 from attrib.core.slices import Chosen, counts_of, entries_of, join_ptr, part_of, ptr_of, taken
-from attrib.core.types import EdgeKind, InputError, NodeKind
+from attrib.core.types import BIAS, ERROR, EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Value = Literal["gradient", "attribution"]
 
+_KINDS = {ERROR: "error", BIAS: "bias"}
+"""What stands among latents and is none."""
 SHOWN = 8
 """Edges that a notebook shows of a result."""
 
@@ -78,9 +80,10 @@ class Nodes:
     """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
 
     `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for an error, a difference, a
-    direction or a metric. `activation` is the latent's activation, a token's or an error's scale (1), or the value of a
-    logit, direction or metric. Targets have their value at the end of the path: with `error=False`, what the
-    reconstruction alone leads to, which is 0 for a latent that is not active there.
+    direction or a metric. Among latents, -1 is the error at a position and -2 the bias, where these are sources too.
+    `activation` is the latent's activation, a token's or an error's scale (1), or the value of a logit, direction or metric.
+    Targets have their value at the end of the path: with `error=False`, what the reconstruction alone leads to, which is
+    0 for a latent that is not active there.
     """
 
     kind: NodeKind
@@ -257,6 +260,8 @@ class Edges:
             table[f"{name}_position"] = position.numpy()
             table[f"{name}_token"] = [self.prompts.strings[i] for i in (first + position).tolist()]
             table[f"{name}_latent"] = nodes.latent[at].numpy()
+            if nodes.kind == "latent" and bool((nodes.latent < 0).any()):
+                table[f"{name}_kind"] = [_KINDS.get(latent, "latent") for latent in nodes.latent[at].tolist()]
             table[f"{name}_activation"] = nodes.activation[at].numpy()
             if nodes.change is not None:
                 table[f"{name}_change"] = nodes.change[at].numpy()

@@ -195,6 +195,10 @@ class Asked(NamedTuple):
     """Whether the path is to be known where its sources have other values."""
 
 
+PLAIN = Asked()
+"""Nothing beside."""
+
+
 def _open(
     model: Model,
     source: Dictionary | None,
@@ -204,11 +208,11 @@ def _open(
     policy: Policy,
     error: bool,
     cuts: Cuts | None,
-    asked: Asked = Asked(),
+    asked: Asked = PLAIN,
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(start, stop)
-    seen = capture(model, tokens, sites_seen(source, site, stop, error, cuts))
+    seen = capture(model, tokens, sites_seen(source, site, stop, error and not asked.is_error_source, cuts))
     require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
@@ -255,7 +259,11 @@ def _other_values(sources: Sources, also: SparseLatents | None) -> Float[Tensor,
 
 
 def sites_seen(source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
-    """Where the model's own pass is looked at, to open a path that is read at `site`."""
+    """Where the model's own pass is looked at, to open a path that is read at `site`.
+
+    Args:
+        error: whether the source's error is a constant of the model's own pass, which need not be known.
+    """
     start = start_site(source)
     base = base_site(start)
     read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
@@ -387,7 +395,7 @@ def path_of(
     policy: Policy = EXACT,
     positions: Positions = None,
     error: bool = True,
-    asked: Asked = Asked(),
+    asked: Asked = PLAIN,
 ) -> Path:
     """`path` of ids, positions and dictionaries that are what they should be.
 
@@ -581,7 +589,7 @@ def metric_path(
     effect: Effect = "direct",
     policy: Policy = EXACT,
     error: bool = True,
-    asked: Asked = Asked(),
+    asked: Asked = PLAIN,
 ) -> MetricPath:
     """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
-from attrib.core.types import FormatError
+from attrib.core.types import BIAS, FormatError
 from attrib.store.layout import Block
 from attrib.store.reading import FLOAT, INTEGER, POINTER, Checked, Fault, attribute, child, dataset, read_json, read_text
 from attrib.store.rows import read_column
@@ -220,7 +220,8 @@ def _not_finite(name: str, table: str, values: Float[Tensor, " rows"]) -> _Wrong
 
 def _of_nodes(edges: Edges, nodes: Nodes, table: str, end: str) -> Iterator[_Wrong]:
     position, latent, prompt = nodes.position, nodes.latent, nodes.prompt
-    least, most = (0 if nodes.kind in ("latent", "token") else -1), _width(edges.call, end) if nodes.kind == "latent" else None
+    lowest = BIAS if nodes.kind == "latent" and end == "source" and edges.call.get("error") == "source" else 0
+    least, most = (lowest if nodes.kind in ("latent", "token") else -1), _width(edges.call, end) if nodes.kind == "latent" else None
     outside = latent < least if most is None else (latent < least) | (latent >= most)
     bounds = f"from {least}" if most is None else f"from {least} to {most - 1}, as its block's call has it"
     yield _Wrong(f"{table}/latent", table, outside, lambda row: f"the {nodes.kind} is {latent[row]}, and expected {bounds}")

@@ -18,7 +18,9 @@ def fault(edges: Edges) -> str | None:
         if len(ptr) != rows + 1 or ptr[:1].tolist() != [0] or ptr[-1] != entries or (ptr.diff() < 0).any():
             return f"{name} does not rise from 0 to {entries} in {rows} steps"
     values = (edges.gradient, edges.attribution, edges.total, edges.l1, *([] if edges.gap is None else [edges.gap]))
-    if [len(column) for column in values] != [len(edges)] * 2 + [len(targets)] * (len(values) - 2) or len(prompts.strings) != len(prompts.ids):
+    if [len(column) for column in values] != [len(edges)] * 2 + [len(targets)] * (len(values) - 2) or len(prompts.strings) != len(
+        prompts.ids
+    ):
         return "gradient and attribution, total, l1 and gap, or the prompts' ids and strings differ in length"
     if prompts.corrupt is not None and (len(prompts.corrupt) != len(prompts.ids) or (prompts.corrupt < 0).any()):
         return "the corrupt prompts are not one token for each of the prompts', or their ids fall below 0"
@@ -33,7 +35,7 @@ def fault(edges: Edges) -> str | None:
         if {len(column) for column in (nodes.latent, *floats)} != {len(nodes)} or len(nodes.labels) not in (0, len(nodes)):
             return f"the columns or labels of the {nodes.kind} nodes differ in length"
         if any(column.dtype not in (torch.float32, torch.float64) for column in floats):
-            return f"activation, probability or change of the {nodes.kind} nodes is neither float32 nor float64"
+            return f"activation or probability (or change) of the {nodes.kind} nodes is neither float32 nor float64"
         if ((nodes.position < 0) | (nodes.position >= prompts.ptr.diff()[nodes.prompt])).any():
             return f"a position of the {nodes.kind} nodes is outside its prompt"
     return None if _is_canonical(edges) else "indices do not ascend within each row, inside the columns of the row's prompt"

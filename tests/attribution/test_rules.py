@@ -24,7 +24,7 @@ RULES: list[Any] = [
     attrib.Gradient(), attrib.IntegratedGradients(3), attrib.IntegratedGradients(4, OTHERS, "midpoint"), attrib.Patching(OTHERS),
     attrib.Ablation(),
 ]  # fmt: skip
-rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule_text(rule))
+rules = pytest.mark.parametrize("rule", RULES, ids=rule_text)
 
 Function = Callable[[Tensor], Tensor]
 """From a vector of sources to one of targets, by transformers and sae-lens."""
@@ -128,7 +128,7 @@ def test_latent_to_logit(family: Family, rule: Any):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
-@pytest.mark.parametrize("rule", RULES[1:], ids=lambda rule: rule_text(rule))
+@pytest.mark.parametrize("rule", RULES[1:], ids=rule_text)
 def test_latent_to_latent(kind: Kind, rule: Any, method: Any):
     """Targets are encoded anew at every point: thresholds are passed and places won there."""
     if method == "torch.func" and isinstance(rule, attrib.Ablation):
@@ -169,7 +169,7 @@ def test_latent_to_metric(family: Family, rule: Any):
     assert_rule(edges, rule, lambda number: recipe(family, source, lambda logits: metric(logits)[None], None, number, rule))
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule_text(rule))
+@pytest.mark.parametrize("rule", RULES, ids=rule_text)
 def test_with_dictionaries_on_the_way(rule: Any):
     """The function of such a path is held against interventions in test_cuts.py: here each rule is what it says of that function."""
     model, ids = build("gpt2", torch.float64), prompts(6)[0]
@@ -181,12 +181,12 @@ def test_with_dictionaries_on_the_way(rule: Any):
     opened = attrib.path(model, source, TokenLogits(IDS), ids, cuts=[cut], effect="total")
     here, there = (dense.Nodes(*attrib.encode_sparse(source, attrib.capture(model, t, source.site)[source.site])) for t in (ids, other))
     nodes = sorted({*zip(here.position.tolist(), here.latent.tolist(), strict=True)})
-    known = {at: value for at, value in zip(zip(here.position.tolist(), here.latent.tolist(), strict=True), here[2], strict=True)}
+    known = dict(zip(zip(here.position.tolist(), here.latent.tolist(), strict=True), here[2], strict=True))
     if attrib.core.rules.other_prompts(given) is None:
         found = Recipe(opened.function, opened.sources.value, torch.zeros_like(opened.sources.value), opened.sources.position, here.latent)
         _, _, attribution, gap = found.expected(given)
     else:
-        after = {at: value for at, value in zip(zip(there.position.tolist(), there.latent.tolist(), strict=True), there[2], strict=True)}
+        after = dict(zip(zip(there.position.tolist(), there.latent.tolist(), strict=True), there[2], strict=True))
         nodes = sorted({*known, *after})
         none = here[2].new_zeros(())
         v, w = (torch.stack([values.get(at, none) for at in nodes]) for values in (known, after))
@@ -222,7 +222,7 @@ def test_an_integral_is_complete_in_the_limit():
 
 
 def test_of_a_linear_path_all_rules_agree():
-    """A direction at the source's own site is linear in its latents, so that their mean gradient, and what they leave, is their gradient."""
+    """A direction at the source's own site is linear in its latents: their mean gradient, and what they leave, is their gradient."""
     model, source, (ids,) = build("llama", torch.float64), Lens("standard").dictionary("llama"), prompts(5)
     what = attrib.Direction(builders.normal(builders.D_MODEL, dtype=torch.float64), source.site)
     given = [None, attrib.IntegratedGradients(1), attrib.Ablation()]
@@ -276,10 +276,11 @@ def test_small_budgets_change_nothing():
 )
 def test_what_does_not_go_together_is_refused_by_name(options: dict[str, Any], message: str):
     model, source = build("gpt2", torch.float32), Lens("standard").dictionary("gpt2", torch.float32)
-    with without_shape_checks(), pytest.raises(InputError, match=message):
+    with without_shape_checks():
         if isinstance(options.get("rule"), tuple):
             options = {"rule": attrib.IntegratedGradients(*options["rule"])}
-        attrib.latent_to_logit(model, source, prompts(*LENGTHS), **options)
+        with pytest.raises(InputError, match=message):
+            attrib.latent_to_logit(model, source, prompts(*LENGTHS), **options)
 
 
 def test_sweeps_of_many_pairs_refuse_other_rules():
@@ -289,7 +290,9 @@ def test_sweeps_of_many_pairs_refuse_other_rules():
             function(model, source, attrib.TopLogits(2), prompts(3), rule=attrib.Ablation())
 
 
-@pytest.mark.parametrize("text", [*(name for name in NAMES if name != "ig"), "ig:16", "ig:3:midpoint", "ig:16:corrupt", "ig:2:corrupt:midpoint"])
+@pytest.mark.parametrize(
+    "text", [*(name for name in NAMES if name != "ig"), "ig:16", "ig:3:midpoint", "ig:16:corrupt", "ig:2:corrupt:midpoint"]
+)
 def test_a_rule_reads_its_own_text(text: str):
     assert rule_text(parse_rule(text)) == text
     assert parse_rule(parse_rule(text)) is not None
