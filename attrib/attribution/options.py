@@ -90,10 +90,7 @@ class Options:
             raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
         if not (isinstance(self.progress, bool) or callable(self.progress)):
             raise InputError(f"progress: {self.progress!r}; expected True, False or a function called with (prompts done, prompts in all).")
-        if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
-            raise InputError(
-                f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
-            )
+        check_policy(self.policy)
         if self.method not in get_args(Method):
             raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
         check_impl(self.impl)
@@ -102,6 +99,14 @@ class Options:
     def impl(self) -> Impl:
         """Whose attention maps and selection are used."""
         return "triton" if self.method == "adjoint-triton" else "torch"
+
+
+def check_policy(policy: object) -> None:
+    """Raises InputError for what is no policy."""
+    if not isinstance(policy, Policy) or not set(policy) <= {"exact", "frozen"}:
+        raise InputError(
+            f"policy: {policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
+        )
 
 
 def with_options(function: Callable[P, R], asked: type | None = None) -> Callable[P, R]:
