@@ -14,7 +14,7 @@ source latent i at s brings by the stream alone, past no other attention or MLP,
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -252,8 +252,9 @@ def _of_prompt(
     none = x.new_zeros(0)
     whole = torch.zeros(0, dtype=torch.int64)
     empty = (x.new_zeros(0, len(layers), heads), none, whole, whole, none)
-    columns: Any = [torch.cat(part).cpu() for part in zip(*(found or [empty]), strict=True)]
-    return _Part(Targets(*(column.cpu() for column in targets)), *columns, sources.position.cpu(), sources.latent.cpu())
+    by_head, total, counts, column, share = (torch.cat(part).cpu() for part in zip(*(found or [empty]), strict=True))
+    position, latent = sources.position.cpu(), sources.latent.cpu()
+    return _Part(Targets(*(each.cpu() for each in targets)), by_head, total, counts, column, share, position, latent)
 
 
 def _shares(
@@ -283,7 +284,7 @@ def _shares(
         return seen * torch.einsum("thd,hsd->ths", o, v)
     rows, tangents = stream.index_select(0, sources.position), sources.value[:, None] * sources.direction
     norm = model.params.blocks[layer].norm_1
-    _, moved = jvp(lambda rows: project(model, layer, enter(config, norm, rows, LINEAR)).v, (rows,), (tangents,))
+    moved = jvp(lambda rows: project(model, layer, enter(config, norm, rows, LINEAR)).v, (rows,), (tangents,))[1]
     brought = moved.unflatten(-1, (config.n_kv_heads, -1)).repeat_interleave(config.n_heads // config.n_kv_heads, dim=1)
     return seen.index_select(-1, sources.position) * torch.einsum("thd,ihd->thi", o, brought)
 
@@ -305,9 +306,10 @@ def _joined(model: Model, layers: tuple[int, ...], prompts: Iterable[Tensor], pa
     total = every(part.total for part in parts)
     value = every(part.targets.value for part in parts)
     counts = every(part.counts for part in parts)
+    layer, head, position, latent = (every(iter(column)) for column in zip(*spelled, strict=True))
     return HeadAttribution(
         join_prompts(tables), torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part.total) for part in parts])),
         every(part.targets.position for part in parts), every(part.targets.latent for part in parts), value, total, value - total,
         every(part.by_head for part in parts).to(dtype), layers, torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-        *(every(iter(column)) for column in zip(*spelled, strict=True)), every(part.share for part in parts),
+        layer, head, position, latent, every(part.share for part in parts),
     )  # fmt: skip

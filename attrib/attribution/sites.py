@@ -198,7 +198,8 @@ def _of_prompt(
     }
     require_finite({f"the gradients by {site}": each.flatten(1) for site, each in gradient.items()})
     if read is None:
-        position, labels = torch.tensor([len(ids) - 1]), (getattr(what, "__name__", "metric"),)
+        position = torch.tensor([len(ids) - 1])
+        labels: tuple[str, ...] = (getattr(what, "__name__", "metric"),)
     else:
         position, labels = read.position.cpu(), read.labels or tuple(map(str, read.latent.tolist()))
     activation = {site: seen[where].cpu() for where, site in places.items()}

@@ -8,6 +8,7 @@ from einops import einsum
 
 import attrib
 from attrib.core.types import BudgetError, InputError
+from attrib.dictionaries.dictionary import pre_activations
 from tests.support.attribution_cases import Lens, assert_same, prompts, without_shape_checks
 from tests.support.builders import build, dictionary, prompt
 from tests.support.hooked import hooked
@@ -51,7 +52,7 @@ def test_by_position(family: str, site: str):
         assert_same(found.by_head[rows], torch.stack(want, 1).sum(-1), "by head")
     assert_same(found.total + found.rest, found.activation, "sums")
     if site.endswith("hook_z"):  # of which nothing but the dictionary's own biases is left
-        assert_same(found.rest, target.params.b_enc[found.latent], "rest")
+        assert_same(found.rest, pre_activations(target, torch.zeros(1, width, dtype=torch.float64))[0, found.latent], "rest")
 
 
 def test_by_source_latents():
