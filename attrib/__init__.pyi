@@ -25,6 +25,7 @@ from .core.rules import Ablation, Gradient, GradientTimesActivation, IntegratedG
 from .core.types import (
     EXACT,
     LINEAR,
+    RELP,
     AttribError,
     AttribWarning,
     BudgetError,
@@ -60,6 +61,7 @@ from .store import open, open_graphs, save
 __all__ = [
     "EXACT",
     "LINEAR",
+    "RELP",
     "SMOLLM2",
     "Ablation",
     "AttribError",

@@ -1,7 +1,7 @@
 """Direct feature attribution: which heads, reading which positions, bring a latent about, over any number of prompts.
 
 A latent j that reads the stream, or heads' outputs, at position p is linear in what each head h of a layer l takes there from a position s
-(Kissane et al. 2024, section 4), where pattern a and norms are held at their values:
+(Kissane et al. 2024), where pattern a and norms are held at their values:
 
     c[l, h, s]  =  a[l, h, p, s] · (o[l, h] · v[l, h, s]),        o[l, h] = (∂pre_j / ∂z[l, p])_h
 

@@ -12,7 +12,7 @@ from attrib.attribution.needs import Needs
 from attrib.core.keep import check_keep
 from attrib.core.positions import Positions, PositionsLike, plain_positions
 from attrib.core.rules import USUAL, Ablation, Patching, Rule, check_rule, is_usual, other_prompts, rule_text
-from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
+from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, MLPTreatment, Policy, Progress, Site, Treatment
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl
 from attrib.engine.blocks.passing import place_of
@@ -103,9 +103,11 @@ class Options:
 
 def check_policy(policy: object) -> None:
     """Raises InputError for what is no policy."""
-    if not isinstance(policy, Policy) or not set(policy) <= {"exact", "frozen"}:
+    words = get_args(Treatment), get_args(Treatment), get_args(MLPTreatment)
+    if not isinstance(policy, Policy) or not all(given in known for given, known in zip(policy, words, strict=True)):
         raise InputError(
-            f"policy: {policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
+            f"policy: {policy!r}; expected attrib.EXACT, attrib.LINEAR, attrib.RELP or Policy(attention, norm, mlp) of 'exact' and "
+            "'frozen', where mlp may also be 'relp'."
         )
 
 
@@ -234,10 +236,10 @@ def check_linear(model: Model, target: Any, start: Site, stop: Site, cuts: Cuts 
     held = frozenset[Site]() if cuts is None else cuts.held
     outputs = (Site(layer, "mlp_out") for layer in range(model.config.n_layers))
     passed = [site for site in outputs if start.depth < site.depth <= stop.depth and place_of(site) not in held]
-    if passed and policy.mlp != "frozen":
+    if passed and policy.mlp == "exact":
         raise InputError(
             f"bias: the MLP at {passed[0]} is on the way, so that a target is no sum of its sources and a constant; expected "
-            "Policy('frozen', 'frozen', 'frozen'), or transcoders as cuts in place of the MLPs."
+            "Policy('frozen', 'frozen', 'frozen'), attrib.RELP, or transcoders as cuts in place of the MLPs."
         )
     dictionaries = [target] if isinstance(target, Dictionary) else []
     dictionaries += [] if cuts is None or options.effect == "direct" else cuts.passed_dictionaries

@@ -57,7 +57,7 @@ def latent_to_latent(
         cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
             docs/cuts.md. A source that writes at several sites takes their place too.
         effect: "direct", derivatives stop at the cuts; or "total", they pass through the cuts' active latents.
-        policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
+        policy: which nonlinearities are differentiated; EXACT, LINEAR, RELP or any Policy.
         keep: which edges are kept; row totals are over all of them whatever is kept.
         positions: of the targets: a number, or several, negative ones from the end; "last" or "all"; a slice; or a mask of
             booleans. None is all.

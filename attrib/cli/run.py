@@ -37,7 +37,7 @@ def _options(
     ] = None,
     corrupt: Annotated[Path | None, typer.Option(help="Of rules that compare: file of other prompts, one for each, as long")] = None,
     corrupt_prompt: Annotated[list[str] | None, typer.Option(help="Such a prompt itself, in place of a file; may be repeated")] = None,
-    policy: Annotated[str | None, typer.Option(help="exact or linear")] = None,
+    policy: Annotated[str | None, typer.Option(help="exact, linear or relp")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
     precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
     method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,

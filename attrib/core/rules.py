@@ -9,7 +9,7 @@ for a source and a target, of which the second is the first times how far the so
     GradientTimesActivation()     g(v)                              v
     Gradient()                    g(v)                              1
     IntegratedGradients(n, b)     ∫ g(b + t (v - b)) dt, 0 to 1     v - b        (Sundararajan et al. 2017, equation 1)
-    Patching(corrupt)             g(v)                              v' - v       (Nanda 2023; Syed et al. 2023, equation 2)
+    Patching(corrupt)             g(v)                              v' - v       (Nanda 2023; Syed et al. 2023)
     Ablation()                    (F(v) - F(v with v_i = 0)) / v_i  v
 
 with v' the values that the sources have on another prompt. The integral is a sum over the nodes of a quadrature. `gap` is what the sum over

@@ -188,22 +188,26 @@ class Site:
 # --------------------------------------------------------------------------------------- policy
 
 Treatment = Literal["exact", "frozen"]
+MLPTreatment = Literal[Treatment, "relp"]
 
 
 class Policy(NamedTuple):
     """Which nonlinearities are differentiated ("exact") and which are held at their primal value ("frozen").
 
-    Frozen attention holds the pattern; a frozen norm holds its denominator; a frozen MLP holds its output.
+    Frozen attention holds the pattern; a frozen norm holds its denominator; a frozen MLP holds its output. An MLP under "relp" is
+    the linear map of layer-wise relevance propagation: of an activation the ratio act(u) / u is held, and of a gate and what it
+    multiplies each has half.
     """
 
     attention: Treatment = "exact"
     norm: Treatment = "exact"
-    mlp: Treatment = "exact"
+    mlp: MLPTreatment = "exact"
 
 
 EXACT = Policy()
 LINEAR = Policy(attention="frozen", norm="frozen")
-POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR}
+RELP = Policy(attention="frozen", norm="frozen", mlp="relp")
+POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR, "relp": RELP}
 
 # ---------------------------------------------------------------------------------------- edges
 

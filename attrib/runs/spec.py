@@ -215,7 +215,7 @@ class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
     model: str
     attribution: list[Attribution] = Field(min_length=1)
     keep: Annotated[Keep, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
-    policy: Literal["exact", "linear"] = "exact"
+    policy: Literal["exact", "linear", "relp"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     precision_rows: Annotated[Whole, Field(ge=0)] | None = None
     method: Method = "adjoint"
