@@ -38,7 +38,8 @@ from attrib.models.tokens import TokensLike, to_prompts, token_strings
 from attrib.models.transformer import Model, attention_written, enter, project
 from attrib.passes.capture import capture
 from attrib.passes.heads import attention_heads
-from attrib.paths.path import latent_sources, read_end
+from attrib.paths.ends import read_end
+from attrib.paths.starts import latent_sources
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,7 +29,8 @@ from attrib.engine.precision import Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task, task_of
 from attrib.engine.transforms import WorkingMemory, with_writes, working_memory
 from attrib.models.transformer import Model
-from attrib.paths.path import Asked, path_of, start_site, stop_site
+from attrib.paths.ends import stop_site
+from attrib.paths.path import Asked, path_of, start_site
 
 Ids = Int[Tensor, " positions"]
 

@@ -22,7 +22,8 @@ from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, ModelConfig, width
 from attrib.paths.bundle import Ends
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
-from attrib.paths.path import sites_seen, start_site, stop_site
+from attrib.paths.ends import stop_site
+from attrib.paths.path import sites_seen, start_site
 from attrib.paths.targets import read_site
 
 

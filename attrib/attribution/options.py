@@ -21,7 +21,8 @@ from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
 from attrib.paths.cuts import Cuts, cuts_between
-from attrib.paths.path import check_source, start_site, stop_site
+from attrib.paths.ends import stop_site
+from attrib.paths.path import check_source, start_site
 from attrib.paths.targets import read_site
 
 P = ParamSpec("P")

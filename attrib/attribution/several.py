@@ -41,7 +41,7 @@ from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model, embed, place, unembed, walk
 from attrib.passes.capture import capture, cut
 from attrib.passes.replacement import put_together
-from attrib.paths.path import latent_sources, with_errors
+from attrib.paths.starts import latent_sources, with_errors
 
 Metric = Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]]
 

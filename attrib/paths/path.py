@@ -24,107 +24,20 @@ from attrib.core.finite import require_finite
 from attrib.core.positions import Positions, PositionsLike, plain_positions
 from attrib.core.room import memory_named
 from attrib.core.sparse import union
-from attrib.core.types import ERROR, EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import COMPETING, Dictionary, decode_at, encode_sparse, normalise_input, skip, wins_at
+from attrib.core.types import EXACT, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import COMPETING, Dictionary, encode_sparse, wins_at
 from attrib.dictionaries.fit import check_fit, fitted
-from attrib.engine.blocks.passing import NOTHING, Between, part_of, place_of
+from attrib.engine.blocks.passing import NOTHING, Between
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
-from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
+from attrib.engine.sweep.primal import Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
-from attrib.models.transformer import Model, embed, enter, mlp, place, unembed, walk
-from attrib.passes.capture import capture, cut
+from attrib.models.transformer import Model, embed, place, unembed, walk
+from attrib.passes.capture import capture
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
-from attrib.paths.targets import LogitsLike, Read, as_logits, read_direction, read_latents, read_logits, read_site
-
-# ---------------------------------------------------------------------------------- where it starts
-
-
-class Start(NamedTuple):
-    """The leaves at a path's beginning and the function that puts them into the stream."""
-
-    sources: Sources
-    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
-
-
-def start_at_tokens(
-    embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"], other: Float[Tensor, "positions d_model"] | None = None
-) -> Start:
-    """Token scales: one factor for each position's embedding sum, 1 at the primal.
-
-    Args:
-        other: what stands where a scale is 0; None is nothing.
-    """
-    ones = torch.ones_like(embedded[:, 0])
-    direction = embedded if other is None else embedded - other
-    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, direction)
-    if other is None:
-        return Start(sources, lambda scales: embedded * scales[:, None])
-    return Start(sources, lambda scales: other + direction * scales[:, None])
-
-
-def start_at_latents(
-    source: Dictionary,
-    x: Float[Tensor, "positions width_read"],
-    written: Float[Tensor, "positions width_a"],
-    error: bool,
-    also: SparseLatents | None = None,
-    is_error_source: bool = False,
-) -> Start:
-    """The source dictionary's active latents; its error, its skip connection and the scale of its input are constants.
-
-    Args:
-        x: what it reads.
-        written: the true value where it writes.
-        also: latents that are sources too, active or not.
-        is_error_source: whether the error of each position is a source too, whose scale is 1.
-    """
-    leaves = cut(source, x, written)
-    latents = leaves.latents if also is None else union(leaves.latents, also)[0]
-    position, latent, _ = latents
-    beside = skip(source, x) if source.has_skip else None
-    sources = latent_sources(source, x, source.writes, latents)
-    if is_error_source:
-        sources = with_errors(sources, leaves.error)
-
-    def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
-        values, scales = apart(values, sources.latent) if is_error_source else (values, None)
-        out = decode_at(source, values, position, latent, leaves.scale)
-        out = out if beside is None else out + beside
-        if scales is not None:
-            return out + leaves.error * scales[:, None]
-        return out + leaves.error if error else out
-
-    return Start(sources, enter)
-
-
-def with_errors(sources: Sources, error: Float[Tensor, "positions width_a"]) -> Sources:
-    """Sources with the error of each position among them: a latent of number ERROR, whose scale is 1, before the others of its position."""
-    every = torch.arange(len(error), device=error.device)
-    errors = Sources(every, torch.full_like(every, ERROR), torch.ones_like(error[:, 0]), error)
-    order = torch.cat([errors.position, sources.position]).argsort(stable=True)
-    return Sources(*(torch.cat([own, others])[order] for own, others in zip(errors, sources, strict=True)))
-
-
-def apart(
-    values: Float[Tensor, " sources"], latent: Int[Tensor, " sources"]
-) -> tuple[Float[Tensor, " latents"], Float[Tensor, " positions"]]:
-    """The values of latents, and those of errors among them."""
-    return tuple(values.index_select(0, chosen.nonzero().squeeze(1)) for chosen in (latent >= 0, latent < 0))  # type: ignore[return-value]
-
-
-def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
-    """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
-
-    def written(site: Site) -> Float[Tensor, "sources width"]:
-        return source.decoder_rows(latents.latent, part_of(source, place_of(site)))
-
-    direction = written(writes[0]) if len(writes) == 1 else torch.cat([written(site) for site in writes], dim=1)
-    scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
-    return Sources(*latents, direction.to(x.dtype).mul_(scale))  # in place: these rows are the largest part of many a path
-
-
-# --------------------------------------------------------------------------------- the path itself
+from attrib.paths.ends import beside, read_at, read_end, stop_site
+from attrib.paths.starts import latent_sources, start_at_latents, start_at_tokens, with_errors
+from attrib.paths.targets import LogitsLike, as_logits, read_site
 
 
 def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
@@ -451,13 +364,13 @@ def _movable(
 ) -> dict[str, Any]:
     """What a path is elsewhere: `moved` and `reading` of Path."""
 
-    read = _read_at(model, target, at.read, at.true, at.read, positions, policy)
+    read = read_at(model, target, at.read, at.true, at.read, positions, policy)
 
     def reading(reached: Float[Tensor, "positions width_b"]) -> Float[Tensor, " targets"]:
-        rows = _beside(model, site, stop, reached.index_select(0, read.position), policy)
+        rows = beside(model, site, stop, reached.index_select(0, read.position), policy)
         if not isinstance(target, Dictionary) or target.config.rule not in COMPETING:
             return read.function(rows)
-        gate = wins_at(target, _beside(model, site, stop, reached, policy), read.position, read.latent)
+        gate = wins_at(target, beside(model, site, stop, reached, policy), read.position, read.latent)
         return read.function(rows).where(gate, 0)
 
     @torch.no_grad()
@@ -471,7 +384,7 @@ def _movable(
             return _path(model, source, target, site, stop, there, positions, policy)
         # where dictionaries are met, the whole function is differentiated, and nothing of the sweeps' is at hand
         value = at.function(values)
-        read = _read_at(model, target, at.read, at.true, value, positions, policy)
+        read = read_at(model, target, at.read, at.true, value, positions, policy)
         require_finite({f"the targets at {site}": value})
         found = read.function(value.index_select(0, read.position))
         targets = Targets(read.position, read.latent, found, found.new_zeros(len(found), 0))
@@ -485,73 +398,6 @@ def _movable(
         )  # fmt: skip
 
     return {"moved": moved, "reading": None if at.enter is None else reading}
-
-
-class End(NamedTuple):
-    """What is read at a path's end."""
-
-    read: Read
-    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
-    """Of each target's row of the value at `stop`."""
-    targets: Targets
-
-
-def read_end(
-    model: Model,
-    target: Dictionary | Logits,
-    site: Site,
-    stop: Site,
-    value: Float[Tensor, "positions _"],
-    true: Float[Tensor, "positions width_b"],
-    reached: Float[Tensor, "positions width_b"],
-    positions: Positions,
-    policy: Policy,
-) -> End:
-    """The targets of a path, and the cotangent of each.
-
-    Args:
-        site, value: where they are read, and the true value there.
-        stop, true: where the path ends, which differs in a parallel block (see `stop_site`), and the true value there.
-        reached: the value at `stop` along the path, the same tensor where that is the true one.
-    """
-    reached_site = value if reached is true or not isinstance(target, Dictionary) else _beside(model, site, stop, reached, policy)
-    return end_of(model, _read_at(model, target, value, true, reached_site, positions, policy), site, stop, reached, policy)
-
-
-def _read_at(
-    model: Model,
-    target: Dictionary | Logits,
-    value: Float[Tensor, "positions _"],
-    true: Float[Tensor, "positions width_b"],
-    reached: Float[Tensor, "positions _"],
-    positions: Positions,
-    policy: Policy,
-) -> Read:
-    """What is read at a site whose true value is `value`, where `reached` stands there."""
-    if isinstance(target, Dictionary):
-        return read_latents(target, value, reached, positions)
-    if isinstance(target, Direction):
-        return read_direction(target, value, positions)
-    return read_logits(model, target, true, positions, policy)
-
-
-def end_of(model: Model, read: Read, site: Site, stop: Site, reached: Float[Tensor, "positions width_b"], policy: Policy) -> End:
-    """What is read at a site, as targets at the place where their paths end.
-
-    Args:
-        stop, reached: where the paths end, and the value there.
-
-    Raises:
-        NotFiniteError: where a target is NaN or infinite; minus infinity may be a logit.
-    """
-
-    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
-        return read.function(_beside(model, site, stop, rows, policy))
-
-    values, pull, *_ = vjp(function, reached.index_select(0, read.position))
-    require_finite({f"the targets at {site}": values}, from_below=True, position=read.position)
-    (cotangent,) = pull(torch.ones_like(values))  # each target reads its own row, so one pull gives every row
-    return End(read, function, Targets(read.position, read.latent, values, cotangent))
 
 
 @dataclass(frozen=True)
@@ -628,29 +474,3 @@ def metric_path(
     if at.enter is None or not asked.is_movable:
         return found
     return replace(found, through=at.through, x=at.x, base=at.base, reading=reading)
-
-
-def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:
-    """Where the path to a target ends.
-
-    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off
-    resid_pre. But where a dictionary writes between the two, what it writes is on the way, and the path ends where the target reads.
-
-    Args:
-        written_by: the source and the cuts.
-    """
-    site = read_site(model, target)
-    if not (model.config.parallel and site.kind in BESIDE):
-        return site
-    before = Site(site.layer, "resid_pre")
-    places = (at for d in written_by if d is not None for at in d.writes)
-    is_written = any(at.kind in BESIDE and before.depth < at.depth <= site.depth for at in places)
-    return site if is_written else before
-
-
-def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:
-    """The value at `site` of a parallel block's MLP, from resid_pre."""
-    if site == stop:
-        return rows
-    entered = enter(model.config, model.params.blocks[site.layer].norm_2, rows, policy)
-    return entered if site.kind == "mlp_in" else mlp(model, site.layer, entered, policy)
