@@ -110,3 +110,21 @@ def test_errors_and_biases_lie_among_the_latents(tmp_path: Path):
     errors = select_latents(found, source_latents=-1)
     assert len(errors.sources) == sum(LENGTHS)
     assert abs(errors.attribution.sum() - table[table.source_kind == "error"].attribution.sum()) < 1e-4
+
+
+@pytest.mark.parametrize("rule", RULES[2:], ids=rule_text)
+def test_other_programs_get_what_a_rule_adds(tmp_path: Path, rule: Any):
+    import anndata
+    import pyarrow.parquet
+
+    edges = computed(rule=rule)
+    path = attrib.save(tmp_path / "ruled.h5", edges)
+    attrib.export.to_parquet(path, tmp_path / "parquet")
+    attrib.export.to_anndata(path, tmp_path / "anndata")
+    table = pyarrow.parquet.read_table(next((tmp_path / "parquet").glob("*.parquet"))).to_pandas()
+    product = table.gradient * table.get("source_change", table.source_activation)
+    assert np.allclose(product, table.attribution, rtol=1e-5)
+    assert np.array_equal(table.target_gap.to_numpy(), edges.gap[edges.row].numpy())
+    read = anndata.read_h5ad(next((tmp_path / "anndata").glob("*.h5ad")))
+    assert np.array_equal(read.obs["gap"].to_numpy(), edges.gap.numpy())
+    assert ("change" in read.var) == (edges.sources.change is not None)
