@@ -14,13 +14,18 @@ from . import paths as paths
 from . import stats as stats
 from . import store as store
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
+from .attribution.dfa import HeadAttribution, head_attribution
 from .attribution.jacobian import jacobian, plan_jacobian
 from .attribution.plan import Plan, plan
 from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
+from .attribution.several import latents_to_metric
+from .attribution.sites import SiteGradients, site_gradients
 from .core.edges import Edges
+from .core.rules import Ablation, Gradient, GradientTimesActivation, IntegratedGradients, Patching
 from .core.types import (
     EXACT,
     LINEAR,
+    RELP,
     AttribError,
     AttribWarning,
     BudgetError,
@@ -56,7 +61,9 @@ from .store import open, open_graphs, save
 __all__ = [
     "EXACT",
     "LINEAR",
+    "RELP",
     "SMOLLM2",
+    "Ablation",
     "AttribError",
     "AttribWarning",
     "BudgetError",
@@ -68,14 +75,20 @@ __all__ = [
     "ErrorAt",
     "FetchError",
     "FormatError",
+    "Gradient",
+    "GradientTimesActivation",
+    "HeadAttribution",
     "InputError",
+    "IntegratedGradients",
     "Mass",
     "Model",
     "NotFiniteError",
     "OutOfMemoryError",
+    "Patching",
     "Plan",
     "Policy",
     "Site",
+    "SiteGradients",
     "Threshold",
     "TokenLogits",
     "TopK",
@@ -96,12 +109,14 @@ __all__ = [
     "from_hugging_face",
     "from_sae_lens",
     "from_transformer_lens",
+    "head_attribution",
     "head_outputs",
     "head_weights",
     "jacobian",
     "latent_to_latent",
     "latent_to_logit",
     "latent_to_metric",
+    "latents_to_metric",
     "load_dictionary",
     "load_model",
     "open",
@@ -113,6 +128,7 @@ __all__ = [
     "replace",
     "save",
     "segment",
+    "site_gradients",
     "token_to_latent",
     "unembed",
     "walk",

@@ -13,7 +13,7 @@ from torch import Tensor
 from attrib.core.edges import Prompts as PromptsOfEdges
 from attrib.dictionaries.dictionary import encode_at, encode_sparse
 from attrib.models.transformer import normalise
-from attrib.paths.path import start_at_latents
+from attrib.paths.starts import start_at_latents
 from tests.support.builders import build, dictionary, normal
 from tests.support.checked import CALLS, MADE, begin
 from tests.support.root import ROOT

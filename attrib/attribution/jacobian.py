@@ -26,6 +26,7 @@ from attrib.core.edges import Edges, join
 from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
+from attrib.core.rules import is_usual, rule_text
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
@@ -93,6 +94,7 @@ def jacobian(
     The other options and errors are those of `latent_to_latent`.
     """
     asked = Options(**options)
+    _check_rule(asked)
     if asked.method == "torch.func":
         raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
     return _call(model, sources, targets, tokens, asked).run()
@@ -112,7 +114,18 @@ def plan_jacobian(
 
     No floor is known for sweeps that many targets join, so the plan has none. The arguments and errors are those of `jacobian`.
     """
-    return _call(model, sources, targets, tokens, Options(**options, result_fits=False)).plan()
+    asked = Options(**options, result_fits=False)
+    _check_rule(asked)
+    return _call(model, sources, targets, tokens, asked).plan()
+
+
+def _check_rule(asked: Options) -> None:
+    """Raises InputError for a rule that many pairs do not share."""
+    if not is_usual(asked.rule):
+        raise InputError(
+            f"rule: {rule_text(asked.rule)}; sweeps that many pairs share give gradient times activation. Expected that rule here, or "
+            "attributions of one source and one target."
+        )
 
 
 def _call(model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options) -> "_Call":

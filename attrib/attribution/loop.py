@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from attrib.attribution.needs import Needs
-from attrib.attribution.options import Options, check_call
+from attrib.attribution.options import ErrorAs, Options, check_call
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import metric_edges, path_edges
+from attrib.attribution.ruled import tiles_of
 from attrib.core.edges import Edges, join
 from attrib.core.finite import of_prompt
 from attrib.core.room import memory_named
+from attrib.core.rules import Ablation, IntegratedGradients
 from attrib.core.types import BudgetError, EdgeKind, InputError, Progress
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
@@ -33,38 +35,58 @@ from attrib.paths.targets import read_site
 Result = TypeVar("Result")
 
 
-def run(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: Options, error: bool) -> Edges:
+def run(
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary | None,
+    target: Any,
+    tokens: TokensLike,
+    options: Options,
+    error: ErrorAs,
+    bias: bool = False,
+) -> Edges:
     """Check everything, then attribute pack by pack and join."""
-    if not isinstance(error, bool):
-        raise InputError(f"error: {error!r}; expected True or False.")
+    check_error(error, bias)
     cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")
     target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
-    start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error)
+    start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error, bias)
     options = replace(options, positions=positions)
-    call = call_record(kind, model, source, target, prompts, options, precision, error)
+    call = call_record(kind, model, source, target, prompts, options, precision, error, bias, needs.others)
     doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
     with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
         model, source, target, put_in = needs.in_precision()
         done = track(prompts, options.progress)
         if kind == "latent_to_metric":
             assert source is not None
-            of_prompt_alone = partial(metric_edges, kind, model, source, target, options=options, error=error, put_in=put_in, call=call)
-            return join([of_prompt_number(number, of_prompt_alone, ids) for number, ids in enumerate(done)], release=True)
-        others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": error}
+            of_prompt_alone = partial(metric_edges, kind, model, source, target, options=options, needs=needs, put_in=put_in, call=call)
+            alone = (partial(of_prompt_alone, ids, number=number) for number, ids in enumerate(done))
+            return join([of_prompt_number(number, each) for number, each in enumerate(alone)], release=True)
+        others: dict[str, Any] = {"policy": options.policy, "positions": options.positions, "error": bool(error)}
         opened = partial(path_of, model, source, target, **put_in, **others)
-        paths = ((ids, of_prompt_number(number, opened, ids)) for number, ids in enumerate(done))
-        jacobians = (_by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
+        paths = ((ids, of_prompt_number(n, partial(opened, asked=needs.asked(n)), ids)) for n, ids in enumerate(done))
+        by_rule = isinstance(options.rule, IntegratedGradients | Ablation)
+        jacobians = (_by_rule if by_rule else _by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
         parts: list[Edges] = []
         for ids, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
             if needs.rows and not parts:
                 sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
                 call |= {"precision_error": sampled._asdict(), "seed": 0}
-            parts.append(of_prompt_number(len(parts), partial(path_edges, kind, model, *named, found, tiles), ids, options, call))
-            del found, tiles
+            other = needs.asked(len(parts)).other
+            made = partial(path_edges, kind, model, *named, found, tiles, other=other, is_with_bias=bias)
+            parts.append(of_prompt_number(len(parts), made, ids, options, call))
+            del found, tiles, made
         return join(parts, release=True)
+
+
+def check_error(error: object, bias: object = False) -> None:
+    """Raises InputError for what does not say whether the error, or all that is constant, is a source."""
+    if not (isinstance(error, bool) or error == "source"):
+        raise InputError(f"error: {error!r}; expected True or False, or 'source'.")
+    if not isinstance(bias, bool):
+        raise InputError(f"bias: {bias!r}; expected True or False.")
 
 
 def of_prompt_number(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -92,6 +114,14 @@ def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor
         grow(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
         yield ids, found, transform(found, rows)
+
+
+def _by_rule(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
+    """Rules that look at more points than one, prompt by prompt."""
+    grow = needs.growing(prompts)
+    for number, (ids, found) in enumerate(paths):
+        grow(task_of([found]))
+        yield ids, found, tiles_of(found, needs, len(ids), number, impl)
 
 
 def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from attrib.attribution.opening import Counts, Opening, counts_known, known_task, opening_of, positions_read
 from attrib.core.positions import Positions
 from attrib.core.room import free_memory
+from attrib.core.rules import USUAL, Gradient, GradientTimesActivation, Rule
 from attrib.core.types import BudgetError, EdgeKind, Effect, Keep, Policy
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
@@ -28,7 +29,8 @@ from attrib.engine.precision import Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task, task_of
 from attrib.engine.transforms import WorkingMemory, with_writes, working_memory
 from attrib.models.transformer import Model
-from attrib.paths.path import path_of, start_site, stop_site
+from attrib.paths.ends import stop_site
+from attrib.paths.path import Asked, path_of, start_site
 
 Ids = Int[Tensor, " positions"]
 
@@ -53,6 +55,10 @@ class Needs:
     """How many rows of the first prompt are computed again in float64."""
     keep: Keep
     budget: int
+    rule: Rule = USUAL
+    others: Sequence[Tensor] | None = None
+    """The prompts that the rule compares with, each as long as the call's."""
+    is_error_source: bool = False
 
     def check(self, prompts: Sequence[Tensor], *, result: bool = True) -> None:
         """Raise what the budget, or the memory for the result, would raise at some prompt, as far as it is known beforehand.
@@ -100,13 +106,20 @@ class Needs:
     def opening(self) -> Opening:
         """What paths are opened with; not for a metric."""
         return opening_of(
-            self.model, self.source, self.target, self.cuts, self.effect, self.policy, self.error, self.precision.path.itemsize
-        )
+            self.model, self.source, self.target, self.cuts, self.effect, self.policy, self.error, self.precision.path.itemsize,
+            self.is_error_source,
+        )  # fmt: skip
 
     @cached_property
     def is_known(self) -> bool:
         """Whether a prompt's task is known before its path is opened."""
-        return not self.is_metric and self.opening.cuts is None and counts_known(self.source, self.target)
+        is_plain = self.others is None and not self.is_error_source
+        return is_plain and not self.is_metric and self.opening.cuts is None and counts_known(self.source, self.target)
+
+    def asked(self, number: int) -> Asked:
+        """What is asked of a prompt's path beside its ends."""
+        other = None if self.others is None else self.others[number]
+        return Asked(other, self.is_error_source, not isinstance(self.rule, GradientTimesActivation | Gradient))
 
     def working(self, length: int) -> WorkingMemory:
         """What torch.func takes for a prompt; the widest table over positions is of a dictionary's latents, or of logits."""
@@ -142,9 +155,9 @@ class Needs:
     def opened_paths(self, prompts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Path]]:
         """Every prompt's path, once more, for an error that is to hold for all of them."""
         model, source, target, put_in = self.in_precision()
-        for ids in prompts:
-            found = path_of(model, source, target, ids, **put_in, policy=self.policy, positions=self.positions, error=self.error)
-            yield ids, found
+        options: dict[str, Any] = {**put_in, "policy": self.policy, "positions": self.positions, "error": self.error}
+        for number, ids in enumerate(prompts):
+            yield ids, path_of(model, source, target, ids, **options, asked=self.asked(number))
 
     def _counted(self, ids: Ids, found: Path, sampled: int) -> int:
         """Bytes that a prompt needs, its path being open.

@@ -22,7 +22,8 @@ from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, ModelConfig, width
 from attrib.paths.bundle import Ends
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
-from attrib.paths.path import sites_seen, start_site, stop_site
+from attrib.paths.ends import stop_site
+from attrib.paths.path import sites_seen, start_site
 from attrib.paths.targets import read_site
 
 
@@ -51,6 +52,7 @@ class Opening:
     cuts: Cuts | None
     error: bool
     itemsize: int
+    is_error_source: bool = False
 
     @property
     def is_true(self) -> bool:
@@ -60,7 +62,7 @@ class Opening:
     @cached_property
     def seen(self) -> set[Site]:
         """Where the model's own pass is looked at."""
-        return sites_seen(self.config, self.source, self.site, self.stop, self.is_true, self.cuts)
+        return sites_seen(self.config, self.source, self.site, self.stop, self.is_true and not self.is_error_source, self.cuts)
 
     @cached_property
     def start(self) -> Site:
@@ -217,6 +219,7 @@ def opening_of(
     policy: Policy,
     error: bool,
     itemsize: int,
+    is_error_source: bool = False,
 ) -> Opening:
     """What the paths of a call are opened with.
 
@@ -226,7 +229,7 @@ def opening_of(
     cuts = apart_from(cuts, source, target)
     stop = stop_site(model, target, (source, *cuts))
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
-    return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize)
+    return Opening(model.config, source, target, read_site(model, target), stop, put_in, error, itemsize, is_error_source)
 
 
 def ends_opened(ends: Ends, bundle: Bundle, read: Sequence[int], itemsize: int) -> Opened:

@@ -11,19 +11,25 @@ from torch import Tensor
 from attrib.attribution.needs import Needs
 from attrib.core.keep import check_keep
 from attrib.core.positions import Positions, PositionsLike, plain_positions
-from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, Policy, Progress, Site
+from attrib.core.rules import USUAL, Ablation, Patching, Rule, check_rule, is_usual, other_prompts, rule_text
+from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, MLPTreatment, Policy, Progress, Site, Treatment
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl
+from attrib.engine.blocks.passing import place_of
 from attrib.engine.precision import Precision, precision_of
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
-from attrib.paths.cuts import cuts_between
-from attrib.paths.path import check_source, start_site, stop_site
+from attrib.paths.cuts import Cuts, cuts_between
+from attrib.paths.ends import stop_site
+from attrib.paths.path import check_source, start_site
+from attrib.paths.targets import read_site
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Method = Literal["adjoint", "adjoint-triton", "torch.func"]
+ErrorAs = bool | Literal["source"]
+"""Whether the source's error is added to its reconstruction: as a constant, not at all, or as a source of each position."""
 
 SAMPLED_ROWS = 16
 """Rows that are computed again in float64, to tell the error of a reduced precision."""
@@ -38,6 +44,7 @@ class CommonOptions(TypedDict, total=False):
     keep: Keep
     dtype: torch.dtype | str | None
     budget: int
+    rule: Rule
 
 
 class MetricOptions(CommonOptions, total=False):
@@ -72,20 +79,19 @@ class Options:
     method: Method = "adjoint"
     precision_rows: int | None = None
     progress: bool | Progress = False
+    rule: Rule = USUAL
     result_fits: bool = True
     """Whether the result has to fit into memory: a plan only tells its size."""
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        check_rule(self.rule)
         rows = self.precision_rows
         if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
             raise InputError(f"precision_rows: {self.precision_rows!r}; expected a whole number, 0 or more, or None.")
         if not (isinstance(self.progress, bool) or callable(self.progress)):
             raise InputError(f"progress: {self.progress!r}; expected True, False or a function called with (prompts done, prompts in all).")
-        if not isinstance(self.policy, Policy) or not set(self.policy) <= {"exact", "frozen"}:
-            raise InputError(
-                f"policy: {self.policy!r}; expected attrib.EXACT, attrib.LINEAR or Policy(attention, norm, mlp) of 'exact' and 'frozen'."
-            )
+        check_policy(self.policy)
         if self.method not in get_args(Method):
             raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
         check_impl(self.impl)
@@ -94,6 +100,16 @@ class Options:
     def impl(self) -> Impl:
         """Whose attention maps and selection are used."""
         return "triton" if self.method == "adjoint-triton" else "torch"
+
+
+def check_policy(policy: object) -> None:
+    """Raises InputError for what is no policy."""
+    words = get_args(Treatment), get_args(Treatment), get_args(MLPTreatment)
+    if not isinstance(policy, Policy) or not all(given in known for given, known in zip(policy, words, strict=True)):
+        raise InputError(
+            f"policy: {policy!r}; expected attrib.EXACT, attrib.LINEAR, attrib.RELP or Policy(attention, norm, mlp) of 'exact' and "
+            "'frozen', where mlp may also be 'relp'."
+        )
 
 
 def with_options(function: Callable[P, R], asked: type | None = None) -> Callable[P, R]:
@@ -128,7 +144,14 @@ class Call(NamedTuple):
 
 
 def check_call(
-    kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, options: Options, error: bool
+    kind: EdgeKind,
+    model: Model,
+    source: Dictionary | None,
+    target: Any,
+    tokens: TokensLike,
+    options: Options,
+    error: ErrorAs,
+    bias: bool = False,
 ) -> Call:
     """Raise what is wrong with a call's arguments."""
     precision = precision_of(model, options.dtype)
@@ -137,21 +160,92 @@ def check_call(
     if options.precision_rows and options.method == "torch.func":
         raise InputError("precision_rows: it measures the adjoint sweep; expected None or 0 with method='torch.func'.")
     prompts = to_prompts(model, tokens)
+    others = _other_prompts(model, prompts, options.rule)
+    check_goes_together(kind, options, precision, error, bias)
     start = start_site(source)
     if kind == "latent_to_metric" and not callable(target):
         raise InputError(f"metric: {target!r:.60}; expected a function from logits [positions, d_vocab] to a scalar tensor.")
     stop = model.config.last if kind == "latent_to_metric" else stop_site(model, target, (source, *options.cuts))
     if source is not None:
         check_source(model, source, stop, target)
-    cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
+    put_in = cuts_between(model, source, target, start, stop, options.cuts, options.effect, options.policy)
+    if bias:
+        check_linear(model, target, start, max(stop, read_site(model, target), key=lambda site: site.depth), put_in, options)
     positions = plain_positions(options.positions, [len(ids) for ids in prompts])
     is_reference, rows = options.method == "torch.func", sampled_rows(options.precision_rows, precision, options.method)
     needs = Needs(
-        kind, model, source, target, options.cuts, options.effect, options.policy, positions, error, precision, is_reference, rows,
-        options.keep, options.budget,
+        kind, model, source, target, options.cuts, options.effect, options.policy, positions, bool(error), precision, is_reference, rows,
+        options.keep, options.budget, options.rule, others, error == "source",
     )  # fmt: skip
     needs.check(prompts, result=options.result_fits)
     return Call(start, stop, precision, prompts, positions, needs)
+
+
+def _other_prompts(model: Model, prompts: Sequence[Tensor], rule: Rule) -> list[Tensor] | None:
+    """The prompts that a rule compares with, aligned with the call's; None where it does without.
+
+    Raises:
+        InputError: where they are others in number or length, naming the first; else as `to_prompts`.
+    """
+    given = other_prompts(rule)
+    if given is None:
+        return None
+    found, name = to_prompts(model, given), "corrupt" if isinstance(rule, Patching) else "baseline"
+    if len(found) != len(prompts):
+        raise InputError(f"rule: {len(found)} {name} prompts for {len(prompts)} prompts; expected one for each, in their order.")
+    for number, (ids, other) in enumerate(zip(prompts, found, strict=True)):
+        if len(ids) != len(other):
+            raise InputError(
+                f"rule: {name} prompt {number} has {len(other)} tokens, and the prompt that it goes with {len(ids)}; expected as many: "
+                "positions are compared one by one. Choose words of as many tokens."
+            )
+    return list(found)
+
+
+def check_goes_together(kind: EdgeKind, options: Options, precision: Precision, error: ErrorAs, bias: bool) -> None:
+    """Raises InputError where a rule and the other options do not go together."""
+    rule, name = options.rule, rule_text(options.rule)
+    if isinstance(rule, Ablation):
+        if options.policy != EXACT:
+            raise InputError(
+                f"rule: {name} computes forward passes, and {options.policy} is of derivatives; expected attrib.EXACT with it."
+            )
+        if options.method != "adjoint":
+            raise InputError(f"rule: {name} computes forward passes, and no method changes them; leave out method={options.method!r}.")
+        if precision.is_reduced or options.precision_rows:
+            raise InputError(
+                f"rule: {name} has no sweep whose products could be of another dtype, or measured; expected float32 or float64."
+            )
+    if error == "source" and other_prompts(rule) is not None:
+        raise InputError(
+            f"error: 'source' beside {name} of other prompts, whose errors are other vectors and not this one at another scale; "
+            "expected True or False."
+        )
+    if bias and not is_usual(rule):
+        raise InputError(f"bias: it is what gradient times activation leaves of a linear target, and the rule is {name}; leave one out.")
+    if bias and error != "source":
+        raise InputError(f"bias: True with error={error!r}, so that it would hold the error too; expected error='source' with it.")
+    if bias and kind not in ("latent_to_latent", "latent_to_logit"):
+        raise InputError(f"bias: no effect on {kind}; leave it out.")
+
+
+def check_linear(model: Model, target: Any, start: Site, stop: Site, cuts: Cuts | None, options: Options) -> None:
+    """Raises InputError where a target is no linear function of what its sources write, so that the rest is more than biases."""
+    policy = options.policy
+    if policy.attention != "frozen" or policy.norm != "frozen":
+        raise InputError(f"bias: under {policy} a target is no sum of its sources and a constant; expected attrib.LINEAR.")
+    held = frozenset[Site]() if cuts is None else cuts.held
+    outputs = (Site(layer, "mlp_out") for layer in range(model.config.n_layers))
+    passed = [site for site in outputs if start.depth < site.depth <= stop.depth and place_of(site) not in held]
+    if passed and policy.mlp == "exact":
+        raise InputError(
+            f"bias: the MLP at {passed[0]} is on the way, so that a target is no sum of its sources and a constant; expected "
+            "Policy('frozen', 'frozen', 'frozen'), attrib.RELP, or transcoders as cuts in place of the MLPs."
+        )
+    dictionaries = [target] if isinstance(target, Dictionary) else []
+    dictionaries += [] if cuts is None or options.effect == "direct" else cuts.passed_dictionaries
+    if scaled := [d for d in dictionaries if d.config.normalisation != "none"]:
+        raise InputError(f"bias: {scaled[0].name} divides by the size of its input, which is not linear; leave bias out.")
 
 
 def sampled_rows(asked: int | None, precision: Precision, method: Method = "adjoint") -> int:

@@ -10,14 +10,16 @@ from torch.utils import _pytree as pytree
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, as_source, as_target, takes
 from attrib.attribution.needs import Needs
 from attrib.attribution.opening import Counts, counts_known, known_task, positions_read
-from attrib.attribution.options import PlanOptions, with_options
+from attrib.attribution.options import ErrorAs, PlanOptions, with_options
 from attrib.attribution.questions import check
+from attrib.attribution.ruled import chunked
 from attrib.core.room import memory_named
+from attrib.core.rules import USUAL, Ablation, IntegratedGradients, rule_text
 from attrib.core.types import EdgeKind, InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import PackPlan, packs, plan_pack
 from attrib.engine.plan.choose_joint import JointPlan
-from attrib.engine.plan.cost import Cost, Part
+from attrib.engine.plan.cost import Cost, Part, model_pass
 from attrib.engine.plan.result import result_bytes, size_of
 from attrib.engine.plan.task import Task
 from attrib.engine.precision import Precision
@@ -45,6 +47,10 @@ class Plan:
     """Bytes of the result at most, which lies beside the working memory: exact for Dense() and TopK(k) but for gradients that are zero."""
     copies: int
     """Bytes of parameters in another precision than they are given in, beside the working memory."""
+    rule: str = rule_text(USUAL)
+    """The rule of attribution, as text."""
+    points: int = 1
+    """At how many points each prompt is swept; 0 where no sweep computes the rule, but forward passes."""
 
     @property
     def flops(self) -> int:
@@ -53,7 +59,9 @@ class Plan:
 
     @property
     def direction(self) -> str:
-        """The ways taken, the same for all packs or put together by commas: local, reverse, forward, both, through, joined."""
+        """The ways taken, the same for all packs or put together by commas: local, reverse, forward, both, through, joined, or passes."""
+        if not self.points:
+            return "passes"
         return ", ".join(sorted({pack.way for pack in self.packs}))
 
     def __repr__(self) -> str:
@@ -67,6 +75,9 @@ class Plan:
             f"{self.direction}: {self.flops / 1e9:.2f} GFLOP{self._of_floor}, peak {self.peak / 1e6:.0f} MB, "
             f"result up to {size_of(self.result)}" + (f", {size_of(self.copies)} of parameters in another precision" if self.copies else "")
         ]
+        if self.rule != rule_text(USUAL):
+            what = f"{self.points} points of each prompt are swept" if self.points != 1 else "one point of each prompt is swept"
+            lines.append(f"  rule {self.rule}: " + (what if self.points else "one forward pass for each source"))
         lines += [f"  {part:<10}{flops / 1e9:>10.3f} GFLOP {size / 1e6:>10.1f} MB" for part, flops, size in self._parts]
         return "\n".join([*lines, *(f"  {pack}" for pack in self.packs)])
 
@@ -96,7 +107,8 @@ def plan(
     target: Dictionary | LogitsLike,
     tokens: TokensLike,
     *,
-    error: bool = True,
+    error: ErrorAs = True,
+    bias: bool = False,
     active: int | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
@@ -115,10 +127,16 @@ def plan(
     kind: EdgeKind = "token_to_latent" if source is None else "latent_to_latent" if isinstance(target, Dictionary) else "latent_to_logit"
     target = target if isinstance(target, Dictionary) else as_logits(target)
     prompts = to_prompts(model, tokens)
-    needs = check(kind, model, source, target, prompts, error=error, **options, result_fits=False)
+    needs = check(kind, model, source, target, prompts, error=error, bias=bias, **options, result_fits=False)
     if active is not None and active < 1:
         raise InputError(f"active: {active}; expected at least 1, or None to count.")
-    opening, known = needs.opening, needs.opening.cuts is None and counts_known(source, target, active)
+    opening, is_plain = needs.opening, needs.others is None and not needs.is_error_source
+    if not is_plain and active is not None:
+        raise InputError(f"active: {active}, but with other prompts, or errors as sources, sources are counted. Leave it out.")
+    known = is_plain and opening.cuts is None and counts_known(source, target, active)
+    by_rule = isinstance(needs.rule, IntegratedGradients | Ablation)
+    if by_rule and opening.cuts is not None:
+        raise InputError(f"rule: {rule_text(needs.rule)} past cuts goes by torch.func, row by row, without a plan; expected no cuts here.")
     if opening.cuts is not None and active is not None:
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
     tasks, opened = [], Cost(opening.itemsize)
@@ -131,13 +149,51 @@ def plan(
             task = needs.opened(ids, found)
         tasks.append(task)
         opened = opened + opening.cost(Counts(task.tokens, task.n_sources, task.n_targets, read))
+    if by_rule:
+        result = sum(result_bytes(task, needs.keep) for task in tasks)
+        given = needs.source, needs.target
+        copies = copied_bytes(needs.model, given, needs.precision, needs.rows, opening.start, opening.stop)
+        return _plan_of_rule(needs, tasks, opened, result, copies, [len(ids) for ids in prompts])
     planned = [pack for _, pack in packs(tasks, lambda task: task, needs.budget, plan_pack)]
     again = _sampled(tasks[0], needs)
     least = sum((pack.floor for pack in planned), opened)
     result = sum(result_bytes(task, needs.keep) for task in tasks)
     ends = opening.start, opening.stop
     copies = copied_bytes(needs.model, (needs.source, needs.target, *needs.cuts), needs.precision, needs.rows, *ends)
-    return plan_of(planned, again, opened, result, copies, least)
+    return replace(plan_of(planned, again, opened, result, copies, least), rule=rule_text(needs.rule))
+
+
+def _plan_of_rule(needs: Needs, tasks: Sequence[Task], opened: Cost, result: int, copies: int, lengths: Sequence[int]) -> Plan:
+    """The plan of a rule that looks at more points than one, prompt by prompt; no floor is known for it."""
+    opening, rule, whole = needs.opening, needs.rule, opened
+    moved = Cost(opening.itemsize)
+    points = int(rule.steps) if isinstance(rule, IntegratedGradients) else 0
+    for task, length in zip(tasks, lengths, strict=True):
+        read = positions_read(needs.target, needs.positions, length)
+        one = Cost(opening.itemsize)
+        model_pass(one, "primal", needs.model.config, [length], opening.start.depth, opening.stop.depth)
+        opening.reading_cost(one, Counts(length, task.n_sources, task.n_targets, read))
+        moved.take(_times(one, (points or task.n_sources) + 1))  # all sources at once, for the gap
+    planned = [plan_pack(task, needs.budget) for task in tasks] if points else []
+    for pack in planned:
+        whole = whole + _times(pack.cost, points)
+    whole = whole + moved
+    matrices = max(task.n_targets * task.n_sources for task in tasks) * opening.itemsize
+    held = [pack.peak + min(matrices, needs.budget // 2) for pack in planned]
+    if not points:
+        passes = [chunked(needs, task, length) for task, length in zip(tasks, lengths, strict=True)]
+        held = [fixed + at_once * row for fixed, row, at_once in passes]
+    return Plan(
+        tuple(planned), dict(whole.flops), dict(whole.bytes), max(held), None, None, result, copies, rule_text(rule), points,
+    )  # fmt: skip
+
+
+def _times(cost: Cost, times: int) -> Cost:
+    """So many times the same."""
+    found = Cost(cost.itemsize)
+    for part in cost.flops:
+        found.flops[part], found.bytes[part] = times * cost.flops[part], times * cost.bytes[part]
+    return found
 
 
 def plan_of(

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
-from attrib.attribution.loop import run
+from attrib.attribution.loop import check_error, run
 from attrib.attribution.needs import Needs
-from attrib.attribution.options import CallOptions, MetricOptions, Options, check_call, with_options
+from attrib.attribution.options import CallOptions, ErrorAs, MetricOptions, Options, check_call, with_options
 from attrib.core.edges import Edges
 from attrib.core.types import EdgeKind, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
@@ -46,7 +46,8 @@ def latent_to_latent(
     target: Dictionary,
     tokens: TokensLike,
     *,
-    error: bool = True,
+    error: ErrorAs = True,
+    bias: bool = False,
     **options: Unpack[CallOptions],
 ) -> Edges:
     """How the active latents of `target` move with the active latents of `source`.
@@ -56,11 +57,16 @@ def latent_to_latent(
         cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
             docs/cuts.md. A source that writes at several sites takes their place too.
         effect: "direct", derivatives stop at the cuts; or "total", they pass through the cuts' active latents.
-        policy: which nonlinearities are differentiated; EXACT, LINEAR or any Policy.
+        policy: which nonlinearities are differentiated; EXACT, LINEAR, RELP or any Policy.
         keep: which edges are kept; row totals are over all of them whatever is kept.
         positions: of the targets: a number, or several, negative ones from the end; "last" or "all"; a slice; or a mask of
             booleans. None is all.
-        error: whether the source's error is added to its reconstruction, as a constant.
+        error: whether the source's error is added to its reconstruction: True, as a constant; False, not at all; "source", as a source
+            of each position, in the table of sources as latent -1, whose activation is 1.
+        bias: whether all that neither latents nor errors bring is a source too, latent -2 at position 0: biases, and what is frozen. Every
+            row then adds up to its target. It takes error="source", and a policy under which the path is linear.
+        rule: what of a target is put down to each source: attrib.GradientTimesActivation(), Gradient(), IntegratedGradients(steps,
+            baseline), Patching(corrupt) or Ablation(); docs/methods.md.
         dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
             "bfloat16". None is the model's own.
         budget: bytes of working memory, beside the parameters and the result.
@@ -76,7 +82,7 @@ def latent_to_latent(
         BudgetError: where the budget is too small for one row of some prompt.
         NotFiniteError: for a prompt at which a value is NaN or infinite.
     """
-    return run("latent_to_latent", model, source, target, tokens, Options(**options), error)
+    return run("latent_to_latent", model, source, target, tokens, Options(**options), error, bias)
 
 
 @takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
@@ -87,7 +93,8 @@ def latent_to_logit(
     tokens: TokensLike,
     *,
     logits: LogitsLike = TopLogits(),  # noqa: B008
-    error: bool = True,
+    error: ErrorAs = True,
+    bias: bool = False,
     **options: Unpack[CallOptions],
 ) -> Edges:
     """How chosen logits move with the active latents of `source`.
@@ -99,7 +106,7 @@ def latent_to_logit(
 
     The other options and errors are those of `latent_to_latent`.
     """
-    return run("latent_to_logit", model, source, as_logits(logits), tokens, Options(**options), error)
+    return run("latent_to_logit", model, source, as_logits(logits), tokens, Options(**options), error, bias)
 
 
 @takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
@@ -110,7 +117,7 @@ def latent_to_metric(
     tokens: TokensLike,
     metric: Callable[[Float[Tensor, "positions d_vocab"]], Float[Tensor, ""]],
     *,
-    error: bool = True,
+    error: ErrorAs = True,
     **options: Unpack[MetricOptions],
 ) -> Edges:
     """How a scalar of the logits moves with the active latents of `source`: one target row per prompt.
@@ -129,8 +136,10 @@ def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, 
     Args:
         target: a dictionary, a choice of logits, or a metric.
     """
-    error = options.pop("error", True) or source is None
+    error, bias = options.pop("error", True), options.pop("bias", False)
+    error = True if source is None else error
+    check_error(error, bias)
     if kind == "latent_to_logit":
         target = as_logits(target)
     options["cuts"] = apart_from(options.get("cuts", ()), source, target)
-    return check_call(kind, model, source, target, tokens, Options(**options), error).needs
+    return check_call(kind, model, source, target, tokens, Options(**options), error, bias).needs

@@ -1,11 +1,13 @@
 """What a result says of how it was made: enough to make it again."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from attrib.attribution.options import Options
+from attrib.attribution.options import ErrorAs, Options
 from attrib.core.fingerprints import sha256_of
+from attrib.core.rules import is_usual, rule_record
 from attrib.core.types import EdgeKind, ErrorAt
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.precision import Precision
@@ -20,9 +22,17 @@ def call_record(
     prompts: list[Tensor],
     options: Options,
     precision: Precision,
-    error: bool,
+    error: ErrorAs,
+    bias: bool = False,
+    others: Sequence[Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What was asked for, and hashes of what it was asked of, as JSON can hold it."""
+    """What was asked for, and hashes of what it was asked of, as JSON can hold it.
+
+    What is usual and has come later is left out, so that a result says what it said before.
+
+    Args:
+        others: the prompts that the rule compares with.
+    """
 
     def named(dictionary: Any) -> dict[str, Any] | None:
         if isinstance(dictionary, ErrorAt):
@@ -32,7 +42,10 @@ def call_record(
         return {"name": dictionary.name, "site": str(dictionary.site), "d_sae": dictionary.d_sae, "sha256": dictionary.fingerprint}
 
     what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)
-    return {
+    later: dict[str, Any] = {} if is_usual(options.rule) else {"rule": rule_record(options.rule)}
+    later |= {} if others is None else {"corrupt": {"count": len(others), "sha256": sha256_of([*others])}}
+    later |= {"bias": True} if bias else {}
+    return later | {
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
         "prompts": {"count": len(prompts), "sha256": sha256_of([*prompts])}, "source": named(source), "target": what,

@@ -1,6 +1,10 @@
-"""Tiles of a Jacobian to edges: attribution is gradient × source activation, and what is kept is selected where a tile lies."""
+"""Tiles of a Jacobian to edges: attribution is gradient × source activation, or what a rule says.
+
+What is kept is selected where a tile lies.
+"""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,12 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.attribution.needs import Needs
 from attrib.attribution.options import Options
+from attrib.attribution.ruled import change_of, gradient_of_metric, together_of
 from attrib.core.edges import Edges, Growing, Nodes, Prompts
 from attrib.core.finite import require_finite
 from attrib.core.keep import kept
 from attrib.core.sparse import to_csr
-from attrib.core.types import EdgeKind, Keep, NodeKind, Site
+from attrib.core.types import BIAS, EdgeKind, Keep, NodeKind, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Compacted, compact
 from attrib.engine.path import Path, Sources, Targets
@@ -39,13 +45,17 @@ def path_edges(
     ids: Tensor,
     options: Options,
     call: dict[str, Any],
+    other: Tensor | None = None,
+    is_with_bias: bool = False,
 ) -> Edges:
-    """One prompt's rows by the engine's tiles."""
+    """One prompt's rows by the engine's tiles, or those of a rule."""
     is_logit = kind == "latent_to_logit"
     table = target_nodes(is_logit, target_site, found.targets, found.labels, found.probability)
-    return _edges(
-        kind, source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources), table, tiles, found.sources, ids, model, options, call
-    )
+    change = change_of(options.rule, found)
+    nodes = source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources, change)
+    rows = EdgeRows(kind, nodes, table, found.sources, options, change, found.targets.value if is_with_bias else None)
+    together = together_of(options.rule, found)
+    return _edges(rows, tiles, ids, model, call, other, together)
 
 
 def target_nodes(
@@ -67,47 +77,72 @@ def metric_edges(
     ids: Tensor,
     *,
     options: Options,
-    error: bool,
+    needs: Needs,
+    number: int,
     put_in: dict[str, Any],
     call: dict[str, Any],
 ) -> Edges:
-    """One prompt's row of a metric, whose gradient is one backward pass."""
-    found = metric_path(model, source, ids, metric, policy=options.policy, error=error, **put_in)
+    """One prompt's row of a metric, whose gradient is one backward pass; or that of a rule."""
+    asked = needs.asked(number)
+    found = metric_path(model, source, ids, metric, policy=options.policy, error=needs.error, **put_in, asked=asked)
     name = getattr(metric, "__name__", "metric")
     last = torch.tensor([len(ids) - 1])
     table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), _wide(found.value).reshape(1).cpu(), (name,))
-    tile = Tile(0, found.gradient[None])
-    return _edges(
-        kind, source_nodes(model, "latent", source.site, found.sources), table, iter([tile]), found.sources, ids, model, options, call
-    )
+    change = change_of(options.rule, found)
+    nodes = source_nodes(model, "latent", source.site, found.sources, change)
+    tile = Tile(0, gradient_of_metric(found, needs, len(ids), number)[None])
+    rows = EdgeRows(kind, nodes, table, found.sources, options, change)
+    return _edges(rows, iter([tile]), ids, model, call, asked.other, together_of(options.rule, found))
 
 
 def _edges(
-    kind: EdgeKind,
-    source_table: Nodes,
-    target_table: Nodes,
+    rows: "EdgeRows",
     tiles: Iterator[Tile],
-    sources: Sources,
     ids: Tensor,
     model: Model,
-    options: Options,
     call: dict[str, Any],
+    other: Tensor | None,
+    together: Float[Tensor, " targets"] | None,
 ) -> Edges:
-    """Select from each tile where it lies, and move only what is kept."""
-    rows = EdgeRows(kind, source_table, target_table, sources, options)
+    """Select from each tile where it lies, and move only what is kept.
+
+    Args:
+        other: the ids of the prompt that the rule compares with.
+        together: what all sources do together.
+    """
     for tile in tiles:
         rows.add(tile.gradient)
         del tile  # before the next is computed
-    return rows.edges(model, ids, call)
+    found = rows.edges(model, ids, call)
+    prompts = found.prompts if other is None else replace(found.prompts, corrupt=other.cpu())
+    return replace(found, prompts=prompts, gap=None if together is None else _wide(together).cpu() - found.total)
 
 
 class EdgeRows:
     """One prompt's edges, as rows of its Jacobian come."""
 
-    def __init__(self, kind: EdgeKind, source_table: Nodes, target_table: Nodes, sources: Sources, options: Options) -> None:
+    def __init__(
+        self,
+        kind: EdgeKind,
+        source_table: Nodes,
+        target_table: Nodes,
+        sources: Sources,
+        options: Options,
+        change: Float[Tensor, " sources"] | None = None,
+        of_bias: Float[Tensor, " targets"] | None = None,
+    ) -> None:
+        """Begin without rows.
+
+        Args:
+            change: what gradients are multiplied by; None is the sources' values.
+            of_bias: the targets' values, where a first source is to hold what the others leave of each.
+        """
         self.kind, self.source_table, self.target_table, self.keep = kind, source_table, target_table, options.keep
         self.select = partial(compact, impl="triton") if options.impl == "triton" else _select
-        self.value = _wide(sources.value)
+        self.value = _wide(sources.value if change is None else change)
+        self.of_bias, self.rows = of_bias, 0
+        if of_bias is not None:
+            self.source_table = _with_bias(source_table)
         self.growing = [Growing() for _ in Compacted._fields]  # the first of how many each row keeps
 
     def add(self, gradient: Float[Tensor, "rows columns"]) -> None:
@@ -115,7 +150,12 @@ class EdgeRows:
         width = gradient.shape[1]
         at_once = max(1, pieces_of(gradient.device).select // max(1, width))
         for rows in gradient.split(at_once):
-            found = self.select(_wide(rows), self.value[:width], self.keep)
+            wide, value = _wide(rows), self.value[:width]
+            if self.of_bias is not None:
+                left = _wide(self.of_bias[self.rows : self.rows + len(wide)]) - wide @ value
+                wide, value = torch.cat([left[:, None], wide], dim=1), torch.cat([value.new_ones(1), value])
+            self.rows += len(wide)
+            found = self.select(wide, value, self.keep)
             for column, piece in zip(self.growing, found._replace(indptr=found.indptr.diff()), strict=True):
                 column.add(piece.cpu())
 
@@ -150,17 +190,28 @@ def _wide(column: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return column.float() if column.dtype in (torch.bfloat16, torch.float16) else column
 
 
-def source_nodes(model: Model, kind: NodeKind, site: Site, sources: Sources) -> Nodes:
+def source_nodes(model: Model, kind: NodeKind, site: Site, sources: Sources, change: Float[Tensor, " sources"] | None = None) -> Nodes:
     """The table of one prompt's sources.
 
     Args:
         site: where latents are read, or errors stand.
+        change: what gradients are multiplied by, where that is not the sources' values.
     """
     position, latent, value = (column.cpu() for column in sources[:3])
-    value = _wide(value)
+    value, step = _wide(value), None if change is None else _wide(change).cpu()
     if kind == "token":
-        return Nodes(kind, "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent))
-    return Nodes(kind, str(site), _ptr(len(position)), position, latent, value, ("error",) * len(position) if kind == "error" else ())
+        return Nodes(kind, "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent), change=step)
+    labels = ("error",) * len(position) if kind == "error" else ()
+    return Nodes(kind, str(site), _ptr(len(position)), position, latent, value, labels, change=step)
+
+
+def _with_bias(nodes: Nodes) -> Nodes:
+    """One prompt's sources behind a first one, at its first position: all that no source brings."""
+    position, latent, activation = (
+        torch.cat([column.new_full((1,), first), column])
+        for column, first in ((nodes.position, 0), (nodes.latent, BIAS), (nodes.activation, 1))
+    )
+    return replace(nodes, ptr=_ptr(len(position)), position=position, latent=latent, activation=activation)
 
 
 def _ptr(count: int) -> Int[Tensor, " two"]:

@@ -31,7 +31,13 @@ def _options(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt itself, in place of a file; may be repeated")] = None,
     out: Annotated[Path | None, typer.Option(help="HDF5 file to write")] = None,
     keep: Annotated[str | None, typer.Option(help="mass:FRACTION of each target, usually 0.99; topk:K, threshold:T or dense")] = None,
-    policy: Annotated[str | None, typer.Option(help="exact or linear")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="gradient_times_activation, usually; gradient, ig:STEPS, ig:STEPS:corrupt, patching or ablation"),
+    ] = None,
+    corrupt: Annotated[Path | None, typer.Option(help="Of rules that compare: file of other prompts, one for each, as long")] = None,
+    corrupt_prompt: Annotated[list[str] | None, typer.Option(help="Such a prompt itself, in place of a file; may be repeated")] = None,
+    policy: Annotated[str | None, typer.Option(help="exact, linear or relp")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
     precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
     method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,
@@ -49,14 +55,20 @@ def _options(
         str | None, typer.Option(help="Special tokens spelled out in text: allow, which makes them tokens, text or refuse")
     ] = None,
     error: Annotated[bool | None, typer.Option("--error/--no-error", help="Keep the source's error as a constant")] = None,
+    error_source: Annotated[bool, typer.Option("--error-source", help="The source's error at each position is a source too")] = False,
+    bias: Annotated[bool, typer.Option("--bias", help="All that is constant is a source too, beside --error-source")] = False,
     compression: Annotated[str | None, typer.Option(help="gzip, lzf, blosc-lz4 or zstd")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the output")] = None,
 ) -> dict[str, Any]:
     """The options as the keys of a run file."""
+    if error_source and error is False:
+        raise InputError("--error-source, --no-error: the error is a source, or left out; give one of them.")
+    as_error = "source" if error_source else error
     of_run = {
         "model": model, "prompts": prompts, "prompt": prompt or None, "out": out, "keep": keep, "policy": policy, "dtype": dtype,
         "device": device, "method": method, "precision_rows": precision_rows, "budget": budget, "positions": _positions(position or []),
-        "special_tokens": special_tokens, "error": error, "compression": compression, "overwrite": overwrite or None,
+        "special_tokens": special_tokens, "error": as_error, "bias": bias or None, "rule": rule, "corrupt": corrupt,
+        "corrupt_prompt": corrupt_prompt or None, "compression": compression, "overwrite": overwrite or None,
     }  # fmt: skip
     of_kinds = {
         "source": source, "target": target, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
@@ -99,6 +111,8 @@ def _run_file(config: Path | None, given: dict[str, Any], kinds: list[str], shar
     table = {} if config is None else read_toml(config)
     if {"prompts", "prompt"} & given.keys():  # either takes the place of the file's
         table = {name: value for name, value in table.items() if name not in ("prompts", "prompt")}
+    if {"corrupt", "corrupt_prompt"} & given.keys():
+        table = {name: value for name, value in table.items() if name not in ("corrupt", "corrupt_prompt")}
     table |= given
     if kinds:
         table["attribution"] = _attributions(kinds, shared)

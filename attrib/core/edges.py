@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attrib.core.room import memory_named
 from attrib.core.slices import Chosen, counts_of, entries_of, join_ptr, part_of, ptr_of, taken
-from attrib.core.types import EdgeKind, InputError, NodeKind
+from attrib.core.types import BIAS, ERROR, EdgeKind, InputError, NodeKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Value = Literal["gradient", "attribution"]
 
+_KINDS = {ERROR: "error", BIAS: "bias"}
+"""What stands among latents and is none."""
 SHOWN = 8
 """Edges that a notebook shows of a result."""
 
@@ -38,6 +40,8 @@ class Prompts:
     strings: tuple[str, ...]
     number: Int[Tensor, " prompts"] | None = None
     """The number of each prompt in the data set that it was taken from; None where that is its place here."""
+    corrupt: Int[Tensor, " tokens"] | None = None
+    """Of a rule that compares with other prompts, their token ids, position by position; see attrib.core.rules."""
 
     def __len__(self) -> int:
         return self.ptr.shape[0] - 1
@@ -48,6 +52,10 @@ class Prompts:
     def equals(self, other: "Prompts") -> bool:
         """Whether both are the same prompts of the same numbers."""
         numbered = torch.equal(self.numbers, other.numbers)
+        if self.corrupt is None or other.corrupt is None:
+            numbered &= self.corrupt is other.corrupt
+        else:
+            numbered &= torch.equal(self.corrupt, other.corrupt)
         return numbered and torch.equal(self.ptr, other.ptr) and torch.equal(self.ids, other.ids) and self.strings == other.strings
 
     @property
@@ -59,7 +67,8 @@ class Prompts:
         """Some prompts, by their place here, with the numbers that they have here."""
         tokens = entries_of(self.ptr, prompts)
         number = None if self.number is None else self.number[prompts]
-        return Prompts(ptr_of(counts_of(self.ptr, prompts)), self.ids[tokens], taken(self.strings, tokens), number)
+        corrupt = None if self.corrupt is None else self.corrupt[tokens]
+        return Prompts(ptr_of(counts_of(self.ptr, prompts)), self.ids[tokens], taken(self.strings, tokens), number, corrupt)
 
     def text(self, prompt: int) -> tuple[str, ...]:
         """The token strings of one prompt."""
@@ -71,9 +80,10 @@ class Nodes:
     """A table of nodes of one kind at one site. Rows of prompt i are `ptr[i]:ptr[i+1]`.
 
     `latent` is the latent's index, the vocabulary id of a token or logit, or -1 for an error, a difference, a
-    direction or a metric. `activation` is the latent's activation, a token's or an error's scale (1), or the value of a
-    logit, direction or metric. Targets have their value at the end of the path: with `error=False`, what the
-    reconstruction alone leads to, which is 0 for a latent that is not active there.
+    direction or a metric. Among latents, -1 is the error at a position and -2 the bias, where these are sources too.
+    `activation` is the latent's activation, a token's or an error's scale (1), or the value of a logit, direction or metric.
+    Targets have their value at the end of the path: with `error=False`, what the reconstruction alone leads to, which is
+    0 for a latent that is not active there.
     """
 
     kind: NodeKind
@@ -86,6 +96,8 @@ class Nodes:
     """A name for each row that is not a latent: a token's string, 'A - B' of a difference. Empty for latents."""
     probability: Float[Tensor, " nodes"] | None = None
     """The probability of each logit's token; NaN for a difference or direction. None for other kinds."""
+    change: Float[Tensor, " nodes"] | None = None
+    """Of sources, what gradients are multiplied by to give attributions; None where that is the activation. See attrib.core.rules."""
 
     def __len__(self) -> int:
         return self.position.shape[0]
@@ -97,6 +109,11 @@ class Nodes:
     def prompt(self) -> Int[Tensor, " nodes"]:
         """The prompt number of every row."""
         return torch.repeat_interleave(torch.arange(len(self.ptr) - 1), self.ptr.diff())
+
+    @property
+    def step(self) -> Float[Tensor, " nodes"]:
+        """What gradients by these sources are multiplied by to give attributions: `change`, or the activation."""
+        return self.activation if self.change is None else self.change
 
     def rows(self, prompt: int) -> slice:
         """The rows of one prompt."""
@@ -112,6 +129,7 @@ class Nodes:
             activation=self.activation[rows],
             labels=taken(self.labels, rows) if self.labels else (),
             probability=None if self.probability is None else self.probability[rows],
+            change=None if self.change is None else self.change[rows],
         )
 
 
@@ -120,8 +138,8 @@ class Edges:
     """Gradients and attributions from sources to targets; see the module's docstring for the order.
 
     Row t holds entries `indptr[t]:indptr[t+1]`: columns `indices` (ascending, into `sources`), `gradient`
-    = d target / d source, `attribution` = gradient × source activation. `total` and `l1` are the sums of
-    attribution and of |attribution| over all sources of the row, kept or not.
+    = d target / d source, `attribution` = gradient × source activation, or what the call's rule says in their place
+    (attrib.core.rules). `total` and `l1` are the sums of attribution and of |attribution| over all sources of the row, kept or not.
     """
 
     kind: EdgeKind
@@ -136,6 +154,8 @@ class Edges:
     prompts: Prompts
     call: dict[str, Any] = field(default_factory=dict)
     """What was asked for, and hashes of what it was asked of; see docs/format.md."""
+    gap: Float[Tensor, " targets"] | None = None
+    """Of rules that say what all sources do together, what `total` misses of it; None of gradients alone. See attrib.core.rules."""
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -195,6 +215,7 @@ class Edges:
             total=self.total[rows],
             l1=self.l1[rows],
             prompts=self.prompts.take(prompts),
+            gap=None if self.gap is None else self.gap[rows],
         )
 
     @memory_named("making a dense matrix", "It has all pairs: take fewer targets, or `to_scipy`, which has the edges alone.")
@@ -239,7 +260,11 @@ class Edges:
             table[f"{name}_position"] = position.numpy()
             table[f"{name}_token"] = [self.prompts.strings[i] for i in (first + position).tolist()]
             table[f"{name}_latent"] = nodes.latent[at].numpy()
+            if nodes.kind == "latent" and bool((nodes.latent < 0).any()):
+                table[f"{name}_kind"] = [_KINDS.get(latent, "latent") for latent in nodes.latent[at].tolist()]
             table[f"{name}_activation"] = nodes.activation[at].numpy()
+            if nodes.change is not None:
+                table[f"{name}_change"] = nodes.change[at].numpy()
             if nodes.labels:
                 table[f"{name}_label"] = [nodes.labels[i] for i in at.tolist()]
         values: dict[str, Any] = {name: self.values(name)[entries].numpy() for name in get_args(Value)}
@@ -262,18 +287,25 @@ def _join_nodes(parts: Sequence[Nodes]) -> Nodes:
         latent=torch.cat([n.latent for n in parts]),
         activation=torch.cat([n.activation for n in parts]),
         labels=tuple(label for n in parts for label in n.labels),
-        probability=None if first.probability is None else torch.cat([n.probability for n in parts if n.probability is not None]),
+        probability=_joined([n.probability for n in parts]),
+        change=_joined([n.change for n in parts]),
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """A column that all parts have; None where one has not."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
 
 
 def join_prompts(parts: Sequence[Prompts]) -> Prompts:
     """Prompts of several results, one after another."""
-    numbered = [part.number for part in parts if part.number is not None]
     return Prompts(
         join_ptr([part.ptr for part in parts]),
         torch.cat([part.ids for part in parts]),
         tuple(string for part in parts for string in part.strings),
-        torch.cat(numbered) if len(numbered) == len(parts) else None,
+        _joined([part.number for part in parts]),
+        _joined([part.corrupt for part in parts]),
     )
 
 
@@ -360,6 +392,7 @@ def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:
         "targets": _join_nodes([p.targets for p in parts]),
         "indptr": join_ptr([p.indptr for p in parts]),
         "prompts": join_prompts([p.prompts for p in parts]),
+        "gap": _joined([p.gap for p in parts]),
     }
     columns = {name: [getattr(p, name) for p in parts] for name in ("gradient", "attribution", "total", "l1", "indices")}
     sizes = [len(p) for p in parts]

@@ -23,6 +23,16 @@ def canonical(latents: SparseLatents) -> SparseLatents:
     return SparseLatents(*(column[order] for column in latents))
 
 
+def union(latents: SparseLatents, others: SparseLatents) -> tuple[SparseLatents, Float[Tensor, " union"]]:
+    """All latents that are active in one of two, in canonical order with the values of the first, and those of the second; else 0."""
+    width = 1 + int(torch.cat([latents.latent, others.latent]).max()) if len(latents.latent) + len(others.latent) else 1
+    key, other = (each.position * width + each.latent for each in (latents, others))
+    both = torch.cat([key, other]).unique()
+    values = [each.value.new_zeros(len(both)).index_put((torch.searchsorted(both, at),), each.value) for each, at in
+              ((latents, key), (others, other))]  # fmt: skip
+    return SparseLatents(both // width, both % width, values[0]), values[1]
+
+
 def holds(latents: SparseLatents, position: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"]) -> Bool[Tensor, " pairs"]:
     """Which of the given (position, latent) pairs are among the latents."""
     width = 1 + int(torch.cat([latents.latent, latent]).max()) if len(latent) + len(latents.latent) else 1

@@ -188,22 +188,26 @@ class Site:
 # --------------------------------------------------------------------------------------- policy
 
 Treatment = Literal["exact", "frozen"]
+MLPTreatment = Literal[Treatment, "relp"]
 
 
 class Policy(NamedTuple):
     """Which nonlinearities are differentiated ("exact") and which are held at their primal value ("frozen").
 
-    Frozen attention holds the pattern; a frozen norm holds its denominator; a frozen MLP holds its output.
+    Frozen attention holds the pattern; a frozen norm holds its denominator; a frozen MLP holds its output. An MLP under "relp" is
+    the linear map of layer-wise relevance propagation: of an activation the ratio act(u) / u is held, and of a gate and what it
+    multiplies each has half.
     """
 
     attention: Treatment = "exact"
     norm: Treatment = "exact"
-    mlp: Treatment = "exact"
+    mlp: MLPTreatment = "exact"
 
 
 EXACT = Policy()
 LINEAR = Policy(attention="frozen", norm="frozen")
-POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR}
+RELP = Policy(attention="frozen", norm="frozen", mlp="relp")
+POLICIES: dict[str, Policy] = {"exact": EXACT, "linear": LINEAR, "relp": RELP}
 
 # ---------------------------------------------------------------------------------------- edges
 
@@ -216,6 +220,9 @@ Question = Literal["token_to_latent", "latent_to_latent", "latent_to_logit", "la
 
 EdgeKind = Literal[Question, "token_to_logit", "error_to_latent", "error_to_logit"]
 """What edges go from and to; those that are no question of their own come from `attrib.jacobian`."""
+
+ERROR, BIAS = -1, -2
+"""In place of a latent's number among the sources of a dictionary: what it leaves out at a position, and all that no source brings."""
 
 # -------------------------------------------------------------------------------------- latents
 

@@ -63,6 +63,12 @@ class Path:
     """What dictionaries write on the way."""
     active: tuple[int, ...] = ()
     """How many latents of each dictionary that is put in are active, where opening the path has counted them."""
+    other: Float[Tensor, " sources"] | None = None
+    """The sources' values at another prompt, where the path was opened beside one."""
+    moved: "Callable[[Float[Tensor, ' sources']], Path] | None" = None
+    """The path where the sources have other values, with its own primal: what it reads there, competition included. Where asked for."""
+    reading: Callable[[Float[Tensor, "positions width_b"]], Float[Tensor, " targets"]] | None = None
+    """The targets' values where another value stands at the path's end, competition included. Where asked for, and no dictionary is met."""
 
     def __repr__(self) -> str:
         what = "tokens" if self.from_tokens else "latents"

@@ -107,8 +107,9 @@ def _fill(anndata: Any, root: Any, block: Block, parts: Iterable[Edges], chunk: 
     obs, var = _Table(), _Table()
     for number, edges in enumerate(parts):
         columns = len(var)
-        obs.add(edges.targets, edges.prompts, {"total": edges.total.numpy(), "l1": edges.l1.numpy()})
-        var.add(edges.sources, edges.prompts, {})
+        gap = {} if edges.gap is None else {"gap": edges.gap.numpy()}
+        obs.add(edges.targets, edges.prompts, {"total": edges.total.numpy(), "l1": edges.l1.numpy(), **gap})
+        var.add(edges.sources, edges.prompts, {} if edges.sources.change is None else {"change": edges.sources.change.numpy()})
         for name, value in (("X", "attribution"), ("layers/gradient", "gradient")):
             part = edges.to_scipy(value)  # type: ignore[arg-type]
             shape = (part.shape[0], columns + part.shape[1])

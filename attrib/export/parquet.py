@@ -66,6 +66,8 @@ def _schema(arrow: Any, edges: Edges) -> Any:
         fields += [(f"{end}_position", arrow.int64()), (f"{end}_token", text), (f"{end}_latent", arrow.int64())]
         fields += [(f"{end}_label", text), (f"{end}_activation", activation)]
     fields += [(name, values) for name in ("target_total", "target_l1", "gradient", "attribution")]
+    fields += [] if edges.sources.change is None else [("source_change", activations[0])]
+    fields += [] if edges.gap is None else [("target_gap", values)]
     return arrow.schema(fields, metadata={"attrib": json.dumps(edges.call)})
 
 
@@ -89,6 +91,8 @@ def _tables(arrow: Any, schema: Any, edges: Edges) -> Iterator[Any]:
             columns[f"{end}_activation"] = nodes.activation[at].numpy()
         columns |= {"target_total": edges.total[row].numpy(), "target_l1": edges.l1[row].numpy()}
         columns |= {name: getattr(edges, name)[entries].numpy() for name in ("gradient", "attribution")}
+        columns |= {} if edges.sources.change is None else {"source_change": edges.sources.change[edges.indices[entries]].numpy()}
+        columns |= {} if edges.gap is None else {"target_gap": edges.gap[row].numpy()}
         yield arrow.table([columns[name] for name in schema.names], schema=schema)
 
 

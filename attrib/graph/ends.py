@@ -32,7 +32,9 @@ from attrib.models.transformer import Model, embed
 from attrib.passes.capture import capture
 from attrib.passes.replacement import Cut, Replacement, put_together
 from attrib.paths.cuts import nothing
-from attrib.paths.path import end_of, latent_sources, require_finite_ends
+from attrib.paths.ends import end_of
+from attrib.paths.path import require_finite_ends
+from attrib.paths.starts import latent_sources
 from attrib.paths.targets import Read, read_site
 
 FIRST = Site(0, "resid_pre")

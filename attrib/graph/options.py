@@ -65,6 +65,8 @@ class GraphAsked:
 
     def __post_init__(self) -> None:
         assert self.common  # which checks what all attributions have
+        if self.policy.mlp == "relp":
+            raise InputError(f"policy: {self.policy}; graphs know no relevance through MLPs. Expected attrib.LINEAR or attrib.EXACT here.")
         if self.method == "torch.func":
             raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
         if self.mlps not in get_args(Mlps):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError
 from attrib.runs.prompts import Form
 from attrib.runs.spec import Work, checked
@@ -67,6 +68,15 @@ class JobFile(Work):
             raise ValueError(
                 "attribution: latent_to_metric runs the code that its metric names, and a job's config may come from elsewhere. "
                 "Use `attrib run`, or attrib.latent_to_metric in Python."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compares_with_nothing(self) -> "JobFile":
+        if takes_other(self.rule):
+            raise ValueError(
+                f"rule: {rule_text(self.rule)} compares each prompt with another, and a job has one list. Use `attrib run`, or the "
+                "attributions in Python."
             )
         return self
 

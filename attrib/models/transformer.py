@@ -420,7 +420,7 @@ def attention_written(model: Model, layer: int, z: Float[Tensor, "*batch positio
 
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """`mlp_out` from `mlp_in`."""
-    out = leave(model.config, model.params.blocks[layer].post_2, mlp_raw(model, layer, x), policy)
+    out = leave(model.config, model.params.blocks[layer].post_2, mlp_raw(model, layer, x, policy), policy)
     return out.detach() if policy.mlp == "frozen" else out
 
 
@@ -429,12 +429,37 @@ def activation_of(config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[config.activation]
 
 
-def mlp_raw(model: Model, layer: int, x: Stream) -> Stream:
+def mlp_raw(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's own output, before the norm that some families put behind it."""
     p, act = model.params.blocks[layer].mlp, activation_of(model.config)
-    hidden = x @ p.W_in + p.b_in
-    hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
+    pre, gate = x @ p.W_in + p.b_in, x @ p.W_gate + p.b_gate if model.config.gated else None
+    if policy.mlp == "relp":  # what each pre-activation brings to the hidden layer, whose value is the same
+        slopes = relevance_slopes(model.config, pre.detach(), None if gate is None else gate.detach())
+        hidden = slopes[-1] * pre if gate is None else slopes[0] * gate + slopes[1] * pre
+        return hidden @ p.W_out + p.b_out
+    hidden = act(pre) if gate is None else act(gate) * pre
     return hidden @ p.W_out + p.b_out
+
+
+def relevance_slopes(
+    config: ModelConfig, pre: Float[Tensor, "*batch d_mlp"], gate: Float[Tensor, "*batch d_mlp"] | None
+) -> tuple[Float[Tensor, "*batch d_mlp"], ...]:
+    """The linear map of an MLP's middle by layer-wise relevance propagation, which has its value: hidden = Σ slope · pre-activation.
+
+    Of hidden = act(u) it is the identity rule, act(u) / u; of act(g) w the half rule with it, act(g) / g · w / 2 of the gate and
+    act(g) / 2 of what it multiplies (Rezaei Jafari et al. 2025, RelP; Achtibat et al. 2024, AttnLRP). A pre-activation of 0 brings nothing.
+
+    Args:
+        pre: x W_in + b_in.
+        gate: x W_gate + b_gate, or None where there is no gate.
+
+    Returns:
+        As `mlp_point` has them: of the gate, where there is one, and then of `pre`.
+    """
+    through = pre if gate is None else gate
+    acted = activation_of(config)(through)
+    ratio = (acted / through.where(through != 0, 1)).where(through != 0, 0)
+    return (ratio,) if gate is None else (ratio * pre / 2, acted / 2)
 
 
 # --------------------------------------------------------------------------- the whole transformer

@@ -24,7 +24,9 @@ from attrib.models.transformer import Model, check_end, embed, place
 from attrib.passes.capture import capture
 from attrib.passes.replacement import CutLeaves, Replacement, put_together
 from attrib.paths.cuts import Cuts, apart_from, cuts_between, is_same, nothing
-from attrib.paths.path import latent_sources, read_end, require_finite_ends, start_at_tokens, start_site, stop_site
+from attrib.paths.ends import read_end, stop_site
+from attrib.paths.path import require_finite_ends, start_site
+from attrib.paths.starts import latent_sources, start_at_tokens
 from attrib.paths.targets import read_site
 
 Source = Dictionary | ErrorAt | Literal["tokens"]

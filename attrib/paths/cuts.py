@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.sparse import union
 from attrib.core.types import Effect, InputError, Logits, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
 from attrib.engine.blocks.passing import Between, Passing, place_of
@@ -62,20 +63,47 @@ class Cuts:
         return found._replace(errors=tuple(torch.zeros_like(value) if site in written else value for site, value in sites))
 
     def function(
-        self, tokens: Int[Tensor, " positions"], site: Site, error: bool
+        self,
+        tokens: Int[Tensor, " positions"],
+        site: Site,
+        error: bool,
+        errors_among: Int[Tensor, " sources"] | None = None,
+        beside: Float[Tensor, "positions d_model"] | None = None,
+        also: SparseLatents | None = None,
     ) -> Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions _"]]:
-        """What stands at a site, by the source's latents or the tokens' scales."""
-        true = cache(lambda: self.leaves(tokens, error))  # which takes a pass of its own, so only where it is called
+        """What stands at a site, by the source's latents or the tokens' scales.
+
+        Args:
+            errors_among: the sources' numbers, where those below 0 are the source's errors.
+            beside: what stands where a token's scale is 0; None is nothing.
+            also: latents that are sources too, active or not.
+        """
+        true = cache(lambda: self._with(self.leaves(tokens, error), also))  # which takes a pass of its own, so only where it is called
+        written = {place(self.replaced.model, at) for at in self.replaced.dictionaries[0].writes} if self.has_source else set()
 
         def value_at_site(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions _"]:
             leaves = true()
+            if errors_among is not None:
+                scales = values.index_select(0, (errors_among < 0).nonzero().squeeze(1))[:, None]
+                values = values.index_select(0, (errors_among >= 0).nonzero().squeeze(1))
+                sites = zip(self.replaced.written, leaves.errors, strict=True)
+                leaves = leaves._replace(errors=tuple(value * scales if at in written else value for at, value in sites))
             if self.has_source:
                 leaves = leaves.with_activations((values, *leaves.activations[1:]))
-            else:
+            elif beside is None:
                 leaves = leaves._replace(embedded=leaves.embedded * values[:, None])
+            else:
+                leaves = leaves._replace(embedded=beside + (leaves.embedded - beside) * values[:, None])
             return self.replaced.values(leaves, [site], effect=self.effect, sources=self.leaves_of)[site]
 
         return value_at_site
+
+    def _with(self, leaves: CutLeaves, also: SparseLatents | None) -> CutLeaves:
+        """Leaves whose first dictionary has other latents among its own."""
+        if also is None:
+            return leaves
+        first, *rest = leaves.cuts
+        return leaves._replace(cuts=(first._replace(latents=union(first.latents, also)[0]), *rest))
 
     def between(self, read: Sequence[Float[Tensor, "positions _"]]) -> Between:
         """What a sweep meets, from what each passed dictionary reads at the primal."""

@@ -11,7 +11,7 @@ as one plain function, for torch.func and for people who compose.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,69 +23,21 @@ from attrib.adapters.given import as_dictionaries, as_model, as_source, as_targe
 from attrib.core.finite import require_finite
 from attrib.core.positions import Positions, PositionsLike, plain_positions
 from attrib.core.room import memory_named
-from attrib.core.types import EXACT, Direction, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, skip
+from attrib.core.sparse import union
+from attrib.core.types import EXACT, Effect, InputError, Logits, NotFiniteError, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import COMPETING, Dictionary, encode_sparse, wins_at
 from attrib.dictionaries.fit import check_fit, fitted
-from attrib.engine.blocks.passing import NOTHING, Between, part_of, place_of
+from attrib.engine.blocks.passing import NOTHING, Between
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
-from attrib.engine.sweep.primal import BESIDE, Streams, stream_sites
+from attrib.engine.sweep.primal import Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
-from attrib.models.transformer import Model, ModelConfig, embed, enter, mlp, unembed, walk
-from attrib.passes.capture import capture, cut
+from attrib.models.transformer import Model, ModelConfig, embed, place, unembed, walk
+from attrib.passes.capture import capture
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
-from attrib.paths.targets import LogitsLike, Read, as_logits, read_direction, read_latents, read_logits, read_site
-
-# ---------------------------------------------------------------------------------- where it starts
-
-
-class Start(NamedTuple):
-    """The leaves at a path's beginning and the function that puts them into the stream."""
-
-    sources: Sources
-    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]]
-
-
-def start_at_tokens(embedded: Float[Tensor, "positions d_model"], tokens: Int[Tensor, " positions"]) -> Start:
-    """Token scales: one factor for each position's embedding sum, 1 at the primal."""
-    ones = torch.ones_like(embedded[:, 0])
-    sources = Sources(torch.arange(len(tokens), device=tokens.device), tokens, ones, embedded)
-    return Start(sources, lambda scales: embedded * scales[:, None])
-
-
-def start_at_latents(
-    source: Dictionary, x: Float[Tensor, "positions width_read"], written: Float[Tensor, "positions width_a"], error: bool
-) -> Start:
-    """The source dictionary's active latents; its error, its skip connection and the scale of its input are constants.
-
-    Args:
-        x: what it reads.
-        written: the true value where it writes.
-    """
-    leaves = cut(source, x, written)
-    position, latent, _ = leaves.latents
-    beside = skip(source, x) if source.has_skip else None
-
-    def enter(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_a"]:
-        out = decode_at(source, values, position, latent, leaves.scale)
-        out = out if beside is None else out + beside
-        return out + leaves.error if error else out
-
-    return Start(latent_sources(source, x, source.writes, leaves.latents), enter)
-
-
-def latent_sources(source: Dictionary, x: Float[Tensor, "positions width_read"], writes: Sequence[Site], latents: SparseLatents) -> Sources:
-    """The active latents of a dictionary that reads `x`, and the directions that they write at some of its sites, side by side."""
-
-    def written(site: Site) -> Float[Tensor, "sources width"]:
-        return source.decoder_rows(latents.latent, part_of(source, place_of(site)))
-
-    direction = written(writes[0]) if len(writes) == 1 else torch.cat([written(site) for site in writes], dim=1)
-    scale = normalise_input(source, x)[1].scale.index_select(0, latents.position)
-    return Sources(*latents, direction.to(x.dtype).mul_(scale))  # in place: these rows are the largest part of many a path
-
-
-# --------------------------------------------------------------------------------- the path itself
+from attrib.paths.ends import beside, read_at, read_end, stop_site
+from attrib.paths.starts import latent_sources, start_at_latents, start_at_tokens, with_errors
+from attrib.paths.targets import LogitsLike, as_logits, read_site
 
 
 def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
@@ -139,6 +91,25 @@ class _Opening(NamedTuple):
     active: tuple[int, ...]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_b"]]
     """Of the sources, to what is read at the path's end; where there are cuts, at the site that is read."""
+    enter: Callable[[Float[Tensor, " sources"]], Float[Tensor, "positions width_a"]] | None = None
+    """Of the sources, to what stands at the path's beginning; None where there are cuts."""
+    other: Float[Tensor, " sources"] | None = None
+    """The sources' values at the other prompt."""
+
+
+class Asked(NamedTuple):
+    """What is asked of a path beside its sources and targets."""
+
+    other: Int[Tensor, " positions"] | None = None
+    """The tokens of a prompt whose latents are sources too, active here or not; of token scales, what stands at 0."""
+    is_error_source: bool = False
+    """Whether the source's error at each position is a source."""
+    is_movable: bool = False
+    """Whether the path is to be known where its sources have other values."""
+
+
+PLAIN = Asked()
+"""Nothing beside."""
 
 
 def _open(
@@ -150,16 +121,21 @@ def _open(
     policy: Policy,
     error: bool,
     cuts: Cuts | None,
+    asked: Asked = PLAIN,
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(model.config, start, stop)
-    seen = capture(model, tokens, sites_seen(model.config, source, site, stop, error, cuts))
+    seen = capture(model, tokens, sites_seen(model.config, source, site, stop, error and not asked.is_error_source, cuts))
     require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
+    beside, also = _other(model, source, asked.other)
     if cuts is not None:
-        return _open_cut(source, site, tokens, error, cuts, run, stream, seen)
-    head = start_at_tokens(true_a, tokens) if source is None else start_at_latents(source, seen[source.site], true_a, error)
+        return _open_cut(source, site, tokens, error, cuts, run, stream, seen, beside, also, asked.is_error_source)
+    if source is None:
+        head = start_at_tokens(true_a, tokens, beside)
+    else:
+        head = start_at_latents(source, seen[source.site], true_a, error, also, asked.is_error_source)
     x, reached = true_a, seen
     if source is not None and not error:  # with the error in, the primal is the true one, not its reconstruction up to rounding
         x = head.enter(head.sources.value)
@@ -169,11 +145,38 @@ def _open(
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, "positions width_b"]:
         return run(head.enter(values), stream)
 
-    return _Opening(head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function)
+    other = _other_values(head.sources, also) if asked.other is not None else None
+    return _Opening(
+        head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function, head.enter, other
+    )
+
+
+def _other(
+    model: Model, source: Dictionary | None, tokens: Int[Tensor, " positions"] | None
+) -> tuple[Float[Tensor, "positions d_model"] | None, SparseLatents | None]:
+    """Of another prompt, its embedding sums where tokens are the sources, or the active latents of the source."""
+    if tokens is None:
+        return None, None
+    start = start_site(source) if source is None else source.site
+    value = capture(model, tokens, [start])[start]
+    require_finite({f"{start} of the corrupt prompt": value})
+    return (value, None) if source is None else (None, encode_sparse(source, value))
+
+
+def _other_values(sources: Sources, also: SparseLatents | None) -> Float[Tensor, " sources"]:
+    """What the sources are at the other prompt, whose active latents are among them; scales of tokens are 0 there."""
+    if also is None:
+        return torch.zeros_like(sources.value)
+    own = SparseLatents(sources.position, sources.latent, sources.value)
+    return union(own, also)[1]
 
 
 def sites_seen(config: ModelConfig, source: Dictionary | None, site: Site, stop: Site, error: bool, cuts: Cuts | None) -> set[Site]:
-    """Where the model's own pass is looked at, to open a path that is read at `site`."""
+    """Where the model's own pass is looked at, to open a path that is read at `site`.
+
+    Args:
+        error: whether the source's error is a constant of the model's own pass, which need not be known.
+    """
     start = start_site(source)
     base = base_site(start)
     read = {d.site for d in (source, *(cuts.passed_dictionaries if cuts else ())) if d is not None}
@@ -217,16 +220,23 @@ def _open_cut(
     run: Segment,
     base: Float[Tensor, "positions d_model"] | None,
     seen: Mapping[Site, Float[Tensor, "positions _"]],
+    beside: Float[Tensor, "positions d_model"] | None,
+    also: SparseLatents | None,
+    is_error_source: bool,
 ) -> _Opening:
     """Open a path with cuts on it: the primal is the model's own pass, or, without the source's error, that of all dictionaries."""
     start, stop, sites = run.start, run.stop, stream_sites(run.model.config, run.start, run.stop)
     writes: tuple[Site, ...] = (start,)
     if source is None:
-        sources = start_at_tokens(seen[start], tokens).sources
+        sources = start_at_tokens(seen[start], tokens, beside).sources
     else:
         x = seen[source.site]
         writes = tuple(sorted((at for at in source.writes if at.depth <= stop.depth), key=lambda at: at.depth))
-        sources = latent_sources(source, x, writes, encode_sparse(source, x))
+        latents = encode_sparse(source, x)
+        sources = latent_sources(source, x, writes, latents if also is None else union(latents, also)[0])
+        if is_error_source:
+            errors = dict(zip(cuts.replaced.written, cuts.leaves(tokens, error=True, true=seen).errors, strict=True))
+            sources = with_errors(sources, torch.cat([errors[place(run.model, at)] for at in writes], dim=1))
     reached, read = seen, [seen[d.site] for d in cuts.passed_dictionaries]
     active: tuple[int, ...] = ()
     if not error:
@@ -236,9 +246,11 @@ def _open_cut(
         reached, every = cuts.replaced.values_and_reads(leaves, wanted, effect=cuts.effect, sources=cuts.leaves_of)
         active = tuple(len(each) for each in leaves.activations)
         read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
-    streams, function = {at: reached[at] for at in sites}, cuts.function(tokens, site, error)
+    function = cuts.function(tokens, site, error, sources.latent if is_error_source else None, beside, also)
+    other = None if beside is None and also is None else _other_values(sources, also)
     return _Opening(
-        sources, run, reached[start], base, seen[stop], reached[stop], streams, seen[site], writes, cuts.between(read), active, function
+        sources, run, reached[start], base, seen[stop], reached[stop], {at: reached[at] for at in sites}, seen[site], writes,
+        cuts.between(read), active, function, None, other,
     )  # fmt: skip
 
 
@@ -296,6 +308,7 @@ def path_of(
     policy: Policy = EXACT,
     positions: Positions = None,
     error: bool = True,
+    asked: Asked = PLAIN,
 ) -> Path:
     """`path` of ids, positions and dictionaries that are what they should be.
 
@@ -311,74 +324,80 @@ def path_of(
     if isinstance(target, Dictionary):
         target = fitted(model, target, "target")
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
-    at = _open(model, source, site, stop, tokens, policy, error, put_in)
+    at = _open(model, source, site, stop, tokens, policy, error, put_in, asked)
+    found = _path(model, source, target, site, stop, at, positions, policy)
+    return replace(found, **_movable(model, source, target, site, stop, at, positions, policy)) if asked.is_movable else found
+
+
+def _path(
+    model: Model,
+    source: Dictionary | None,
+    target: Dictionary | Logits,
+    site: Site,
+    stop: Site,
+    at: _Opening,
+    positions: Positions,
+    policy: Policy,
+) -> Path:
+    """A path whose beginning is open."""
     read, end, targets = read_end(model, target, site, stop, at.read, at.true, at.reached, positions, policy)
-    begin, last = at.function, end if put_in is None else read.function  # and not all of `at`, which would live on in the path
+    begin, last = at.function, read.function if at.enter is None else end  # and not all of `at`, which would live on in the path
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
         return last(begin(values).index_select(0, read.position))
 
     return Path(
         at.through, at.x, at.base, at.sources, targets, function, read.labels, read.probability, source is None, at.streams,
-        at.writes, at.between, at.active,
+        at.writes, at.between, at.active, at.other,
     )  # fmt: skip
 
 
-class End(NamedTuple):
-    """What is read at a path's end."""
-
-    read: Read
-    function: Callable[[Float[Tensor, "targets width_b"]], Float[Tensor, " targets"]]
-    """Of each target's row of the value at `stop`."""
-    targets: Targets
-
-
-def read_end(
+def _movable(
     model: Model,
+    source: Dictionary | None,
     target: Dictionary | Logits,
     site: Site,
     stop: Site,
-    value: Float[Tensor, "positions _"],
-    true: Float[Tensor, "positions width_b"],
-    reached: Float[Tensor, "positions width_b"],
+    at: _Opening,
     positions: Positions,
     policy: Policy,
-) -> End:
-    """The targets of a path, and the cotangent of each.
+) -> dict[str, Any]:
+    """What a path is elsewhere: `moved` and `reading` of Path."""
 
-    Args:
-        site, value: where they are read, and the true value there.
-        stop, true: where the path ends, which differs in a parallel block (see `stop_site`), and the true value there.
-        reached: the value at `stop` along the path, the same tensor where that is the true one.
-    """
-    if isinstance(target, Dictionary):
-        reached_site = value if reached is true else _beside(model, site, stop, reached, policy)
-        read = read_latents(target, value, reached_site, positions)
-    elif isinstance(target, Direction):
-        read = read_direction(target, value, positions)
-    else:
-        read = read_logits(model, target, true, positions, policy)
+    read = read_at(model, target, at.read, at.true, at.read, positions, policy)
 
-    return end_of(model, read, site, stop, reached, policy)
+    def reading(reached: Float[Tensor, "positions width_b"]) -> Float[Tensor, " targets"]:
+        rows = beside(model, site, stop, reached.index_select(0, read.position), policy)
+        if not isinstance(target, Dictionary) or target.config.rule not in COMPETING:
+            return read.function(rows)
+        gate = wins_at(target, beside(model, site, stop, reached, policy), read.position, read.latent)
+        return read.function(rows).where(gate, 0)
 
+    @torch.no_grad()
+    def moved(values: Float[Tensor, " sources"]) -> Path:
+        sources = at.sources._replace(value=values)
+        if at.enter is not None:
+            x = at.enter(values)
+            reached = _walked_to(model, at.through.start, stop, x, at.base)
+            streams = {where: reached[where] for where in stream_sites(at.through.model.config, at.through.start, stop)}
+            there = at._replace(sources=sources, x=x, reached=reached[stop], streams=streams)
+            return _path(model, source, target, site, stop, there, positions, policy)
+        # where dictionaries are met, the whole function is differentiated, and nothing of the sweeps' is at hand
+        value = at.function(values)
+        read = read_at(model, target, at.read, at.true, value, positions, policy)
+        require_finite({f"the targets at {site}": value})
+        found = read.function(value.index_select(0, read.position))
+        targets = Targets(read.position, read.latent, found, found.new_zeros(len(found), 0))
 
-def end_of(model: Model, read: Read, site: Site, stop: Site, reached: Float[Tensor, "positions width_b"], policy: Policy) -> End:
-    """What is read at a site, as targets at the place where their paths end.
+        def function(values: Float[Tensor, " sources"]) -> Float[Tensor, " targets"]:
+            return read.function(at.function(values).index_select(0, read.position))
 
-    Args:
-        stop, reached: where the paths end, and the value there.
+        return Path(
+            at.through, at.x, at.base, sources, targets, function, read.labels, read.probability, source is None, None, at.writes,
+            at.between, at.active, at.other,
+        )  # fmt: skip
 
-    Raises:
-        NotFiniteError: where a target is NaN or infinite; minus infinity may be a logit.
-    """
-
-    def function(rows: Float[Tensor, "targets width_b"]) -> Float[Tensor, " targets"]:
-        return read.function(_beside(model, site, stop, rows, policy))
-
-    values, pull, *_ = vjp(function, reached.index_select(0, read.position))
-    require_finite({f"the targets at {site}": values}, from_below=True, position=read.position)
-    (cotangent,) = pull(torch.ones_like(values))  # each target reads its own row, so one pull gives every row
-    return End(read, function, Targets(read.position, read.latent, values, cotangent))
+    return {"moved": moved, "reading": None if at.enter is None else reading}
 
 
 @dataclass(frozen=True)
@@ -392,6 +411,14 @@ class MetricPath:
     value: Float[Tensor, ""]
     gradient: Float[Tensor, " sources"]
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
+    other: Float[Tensor, " sources"] | None = None
+    """The sources' values at another prompt, as of `Path`."""
+    through: Segment | None = None
+    """The segment from the sources to the last stream, with `x` and `base` as of `Path`; None where dictionaries are met."""
+    x: Float[Tensor, "positions width_a"] | None = None
+    base: Float[Tensor, "positions d_model"] | None = None
+    reading: Callable[[Float[Tensor, "positions d_model"]], Float[Tensor, ""]] | None = None
+    """The metric of the last stream."""
 
     def __repr__(self) -> str:
         return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
@@ -408,6 +435,7 @@ def metric_path(
     effect: Effect = "direct",
     policy: Policy = EXACT,
     error: bool = True,
+    asked: Asked = PLAIN,
 ) -> MetricPath:
     """The path of one prompt from the source's latents to `metric` of its logits [positions, d_vocab].
 
@@ -419,12 +447,15 @@ def metric_path(
     check_source(model, source, last, metric)
     source = fitted(model, source, "source")
     put_in = cuts_between(model, source, metric, start_site(source), last, cuts, effect, policy)
-    at = _open(model, source, last, last, tokens, policy, error, put_in)
+    at = _open(model, source, last, last, tokens, policy, error, put_in, asked)
 
     begin = at.function
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
-        logits = unembed(model, begin(values), policy=policy)
+        return reading(begin(values))
+
+    def reading(stream: Float[Tensor, "positions d_model"]) -> Float[Tensor, ""]:
+        logits = unembed(model, stream, policy=policy)
         value = metric(logits)
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -439,30 +470,7 @@ def metric_path(
     value, pull, *_ = vjp(function, at.sources.value)
     require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
     (gradient,) = pull(torch.ones_like(value))
-    return MetricPath(at.sources, value, gradient, function)
-
-
-def stop_site(model: Model, target: Dictionary | Logits, written_by: Iterable[Dictionary | None] = ()) -> Site:
-    """Where the path to a target ends.
-
-    In a parallel block what the MLP reads and writes does not depend on the attention beside it: it is read off
-    resid_pre. But where a dictionary writes between the two, what it writes is on the way, and the path ends where the target reads.
-
-    Args:
-        written_by: the source and the cuts.
-    """
-    site = read_site(model, target)
-    if not (model.config.parallel and site.kind in BESIDE):
-        return site
-    before = Site(site.layer, "resid_pre")
-    places = (at for d in written_by if d is not None for at in d.writes)
-    is_written = any(at.kind in BESIDE and before.depth < at.depth <= site.depth for at in places)
-    return site if is_written else before
-
-
-def _beside(model: Model, site: Site, stop: Site, rows: Float[Tensor, "rows _"], policy: Policy) -> Float[Tensor, "rows _"]:
-    """The value at `site` of a parallel block's MLP, from resid_pre."""
-    if site == stop:
-        return rows
-    entered = enter(model.config, model.params.blocks[site.layer].norm_2, rows, policy)
-    return entered if site.kind == "mlp_in" else mlp(model, site.layer, entered, policy)
+    found = MetricPath(at.sources, value, gradient, function, at.other)
+    if at.enter is None or not asked.is_movable:
+        return found
+    return replace(found, through=at.through, x=at.x, base=at.base, reading=reading)

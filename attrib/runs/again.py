@@ -8,8 +8,10 @@ from typing import Any, TypeVar, get_args
 
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
+from attrib.core import rules
 from attrib.core.edges import Edges
 from attrib.core.keep import RULES
+from attrib.core.rules import USUAL, Rule, takes_other, with_other
 from attrib.core.types import Difference, FormatError, InputError, Policy, Question, Site, TokenLogits, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.graph.building import build
@@ -20,7 +22,8 @@ from attrib.graph.outputs import Span
 from attrib.models.transformer import Model
 
 Part = TypeVar("Part", Model, Dictionary)
-_RULES: dict[str, Callable[..., Any]] = RULES | {kind.__name__: kind for kind in (TopLogits, TokenLogits, Difference, Span, Latents)}
+_CHOICES = (TopLogits, TokenLogits, Difference, Span, Latents)
+_RULES: dict[str, Callable[..., Any]] = RULES | rules.RULES | {kind.__name__: kind for kind in _CHOICES}
 
 
 class Parts:
@@ -67,15 +70,29 @@ def edges_again(stored: Edges, parts: Parts) -> Edges:
         options: dict[str, Any] = {
             "policy": Policy(**call["policy"]), "keep": rule_of(call["keep"]), "positions": call["positions"], "dtype": call["dtype"],
             "budget": int(call["budget"]), "method": call["method"], "precision_rows": 0 if call["method"] != "torch.func" else None,
-            "cuts": [parts.dictionary(cut) for cut in call["cuts"]], "effect": call["effect"],
+            "cuts": [parts.dictionary(cut) for cut in call["cuts"]], "effect": call["effect"], "rule": _rule_of(stored),
         }  # fmt: skip
-        model, error = parts.model(call["model"]), bool(call["error"])
+        model = parts.model(call["model"])
+        of_latents: dict[str, Any] = {
+            "error": "source" if call["error"] == "source" else bool(call["error"]),
+            "bias": bool(call.get("bias")),
+        }
     tokens = [stored.prompts.ids]
     if source is None:
         return questions.token_to_latent(model, target, tokens, **options)
     if isinstance(target, Dictionary):
-        return questions.latent_to_latent(model, source, target, tokens, error=error, **options)
-    return questions.latent_to_logit(model, source, tokens, logits=target, error=error, **options)
+        return questions.latent_to_latent(model, source, target, tokens, **of_latents, **options)
+    return questions.latent_to_logit(model, source, tokens, logits=target, **of_latents, **options)
+
+
+def _rule_of(stored: Edges) -> Rule:
+    """The rule of attribution of a stored prompt, with the one that it was compared with."""
+    if "rule" not in stored.call:
+        return USUAL
+    found = rule_of(stored.call["rule"])
+    if takes_other(found) and stored.prompts.corrupt is None:
+        raise KeyError("corrupt")
+    return with_other(found, [stored.prompts.corrupt])
 
 
 def rule_of(text: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attrib import store
 from attrib.attribution.plan import Plan
+from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read
 from attrib.runs.spec import Loaded, Results, Work, check_device, checked, load, toml_table
@@ -26,6 +27,10 @@ class RunFile(Work):
     """A file of prompts, as `attrib.runs.prompts.read` takes it."""
     prompt: Annotated[list[str], Field(min_length=1)] | None = None
     """Prompts themselves, in place of a file."""
+    corrupt: Path | None = None
+    """A file of the prompts that the rule compares with, one for each, of as many tokens."""
+    corrupt_prompt: Annotated[list[str], Field(min_length=1)] | None = None
+    """Those prompts themselves, in place of a file."""
     out: Path | None = None
     """The file to write; a plan needs none."""
     device: str = "cpu"
@@ -38,12 +43,27 @@ class RunFile(Work):
             raise ValueError(f"prompts: {given}; expected either prompts, a file, or prompt, the text itself.")
         return self
 
+    @model_validator(mode="after")
+    def _has_what_its_rule_takes(self) -> "RunFile":
+        given, text = [name for name in ("corrupt", "corrupt_prompt") if getattr(self, name) is not None], rule_text(self.rule)
+        if len(given) > 1:
+            raise ValueError("corrupt: given beside corrupt_prompt; expected either corrupt, a file, or corrupt_prompt, the text itself.")
+        if given and not takes_other(self.rule):
+            raise ValueError(f"{given[0]}: no effect on the rule {text}; leave it out, or choose rule = 'patching' or 'ig:16:corrupt'.")
+        if not given and takes_other(self.rule):
+            raise ValueError(
+                f"corrupt: missing, and the rule {text} compares with other prompts; give corrupt, a file of one for each prompt, or "
+                "corrupt_prompt, the texts."
+            )
+        return self
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The keys of a TOML run file; a relative path of prompts is taken from its folder."""
     table = toml_table(path)
-    if isinstance(named := table.get("prompts"), str) and named != "-" and not named.startswith("hf:"):
-        table["prompts"] = path.parent / named
+    for key in ("prompts", "corrupt"):
+        if isinstance(named := table.get(key), str) and named != "-" and not named.startswith("hf:"):
+            table[key] = path.parent / named
     return table
 
 
@@ -76,12 +96,22 @@ def read_prompts(path: Path) -> list[str | Tensor | Messages]:
 
 def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
     """A run's prompts. Raises what `read_prompts` raises, and InputError for a text that is none."""
-    if run.prompt is None:
-        assert run.prompts is not None
-        return read_prompts(run.prompts)
-    if empty := [number for number, text in enumerate(run.prompt) if not text.strip()]:
-        raise InputError(f"prompt: number {empty[0]} is empty; expected text.")
-    return list(run.prompt)
+    found = _prompts("prompt", run.prompts, run.prompt)
+    assert found is not None
+    return found
+
+
+def corrupt_of(run: RunFile) -> list[str | Tensor | Messages] | None:
+    """The prompts that a run's rule compares with; None where it does without. Raises as `prompts_of`."""
+    return _prompts("corrupt_prompt", run.corrupt, run.corrupt_prompt)
+
+
+def _prompts(argument: str, file: Path | None, texts: list[str] | None) -> list[str | Tensor | Messages] | None:
+    if texts is None:
+        return None if file is None else read_prompts(file)
+    if empty := [number for number, text in enumerate(texts) if not text.strip()]:
+        raise InputError(f"{argument}: number {empty[0]} is empty; expected text.")
+    return list(texts)
 
 
 def execute(run: RunFile, progress: Progress | None = None) -> Results:
@@ -92,9 +122,9 @@ def execute(run: RunFile, progress: Progress | None = None) -> Results:
     """
     if run.out is None:
         raise InputError("out: missing; expected the HDF5 file to write.")
-    loaded, prompts = _ready(run)
-    loaded.check(prompts)
-    results = loaded.attribute(prompts, progress)
+    loaded, prompts, corrupt = _ready(run)
+    loaded.check(prompts, corrupt)
+    results = loaded.attribute(prompts, progress, corrupt)
     store.save(run.out, results, compression=run.compression, overwrite=run.overwrite)
     return results
 
@@ -103,12 +133,12 @@ def forecast(run: RunFile) -> list[Plan | None]:
     """What `execute` would do for each attribution, and raise before it computes; None for one that is not planned."""
     if run.method == "torch.func":
         raise InputError("method: torch.func goes row by row, without a plan; expected adjoint or adjoint-triton.")
-    loaded, prompts = _ready(run)
-    return loaded.plan(prompts)
+    loaded, prompts, corrupt = _ready(run)
+    return loaded.plan(prompts, corrupt)
 
 
-def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages]]:
+def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages], list[str | Tensor | Messages] | None]:
     if run.out is not None:
         check_output("out", run.out, None, overwrite=run.overwrite)
-    prompts = prompts_of(run)
-    return load(run, check_device(run.device)), prompts
+    prompts, corrupt = prompts_of(run), corrupt_of(run)
+    return load(run, check_device(run.device)), prompts, corrupt

@@ -28,13 +28,14 @@ from torch import Tensor
 
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
-from attrib.attribution.options import Method
+from attrib.attribution.options import ErrorAs, Method
 from attrib.attribution.plan import Plan, plan
 from attrib.core.devices import check_device as check_device
 from attrib.core.edges import Edges
 from attrib.core.fingerprints import seal
 from attrib.core.keep import keep_text, parse_keep
 from attrib.core.positions import plain_positions
+from attrib.core.rules import USUAL, Rule, is_usual, parse_rule, rule_text, with_other
 from attrib.core.types import (
     POLICIES,
     Difference,
@@ -106,7 +107,7 @@ TAKES: dict[Kind, frozenset[str]] = {kind: frozenset({*needs, *_MAY.get(kind, ("
 
 _UNUSED: dict[str, tuple[Kind, ...]] = {
     "error": ("token_to_latent", "graph"), "positions": ("latent_to_metric",), "method": ("latent_to_metric",),
-    "precision_rows": ("latent_to_metric", "graph"),
+    "precision_rows": ("latent_to_metric", "graph"), "rule": ("graph",), "bias": ("token_to_latent", "latent_to_metric", "graph"),
 }  # fmt: skip
 """Options of a whole work, and the kinds that have no use for them."""
 
@@ -214,13 +215,15 @@ class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
     model: str
     attribution: list[Attribution] = Field(min_length=1)
     keep: Annotated[Keep, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
-    policy: Literal["exact", "linear"] = "exact"
+    policy: Literal["exact", "linear", "relp"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     precision_rows: Annotated[Whole, Field(ge=0)] | None = None
     method: Method = "adjoint"
     budget: Annotated[ByteSize, Field(lt=1 << 63)] = ByteSize(DEFAULT_BUDGET)
     positions: Written = None
-    error: bool = True
+    error: ErrorAs = True
+    bias: bool = False
+    rule: Annotated[Rule, BeforeValidator(parse_rule), PlainSerializer(rule_text)] = USUAL
     special_tokens: SpecialTokens = "allow"
     compression: Literal["gzip", "lzf", "blosc-lz4", "zstd"] | None = None
 
@@ -313,20 +316,36 @@ class Loaded:
             "positions": work.positions, "method": work.method, "precision_rows": work.precision_rows,
         }  # fmt: skip
 
-    def check(self, prompts: Sequence[Any]) -> None:
-        """Raise what attributing these prompts would raise, as far as that is known before anything is computed."""
+    def _rule(self, corrupt: Sequence[Any] | None) -> dict[str, Any]:
+        """The rule as an option, with the prompts that it compares with; nothing where it is the usual one."""
+        return {} if is_usual(self.work.rule) else {"rule": with_other(self.work.rule, corrupt)}
+
+    def _error(self, kind: Kind) -> dict[str, Any]:
+        """Whether the error, and all that is constant, are sources, as an attribution of latents takes it."""
+        if kind == "token_to_latent":
+            return {}
+        return {"error": self.work.error} | ({"bias": True} if self.work.bias and kind != "latent_to_metric" else {})
+
+    def check(self, prompts: Sequence[Any], corrupt: Sequence[Any] | None = None) -> None:
+        """Raise what attributing these prompts would raise, as far as that is known before anything is computed.
+
+        Args:
+            corrupt: the prompts that the rule compares with.
+        """
         for item in self.work.attribution:
             if item.kind == "graph":
                 building.check(self.model, self._nodes(item), prompts, **self._graph_options(item))
                 continue
             source, to = self._ends(item)
-            questions.check(item.kind, self.model, source, to, prompts, **self._options, **self._put_in(item))
+            options = self._options | self._rule(corrupt) | self._error(item.kind) | self._put_in(item)
+            questions.check(item.kind, self.model, source, to, prompts, **options)
         _check_apart(self.work.attribution, self.dictionaries)
 
-    def attribute(self, prompts: Sequence[Any], progress: Progress | None = None) -> Results:
+    def attribute(self, prompts: Sequence[Any], progress: Progress | None = None, corrupt: Sequence[Any] | None = None) -> Results:
         """The edges of all attributions, one after another; or the prompts' graphs.
 
         Args:
+            corrupt: the prompts that the rule compares with.
             progress: called with (prompts done, prompts in all), over all attributions.
         """
         if self.work.is_of_graphs:
@@ -335,20 +354,25 @@ class Loaded:
         results = []
         for number, item in enumerate(self.work.attribution):
             report = _shifted(progress, number * len(prompts), len(self.work.attribution) * len(prompts))
-            results.append(self._attribute(item, prompts, self._options | self._put_in(item) | {"progress": report}))
+            results.append(self._attribute(item, prompts, self._options | self._rule(corrupt) | self._put_in(item) | {"progress": report}))
         return results
 
-    def plan(self, prompts: Sequence[Any]) -> list[Plan | None]:
+    def plan(self, prompts: Sequence[Any], corrupt: Sequence[Any] | None = None) -> list[Plan | None]:
         """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
         if self.work.is_of_graphs:
             raise InputError("kind: graphs are not planned; what does not fit into the budget is refused when they are built.")
-        self.check(prompts)
-        options = {name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")}
-        options["error"] = self.work.error
+        self.check(prompts, corrupt)
+        options = self._rule(corrupt) | {
+            name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")
+        }
 
         def planned(item: Attribution) -> Plan | None:
             source, to = self._ends(item)
-            return None if item.kind == "latent_to_metric" else plan(self.model, source, to, prompts, **options, **self._put_in(item))
+            return (
+                None
+                if item.kind == "latent_to_metric"
+                else plan(self.model, source, to, prompts, **options, **self._error(item.kind), **self._put_in(item))
+            )
 
         return [planned(item) for item in self.work.attribution]
 
@@ -377,7 +401,7 @@ class Loaded:
         source, to = self._ends(item)
         if source is None:
             return questions.token_to_latent(self.model, to, prompts, **options)
-        options["error"] = self.work.error
+        options |= self._error(item.kind)
         match item.kind:
             case "latent_to_latent":
                 return questions.latent_to_latent(self.model, source, to, prompts, **options)

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
-from attrib.core.types import FormatError
+from attrib.core.types import BIAS, FormatError
 from attrib.store.layout import Block
 from attrib.store.reading import FLOAT, INTEGER, POINTER, Checked, Fault, attribute, child, dataset, read_json, read_text
 from attrib.store.rows import read_column
@@ -201,11 +201,15 @@ def _of_piece(edges: Edges, remainder: Float[Tensor, " targets"], least_kept: fl
 
 
 def _of_numbers_that_are_none(edges: Edges, remainder: Float[Tensor, " targets"]) -> Iterator[_Wrong]:
-    columns = (
+    columns: tuple[tuple[str, str, Tensor], ...] = (
         ("gradient/data", "entries", edges.gradient), ("attribution/data", "entries", edges.attribution), ("total", "targets", edges.total),
         ("l1", "targets", edges.l1), ("remainder", "targets", remainder), ("sources/activation", "sources", edges.sources.activation),
         ("targets/activation", "targets", edges.targets.activation),
     )  # fmt: skip
+    if edges.sources.change is not None:
+        columns += (("sources/change", "sources", edges.sources.change),)
+    if edges.gap is not None:
+        columns += (("gap", "targets", edges.gap),)
     for name, table, values in columns:
         yield _not_finite(name, table, values)
 
@@ -216,7 +220,8 @@ def _not_finite(name: str, table: str, values: Float[Tensor, " rows"]) -> _Wrong
 
 def _of_nodes(edges: Edges, nodes: Nodes, table: str, end: str) -> Iterator[_Wrong]:
     position, latent, prompt = nodes.position, nodes.latent, nodes.prompt
-    least, most = (0 if nodes.kind in ("latent", "token") else -1), _width(edges.call, end) if nodes.kind == "latent" else None
+    lowest = BIAS if nodes.kind == "latent" and end == "source" and edges.call.get("error") == "source" else 0
+    least, most = (lowest if nodes.kind in ("latent", "token") else -1), _width(edges.call, end) if nodes.kind == "latent" else None
     outside = latent < least if most is None else (latent < least) | (latent >= most)
     bounds = f"from {least}" if most is None else f"from {least} to {most - 1}, as its block's call has it"
     yield _Wrong(f"{table}/latent", table, outside, lambda row: f"the {nodes.kind} is {latent[row]}, and expected {bounds}")
@@ -245,7 +250,7 @@ def _of_sums(edges: Edges, remainder: Float[Tensor, " targets"], least_kept: flo
     """Products and sums. Of a row at fault nothing is told that only follows from that."""
     dtype, row = torch.finfo(edges.attribution.dtype), edges.row
     attribution = edges.attribution.double()
-    product = edges.gradient.double() * edges.sources.activation[edges.indices].double()
+    product = edges.gradient.double() * edges.sources.step[edges.indices].double()
     # a device may take what is below the smallest normal number as zero
     apart = (attribution - product).abs() > dtype.eps * product.abs() + dtype.tiny
     apart &= attribution.isfinite() & product.isfinite()

@@ -8,6 +8,10 @@ from urllib.parse import quote
 from attrib.core.types import InputError
 
 FORMAT, VERSION = "attrib", 1
+RULED = 2
+"""The version of a shard that holds what version 1 has no word for: rules, and sources that are no latents beside latents."""
+VERSIONS = (VERSION, RULED)
+"""Those that are read."""
 MERGED, STATISTICS, GRAPHS = "attrib-merged", "attrib-statistics", "attrib-graphs"
 """The root attribute `format` of attrib's other files."""
 CHUNK = 1 << 20

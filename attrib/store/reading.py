@@ -21,7 +21,7 @@ from attrib.store.layout import (
     REMEDY,
     SHUFFLE,
     STATISTICS,
-    VERSION,
+    VERSIONS,
     Codec,
     filter_name,
     import_plugin,
@@ -159,9 +159,10 @@ def check_version(file: h5py.File) -> None:
             f"format={FORMAT!r}. Open it with the program that made it."
         )
     version = attribute(file, "format_version", "i")
-    if version != VERSION:
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
         raise FormatError(
-            f"{file.filename}: format version {version}; this attrib reads version {VERSION}. Install the attrib that wrote it."
+            f"{file.filename}: format version {version}; this attrib reads versions {known}. Install the attrib that wrote it."
         )
 
 

@@ -43,6 +43,7 @@ def select_latents(edges: Edges, source_latents: Latents = None, target_latents:
         attribution=edges.attribution[entries],
         total=edges.total[rows],
         l1=edges.l1[rows],
+        gap=None if edges.gap is None else edges.gap[rows],
     )
 
 

@@ -205,7 +205,8 @@ def _read_prompts(file: h5py.Group, run: slice, count: int) -> Prompts:
     tokens = len(dataset(group, "ids", INTEGER))
     ptr, rows = read_ptr(group, "ptr", count, tokens, run)
     ids = read_column(group, "ids", INTEGER, tokens, rows)
-    return Prompts(ptr, ids, read_strings(child(group, "strings", h5py.Group), tokens, rows), _read_number(group, run, count))
+    corrupt = read_column(group, "corrupt", INTEGER, tokens, rows) if "corrupt" in group else None
+    return Prompts(ptr, ids, read_strings(child(group, "strings", h5py.Group), tokens, rows), _read_number(group, run, count), corrupt)
 
 
 def _read_number(group: h5py.Group, run: slice, count: int) -> Int[Tensor, " prompts"] | None:
@@ -225,6 +226,7 @@ def _read_nodes(group: h5py.Group, site: str, run: slice, count: int) -> tuple[N
         activation=read_column(group, "activation", FLOAT, length, rows),
         labels=read_strings(child(group, "labels", h5py.Group), length, rows) if "labels" in group else (),
         probability=read_column(group, "probability", FLOAT, length, rows) if "probability" in group else None,
+        change=read_column(group, "change", FLOAT, length, rows) if "change" in group else None,
     )
     return nodes, rows, length
 
@@ -251,6 +253,7 @@ def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_l
     n_entries = len(dataset(gradient, "indices", INTEGER))
     indptr, entries = read_ptr(gradient, "indptr", n_targets, n_entries, rows)
     total, l1 = (read_column(group, name, FLOAT, n_targets, rows) for name in ("total", "l1"))
+    gap = read_column(group, "gap", FLOAT, n_targets, rows) if "gap" in group else None
     spans: list[slice] = [entries]
     within: slice | Tensor = slice(None)
     if target_latents is not None:
@@ -258,6 +261,7 @@ def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_l
         starts, counts = indptr[:-1][kept], indptr.diff()[kept]
         spans, within = _spans(starts, counts, entries.start)
         targets, indptr, total, l1 = keep_nodes(targets, kept), ptr_of(counts), total[kept], l1[kept]
+        gap = None if gap is None else gap[kept]
     edges = Edges(
         kind=block.kind,  # type: ignore[arg-type]
         sources=sources,
@@ -270,6 +274,7 @@ def _read_edges(file: h5py.Group, block: Block, run: slice, count: int, target_l
         l1=l1,
         prompts=_read_prompts(file, run, count),
         call=read_call(group),
+        gap=gap,
     )
     if wrong := fault(edges):
         raise damaged(group, f"in prompts {run.start} to {run.stop}, {wrong}")

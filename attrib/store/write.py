@@ -13,7 +13,7 @@ from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
 from attrib.store.graphs import save_graphs
-from attrib.store.layout import FORMAT, VERSION, Block
+from attrib.store.layout import FORMAT, RULED, VERSION, Block
 from attrib.store.wellformed import fault
 from attrib.store.writing import check_output, check_size, created
 
@@ -81,12 +81,15 @@ def _block_of(edges: Edges) -> Block:
 def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any]) -> None:
     calls, absent = [edges.call for edges in blocks.values()], object()
     shared = {key: value for key, value in calls[0].items() if all(call.get(key, absent) == value for call in calls)}
-    file.attrs.update({"format": text(FORMAT), "format_version": VERSION, "call": json_text(shared), "packages": json_text(packages())})
+    version = RULED if any(map(_is_ruled, blocks.values())) else VERSION
+    file.attrs.update({"format": text(FORMAT), "format_version": version, "call": json_text(shared), "packages": json_text(packages())})
     prompts = next(iter(blocks.values())).prompts
     group = file.create_group("prompts")
     write_columns(group, {"ptr": array(prompts.ptr, np.int64), "ids": integers(prompts.ids)}, filters)
     if prompts.number is not None:
         write_columns(group, {"number": integers(prompts.number)}, filters)
+    if prompts.corrupt is not None:
+        write_columns(group, {"corrupt": integers(prompts.corrupt)}, filters)
     write_strings(group.create_group("strings"), prompts.strings)
     listing = file.create_group("blocks", track_order=True)  # blocks are listed in the order they were given in
     for block, edges in blocks.items():
@@ -95,8 +98,16 @@ def _write(file: h5py.File, blocks: dict[Block, Edges], filters: dict[str, Any])
         _write_edges(group, edges, filters)
 
 
+def _is_ruled(edges: Edges) -> bool:
+    """Whether a reader of version 1 would misread a result."""
+    sources = edges.sources
+    return "rule" in edges.call or (sources.kind == "latent" and bool((sources.latent < 0).any()))
+
+
 def _write_edges(group: h5py.Group, edges: Edges, filters: dict[str, Any]) -> None:
     write_columns(group, {name: array(getattr(edges, name)) for name in ("total", "l1", "remainder")}, filters)
+    if edges.gap is not None:
+        write_columns(group, {"gap": array(edges.gap)}, filters)
     _write_nodes(group.create_group("sources"), edges.sources, filters)
     _write_nodes(group.create_group("targets"), edges.targets, filters)
     gradient, attribution = group.create_group("gradient"), group.create_group("attribution")
@@ -113,5 +124,7 @@ def _write_nodes(group: h5py.Group, nodes: Nodes, filters: dict[str, Any]) -> No
     write_columns(group, whole_numbers | {"activation": array(nodes.activation)}, filters)
     if nodes.probability is not None:
         write_columns(group, {"probability": array(nodes.probability)}, filters)
+    if nodes.change is not None:
+        write_columns(group, {"change": array(nodes.change)}, filters)
     if nodes.labels:
         write_strings(group.create_group("labels"), nodes.labels)

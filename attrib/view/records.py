@@ -14,7 +14,7 @@ FIELDS = (
     "kind", "source_site", "target_site", "prompt",
     "source_position", "source_token", "source_latent", "source_label", "source_activation",
     "target_position", "target_token", "target_latent", "target_label", "target_activation", "target_probability",
-    "gradient", "attribution",
+    "gradient", "attribution", "rule", "source_change", "target_gap",
 )  # fmt: skip
 """The columns of `Edges.to_pandas`, and the block. `latent` of a token or logit is its vocabulary id."""
 
@@ -28,7 +28,13 @@ def records(edges: Edges, chosen: Chosen) -> Iterator[dict[str, Any]]:
             found = {"kind": one.kind, "source_site": one.sources.site, "target_site": one.targets.site, "prompt": number}
             for end, nodes, at in ends:
                 found |= {f"{end}_{name}": value for name, value in _end(nodes, int(at[entry]), one.prompts.strings).items()}
-            yield found | {"gradient": _number(one.gradient[entry]), "attribution": _number(one.attribution[entry])}
+            found |= {"gradient": _number(one.gradient[entry]), "attribution": _number(one.attribution[entry])}
+            found |= {"rule": one.call["rule"]} if "rule" in one.call else {}
+            if one.sources.change is not None:
+                found["source_change"] = _number(one.sources.change[one.indices[entry]])
+            if one.gap is not None:
+                found["target_gap"] = _number(one.gap[one.row[entry]])
+            yield found
 
 
 def _end(nodes: Nodes, row: int, strings: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
+from attrib.core.types import BIAS, ERROR
 from attrib.view.chosen import Chosen
 from attrib.view.terminal import own, plain, table
 
@@ -42,7 +43,7 @@ def summary(edges: Edges) -> Table:
             f"{len(one) / pairs:.2%}" if pairs else "-", f"{float(one.sources.activation.abs().sum()):.1f}", f"{l1:.1f}",
             f"{float(one.attribution.abs().sum()) / l1:.1%}" if l1 else "-",
         ])  # fmt: skip
-    title = f"{plain(edges.kind)}: {plain(edges.sources.site)} {own('→')} {plain(edges.targets.site)}{put_in(edges)}"
+    title = f"{plain(edges.kind)}: {plain(edges.sources.site)} {own('→')} {plain(edges.targets.site)}{put_in(edges)}{of_rule(edges)}"
     return table(title, (), names, rows)
 
 
@@ -52,6 +53,14 @@ def put_in(edges: Edges) -> str:
     if not cuts:
         return ""
     return "\n" + plain(f"{edges.call['effect']} effects, with cuts at {', '.join(cut['site'] for cut in cuts)}")
+
+
+def of_rule(edges: Edges) -> str:
+    """A line of the title: by which rule, where it is not the usual one, and what it misses of all sources together."""
+    if "rule" not in edges.call:
+        return ""
+    gap = "" if edges.gap is None or not len(edges.gap) else f"; gap up to {float(edges.gap.abs().max()):.3g}"
+    return "\n" + plain(f"rule {edges.call['rule']}{gap}")
 
 
 def possible_pairs(one: Edges) -> int:
@@ -80,7 +89,10 @@ def node_name(one: Edges, nodes: Nodes, row: int) -> str:
         case "token":
             return token
         case "latent":
-            return f"{int(nodes.latent[row])} at {token}"
+            latent = int(nodes.latent[row])
+            if latent == BIAS:
+                return "bias"
+            return f"{'error' if latent == ERROR else latent} at {token}"
         case "error":
             return plain(f"error at {token}")
     label = nodes.labels[row] if nodes.labels else str(int(nodes.latent[row]))

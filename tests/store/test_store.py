@@ -605,10 +605,10 @@ def test_foreign_hdf5_is_told_apart(tmp_path: Path) -> None:
         open_store(tmp_path / "other.h5")
 
 
-@pytest.mark.parametrize("version", [0, 2])
+@pytest.mark.parametrize("version", [0, 3])
 def test_another_version_is_named(shard: Path, version: Any) -> None:
     edit(shard, lambda file: file.attrs.__setitem__("format_version", version))
-    with pytest.raises(FormatError, match=rf"format version {version}; this attrib reads version 1"):
+    with pytest.raises(FormatError, match=rf"format version {version}; this attrib reads versions 1 and 2"):
         open_store(shard)
 
 

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.core.types import Policy
+from attrib.core.types import EXACT, Policy
 from attrib.engine.blocks import kernels as ops
 from attrib.engine.blocks.product import product, product_into
-from attrib.models.transformer import Model, ModelConfig, Norm, centres
+from attrib.models.transformer import Model, ModelConfig, Norm, centres, relevance_slopes
 
 Rows = Float[Tensor, "positions rows _"]
 
@@ -133,10 +133,15 @@ def mlp_weights(model: Model, layer: int, *, fold: bool = True) -> MLPWeights:
     return MLPWeights(W_in, block.mlp.W_out)
 
 
-def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model"]) -> MLPPoint:
-    """hidden = act(u), with slope act'(u); gated: hidden = act(u) ⊙ w, with slopes act'(u) ⊙ w and act(u)."""
+def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model"], policy: Policy = EXACT) -> MLPPoint:
+    """hidden = act(u), with slope act'(u); gated: hidden = act(u) ⊙ w, with slopes act'(u) ⊙ w and act(u).
+
+    Under "relp" the slopes are those of `relevance_slopes`.
+    """
     p = model.params.blocks[layer].mlp
     gate = mlp_in @ p.W_gate + p.b_gate if model.config.gated else None
+    if policy.mlp == "relp":
+        return MLPPoint(relevance_slopes(model.config, mlp_in @ p.W_in + p.b_in, gate))
     return MLPPoint(ops.slopes(mlp_in @ p.W_in + p.b_in, gate, model.config.activation))
 
 

@@ -103,7 +103,7 @@ class Task:
 
     def passes_mlp(self, layer: int) -> bool:
         """Whether anything moves through a layer's MLP."""
-        return self.policy.mlp == "exact" and self.config.has_mlps and layer not in self.shut_mlps
+        return self.policy.mlp != "frozen" and self.config.has_mlps and layer not in self.shut_mlps
 
     @property
     def n_targets(self) -> int:

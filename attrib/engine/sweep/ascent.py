@@ -110,7 +110,7 @@ class Ascent(ABC, Generic[Load]):
                 if self.read is not None and self.reach == "inside":
                     self.part = self.through_norm(layer, self.read)
             case "mlp_out" if self.part is not None:
-                is_passed = self.policy.mlp == "exact" and not self._is_end(site)
+                is_passed = self.policy.mlp != "frozen" and not self._is_end(site)
                 self.part = self.through_matrices(layer, self.part) if is_passed else None
             case "mlp_out" if self.read is not None and self.reach == "outside":
                 self.part = self.through_mlp_alone(layer, self.read)

@@ -48,7 +48,7 @@ class Primal:
 
     def passes_mlp(self, layer: int) -> bool:
         """Whether anything moves through a layer's MLP."""
-        return self.policy.mlp == "exact" and self.model.config.has_mlps and layer not in self.shut_mlps
+        return self.policy.mlp != "frozen" and self.model.config.has_mlps and layer not in self.shut_mlps
 
     def first(self, prompt: int) -> int:
         """The packed index of a prompt's first token."""
@@ -92,7 +92,7 @@ class Primal:
 
     def mlp(self, layer: int) -> MLPPoint:
         """The point of a layer's MLP."""
-        return self._cast(mlp_point(self.model, layer, self.streams[Site(layer, "mlp_in")]))
+        return self._cast(mlp_point(self.model, layer, self.streams[Site(layer, "mlp_in")], self.policy))
 
     def attentions(self, layer: int) -> list[AttentionPoint]:
         """The point of a layer's attention in each prompt."""

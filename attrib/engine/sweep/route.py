@@ -98,7 +98,7 @@ class Descent(ABC, Generic[Load]):
                 self.part = None  # what it would take to come here is saved
             case "mlp_out":
                 self.part = self.stream
-            case "mlp_in" if self.part is not None and self.policy.mlp == "exact":
+            case "mlp_in" if self.part is not None and self.policy.mlp != "frozen":
                 if not self._is_plain(site):
                     self.part = self.through_matrices(layer, self.part)
                 elif not is_moved:
