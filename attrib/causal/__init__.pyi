@@ -1,4 +1,5 @@
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
+from .intervening import PreActivations, intervene
 
 __all__ = [
     "Ablate",
@@ -6,8 +7,10 @@ __all__ = [
     "Edit",
     "Head",
     "Latents",
+    "PreActivations",
     "Scale",
     "Set",
+    "intervene",
     "parse_edit",
     "text_of",
 ]
