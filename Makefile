@@ -1,6 +1,6 @@
 # make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
-# make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another circuit-tracer,
-# such as a folder with its source.
+# make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another
+# circuit-tracer, such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
 # Each sets up .venv by itself.
 PYTHON ?= python3

@@ -67,14 +67,16 @@ def options_of(way: str, layers: int) -> Facts:
     import attrib
 
     held = attrib.Policy(attention="frozen")
-    return {
+    behind = layers - 2
+    ways: dict[str, Facts] = {
         "usual": {"errors": "live", "policy": held},
         "free": {"errors": "live"},
         "constrained": {"effect": "direct", "policy": attrib.LINEAR},
         "two constrained": {
-            "effect": ["direct", "direct", *["total"] * (layers - 2)], "errors": [True, True, *["live"] * (layers - 2)], "policy": held,
+            "effect": ["direct", "direct", *["total"] * behind], "errors": [True, True, *["live"] * behind], "policy": held,
         },
-    }[way]  # fmt: skip
+    }  # fmt: skip
+    return ways[way]
 
 
 def distances(folder: Path) -> tuple[dict[str, float], str]:
