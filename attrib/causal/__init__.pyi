@@ -1,1 +1,5 @@
-__all__: list[str] = []
+from .continuing import Piece
+from .generating import Continuation, generate
+from .sampling import Sampling, probabilities
+
+__all__ = ["Continuation", "Piece", "Sampling", "generate", "probabilities"]
