@@ -1,5 +1,21 @@
 from .continuing import Piece
+from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
 from .generating import Continuation, generate
 from .sampling import Sampling, probabilities
 
-__all__ = ["Continuation", "Piece", "Sampling", "generate", "probabilities"]
+__all__ = [
+    "Ablate",
+    "Add",
+    "Continuation",
+    "Edit",
+    "Head",
+    "Latents",
+    "Piece",
+    "Sampling",
+    "Scale",
+    "Set",
+    "generate",
+    "parse_edit",
+    "probabilities",
+    "text_of",
+]
