@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from attrib.core.types import ErrorAt, InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model, check_end, place, width
 
-Place = tuple[Literal["latents"], int] | tuple[Literal["error", "value"], Site]
-"""Where in the pass a change works: the latents of a dictionary, by its number; the error of a place; what stands at a place."""
+Place = int | Site | ErrorAt
+"""Where in the pass a change works: the latents of a dictionary, by its number; what stands at a place; the error of a place."""
 
 
 class Edited(NamedTuple):
@@ -69,26 +69,26 @@ def edited_by(model: Model, dictionaries: Sequence[Dictionary], what: What, argu
             number = number_of(of, dictionaries, argument)
             d_sae = dictionaries[number].d_sae
             if latents is None:
-                return Edited(("latents", number), None, (d_sae,))
+                return Edited(number, None, (d_sae,))
             chosen = _whole(latents, d_sae, f"latents of {dictionaries[number].name}", argument)
-            return Edited(("latents", number), chosen, () if isinstance(latents, Integral) else (len(chosen),))
+            return Edited(number, chosen, () if isinstance(latents, Integral) else (len(chosen),))
         case Head(layer=layer, heads=heads):
             config = model.config
             (in_layer,) = _whole(layer, config.n_layers, f"layers of {model.name}", argument)
             chosen = _whole(heads, config.n_heads, f"heads of {model.name}", argument)
             columns = tuple(head * config.d_head + d for head in chosen for d in range(config.d_head))
             shape = (config.d_head,) if isinstance(heads, Integral) else (len(chosen), config.d_head)
-            return Edited(("value", Site(in_layer, "z")), columns, shape)
+            return Edited(Site(in_layer, "z"), columns, shape)
         case ErrorAt(site=site):
             at = check_end(model, site, argument)
             written = {place(model, w): str(w) for d in dictionaries for w in d.writes}
             if place(model, at) not in written:
                 known = ", ".join(written.values()) or "none, as no dictionary was given"
                 raise InputError(f"{argument}: {name_of(what)}, where no dictionary writes; expected one of {known}.")
-            return Edited(("error", place(model, at)), None, (width(model.config, at),))
+            return Edited(ErrorAt(place(model, at)), None, (width(model.config, at),))
         case Site() | str():
             at = check_end(model, what, argument)
-            return Edited(("value", place(model, at)), None, (width(model.config, at),))
+            return Edited(place(model, at), None, (width(model.config, at),))
     raise InputError(f"{argument}: {type(what).__name__}; expected a site, Latents, Head or ErrorAt.")
 
 

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(edit: Edit, said: str):
 def test_a_dictionary_is_named_in_each_way():
     model, sae = build("gpt2"), dictionary("standard", SITE)
     for of in (sae, sae.to(dtype=torch.float64), 0, sae.name, SITE, sae.site):
-        assert edited_by(model, [sae], Latents(of, 3)) == (("latents", 0), (3,), ())
+        assert edited_by(model, [sae], Latents(of, 3)) == (0, (3,), ())
 
 
 def test_changes_are_those_written_with_indices():
