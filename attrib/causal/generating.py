@@ -12,12 +12,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.adapters.given import as_model, takes
+from attrib.adapters.given import as_dictionaries, as_model, takes
+from attrib.causal.changes import Change
 from attrib.causal.continuing import Ending, Growing, Piece, decoder_of, grown, stops_of
+from attrib.causal.edits import EditsLike
+from attrib.causal.onward import Onward, onward
 from attrib.causal.sampling import Sampling, drawn, probabilities, uniform
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
 from attrib.core.types import InputError, NotFiniteError, warn
+from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import PromptIds, TokensLike, to_prompts
 from attrib.models.transformer import Model, unembed
 from attrib.passes.cached import Cache, empty_cache, extended, stacked
@@ -38,7 +42,7 @@ class Continuation(NamedTuple):
 
 
 @memory_named("generating", "Give fewer prompts, a smaller batch, or a smaller max_tokens.")
-@takes(model=as_model)
+@takes(model=as_model, dictionaries=as_dictionaries)
 def generate(
     model: Model,
     tokens: TokensLike,
@@ -52,8 +56,12 @@ def generate(
     stop_at_end: bool = True,
     stream: Callable[[Piece], Any] | None = None,
     batch: int = 32,
+    dictionaries: Sequence[Dictionary] = (),
+    edits: EditsLike = (),
+    errors: Any = "live",
+    edited: str = "all",
 ) -> tuple[Continuation, ...]:
-    """Continue prompts, each by up to `max_tokens` tokens.
+    """Continue prompts, each by up to `max_tokens` tokens; under edits, where some are given.
 
     Args:
         tokens: one prompt or several, of any lengths, as the attributions take them.
@@ -66,9 +74,16 @@ def generate(
         stop_at_end: whether the tokenizer's token that ends a text does, too.
         stream: is called with a `Piece` as each token is there.
         batch: how many prompts go on together; their keys and values are in memory.
+        dictionaries: put in together, as `attrib.causal.intervene` does it; their latents are computed along the pass.
+        edits: `Set`, `Scale`, `Add`, `Ablate`, or their text, one or a list. Their positions are those of the prompts. Edits without
+            positions, and with a slice that is open to the right ("-1:"), go on over all that is generated.
+        errors: "live", what a dictionary does not decode is computed along the pass and added, so that a dictionary that is not
+            edited changes nothing; False, it is left out. One for all dictionaries, or one for each.
+        edited: "all", or "prompt" or "generated", where edits are made alone.
 
     Raises:
-        InputError: for what is no prompt, prompts that with `max_tokens` are longer than the context, and options that make no sense.
+        InputError: for what is no prompt, prompts that with `max_tokens` are longer than the context, options that make no sense, and
+            edits and dictionaries that cannot be.
         NotFiniteError: where logits are NaN or infinite.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
@@ -78,6 +93,8 @@ def generate(
     stops = stops_of(stop, model.tokenizer, model.config.d_vocab, at_end=stop_at_end)
     prompts = to_prompts(model, tokens)
     _check_lengths(model, prompts, max_tokens)
+    going = onward(model, dictionaries, edits, errors, edited)
+    changes = [going.in_prompt(number, len(ids)) for number, ids in enumerate(prompts)]
     if stop_at_end and stops.end is not None and (ended := [n for n, ids in enumerate(prompts) if int(ids[-1]) == stops.end]):
         warn(f"tokens: prompt {ended[0]} ends in the token that ends a text (id {stops.end}); what follows is another text.")
     seen: Counter[bytes] = Counter()
@@ -94,8 +111,12 @@ def generate(
                 stream(piece)
             yield longer
 
+    def together(rows: Sequence[Growing]) -> Iterator[Growing]:
+        read = [_read(going, prompts[one.prompt], changes[one.prompt]) for one in rows]
+        return _together(going, read, rows, next_of)
+
     with torch.no_grad():
-        done = [one for first in range(0, len(begun), batch) for one in _together(model, prompts, begun[first : first + batch], next_of)]
+        done = [one for first in range(0, len(begun), batch) for one in together(begun[first : first + batch])]
     return tuple(
         Continuation(prompts[one.prompt], torch.tensor(one.tokens), one.text, one.ended or "length", torch.tensor(one.log_probs))
         for one in sorted(done, key=lambda one: one.prompt)
@@ -106,9 +127,16 @@ Next = Callable[[Tensor, Sequence[Growing]], Iterator[Growing]]
 """From logits of the rows that go on to the rows, each one token longer."""
 
 
-def _together(model: Model, prompts: PromptIds, live: Sequence[Growing], next_of: Next) -> Iterator[Growing]:
-    """The rows of one batch, each when it has ended."""
-    lasts, caches = zip(*(_read(model, prompts[one.prompt]) for one in live), strict=True)
+def _together(
+    going: Onward, read: Sequence[tuple[Float[Tensor, " d_model"], Cache]], live: Sequence[Growing], next_of: Next
+) -> Iterator[Growing]:
+    """The rows of one batch, each when it has ended.
+
+    Args:
+        read: what was read of each row's prompt: the last stream at its last position, and its cache.
+    """
+    model = going.splice.model
+    lasts, caches = zip(*read, strict=True)
     last, cache = torch.stack(lasts), stacked(caches)
     while live:
         longer = list(next_of(unembed(model, last), live))
@@ -118,13 +146,15 @@ def _together(model: Model, prompts: PromptIds, live: Sequence[Growing], next_of
         if not live:
             return
         cache = cache if len(on) == len(longer) else cache.rows(on)
-        stream, cache = extended(model, torch.tensor([one.tokens[-1:] for one in live], device=model.device), cache)
+        new = torch.tensor([one.tokens[-1:] for one in live], device=model.device)
+        stream, cache = extended(model, new, cache, going.put(going.generated))
         last = stream[:, -1]
 
 
-def _read(model: Model, ids: Int[Tensor, " positions"]) -> tuple[Float[Tensor, " d_model"], Cache]:
+def _read(going: Onward, ids: Int[Tensor, " positions"], changes: Sequence[Change]) -> tuple[Float[Tensor, " d_model"], Cache]:
     """A prompt's last stream at its last position, and its cache."""
-    stream, cache = extended(model, ids, empty_cache(model))
+    model = going.splice.model
+    stream, cache = extended(model, ids, empty_cache(model), going.put(changes))
     return stream[-1], cache
 
 

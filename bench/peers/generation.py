@@ -60,7 +60,7 @@ def main(
     assert model.tokenizer is not None
     original = transformers.AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
     original.generation_config.eos_token_id = None
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, texts, options in [
         ("greedy, 1 prompt", TEXTS[:1], {}),
         ("greedy, 4 prompts", TEXTS, {}),
