@@ -1,3 +1,5 @@
+from .ablating import ablate_each
+from .ablations import Ablations
 from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
 from .generating import Continuation, generate
@@ -6,6 +8,7 @@ from .sampling import Sampling, probabilities
 
 __all__ = [
     "Ablate",
+    "Ablations",
     "Add",
     "Continuation",
     "Edit",
@@ -16,6 +19,7 @@ __all__ = [
     "Sampling",
     "Scale",
     "Set",
+    "ablate_each",
     "generate",
     "intervene",
     "parse_edit",

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from attrib.causal.edits import Ablate, Add, Edit, Head, Latents, Scale, Set, What, name_of, text_of
+from attrib.causal.edits import Ablate, Add, Edit, Head, Latents, Scale, Set, name_of, text_of
 from attrib.core.positions import positions_in
 from attrib.core.types import ErrorAt, InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
@@ -58,7 +58,7 @@ class Change(NamedTuple):
 # --------------------------------------------------------------------------------------- what is meant
 
 
-def edited_by(model: Model, dictionaries: Sequence[Dictionary], what: What, argument: str = "edits") -> Edited:
+def edited_by(model: Model, dictionaries: Sequence[Dictionary], what: Any, argument: str = "edits") -> Edited:
     """What an edit, or whoever wants to read a value, names.
 
     Raises:

@@ -45,7 +45,7 @@ def intervene(
     errors: Any = True,
     policy: Policy = EXACT,
     metric: Metric | None = None,
-    values: Sequence[What | PreActivations] | What | PreActivations | None = None,
+    values: Any = None,
     dtype: torch.dtype | str | None = None,
 ) -> Any:
     """What the model computes under edits, with dictionaries in it; docs/interventions.md has the mathematics.
@@ -81,7 +81,7 @@ def intervene(
     made = splice(model, dictionaries, effect, errors, policy)
     asked = as_edits(edits)
     of_prompt = settled(made, asked)
-    wanted = None if values is None else _wanted(made, [values] if isinstance(values, What | PreActivations) else values)
+    wanted = None if values is None else _wanted(made, values)
     chosen = None if metric is None or callable(metric) else readout(model, metric, "metric")
     items, is_batch = prompts_in(tokens)
     found: list[Any] = []
@@ -110,10 +110,11 @@ def intervene(
 Wanted = dict[What | PreActivations, Edited]
 
 
-def _wanted(made: Splice, values: Sequence[What | PreActivations]) -> Wanted:
+def _wanted(made: Splice, values: Any) -> Wanted:
     """What is asked for, by the words in which it was."""
     found: Wanted = {}
-    for what in values:
+    is_one = isinstance(values, What | PreActivations) or not isinstance(values, Sequence)
+    for what in [values] if is_one else values:
         of = Latents(*what) if isinstance(what, PreActivations) else what
         found[_as_key(what)] = edited = edited_by(made.model, made.dictionaries, of, "values")
         if made.leaves_out(edited.place):

@@ -16,7 +16,7 @@ from attrib.dictionaries.dictionary import encode
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import embed, place
 
-Rows = Float[Tensor, "positions *of_each"]
+Rows = Float[Tensor, "_ *of_each"]
 OfPrompt = Callable[[int, int], tuple[Edit, ...]]
 """The edits of a prompt, by its number and its length."""
 

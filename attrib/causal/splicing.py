@@ -21,7 +21,7 @@ from torch import Tensor
 from attrib.causal.changes import Change, Place, changed
 from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents
-from attrib.dictionaries.dictionary import Dictionary, decode, encode, normalise_input, skip, split
+from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model, unembed, walk
 from attrib.passes.beside import Recorded, places_held, record, unembed_beside, walk_beside
 from attrib.passes.replacement import Cut, Replacement, put_together, written_by, written_from
@@ -200,6 +200,13 @@ class Splice:
         under_way.written[number] = self.at_places(number, written)
         if moved is not None and is_live:
             under_way.moved[number] = self.at_places(number, moved)
+
+    def latents_of(self, under_way: Pass, number: int) -> Cut:
+        """The active latents of a dictionary that nobody edits, and its scale, on a pass that has met it."""
+        if self.effects[number] == "direct":
+            return under_way.clean.cuts[number]
+        dictionary, x = self.dictionaries[number], under_way.read[number]
+        return Cut(encode_sparse(dictionary, x), normalise_input(dictionary, x)[1])
 
     def at_places(self, number: int, written: Float[Tensor, "*batch rows d_out"]) -> dict[Site, Float[Tensor, "*batch rows _"]]:
         """What a dictionary writes, by place."""

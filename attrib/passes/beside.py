@@ -109,6 +109,7 @@ def walk_beside(
     policy: Policy = EXACT,
     put: Put | None = None,
     held: Recorded | None = None,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[tuple[Site, Tensor]]:
     """Every site from `start` on with its value, at the positions from `first` on.
 
@@ -118,8 +119,9 @@ def walk_beside(
         policy: what is held.
         put: as `walk` takes it; it is given what the held model has computed.
         held: the pass at whose values nonlinearities are held, with those at `places_held`; None is `recorded`.
+        kept: a list to which each layer's keys and values are added, of all positions.
     """
-    beside = _Beside(model, recorded, held or recorded, policy, first, start, x if base is None else base, put)
+    beside = _Beside(model, recorded, held or recorded, policy, first, start, x if base is None else base, put, kept)
     return walk(model, start, x, base, EXACT, beside.stands, beside.attend)
 
 
@@ -144,7 +146,7 @@ def read_beside(
 
 def affine(function: Callable[[Any], Any], at: Float[Tensor, "*any"], x: Float[Tensor, "*batch"]) -> Tensor:
     """A function by its value and derivative at one point: itself, where it is affine."""
-    value, moved = torch.func.jvp(function, (at.expand_as(x),), (x - at,))[:2]
+    value, moved = torch.func.jvp(function, (at.expand_as(x).contiguous(),), (x - at,))[:2]
     return value + moved
 
 
@@ -152,9 +154,19 @@ class _Beside:
     """One such pass under way: the stream that has come up so far, and what is put in the place of what `walk` computes of it."""
 
     def __init__(
-        self, model: Model, recorded: Recorded, held: Recorded, policy: Policy, first: int, start: Site, stream: Stream, put: Put | None
+        self,
+        model: Model,
+        recorded: Recorded,
+        held: Recorded,
+        policy: Policy,
+        first: int,
+        start: Site,
+        stream: Stream,
+        put: Put | None,
+        kept: list[tuple[Tensor, Tensor]] | None,
     ) -> None:
-        self.model, self.recorded, self.held, self.policy, self.first, self.put = model, recorded, held, policy, first, put
+        self.model, self.recorded, self.held, self.policy = model, recorded, held, policy
+        self.first, self.put, self.kept = first, put, kept
         self.start = place(model, start)
         self.pre = self.mid = stream  # what attention and the MLP of this layer read
         self.z = self.mlp_in = stream
@@ -206,6 +218,8 @@ class _Beside:
         if self.first:
             before = self.recorded.keys[layer][..., : self.first, :], self.recorded.heads[layer][..., : self.first, :]
             k, v = (torch.cat([part.expand(*new.shape[:-2], *part.shape[-2:]), new], -2) for part, new in zip(before, (k, v), strict=True))
+        if self.kept is not None:
+            self.kept.append((k, v))
         if self.policy.attention == "frozen":
             return weighted(self.held.patterns[layer][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
         seen = _seen(model, layer, self.first, x)
@@ -217,7 +231,7 @@ class _Beside:
         if self.policy.norm != "frozen" or self.model.config.qk_norm == "none":
             return turned_heads(self.model, layer, projected, EXACT, at)
         read = enter(self.model.config, self.model.params.blocks[layer].norm_1, self._at(Site(layer, "resid_pre")))
-        given = tuple(part.expand_as(new) for part, new in zip(project(self.model, layer, read), projected, strict=True))
+        given = tuple(part.expand_as(new).contiguous() for part, new in zip(project(self.model, layer, read), projected, strict=True))
 
         def turned(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             return tuple(turned_heads(self.model, layer, Projected(q, k, v), self.policy, at))
