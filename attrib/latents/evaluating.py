@@ -136,9 +136,9 @@ class Quality:
         lost = ablated - self.cross_entropy_model
         return (ablated - self.cross_entropy.spliced) / lost if lost else float("nan")
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, int | float | None]:
         """All figures that are one number, by name."""
-        found: dict[str, float | None] = {
+        found: dict[str, int | float | None] = {
             "latents": self.d_sae, "explained_variance": self.explained_variance, "mse": self.mse, "l2_ratio": self.l2_ratio,
             "cosine": self.cosine, "l0": self.l0, "l1": self.l1, "dead": self.dead,
         }  # fmt: skip
@@ -215,7 +215,7 @@ def evaluate(
         counted = (torch.arange(ids.shape[1], device=ids.device) >= first_position).expand(ids.shape)
         return counted if special is None else counted & ~torch.isin(ids, special)
 
-    def gone_through() -> Iterator[Int[Tensor, "batch positions"]]:
+    def gone_through() -> Iterator[Int[Tensor, "_ _"]]:
         nonlocal done
         for ids in batches_of(prompts, AT_ONCE):
             yield ids

@@ -153,7 +153,7 @@ def _pattern_kl(model: Model, layer: int, true: Float[Tensor, "batch positions d
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q.clamp_min(tiny))).double().sum((0, 2, 3)).cpu()
 
 
-def batches_of(prompts: Sequence[Int[Tensor, " positions"]], tokens: int) -> Iterator[Int[Tensor, "batch positions"]]:
+def batches_of(prompts: Sequence[Tensor], tokens: int) -> Iterator[Int[Tensor, "_ _"]]:
     """Prompts of one length together, of at most so many tokens; at least one prompt."""
     by_length: dict[int, list[Tensor]] = {}
     for ids in prompts:
