@@ -1,1 +1,3 @@
-__all__: list[str] = []
+from .evaluating import ByWay, Evaluation, Quality, evaluate
+
+__all__ = ["ByWay", "Evaluation", "Quality", "evaluate"]

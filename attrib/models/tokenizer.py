@@ -45,6 +45,8 @@ class Tokenizer:
     pad: int | None = None
     pad_run: int = 1
     """So many pad tokens at an end of a prompt are taken for padding: 2 where one alone may be what begins or ends a text."""
+    end: int | None = None
+    """The token that ends a text, or what an assistant says."""
     sha256: str | None = None
     """Hash of the tokenizer's definition, to tell which one a result came from."""
     special_tokens: SpecialTokens = "allow"

@@ -68,7 +68,13 @@ def read(folder: Path) -> Model:
         base, d_head = facts["rope_parameters"]["rope_theta"], config.d_head
         names = json.loads(told.read_text()) if (told := folder / "tokenizer_config.json").is_file() else {}
         shared = tuple(names.get(f"{name}_token") for name in ("bos", "eos", "unk"))
-        text = from_tokenizers(tokenizer, chat=partial(_transformers_tokenizer, folder), pad=names.get("pad_token"), shared=shared)
+        text = from_tokenizers(
+            tokenizer,
+            chat=partial(_transformers_tokenizer, folder),
+            pad=names.get("pad_token"),
+            end=names.get("eos_token"),
+            shared=shared,
+        )
         made = params(_Facts(facts), config, state, Rotary(*rotary_tables(base, d_head, config.n_ctx)))
     except Exception as error:  # each library has its own errors for a damaged file
         raise FormatError(

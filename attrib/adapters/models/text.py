@@ -12,13 +12,19 @@ from attrib.models.tokenizer import Messages, Tokenizer, guarded
 
 
 def from_tokenizers(
-    backend: Any, *, chat: Callable[[], Any] | None = None, pad: str | None = None, shared: Container[str | None] = ()
+    backend: Any,
+    *,
+    chat: Callable[[], Any] | None = None,
+    pad: str | None = None,
+    end: str | None = None,
+    shared: Container[str | None] = (),
 ) -> Tokenizer:
     """attrib's view of a `tokenizers.Tokenizer`.
 
     Args:
         chat: makes the transformers tokenizer whose chat template is used, when one is; None where there is none.
         pad: the pad token.
+        end: the token that ends a text.
         shared: tokens that may begin or end a text; the pad token may be one of them.
     """
     number = None if pad is None else backend.token_to_id(pad)
@@ -33,6 +39,7 @@ def from_tokenizers(
         unknown=_unknown(backend),
         pad=number,
         pad_run=2 if pad in shared else 1,
+        end=None if end is None else backend.token_to_id(end),
         sha256=hashlib.sha256(backend.to_str().encode()).hexdigest(),
     )
 
@@ -56,6 +63,7 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
         unknown=getattr(tokenizer, "unk_token_id", None) if backend is None else _unknown(backend),
         pad=pad,
         pad_run=2 if pad in ends else 1,
+        end=getattr(tokenizer, "eos_token_id", None),
         sha256=hashlib.sha256(definition.encode()).hexdigest(),
     )
 
