@@ -1,1 +1,4 @@
-__all__: list[str] = []
+from .agreement import Agreement
+from .verifying import verify
+
+__all__ = ["Agreement", "verify"]
