@@ -78,15 +78,15 @@ class Agreement:
             )
         return pd.DataFrame(found, columns=list(SUMMARY)).merge(self.passes, on=list(GROUPS), how="left")
 
-    def worst(self, k: int = 10, *, step: float | None = None, by: str = "error") -> "pd.DataFrame":
+    def worst(self, k: int = 10, *, step: float | None = None, pair: str | None = None, by: str = "error") -> "pd.DataFrame":
         """The k lines of largest disagreement, worst first.
 
         Args:
-            step: of one step alone.
+            step, pair: of one step, or one pair of sites, alone.
             by: "error", its size, or "relative".
 
         Raises:
-            InputError: for k below 1, another `by`, or a step that was not taken.
+            InputError: for k below 1, another `by`, or a step or a pair that is not there.
         """
         if k < 1:
             raise InputError(f"k: {k}; expected at least 1.")
@@ -95,6 +95,10 @@ class Agreement:
         part = self.table if step is None else self.table[self.table.step == step]
         if step is not None and not len(part):
             raise InputError(f"step: {step:g} was not taken; there are {', '.join(f'{s:g}' for s in self.call['steps'])}.")
+        if pair is not None:
+            part = part[part.pair == pair]
+            if not len(part):
+                raise InputError(f"pair: {pair!r} is not among {', '.join(map(repr, self.table.pair.unique()))}.")
         return part.loc[part[by].abs().sort_values(ascending=False, kind="stable").index[:k]]
 
     def median(self, step: float) -> float:

@@ -19,7 +19,7 @@ from attrib.core.types import Difference, Direction, ErrorAt, InputError, Policy
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
 from attrib.paths.targets import as_logits
-from attrib.runs.again import Parts, rule_of
+from attrib.runs.again import Parts, readable, rule_of
 
 DTYPES = ("float64", "float32")
 SOURCES = 32
@@ -132,6 +132,7 @@ def question_of(edges: Edges, known: Known, target: Any) -> Question:
     Raises:
         InputError: where the record is not that of an attribution, or something was made with other weights.
         UnsupportedError: where it does not say what the target is, and `target` does not either.
+        FormatError: where it cannot be read.
     """
     call = edges.call
     if missing := [name for name in ("model", "source", "target", "cuts", "effect", "policy", "error") if name not in call]:
@@ -139,6 +140,12 @@ def question_of(edges: Edges, known: Known, target: Any) -> Question:
             f"edges: their call has no {missing[0]!r}, so it does not say how they were made; expected what attrib's attributions give, "
             "or what is read of a file."
         )
+    with readable():
+        return _question(edges, known, target)
+
+
+def _question(edges: Edges, known: Known, target: Any) -> Question:
+    call = edges.call
     model = known.model(call["model"])
     named = call["source"]
     source: Dictionary | ErrorAt | None = None
@@ -156,11 +163,15 @@ def _target_of(edges: Edges, known: Known, model: Model, given: Any) -> Any:
         return known.dictionary(named, model, "target")
     if edges.kind == "latent_to_metric":
         if not callable(given):
-            raise UnsupportedError(f"target: the edges go to the metric {named!r}, which no record has; give the function as target=.")
+            raise UnsupportedError(
+                f"target: the edges go to the metric {named!r}, which no record has; give the function as target=, or leave them out."
+            )
         return given
     if str(named).startswith("Direction("):
         if not isinstance(given, Direction):
-            raise UnsupportedError("target: the edges go to a direction, whose vector no record has; give it as target=Direction(...).")
+            raise UnsupportedError(
+                "target: the edges go to a direction, whose vector no record has; give it as target=Direction(...), or leave them out."
+            )
         return as_logits(given)
     what = rule_of(named)
     if isinstance(what, TopLogits | TokenLogits):

@@ -60,7 +60,7 @@ def edges_again(stored: Edges, parts: Parts) -> Edges:
             f"rerun: edges from errors, and from tokens to logits, are not made again ({stored.kind}); attrib.jacobian does."
         )
     call = stored.call
-    with _readable():
+    with readable():
         source = None if call["source"] is None else parts.dictionary(call["source"])
         target = parts.dictionary(call["target"]) if isinstance(call["target"], dict) else rule_of(call["target"])
         options: dict[str, Any] = {
@@ -91,7 +91,7 @@ def rule_of(text: Any) -> Any:
 def graph_again(stored: Graph, parts: Parts) -> Graph:
     """Build a stored prompt's graph anew, as its call says. Raises as `edges_again`."""
     call: Any = stored.call
-    with _readable():
+    with readable():
         options: dict[str, Any] = {name: call[name] for name in ("mlps", "demean", "skip_positions", "max_nodes", "block", "method")}
         options |= {
             "policy": Policy(**call["policy"]), "keep": rule_of(call["keep"]), "targets": [rule_of(what) for what in call["targets"]],
@@ -108,7 +108,7 @@ def _neurons(named: Mapping[str, Any]) -> Neurons:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """What a call that is none leads to, as a FormatError."""
     try:
         yield
