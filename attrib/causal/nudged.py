@@ -46,13 +46,15 @@ class Nudged:
     effect: Effect
     policy: Policy
     error: bool = True
+    stands: frozenset[Site] = frozenset()
+    """Other places at which nothing moves but what is added: MLPs that are nodes of a graph."""
 
     @cached_property
     def true(self) -> dict[Site, Tensor]:
         """The values of the model's own pass, by place, where something is read, written or begun."""
         model, base = self.model, base_site(self.start)
         sites = {self.start, *([] if base is None else [base])}
-        sites |= {place(model, site) for one in self._put_in for site in (one.site, *one.writes)}
+        sites |= self.stands | {place(model, site) for one in self._put_in for site in (one.site, *one.writes)}
         return capture(model, self.tokens, sites)
 
     @cached_property
@@ -92,7 +94,7 @@ class Nudged:
     @cached_property
     def _writers(self) -> frozenset[Site]:
         """Places at which what the model brings is not looked at."""
-        return frozenset[Site]().union(*map(self.written_by, self._put_in))
+        return self.stands.union(*map(self.written_by, self._put_in))
 
     @cached_property
     def _frozen(self) -> Held:
@@ -104,18 +106,26 @@ class Nudged:
         return held
 
     def values(
-        self, change: Change, sites: Iterable[Site], scaled: Float[Tensor, "*batch positions width"] | None = None
+        self,
+        change: Change,
+        sites: Iterable[Site],
+        scaled: Float[Tensor, "*batch positions width"] | None = None,
+        *,
+        brought: bool = False,
     ) -> dict[Site, Float[Tensor, "*batch positions _"]]:
         """What stands at sites where `change` is added.
 
         Args:
             scaled: what stands at `start` before any dictionary reads it, in place of the true value: changed embeddings.
+            brought: give what the model brings to the sites, which is what a dictionary reads that writes there.
         """
         wanted = {place(self.model, site): site for site in sites}
+        batch = max((each.shape[:-2] for each in (*change.values(), scaled) if each is not None), key=len, default=())
         found: dict[Site, Tensor] = {}
-        for at, value in self._walk(change, scaled, self._frozen, is_recording=False):
+        for at, value, before in self._walk(change, scaled, self._frozen, is_recording=False):
             if at in wanted:
-                found[wanted[at]] = value
+                stands = before if brought else value
+                found[wanted[at]] = stands.expand(*batch, *stands.shape[-2:])  # where nothing moves, all passes are one
             if len(found) == len(wanted):
                 break
         return found
@@ -138,7 +148,8 @@ class Nudged:
             self._frozen.recording().logits(self.primal(self.model.config.last), positions, tokens)
         return self._frozen.playing().logits(last, positions, tokens)
 
-    def _walk(self, change: Change, scaled: Tensor | None, held: Held, *, is_recording: bool) -> Iterable[tuple[Site, Tensor]]:
+    def _walk(self, change: Change, scaled: Tensor | None, held: Held, *, is_recording: bool) -> Iterable[tuple[Site, Tensor, Tensor]]:
+        """Each place, with what stands there and what the model brings there."""
         model, true = self.model, self.true
         base, x = base_site(self.start), true[self.start] if scaled is None else scaled
         stream = None if base is None else true[base]
@@ -148,11 +159,13 @@ class Nudged:
         pass_ = held.recording() if is_recording else held.playing()
         pass_.begin(stream, x)
         moved: dict[Site, Tensor] = {}
+        before: dict[Site, Tensor] = {}
         is_first = True
 
         def put(at: Site, value: Tensor) -> Tensor:
             nonlocal is_first
             value, is_first = value if is_first else pass_.value(at, value), False
+            before[at] = value
             own = [cut for cut in self._read_at(at) if at in self.written_by(cut)]
             for cut in own:
                 self._reads(cut, value, moved)
@@ -169,7 +182,8 @@ class Nudged:
             return value
 
         for at, value in walk(model, self.start, x, stream, put=put):
-            yield place(model, at), value
+            named = place(model, at)
+            yield named, value, before.get(named, value)
 
     def _read_at(self, at: Site) -> list[Dictionary]:
         return [cut for cut in self.cuts if place(self.model, cut.site) == at and (self.effect == "total" or cut.has_skip)]

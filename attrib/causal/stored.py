@@ -1,6 +1,7 @@
 """Edges and graphs of a file, held against interventions: which prompts, which blocks, and where their parts lie."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def verify_stored(
         if kinds:
             raise InputError(f"kind: {kinds[0]!r} has no effect on graphs, which have no blocks; leave it out.")
         with open_graph_collection(path) as graphs:
-            return verify([graphs[number] for number in _chosen(prompts, graphs.numbers.tolist(), path, seed)], **options)
+            numbers = _chosen(prompts, graphs.numbers.tolist(), path, seed)
+            found = verify([graphs[number] for number in numbers], **options)
+        return replace(found, table=found.table.assign(prompt=[numbers[place] for place in found.table.prompt]))
     with open_collection(path) as collection:
         numbers = _chosen(prompts, collection.numbers.tolist(), path, seed)
         there = list(dict.fromkeys(block.kind for block in collection.blocks))

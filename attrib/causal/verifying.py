@@ -11,19 +11,25 @@ from torch import Tensor
 from attrib.adapters.given import as_dictionaries, as_model, takes
 from attrib.attribution.needs import constant, put_into
 from attrib.causal.agreement import GROUPS, Agreement, checked_steps, relative
+from attrib.causal.graph_measuring import GraphQuestion, check_graph
 from attrib.causal.measuring import Question, measure
 from attrib.causal.readings import LogitNodes, Reading
 from attrib.core.edges import Edges, Nodes
 from attrib.core.room import memory_named
 from attrib.core.types import Difference, Direction, ErrorAt, InputError, Policy, TokenLogits, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.graph.graph import Graph
 from attrib.models.transformer import Model
 from attrib.paths.targets import as_logits
-from attrib.runs.again import Parts, readable, rule_of
+from attrib.runs.again import Parts, neurons_of, readable, rule_of
 
 DTYPES = ("float64", "float32")
 SOURCES = 32
 STEPS = (1e-3, 1.0)
+
+
+Measurable = Edges | Graph
+"""What says how its targets move with its sources."""
 
 
 def _as_model(given: Any, argument: str) -> Any:
@@ -34,7 +40,7 @@ def _as_model(given: Any, argument: str) -> Any:
 @takes(model=_as_model, dictionaries=as_dictionaries)
 @torch.no_grad()
 def verify(
-    edges: Edges | Iterable[Edges] | Mapping[Any, Edges],
+    edges: Measurable | Iterable[Measurable] | Mapping[Any, Edges],
     model: Model | None = None,
     *,
     n: int = SOURCES,
@@ -45,19 +51,19 @@ def verify(
     dtype: str = "float64",
     places: Mapping[str, str | Path] | None = None,
 ) -> Agreement:
-    """Intervene on sampled sources of edges, and compare what their targets do with what the edges predict.
+    """Intervene on sampled sources of edges, or nodes of a graph, and compare what their targets do with what the edges predict.
 
     Each intervention changes one source alone in the model's own forward pass, with everything held that the edges held: other
     latents of a cut, errors, and what the policy freezes. See docs/agreement.md for what is measured at which step.
 
     Args:
-        edges: what an attribution gave, of any kind; several of them, or what `attrib.jacobian` gave.
+        edges: what an attribution gave, of any kind, or an attribution graph; several of them, or what `attrib.jacobian` gave.
         model: that they were made with; None loads it by the name that the edges tell.
         n: how many sources are intervened on, of each of `edges`, drawn among those that have edges. All edges of theirs are measured.
         steps: one or several, by how much of its activation a source is changed: below 1 up and down, at 1 it is left out.
         seed: of the draw.
         dictionaries: that they were made with, in any order; those that are missing are loaded by name.
-        target: the metric, or the direction, of edges to one: no record has it.
+        target: the metric, or the direction, of edges to one; the targets of a graph with vectors among them: no record has these.
         dtype: of the passes. Whatever the edges are in, "float64" measures without rounding; with "float32" the difference of two
             passes at a step of 1e-3 has three digits less than the passes.
         places: where models and dictionaries lie that are loaded, by name or sha256.
@@ -73,9 +79,12 @@ def verify(
         raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(DTYPES)}.")
     known = Known(model, dictionaries, Parts(dict(places or {})), dtype)
     lines, passes = list[dict[str, Any]](), list[dict[str, Any]]()
-    for one in several:
-        question = question_of(one, known, target)
-        _measure(one, question, checked, _drawn(one, n, generator), lines, passes)
+    for number, one in enumerate(several):
+        if isinstance(one, Graph):
+            _measure_graph(number, one, graph_question_of(one, known, target), checked, n, generator, lines, passes)
+        else:
+            drawn = _drawn(one.indices.unique(), n, generator)
+            _measure(one, question_of(one, known, target), checked, drawn, lines, passes)
     return made(lines, passes, {"steps": list(checked), "seed": seed, "n": n, "dtype": dtype})
 
 
@@ -180,13 +189,23 @@ def _target_of(edges: Edges, known: Known, model: Model, given: Any) -> Any:
     return what
 
 
-def _listed(edges: Any) -> list[Edges]:
-    several = [edges] if isinstance(edges, Edges) else list(edges.values() if isinstance(edges, Mapping) else edges)
-    if not several or any(not isinstance(one, Edges) for one in several):
-        wrong = next((type(one).__name__ for one in several if not isinstance(one, Edges)), "none")
-        raise InputError(f"edges: {wrong}; expected attrib.Edges, or several of them.")
+def graph_question_of(graph: Graph, known: Known, target: Any) -> GraphQuestion:
+    """A graph's nodes and rows, by its record. Raises as `question_of`."""
+    call = check_graph(graph)
+    with readable():
+        model = known.model(call["model"])
+        given = [neurons_of(one) or known.dictionary(one, model, f"dictionaries[{n}]") for n, one in enumerate(call["dictionaries"])]
+        targets = [rule_of(what) for what in call["targets"]] if target is None else target
+    return GraphQuestion.of(graph, model, given, targets)
+
+
+def _listed(edges: Any) -> list[Measurable]:
+    several = [edges] if isinstance(edges, Measurable) else list(edges.values() if isinstance(edges, Mapping) else edges)
+    if not several or any(not isinstance(one, Measurable) for one in several):
+        wrong = next((type(one).__name__ for one in several if not isinstance(one, Measurable)), "none")
+        raise InputError(f"edges: {wrong}; expected attrib.Edges or graphs of attrib.graph.build, or several of them.")
     for one in several:
-        if not bool(one.attribution.isfinite().all()):
+        if isinstance(one, Edges) and not bool(one.attribution.isfinite().all()):
             raise InputError(f"edges: an attribution of {one!r} is NaN or infinite; `attrib verify-file` says what is wrong with a file.")
     return several
 
@@ -197,9 +216,8 @@ def _whole(value: Any, argument: str, least: int) -> int:
     return value
 
 
-def _drawn(edges: Edges, n: int, generator: torch.Generator) -> Int[Tensor, " sources"]:
-    """Sources that have edges, ascending."""
-    there = edges.indices.unique()
+def _drawn(there: Int[Tensor, " all"], n: int, generator: torch.Generator) -> Int[Tensor, " sources"]:
+    """Some of these sources, ascending."""
     return there[torch.randperm(len(there), generator=generator)[:n]].sort().values
 
 
@@ -230,6 +248,35 @@ def _measure(
                 "silent": found.silent.numpy(),
             })  # fmt: skip
             passes.append({"pair": pair, "step": found.step, "sources": len(own), "activated": found.activated})
+
+
+def _measure_graph(
+    number: int,
+    graph: Graph,
+    question: GraphQuestion,
+    steps: Sequence[float],
+    n: int,
+    generator: torch.Generator,
+    lines: list[dict[str, Any]],
+    passes: list[dict[str, Any]],
+) -> None:
+    """Add what is measured of a graph. A pair is of the kinds of the two nodes: sites would be too many."""
+    chosen, kinds = _drawn(question.sources, n, generator), graph.nodes.sets
+    if not len(chosen):
+        return
+    kind_of = [kinds[at].kind for at in graph.nodes.set_of.tolist()]
+    for found in question.measure(chosen, steps):
+        sources, targets = graph.indices[found.entry].tolist(), graph.target[found.entry].tolist()
+        pairs = [f"{kind_of[i]} -> {kind_of[j]}" for i, j in zip(sources, targets, strict=True)]
+        lines.append({
+            "pair": pairs, "step": found.step, "prompt": number,
+            "source": [graph.nodes.label(i) for i in sources], "target": [graph.nodes.label(j) for j in targets],
+            "predicted": graph.weight[found.entry].double().numpy(), "measured": found.measured.double().numpy(),
+            "silent": False,
+        })  # fmt: skip
+        for pair in dict.fromkeys(pairs):
+            among = {i for i, each in zip(sources, pairs, strict=True) if each == pair}
+            passes.append({"pair": pair, "step": found.step, "sources": len(among), "activated": 0})
 
 
 def node_label(nodes: Nodes, row: int, strings: Sequence[str]) -> str:

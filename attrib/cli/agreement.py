@@ -87,7 +87,7 @@ def _print(found: "Agreement", top: int) -> None:
                 f"{one['predicted']:+.4g}",
                 f"{one['measured']:+.4g}",
                 "silent" if one["silent"] else "",
-            ]  # fmt: skip
+            ]
             for pair in found.summary().pair.unique()
             for one in found.worst(top, step=step, pair=pair).to_dict("records")
         ]

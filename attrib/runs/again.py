@@ -97,13 +97,16 @@ def graph_again(stored: Graph, parts: Parts) -> Graph:
             "policy": Policy(**call["policy"]), "keep": rule_of(call["keep"]), "targets": [rule_of(what) for what in call["targets"]],
             "positions": call["positions"], "dtype": call["dtype"], "budget": int(call["budget"]),
         }  # fmt: skip
-        nodes = [_neurons(one) if one["name"] == NAME and "sha256" not in one else parts.dictionary(one) for one in call["dictionaries"]]
+        nodes = [neurons_of(one) or parts.dictionary(one) for one in call["dictionaries"]]
         model = parts.model(call["model"])
     [graph] = build(model, nodes, [stored.tokens], **options)
     return graph
 
 
-def _neurons(named: Mapping[str, Any]) -> Neurons:
+def neurons_of(named: Mapping[str, Any]) -> Neurons | None:
+    """An MLP's own units, where a graph's record names them; None where it names a dictionary."""
+    if named["name"] != NAME or "sha256" in named:
+        return None
     return Neurons(Site.parse(named["site"]).layer, named["k"])
 
 
