@@ -1,0 +1,50 @@
+"""The curves of docs/faithfulness.md, on SmolLM2 and the dictionaries that come with attrib: `python -m bench.causal.faithfulness`.
+
+Some minutes of one thread for each task. `--prompts 4` is sooner done and says less.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+
+import attrib
+from attrib.causal import faithfulness, rank
+from attrib.causal.generators import TASKS
+
+SITES = ("blocks.6.hook_resid_pre", "blocks.9.hook_resid_pre", "blocks.18.hook_resid_pre", "blocks.27.hook_resid_pre")
+RULES = ("attribution", "integrated gradients", "ablation", "random")
+CURVES = ("completeness", "sufficiency", "necessity")
+
+
+def main() -> None:
+    """Print a table for each task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=16, help="of each part of a task")
+    parser.add_argument("--ablated", type=int, default=4, help="prompts that the ranking by ablation is made from")
+    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument("--ablate", choices=("mean", "zero"), default="mean")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model = attrib.load_model("smollm2-135m")
+    dictionaries = [attrib.load_dictionary(f"smollm2-135m/{site}") for site in SITES]
+    for name in asked.task or TASKS:
+        task = TASKS[name](model, asked.prompts, asked.prompts)
+        for rule in RULES:
+            began = time.process_time()
+            examples = task.train[: asked.ablated] if rule == "ablation" else task.train
+            ranking = rank(model, dictionaries, examples, rule, ablate=asked.ablate)
+            ranked = time.process_time() - began
+            found = faithfulness(model, dictionaries, task.train, ranking, held_out=task.held_out, ablate=asked.ablate)
+            if rule == RULES[0]:
+                print(
+                    f"\n## {name}, {asked.ablate} ablation\n\nwhole {dict(found.whole)}, none {dict(found.empty)}, {found.units:,} units\n"
+                )
+            print(f"{rule}: ranked in {ranked:.0f} s; areas", {curve: round(found.area(curve), 3) for curve in CURVES})
+            wide = found.table.pivot(index="n", columns="curve", values="share")[list(CURVES)]
+            print(wide.round(3).to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
