@@ -1,5 +1,6 @@
 from .ablating import logit_difference
 from .agreement import Agreement
+from .components import EdgeRanking, edge_faithfulness, rank_edges
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
 from .rankings import Ranking, rank
@@ -8,14 +9,17 @@ from .verifying import verify
 
 __all__ = [
     "Agreement",
+    "EdgeRanking",
     "Example",
     "Faithfulness",
     "Ranking",
     "Task",
+    "edge_faithfulness",
     "faithfulness",
     "indirect_objects",
     "logit_difference",
     "rank",
+    "rank_edges",
     "subject_verb_agreement",
     "verify",
     "verify_stored",

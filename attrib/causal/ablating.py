@@ -93,7 +93,7 @@ class Ablation:
         return put
 
 
-def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequence[Example], reference: Reference = "zero") -> Ablation:
+def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequence[Example], reference: str = "zero") -> Ablation:
     """The model with dictionaries in it.
 
     Args:

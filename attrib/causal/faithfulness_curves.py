@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.ablating import Ablation, Reference, Score, ablation, aligned, logit_difference, scores
+from attrib.causal.ablating import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.generators import Example
 from attrib.causal.rankings import PASSES, Ranking
 from attrib.core.room import memory_named
@@ -78,7 +78,7 @@ def faithfulness(
     held_out: Sequence[Example] | None = None,
     metric: Score = logit_difference,
     keep: Sequence[int] | None = None,
-    ablate: Reference = "zero",
+    ablate: str = "zero",
 ) -> Faithfulness:
     """Curves of a metric against the number of latents kept, in the order of a ranking.
 

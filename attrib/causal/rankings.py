@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adapters.given import as_dictionaries, as_model
-from attrib.causal.ablating import Ablation, Reference, Score, ablation, aligned, logit_difference, scores
+from attrib.adapters.given import as_dictionaries, as_model, takes
+from attrib.causal.ablating import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.generators import Example
+from attrib.core.room import memory_named
 from attrib.core.types import InputError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
@@ -42,14 +43,16 @@ class Ranking(NamedTuple):
         return torch.cat([each.flatten() for each in self.scores])
 
 
+@memory_named("ranking latents")
+@takes(model=as_model, dictionaries=as_dictionaries)
 def rank(
     model: Model,
     dictionaries: Sequence[Dictionary],
     examples: Sequence[Example],
-    rule: Rule = "attribution",
+    rule: str = "attribution",
     *,
     metric: Score = logit_difference,
-    ablate: Reference = "zero",
+    ablate: str = "zero",
     points: int = 8,
     seed: int = 0,
 ) -> Ranking:
@@ -70,7 +73,7 @@ def rank(
         raise InputError(f"rule: {rule!r}; expected one of {', '.join(get_args(Rule))}.")
     if isinstance(points, bool) or not isinstance(points, int) or points < 1:
         raise InputError(f"points: {points!r}; expected a whole number, 1 or more.")
-    there = ablation(as_model(model), as_dictionaries(dictionaries, "dictionaries"), examples, ablate)
+    there = ablation(model, dictionaries, examples, ablate)
     match rule:
         case "random":
             generator = torch.Generator().manual_seed(seed)

@@ -4,17 +4,19 @@ Some minutes of one thread for each task. `--prompts 4` is sooner done and says 
 """
 
 import argparse
-import sys
 import time
 
 import torch
 
 import attrib
-from attrib.causal import faithfulness, rank
+from attrib.causal import Faithfulness, edge_faithfulness, faithfulness, rank, rank_edges
+from attrib.causal.components import EdgeRule
 from attrib.causal.generators import TASKS
+from attrib.causal.rankings import Rule
 
 SITES = ("blocks.6.hook_resid_pre", "blocks.9.hook_resid_pre", "blocks.18.hook_resid_pre", "blocks.27.hook_resid_pre")
-RULES = ("attribution", "integrated gradients", "ablation", "random")
+RULES: tuple[Rule, ...] = ("attribution", "integrated gradients", "ablation", "random")
+EDGE_RULES: tuple[EdgeRule, ...] = ("EAP-IG", "EAP", "random")
 CURVES = ("completeness", "sufficiency", "necessity")
 
 
@@ -31,20 +33,27 @@ def main() -> None:
     dictionaries = [attrib.load_dictionary(f"smollm2-135m/{site}") for site in SITES]
     for name in asked.task or TASKS:
         task = TASKS[name](model, asked.prompts, asked.prompts)
+        print(f"\n## {name}, {asked.ablate} ablation\n")
         for rule in RULES:
             began = time.process_time()
             examples = task.train[: asked.ablated] if rule == "ablation" else task.train
             ranking = rank(model, dictionaries, examples, rule, ablate=asked.ablate)
             ranked = time.process_time() - began
-            found = faithfulness(model, dictionaries, task.train, ranking, held_out=task.held_out, ablate=asked.ablate)
-            if rule == RULES[0]:
-                print(
-                    f"\n## {name}, {asked.ablate} ablation\n\nwhole {dict(found.whole)}, none {dict(found.empty)}, {found.units:,} units\n"
-                )
-            print(f"{rule}: ranked in {ranked:.0f} s; areas", {curve: round(found.area(curve), 3) for curve in CURVES})
-            wide = found.table.pivot(index="n", columns="curve", values="share")[list(CURVES)]
-            print(wide.round(3).to_string(), flush=True)
+            told(faithfulness(model, dictionaries, task.train, ranking, held_out=task.held_out, ablate=asked.ablate), ranked)
+        for of_edges in EDGE_RULES:
+            began = time.process_time()
+            edges = rank_edges(model, task.train, of_edges, ablate=asked.ablate)
+            ranked = time.process_time() - began
+            told(edge_faithfulness(model, task.train, edges, held_out=task.held_out, ablate=asked.ablate), ranked)
+
+
+def told(found: Faithfulness, seconds: float) -> None:
+    """Print the curves of a ranking."""
+    print(f"{found.ranking}: {found.units:,} units, whole {dict(found.whole)}, none {dict(found.empty)}, ranked in {seconds:.0f} s of CPU")
+    print("areas", {curve: round(found.area(curve), 3) for curve in CURVES})
+    wide = found.table.pivot(index="n", columns="curve", values="share")[list(CURVES)]
+    print(wide.round(3).to_string(), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
