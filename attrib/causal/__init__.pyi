@@ -3,6 +3,7 @@ from .agreement import Agreement
 from .components import EdgeRanking, edge_faithfulness, rank_edges
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .parity import Parity, compare, compare_rules
 from .rankings import Ranking, rank
 from .stored import verify_stored
 from .verifying import verify
@@ -12,8 +13,11 @@ __all__ = [
     "EdgeRanking",
     "Example",
     "Faithfulness",
+    "Parity",
     "Ranking",
     "Task",
+    "compare",
+    "compare_rules",
     "edge_faithfulness",
     "faithfulness",
     "indirect_objects",
