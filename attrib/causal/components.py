@@ -130,13 +130,13 @@ class Components:
         """
         config, heads = self.model.config, self.model.config.n_heads
         written = [embedded[None]]
-        bias = torch.zeros_like(embedded)
+        stream, bias = embedded, torch.zeros_like(embedded)  # the stream is looked at where all edges are kept
 
         def read(first: int, last: int) -> Float[Tensor, "some prompts positions d_model"]:
-            out = torch.cat(written)
             if kept is None or reference is None:
-                x = (out.sum(0) + bias).expand(last - first, *embedded.shape)
+                x = (stream + bias).expand(last - first, *embedded.shape)
             else:
+                out = torch.cat(written)
                 by = reference[: len(out), None]
                 x = torch.einsum("vu,ubpd->vbpd", kept[first:last, : len(out)], out - by) + by.sum(0) + bias
             return x if extra is None else x + extra[first:last]
@@ -145,9 +145,10 @@ class Components:
             first = layer * self.per_layer
             x = normalise(config, block.norm_1, read(first, first + heads))
             written.append(self._heads(layer, x))
-            bias = bias + block.attention.b_O
+            stream, bias = stream + written[-1].sum(0), bias + block.attention.b_O
             x = read(first + heads, first + heads + 1)[0]
             written.append(mlp(self.model, layer, normalise(config, block.norm_2, x))[None])
+            stream = stream + written[-1][0]
         return unembed(self.model, read(self.count - 1, self.count)[0]), torch.cat(written)
 
     def _heads(self, layer: int, x: Float[Tensor, "heads prompts positions d_model"]) -> Outputs:
