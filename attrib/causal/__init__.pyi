@@ -1,4 +1,4 @@
-from .ablating import logit_difference
+from .keeping import logit_difference
 from .agreement import Agreement
 from .components import EdgeRanking, edge_faithfulness, rank_edges
 from .faithfulness_curves import Faithfulness, faithfulness

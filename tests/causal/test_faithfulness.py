@@ -8,7 +8,7 @@ from torch import Tensor
 
 import attrib
 from attrib.causal import EdgeRanking, Example, Ranking, edge_faithfulness, faithfulness, rank, rank_edges
-from attrib.causal.ablating import ablation, aligned
+from attrib.causal.keeping import ablation, aligned
 from attrib.causal.components import Components
 from attrib.core.types import InputError, UnsupportedError
 from tests.support.builders import build, dictionary, prompt, tiny, transformers_values
