@@ -1,28 +1,55 @@
 from .ablating import ablate_each
 from .ablations import Ablations
+from .agreement import Agreement
+from .components import EdgeRanking, edge_faithfulness, rank_edges
 from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
+from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
+from .generators import Example, Task, indirect_objects, subject_verb_agreement
 from .intervening import PreActivations, intervene
+from .keeping import logit_difference
+from .parity import Parity, compare, compare_rules
+from .rankings import Ranking, rank
 from .sampling import Sampling, probabilities
+from .stored import verify_stored
+from .verifying import verify
 
 __all__ = [
     "Ablate",
     "Ablations",
     "Add",
+    "Agreement",
     "Continuation",
+    "EdgeRanking",
     "Edit",
+    "Example",
+    "Faithfulness",
     "Head",
     "Latents",
+    "Parity",
     "Piece",
     "PreActivations",
+    "Ranking",
     "Sampling",
     "Scale",
     "Set",
+    "Task",
     "ablate_each",
+    "compare",
+    "compare_rules",
+    "edge_faithfulness",
+    "faithfulness",
     "generate",
+    "indirect_objects",
     "intervene",
+    "logit_difference",
     "parse_edit",
     "probabilities",
+    "rank",
+    "rank_edges",
+    "subject_verb_agreement",
     "text_of",
+    "verify",
+    "verify_stored",
 ]

@@ -14,6 +14,7 @@ import typer
 
 import attrib
 from attrib.cli import graph, job, stats
+from attrib.cli.agreement import verify
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.generating import generate, steer
@@ -39,6 +40,7 @@ app.command()(intervene)
 app.command()(ablate)
 app.command()(generate)
 app.command()(steer)
+app.command()(verify)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")

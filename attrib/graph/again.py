@@ -83,6 +83,18 @@ def numbers_among(nodes: Nodes, among: Nodes) -> Int[Tensor, " nodes"]:
     Raises:
         InputError: where one is not there.
     """
+    found = places_among(nodes, among)
+    if (found < 0).any():
+        raise InputError(f"graph: has {nodes.label(int((found < 0).nonzero()[0]))}, which its prompt has not; build it again.")
+    return found
+
+
+def places_among(nodes: Nodes, among: Nodes) -> Int[Tensor, " nodes"]:
+    """The same, with -1 for a node that is not there, as one at its threshold may be in another precision.
+
+    Raises:
+        InputError: where the sets of nodes are others.
+    """
     if [each[:3] for each in nodes.sets] != [each[:3] for each in among.sets]:
         raise InputError(
             f"graph: {nodes!r} are of other kinds than its prompt's nodes, {among!r}; give one that build made, or a part of it."
@@ -97,6 +109,4 @@ def numbers_among(nodes: Nodes, among: Nodes) -> Int[Tensor, " nodes"]:
         order = all_of.argsort(stable=True)
         place = torch.searchsorted(all_of[order], ours).clamp_max(len(all_of) - 1)
         found[mine] = torch.where(all_of[order[place]] == ours, theirs.start + order[place], -1)
-    if (found < 0).any():
-        raise InputError(f"graph: has {nodes.label(int((found < 0).nonzero()[0]))}, which its prompt has not; build it again.")
     return found

@@ -64,7 +64,7 @@ def edges_again(stored: Edges, parts: Parts) -> Edges:
             f"rerun: edges from errors, and from tokens to logits, are not made again ({stored.kind}); attrib.jacobian does."
         )
     call = stored.call
-    with _readable():
+    with readable():
         source = None if call["source"] is None else parts.dictionary(call["source"])
         target = parts.dictionary(call["target"]) if isinstance(call["target"], dict) else rule_of(call["target"])
         options: dict[str, Any] = {
@@ -109,24 +109,27 @@ def rule_of(text: Any) -> Any:
 def graph_again(stored: Graph, parts: Parts) -> Graph:
     """Build a stored prompt's graph anew, as its call says. Raises as `edges_again`."""
     call: Any = stored.call
-    with _readable():
+    with readable():
         options: dict[str, Any] = {name: call[name] for name in ("mlps", "demean", "skip_positions", "max_nodes", "block", "method")}
         options |= {
             "policy": Policy(**call["policy"]), "keep": rule_of(call["keep"]), "targets": [rule_of(what) for what in call["targets"]],
             "positions": call["positions"], "dtype": call["dtype"], "budget": int(call["budget"]),
         }  # fmt: skip
-        nodes = [_neurons(one) if one["name"] == NAME and "sha256" not in one else parts.dictionary(one) for one in call["dictionaries"]]
+        nodes = [neurons_of(one) or parts.dictionary(one) for one in call["dictionaries"]]
         model = parts.model(call["model"])
     [graph] = build(model, nodes, [stored.tokens], **options)
     return graph
 
 
-def _neurons(named: Mapping[str, Any]) -> Neurons:
+def neurons_of(named: Mapping[str, Any]) -> Neurons | None:
+    """An MLP's own units, where a graph's record names them; None where it names a dictionary."""
+    if named["name"] != NAME or "sha256" in named:
+        return None
     return Neurons(Site.parse(named["site"]).layer, named["k"])
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """What a call that is none leads to, as a FormatError."""
     try:
         yield

@@ -1,0 +1,204 @@
+"""Interventions on the nodes of an attribution graph: what a node writes is written more or less, and every row is read again.
+
+All dictionaries are put in and stand still, as the graph has it, so a change passes no latent; what the policy freezes is held. A latent's
+row is its pre-activation, as in the graph, which has no gate to fall silent by.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.causal.nudged import Nudged
+from attrib.core.types import InputError, Policy, Site, SparseLatents
+from attrib.dictionaries.dictionary import encode_at, selected
+from attrib.engine.bundle import TargetEnd
+from attrib.engine.precision import precision_of
+from attrib.graph.again import places_among
+from attrib.graph.ends import GraphEnds, Opened
+from attrib.graph.given import ends_of
+from attrib.graph.graph import Graph
+from attrib.graph.latents import Given, LatentsOf
+from attrib.graph.neurons import read_units
+from attrib.graph.options import GraphAsked
+from attrib.graph.outputs import read_output
+from attrib.models.transformer import Model, place
+
+ROWS = 512
+"""Positions of all passes that run side by side."""
+FIRST = Site(0, "resid_pre")
+
+Rows = Callable[[Float[Tensor, "rows _"]], Float[Tensor, " rows"]]
+
+
+class MeasuredEdges(NamedTuple):
+    """One step of some edges of a graph."""
+
+    step: float
+    entry: Int[Tensor, " edges"]
+    measured: Float[Tensor, " edges"]
+
+
+@dataclass(frozen=True)
+class GraphQuestion:
+    """A graph's nodes and rows, opened again in the precision of the measurement."""
+
+    graph: Graph
+    ends: GraphEnds
+    opened: Opened
+    place: Int[Tensor, " nodes"]
+    """The number of each of the graph's nodes among those that were opened, or -1."""
+
+    @classmethod
+    def of(cls, graph: Graph, model: Model, given: Sequence[Given], targets: Any) -> "GraphQuestion":
+        """Open it.
+
+        Args:
+            model: in the precision of the measurement.
+            targets: what the graph was built for.
+
+        Raises:
+            InputError: where its nodes are not those of its prompt.
+        """
+        call: Any = graph.call
+        positions = call["positions"]
+        asked = GraphAsked(
+            targets=targets, policy=Policy(**call["policy"]), mlps=call["mlps"], demean=call["demean"],
+            skip_positions=call["skip_positions"], positions=tuple(positions) if isinstance(positions, list) else positions,
+        )  # fmt: skip
+        ends = ends_of(model, given, asked, precision_of(model, None), [graph.tokens])
+        opened = ends.open(graph.tokens)
+        return cls(graph, ends, opened, places_among(graph.nodes, opened.nodes))
+
+    @property
+    def sources(self) -> Int[Tensor, " nodes"]:
+        """The graph's nodes that edges come from and that can be changed."""
+        there = self.graph.indices.unique()
+        return there[self.place[there] >= 0]
+
+    def measure(self, chosen: Int[Tensor, " nodes"], steps: Sequence[float]) -> list[MeasuredEdges]:
+        """Intervene on some of the graph's nodes, and measure every edge that comes from them."""
+        graph = self.graph
+        is_there = torch.isin(graph.indices, chosen) & (self.place[graph.target] >= 0)
+        entry = is_there.nonzero()[:, 0]
+        which = torch.searchsorted(chosen, graph.indices[entry])
+        node = self.place[graph.target[entry]]
+        primal, found = self._rows(chosen[:1], 0.0)[0], []
+        for step in steps:
+            below = self._rows(chosen, -step)
+            above = primal.expand_as(below) if step == 1 else self._rows(chosen, step)
+            change = (above - below) / (1 if step == 1 else 2 * step)
+            found.append(MeasuredEdges(step, entry, change[which, node]))
+        return found
+
+    def _rows(self, chosen: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
+        """Every row, by its node among all, where each of some nodes is changed alone by `factor` of what it writes."""
+        value = torch.zeros(len(chosen), len(self.opened.nodes), dtype=self.ends.model.dtype)
+        here = self.place[chosen]
+        for end, columns in zip(self.opened.bundle.sources, self.opened.columns, strict=True):
+            where = torch.full((len(self.opened.nodes),), -1).index_put((columns,), torch.arange(len(columns)))[here]
+            for some in (where >= 0).nonzero()[:, 0].split(max(1, ROWS // len(self.graph.tokens))):
+                if len(some):
+                    value[some] = self._read(end, where[some], factor)
+        return value
+
+    def _read(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
+        model, tokens = self.ends.model, self.graph.tokens
+        places = [place(model, site) for site in end.writes]
+        position, rows = end.sources.position[columns], end.sources.direction[columns] * end.sources.value[columns, None] * factor
+        change = {}
+        for at, part in zip(places, rows.chunk(len(places), 1), strict=True):
+            change[at] = part.new_zeros(len(columns), len(tokens), part.shape[1])
+            change[at][torch.arange(len(columns)), position] = part
+        pass_ = self._pass(places[0])
+        scaled = pass_.true[places[0]] + change[places[0]] if end.is_brought else None
+        value = torch.zeros(len(columns), len(self.opened.nodes), dtype=model.dtype)
+        targets = list(zip(self.opened.bundle.targets, self.opened.rows, self._readers, strict=True))
+        for is_below in (True, False):
+            read = [each for each in targets if each[0].stops_below is is_below]
+            sites = {each[0].stop for each in read}
+            reached = {site for site in sites if place(model, site).depth >= places[0].depth}
+            found = pass_.values({} if end.is_brought else change, reached, scaled, brought=is_below) if reached else {}
+            for target, nodes, function in read:
+                if target.stop in found:
+                    x = found[target.stop].index_select(1, target.targets.position)
+                    value[:, nodes] = function(x.flatten(0, 1)).view(len(columns), -1)
+                else:
+                    value[:, nodes] = target.targets.value
+        return value
+
+    def _pass(self, start: Site) -> Nudged:
+        if start not in self._passes:
+            ends = self.ends
+            units = frozenset(each.writes for each in ends.neurons)
+            stands = units | {Site(layer, "mlp_out") for layer in ends.layers if ends.is_leaf(layer)}
+            self._passes[start] = Nudged(
+                ends.model, self.graph.tokens, start, None, ends.dictionaries, "direct", ends.policy, stands=stands
+            )
+        return self._passes[start]
+
+    @cached_property
+    def _passes(self) -> dict[Site, Nudged]:
+        return {}
+
+    @cached_property
+    def _readers(self) -> list[Callable[[Tensor], Tensor]]:
+        """What each set of targets reads of its rows, one pass's behind another's."""
+        ends, found = self.ends, []
+        seen = {end.stop: self._pass(FIRST).primal(end.stop) for end in self.opened.bundle.targets}
+        for number, end in enumerate(self.opened.bundle.targets):
+            what = None if number < ends.n_latent_sets else ends.outputs[number - ends.n_latent_sets]
+            if what is None or isinstance(what, LatentsOf):
+                found.append(self._latents(number if what is None else what.number, end))
+            elif ends.policy.norm == "frozen":
+                found.append(_linear(end, seen[end.stop]))
+            else:
+                tokens = self.graph.tokens
+                read = read_output(ends.model, what, tokens, seen[end.stop], ends.positions, ends.policy, ends.demean).read
+                found.append(_by_pass(read.function, len(end.targets.position)))
+        return found
+
+    def _latents(self, number: int, end: TargetEnd) -> Callable[[Tensor], Tensor]:
+        ends = self.ends
+        if number < len(ends.dictionaries):
+            d = selected(ends.dictionaries[number])
+
+            def encoded(rows: Tensor) -> Tensor:
+                latent = end.targets.latent.repeat(len(rows) // max(1, len(end.targets.latent)))
+                return encode_at(d, rows, torch.arange(len(rows)), latent)
+
+            return encoded
+        what = ends.neurons[number - len(ends.dictionaries)]
+        read = read_units(ends.model, what, SparseLatents(*end.targets[:3]))
+        return _by_pass(read.function, len(end.targets.position))
+
+
+def _linear(end: TargetEnd, x: Float[Tensor, "positions _"]) -> Callable[[Tensor], Tensor]:
+    """A target that reads with a norm held is linear in its row."""
+    targets, true = end.targets, x.index_select(0, end.targets.position)
+
+    def function(rows: Tensor) -> Tensor:
+        moved = rows.view(-1, *true.shape) - true
+        return (targets.value + (moved * targets.cotangent).sum(-1)).flatten()
+
+    return function
+
+
+def _by_pass(function: Rows, count: int) -> Callable[[Tensor], Tensor]:
+    """A function of one pass's rows, of those of several."""
+    return lambda rows: torch.cat([function(some) for some in rows.split(count)]) if len(rows) else rows.new_zeros(0)
+
+
+def check_graph(graph: Graph) -> Mapping[str, Any]:
+    """The call of a graph. Raises InputError where it does not say how it was built, or has heads as nodes."""
+    if graph.call.get("kind") != "graph":
+        raise InputError("graph: does not say how it was built; expected one that attrib.graph.build made.")
+    if len(graph.nodes.of_kind("head")):
+        raise InputError("graph: has heads as nodes, which no pass can change alone; give the graph that `with_heads` was given.")
+    if not bool(graph.weight.isfinite().all()):
+        raise InputError("graph: a weight is NaN or infinite; `attrib verify-file` says what is wrong with a file.")
+    return graph.call

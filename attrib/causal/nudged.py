@@ -1,0 +1,197 @@
+"""One prompt's forward pass with something added where leaves stand: the function that edges are derivatives of, for changes of any size.
+
+At a place w that the source or a cut writes stands what stood there truly, plus what its writers have changed:
+
+    y_w = true_w + Σ_d (c_d(x_d) - c_d(x_d⁰))_w + δ_w,      c_d = skip_d (direct) or decode_d(encode_d(·)) + skip_d (total)
+
+with x⁰ the true values and δ what an intervention adds. That is `attrib.replace`'s pass (docs/cuts.md) said by its changes: latents of
+a direct cut stand still, those of a total one are encoded anew, errors never move. Everything else is the model's own pass, from
+the first changed place on, and many interventions run side by side. Nothing here is shared with the sweeps that edges come from.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attrib.causal.standing import Held
+from attrib.core.types import Effect, Policy, Site
+from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, reconstruct, skip, split
+from attrib.models.transformer import Model, place, walk
+from attrib.passes.capture import capture
+from attrib.paths.path import base_site
+
+Change = Mapping[Site, Float[Tensor, "*batch positions _"]]
+"""What is added at places, by the name that `place` gives them."""
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """A prompt's pass from a place on.
+
+    Args:
+        start: where it begins, by the name that `place` gives it; before it nothing changes.
+        source: a dictionary whose latents are changed; its places do not follow what the model computes there.
+        cuts: what is put in besides.
+        error: whether the source's error is there at the primal.
+    """
+
+    model: Model
+    tokens: Int[Tensor, " positions"]
+    start: Site
+    source: Dictionary | None
+    cuts: tuple[Dictionary, ...]
+    effect: Effect
+    policy: Policy
+    error: bool = True
+    stands: frozenset[Site] = frozenset()
+    """Other places at which nothing moves but what is added: MLPs that are nodes of a graph."""
+
+    @cached_property
+    def true(self) -> dict[Site, Tensor]:
+        """The values of the model's own pass, by place, where something is read, written or begun."""
+        model, base = self.model, base_site(self.start)
+        sites = {self.start, *([] if base is None else [base])}
+        sites |= self.stands | {place(model, site) for one in self._put_in for site in (one.site, *one.writes)}
+        return capture(model, self.tokens, sites)
+
+    @cached_property
+    def offset(self) -> dict[Site, Tensor]:
+        """What is added at places at the primal already: less the source's error, where that is left out."""
+        return {} if self.error or self.source is None else {at: -self.error_at(at) for at in self.written_by(self.source)}
+
+    @property
+    def _put_in(self) -> tuple[Dictionary, ...]:
+        return self.cuts if self.source is None else (self.source, *self.cuts)
+
+    def written_by(self, one: Dictionary) -> frozenset[Site]:
+        """The places that a dictionary writes."""
+        return frozenset(place(self.model, site) for site in one.writes)
+
+    def error_at(self, at: Site) -> Float[Tensor, "positions _"]:
+        """What stands at a place beyond what the dictionaries that are put in write there."""
+        error = self.true[at]
+        for one in self._put_in:
+            if at not in self.written_by(one):
+                continue
+            x = self.true[place(self.model, one.site)]
+            latents = encode_sparse(one, x)
+            written = decode_at(one, latents.value, latents.position, latents.latent, normalise_input(one, x)[1]) + skip(one, x)
+            error = error - sum(part for site, part in split(one, written).items() if place(self.model, site) == at)
+        return error
+
+    def written_by_latents(
+        self, one: Dictionary, position: Int[Tensor, " rows"], latent: Int[Tensor, " rows"]
+    ) -> dict[Site, Float[Tensor, "rows _"]]:
+        """What a unit of each of some latents writes at each place, as decoding has it for what the dictionary reads."""
+        x = self.true[place(self.model, one.site)]
+        scale = normalise_input(one, x)[1].scale.index_select(0, position)
+        rows = one.decoder_rows(latent).to(x.dtype) * scale
+        return {place(self.model, site): part for site, part in split(one, rows).items()}
+
+    @cached_property
+    def _writers(self) -> frozenset[Site]:
+        """Places at which what the model brings is not looked at."""
+        return self.stands.union(*map(self.written_by, self._put_in))
+
+    @cached_property
+    def _frozen(self) -> Held:
+        """What the policy freezes, of the primal pass."""
+        held = Held(self.model, self.policy)
+        if self.policy != Policy():
+            for _ in self._walk({}, None, held, is_recording=True):
+                pass
+        return held
+
+    def values(
+        self,
+        change: Change,
+        sites: Iterable[Site],
+        scaled: Float[Tensor, "*batch positions width"] | None = None,
+        *,
+        brought: bool = False,
+    ) -> dict[Site, Float[Tensor, "*batch positions _"]]:
+        """What stands at sites where `change` is added.
+
+        Args:
+            scaled: what stands at `start` before any dictionary reads it, in place of the true value: changed embeddings.
+            brought: give what the model brings to the sites, which is what a dictionary reads that writes there.
+        """
+        wanted = {place(self.model, site): site for site in sites}
+        batch = max((each.shape[:-2] for each in (*change.values(), scaled) if each is not None), key=len, default=())
+        found: dict[Site, Tensor] = {}
+        for at, value, before in self._walk(change, scaled, self._frozen, is_recording=False):
+            if at in wanted:
+                stands = before if brought else value
+                found[wanted[at]] = stands.expand(*batch, *stands.shape[-2:])  # where nothing moves, all passes are one
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def primal(self, site: Site) -> Float[Tensor, "positions _"]:
+        """What stands at a site with no change, computed once."""
+        if site not in self._primal:
+            self._primal.update(self.values({}, [site]))
+        return self._primal[site]
+
+    @cached_property
+    def _primal(self) -> dict[Site, Tensor]:
+        return {}
+
+    def logits(
+        self, last: Float[Tensor, "*batch positions d_model"], positions: Int[Tensor, " read"], tokens: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "*batch read tokens"]:
+        """Some logits at some positions of what stands at the end of the stream; what the policy freezes is held here too."""
+        if self.policy.norm == "frozen":
+            self._frozen.recording().logits(self.primal(self.model.config.last), positions, tokens)
+        return self._frozen.playing().logits(last, positions, tokens)
+
+    def _walk(self, change: Change, scaled: Tensor | None, held: Held, *, is_recording: bool) -> Iterable[tuple[Site, Tensor, Tensor]]:
+        """Each place, with what stands there and what the model brings there."""
+        model, true = self.model, self.true
+        base, x = base_site(self.start), true[self.start] if scaled is None else scaled
+        stream = None if base is None else true[base]
+        if stream is not None:
+            batch = max((tuple(each.shape[:-2]) for each in (*change.values(), x)), key=len)
+            stream, x = stream.expand(*batch, -1, -1), x.expand(*batch, -1, -1)
+        pass_ = held.recording() if is_recording else held.playing()
+        pass_.begin(stream, x)
+        moved: dict[Site, Tensor] = {}
+        before: dict[Site, Tensor] = {}
+        is_first = True
+
+        def put(at: Site, value: Tensor) -> Tensor:
+            nonlocal is_first
+            value, is_first = value if is_first else pass_.value(at, value), False
+            before[at] = value
+            own = [cut for cut in self._read_at(at) if at in self.written_by(cut)]
+            for cut in own:
+                self._reads(cut, value, moved)
+            if at in self._writers:
+                value = true[at]
+                for part in (moved.get(at), self.offset.get(at)):
+                    value = value if part is None else value + part
+            if at in change:
+                value = value + change[at]
+            pass_.stands(at, value)
+            for cut in self._read_at(at):
+                if cut not in own:
+                    self._reads(cut, value, moved)
+            return value
+
+        for at, value in walk(model, self.start, x, stream, put=put):
+            named = place(model, at)
+            yield named, value, before.get(named, value)
+
+    def _read_at(self, at: Site) -> list[Dictionary]:
+        return [cut for cut in self.cuts if place(self.model, cut.site) == at and (self.effect == "total" or cut.has_skip)]
+
+    def _reads(self, cut: Dictionary, x: Float[Tensor, "*batch positions d_in"], moved: dict[Site, Tensor]) -> None:
+        """Add what a cut writes more than it truly does, at its places."""
+        writes = reconstruct if self.effect == "total" else skip
+        truly = self.true[place(self.model, cut.site)]
+        for site, part in split(cut, writes(cut, x) - writes(cut, truly)).items():
+            at = place(self.model, site)
+            moved[at] = moved[at] + part if at in moved else part

@@ -1,0 +1,105 @@
+"""`attrib verify`: a file's edges against interventions on their sources."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attrib.core.types import InputError
+from attrib.view.terminal import plain
+from attrib.view.terminal import show as print_table
+from attrib.view.terminal import table as table_of
+
+if TYPE_CHECKING:
+    from attrib.causal.agreement import Agreement
+
+SMALL = 0.01
+"""Steps up to here are held to the tolerance: larger ones tell how far a derivative reaches, which is no fault."""
+TOLERANCES = {"float64": 1e-3, "float32": 0.05}
+PROMPTS = 4
+"""Prompts that are drawn where none is named."""
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="HDF5 file that attrib wrote, edges or graphs, or a folder of them, such as a job's")],
+    prompt: Annotated[
+        list[int] | None, typer.Option(help=f"Its number in the data set; may be repeated. Else {PROMPTS} are drawn", min=0)
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
+    sources: Annotated[
+        int, typer.Option(help="How many sources of each block are intervened on; all of their edges are measured", min=1)
+    ] = 32,
+    step: Annotated[
+        list[float] | None, typer.Option(help="By how much of its activation a source is changed; 1 leaves it out. May be repeated")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws", min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the passes: float64 or float32")] = "float64",
+    top: Annotated[int, typer.Option(help="How many of the worst edges to show of each block and step", min=0)] = 3,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Exit with status 1 where the median relative error at a step up to {SMALL} is above this; 0.001 where nothing is "
+            "said, and 0.05 in float32, whose passes round",
+            min=0,
+        ),
+    ] = None,
+    at: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER, where a model or dictionary lies; may be repeated")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
+) -> None:
+    """Intervene on sources of stored edges, and compare what their targets do with what the edges predict.
+
+    `attrib verify-file` asks something else: whether a file is whole, without a model.
+    """
+    from attrib.causal.agreement import plain_records
+    from attrib.causal.stored import verify_stored
+    from attrib.jobs.folder import places_of
+
+    given = dict(each.partition("=")[::2] for each in at or [])
+    if wrong := [name for name, folder in given.items() if not folder]:
+        raise InputError(f"at: {wrong[0]!r}; expected NAME=FOLDER.")
+    found = verify_stored(
+        file, prompts=prompt or PROMPTS, kinds=kind or (), n=sources, steps=step or (1e-3, 1.0), seed=seed, dtype=dtype,
+        places=places_of(file.resolve()) | given,
+    )  # fmt: skip
+    if as_json:
+        both = found.summary()[["pair", "step"]].to_dict("records") if top else []
+        worst = [line for one in both for line in plain_records(found.worst(top, **one))]
+        print(json.dumps(found.records() | {"worst": worst}, indent=1))
+    else:
+        _print(found, top)
+    if not len(found):
+        raise InputError(f"{file}: no edge to measure in the prompts that were looked at. Name others with --prompt.")
+    summary = found.summary()
+    most = tolerance if tolerance is not None else TOLERANCES[dtype]
+    wrong_ones = summary[(summary.step <= SMALL) & ~(summary["median"] <= most)]
+    if len(wrong_ones):
+        first = wrong_ones.iloc[0]
+        raise InputError(
+            f"{first.pair}: the median relative error at a step of {first.step:g} is {first['median']:.2g}, and not up to {most:g}: "
+            "these edges do not predict what their model does."
+        )
+
+
+def _print(found: "Agreement", top: int) -> None:
+    numbers = ("step", "sources", "edges", "slope", "correlation", "median", "q99", "largest", "silent", "activated")
+    rows = [[plain(one["pair"]), *(_number(one[name]) for name in numbers)] for one in found.summary().to_dict("records")]
+    print_table(table_of("measured against predicted; median to largest are of the relative error", ("edges from and to",), numbers, rows))
+    for step in found.call["steps"] if top and len(found) else ():
+        lines = [
+            [
+                plain(one["source"]),
+                plain(one["target"]),
+                str(one["prompt"]),
+                f"{one['predicted']:+.4g}",
+                f"{one['measured']:+.4g}",
+                "silent" if one["silent"] else "",
+            ]
+            for pair in found.summary().pair.unique()
+            for one in found.worst(top, step=step, pair=pair).to_dict("records")
+        ]
+        print_table(table_of(f"furthest apart at step {step:g}", ("source", "target"), ("prompt", "predicted", "measured", ""), lines))
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
