@@ -8,7 +8,7 @@ from urllib.parse import quote
 from attrib.core.types import InputError
 
 FORMAT, VERSION = "attrib", 1
-MERGED, STATISTICS, GRAPHS = "attrib-merged", "attrib-statistics", "attrib-graphs"
+MERGED, STATISTICS, GRAPHS, SURVEY = "attrib-merged", "attrib-statistics", "attrib-graphs", "attrib-survey"
 """The root attribute `format` of attrib's other files."""
 CHUNK = 1 << 20
 """Bytes of a chunk, at most. The reader accepts sixteen times as much, from files that were repacked."""
