@@ -171,7 +171,7 @@ class LatentSurvey:
         first, last = int(filled[0]), int(filled[-1]) + 1
         return edges()[first : last + 1], counts[first:last]
 
-    def percentiles(self, latent: int, of: Sequence[float] = (5, 25, 50, 75, 95)) -> list[tuple[float, float]]:
+    def percentiles(self, latent: int, of: Sequence[float | int] = (5, 25, 50, 75, 95)) -> list[tuple[float, float]]:
         """Between which scores each percentile lies, among the places where the score is not zero; a bin's edges.
 
         It is the score that so much of all stands at or below: of n scores in order, the one of rank ceil(n p / 100), at least the first.

@@ -167,9 +167,7 @@ def _check_same(first: LatentSurvey, other: LatentSurvey) -> None:
     for name in first.asked.__dataclass_fields__:
         one, two = getattr(first.asked, name), getattr(other.asked, name)
         if one != two:
-            raise InputError(
-                f"surveys: {name} is {one!r:.80} in one and {two!r:.80} in another; expected surveys that differ in prompts alone."
-            )
+            raise InputError(f"surveys: {name} is {one!r:.80} in one and {two!r:.80} in another; {_EXPECTED}")
     for name in ("latents", "chosen"):
         if not np.array_equal(getattr(first, name), getattr(other, name)):
             raise InputError(f"surveys: they are of different {name}; {_EXPECTED}")

@@ -85,9 +85,8 @@ def _read_part(group: Checked, schema: Schema) -> SurveyPart:
         columns[name] = {key: _read(held, key, dtypes) for key, dtypes in wanted.items()}
     strings = child(child(group, "strings", h5py.Group), "text", h5py.Group)
     dataset(strings, "bytes", BYTE)
-    return SurveyPart(
-        read_json(group, "facts"), columns, read_strings(strings, len(columns["strings"]["id"]), slice(0, len(columns["strings"]["id"])))
-    )
+    count = len(columns["strings"]["id"])
+    return SurveyPart(read_json(group, "facts"), columns, read_strings(strings, count, slice(0, count)))
 
 
 def _read(group: Checked, name: str, dtypes: tuple[str, ...]) -> Column:
