@@ -121,9 +121,7 @@ if TYPE_CHECKING:
 
 
 def verify_file(
-    files: Annotated[
-        list[Path], typer.Argument(help="HDF5 files that attrib wrote, results, graphs, statistics or surveys, or folders of results")
-    ],
+    files: Annotated[list[Path], typer.Argument(help="HDF5 files that attrib wrote, or folders of results")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
 ) -> None:
     """Read all of some files, and say what in them cannot be, or is told in two ways. Exit status 1 where anything is."""

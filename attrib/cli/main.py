@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import attrib
-from attrib.cli import graph, job, stats
+from attrib.cli import graph, job, latents, stats
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.run import plan, run
 from attrib.core.room import is_out_of_memory
@@ -36,6 +36,7 @@ app.command()(verify_file)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
+app.add_typer(latents.app, name="latents")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -1,5 +1,38 @@
+from .blocks import Progressed, survey_blocks
 from .files import faults, open, save
+from .finding import Found, search
+from .labels import Label, Labels, logit_labels, read_labels, save_labels, token_labels
+from .links import neuronpedia_link, neuronpedia_list
+from .neighbours import Nearest, nearest
+from .subspace import Components, pca
 from .surveyed import Asked, Band, Example, LatentSurvey, Survey
 from .surveying import merge, survey
 
-__all__ = ["Asked", "Band", "Example", "LatentSurvey", "Survey", "faults", "merge", "open", "save", "survey"]
+__all__ = [
+    "Asked",
+    "Band",
+    "Components",
+    "Example",
+    "Found",
+    "Label",
+    "Labels",
+    "LatentSurvey",
+    "Nearest",
+    "Progressed",
+    "Survey",
+    "faults",
+    "logit_labels",
+    "merge",
+    "nearest",
+    "neuronpedia_link",
+    "neuronpedia_list",
+    "open",
+    "pca",
+    "read_labels",
+    "save",
+    "save_labels",
+    "search",
+    "survey",
+    "survey_blocks",
+    "token_labels",
+]

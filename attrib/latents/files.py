@@ -167,6 +167,8 @@ def _asked(facts: dict[str, Any]) -> Asked:
             raise ValueError(f"the fact {name} is {facts.get(name)!r:.60}, and not of type {wanted.__name__}")
     if facts["score"] not in get_args(Score) or facts["dtype"] not in ("float32", "float64"):
         raise ValueError(f"the score {facts['score']!r:.60} or the dtype {facts['dtype']!r:.60} is none that attrib writes")
+    if not all(type(value) in (str, int, bool) for value in facts["details"].values()):
+        raise ValueError("the fact details has more than texts and numbers")
     ignore, limits = facts.get("ignore"), facts.get("limits")
     if not isinstance(ignore, list) or not all(type(token) is int and token >= 0 for token in ignore):
         raise ValueError("the fact ignore is not a list of token ids")

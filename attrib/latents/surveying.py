@@ -3,7 +3,7 @@
 A prompt is computed alone, so it gives the same scores whichever prompts came before it, and a survey of parts is one of the whole.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count as from_number
 from typing import Any, get_args
@@ -85,19 +85,39 @@ def survey(
         BudgetError: where the survey could become larger than `budget`.
         NotFiniteError: where a prompt gives NaN or infinity.
     """
-    limits = _limits(top, per_band, context, seed)
-    ignored = _ignored(model, ignore, special)
-    skipped = _whole("skip", skip, 0)
+    options = {"score": score, "latents": latents, "together": together, "ignore": ignore, "special": special, "skip": skip}
+    made = surveyed(
+        model,
+        dictionaries,
+        tokens,
+        numbers,
+        progress,
+        options | {"top": top, "per_band": per_band, "context": context, "seed": seed},
+        budget,
+    )
+    first = made.parts[0]
+    if not first.prompts:
+        raise InputError("tokens: no prompts given; expected at least one.")
+    if not first.places:
+        raise InputError(f"ignore: {ignore!r}, with skip={skip} and special={special}, leaves no place of these prompts; expected some.")
+    return made
+
+
+def surveyed(
+    model: Model,
+    dictionaries: Sequence[Dictionary],
+    tokens: Any,
+    numbers: Iterable[int] | None,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+    budget: int,
+) -> Survey:
+    """As `survey`, with its options by name; of no prompts, or none that count, a survey of nothing, which can be merged."""
+    limits = _limits(*(options[name] for name in ("top", "per_band", "context", "seed")))
+    ignored, skipped = _ignored(model, options["ignore"], options["special"]), _whole("skip", options["skip"], 0)
+    score, latents, together = (options[name] for name in ("score", "latents", "together"))
     gatherers = [_gatherer(model, d, number, score, latents, together, ignored, skipped, limits) for number, d in enumerate(dictionaries)]
-    if not gatherers:
-        raise InputError("dictionaries: none given; expected at least one.")
-    if twice := {g.asked.dictionary for g in gatherers if [o.asked.dictionary for o in gatherers].count(g.asked.dictionary) > 1}:
-        raise InputError(f"dictionaries: {sorted(twice)[0]!r} is there twice; expected each once, under a name of its own.")
-    if (needed := sum(gatherer.most for gatherer in gatherers)) > budget:
-        raise BudgetError(
-            f"budget: {budget:,} bytes, and the survey could take {needed:,}; expected room for it. Raise the budget, survey fewer "
-            "latents, or keep fewer places with top= and per_band=."
-        )
+    _check_gatherers(gatherers, budget)
     sites, seen = [gatherer.dictionary.site for gatherer in gatherers], 0
     read: list[int] = []
     given = _numbers(numbers)
@@ -116,12 +136,21 @@ def survey(
     if numbers is not None and next(given, None) is not None:
         raise InputError(f"numbers: more than the {len(read)} prompts; expected one for each.")
     spans = spans_of(read)
-    if not spans:
-        raise InputError("tokens: no prompts given; expected at least one.")
-    parts = [gatherer.done(spans, seen) for gatherer in gatherers]
-    if not parts[0].places:
-        raise InputError(f"ignore: {ignore!r}, with skip={skip} and special={special}, leaves no place of these prompts; expected some.")
-    return ordered(parts)
+    return ordered(gatherer.done(spans, seen) for gatherer in gatherers)
+
+
+def _check_gatherers(gatherers: "Sequence[_Gatherer]", budget: int) -> None:
+    """Raises InputError for no dictionaries or one that is there twice, and BudgetError where they could take too much."""
+    names = [gatherer.asked.dictionary for gatherer in gatherers]
+    if not names:
+        raise InputError("dictionaries: none given; expected at least one.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"dictionaries: {twice!r} is there twice; expected each once, under a name of its own.")
+    if (needed := sum(gatherer.most for gatherer in gatherers)) > budget:
+        raise BudgetError(
+            f"budget: {budget:,} bytes, and the survey could take {needed:,}; expected room for it. Raise the budget, survey fewer "
+            "latents, or keep fewer places with top= and per_band=."
+        )
 
 
 def ordered(parts: Iterable[LatentSurvey]) -> Survey:
@@ -266,7 +295,7 @@ def _gatherer(
     dtype = torch.promote_types(model.dtype, torch.float32)
     asked = Asked(
         given.name, str(given.site), d.d_sae, given.fingerprint, model.name, model.fingerprint, score, ignored, skip, limits,
-        str(dtype).removeprefix("torch."),
+        str(dtype).removeprefix("torch."), given.config.metadata.table(),
     )  # fmt: skip
     chosen = _chosen(together, surveyed, d.d_sae)
     held = blank(len(surveyed), len(chosen), limits.window, np.dtype(asked.dtype))
