@@ -58,7 +58,7 @@ def survey_command(
     from attrib.store.surveys import check_survey_output
 
     check_survey_output(out, overwrite=overwrite)
-    options = {
+    options: dict[str, Any] = {
         "score": score, "latents": _latents(latents), "together": together, "ignore": ignore or None, "special": special, "skip": skip,
         "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
     }  # fmt: skip
@@ -116,7 +116,7 @@ def show_command(file: File) -> None:
             "prompts": f"{sum(last - first for first, last in part.prompts):,}",
             "tokens": f"{part.tokens:,}, of which {part.places:,} count",
             "left out": "; ".join(left_out) or "nothing",
-            "kept": f"{asked.limits.top} largest, {asked.limits.per_band} of each octave, {asked.limits.before} + {asked.limits.after} tokens",
+            "kept": f"{asked.limits.top} largest, {asked.limits.per_band} of each octave, {asked.limits.before} + {asked.limits.after} around",
             "together": f"{len(part.chosen):,} latents",
             **{f"its files say {name}": value for name, value in asked.details.items()},
         }  # fmt: skip
