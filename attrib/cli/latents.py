@@ -107,7 +107,7 @@ def show_command(file: File) -> None:
     from attrib import latents
 
     for part in latents.open(file):
-        asked = part.asked
+        asked, limits = part.asked, part.asked.limits
         left_out = [f"tokens {', '.join(map(str, asked.ignore[:8]))}{', ...' if len(asked.ignore) > 8 else ''}"] if asked.ignore else []
         left_out += [f"the first {asked.skip} positions"] if asked.skip else []
         rows = {
@@ -116,7 +116,7 @@ def show_command(file: File) -> None:
             "prompts": f"{sum(last - first for first, last in part.prompts):,}",
             "tokens": f"{part.tokens:,}, of which {part.places:,} count",
             "left out": "; ".join(left_out) or "nothing",
-            "kept": f"{asked.limits.top} largest, {asked.limits.per_band} of each octave, {asked.limits.before} + {asked.limits.after} around",
+            "kept": f"{limits.top} largest, {limits.per_band} of each octave, with {limits.before} + {limits.after} tokens around",
             "together": f"{len(part.chosen):,} latents",
             **{f"its files say {name}": value for name, value in asked.details.items()},
         }  # fmt: skip

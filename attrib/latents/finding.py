@@ -18,8 +18,8 @@ class Found(NamedTuple):
     latent: int
     where: Where
     score: float
-    """Of tokens, the share of the latent's scores that is theirs; of contexts, the share of its largest examples that have the text;
-    of labels 1."""
+    """Of tokens, the share of the sum of the latent's largest scores that is theirs; of contexts, the share of its largest examples
+    that have the text; of labels 1."""
     text: str
     """The strongest token, the first such context, or the label."""
 
@@ -59,10 +59,11 @@ def search(survey: Survey | LatentSurvey, text: str, *, where: Where = "token", 
 
 def _by_token(part: LatentSurvey, wanted: str) -> list[Found]:
     matching = np.array([token for token, string in part.strings.items() if wanted in string.casefold()], np.int64)
-    sample, before, found = part.tally.sample, part.asked.limits.before, []
-    top = part.tally.top
-    at = {*sample.at[np.isin(sample.tokens[:, before], matching)].tolist(), *top.at[np.isin(top.tokens[:, before], matching)].tolist()}
-    for latent in part.latents[sorted(at)].tolist():
+    before, found = part.asked.limits.before, []
+    at = np.unique(
+        np.concatenate([places.at[np.isin(places.tokens[:, before], matching)] for places in (part.tally.top, part.tally.sample)])
+    )
+    for latent in part.latents[at].tolist():
         shares = {token: share for token, share in token_shares(part, latent).items() if token in matching}
         if shares:
             found.append(Found(part.asked.dictionary, latent, "token", sum(shares.values()), part.string(next(iter(shares)))))

@@ -63,10 +63,7 @@ class Labels:
 
 
 def token_labels(survey: Survey | LatentSurvey, *, k: int = 5, least: float = 0.05) -> Labels:
-    """For each latent that is active the tokens at which it is so most, by their share of the scores of its examples.
-
-    All examples count: the largest, and the sample of each band by the places that it stands for, so that what a latent is seldom
-    and strongly active at does not stand for all that it is.
+    """For each latent that is ever above zero the tokens at which its largest scores are, by their share of the sum of these.
 
     Args:
         k: tokens at most.
@@ -77,12 +74,11 @@ def token_labels(survey: Survey | LatentSurvey, *, k: int = 5, least: float = 0.
 
 
 def token_shares(part: LatentSurvey, latent: int) -> dict[int, float]:
-    """By token id, its share of a latent's positive scores, as its sample tells; where none was kept, as its largest scores do."""
+    """By token id, its share of the sum of a latent's largest scores; where none were kept, of the sampled ones."""
     weights: dict[int, float] = {}
-    weighed = [(one, band.places / len(band.examples)) for band in part.bands(latent) if band.examples for one in band.examples]
-    for one, stands_for in weighed or [(one, 1.0) for one in part.top(latent)]:
+    for one in part.top(latent) or part.examples(latent):
         if one.value > 0:
-            weights[one.ids[one.at]] = weights.get(one.ids[one.at], 0.0) + one.value * stands_for
+            weights[one.ids[one.at]] = weights.get(one.ids[one.at], 0.0) + one.value
     total = sum(weights.values())
     return dict(sorted(((token, weight / total) for token, weight in weights.items()), key=lambda pair: (-pair[1], pair[0])))
 
@@ -116,7 +112,9 @@ def save_labels(path: str | Path, labels: Labels, *, overwrite: bool = False) ->
     path = Path(path)
     check_free("path", path, overwrite=overwrite)
     with whole(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(label._asdict()) + "\n" for label in labels)
+        for label in labels:
+            row = {"dictionary": label.dictionary, "latent": label.latent, "label": label.text, "source": label.source}
+            file.write(json.dumps(row) + "\n")
     return path
 
 
