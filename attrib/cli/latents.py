@@ -22,6 +22,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Count = Annotated[int, typer.Option("--top", help="Rows of the table", min=1)]
 
 ORDERS = ("density", "maximum", "mean", "prompts")
+WHERE = ("token", "context", "label")
 
 
 @app.command("survey")
@@ -58,6 +59,7 @@ def survey_command(
     from attrib.store.surveys import check_survey_output
 
     check_survey_output(out, overwrite=overwrite)
+    mine = _share(share)
     options: dict[str, Any] = {
         "score": score, "latents": _latents(latents), "together": together, "ignore": ignore or None, "special": special, "skip": skip,
         "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
@@ -68,7 +70,7 @@ def survey_command(
     folder = out.with_name(f"{out.name}.blocks") if blocks is None else blocks
     with counted("surveying") as progress:
         found = survey_blocks(
-            folder, loaded, of, prompts, block=block, share=_share(share), length=length, budget=as_bytes(budget, "budget"),
+            folder, loaded, of, prompts, block=block, share=mine, length=length, budget=as_bytes(budget, "budget"),
             progress=progress, **options,
         )  # fmt: skip
     if found.refused:
@@ -208,6 +210,8 @@ def search_command(
     """Latents by the tokens at which they are active, by what stands around these, or by their labels."""
     from attrib import latents
 
+    if where not in WHERE:
+        raise InputError(f"where: {where!r}; expected {', '.join(WHERE[:-1])} or {WHERE[-1]}.")
     survey = latents.open(file)
     parts = survey if dictionary is None else survey.of(dictionary)
     known = _known(file, labels, *survey)

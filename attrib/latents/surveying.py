@@ -270,7 +270,11 @@ class _Gatherer:
         """All that was gathered."""
         self._flush()
         ids = _tokens_of(self.tally)
-        strings = {} if self.model.tokenizer is None else dict(zip(ids, token_strings(self.model, torch.tensor(ids)), strict=True))
+        strings = (
+            {}
+            if self.model.tokenizer is None
+            else dict(zip(ids, token_strings(self.model, torch.tensor(ids, dtype=torch.int64)), strict=True))
+        )
         latents = self.latents.numpy()
         return LatentSurvey(self.asked, latents, latents[self.chosen], prompts, tokens, self.places, self.tally, strings)
 
