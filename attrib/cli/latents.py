@@ -1,5 +1,6 @@
 """`attrib latents`: survey the latents of dictionaries over a corpus, and look at what was seen."""
 
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +99,7 @@ def merge_command(
     check_survey_output(out, overwrite=overwrite)
     if out.exists() and any(path.exists() and path.samefile(out) for path in files):
         raise InputError(f"out: {out} is one of the files to read too; expected another. Choose a new name.")
-    merged = latents.merge(*map(latents.open, files))
+    merged = reduce(latents.merge, map(latents.open, files))  # two at a time are in memory
     latents.save(out, merged, compression=compression, overwrite=overwrite)
     _print_written(out, merged)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def survey_blocks(
         if progress is not None:
             progress(number * block - block + len(some), -1)
     done = [path for path in (_block(folder, each) for each in range(number)) if path.exists()]
-    whole_survey = merge(*map(open_survey, done)) if number and len(done) == number else None
+    whole_survey = reduce(merge, map(open_survey, done)) if number and len(done) == number else None  # two at a time are in memory
     return Progressed(number, len(done), refused, reason, whole_survey)
 
 

@@ -20,7 +20,7 @@ from attrib.latents import bins, spans, surveying
 from attrib.latents.bins import BANDS, BINS
 from tests.support.attribution_cases import without_shape_checks
 from tests.support.brought import dictionaries
-from tests.support.builders import build, dictionary, prompt
+from tests.support.builders import build, dictionary, prompt, sae
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -128,6 +128,19 @@ def check_latent(part: latents.LatentSurvey, latent: int, value: np.ndarray, whe
             row = int(np.flatnonzero((where[:, 0] == one.prompt) & (where[:, 1] == one.position))[0])
             assert row in inside
             assert one.value == pytest.approx(value[row], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["standard", "jumprelu", "gated", "topk"])
+def test_activations_are_those_of_sae_lens(kind: str):
+    foreign = sae(kind, dtype=torch.float64)
+    part = latents.survey(model(), foreign, CORPUS, top=2).of()
+    site = attrib.Site.parse(part.asked.site)
+    with torch.no_grad():
+        value = torch.cat([foreign.encode(attrib.capture(model(), ids, site)[site]) for ids in CORPUS]).numpy()
+    np.testing.assert_array_equal(part.count, (value != 0).sum(0))
+    np.testing.assert_allclose(part.sum, value.sum(0), rtol=1e-9)
+    some = part.count > 0
+    np.testing.assert_allclose(part.maximum[some], value.max(0)[some], rtol=1e-9)
 
 
 def test_examples_stand_in_their_context():
