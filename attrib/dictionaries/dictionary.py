@@ -18,7 +18,7 @@ a layer of a cross-layer transcoder to mlp_out of its own and all later layers, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, assert_never, cast, get_args
 
 import torch
@@ -80,7 +80,7 @@ class DictionaryConfig:
     alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
     `kind` is its own library's word for it, and `hook_name` and `hook_name_out` that library's words for `site` and
     `writes`, which may say more: behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
-    `metadata` is what its files say of its training; nothing is computed by it.
+    `metadata` is what its files say of its training; nothing is computed by it, and configs are equal without it.
     `lazy` says that W_enc and W_dec are maps of a file, in its dtype: what is read of them takes the dtype of what it meets.
     """
 
@@ -96,7 +96,7 @@ class DictionaryConfig:
     hook_name: str | None = None
     hook_name_out: str | None = None
     lazy: bool = False
-    metadata: Metadata = NOTHING
+    metadata: Metadata = field(default=NOTHING, compare=False)
 
     def __post_init__(self) -> None:
         for field, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):

@@ -23,7 +23,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.latents.files import open as open_survey
 from attrib.latents.files import save
 from attrib.latents.surveyed import Survey
-from attrib.latents.surveying import DEFAULT_BUDGET, merge, surveyed
+from attrib.latents.surveying import DEFAULT_BUDGET, gathered, merge
 from attrib.models.tokens import PromptIds, check_ids, to_ids
 from attrib.models.transformer import Model
 from attrib.runs.prompts import Given, read
@@ -105,7 +105,7 @@ def survey_blocks(
             if faults and not refused:
                 reason = faults[0]
             refused += len(faults)
-            save(path, surveyed(model, dictionaries, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget), overwrite=True)
+            save(path, gathered(model, dictionaries, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget), overwrite=True)
         number += 1
         if progress is not None:
             progress(number * block - block + len(some), -1)

@@ -86,7 +86,7 @@ def survey(
         NotFiniteError: where a prompt gives NaN or infinity.
     """
     options = {"score": score, "latents": latents, "together": together, "ignore": ignore, "special": special, "skip": skip}
-    made = surveyed(
+    made = gathered(
         model,
         dictionaries,
         tokens,
@@ -103,7 +103,7 @@ def survey(
     return made
 
 
-def surveyed(
+def gathered(
     model: Model,
     dictionaries: Sequence[Dictionary],
     tokens: Any,

@@ -54,8 +54,8 @@ def test_what_was_ended_goes_on(tmp_path: Path, source: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return plain(*given)
 
-    plain = blocks.surveyed
-    monkeypatch.setattr(blocks, "surveyed", ended)
+    plain = blocks.gathered
+    monkeypatch.setattr(blocks, "gathered", ended)
     with pytest.raises(KeyboardInterrupt):
         latents.survey_blocks(tmp_path / "b", model(), of_kind("topk"), source, **OPTIONS)
     assert len(list((tmp_path / "b").glob("block-*.h5"))) == 2
