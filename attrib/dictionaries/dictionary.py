@@ -99,9 +99,9 @@ class DictionaryConfig:
     metadata: Metadata = field(default=NOTHING, compare=False)
 
     def __post_init__(self) -> None:
-        for field, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):
-            if (word := getattr(self, field)) not in words:
-                raise UnsupportedError(f"{field}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
+        for name, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):
+            if (word := getattr(self, name)) not in words:
+                raise UnsupportedError(f"{name}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
 
 
 @in_one_line

@@ -7,7 +7,7 @@ the work was ended, and however many processes shared it.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -56,7 +56,7 @@ class Progressed:
 def survey_blocks(
     folder: str | Path,
     model: Model,
-    dictionaries: tuple[Dictionary, ...],
+    dictionaries: Dictionary | Sequence[Dictionary],
     source: str | Path,
     *,
     block: int = 256,
@@ -93,9 +93,10 @@ def survey_blocks(
     if not 0 <= mine < of:
         raise InputError(f"share: {mine}/{of}; expected a number from 0 to below the number of shares.")
     folder, chosen = Path(folder), USUAL | options
+    several = (dictionaries,) if isinstance(dictionaries, Dictionary) else dictionaries
     _begin(
         folder,
-        _plan(model, dictionaries, Path(source), chosen, {"block": block, "length": length, "form": form, "field": field, "split": split}),
+        _plan(model, several, Path(source), chosen, {"block": block, "length": length, "form": form, "field": field, "split": split}),
     )
     found, number, refused, reason = read(source, form=form, field=field, split=split), 0, 0, ""
     while some := list(islice(found, block)):
@@ -134,7 +135,7 @@ def _usable(model: Model, given: list[Given], first: int, length: int | None) ->
 
 
 def _plan(
-    model: Model, dictionaries: tuple[Dictionary, ...], source: Path, options: Mapping[str, Any], reading: Mapping[str, Any]
+    model: Model, dictionaries: Sequence[Dictionary], source: Path, options: Mapping[str, Any], reading: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a survey is of, as JSON has it."""
     check_file(source, "a file of prompts, which can be read anew when the work goes on")

@@ -42,7 +42,7 @@ ROWS, PLACES = 1 << 18, 1 << 14
 @torch.no_grad()
 def survey(
     model: Model,
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary],
     tokens: TokensLike | Iterable[Any],
     *,
     score: Score = "activation",
@@ -105,7 +105,7 @@ def survey(
 
 def gathered(
     model: Model,
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary],
     tokens: Any,
     numbers: Iterable[int] | None,
     progress: Progress | None,
@@ -116,7 +116,8 @@ def gathered(
     limits = _limits(*(options[name] for name in ("top", "per_band", "context", "seed")))
     ignored, skipped = _ignored(model, options["ignore"], options["special"]), _whole("skip", options["skip"], 0)
     score, latents, together = (options[name] for name in ("score", "latents", "together"))
-    gatherers = [_gatherer(model, d, number, score, latents, together, ignored, skipped, limits) for number, d in enumerate(dictionaries)]
+    several = (dictionaries,) if isinstance(dictionaries, Dictionary) else dictionaries
+    gatherers = [_gatherer(model, d, number, score, latents, together, ignored, skipped, limits) for number, d in enumerate(several)]
     _check_gatherers(gatherers, budget)
     sites, seen = [gatherer.dictionary.site for gatherer in gatherers], 0
     read: list[int] = []

@@ -5,7 +5,9 @@ dense encodings before anything is timed. Everything is computed prompt by promp
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,7 @@ def main() -> None:
         raise SystemExit("the survey's counts or largest scores are not those of dense encodings")
     print(f"{d.name}: {len(prompts)} prompts, {tokens:,} tokens, {float((dense != 0).sum(1).float().mean()):.0f} active latents at each")
     with torch.no_grad():
-        ways = {
+        ways: dict[str, Callable[[], Any]] = {
             f"forward to {d.site}": lambda: [attrib.capture(model, ids, d.site) for ids in prompts],
             "whole forward": lambda: [attrib.forward(model, ids) for ids in prompts],
             "encode_sparse": lambda: [attrib.encode_sparse(d, x) for x in values],
