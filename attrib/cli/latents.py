@@ -227,6 +227,43 @@ def search_command(
     print_table(table(plain(f"{len(found)} latents whose {where}s hold {text!r}"), ("dictionary", where), ("latent", "share"), rows))
 
 
+@app.command("active")
+def active_command(
+    prompt: Annotated[str, typer.Argument(help="The text")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")],
+    dictionary: Annotated[str, typer.Option(help="Shipped, folder, or release/id")],
+    position: Annotated[int | None, typer.Option(help="Where to look, negative from the end; left out, everywhere")] = None,
+    skip: Annotated[int, typer.Option(help="First positions that are left out", min=0)] = 0,
+    survey: Annotated[Path | None, typer.Option(help="A survey of the dictionary, for densities, maxima and labels")] = None,
+    top: Count = 20,
+    labels: LabelFile = None,
+) -> None:
+    """The latents that a text makes active most, by computing it; beside them what a survey says of each."""
+    import numpy as np
+
+    from attrib import latents
+    from attrib.adapters.given import as_dictionary
+
+    d = as_dictionary(dictionary)
+    part = None if survey is None else _survey_of(survey, d.fingerprint)
+    found = latents.strongest(model, d, prompt, position=position, skip=skip, k=top)  # type: ignore[arg-type]
+    if not found:
+        print_table(plain(f"{d.name}: no latent is active there"))
+        return
+    known = latents.Labels(()) if survey is None or part is None else _known(survey, labels, part)
+    rows = []
+    for one in found:
+        row = [plain(repr(one.token)), str(one.latent), f"{one.value:.4g}", str(one.position), str(one.places)]
+        if part is not None:
+            at = np.flatnonzero(part.latents == one.latent)
+            told = (f"{part.density[at[0]]:.3%}", f"{part.maximum[at[0]]:.4g}") if len(at) else ("-", "-")
+            row = [row[0], _label(known, part, one.latent), *row[1:], *told]
+        rows.append(row)
+    of_survey = ("density", "maximum") if part else ()
+    names = ("token", "label") if part else ("token",)
+    print_table(table(plain(f"{d.name}: {len(found)} latents"), names, ("latent", "activation", "at", "places", *of_survey), rows))
+
+
 @app.command("label")
 def label_command(
     file: File,
@@ -314,6 +351,16 @@ def _known(file: Path, given: Path | None, *parts: "LatentSurvey") -> "Labels":
     for part in parts:
         made += latents.token_labels(part)
     return made
+
+
+def _survey_of(file: Path, fingerprint: str) -> "LatentSurvey":
+    """The part of a survey that is of this dictionary."""
+    from attrib import latents
+
+    found = [part for part in latents.open(file) if part.asked.dictionary_sha256 == fingerprint]
+    if not found:
+        raise InputError(f"survey: {file} is of other dictionaries; expected one of this.")
+    return found[0]
 
 
 def _label(known: "Labels", part: "LatentSurvey", latent: int) -> str:

@@ -4,6 +4,7 @@ from .finding import Found, search
 from .labels import Label, Labels, logit_labels, read_labels, save_labels, token_labels
 from .links import neuronpedia_link, neuronpedia_list
 from .neighbours import Nearest, nearest
+from .prompted import Strongest, strongest
 from .subspace import Components, pca
 from .surveyed import Asked, Band, Example, LatentSurvey, Survey
 from .surveying import merge, survey
@@ -19,6 +20,7 @@ __all__ = [
     "LatentSurvey",
     "Nearest",
     "Progressed",
+    "Strongest",
     "Survey",
     "faults",
     "logit_labels",
@@ -32,6 +34,7 @@ __all__ = [
     "save",
     "save_labels",
     "search",
+    "strongest",
     "survey",
     "survey_blocks",
     "token_labels",

@@ -90,6 +90,23 @@ def test_numbers_and_examples_are_those_of_python(folder: Path):
     assert f" {densest} " in found
 
 
+def test_what_a_text_makes_active(folder: Path):
+    words = ["active", "3 5 7", "--model", "smollm2-135m", "--dictionary", folder / SITES[0], "--top", 3]
+    (first, *_) = latents.strongest("smollm2-135m", folder / SITES[0], "3 5 7", k=3)  # type: ignore[arg-type]
+    part = latents.open(folder / "s.h5").of(SITES[0])
+    plain, told = printed(*words), printed(*words, "--survey", folder / "s.h5")
+    for out in (plain, told):
+        assert f" {first.latent} " in out
+        assert f"{first.value:.4g}" in out
+    assert f"{part.maximum[first.latent]:.4g}" in told
+    assert "is of other dictionaries" in fault(*words[:5], folder / SITES[1], "--survey", latents_of_one(folder))
+
+
+def latents_of_one(folder: Path) -> Path:
+    """A survey of the first dictionary alone."""
+    return latents.save(folder / "one.h5", latents.Survey((latents.open(folder / "s.h5").of(SITES[0]),)), overwrite=True)
+
+
 def test_labels_are_written_beside_and_shown(folder: Path, tmp_path: Path):
     mine = tmp_path / "mine.csv"
     mine.write_text(f"dictionary,latent,label\n{SITES[0]},3,days \x1b[31m of [bold]the week\n")

@@ -136,6 +136,33 @@ def test_latents_are_found_by_token_context_and_label():
         latents.search(part, " ")
 
 
+def test_the_strongest_latents_of_a_prompt():
+    d, ids = of_kind("standard"), CORPUS[3]
+    value = attrib.encode(d, attrib.capture(model(), ids, d.site)[d.site]).numpy()
+    for options, rows in (
+        ({}, slice(None)),
+        ({"skip": 3}, slice(3, None)),
+        ({"position": -2}, slice(-2, -1)),
+        ({"position": 4}, slice(4, 5)),
+    ):
+        found = latents.strongest(spelled(), d, ids, k=6, **options)
+        part = np.where(np.isin(np.arange(len(ids)), np.arange(len(ids))[rows])[:, None], value, 0)
+        order = np.argsort(-part.max(0), kind="stable")[:6]
+        assert [one.latent for one in found] == order.tolist()
+        for one in found:
+            assert one.position == part[:, one.latent].argmax()
+            assert one.value == pytest.approx(part[:, one.latent].max(), rel=1e-9)
+            assert one.token == spelled().tokenizer.decode([int(ids[one.position])])
+            assert one.places == (part[:, one.latent] > 0).sum()
+    assert len(latents.strongest(spelled(), d, ids, position=4, k=1000)) == (value[4] > 0).sum()
+    assert latents.strongest(spelled(), d, ids, skip=100) == []
+    for options, message in (({"position": 12}, "position: 12"), ({"k": 0}, "k: 0"), ({"skip": -1}, "skip: -1")):
+        with pytest.raises(InputError, match=message):
+            latents.strongest(spelled(), d, ids, **options)
+    with pytest.raises(InputError, match="prompts, where one is computed"):
+        latents.strongest(spelled(), d, CORPUS)
+
+
 # ------------------------------------------------------------------------------------------------- metadata
 
 
