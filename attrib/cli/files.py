@@ -121,7 +121,7 @@ if TYPE_CHECKING:
 
 
 def verify_file(
-    files: Annotated[list[Path], typer.Argument(help="HDF5 files that attrib wrote, results, graphs or statistics, or folders of results")],
+    files: Annotated[list[Path], typer.Argument(help="HDF5 files that attrib wrote, or folders of results")],
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
 ) -> None:
     """Read all of some files, and say what in them cannot be, or is told in two ways. Exit status 1 where anything is."""
@@ -142,11 +142,11 @@ def verify_file(
 
 def _faults(file: Path) -> Iterator["Fault"]:
     """What is wrong with a file; that it cannot be opened is among it, so that the others are looked at all the same."""
-    from attrib import stats, store
-    from attrib.store.layout import STATISTICS
+    from attrib import latents, stats, store
+    from attrib.store.layout import STATISTICS, SURVEY
     from attrib.store.writing import format_at
 
     try:
-        yield from (stats if format_at(file) == STATISTICS else store).faults(file)
+        yield from {STATISTICS: stats.faults, SURVEY: latents.faults}.get(str(format_at(file)), store.faults)(file)
     except AttribError as error:
         yield store.Fault.of_error(file, error)

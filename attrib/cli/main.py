@@ -15,6 +15,7 @@ import typer
 import attrib
 from attrib.cli import graph, job, stats
 from attrib.cli.agreement import verify
+from attrib.cli import graph, job, latents, stats
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.generating import generate, steer
@@ -44,6 +45,7 @@ app.command()(verify)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
+app.add_typer(latents.app, name="latents")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -18,7 +18,7 @@ a layer of a cross-layer transcoder to mlp_out of its own and all later layers, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, assert_never, cast, get_args
 
 import torch
@@ -34,6 +34,7 @@ from attrib.core.shown import in_one_line
 from attrib.core.sparse import canonical, columns_of, holds
 from attrib.core.types import FormatError, InputError, Site, SparseLatents, UnsupportedError
 from attrib.core.weights import OpenedFile, check_finite
+from attrib.dictionaries.metadata import NOTHING, Metadata
 
 Rule = Literal["relu", "jumprelu", "jump", "topk", "rawtopk", "abstopk"]
 """Which latents pass: `relu` above 0; `jumprelu` above 0 and above the threshold; `jump` above the threshold,
@@ -79,6 +80,7 @@ class DictionaryConfig:
     alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
     `kind` is its own library's word for it, and `hook_name` and `hook_name_out` that library's words for `site` and
     `writes`, which may say more: behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
+    `metadata` is what its files say of its training; nothing is computed by it, and configs are equal without it.
     `lazy` says that W_enc and W_dec are maps of a file, in its dtype: what is read of them takes the dtype of what it meets.
     """
 
@@ -94,11 +96,12 @@ class DictionaryConfig:
     hook_name: str | None = None
     hook_name_out: str | None = None
     lazy: bool = False
+    metadata: Metadata = field(default=NOTHING, compare=False)
 
     def __post_init__(self) -> None:
-        for field, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):
-            if (word := getattr(self, field)) not in words:
-                raise UnsupportedError(f"{field}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
+        for name, words in (("rule", get_args(Rule)), ("normalisation", get_args(Normalisation))):
+            if (word := getattr(self, name)) not in words:
+                raise UnsupportedError(f"{name}: {word!r}; attrib computes {', '.join(map(repr, words))}.")
 
 
 @in_one_line

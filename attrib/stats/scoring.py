@@ -142,12 +142,12 @@ def scores(
     parts: list[tuple[Tensor, ...]] = []
     for number, (ids, counts) in enumerate(counted(model, tokens, ignore)):
         at = counts.nonzero()[:, 0]
-        value = _scored(d, capture(model, ids, [d.site])[d.site], latent, score)[at].cpu()
+        value = scored(d, capture(model, ids, [d.site])[d.site], latent, score)[at].cpu()
         parts.append((value, torch.full((len(at),), number), at.cpu(), ids[at].cpu()))
     return LatentScores(latent, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _scored(
+def scored(
     d: Dictionary, x: Float[Tensor, "positions d_in"], latent: Int[Tensor, " latents"], score: Score
 ) -> Float[Tensor, "positions latents"]:
     """The scores of one prompt."""

@@ -21,6 +21,7 @@ from attrib.store.layout import (
     REMEDY,
     SHUFFLE,
     STATISTICS,
+    SURVEY,
     VERSIONS,
     Codec,
     filter_name,
@@ -33,6 +34,7 @@ KINDS = {
     MERGED: "a merged file, which stands for shards: attrib.open and `attrib show` read it by itself, and not as a shard in a folder",
     GRAPHS: "attribution graphs, which attrib.open_graphs reads, and `attrib graph show`",
     STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
+    SURVEY: "a survey of latents, which attrib.latents.open and `attrib latents show` read",
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""
 POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)

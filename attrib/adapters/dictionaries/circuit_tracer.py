@@ -35,6 +35,7 @@ from attrib.adapters.dictionaries.tensors import (
 from attrib.adapters.keys import CIRCUIT_TRACER, check_keys, check_sizes
 from attrib.core.types import FormatError, InputError, Site, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.metadata import metadata_of
 
 CONFIG = "config.yaml"
 THRESHOLD = "activation_function.threshold"
@@ -43,6 +44,7 @@ PLACES = ("k", "activation_function.k")
 
 _SIZES = ("d_model", "d_transcoder", "n_layers")
 _UNDERSTOOD = ("model_kind", "model_name", "feature_input_hook", "feature_output_hook", "activation", "k", "transcoders", *_SIZES)
+_ORIGIN = ("scan", "repo_id", "revision", "subfolder")
 _NEEDS_THRESHOLD = {"relu": False, "jump_relu": True, "jumprelu": True}
 LONGEST_CONFIG = 1 << 16
 """Bytes of config.yaml, at most."""
@@ -145,7 +147,7 @@ def _layer(folder: Path, config: Mapping[str, Any], layer: int, lazy: bool) -> D
     options: dict[str, Any] = {
         "site": reads, "hook_name": hook_name, "name": name, "kind": config["model_kind"],
         "model_name": model_name if isinstance(model_name, str) else None, "puts_scale_back": False,
-        "lazy": lazy,
+        "lazy": lazy, "metadata": metadata_of({key: config[key] for key in _ORIGIN if key in config}),
     }  # fmt: skip
     n_layers = len(_layers(folder, config))
     check_sizes(config, {"n_layers": n_layers}, f"its folder has layers 0 to {n_layers - 1}", name)

@@ -16,6 +16,7 @@ from attrib.adapters.dictionaries.tensors import check_no_others, check_shapes, 
 from attrib.adapters.keys import GEMMA_SCOPE_2, check_keys, flag
 from attrib.core.types import SITE_KINDS, FormatError, InputError, Site, SiteKind, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.metadata import metadata_of
 
 WEIGHTS, WEIGHTS_2 = "params.npz", "params.safetensors"
 _UNDERSTOOD_2 = ("architecture", "model_name", "hf_hook_point_in", "hf_hook_point_out", "affine_connection")
@@ -114,6 +115,7 @@ def load_folder_2(folder: Path, *, site: Site | str | None = None, writes: Site 
             W_skip=file.read("affine_skip_connection") if "affine_skip_connection" in expected else None,
             hook_name=hook_name if hook_name and isinstance(hook_name, str) else str(reads), lazy=lazy, files=[file.file],
             model_name=model_name if isinstance(model_name, str) else None,
+            metadata=metadata_of({key: config[key] for key in sorted(GEMMA_SCOPE_2) if key in config}),
         )  # fmt: skip
 
 

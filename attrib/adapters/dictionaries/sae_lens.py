@@ -29,6 +29,7 @@ from attrib.adapters.keys import SAE_LENS, check_keys, check_sizes
 from attrib.core.types import BEFORE_NORM, FetchError, FormatError, InputError, Site, UnsupportedError
 from attrib.core.weights import OpenedFile
 from attrib.dictionaries.dictionary import COMPETING, Dictionary, Normalisation
+from attrib.dictionaries.metadata import Metadata, metadata_of
 
 WEIGHTS = "sae_weights.safetensors"
 
@@ -119,9 +120,20 @@ def _read(config: Mapping[str, Any], shapes: Shapes, name: str, site: Site | str
         "apply_b_dec_to_input": not is_transcoder and config.get("apply_b_dec_to_input") is not False, "puts_scale_back": not is_transcoder,
         "rescale_acts_by_decoder_norm": k is not None and config.get("rescale_acts_by_decoder_norm") is True,
         "kind": architecture, "hook_name": hook_name, "model_name": metadata.get("model_name"), "name": name,
+        "metadata": _training(config, metadata),
     }  # fmt: skip
     finetuned = bool(config.get("finetuning_scaling_factor"))
     return _Facts(options, is_gated, has_threshold, "W_skip" in expected, finetuned, scaled_by, d_in, name)
+
+
+_TRAINED = ("context_size", "dataset_path", "prepend_bos", "neuronpedia_id", "sae_lens_version", "sae_lens_training_version")
+"""What sae-lens 2 to 5 have beside everything else."""
+
+
+def _training(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Metadata:
+    """What is said of a dictionary's training, but for what attrib goes by."""
+    flat = {key: config[key] for key in _TRAINED if key in config}
+    return metadata_of(flat | {key: value for key, value in metadata.items() if key not in _METADATA})
 
 
 def _kind(config: Mapping[str, Any], name: str) -> tuple[str, DictionaryKind, str]:

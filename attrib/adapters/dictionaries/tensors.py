@@ -21,6 +21,7 @@ from torch import Tensor
 from attrib.core.types import BEFORE_NORM, AttribError, FormatError, InputError, Site
 from attrib.core.weights import OpenedFile, check_finite
 from attrib.dictionaries.dictionary import COMPETING, Dictionary, DictionaryConfig, DictionaryParams, Normalisation, Rule
+from attrib.dictionaries.metadata import NOTHING, Metadata
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -64,6 +65,7 @@ def from_tensors(
     model_name: str | None = None,
     lazy: bool = False,
     files: Sequence[OpenedFile] = (),
+    metadata: Metadata | None = None,
 ) -> Dictionary:
     """A dictionary from its tensors, which are shared where nothing has to be folded into them.
 
@@ -81,6 +83,7 @@ def from_tensors(
         name: left out, the site's.
         lazy: whether W_enc and W_dec keep a dtype of their own, beside biases in float32: for maps of a file.
         files: those that the tensors come from; a lazy dictionary sees, whenever it reads, that nobody wrote into them.
+        metadata: what is said of its training.
 
     Raises:
         InputError: where a tensor is missing, not wanted by the rule, or does not fit the others; where a number is not finite.
@@ -117,6 +120,7 @@ def from_tensors(
         normalisation=normalisation, model_name=model_name, writes=sites,
         puts_scale_back=not sites if puts_scale_back is None else puts_scale_back, kind=kind or rule,
         hook_name=hook_name or (site if isinstance(site, str) else None), hook_name_out=hook_name_out, lazy=lazy,
+        metadata=metadata or NOTHING,
     )  # fmt: skip
     return Dictionary(params, config, name, tuple(files) if lazy else ())
 
