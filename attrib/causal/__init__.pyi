@@ -1,1 +1,3 @@
-__all__: list[str] = []
+from . import tasks as tasks
+
+__all__ = ["tasks"]
