@@ -25,7 +25,7 @@ from attrib.core.sparse import columns_of
 from attrib.core.types import InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model, cap, embed, normalise, unembed, walk
-from attrib.passes.replacement import Replacement, replace
+from attrib.passes.replacement import replace
 
 
 @in_one_line
@@ -86,13 +86,13 @@ def base_logits(model: Model, items: Sequence[Item]) -> Float[Tensor, "prompts d
 
 
 @torch.no_grad()
-def answers_of(logits: Float[Tensor, "prompts d_vocab"], items: Sequence[Item]) -> Answers:
-    """What logits at the ends of prompts say.
+def answers_of(logits: Float[Tensor, "prompts d_vocab"], items: Sequence[Item], first: int = 0) -> Answers:
+    """What logits at the ends of prompts say; `first` is the number of the first, for errors.
 
     Raises:
         NotFiniteError: where one is NaN or plus infinity, which no comparison would show.
     """
-    for number, (row, item) in enumerate(zip(logits, items, strict=True)):
+    for number, (row, item) in enumerate(zip(logits, items, strict=True), first):
         with of_prompt(number):
             require_finite({"the logits": row[None]}, from_below=True, position=torch.tensor([len(item.ids) - 1]))
     difference, margin = (torch.stack(each) for each in zip(*_signed(logits, items), strict=True))
@@ -125,10 +125,3 @@ def answer_logits(model: Model, last: Float[Tensor, " d_model"], item: Item) -> 
     normed = normalise(model.config, model.params.norm_final, last[None])
     raw = (normed @ columns_of(model.params.W_U, tokens).T)[0] + model.params.b_U.index_select(0, tokens)
     return cap(raw, model.config.logit_cap)
-
-
-def named_site(replaced: Replacement, number: int) -> str:
-    """What a dictionary is called in tables: its name, and where it reads if another of that name is there."""
-    dictionary = replaced.dictionaries[number]
-    is_alone = sum(other.name == dictionary.name for other in replaced.dictionaries) == 1
-    return dictionary.name if is_alone else f"{dictionary.name} at {dictionary.site}"

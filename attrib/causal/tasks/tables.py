@@ -51,10 +51,14 @@ def base_against_spliced(samples: "pd.DataFrame", *, other: str = "spliced", top
     first, second = (_of_operation(samples, name) for name in ("base", other))
     keys = ["example", "tokens", "label", "right", "wrong"]
     both = first[[*keys, "difference", "correct"]].merge(second[[*keys, "difference", "correct"]], on=keys, suffixes=("_1", "_2"))
-    both = both.rename(columns={"difference_1": "base", "difference_2": other, "correct_1": "base_correct", "correct_2": f"{other}_correct"})
+    both = both.rename(
+        columns={"difference_1": "base", "difference_2": other, "correct_1": "base_correct", "correct_2": f"{other}_correct"}
+    )
     both["change"] = both[other] - both["base"]
     order = ["example", "tokens", "label", "right", "wrong", "base", other, "change", "base_correct", f"{other}_correct"]
-    return both.sort_values(["base", "example"], ascending=[False, True])[order].head(len(both) if top is None else top).reset_index(drop=True)
+    return (
+        both.sort_values(["base", "example"], ascending=[False, True])[order].head(len(both) if top is None else top).reset_index(drop=True)
+    )
 
 
 def effects_of_latents(
@@ -79,7 +83,7 @@ def effects_of_latents(
     chosen = _of_operation(samples, operation)
     chosen = chosen if correct is None else chosen[chosen["correct"] == correct]
     rows = latents[(latents["operation"] == operation) & latents["example"].isin(chosen["example"])]
-    right = samples[(samples["operation"] == _point_of(samples, operation)) & samples["correct"]]["example"]
+    right = chosen[chosen["prediction"] == chosen["label"]]["example"]
     rows = rows.assign(flipped=~rows["kept"] & rows["example"].isin(right))
     columns = {"n": ("example", "nunique"), "total": ("effect", "sum"), "mean_fired": ("effect", "mean")}
     made = rows.groupby(["dictionary", "latent"], sort=False).agg(**columns, activation=("activation", "mean"), flipped=("flipped", "sum"))
@@ -89,7 +93,9 @@ def effects_of_latents(
     return made.sort_values(["dictionary", "total", "latent"], ascending=[True, False, True])[order].reset_index(drop=True)
 
 
-def top_latents(table: "pd.DataFrame", k: int = 10, *, sign: Sign = "both", by: str = "total", per_dictionary: bool = True) -> "pd.DataFrame":
+def top_latents(
+    table: "pd.DataFrame", k: int = 10, *, sign: Sign = "both", by: str = "total", per_dictionary: bool = True
+) -> "pd.DataFrame":
     """The k latents of the largest effects, and the k of the smallest, of a table of `effects_of_latents`.
 
     Args:
@@ -177,9 +183,3 @@ def _of_operation(samples: "pd.DataFrame", operation: str) -> "pd.DataFrame":
         there = ", ".join(map(repr, samples["operation"].unique())) or "none"
         raise InputError(f"operation: no samples of {operation!r}; there are {there}.")
     return found
-
-
-def _point_of(samples: "pd.DataFrame", operation: str) -> str:
-    """The operation whose answers are those of the pass that an effect is taken at."""
-    there = set(samples["operation"])
-    return next((name for name in ("spliced", "gradient") if name in there), operation)
