@@ -46,6 +46,7 @@ from .core.version import __version__
 from .dictionaries.dictionary import Dictionary
 from .engine.segment import block, segment
 from .models.transformer import Model, embed, unembed
+from .passes.cached import cached_forward
 from .passes.capture import capture, forward, walk
 from .passes.compose import cut, decode, encode, encode_sparse, reconstruct
 from .passes.heads import attention_heads, attention_patterns, head_outputs, head_weights
@@ -85,6 +86,7 @@ __all__ = [
     "attention_heads",
     "attention_patterns",
     "block",
+    "cached_forward",
     "capture",
     "check_model",
     "cut",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never, get_args
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -295,16 +295,26 @@ def attention_pattern(
     score_cap: float | None = None,
 ) -> Float[Tensor, "*batch kv_heads group positions positions"]:
     """Causal softmax attention of grouped query heads; each group shares its keys."""
-    scores = cap(attention_scores(q, k, scale), score_cap)
     seen = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
     if window is not None:
         seen = seen.triu(1 - window)
-    return scores.masked_fill(~seen, -math.inf).softmax(-1)
+    return pattern_where(q, k, seen, scale, score_cap)
+
+
+def pattern_where(
+    q: Float[Tensor, "*batch kv_heads group queries d_head"],
+    k: Float[Tensor, "*batch kv_heads keys d_head"],
+    seen: Bool[Tensor, "*broadcast queries keys"],
+    scale: float,
+    score_cap: float | None = None,
+) -> Float[Tensor, "*batch kv_heads group queries keys"]:
+    """Softmax attention over the keys that each query sees, which must be one at least."""
+    return cap(attention_scores(q, k, scale), score_cap).masked_fill(~seen, -math.inf).softmax(-1)
 
 
 def attention_scores(
-    q: Float[Tensor, "*batch kv_heads group positions d_head"], k: Float[Tensor, "*batch kv_heads positions d_head"], scale: float
-) -> Float[Tensor, "*batch kv_heads group positions positions"]:
+    q: Float[Tensor, "*batch kv_heads group queries d_head"], k: Float[Tensor, "*batch kv_heads keys d_head"], scale: float
+) -> Float[Tensor, "*batch kv_heads group queries keys"]:
     """Scaled products of queries and keys, before cap and mask."""
     # one product per key head: the queries of a group stand below each other, so keys are never copied
     scores = rearrange(q, "... group pos d -> ... (group pos) d") @ k.transpose(-1, -2)
@@ -340,8 +350,10 @@ def heads(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Heads:
     return turned_heads(model, layer, project(model, layer, x), policy)
 
 
-def turned_heads(model: Model, layer: int, projected: Projected, policy: Policy = EXACT) -> Heads:
-    """The heads apart, with their norms and rotation."""
+def turned_heads(
+    model: Model, layer: int, projected: Projected, policy: Policy = EXACT, at: Int[Tensor, "*batch positions"] | None = None
+) -> Heads:
+    """The heads apart, with their norms and rotation; `at` says which positions these are, and None that they begin at 0."""
     config, p = model.config, model.params.blocks[layer].attention
     q, k, v = projected
     if config.qk_norm == "whole":
@@ -351,18 +363,22 @@ def turned_heads(model: Model, layer: int, projected: Projected, policy: Policy 
     if config.qk_norm == "head":
         q, k = _rms(config, q, policy) * p.q_norm, _rms(config, k, policy) * p.k_norm
     if config.positions == "rotary":
-        cos, sin = rotary(model, layer, q.shape[-2])
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        cos, sin = (table.unsqueeze(-3) for table in rotary(model, layer, q.shape[-2] if at is None else at))  # the same for all heads
+        q, k = rotate(q, cos.unsqueeze(-4), sin.unsqueeze(-4)), rotate(k, cos, sin)
     return Heads(q, k, v)
 
 
-def rotary(model: Model, layer: int, positions: int) -> tuple[Float[Tensor, "positions d_rotary"], Float[Tensor, "positions d_rotary"]]:
-    """A layer's cos and sin; of no width where positions are not rotary."""
+def rotary(
+    model: Model, layer: int, positions: int | Int[Tensor, "*batch positions"]
+) -> tuple[Float[Tensor, "*batch positions d_rotary"], Float[Tensor, "*batch positions d_rotary"]]:
+    """A layer's cos and sin at the first positions, or at those given; of no width where positions are not rotary."""
     config, params = model.config, model.params
     if config.positions != "rotary":
-        return (params.W_E.new_zeros(positions, 0),) * 2
+        shape = (positions,) if isinstance(positions, int) else positions.shape
+        return (params.W_E.new_zeros(*shape, 0),) * 2
     table = config.rotary_tables[layer] if config.rotary_tables else 0
-    return params.rotary_cos[table, :positions], params.rotary_sin[table, :positions]
+    at = slice(positions) if isinstance(positions, int) else positions
+    return params.rotary_cos[table, at], params.rotary_sin[table, at]
 
 
 def window(config: ModelConfig, layer: int) -> int | None:
@@ -377,8 +393,15 @@ def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float
     pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
     if policy.attention == "frozen":
         pattern = pattern.detach()
+    return weighted(pattern, v)
+
+
+def weighted(
+    pattern: Float[Tensor, "*batch kv_heads group queries keys"], v: Float[Tensor, "*batch kv_heads keys d_head"]
+) -> Float[Tensor, "*batch queries d_q"]:
+    """`z`: each head's values by its pattern, heads side by side."""
     z = rearrange(pattern, "... group pos key -> ... (group pos) key") @ v
-    return rearrange(z, "... kv (group pos) d -> ... pos (kv group d)", pos=x.shape[-2])
+    return rearrange(z, "... kv (group pos) d -> ... pos (kv group d)", pos=pattern.shape[-2])
 
 
 def attention_written(model: Model, layer: int, z: Float[Tensor, "*batch positions d_q"], policy: Policy = EXACT) -> Stream:
@@ -408,9 +431,15 @@ def mlp_raw(model: Model, layer: int, x: Stream) -> Stream:
 
 # --------------------------------------------------------------------------- the whole transformer
 
+Attend = Callable[[Model, int, Stream, Policy], Tensor]
+"""`z` of a layer from the normed stream that its attention reads."""
 
-def embed(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Stream:
+
+def embed(model: Model, tokens: Int[Tensor, "*batch positions"], at: Int[Tensor, "*batch positions"] | None = None) -> Stream:
     """Sum of token and (where learned) position embeddings: `resid_pre` of layer 0.
+
+    Args:
+        at: the position of each token, where they do not begin at 0.
 
     Raises:
         InputError: for a prompt longer than the model's context.
@@ -420,7 +449,9 @@ def embed(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Stream:
     x = F.embedding(tokens, model.params.W_E)
     if model.config.embedding_scale != 1:
         x = x * model.config.embedding_scale
-    return x + model.params.W_pos[: tokens.shape[-1]] if model.config.positions == "learned" else x
+    if model.config.positions != "learned":
+        return x
+    return x + (model.params.W_pos[: tokens.shape[-1]] if at is None else F.embedding(at, model.params.W_pos))
 
 
 def walk(
@@ -430,6 +461,7 @@ def walk(
     base: Stream | None = None,
     policy: Policy = EXACT,
     put: Put | None = None,
+    attention: Attend = attend,
 ) -> Iterator[tuple[Site, Tensor]]:
     """Yield every site from `start` on, in order of computation, with its value.
 
@@ -439,6 +471,7 @@ def walk(
             itself the stream: `resid_pre` for z and attn_out, `resid_mid` for mlp_in and mlp_out.
         put: what takes the place of each value, `x` among them, on which all that follows is computed. It is asked once of each
             place, by the name that `place` gives it.
+        attention: what computes `z` of a layer from the normed stream, in place of `attend`.
 
     Raises:
         InputError: where `base` is missing or not wanted.
@@ -465,7 +498,7 @@ def walk(
             match kind:
                 case "z":
                     before = stream
-                    value = stands(at, attend(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy))
+                    value = stands(at, attention(model, layer, enter(config, blocks[layer].norm_1, stream, policy), policy))
                 case "attn_out":
                     value = stands(at, attention_written(model, layer, value, policy))
                 case "resid_mid" | "resid_post":

@@ -107,7 +107,12 @@ def walk(
     check_value(model, start, x, "x")
     if base is not None:
         check_value(model, Site(start.layer, "resid_pre"), base, "base")
-    return walk_model(model, start, x, base, policy, _put({} if put is None else _edits_of(model, start, put)))
+    return walk_model(model, start, x, base, policy, put_of(model, start, put))
+
+
+def put_of(model: Model, start: Site, put: Edits | None) -> Put | None:
+    """What stands at each place of a walk from `start`, as the argument `put` says it. Raises InputError as `walk`."""
+    return _put({} if put is None else _edits_of(model, start, put))
 
 
 def check_value(model: Model, site: Site, value: Float[Tensor, "..."], argument: str) -> None:

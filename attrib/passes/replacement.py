@@ -93,13 +93,13 @@ def _cut(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Cut:
     return Cut(encode_sparse(dictionary, x), normalise_input(dictionary, x)[1])
 
 
-def _given(dictionary: Dictionary, cut: Cut, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
+def written_from(dictionary: Dictionary, cut: Cut, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
     """What a dictionary that reads x writes, its latents and its scale being leaves."""
     decoded = decode_at(dictionary, cut.latents.value, cut.latents.position, cut.latents.latent, cut.scale)
     return decoded + skip(dictionary, x) if dictionary.has_skip else decoded
 
 
-def _computed(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
+def written_by(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
     """What a dictionary writes where it reads x: `reconstruct`, holding only active latents where x is one prompt.
 
     Which latents are active is a matter of data, and their number differs between members of a vmap: there, all are held.
@@ -163,18 +163,18 @@ class Replacement:
     @cached_property
     def written(self) -> tuple[Site, ...]:
         """Every place that some dictionary writes, in order of computation: each has an error."""
-        return tuple(sorted({at for places in self._places for at in places}, key=lambda at: at.depth))
+        return tuple(sorted({at for places in self.places for at in places}, key=lambda at: at.depth))
 
     @cached_property
-    def _places(self) -> tuple[tuple[Site, ...], ...]:
+    def places(self) -> tuple[tuple[Site, ...], ...]:
         """Where each dictionary writes."""
         return tuple(tuple(place(self.model, site) for site in d.writes) for d in self.dictionaries)
 
     @cached_property
-    def _readers(self) -> dict[Site, tuple[tuple[int, ...], tuple[int, ...]]]:
+    def readers(self) -> dict[Site, tuple[tuple[int, ...], tuple[int, ...]]]:
         """At each place that is read, the dictionaries that write there too, and the others."""
         reads = [place(self.model, d.site) for d in self.dictionaries]
-        by_own = [[n for n, at in enumerate(reads) if (at in self._places[n]) is own] for own in (True, False)]
+        by_own = [[n for n, at in enumerate(reads) if (at in self.places[n]) is own] for own in (True, False)]
         return {at: (tuple(n for n in by_own[0] if reads[n] == at), tuple(n for n in by_own[1] if reads[n] == at)) for at in reads}
 
     @torch.no_grad()
@@ -199,8 +199,8 @@ class Replacement:
         """The leaves where the values at `sites` are at hand."""
         cuts = tuple(_cut(d, true[place(self.model, d.site)]) for d in self.dictionaries)
         error = {site: true[site] for site in self.written}
-        for dictionary, cut, places in zip(self.dictionaries, cuts, self._places, strict=True):
-            given = _given(dictionary, cut, true[place(self.model, dictionary.site)])
+        for dictionary, cut, places in zip(self.dictionaries, cuts, self.places, strict=True):
+            given = written_from(dictionary, cut, true[place(self.model, dictionary.site)])
             for at, part in zip(places, split(dictionary, given).values(), strict=True):
                 error[at] = error[at] - part
         return CutLeaves(embedded, cuts, tuple(error[site] for site in self.written))
@@ -314,7 +314,7 @@ class Replacement:
 
     def _put(self, so_far: "_Pass", at: Site, value: Tensor) -> Tensor:
         """What stands at a place, after the dictionaries that read and write there and before others that read there."""
-        own, others = self._readers.get(at, ((), ()))
+        own, others = self.readers.get(at, ((), ()))
         for number in own:
             self._read(so_far, number, value)
         if (decoded := so_far.decoded.get(at)) is not None:
@@ -327,8 +327,8 @@ class Replacement:
         """Give a dictionary what it reads; what it writes waits for its places."""
         dictionary, cut = self.dictionaries[number], so_far.held.get(number)
         so_far.read[number] = x
-        written = _computed(dictionary, x) if cut is None else _given(dictionary, cut, x)
-        for at, part in zip(self._places[number], split(dictionary, written).values(), strict=True):
+        written = written_by(dictionary, x) if cut is None else written_from(dictionary, cut, x)
+        for at, part in zip(self.places[number], split(dictionary, written).values(), strict=True):
             so_far.decoded[at] = so_far.decoded[at] + part if at in so_far.decoded else part
 
     def _logits(self, walked: Iterator[tuple[Site, Tensor]]) -> Float[Tensor, "positions d_vocab"]:

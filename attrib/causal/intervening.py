@@ -1,0 +1,179 @@
+"""Interventions: what a model computes where some of it is put to something else."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attrib.adapters.given import as_dictionaries, as_model, takes
+from attrib.causal.changes import Change, Edited, Place, changes_of, edited_by
+from attrib.causal.edits import EditsLike, Latents, What, as_edits, name_of
+from attrib.causal.readout import readout
+from attrib.causal.references import settled
+from attrib.causal.splicing import NOTHING, Clean, Pass, Splice, by_place, splice
+from attrib.core.room import memory_named
+from attrib.core.shown import in_one_line
+from attrib.core.types import EXACT, ErrorAt, InputError, Policy, Site
+from attrib.dictionaries.dictionary import Dictionary, encode, pre_activations
+from attrib.models.tokens import TokensLike, prompts_in, to_prompts
+from attrib.models.transformer import Model, embed, place
+from attrib.paths.targets import LogitsLike
+
+Metric = Callable[[Float[Tensor, "positions d_vocab"]], Tensor] | LogitsLike
+"""A function of a prompt's logits; or a choice of logits at its last position, as `attrib.latent_to_logit` takes it."""
+
+
+@in_one_line
+class PreActivations(NamedTuple):
+    """What a dictionary's encoder gives before the activation rule: of one latent, several, or all (None). To be read, not edited."""
+
+    dictionary: "Dictionary | str | Site | int"
+    latents: "int | Sequence[int] | None" = None
+
+
+@memory_named("intervening")
+@takes(model=as_model, dictionaries=as_dictionaries)
+def intervene(
+    model: Model,
+    dictionaries: Sequence[Dictionary],
+    tokens: TokensLike,
+    edits: EditsLike = (),
+    *,
+    effect: Any = "total",
+    errors: Any = True,
+    policy: Policy = EXACT,
+    metric: Metric | None = None,
+    values: Any = None,
+    dtype: torch.dtype | str | None = None,
+) -> Any:
+    """What the model computes under edits, with dictionaries in it; docs/interventions.md has the mathematics.
+
+    A pure function of the edits' values for every transform of torch.func: at what the pass has without edits, the derivative by the
+    value of a `Set` of latents is the gradient of `attrib.latent_to_logit`.
+
+    Args:
+        dictionaries: one, several or none (an empty list), put in together as `attrib.replace` does it.
+        tokens: prompts of any lengths, as the attributions take them.
+        edits: `Set`, `Scale`, `Add`, `Ablate`, or their text, one or a list. Edits of one thing are made in their order.
+        effect: "total", latents are computed along the pass; "direct", those that are not edited stay what they are without edits. One
+            for all dictionaries, or one for each.
+        errors: True, what a dictionary does not decode stays what it is without edits; False, it is left out; "live", it is computed along
+            the pass, so that a dictionary that is not edited changes nothing. One for all dictionaries, or one for each.
+        policy: what is held at its value without edits: attention patterns, norm denominators, MLP outputs. EXACT holds nothing.
+        metric: gives this of each prompt in place of its logits.
+        values: gives these in place of logits: what stands at sites and heads, the latents (or pre-activations) that a dictionary
+            encodes along the pass, before it is edited, and the errors that are added.
+        dtype: in which all is computed; None is the model's.
+
+    Returns:
+        For one prompt its logits [positions, d_vocab], for several a list of them. With `metric` a tensor, its first dimension the prompts
+        where there are several. With `values` a dict from what was asked to its value, or a list of dicts.
+
+    Raises:
+        InputError: for edits, positions, dictionaries and options that cannot be, and for edits that lie behind all `values`.
+        NotFiniteError: where a pre-activation is NaN or infinite.
+    """
+    if metric is not None and values is not None:
+        raise InputError("metric: it has no effect beside values; give one of them.")
+    model = model if dtype is None else model.to(dtype=dtype)
+    made = splice(model, dictionaries, effect, errors, policy)
+    asked = as_edits(edits)
+    of_prompt = settled(made, asked)
+    wanted = None if values is None else _wanted(made, values)
+    chosen = None if metric is None or callable(metric) else readout(model, metric, "metric")
+    items, is_batch = prompts_in(tokens)
+    found: list[Any] = []
+    for number, ids in enumerate(to_prompts(model, items)):
+        changes = changes_of(model, made.dictionaries, of_prompt(number, len(ids)), len(ids), number)
+        _check(made, changes, wanted)
+        embedded = embed(model, ids)
+        clean = made.clean(embedded) if made.asks_clean else NOTHING
+        if wanted is not None:
+            found.append(_values(made, clean, embedded, changes, wanted))
+            continue
+        *_, (_, last) = made.walk(Pass(clean, by_place(changes)), embedded)
+        if chosen is not None:
+            read = chosen(clean.recorded, last[-1:], slice(-1, None), policy)[0]
+            found.append(read[0] if chosen.is_number else read)
+        else:
+            given = made.unembed(clean, last)
+            found.append(given if metric is None else metric(given))
+    if metric is not None and is_batch:
+        return torch.stack(found)
+    return found if is_batch else found[0]
+
+
+# ---------------------------------------------------------------------------------------- what is read
+
+Wanted = dict[What | PreActivations, Edited]
+
+
+def _wanted(made: Splice, values: Any) -> Wanted:
+    """What is asked for, by the words in which it was."""
+    found: Wanted = {}
+    is_one = isinstance(values, What | PreActivations) or not isinstance(values, Sequence)
+    for what in [values] if is_one else values:
+        of = Latents(*what) if isinstance(what, PreActivations) else what
+        found[_as_key(what)] = edited = edited_by(made.model, made.dictionaries, of, "values")
+        if made.leaves_out(edited.place):
+            raise InputError(f"values: {name_of(of)}, and errors=False leaves it out; leave one of them out.")
+    if not found:
+        raise InputError("values: none; expected sites, Latents, PreActivations, Head or ErrorAt. Leave it out for logits.")
+    return found
+
+
+def _as_key(what: Any) -> Any:
+    """A key of a dict: lists of latents and heads as tuples."""
+    if not hasattr(what, "_fields"):
+        return what
+    return type(what)(*(tuple(part) if isinstance(part, list) else part for part in what))
+
+
+def _values(
+    made: Splice, clean: Clean, embedded: Float[Tensor, "positions d_model"], changes: Sequence[Change], wanted: Wanted
+) -> dict[What | PreActivations, Tensor]:
+    """What was asked for, computed no further than the last of it."""
+    errors: dict[Place, list[Change]] = {edited.place: [] for edited in wanted.values() if isinstance(edited.place, ErrorAt)}
+    under_way = Pass(clean, errors | by_place(changes))
+    last = max(_depth(made, edited) for edited in wanted.values())
+    stood = {}
+    for stands_at, value in made.walk(under_way, embedded):
+        stood[at := place(made.model, stands_at)] = value
+        if at.depth >= last:
+            break
+    found = {}
+    for what, (where, columns, shape) in wanted.items():
+        match where:
+            case int():
+                value = (pre_activations if isinstance(what, PreActivations) else encode)(made.dictionaries[where], under_way.read[where])
+            case ErrorAt(site=site):
+                value = under_way.error[Site.parse(site)]
+            case _:
+                value = stood[where]
+        value = value if columns is None else value.index_select(-1, torch.tensor(columns, device=value.device))
+        found[what] = value.reshape(*value.shape[:-1], *shape)
+    return found
+
+
+def _depth(made: Splice, edited: Edited) -> tuple[int, int]:
+    """When in the pass it is known."""
+    match edited.place:
+        case int() as number:
+            return place(made.model, made.dictionaries[number].site).depth
+        case ErrorAt(site=site):
+            return Site.parse(site).depth
+    return edited.place.depth
+
+
+# ----------------------------------------------------------------------------------- what cannot be
+
+
+def _check(made: Splice, changes: Sequence[Change], wanted: Wanted | None) -> None:
+    """Raises InputError for edits that could change nothing."""
+    for change in changes:
+        if made.leaves_out(change.place):
+            raise InputError(f"{change.text}: errors=False leaves that error out; leave the edit out, or keep the errors.")
+        if wanted is not None and made.first_moved(change.place).depth > max(_depth(made, edited) for edited in wanted.values()):
+            raise InputError(f"{change.text}: it lies behind all of `values`, so it would change nothing; leave it out.")

@@ -1,0 +1,251 @@
+"""A pass beside one that was recorded: of later positions alone, and with nonlinearities held at the values that they had there.
+
+What a change at a position moves lies at that position and behind it. The pass of rows first … T - 1 needs of the ones before
+nothing but their keys and values, which the record has:
+
+    z_t = softmax(q_t [k°_0 … k°_{first-1} k_first … k_t]^T · scale) [v°_0 … v°_{first-1} v_first … v_t]      ° : as recorded
+
+A frozen nonlinearity (`Policy`) is held at the record's values, and not at those of this pass: patterns and MLP outputs are
+taken from it, and a norm has its denominator (the logits' soft cap its scale). Under a frozen policy a norm is affine, so its value is
+
+    f_held(x) = f(x°) + (df at x°, under the policy) (x - x°)
+
+exactly, whatever the kind of norm; its derivative is the one that the policy means everywhere. At x = x° this pass is the recorded one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attrib.core.shown import in_one_line
+from attrib.core.types import EXACT, Policy, Site
+from attrib.models.transformer import (
+    Heads,
+    Model,
+    Projected,
+    Put,
+    Stream,
+    attention_written,
+    enter,
+    leave,
+    mlp_raw,
+    pattern_where,
+    place,
+    project,
+    turned_heads,
+    unembed,
+    walk,
+    weighted,
+    window,
+)
+
+
+@in_one_line
+class Recorded(NamedTuple):
+    """What a later pass takes from one that was recorded, of one prompt."""
+
+    values: dict[Site, Float[Tensor, "positions _"]]
+    """By place."""
+    keys: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
+    """Of each layer, as it attends to them."""
+    heads: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
+    """The values of each layer's key heads."""
+    patterns: tuple[Float[Tensor, "kv_heads group positions positions"], ...]
+    """Empty where no pattern is to be held."""
+
+
+def places_held(model: Model, policy: Policy) -> set[Site]:
+    """The places whose recorded values a pass under a policy asks for."""
+    config, kinds = model.config, []
+    if policy.norm == "frozen":
+        kinds += ["resid_pre"] if config.parallel else ["resid_pre", "resid_mid"]
+        kinds += ["z", "mlp_in"] if config.post_norm else []
+    if policy.mlp == "frozen":
+        kinds += ["mlp_out"]
+    found = {Site(layer, kind) for layer in range(config.n_layers) for kind in kinds}  # type: ignore[arg-type]
+    return found | {config.last} if policy.norm == "frozen" else found
+
+
+def record(
+    model: Model, x: Float[Tensor, "positions d_model"], places: Iterable[Site], *, patterns: bool = False, put: Put | None = None
+) -> Recorded:
+    """Walk from the first stream, and keep what stands at some places and every layer's keys and values.
+
+    Args:
+        places: of which values are kept, as `place` names them.
+        patterns: whether attention patterns are kept.
+        put: what stands at each place, as `walk` takes it.
+    """
+    wanted, keys, heads, found = {*places}, [], [], []
+
+    def attention(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
+        q, k, v = turned_heads(model, layer, project(model, layer, x), policy)
+        pattern = pattern_where(q, k, _seen(model, layer, 0, x), model.config.attention_scale, model.config.score_cap)
+        keys.append(k)
+        heads.append(v)
+        if patterns:
+            found.append(pattern)
+        return weighted(pattern, v)
+
+    values = {}
+    for site, value in walk(model, Site(0, "resid_pre"), x, put=put, attention=attention):
+        if (at := place(model, site)) in wanted:
+            values[at] = value
+    return Recorded(values, tuple(keys), tuple(heads), tuple(found))
+
+
+def walk_beside(
+    model: Model,
+    recorded: Recorded,
+    start: Site,
+    x: Float[Tensor, "*batch rows width"],
+    base: Stream | None = None,
+    *,
+    first: int = 0,
+    policy: Policy = EXACT,
+    put: Put | None = None,
+    held: Recorded | None = None,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
+) -> Iterator[tuple[Site, Tensor]]:
+    """Every site from `start` on with its value, at the positions from `first` on.
+
+    Args:
+        recorded: the pass whose positions before `first` are this one's too.
+        x, base: as `attrib.walk` takes them, at the positions from `first` to the last, with any batch dimensions before them.
+        policy: what is held.
+        put: as `walk` takes it; it is given what the held model has computed.
+        held: the pass at whose values nonlinearities are held, with those at `places_held`; None is `recorded`.
+        kept: a list to which each layer's keys and values are added, of all positions.
+    """
+    beside = _Beside(model, recorded, held or recorded, policy, first, start, x if base is None else base, put, kept)
+    return walk(model, start, x, base, EXACT, beside.stands, beside.attend)
+
+
+def unembed_beside(
+    model: Model, held: Recorded, x: Float[Tensor, "*batch rows d_model"], *, first: int = 0, policy: Policy = EXACT
+) -> Float[Tensor, "*batch rows d_vocab"]:
+    """Logits of the last stream at the positions from `first` on; a frozen norm has the denominator of the pass `held`."""
+    return read_beside(model, held, partial(unembed, model, policy=policy), x, slice(first, None), policy)
+
+
+def read_beside(
+    model: Model,
+    held: Recorded,
+    function: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "*batch rows d_model"],
+    rows: slice | Tensor,
+    policy: Policy,
+) -> Tensor:
+    """What a function of the last stream's rows gives under a policy, its norm held where that is frozen."""
+    return affine(function, held.values[model.config.last][rows], x) if policy.norm == "frozen" else function(x)
+
+
+def affine(function: Callable[[Any], Any], at: Float[Tensor, "*any"], x: Float[Tensor, "*batch"]) -> Tensor:
+    """A function by its value and derivative at one point: itself, where it is affine."""
+    value, moved = torch.func.jvp(function, (at.expand_as(x).contiguous(),), (x - at,))[:2]
+    return value + moved
+
+
+class _Beside:
+    """One such pass under way: the stream that has come up so far, and what is put in the place of what `walk` computes of it."""
+
+    def __init__(
+        self,
+        model: Model,
+        recorded: Recorded,
+        held: Recorded,
+        policy: Policy,
+        first: int,
+        start: Site,
+        stream: Stream,
+        put: Put | None,
+        kept: list[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        self.model, self.recorded, self.held, self.policy = model, recorded, held, policy
+        self.first, self.put, self.kept = first, put, kept
+        self.start = place(model, start)
+        self.pre = self.mid = stream  # what attention and the MLP of this layer read
+        self.z = self.mlp_in = stream
+
+    def stands(self, at: Site, value: Tensor) -> Tensor:
+        """What stands at a place, from what `walk` has computed there."""
+        if at != self.start:
+            value = self._held(at, value)
+        if self.put is not None:
+            value = self.put(at, value)
+        match at.kind:
+            case "resid_pre":
+                self.pre = self.mid = value
+            case "resid_mid" if not self.model.config.parallel:
+                self.mid = value
+            case "z":
+                self.z = value
+            case "mlp_in":
+                self.mlp_in = value
+        return value
+
+    def _held(self, at: Site, value: Tensor) -> Tensor:
+        model, config, policy = self.model, self.model.config, self.policy
+        block = model.params.blocks[at.layer]
+        if at.kind == "mlp_out" and policy.mlp == "frozen":
+            return self.held.values[at][self.first :].expand_as(value)
+        if policy.norm != "frozen":
+            return value
+        match at.kind:
+            case "mlp_in":
+                read = Site(at.layer, "resid_pre" if config.parallel else "resid_mid")
+                return affine(lambda x: enter(config, block.norm_2, x, policy), self._at(read), self.mid)
+            case "attn_out" if config.post_norm:
+                return affine(lambda z: attention_written(model, at.layer, z, policy), self._at(Site(at.layer, "z")), self.z)
+            case "mlp_out" if config.post_norm:
+                given = mlp_raw(model, at.layer, self._at(Site(at.layer, "mlp_in")))
+                return affine(lambda x: leave(config, block.post_2, x, policy), given, mlp_raw(model, at.layer, self.mlp_in))
+        return value
+
+    def _at(self, site: Site) -> Tensor:
+        return self.held.values[site][self.first :]
+
+    def attend(self, model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
+        """`z` of a layer; of the normed stream `x` where its norm is not held."""
+        config, norm = model.config, model.params.blocks[layer].norm_1
+        if self.policy.norm == "frozen":
+            x = affine(lambda stream: enter(config, norm, stream, self.policy), self._at(Site(layer, "resid_pre")), self.pre)
+        q, k, v = self._turned(layer, project(model, layer, x))
+        if self.first:
+            before = self.recorded.keys[layer][..., : self.first, :], self.recorded.heads[layer][..., : self.first, :]
+            k, v = (torch.cat([part.expand(*new.shape[:-2], *part.shape[-2:]), new], -2) for part, new in zip(before, (k, v), strict=True))
+        if self.kept is not None:
+            self.kept.append((k, v))
+        if self.policy.attention == "frozen":
+            return weighted(self.held.patterns[layer][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
+        seen = _seen(model, layer, self.first, x)
+        return weighted(pattern_where(q, k, seen, config.attention_scale, config.score_cap), v)
+
+    def _turned(self, layer: int, projected: Projected) -> Heads:
+        """The heads apart; the norms of queries and keys held where norms are."""
+        at = self._positions(projected.q)
+        if self.policy.norm != "frozen" or self.model.config.qk_norm == "none":
+            return turned_heads(self.model, layer, projected, EXACT, at)
+        read = enter(self.model.config, self.model.params.blocks[layer].norm_1, self._at(Site(layer, "resid_pre")))
+        given = tuple(part.expand_as(new).contiguous() for part, new in zip(project(self.model, layer, read), projected, strict=True))
+
+        def turned(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            return tuple(turned_heads(self.model, layer, Projected(q, k, v), self.policy, at))
+
+        value, moved = torch.func.jvp(turned, given, tuple(new - old for new, old in zip(projected, given, strict=True)))[:2]
+        return Heads(*(part + by for part, by in zip(value, moved, strict=True)))
+
+    def _positions(self, rows: Tensor) -> Tensor | None:
+        return torch.arange(self.first, self.first + rows.shape[-2], device=rows.device) if self.first else None
+
+
+def _seen(model: Model, layer: int, first: int, x: Stream) -> Bool[Tensor, "rows keys"]:
+    """Which positions those from `first` on see."""
+    rows = x.shape[-2]
+    ahead = torch.arange(first, first + rows, device=x.device)[:, None] - torch.arange(first + rows, device=x.device)
+    size = window(model.config, layer)
+    return (ahead >= 0) if size is None else (ahead >= 0) & (ahead < size)
