@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import attrib
-from attrib.cli import graph, job, stats
+from attrib.cli import graph, job, stats, task
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
@@ -39,6 +39,7 @@ app.command()(ablate)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
+app.add_typer(task.app, name="task")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import attrib
-from attrib.causal.tasks import Example, Item, encoded, latent_effects, logit_differences
-from attrib.core.types import InputError, NotFiniteError
+from attrib.causal import tasks
+from attrib.causal.tasks import Effects, Example, Item, encoded, latent_effects, logit_differences
+from attrib.core.types import BudgetError, InputError, NotFiniteError
 from tests.support.builders import FAMILIES, build, prompt, tiny
 from tests.support.task_cases import ANSWERS, LABELS, difference, each_latent, examples, hooked, last_logits, saes
 
@@ -90,16 +91,25 @@ def test_with_errors_effects_are_those_of_latent_to_logit() -> None:
         torch.testing.assert_close(found.effect[mine], row[at], rtol=1e-9, atol=1e-9)
 
 
-def test_ablations_are_the_same_however_many_go_side_by_side_and_say_whether_the_answer_stays() -> None:
+@pytest.mark.parametrize("errors", [False, True])
+def test_ablations_are_the_same_in_every_way_and_say_whether_the_answer_stays(errors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, put_in = build("gpt2", torch.float64), [*saes("standard", torch.float64).values()]
-    every, alone = (latent_effects(model, examples(), put_in, by="ablation", budget=budget) for budget in ("1GiB", 0))
-    torch.testing.assert_close(every.effect, alone.effect, rtol=1e-9, atol=1e-12)
-    assert every.kept.tolist() == alone.kept.tolist()
-    points = logit_differences(model, examples(), put_in)
-    two = [number for number in range(2) if every.prompt.eq(number).any()]  # of one token each, so the difference is the margin
-    for number in two:
-        rows = every.prompt == number
-        assert every.kept[rows].tolist() == (points.difference[number] - every.effect[rows] > 0).tolist()
+
+    def found(budget: Any) -> Effects:
+        return latent_effects(model, examples(), put_in, by="ablation", errors=errors, budget=budget)
+
+    ways = [found("1GiB"), found(30_000)]
+    with pytest.raises(BudgetError):
+        found(1000)
+    monkeypatch.setattr(tasks.effects, "_alone", lambda *_: None)
+    ways += [found("1GiB"), found(0)]
+    for other in ways[1:]:
+        torch.testing.assert_close(other.effect, ways[0].effect, rtol=1e-9, atol=1e-12)
+        assert other.kept.tolist() == ways[0].kept.tolist()
+    points = logit_differences(model, examples(), put_in, errors=errors)
+    for number in range(2):  # of one token each, so the difference is the margin
+        rows = ways[0].prompt == number
+        assert ways[0].kept[rows].tolist() == (points.difference[number] - ways[0].effect[rows] > 0).tolist()
 
 
 def test_nothing_active_is_no_rows() -> None:

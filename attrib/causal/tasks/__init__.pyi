@@ -1,6 +1,7 @@
 from .answering import Answers, logit_differences
 from .effects import Effects, latent_effects
 from .examples import Example, Item, Task, encoded, pairs
+from .generated import generated_task
 from .memory import parameter_memory
 from .operations import OPERATIONS, Batch
 from .readers import Fields, read_task, task_named
@@ -28,6 +29,7 @@ __all__ = [
     "effects_of_latents",
     "encoded",
     "filled",
+    "generated_task",
     "latent_effects",
     "logit_differences",
     "one_against_another",

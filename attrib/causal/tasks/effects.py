@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.causal.ablating import ablate_each
 from attrib.causal.tasks.answering import against, answer_logits, items_of
 from attrib.causal.tasks.examples import Example, Item
 from attrib.causal.tasks.spliced import Spliced, moved, spliced
@@ -26,7 +27,7 @@ from attrib.core.finite import of_prompt, require_finite
 from attrib.core.positions import Positions, PositionsLike, chosen_positions, plain_positions
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
-from attrib.core.types import InputError
+from attrib.core.types import InputError, TokenLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
 from attrib.passes.replacement import Replacement, replace
@@ -78,6 +79,7 @@ def latent_effects(
 
     Raises:
         InputError: as `logit_differences`; for no dictionaries, and positions that a prompt has not.
+        BudgetError: where one ablation alone takes more.
         NotFiniteError: where a value is NaN or infinite.
     """
     if by not in get_args(By):
@@ -128,36 +130,69 @@ def _of_one(replaced: Replacement, at: Spliced, item: Item, number: int, by: By 
             (gradient,) = pull((torch.ones_like(found[0]), torch.zeros_like(found[1])))
         effect, kept = summed((value * gradient.detach())[chosen]), kept.fill_(bool(found[1].detach() > 0))
     elif by == "ablation" and len(latents):
-        node = chosen.nonzero().flatten()
-        effect, kept = _ablated(answer, value, node, of_node, len(latents), n_right, _at_once(replaced, len(item.ids), budget))
+        alone = _alone(replaced, at, item, number, latents, position[chosen], budget) if int(count.max()) == 1 else None
+        if alone is None:
+            node = chosen.nonzero().flatten()
+            alone = _together(answer, value, node, of_node, len(latents), _at_once(replaced, len(item.ids), budget))
+        without, whole = (against(each, n_right) for each in alone)
+        effect, kept = whole[0] - without[0], without[1] > 0
     zeros = torch.zeros_like(latents)
     return Effects(zeros, zeros + number, latents, summed(value[chosen]), count, effect, kept)
 
 
+Ablated = tuple[Float[Tensor, "latents tokens"], Float[Tensor, "latents tokens"]]
+"""The answers' logits without each latent, and those of the pass as it is, as the same products give them."""
+
+
+def _alone(
+    replaced: Replacement,
+    at: Spliced,
+    item: Item,
+    number: int,
+    latents: Int[Tensor, " latents"],
+    position: Int[Tensor, " latents"],
+    budget: int,
+) -> Ablated | None:
+    """Ablations of latents that are active at one position each: only what lies behind it is computed.
+
+    None where rounding has another latent active on that pass, which makes its beginning by other products.
+    """
+    others = [dictionary for place, dictionary in enumerate(replaced.dictionaries) if place != number]
+    read = TokenLogits((*item.right, *item.wrong))
+    places = sorted(set(position.tolist()))
+    found = ablate_each(
+        replaced.model, replaced.dictionaries[number], [item.ids], logits=read, at=places, dictionaries=others, errors=at.errors,
+        method="passes", budget=budget,
+    )  # fmt: skip
+    order = found.latent[:, 0].argsort()
+    if not torch.equal(found.latent[order, 0], latents):
+        return None
+    return found.ablated[order], found.base.expand(len(latents), -1)
+
+
 @torch.no_grad()
-def _ablated(
+def _together(
     answer: Callable[[Tensor], Tensor],
     value: Float[Tensor, " active"],
     node: Int[Tensor, " chosen"],
     of_node: Int[Tensor, " chosen"],
     count: int,
-    n_right: int,
     at_once: int,
-) -> tuple[Float[Tensor, " latents"], Bool[Tensor, " latents"]]:
-    """By how much the difference falls without each latent, and whether the answer is right then.
+) -> Ablated:
+    """Ablations of latents at several positions at once, the whole pass for each.
 
     The pass as it is goes along with each chunk, so that what a latent does not move comes out as exactly nothing.
     """
-    effect, kept = value.new_zeros(count), torch.zeros(count, dtype=torch.bool, device=value.device)
+    without, whole = [], []
     for first in range(0, count, at_once):
         some = range(first, min(first + at_once, count))
-        without = torch.ones(len(some) + 1, len(value), dtype=value.dtype, device=value.device)
+        left = torch.ones(len(some) + 1, len(value), dtype=value.dtype, device=value.device)
         mine = (of_node >= some.start) & (of_node < some.stop)
-        without[of_node[mine] - first + 1, node[mine]] = 0
-        difference, margin = against(vmap(answer)(value * without), n_right)
-        effect[some.start : some.stop] = difference[0] - difference[1:]
-        kept[some.start : some.stop] = margin[1:] > 0
-    return effect, kept
+        left[of_node[mine] - first + 1, node[mine]] = 0
+        logits = vmap(answer)(value * left)
+        without.append(logits[1:])
+        whole.append(logits[:1].expand(len(some), -1))
+    return torch.cat(without), torch.cat(whole)
 
 
 def _at_once(replaced: Replacement, positions: int, budget: int) -> int:

@@ -31,7 +31,8 @@ def parameter_memory(model: Model, dictionaries: Sequence[Dictionary] = ()) -> "
 
     held: set[tuple[str, int, int]] = set()
     rows: list[dict[str, Any]] = []
-    for kind, one in [("model", model), *(("dictionary", dictionary) for dictionary in dictionaries)]:
+    every: list[tuple[str, Any]] = [("model", model), *(("dictionary", dictionary) for dictionary in dictionaries)]
+    for kind, one in every:
         tensors = [each for each in pytree.tree_leaves(one.params) if each.numel() and _is_new(each, held)]
         device = str(tensors[0].device) if tensors else "cpu"
         dtypes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in tensors}))

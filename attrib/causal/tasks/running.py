@@ -77,7 +77,7 @@ def run_task(
             raise InputError(f"{argument}: {value!r}; expected a whole number, 1 or more.")
     replaced, plain = replace(model, dictionaries), plain_positions(positions, [])
     phases = Phases(model.device, memory)
-    record = _record(model, task, replaced.dictionaries, [*chosen], errors, plain, batch, budget)
+    record = _record(model, task, dictionaries, [*chosen], errors, plain, batch, budget)
     names = names_of(replaced)
 
     def rows_of(items: Sequence[Item], first: int) -> dict[str, "pd.DataFrame"]:
