@@ -110,7 +110,7 @@ def _task(name: str, model: "Model", *, source: str | None, split: str | None, c
 
 # ---------------------------------------------------------------------------------------- tables
 
-_NUMBERS = {"share": "{:.1%}", "probability": "{:.3g}", "peak": "{:,.0f}", "bytes": "{:,.0f}"}
+_NUMBERS = {"share": "{:.1%}", "probability": "{:.3g}", "peak": "{:,.0f}", "growth": "{:,.0f}", "bytes": "{:,.0f}"}
 
 
 def _show(results: "TaskResults", top: int, operation: str | None, correct: bool | None, by: str) -> None:

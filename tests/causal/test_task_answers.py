@@ -112,6 +112,15 @@ def test_ablations_are_the_same_in_every_way_and_say_whether_the_answer_stays(er
         assert ways[0].kept[rows].tolist() == (points.difference[number] - ways[0].effect[rows] > 0).tolist()
 
 
+def test_gradients_are_there_in_inference_mode() -> None:
+    """Which Lightning predicts in."""
+    model, put_in = build("llama"), [*saes("topk", torch.float32).values()]
+    expected = latent_effects(model, examples(), put_in)
+    with torch.inference_mode():
+        found = latent_effects(model, examples(), put_in)
+    torch.testing.assert_close(found.effect, expected.effect)
+
+
 def test_nothing_active_is_no_rows() -> None:
     quiet = saes("jumprelu", torch.float32)[1]
     with torch.no_grad():

@@ -56,6 +56,7 @@ class Effects(NamedTuple):
     """Whether the answer is right without this latent; of a gradient, whether it is right with it."""
 
 
+@torch.inference_mode(False)  # in which nothing can be differentiated; Lightning predicts in it
 @memory_named("computing effects of latents")
 @takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
 def latent_effects(

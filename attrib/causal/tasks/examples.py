@@ -24,9 +24,8 @@ Answer = int | str | Sequence[int | str]
 """A token, by its text or id, or several that say the same."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt, its possible answers, and the number of the right one."""
+class Example(NamedTuple):
+    """One prompt, its possible answers, and the number of the right one. A named tuple, which data loaders take."""
 
     prompt: TokensLike
     """Text, a chat or token ids, as everywhere (docs/prompts.md); the answer is read behind its last token."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _PROCESS = Path("/proc/self")
 
+BYTES = {"peak": "Int64", "growth": "Int64"}
+"""Types of the columns that may hold nothing."""
+
 
 @takes(model=as_model, dictionaries=as_dictionaries)
 def parameter_memory(model: Model, dictionaries: Sequence[Dictionary] = ()) -> "pd.DataFrame":
@@ -56,6 +59,8 @@ class Phases:
         self.device, self.on = device, on
         self.peak: dict[str, int | None] = {}
         """Bytes; None where the system does not say."""
+        self.growth: dict[str, int | None] = {}
+        """Of these, the most that were not there when the phase began."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -64,16 +69,18 @@ class Phases:
             yield
             return
         self._begin()
+        start = self._most()
         yield
-        now, before = self._most(), self.peak.get(name)
-        self.peak[name] = now if before is None else before if now is None else max(now, before)
+        most = self._most()
+        for found, now in ((self.peak, most), (self.growth, None if most is None or start is None else most - start)):
+            found[name] = now if found.get(name) is None or now is None else max(now, found[name] or 0)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row for each phase: phase, device and peak in bytes."""
+        """A row for each phase: phase, device, peak in bytes, and growth, the most of them that a block had not when it began."""
         import pandas as pd
 
-        columns = {"phase": [*self.peak], "device": [str(self.device)] * len(self.peak), "peak": [*self.peak.values()]}
-        return pd.DataFrame(columns).astype({"peak": "Int64"})
+        columns = {"phase": [*self.peak], "device": [str(self.device)] * len(self.peak)}
+        return pd.DataFrame(columns | {"peak": [*self.peak.values()], "growth": [*self.growth.values()]}).astype(BYTES)
 
     def _begin(self) -> None:
         if self.device.type == "cuda":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrib.causal.tasks.frames import LATENTS, SAMPLES, joined_frames
+from attrib.causal.tasks.memory import BYTES
 from attrib.core.files import PARTIAL, whole
 from attrib.core.optional import needed
 from attrib.core.types import FormatError, InputError, first_line
@@ -91,7 +92,7 @@ def open_results(folder: str | Path) -> TaskResults:
     if record is None:
         raise InputError(f"folder: {path} has no {TASK}; expected the folder of a run of a task.")
     file = path / MEMORY
-    memory = pd.DataFrame(_json(file)).astype({"peak": "Int64"}) if file.is_file() else None
+    memory = pd.DataFrame(_json(file)).astype(BYTES) if file.is_file() else None
     return TaskResults(record, path, memory=memory)
 
 

@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.causal.tasks import results as stored
 from attrib.causal.tasks.effects import BUDGET
@@ -31,6 +33,7 @@ Progress = Callable[[int], object]
 """Told of every block: how many examples are done."""
 
 
+@torch.inference_mode(False)  # in which nothing can be differentiated; Lightning predicts in it
 @memory_named("running a task", "Give a smaller batch or budget, or shorter prompts.")
 @takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
 def run_task(
