@@ -51,6 +51,7 @@ from .core.version import __version__
 from .dictionaries.dictionary import Dictionary
 from .engine.segment import block, segment
 from .models.transformer import Model, embed, unembed
+from .models.wrapped import as_module
 from .passes.cached import cached_forward
 from .passes.capture import capture, forward, walk
 from .passes.compose import cut, decode, encode, encode_sparse, reconstruct
@@ -96,6 +97,7 @@ __all__ = [
     "TopLogits",
     "UnsupportedError",
     "__version__",
+    "as_module",
     "attention_heads",
     "attention_patterns",
     "block",

@@ -1,3 +1,4 @@
+from . import tasks as tasks
 from .ablating import ablate_each
 from .ablations import Ablations
 from .agreement import Agreement
@@ -49,6 +50,7 @@ __all__ = [
     "rank",
     "rank_edges",
     "subject_verb_agreement",
+    "tasks",
     "text_of",
     "verify",
     "verify_stored",

@@ -16,6 +16,7 @@ import attrib
 from attrib.cli import graph, job, stats
 from attrib.cli.agreement import verify
 from attrib.cli import graph, job, latents, stats
+from attrib.cli import graph, job, stats, task
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.generating import generate, steer
@@ -46,6 +47,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
 app.add_typer(latents.app, name="latents")
+app.add_typer(task.app, name="task")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -24,21 +24,43 @@ _PART = re.compile(rf'"(?:[^"\\]++|\\.)*+"?|[{re.escape(_OPENS)}]', re.DOTALL)
 
 def read_lines(name: str, is_json: bool, field: str | None) -> Iterator[Given]:
     """The prompts of a file, or of "-", standard input."""
+    for where, text, fault in _texts(name, is_json):
+        if fault:
+            yield Given(where, None, fault)
+        else:
+            yield _of_json(text, where, field) if is_json else of_value(text, where)
+
+
+def read_objects(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSONL, each with where it stands; what has a key twice has `TWICE` as its value.
+
+    Raises:
+        InputError: for a line that is no object.
+    """
+    for where, text, fault in _texts(name, is_json=True):
+        value, wrong = (None, fault) if fault else _parsed(text)
+        if wrong or not isinstance(value, dict):
+            raise InputError(f"examples: {where} {wrong or 'is no object'}; expected an object of JSON on each line.")
+        yield where, value
+
+
+def _texts(name: str, is_json: bool) -> Iterator[tuple[str, str, str]]:
+    """Each line: where it stands, its text, and what is wrong with it."""
     for number, line in enumerate(_lines(name), 1):
         where = f"{name}, line {number}"
         if line is None:
-            yield Given(where, None, f"is longer than {given.LONGEST_LINE:,} bytes")
+            yield where, "", f"is longer than {given.LONGEST_LINE:,} bytes"
             continue
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            yield Given(where, None, f"is not UTF-8: {error.reason} at byte {error.start}")
+            yield where, "", f"is not UTF-8: {error.reason} at byte {error.start}"
             continue
         text = text.removeprefix("\ufeff") if number == 1 else text  # a mark of its encoding, and none of the prompt's
         if "\0" in text and not is_json:
-            yield Given(where, None, "holds NUL characters, as text in UTF-16 does; expected UTF-8")
+            yield where, "", "holds NUL characters, as text in UTF-16 does; expected UTF-8"
             continue
-        yield _of_json(text, where, field) if is_json else of_value(text, where)
+        yield where, text, ""
 
 
 def _lines(name: str) -> Iterator[bytes | None]:
@@ -69,15 +91,22 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _of_json(line: str, where: str, field: str | None) -> Given:
-    if sum(map(line.count, _OPENS)) > MOST_PARTS and sum(found[0] in _OPENS for found in _PART.finditer(line)) > MOST_PARTS:
-        return Given(where, None, f"is JSON of more than {MOST_PARTS:,} lists, objects and keys")
-    try:
-        value = json.loads(line, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        return Given(where, None, f"is not JSON: {error}" if line.strip() else "is an empty prompt")
+    value, fault = _parsed(line)
+    if fault:
+        return Given(where, None, fault if line.strip() else "is an empty prompt")
     if isinstance(value, dict):
         return of_row(value, where, field)
     return of_value(value, where) if field is None else Given(where, None, f"is no object, so it has no key {field!r}")
+
+
+def _parsed(line: str) -> tuple[Any, str]:
+    """A line's value, or what is wrong with it."""
+    if sum(map(line.count, _OPENS)) > MOST_PARTS and sum(found[0] in _OPENS for found in _PART.finditer(line)) > MOST_PARTS:
+        return None, f"is JSON of more than {MOST_PARTS:,} lists, objects and keys"
+    try:
+        return json.loads(line, object_pairs_hook=_object), ""
+    except (ValueError, RecursionError) as error:
+        return None, f"is not JSON: {error}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
