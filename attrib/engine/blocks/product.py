@@ -1,61 +1,78 @@
-"""The one door to products of rows by a matrix: torch's own, or oneDNN's where ATTRIB_PRODUCT=onednn asks for it.
+"""The one door to products of rows by a matrix: torch's own, or on a CPU oneDNN's where that is much the faster (multiplier.py).
 
-On a CPU torch gives float32 products to MKL. A torch built with oneDNN can multiply by that too, which was faster on an AMD processor,
-through an operation that torch keeps for compiled models: the same float32, added up in another order, so that last bits differ.
-docs/engine.md says what it gave where it was measured.
+Both are the same float32, added up in another order, so that last bits differ. What goes to oneDNN follows from dtype, shape and layout
+alone, never from what was multiplied before: what is computed again has the same bits.
 
-The choice is the user's, by a variable of the environment, and not that of a clock: a choice by timing would change bits between two
-runs of one prompt, and what a job writes must not depend on which worker wrote it, or when. For the same reason what is taken depends on
-dtype, shape and layout alone, never on what was multiplied before.
-
-oneDNN compiles a kernel for every number of rows that it has not met, which takes about 0.5 ms, and keeps the last 1024 of them (see
-docs/engine.md for their memory). So a product goes there where what it saves is more than that (`LEAST_FLOPS`).
+oneDNN compiles a kernel for every shape that it has not met, which takes about a millisecond and 0.6 MB, and keeps the last 1,024 of them.
+So rows go there in blocks of few sizes (`ROWS`), and columns in blocks whose widths are multiples of `COLUMNS`, but for a matrix that
+cannot be cut, which is a weight of the model. What is left over is torch's. A block lies in a processor's own cache when it is put where it
+belongs, so that a copy of it costs little.
 """
 
-import os
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from attrib.core.types import InputError
+from attrib.engine.blocks.multiplier import multiplier, operation
 
-LEAST_FLOPS = 1 << 29
-"""Operations of the least product that is faster by oneDNN even where its kernel has to be compiled."""
+ROWS = (256, 64, 16)
+"""How many rows are multiplied at once: as many as the largest of these, then the next."""
 
-LEAST_SIDE = 64
-"""The fewest rows and columns of a matrix at which this was measured."""
+WIDEST, COLUMNS = 256, 16
+"""The most columns at once of a matrix that can be cut, and what their number is a multiple of."""
 
-VARIABLE = "ATTRIB_PRODUCT"
+LEAST_FLOPS = 1 << 21
+"""Operations of the least block that is faster by oneDNN, of which each call takes about ten microseconds."""
+
+LEAST_WIDTH = 128
+"""From how many columns on it pays to copy rows that do not lie one behind the other."""
 
 
 def product(a: Float[Tensor, "*rows inner"], w: Float[Tensor, "inner width"]) -> Float[Tensor, "*rows width"]:
     """`a @ w`."""
-    if not _is_taken(a, w):
+    if not (a.ndim == 2 or a.is_contiguous()) or not (sizes := _sizes(a, w)):
         return a @ w
-    return _by_onednn(a.view(-1, len(w)), w).view(*a.shape[:-1], w.shape[1])
+    rows = a.view(-1, w.shape[0])
+    if rows.shape[0] in sizes and next(_blocks(w)) == (slice(0, w.shape[1]), True):
+        return _by_onednn(rows.contiguous(), w).view(*a.shape[:-1], w.shape[1])
+    out = rows.new_empty(rows.shape[0], w.shape[1])
+    _in_blocks(rows, w, out, sizes, adds=False)
+    return out.view(*a.shape[:-1], w.shape[1])
 
 
 def product_into(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:
-    """`a @ w` into `out`; beside it there is room for as much again."""
-    if _is_taken(a, w):
-        out.copy_(_by_onednn(a, w))
-    elif _is_taken(w.T, a.T):  # (a w)^T = w^T a^T: of the two factors one has to lie row by row
-        out.copy_(_by_onednn(w.T, a.T).T)
-    else:
-        torch.mm(a, w, out=out)
+    """`a @ w` into `out`."""
+    _into(a, w, out, adds=False)
 
 
-def _is_taken(a: Tensor, w: Tensor) -> bool:
-    """Whether oneDNN multiplies: it was asked for, is there, knows how these lie, and has enough to do."""
-    if min(w.shape) < LEAST_SIDE or 2 * a.numel() * w.shape[1] < LEAST_FLOPS:
-        return False
-    # a part of a wider matrix goes to plain loops in oneDNN, a thousand times slower
-    lies = a.is_contiguous() and (w.is_contiguous() or w.T.is_contiguous())
-    return lies and _is_plain(a) and _is_plain(w) and _is_asked_for() and _operation() is not None
+def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:
+    """Add `a @ w` to `out`."""
+    _into(a, w, out, adds=True)
+
+
+def _into(a: Tensor, w: Tensor, out: Tensor, adds: bool) -> None:
+    is_turned = out.stride(0) == 1 < out.stride(1)
+    ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T: rows that are written lie one behind the other, or rows that are read
+    for rows, matrix, into in reversed(ways) if is_turned else ways:
+        if sizes := _sizes(rows, matrix):
+            _in_blocks(rows, matrix, into, sizes, adds)
+            return
+    _by_torch(a, w, out, adds)
+
+
+def _sizes(a: Tensor, w: Tensor) -> tuple[int, ...]:
+    """In blocks of how many rows oneDNN multiplies; in none where it is not taken, does not know how these lie, or has too little to do."""
+    inner, width = w.shape
+    count, at_once = a.numel() // max(1, inner), width if w.is_contiguous() else min(width, WIDEST)
+    sizes = tuple(rows for rows in ROWS if rows <= count and 2 * rows * inner * at_once >= LEAST_FLOPS)
+    # a part of a wider matrix goes to plain loops in oneDNN, a thousand times slower: rows are copied, a matrix is not
+    lies = (width >= LEAST_WIDTH or a.is_contiguous()) and (w.is_contiguous() or w.T.is_contiguous())
+    if not sizes or not lies or width < COLUMNS or not (_is_plain(a) and _is_plain(w)):
+        return ()
+    return sizes if multiplier() == "onednn" else ()
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -64,22 +81,41 @@ def _is_plain(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.layout == torch.strided and not is_followed
 
 
-def _is_asked_for() -> bool:
-    """Raises InputError where the variable says what is not known."""
-    given = os.environ.get(VARIABLE, "torch")
-    if given not in ("torch", "onednn"):
-        raise InputError(f"{VARIABLE}: {given!r} in the environment; expected 'torch' or 'onednn'. Set one of them, or unset it.")
-    return given == "onednn"
+def _in_blocks(a: Tensor, w: Tensor, out: Tensor, sizes: tuple[int, ...], adds: bool) -> None:
+    """Block by block, and by torch what is left over."""
+    first, count, inner, blocks = 0, a.shape[0], w.shape[0], list(_blocks(w))
+    for size in sizes:
+        while count - first >= size:
+            rows, into = a[first : first + size].contiguous(), out[first : first + size]
+            for columns, is_even in blocks:
+                if is_even and 2 * size * inner * (columns.stop - columns.start) >= LEAST_FLOPS:
+                    found = _by_onednn(rows, w[:, columns])
+                    into[:, columns].add_(found) if adds else into[:, columns].copy_(found)
+                else:
+                    _by_torch(rows, w[:, columns], into[:, columns], adds)
+            first += size
+    if first < count:
+        _by_torch(a[first:], w, out[first:], adds)
 
 
-@cache
-def _operation() -> Any:
-    """Torch's operation for oneDNN's product; None in a torch that has none."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    return getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+def _blocks(w: Tensor) -> Iterator[tuple[slice, bool]]:
+    """The columns of a matrix, and whether there are as many as kernels are made for. One whose rows lie one behind the other is whole."""
+    width, first = w.shape[1], 0
+    if w.is_contiguous():
+        yield slice(0, width), True
+        return
+    for end in (*range(WIDEST, width + 1, WIDEST), width - width % COLUMNS):
+        if first < end:
+            yield slice(first, end), True
+        first = max(first, end)
+    if first < width:
+        yield slice(first, width), False
 
 
 def _by_onednn(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"]) -> Float[Tensor, "rows width"]:
-    found: Tensor = _operation()(a, w.T, None, "none", [], "")
+    found: Tensor = operation()(a, w.T, None, "none", [], "")
     return found
+
+
+def _by_torch(a: Tensor, w: Tensor, out: Tensor, adds: bool) -> None:
+    torch.addmm(out, a, w, out=out) if adds else torch.mm(a, w, out=out)

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
-from attrib.engine.plan.task import Counts, Task, bands_of
+from attrib.engine.plan.task import Counts, Task
 from attrib.engine.sweep.cells import Rectangle, rectangles
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
@@ -196,21 +196,10 @@ def spread_heads(task: Task, cost: Cost) -> None:
 
 
 def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
-    """A cone against what is seeded on the other side."""
-    others = task.targets if up else task.sources
-    seeded = [list(accumulate(rows, initial=0)) for rows in others]
-    places = [list(accumulate((count > 0 for count in rows), initial=0)) for rows in others]
-    for prompt, begin, end, rows in _blocks(task.sources if up else task.targets, up, task.most, task.block, task.config.causal):
-        met, at = (of_prompt[prompt][end] - of_prompt[prompt][begin] for of_prompt in (seeded, places))
-        cost.flops["readout"] += 2 * rows * width * met
-        cost.bytes["readout"] += cost.itemsize * (at * rows * width + (rows + width) * met)
-
-
-@lru_cache(maxsize=256)
-def _blocks(counts: tuple[tuple[int, ...], ...], up: bool, band: int, block: int, causal: bool) -> list[tuple[int, int, int, int]]:
-    """Of each block of a cone its prompt, positions `[begin, end)` and rows: every place where rows are read out has the same ones."""
-    bands = bands_of(counts, up, band, causal)
-    return [(each.prompt, each.begin, each.end, each.rows) for each in rectangles(bands, block)]
+    """A cone against what is seeded on the other side, at each position."""
+    alive, others = (task.up(), task.targets) if up else (task.down(), task.sources)
+    for n, m in zip(chain(*alive), chain(*others), strict=True):
+        cost.mm("readout", n, width, m)
 
 
 def walk(task: Task, cost: Cost) -> None:

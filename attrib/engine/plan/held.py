@@ -206,7 +206,7 @@ def size_of_meeting(sizes: Sizes, is_down_spread: bool, is_up_spread: bool, widt
         return sizes.meeting(passes, width)
     # whichever side is still at its own positions goes through the MLP
     made = (sizes.mlp(True, False) if is_up_spread else sizes.with_mlp()) if passes else 0
-    return max(made, sizes.joined(not is_up_spread) * width if is_down_spread or is_up_spread else 0)
+    return max(made, sizes.gathered(not is_up_spread) * width if is_down_spread or is_up_spread else 0)
 
 
 class UpSizes(Ascent[Held]):

@@ -109,10 +109,10 @@ class Sizes:
         for run in self.runs_down if is_down else self.runs_up:
             yield from rectangles(run, self.task.block)
 
-    def joined(self, is_down: bool) -> int:
-        """Cells of the largest block of several bands, whose rows are gathered."""
-        joined = (block for block in self.rectangles(is_down) if len(block.bands) > 1)
-        return self.once("joined", is_down, True, lambda: max((block.rows * (block.end - block.begin) for block in joined), default=0))
+    def gathered(self, is_down: bool) -> int:
+        """Rows of the largest piece in which those that live at a position are gathered, to be read out there."""
+        alive = self.task.down() if is_down else self.task.up()
+        return self.once("gathered", is_down, True, lambda: max(even(rows, self.task.pieces.chunk) for rows in set().union(*alive)))
 
     # ------------------------------------------------------------------------------------------ attention
 
@@ -190,8 +190,8 @@ class Sizes:
     def heads(self) -> int:
         """Rows read out in head space, beside the sources as they are and pushed there."""
         task, d = self.task, self.task.config.d_model
-        chunk, joined = self.chunk(is_down=True), self.joined(is_down=True)
-        read = chunk * (d + 2 * task.d_heads) + joined * (d + task.d_heads)
+        chunk = self.chunk(is_down=True)
+        read = chunk * (d + 2 * task.d_heads) + min(chunk, self.gathered(is_down=True)) * (d + task.d_heads)
         read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
         return self.points + task.n_sources * (d + task.d_heads) + read
 
@@ -250,8 +250,8 @@ class Sizes:
     # ------------------------------------------------------------------------------------------- meetings
 
     def read(self, width: int) -> int:
-        """A cone against what is seeded on the other side: a block of several bands is gathered."""
-        return self.joined(is_down=True) * width
+        """A cone against what is seeded on the other side: its rows are gathered, position by position."""
+        return self.gathered(is_down=True) * width
 
     def meeting(self, passes_mlp: bool, width: int) -> int:
         """Both sides, a position at a time, at one place or about the MLP between them."""

@@ -138,9 +138,10 @@ class Cells(NamedTuple):
     alive: tuple[tuple[int, int], ...]
     """The rows `[first, end)` that live at each position: they are consecutive."""
 
-    def at(self, position: int) -> Int[Tensor, " alive"]:
-        """The cells at a position, in order of rows."""
-        first, end = self.alive[position]
+    def at(self, position: int, first: int | None = None, end: int | None = None) -> Int[Tensor, " alive"]:
+        """The cells at a position, in order of rows: of all that live there, or of some rows by their place among those known here."""
+        if first is None or end is None:
+            first, end = self.alive[position]
         return self.start[first:end] + position * self.step[first:end]
 
 

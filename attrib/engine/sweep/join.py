@@ -272,13 +272,15 @@ class _JoiningDown(Down, Joining[Tensor]):
         """Every set of sources that is at the place."""
         if is_brought and site == self.sweep.end:
             return  # where rows meet what is lifted, once all have come there
-        for number, seeds in self._sources(site, is_brought):
-            out = self.sweep.table(number, self.rows, seeds.counts)
-            if self.is_spread:
-                contract(self.primal, self.down, rows, seeds, out)
-            else:
-                contract_seeded(self.primal, self.targets._replace(value=rows), seeds, out)
-            self.sweep.add(number, self.rows, out)
+        chosen = self._sources(site, is_brought)
+        out = [self.sweep.table(number, self.rows, seeds.counts) for number, seeds in chosen]
+        there = [(seeds, into) for (_, seeds), into in zip(chosen, out, strict=True)]
+        if self.is_spread:
+            contract(self.primal, self.down, rows, there)
+        for seeds, into in () if self.is_spread else there:
+            contract_seeded(self.primal, self.targets._replace(value=rows), seeds, into)
+        for (number, _), into in zip(chosen, out, strict=True):
+            self.sweep.add(number, self.rows, into)
 
     def read_heads(self, layer: int, stream: Flat, z: Flat | None) -> None:
         """Every set of sources at the lowest place, in the heads of the lowest attention."""

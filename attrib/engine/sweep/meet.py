@@ -16,7 +16,8 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
 from attrib.engine.blocks.passing import NOTHING, Between, place_of
-from attrib.engine.sweep.cells import Cone, cells_of, rectangles
+from attrib.engine.blocks.product import add_product, product
+from attrib.engine.sweep.cells import Cone, cells_of, even
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
@@ -36,25 +37,38 @@ class Lifted(NamedTuple):
     """What the model brings to `way.to`; None is zeros."""
 
 
-def contract(primal: Primal, cone: Cone, rows: Flat, seeded: Seeds, out: Sequence[Tensor]) -> None:
-    """Add rows[r, t] · seeded[c], for every seed c at position t of the cone, to `out` [rows, seeds] of each prompt."""
-    at = bounds(primal, seeded)
-    for block in rectangles(cone.bands, primal.pieces.band):
-        first, begins, row = seeded.first(block.prompt), at[block.prompt], block.bands[0].row
-        into, rectangle = out[block.prompt][row : row + block.rows], block.gather(rows)
-        for t in range(block.begin, block.end):
-            if begins[t] < begins[t + 1]:
-                seeds = seeded.value[first + begins[t] : first + begins[t + 1]]
-                add_product(into[:, begins[t] : begins[t + 1]], rectangle[t - block.begin], seeds)
-        del rectangle  # a block is gone before the next is gathered: see sizes.py
+def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[Seeds, Sequence[Tensor]]]) -> None:
+    """Add rows[r, t] · seeded[c], for every seed c at position t of the cone, to [rows, seeds] of each prompt, for some sets of seeds.
+
+    The rows that live at a position are gathered once for all sets, in pieces that a processor's cache holds.
+    """
+    begins = [bounds(primal, seeded) for seeded, _ in sources]
+    for prompt, length in enumerate(primal.lengths):
+        bands = [band for band in cone.bands if band.prompt == prompt]
+        if not bands:
+            continue
+        cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
+        for t, (first, end) in enumerate(cells.alive):
+            there = list[tuple[Tensor, Tensor]]()
+            for (seeded, out), at in zip(sources, begins, strict=True):
+                low, high = at[prompt][t : t + 2]
+                if low < high:
+                    there.append((seeded.value[(start := seeded.first(prompt)) + low : start + high].T, out[prompt][:, low:high]))
+            size = even(end - first, primal.pieces.chunk)
+            for begin in range(first, end, size) if there else ():
+                upto = min(begin + size, end)
+                here = rows.index_select(0, cells.at(t, begin - before, upto - before))
+                for directions, into in there:
+                    add_rows(here, directions, into[begin:upto])
+                del here  # a piece is gone before the next is gathered: see sizes.py
 
 
-def add_product(into: Float[Tensor, "rows columns"], a: Float[Tensor, "rows inner"], b: Float[Tensor, "columns inner"]) -> None:
-    """Add a · bᵀ, in place."""
-    if into.dtype == a.dtype:
-        torch.addmm(into, a, b.T, out=into)
+def add_rows(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:
+    """Add `a @ w` to `out`."""
+    if out.dtype == a.dtype:
+        add_product(a, w, out)
     else:  # a sweep of few digits adds up in many
-        into += a @ b.T
+        out += a @ w
 
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
@@ -64,7 +78,7 @@ def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequenc
         first_row, first_column = targets.first(prompt), sources.first(prompt)
         for (r0, r1), (c0, c1) in zip(pairwise(rows), pairwise(columns), strict=True):
             g, x = targets.value[first_row + r0 : first_row + r1], sources.value[first_column + c0 : first_column + c1]
-            out[prompt][r0:r1, c0:c1] += g @ x.T
+            add_rows(g, x.T, out[prompt][r0:r1, c0:c1])
 
 
 def empty(primal: Primal, targets: Seeds, sources: Seeds) -> Jacobians:
@@ -97,7 +111,7 @@ def reverse(
     def read(place: Site, rows: Flat, is_spread: bool) -> None:
         for seeds, out in at(place):
             if is_spread:
-                contract(primal, down, rows, seeds, out)
+                contract(primal, down, rows, [(seeds, out)])
             else:
                 contract_seeded(primal, targets._replace(value=rows), seeds, out)
 
@@ -135,8 +149,7 @@ def read_in_head_space(
         pushed.append((seeds._replace(value=torch.cat([beside.value, into_heads(primal, layer, seeds)], dim=1)), out))
     for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
         rows = torch.cat([g[part], heads], dim=1)
-        for seeds, out in pushed:
-            contract(primal, Cone(tuple(bands)), rows, seeds, out)
+        contract(primal, Cone(tuple(bands)), rows, pushed)
         del heads, rows
 
 
@@ -174,7 +187,7 @@ def meet(
         if site == place:
             met.append(rows)
         elif is_spread:
-            contract(primal, down, rows, above[site], found)
+            contract(primal, down, rows, [(above[site], found)])
         else:
             contract_seeded(primal, targets._replace(value=rows), above[site], found)
 
@@ -210,9 +223,9 @@ def _meet_rows(primal: Primal, targets: Seeds, way: Down, g: Flat, up: Up, x: Fl
     elif layer is not None:
         x = up.through_mlp(layer, x, keeps=True)
     if up.is_spread:
-        contract(primal, up.up, x, targets._replace(value=g), [jacobian.T for jacobian in out])
+        contract(primal, up.up, x, [(targets._replace(value=g), [jacobian.T for jacobian in out])])
     elif way.is_spread:
-        contract(primal, way.down, g, up.first._replace(value=x), out)
+        contract(primal, way.down, g, [(up.first._replace(value=x), out)])
     else:
         contract_seeded(primal, targets._replace(value=g), up.first._replace(value=x), out)
 
@@ -227,7 +240,7 @@ def _meet_terms(primal: Primal, way: Down, up: Up, number: int, out: Jacobians) 
             if first + t in given and first + t in taken:
                 g, x = given[first + t], taken[first + t]
                 low, end = g_alive[t][0], x_alive[t][1]  # those at their own position are the first of cotangents, the last of tangents
-                add_product(out[prompt][low : low + len(g), end - len(x) : end], g, x)
+                add_rows(g, x.T, out[prompt][low : low + len(g), end - len(x) : end])
 
 
 def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
@@ -256,8 +269,8 @@ def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone
             elif len(rows) > pays:
                 space = space or fold_space(mlp.weights)
                 M = mlp.fold(at, space)
-                moved = rows @ (M.T if is_up else M)
+                moved = product(rows, M.T if is_up else M)
             else:
                 moved = rows + mlp.change(rows[None], at, is_up)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
-            add_product(out[prompt][low : low + len(g_t), left : left + len(x_t)], g_t, x_t)
+            add_rows(g_t, x_t.T, out[prompt][low : low + len(g_t), left : left + len(x_t)])

@@ -47,7 +47,7 @@ from attrib.engine.blocks.norm_mlp import (
     norm_pull,
     norm_push,
 )
-from attrib.engine.blocks.product import product
+from attrib.engine.blocks.product import add_product, product, product_into
 from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
@@ -165,7 +165,7 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
     for is_alone, block in spread_blocks(cone.bands, primal.policy, primal.pieces.band):
         point = points[block.prompt]
         if is_alone:
-            torch.mm(_spread_block(primal, point, pushed, block), weights.W_out, out=out[block.part])
+            product_into(_spread_block(primal, point, pushed, block), weights.W_out, out[block.part])
             continue
         for band in block.bands:
             attention_push_at(
@@ -230,7 +230,7 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
     for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z):
         if primal.policy.norm == "frozen":  # a scale for each position, which is taken before the product, and that straight into its place
             _normed(primal, norm, bands, heads)
-            torch.addmm(g[part], heads, weights.W_in.T, out=g[part])
+            add_product(heads, weights.W_in.T, g[part])
         else:
             y = _normed(primal, norm, bands, product(heads, weights.W_in.T))
             g[part] += y
@@ -286,7 +286,7 @@ def push_attention(primal: Primal, layer: int, cone: Cone, x: Flat, read: Flat |
     leaving, W_O = primal.leaving_1(layer, points), primal.weights.params.blocks[layer].attention.W_O
     for part, bands, z in pushed_heads(primal, layer, cone, x if read is None else read, points):
         if leaving is None:
-            torch.addmm(x[part], z, W_O, out=x[part])
+            add_product(z, W_O, x[part])
         else:
             written = product(z, W_O)
             for band in bands:
