@@ -25,9 +25,9 @@ from torch import Tensor
 
 from attrib.adapters.given import as_model, takes
 from attrib.attribution.needs import constant
-from attrib.causal.keeping import Reference, Score, aligned, logit_difference, scores
 from attrib.causal.faithfulness_curves import Faithfulness, checked_counts, curves
 from attrib.causal.generators import Example
+from attrib.causal.keeping import Reference, Score, aligned, logit_difference, scores
 from attrib.causal.rankings import PASSES
 from attrib.core.room import memory_named
 from attrib.core.types import InputError, UnsupportedError

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.keeping import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.generators import Example
+from attrib.causal.keeping import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.rankings import PASSES, Ranking
 from attrib.core.room import memory_named
 from attrib.core.types import InputError

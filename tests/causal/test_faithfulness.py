@@ -8,8 +8,8 @@ from torch import Tensor
 
 import attrib
 from attrib.causal import EdgeRanking, Example, Ranking, edge_faithfulness, faithfulness, rank, rank_edges
-from attrib.causal.keeping import ablation, aligned
 from attrib.causal.components import Components
+from attrib.causal.keeping import ablation, aligned
 from attrib.core.types import InputError, UnsupportedError
 from tests.support.builders import build, dictionary, prompt, tiny, transformers_values
 from tests.support.cut_cases import editing
