@@ -145,7 +145,7 @@ def ablated(found: Path | MetricPath, at_once: int) -> Float[Tensor, "targets so
         points[torch.arange(1, len(points), device=x.device), position[chosen]] -= value[chosen, None] * direction[chosen]
         unmoved, *moved = (found.reading(reached) for reached in through.plain(points, found.base))
         effect[:, chosen] = (unmoved - torch.stack(moved)).reshape(len(some), -1).T
-    if isinstance(found, Path):
+    if isinstance(found, Path) and (through is None or through.model.config.causal):
         effect.masked_fill_(found.targets.position[:, None] < position, 0)  # attention looks back
     return effect
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attrib.causal.changes import Change, Place, changed
 from attrib.core.shown import in_one_line
-from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents
+from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model, unembed, walk
 from attrib.passes.beside import Recorded, places_held, record, unembed_beside, walk_beside
@@ -245,7 +245,12 @@ def splice(model: Model, dictionaries: Sequence[Dictionary], effect: Any = "tota
     Raises:
         InputError: where dictionaries do not fit the model or each other, as `attrib.replace` has it; for another effect or choice of
             errors, or another number of them; and where dictionaries that write one place say different things of its error.
+        UnsupportedError: for a model whose attention is not causal.
     """
+    if not model.config.causal:  # the positions before an edit are taken to be what they were
+        raise UnsupportedError(
+            f"model: {model.name} has attention that is not causal; edits are made in models with causal attention alone."
+        )
     if not isinstance(policy, Policy) or not {*policy} <= {"exact", "frozen"}:
         raise InputError(f"policy: {policy!r}; expected EXACT, LINEAR or Policy(attention, norm, mlp), each 'exact' or 'frozen'.")
     names = {f"dictionaries[{number}]": d for number, d in enumerate(dictionaries)}

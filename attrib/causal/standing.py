@@ -29,6 +29,10 @@ class Held:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.policy.mlp == "relp":
+            raise UnsupportedError(
+                "policy: relp holds ratios of activations, which no intervention on the model does; measure edges of EXACT or LINEAR."
+            )
         turns = self.model.config.qk_norm != "none" and self.policy.attention == "exact"
         if turns and self.policy.norm == "frozen":
             raise UnsupportedError(
@@ -105,7 +109,7 @@ class Standing:
 
         def pattern() -> Tensor:
             q, k, _ = heads(self.model, layer, x)
-            return attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)
+            return attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
 
         weights = self._hold(f"{at}.pattern", pattern) if self.policy.attention == "frozen" else pattern()
         v = turned_heads(self.model, layer, project(self.model, layer, x)).v

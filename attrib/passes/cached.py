@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_model, takes
 from attrib.core.shown import in_one_line
-from attrib.core.types import EXACT, InputError, Policy, Site
+from attrib.core.types import EXACT, InputError, Policy, Site, UnsupportedError
 from attrib.models.tokens import TokensLike, to_batch
 from attrib.models.transformer import (
     Model,
@@ -107,6 +107,7 @@ def cached_forward(
     Raises:
         InputError: where tokens and cache have different batches, together they are longer than the context, or the cache is of
             another model; and as `attrib.forward`.
+        UnsupportedError: for a model whose attention is not causal.
     """
     ids = to_batch(model, tokens)
     cache = empty_cache(model, tuple(ids.shape[:-1])) if cache is None else cache
@@ -153,6 +154,10 @@ class _Seen:
 
 def _check(model: Model, ids: Int[Tensor, "*batch positions"], cache: Cache) -> None:
     config = model.config
+    if not config.causal:
+        raise UnsupportedError(
+            f"model: {model.name} has attention that is not causal, so that old positions would see new ones; no cache serves."
+        )
     if len(cache.keys) != config.n_layers or cache.keys[0].shape[-1] != config.d_head or cache.keys[0].shape[-3] != config.n_kv_heads:
         held = f"{len(cache.keys)} layers of {cache.keys[0].shape[-3]} key heads of {cache.keys[0].shape[-1]}" if cache.keys else "no layer"
         raise InputError(
