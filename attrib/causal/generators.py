@@ -148,7 +148,7 @@ def _task(
             if len(examples) == count:
                 break
             text, answer, distractor, label = one(words, len(examples))
-            tokens = tuple(int(token) for token in tokenizer.encode(text))
+            tokens = tuple(int(token) for token in tokenizer.prompt(text))
             special = len(tokens) - len(roles)
             if special not in (0, 1):  # one that the tokenizer puts first
                 raise InputError(f"model: its tokenizer makes {len(tokens)} tokens of {text!r}; expected {len(roles)}, one for each word.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attrib.adapters.given import as_dictionaries, as_dictionary, as_model
 from attrib.causal.agreement import Agreement, correlation, slope
 from attrib.causal.rankings import Ranking
 from attrib.causal.verifying import verify
@@ -123,21 +124,20 @@ def compare_rules(
         if rule == GRADIENT:
             given[rule] = plain
         elif rule == MEASURED:
-            given[rule] = measured_edges(plain, arguments, options)
+            given[rule] = measured_edges(question, plain, arguments, options)
         else:
             given[rule] = question(*arguments, rule=rule, **options)
     return compare(given, tops=tops)
 
 
-def measured_edges(edges: Edges, arguments: Sequence[Any], options: Mapping[str, Any]) -> np.ndarray:
+def measured_edges(question: Callable[..., Edges], edges: Edges, arguments: Sequence[Any], options: Mapping[str, Any]) -> np.ndarray:
     """What every target loses when each source is left out, as numbers over [targets, sources], in the place of each edge that is there."""
-    from attrib.dictionaries.dictionary import Dictionary
-    from attrib.models.transformer import Model
-
-    known = [one for one in (*arguments, *options.get("cuts", ())) if isinstance(one, Dictionary)]
-    model = next((one for one in arguments if isinstance(one, Model)), None)
-    goal = options.get("logits", next((one for one in arguments if callable(one) and not isinstance(one, Model | Dictionary)), None))
-    found = verify(edges, model, n=max(1, len(edges.sources)), steps=1, dictionaries=known, target=goal)
+    given = signature(question).bind(*arguments, **options).arguments
+    given |= given.get("options", {})  # of a function that only passes them on
+    ends = [as_dictionary(given[name], name) for name in ("source", "target") if name in given]
+    goal = given.get("metric", given.get("logits"))
+    known = [*ends, *as_dictionaries(given.get("cuts", ()), "cuts")]
+    found = verify(edges, as_model(given["model"]), n=max(1, len(edges.sources)), steps=1, dictionaries=known, target=goal)
     return _dense(edges, torch.from_numpy(found.table.measured.to_numpy(float)))
 
 

@@ -6,15 +6,28 @@ what the pass has brought before it; `hold` names what is kept.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.types import Policy, Site, UnsupportedError
-from attrib.models.transformer import Model, Norm, attention_pattern, cap, centres, heads, mlp_raw, project, rms, turned_heads, window
+from attrib.core.types import Policy, Site
+from attrib.models.transformer import (
+    Heads,
+    Model,
+    Norm,
+    Projected,
+    attention_pattern,
+    cap,
+    centres,
+    mlp_raw,
+    project,
+    rms,
+    turned_heads,
+    window,
+)
 
 Make = Callable[[], Tensor]
 FINAL, CAP = "final", "cap"
@@ -32,12 +45,6 @@ class Held:
         if self.policy.mlp == "relp":
             raise UnsupportedError(
                 "policy: relp holds ratios of activations, which no intervention on the model does; measure edges of EXACT or LINEAR."
-            )
-        turns = self.model.config.qk_norm != "none" and self.policy.attention == "exact"
-        if turns and self.policy.norm == "frozen":
-            raise UnsupportedError(
-                f"policy: norms of queries and keys are not held under a pattern that moves ({self.model.name} has such norms); "
-                "take Policy(attention='frozen', norm='frozen'), which is LINEAR, or EXACT."
             )
 
     def recording(self) -> "Standing":
@@ -108,13 +115,27 @@ class Standing:
         config, layer = self.model.config, at.layer
 
         def pattern() -> Tensor:
-            q, k, _ = heads(self.model, layer, x)
+            q, k, _ = self._turned(at, project(self.model, layer, x))
             return attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
 
         weights = self._hold(f"{at}.pattern", pattern) if self.policy.attention == "frozen" else pattern()
         v = turned_heads(self.model, layer, project(self.model, layer, x)).v
         z = torch.einsum("...gpk,...kd->...gpd", weights, v)
         return rearrange(z, "... kv group pos d -> ... pos (kv group d)")
+
+    def _turned(self, at: Site, projected: Projected) -> Heads:
+        """Queries, keys and values, of which the norms of the first two are held where norms are."""
+        config, p = self.model.config, self.model.params.blocks[at.layer].attention
+        if config.qk_norm == "none" or self.policy.norm == "exact":
+            return turned_heads(self.model, at.layer, projected)
+
+        def normed(name: str, part: Float[Tensor, "*batch positions d"], weight: Float[Tensor, " d_norm"]) -> Tensor:
+            apart = part.unflatten(-1, (-1, len(weight)))  # each head, or all of them as one
+            return (apart / self._hold(f"{at}.{name}", lambda: rms(config, apart)) * weight).flatten(-2)
+
+        q, k = normed("queries", projected.q, p.q_norm), normed("keys", projected.k, p.k_norm)
+        plain = replace(self.model, config=replace(config, qk_norm="none"))
+        return turned_heads(plain, at.layer, Projected(q, k, projected.v))
 
     def _normed(self, name: str, norm: Norm, x: Float[Tensor, "*batch positions d"]) -> Float[Tensor, "*batch positions d"]:
         centred = x - x.mean(-1, keepdim=True) if centres(self.model.config) else x

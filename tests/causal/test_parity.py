@@ -59,8 +59,8 @@ def test_a_question_is_asked_by_several_rules(monkeypatch: pytest.MonkeyPatch) -
         assert (line.a, line.b) == ("attribution", "ablation")
         assert 0.3 < line.correlation < 1 - 1e-6
 
-    def asked(*arguments: Any, rule: str = "attribution", **options: Any) -> attrib.Edges:
-        edges = attrib.latent_to_logit(*arguments, **options)
+    def asked(model: Any, source: Any, tokens: Any, *, rule: str = "attribution", **options: Any) -> attrib.Edges:
+        edges = attrib.latent_to_logit(model, source, tokens, **options)
         return edges if rule == "attribution" else replace(edges, attribution=-edges.attribution)
 
     found = compare_rules(asked, model, source, tokens, rules=["attribution", "turned"])

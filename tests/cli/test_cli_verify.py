@@ -94,3 +94,20 @@ def test_another_model_is_refused(tmp_path: Path, beside: Path, edges: list[Edge
     path = attrib.save(tmp_path / "edges.h5", replace(edges[0], call=call))
     ran = command("verify", path, *given(beside))
     assert (ran.status, "what is here under this name is not what the file was made with" in ran.err) == (1, True), ran.err
+
+
+def test_a_file_of_graphs_is_measured_by_the_numbers_of_its_prompts(tmp_path: Path, beside: Path, command: Command) -> None:
+    model, dictionaries = attrib.load_model(beside / "model"), [attrib.load_dictionary(beside / site) for site in SITES]
+    graphs = attrib.graph.build(model, dictionaries, TOKENS[:2])
+    path = attrib.save(tmp_path / "graphs.h5", graphs)
+    ran = command("verify", path, "--prompt", 1, "--sources", 40, "--json", *given(beside))
+    said = json.loads(ran.out)
+    assert ran.status == 0, ran.err
+    assert {line["prompt"] for line in said["worst"]} == {1}
+    assert all(line["median"] < 1e-3 for line in said["summary"] if line["step"] < 1)
+    wrong = [replace(g, weight=-g.weight, total=-g.total, own=g.own + 2 * g.total) for g in graphs]  # whose rows still add up
+    ran = command("verify", attrib.save(tmp_path / "wrong.h5", wrong), "--sources", 5, *given(beside))
+    assert (ran.status, "do not predict what their model does" in ran.err) == (1, True), ran.err
+    ran = command("verify", path, "--kind", "latent_to_latent", *given(beside))
+    assert (ran.status, "has no effect on graphs" in ran.err) == (1, True), ran.err
+    assert command("verify", tmp_path / "none.h5").status == 1
