@@ -16,6 +16,7 @@ from attrib.causal.rankings import Ranking
 from attrib.causal.verifying import verify
 from attrib.core.edges import Edges
 from attrib.core.optional import needed
+from attrib.core.rules import Rule, parse_rule, rule_text
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
@@ -103,31 +104,43 @@ def compare(rules: Mapping[str, Any], *, tops: Sequence[int] = TOPS) -> Parity:
 
 
 def compare_rules(
-    question: Callable[..., Edges], *arguments: Any, rules: Sequence[str] = (GRADIENT, MEASURED), tops: Sequence[int] = TOPS, **options: Any
+    question: Callable[..., Edges],
+    *arguments: Any,
+    rules: Sequence[str | Rule] = (GRADIENT, MEASURED),
+    tops: Sequence[int] = TOPS,
+    **options: Any,
 ) -> Parity:
     """Ask a question by several rules, and hold the answers against each other.
 
     Args:
         question: one of attrib's, such as `attrib.latent_to_logit`, with its `arguments` and `options`.
         rules: "attribution" is gradient × activation, "ablation" what every target loses when a source is left out, measured for
-            all sources (`verify` at a step of 1); any other is given to the question as its `rule`.
+            all sources (`verify` at a step of 1), by another pass than `rule=Ablation()` takes; any other is given to the question as its
+            `rule`, a value or its text such as "ig:16".
 
     Raises:
         InputError: for a rule that the question does not take, and as `compare`.
     """
-    takes_rule = "rule" in signature(question).parameters
-    if unknown := [rule for rule in rules if rule not in (GRADIENT, MEASURED) and not takes_rule]:
-        raise InputError(f"rules: {unknown[0]!r}; {question.__name__} takes no rule, so expected {GRADIENT!r} and {MEASURED!r}.")
+    others = {str(rule) if isinstance(rule, str) else rule_text(rule): rule for rule in rules}
+    others = {name: _rule(rule) for name, rule in others.items() if name not in (GRADIENT, MEASURED) or not isinstance(rule, str)}
+    if others and "rule" not in signature(question).parameters:
+        raise InputError(f"rules: {next(iter(others))!r}; {question.__name__} takes no rule, so expected {GRADIENT!r} and {MEASURED!r}.")
     plain = question(*arguments, **options)
     given: dict[str, Any] = {}
     for rule in rules:
-        if rule == GRADIENT:
-            given[rule] = plain
-        elif rule == MEASURED:
-            given[rule] = measured_edges(question, plain, arguments, options)
+        name = rule if isinstance(rule, str) else rule_text(rule)
+        if name in others:
+            given[name] = question(*arguments, rule=others[name], **options)
         else:
-            given[rule] = question(*arguments, rule=rule, **options)
+            given[name] = plain if rule == GRADIENT else measured_edges(question, plain, arguments, options)
     return compare(given, tops=tops)
+
+
+def _rule(given: str | Rule) -> Rule:
+    try:
+        return parse_rule(given)
+    except ValueError as error:
+        raise InputError(f"rules: {error}, or {GRADIENT!r}.") from error
 
 
 def measured_edges(question: Callable[..., Edges], edges: Edges, arguments: Sequence[Any], options: Mapping[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.types import Policy, Site
+from attrib.core.types import Policy, Site, UnsupportedError
 from attrib.models.transformer import (
     Heads,
     Model,

@@ -59,14 +59,22 @@ def test_a_question_is_asked_by_several_rules(monkeypatch: pytest.MonkeyPatch) -
         assert (line.a, line.b) == ("attribution", "ablation")
         assert 0.3 < line.correlation < 1 - 1e-6
 
-    def asked(model: Any, source: Any, tokens: Any, *, rule: str = "attribution", **options: Any) -> attrib.Edges:
+    def turned(model: Any, source: Any, tokens: Any, *, rule: Any = None, **options: Any) -> attrib.Edges:
         edges = attrib.latent_to_logit(model, source, tokens, **options)
-        return edges if rule == "attribution" else replace(edges, attribution=-edges.attribution)
+        return edges if rule is None else replace(edges, attribution=-edges.attribution)
 
-    found = compare_rules(asked, model, source, tokens, rules=["attribution", "turned"])
-    assert found.table.correlation.tolist() == pytest.approx([-1])
-    with pytest.raises(InputError, match="rules: 'turned'; latent_to_logit takes no rule"):
+    assert compare_rules(turned, model, source, tokens, rules=["attribution", "gradient"]).table.correlation.tolist() == pytest.approx([-1])
+    by_passes = compare_rules(attrib.latent_to_logit, model, source, tokens, policy=frozen, rules=["ig:8", "ablation", attrib.Gradient()])
+    assert by_passes.table.iloc[0][["a", "b", "correlation"]].tolist() == ["ig:8", "ablation", pytest.approx(1)]
+    assert len(by_passes.table) == 3
+    with pytest.raises(InputError, match="rules: 'turned' is not a rule; expected"):
         compare_rules(attrib.latent_to_logit, model, source, tokens, rules=["turned", "ablation"])
+
+    def without(model: Any, source: Any, tokens: Any) -> attrib.Edges:
+        return attrib.latent_to_logit(model, source, tokens)
+
+    with pytest.raises(InputError, match="rules: 'ig:8'; without takes no rule"):
+        compare_rules(without, model, source, tokens, rules=["ig:8", "ablation"])
 
 
 def test_what_are_not_the_same_things_is_refused() -> None:
