@@ -64,8 +64,10 @@ def test_a_question_is_asked_by_several_rules(monkeypatch: pytest.MonkeyPatch) -
         return edges if rule is None else replace(edges, attribution=-edges.attribution)
 
     assert compare_rules(turned, model, source, tokens, rules=["attribution", "gradient"]).table.correlation.tolist() == pytest.approx([-1])
-    by_passes = compare_rules(attrib.latent_to_logit, model, source, tokens, policy=frozen, rules=["ig:8", "ablation", attrib.Gradient()])
-    assert by_passes.table.iloc[0][["a", "b", "correlation"]].tolist() == ["ig:8", "ablation", pytest.approx(1)]
+    by_passes = compare_rules(
+        attrib.latent_to_logit, model, source, tokens, policy=frozen, rules=["ablation", "gradient_times_activation", attrib.Gradient()]
+    )
+    assert by_passes.table.iloc[0][["a", "b", "correlation"]].tolist() == ["ablation", "gradient_times_activation", pytest.approx(1)]
     assert len(by_passes.table) == 3
     with pytest.raises(InputError, match="rules: 'turned' is not a rule; expected"):
         compare_rules(attrib.latent_to_logit, model, source, tokens, rules=["turned", "ablation"])
