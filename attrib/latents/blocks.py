@@ -106,7 +106,8 @@ def survey_blocks(
             if faults and not refused:
                 reason = faults[0]
             refused += len(faults)
-            save(path, gathered(model, dictionaries, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget), overwrite=True)
+            found_here = gathered(model, several, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget)
+            save(path, found_here, compression="gzip", overwrite=True)
         number += 1
         if progress is not None:
             progress(number * block - block + len(some), -1)
