@@ -18,6 +18,7 @@ from attrib.core.types import BudgetError, InputError, NotFiniteError
 from attrib.dictionaries.dictionary import pre_activations
 from attrib.latents import bins, spans, surveying
 from attrib.latents.bins import BANDS, BINS
+from attrib.latents.places import hashes
 from tests.support.attribution_cases import characters, without_shape_checks
 from tests.support.brought import dictionaries
 from tests.support.builders import build, dictionary, prompt, sae
@@ -284,6 +285,26 @@ def test_some_latents_are_those_of_all():
         some.top(4)
     with pytest.raises(InputError, match=r"together: latent 5 is not among those surveyed"):
         latents.survey(model(), d, CORPUS, latents=[3, 4], together=[5])
+
+
+def test_hashes_are_those_that_are_written_down():
+    """docs/latents.md, in Python's integers: files are merged that were made elsewhere, long ago."""
+    golden = 0x9E3779B97F4A7C15
+
+    def mixed(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    rows = np.array([[0, 0, 0], [3, 17, 5], [2**20, 2**40, 1023], [5, 3, 17]], np.int64)
+    for seed in (0, 12):
+        wanted = []
+        for row in rows.tolist():
+            found = mixed((seed + golden) % 2**64)
+            for number in row:
+                found = mixed(found ^ ((number * golden + golden) % 2**64))
+            wanted.append(found)
+        assert hashes(seed, *rows.T).tolist() == wanted
 
 
 def test_bins_are_quarters_of_octaves():
