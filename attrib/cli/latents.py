@@ -53,7 +53,6 @@ def survey_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Go through prompts, and write what was seen of every latent. What was ended goes on with the same command."""
-    import attrib
     from attrib.adapters.given import as_bytes, as_dictionaries, as_model
     from attrib.core.devices import check_device
     from attrib.latents import save, survey_blocks
@@ -78,9 +77,11 @@ def survey_command(
         print(plain(f"{found.refused} prompts were passed over; the first: {found.reason}"))
     if found.survey is None:
         if not found.blocks:
-            raise attrib.InputError(f"prompts: {prompts} holds none; expected at least one.")
+            raise InputError(f"prompts: {prompts} holds none; expected at least one.")
         print(plain(f"{folder}: {found.done} of {found.blocks} blocks are done; the last share to end writes {out}."))
         return
+    if not found.survey.parts[0].places:
+        raise InputError(f"prompts: no place of {prompts} counts; expected some. Leave out less with --ignore, --no-special and --skip.")
     save(out, found.survey, compression=compression, overwrite=overwrite)
     _print_written(out, found.survey)
 

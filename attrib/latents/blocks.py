@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.core.files import PARTIAL, check_file, whole
+from attrib.core.files import PARTIAL, kind_of_file, whole
 from attrib.core.types import FormatError, InputError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.latents.files import open as open_survey
@@ -94,6 +94,7 @@ def survey_blocks(
         raise InputError(f"share: {mine}/{of}; expected a number from 0 to below the number of shares.")
     folder, chosen = Path(folder), USUAL | options
     several = (dictionaries,) if isinstance(dictionaries, Dictionary) else dictionaries
+    gathered(model, several, PromptIds(), (), None, chosen, budget)  # of nothing: what makes no sense is said before anything is written
     _begin(
         folder,
         _plan(model, several, Path(source), chosen, {"block": block, "length": length, "form": form, "field": field, "split": split}),
@@ -106,7 +107,8 @@ def survey_blocks(
             if faults and not refused:
                 reason = faults[0]
             refused += len(faults)
-            save(path, gathered(model, dictionaries, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget), overwrite=True)
+            found_here = gathered(model, several, PromptIds(prompts.values()), prompts.keys(), None, chosen, budget)
+            save(path, found_here, compression="gzip", overwrite=True)
         number += 1
         if progress is not None:
             progress(number * block - block + len(some), -1)
@@ -138,7 +140,9 @@ def _plan(
     model: Model, dictionaries: Sequence[Dictionary], source: Path, options: Mapping[str, Any], reading: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a survey is of, as JSON has it."""
-    check_file(source, "a file of prompts, which can be read anew when the work goes on")
+    if (kind := kind_of_file(source)) != "a file":
+        what = f"there is no file {source}" if kind is None else f"{source} is {kind}"
+        raise InputError(f"prompts: {what}; expected a file of prompts, which can be read anew when the work goes on.")
     digest = hashlib.sha256()
     with source.open("rb") as file:
         for part in _parts(file):

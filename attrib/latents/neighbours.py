@@ -62,7 +62,7 @@ def nearest(of: Any, latent: int, *, by: By = "decoder", k: int = 10, among: Any
 def _directions(dictionary: Dictionary, by: By, latents: Int[Tensor, " latents"]) -> Float[Tensor, "latents width"]:
     at = latents.to(dictionary.params.b_enc.device)
     found = dictionary.decoder_rows(at) if by == "decoder" else dictionary.encoder_columns(at)
-    return found.double().cpu()
+    return found.cpu().double()
 
 
 def _cosines(directions: Float[Tensor, "latents width"], own: Float[Tensor, " width"]) -> Float[Tensor, " latents"]:

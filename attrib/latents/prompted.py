@@ -49,7 +49,7 @@ def strongest(
     if position is not None and not (whole and -len(ids) <= position < len(ids)):
         raise InputError(f"position: {position!r}; expected a whole number from {-len(ids)} to {len(ids) - 1}, in {len(ids)} tokens.")
     found = encode_sparse(d, capture(model, ids, [d.site])[d.site])
-    at, latent, value = found.position.cpu(), found.latent.cpu(), found.value.double().cpu()
+    at, latent, value = found.position.cpu(), found.latent.cpu(), found.value.cpu().double()
     asked = at >= skip if position is None else at == position % len(ids)
     at, latent, value = at[asked], latent[asked], value[asked]
     order = value.sort(descending=True, stable=True).indices  # which are by position before

@@ -102,13 +102,13 @@ def pca(
     for number, (ids, counts) in enumerate(counted(model, tokens, ignore)):
         value = scored(d, capture(model, ids, [d.site])[d.site], chosen, "activation")
         at = (counts.to(value.device) & (value != 0).any(1)).nonzero()[:, 0]
-        parts.append((value[at].double().cpu(), torch.full((len(at),), number), at.cpu(), ids[at].cpu()))
+        parts.append((value[at].cpu().double(), torch.full((len(at),), number), at.cpu(), ids[at].cpu()))
         strings = token_strings(model, ids) if len(at) else ()
         contexts += ["".join(strings[max(0, place - context) : place + 1]) for place in at.tolist()]
     F, prompt, position, token = (torch.cat(column) for column in zip(*parts, strict=True))
     if len(F) < 2:
         raise InputError(f"latents: they are active at {len(F)} places of these prompts; expected two at least. Give more prompts.")
-    D = d.decoder_rows(chosen.to(d.params.b_enc.device)).double().cpu()
+    D = d.decoder_rows(chosen.to(d.params.b_enc.device)).cpu().double()
     Q, R = torch.linalg.qr(D.T)
     U, S, Vh = torch.linalg.svd((F - F.mean(0)) @ R.T, full_matrices=False)
     some = min(components, len(chosen), len(F) - 1, len(S))

@@ -70,6 +70,14 @@ def test_it_goes_on_merges_and_shares(folder: Path, tmp_path: Path):
     assert "is one of the files to read too" in fault("merge", blocks[0], *blocks, "--overwrite")
 
 
+def test_a_survey_of_nothing_is_refused(folder: Path, tmp_path: Path):
+    (tmp_path / "none.txt").write_text("")
+    common = ["survey", tmp_path / "a.h5", "--model", "smollm2-135m", "--dictionary", folder / SITES[0]]
+    assert "holds none; expected at least one" in fault(*common, "--prompts", tmp_path / "none.txt", "--blocks", tmp_path / "b")
+    assert "counts; expected some" in fault(*common, "--prompts", folder / "prompts.jsonl", "--skip", 50)
+    assert not (tmp_path / "a.h5").exists()
+
+
 def test_numbers_and_examples_are_those_of_python(folder: Path):
     part = latents.open(folder / "s.h5").of(SITES[0])
     shown = " ".join(printed("show", folder / "s.h5").replace("│", " ").split())

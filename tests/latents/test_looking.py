@@ -49,6 +49,18 @@ def test_labels_name_the_tokens_of_the_largest_scores():
     assert {label.latent for label in labels} <= {*part.latents[part.count > 0].tolist()}
 
 
+def test_scores_below_zero_name_nothing():
+    part = latents.survey(spelled(), of_kind("standard"), CORPUS[5:6], score="pre_activation", top=3).of()
+    largest = {latent: [one for one in part.top(latent) if one.value > 0] for latent in part.latents.tolist()}
+    assert {*map(len, largest.values())} >= {0, 1, 3}
+    labels = latents.token_labels(part, k=3, least=0.0)
+    for latent, found in largest.items():
+        named = labels.of(part.asked.dictionary, latent)
+        assert len(named) == (1 if found else 0)
+        assert all(f"{one.token!r}" in named[0].text for one in found)
+        assert not found or named[0].text.count("%") == len({one.token for one in found})
+
+
 def test_labels_name_the_logits_that_are_raised():
     labels = latents.logit_labels(spelled(), of_kind("standard"), [3, 9], k=3)
     raised = of_kind("standard").decoder()[[3, 9]] @ (model().params.W_U * model().params.norm_final.weight[:, None])

@@ -18,7 +18,8 @@ from attrib.core.types import BudgetError, InputError, NotFiniteError
 from attrib.dictionaries.dictionary import pre_activations
 from attrib.latents import bins, spans, surveying
 from attrib.latents.bins import BANDS, BINS
-from tests.support.attribution_cases import without_shape_checks
+from attrib.latents.places import hashes
+from tests.support.attribution_cases import characters, without_shape_checks
 from tests.support.brought import dictionaries
 from tests.support.builders import build, dictionary, prompt, sae
 
@@ -180,6 +181,32 @@ def test_nothing_depends_on_how_much_is_gathered_at_once(monkeypatch: pytest.Mon
     assert same(whole, latents.survey(model(), of_kind("standard"), CORPUS, together=True, top=2, per_band=1))
 
 
+def test_places_of_special_tokens_are_left_out_on_request():
+    spelled = characters(model())
+    assert spelled.tokenizer is not None
+    marked = replace(spelled, tokenizer=replace(spelled.tokenizer, special={4: "<a>", 9: "<b>"}))
+    found = latents.survey(marked, of_kind("standard"), CORPUS, special=False, ignore=7)
+    assert found.of().asked.ignore == (4, 7, 9)
+    wanted = latents.survey(spelled, of_kind("standard"), CORPUS, ignore=[9, 4, 7])
+    assert same(found, wanted)
+    assert found.of().places < latents.survey(marked, of_kind("standard"), CORPUS).of().places
+
+
+def test_what_writes_elsewhere_has_no_decoder_scores():
+    with pytest.raises(InputError, match=r"score: 'decoder', but .* reads blocks\.2\.mlp\.hook_in and writes"):
+        latents.survey(model(), dictionaries(model(), "transcoders")[-1], CORPUS, score="decoder")
+
+
+def test_of_equal_scores_the_first_place_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(surveying, "ROWS", 1)  # so that what comes later meets what is held
+    same_prompts = [CORPUS[1]] * 6
+    up, down = (latents.survey(model(), of_kind("standard"), same_prompts, numbers=order, top=3) for order in (range(6), range(5, -1, -1)))
+    assert same(up, down)
+    top = up.of().top(4)
+    assert len({one.value for one in top}) == 1
+    assert [one.prompt for one in top] == [0, 1, 2]
+
+
 def test_a_survey_does_not_grow_with_its_corpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(surveying, "PLACES", 16)
     options: dict[str, Any] = {"top": 2, "per_band": 1, "context": (2, 1)}
@@ -258,6 +285,26 @@ def test_some_latents_are_those_of_all():
         some.top(4)
     with pytest.raises(InputError, match=r"together: latent 5 is not among those surveyed"):
         latents.survey(model(), d, CORPUS, latents=[3, 4], together=[5])
+
+
+def test_hashes_are_those_that_are_written_down():
+    """docs/latents.md, in Python's integers: files are merged that were made elsewhere, long ago."""
+    golden = 0x9E3779B97F4A7C15
+
+    def mixed(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    rows = np.array([[0, 0, 0], [3, 17, 5], [2**20, 2**40, 1023], [5, 3, 17]], np.int64)
+    for seed in (0, 12):
+        wanted = []
+        for row in rows.tolist():
+            found = mixed((seed + golden) % 2**64)
+            for number in row:
+                found = mixed(found ^ ((number * golden + golden) % 2**64))
+            wanted.append(found)
+        assert hashes(seed, *rows.T).tolist() == wanted
 
 
 def test_bins_are_quarters_of_octaves():
