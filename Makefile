@@ -32,6 +32,7 @@ soak: $(READY)
 
 torture: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.support.torture --seed 0 --count 3000
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.support.torture --seed 0 --count 1000 --bare
 
 PEER := circuit-tracer==0.5.0
 PEERS := .venv-peers
@@ -55,6 +56,8 @@ format: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	# known circuits for tests/truth: of tracr's requirements, jax among them, its compiler needs none that is not there
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps tracr-pypi
 	touch $(READY)
 
 clean:

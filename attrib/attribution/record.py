@@ -46,7 +46,7 @@ def call_record(
     later |= {} if others is None else {"corrupt": {"count": len(others), "sha256": sha256_of([*others])}}
     later |= {"bias": True} if bias else {}
     return later | {
-        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint},
+        "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint} | ({} if model.config.causal else {"causal": False}),
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
         "prompts": {"count": len(prompts), "sha256": sha256_of([*prompts])}, "source": named(source), "target": what,
         "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,

@@ -17,7 +17,8 @@ from attrib.view.terminal import own, plain, table
 def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table | str]:
     """The summary of all prompts, then the strongest of the chosen edges of some. Prompts go by their numbers in the data set."""
     yield summary(edges)
-    yield f"pairs: an active source at or before an active target; stored: of them; kept: of {own('Σ')}|attribution|\n"
+    where = "at or before" if is_causal(edges) else "and"
+    yield f"pairs: an active source {where} an active target; stored: of them; kept: of {own('Σ')}|attribution|\n"
     places = {number: place for place, number in enumerate(edges.prompts.numbers.tolist())}
     for number in prompts:
         one = edges.prompt(places[number])
@@ -63,8 +64,16 @@ def of_rule(edges: Edges) -> str:
     return "\n" + plain(f"rule {edges.call['rule']}{gap}")
 
 
+def is_causal(edges: Edges) -> bool:
+    """Whether the model's attention looks back alone."""
+    model: Any = edges.call.get("model")
+    return not isinstance(model, dict) or bool(model.get("causal", True))
+
+
 def possible_pairs(one: Edges) -> int:
-    """Pairs of a prompt's active sources and targets, as far as attention looks back: a source cannot move an earlier target."""
+    """Pairs of a prompt's active sources and targets: where attention looks back alone, a source cannot move an earlier target."""
+    if not is_causal(one):
+        return len(one.sources) * len(one.targets)
     before: Int[Tensor, " targets"] = torch.searchsorted(one.sources.position.sort().values, one.targets.position, right=True)
     return int(before.sum())
 

@@ -1,7 +1,7 @@
 """Networks that were set by hand, whose graphs can be written down: every edge by a formula, and no other edges.
 
-attrib has no models without norms or without MLPs. So these have RMSNorms, whose denominators are known here as well, and MLPs that write
-nothing. Patterns are exact: a score is larger than another by so much that a softmax in float64 has 1 and 0, or all scores are equal.
+Most have RMSNorms, whose denominators are known here as well, and MLPs that write nothing; one is of attention alone. Patterns are
+exact: a score is larger than another by so much that a softmax in float64 has 1 and 0, or all scores are equal.
 """
 
 from functools import lru_cache
@@ -15,6 +15,7 @@ import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import Dense, TokenLogits
 from attrib.graph.graph import Graph
+from attrib.graph.neurons import Neurons
 from tests.support.builders import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:HookedTransformer is deprecated")
@@ -28,7 +29,7 @@ def network(**facts: Any) -> Any:
 
     common = {"n_layers": 2, "n_heads": 1, "n_ctx": 8, "d_mlp": 4, "act_fn": "relu", "normalization_type": "RMSPre", "eps": EPS}
     common |= {"use_attn_scale": False, "device": "cpu", "dtype": torch.float64, "init_weights": False}
-    model = HookedTransformer(HookedTransformerConfig(**common, **facts))
+    model = HookedTransformer(HookedTransformerConfig(**common | facts))
     for parameter in model.parameters():
         parameter.data.zero_()
     return model.eval()
@@ -67,9 +68,9 @@ LAST, SEEN = 4, 2
 
 
 @lru_cache
-def induction() -> Any:
+def induction(**facts: Any) -> Any:
     """Head 0 of layer 0 looks one position back; head 0 of layer 1 where the token before is the present one, and copies what is there."""
-    model = network(d_model=WIDTH, d_head=HEAD, d_vocab=VOCABULARY)
+    model = network(d_model=WIDTH, d_head=HEAD, d_vocab=VOCABULARY, **facts)
     one = torch.eye(HEAD, dtype=torch.float64)
     model.embed.W_E.data[:, TOKEN] = one[:VOCABULARY, :VOCABULARY]
     model.pos_embed.W_pos.data[:, POSITION] = one
@@ -129,6 +130,19 @@ def test_an_induction_head_without_dictionaries():
     assert_edges(graph, {(token(SEEN), logit(B)): COPIED * END, (token(1), logit(A)): REPEATED * END})
     values = graph.value[graph.row_of[graph.nodes.of_kind("logit")]]
     assert values.tolist() == pytest.approx([{A: REPEATED, B: COPIED}.get(n, 0.0) * END for n in range(VOCABULARY)], rel=EXACTLY)
+
+
+def test_an_induction_head_of_attention_alone():
+    """The same without norms and MLPs, where all is a product of what was set."""
+    model = induction(attn_only=True, normalization_type=None, act_fn=None, d_mlp=None)
+    copied, repeated = AFTER * G1, ITSELF * G0 * G1
+    assert_edges(graph_of(model, [], PROMPT), {(token(SEEN), logit(B)): copied * READ, (token(1), logit(A)): repeated * READ})
+    (score,) = attrib.attention_patterns(model, PROMPT, 1).values()
+    assert float(score[0, LAST, SEEN]) == 1
+    with pytest.raises(attrib.InputError, match="is of an MLP, and induction has none"):
+        attrib.capture(model, PROMPT, "blocks.0.mlp.hook_in")
+    with pytest.raises(attrib.InputError, match="has no MLPs"):
+        graph_of(model, [Neurons(0)], PROMPT)  # type: ignore[list-item]
 
 
 def test_logits_less_their_mean():

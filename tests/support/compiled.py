@@ -67,10 +67,8 @@ def tracr() -> Tracr:
             "compiler.craft_graph_to_model",
         )  # fmt: skip
         *plain, functions, graph, inference, craft, model = (importlib.import_module(f"tracr.{name}") for name in names)
-    return Tracr(
-        *plain, functions.project, graph.extract_rasp_graph, inference.infer_bases, craft.add_craft_components_to_rasp_graph,
-        model.craft_graph_to_model,
-    )  # fmt: skip
+    found = (functions.project, graph.extract_rasp_graph, inference.infer_bases, craft.add_craft_components_to_rasp_graph)
+    return Tracr._make([*plain, *found, model.craft_graph_to_model])
 
 
 @contextmanager
@@ -316,7 +314,7 @@ class Compiled:
         depth = np.array([at for _, at in written])
         out = np.zeros((len(graph.targets), len(nodes)))
         for row, node in enumerate(graph.targets.tolist()):
-            read, layer, at, number = *_kind(graph, node), int(positions[node]), int(nodes.latent[node])
+            read, layer, at, number = *kind_of(graph, node), int(positions[node]), int(nodes.latent[node])
             if read == "attended":
                 given = sum(self.pattern(head)[at, positions] * (vectors @ self.into_head(head)[:, number]) for head in self.heads[layer])
                 before = depth < 2 * layer
@@ -330,7 +328,7 @@ class Compiled:
 
     def _written(self, graph: Graph, node: int) -> tuple[np.ndarray, int]:
         """What a node writes into the stream by the program, and behind which half of which layer."""
-        nodes, (read, layer) = graph.nodes, _kind(graph, node)
+        nodes, (read, layer) = graph.nodes, kind_of(graph, node)
         at, number, none = int(nodes.position[node]), int(nodes.latent[node]), np.zeros(len(self.directions))
         W_E, W_pos = self.embeddings
         match read:
@@ -363,7 +361,7 @@ class Run(NamedTuple):
     outputs: np.ndarray
 
 
-def _kind(graph: Graph, node: int) -> tuple[str, int]:
+def kind_of(graph: Graph, node: int) -> tuple[str, int]:
     """What a node is in a compiled program, and its layer."""
     each = graph.nodes.sets[int(graph.nodes.set_of[node])]
     if each.kind in ("token", "position", "logit"):
