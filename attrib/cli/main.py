@@ -15,6 +15,7 @@ import typer
 import attrib
 from attrib.cli import graph, job, stats
 from attrib.cli.files import export, show, verify_file
+from attrib.cli.heads import heads
 from attrib.cli.run import plan, run
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
@@ -33,6 +34,7 @@ app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
 app.command()(verify_file)
+app.command()(heads)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
