@@ -182,7 +182,7 @@ def _layers(model: Model, target: Dictionary, source: Dictionary | None, given: 
     asked = before if given is None else [given] if isinstance(given, int) else list(given)
     if not before or (wrong := [layer for layer in asked if layer not in before]) or not asked:
         behind = "" if source is None else f" and behind the source's {source.writes[0]}"
-        which = f"layers: {wrong[0]!r} has" if before and asked else "layers: none have"
+        which = f"layers: {wrong[0]!r} has no" if before and asked else "layers: none of them have"
         raise InputError(f"{which} heads that write to the target's {target.site}{behind}; expected some of {before}.")
     return tuple(sorted(set(asked)))
 

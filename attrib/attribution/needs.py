@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from attrib.attribution.opening import Counts, Opening, counts_known, known_task, opening_of, positions_read
 from attrib.core.positions import Positions
 from attrib.core.room import free_memory
-from attrib.core.rules import USUAL, Gradient, GradientTimesActivation, Rule
+from attrib.core.rules import USUAL, Ablation, Gradient, GradientTimesActivation, IntegratedGradients, Rule
 from attrib.core.types import BudgetError, EdgeKind, Effect, Keep, Policy
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import fitted
@@ -130,8 +130,16 @@ class Needs:
         working = working_memory(config, start_site(self.source), stop, length, widest, self.precision.path.itemsize)
         return working if self.is_metric else working._replace(fixed=max(working.fixed, self._least_opening(length)))
 
+    def passes(self, effects: int, length: int) -> WorkingMemory:
+        """What ablations of a prompt take, whose unmoved point goes with them, beside so many effects."""
+        fixed, row = self.working(length)
+        return WorkingMemory(fixed + row + effects * self.precision.path.itemsize, row)
+
     def _known(self, length: int) -> int:
         """Bytes that a prompt is known to need."""
+        if isinstance(self.rule, Ablation):
+            task = self._task(length) if self.is_known else None
+            return sum(self.passes(task.n_targets * task.n_sources if task else 0, length))
         if self.is_reference or self.is_metric:
             return sum(self.working(length))
         return least_memory(self._task(length)) if self.is_known else self._least_opening(length)
@@ -165,7 +173,9 @@ class Needs:
         Args:
             sampled: how many of its rows are computed again in float64.
         """
-        if self.is_reference:
+        if isinstance(self.rule, Ablation):
+            return sum(self.passes(len(found.targets.value) * len(found.sources.value), len(ids)))
+        if self.is_reference or (found.is_cut and isinstance(self.rule, IntegratedGradients)):
             return sum(with_writes(self.working(len(ids)), found))
         task = self.opened(ids, found)
         again = least_memory(sampled_task(task, sampled, 8)) if sampled else 0

@@ -16,7 +16,7 @@ from attrib.attribution.ruled import chunked
 from attrib.core.room import memory_named
 from attrib.core.rules import USUAL, Ablation, IntegratedGradients, rule_text
 from attrib.core.types import EdgeKind, InputError, Site
-from attrib.dictionaries.dictionary import Dictionary
+from attrib.dictionaries.dictionary import COMPETING, Dictionary
 from attrib.engine.plan.choose import PackPlan, packs, plan_pack
 from attrib.engine.plan.choose_joint import JointPlan
 from attrib.engine.plan.cost import Cost, Part, model_pass
@@ -172,7 +172,10 @@ def _plan_of_rule(needs: Needs, tasks: Sequence[Task], opened: Cost, result: int
         read = positions_read(needs.target, needs.positions, length)
         one = Cost(opening.itemsize)
         model_pass(one, "primal", needs.model.config, [length], opening.start.depth, opening.stop.depth)
-        opening.reading_cost(one, Counts(length, task.n_sources, task.n_targets, read))
+        if points:  # where targets are read anew, and their cotangents
+            opening.reading_cost(one, Counts(length, task.n_sources, task.n_targets, read))
+        elif isinstance(needs.target, Dictionary) and needs.target.config.rule in COMPETING:
+            one.mm("capture", length, needs.target.d_in, needs.target.d_sae)
         moved.take(_times(one, (points or task.n_sources) + 1))  # all sources at once, for the gap
     planned = [plan_pack(task, needs.budget) for task in tasks] if points else []
     for pack in planned:

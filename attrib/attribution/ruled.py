@@ -21,7 +21,7 @@ from attrib.engine.path import Path, Targets
 from attrib.engine.plan.choose import plan_pack
 from attrib.engine.plan.task import Task
 from attrib.engine.tiles import adjoint
-from attrib.engine.transforms import Tile, WorkingMemory, by_function, by_jvp, by_vjp, chunk_size, with_writes
+from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
 from attrib.paths.path import MetricPath
 
 Point = Float[Tensor, " sources"]
@@ -51,6 +51,11 @@ def together_of(rule: Rule, found: Path | MetricPath) -> Float[Tensor, " targets
     far = _value_at(found, torch.zeros_like(value) if found.other is None else found.other)
     here = found.value.reshape(1) if isinstance(found, MetricPath) else found.targets.value
     return far - here if isinstance(rule, Patching) else here - far
+
+
+def _wide(value: Point) -> torch.dtype:
+    """In which numbers means and differences are taken: in halves, the terms would be lost."""
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _value_at(found: Path | MetricPath, values: Point) -> Float[Tensor, " targets"]:
@@ -100,7 +105,7 @@ def _integral(found: Path, needs: Needs, length: int, number: int, impl: Impl) -
     count, columns = len(found.targets.position), max(1, len(value))
     rows = max(1, count if found.is_cut else min(count, needs.budget // (2 * columns * value.dtype.itemsize)))
     for first in range(0, count, rows):
-        mean = value.new_zeros(min(rows, count - first), len(value))
+        mean = value.new_zeros(min(rows, count - first), len(value), dtype=_wide(value))
         for at, weight in zip(*nodes, strict=True):
             there = found.moved(base + at * (value - base))
             part = there if found.is_cut else replace(there, targets=Targets(*(c[first : first + rows] for c in there.targets)))
@@ -132,19 +137,21 @@ def ablated(found: Path | MetricPath, at_once: int) -> Float[Tensor, "targets so
     """
     value, position, direction = found.sources.value, found.sources.position, found.sources.direction
     here = found.value.reshape(1) if isinstance(found, MetricPath) else found.targets.value
-    effect = value.new_zeros(len(here), len(value))
+    effect, wide = value.new_zeros(len(here), len(value), dtype=_wide(value)), _wide(value)
     through, x = found.through, found.x
     for first in range(0, len(value), at_once):
         some = range(first, min(first + at_once, len(value)))
         if found.reading is None or through is None or x is None:  # dictionaries are met on the way, and computed anew
             for number in some:
-                effect[:, number] = here - _value_at(found, value.where(torch.arange(len(value), device=value.device) != number, 0))
+                effect[:, number] = here.to(wide) - _value_at(
+                    found, value.where(torch.arange(len(value), device=value.device) != number, 0)
+                )
             continue
         chosen = slice(first, some.stop)
         points = x.repeat(len(some) + 1, 1, 1)
         points[torch.arange(1, len(points), device=x.device), position[chosen]] -= value[chosen, None] * direction[chosen]
         unmoved, *moved = (found.reading(reached) for reached in through.plain(points, found.base))
-        effect[:, chosen] = (unmoved - torch.stack(moved)).reshape(len(some), -1).T
+        effect[:, chosen] = (unmoved.to(wide) - torch.stack(moved).to(wide)).reshape(len(some), -1).T
     if isinstance(found, Path) and (through is None or through.model.config.causal):
         effect.masked_fill_(found.targets.position[:, None] < position, 0)  # attention looks back
     return effect
@@ -159,7 +166,7 @@ def _slopes(found: Path | MetricPath, effect: Float[Tensor, "targets sources"]) 
 def _at_once(found: Path | MetricPath, needs: Needs, length: int, number: int) -> int:
     """How many forward passes go together in the budget, beside the result. Raises BudgetError where not one does."""
     targets = 1 if isinstance(found, MetricPath) else len(found.targets.value)
-    return chunk_size(_passes(needs, targets * len(found.sources.value), length), needs.budget, number)
+    return chunk_size(needs.passes(targets * len(found.sources.value), length), needs.budget, number)
 
 
 class Passes(NamedTuple):
@@ -172,14 +179,8 @@ class Passes(NamedTuple):
 
 def chunked(needs: Needs, task: Task, length: int) -> Passes:
     """The ablations of a prompt, as its plan has them."""
-    working = _passes(needs, task.n_targets * task.n_sources, length)
+    working = needs.passes(task.n_targets * task.n_sources, length)
     return Passes(*working, min(task.n_sources, chunk_size(working, needs.budget, 0)))
-
-
-def _passes(needs: Needs, effects: int, length: int) -> WorkingMemory:
-    """What ablations take, whose unmoved point goes with them."""
-    fixed, row = needs.working(length)
-    return WorkingMemory(fixed + row + effects * needs.precision.path.itemsize, row)
 
 
 # -------------------------------------------------------------------------------------- metrics
@@ -199,7 +200,7 @@ def gradient_of_metric(found: MetricPath, needs: Needs, length: int, number: int
 @torch.no_grad()
 def _mean_of_metric(found: MetricPath, nodes: Quadrature) -> Point:
     value = found.sources.value
-    base, mean = torch.zeros_like(value) if found.other is None else found.other, torch.zeros_like(value)
+    base, mean = torch.zeros_like(value) if found.other is None else found.other, torch.zeros_like(value, dtype=_wide(value))
     for at, weight in zip(*nodes, strict=True):
         mean += weight * _pulled(found.function, base + at * (value - base))
     return mean

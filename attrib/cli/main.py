@@ -18,6 +18,7 @@ from attrib.cli.agreement import verify
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
 from attrib.cli.intervening import ablate, intervene
+from attrib.cli.heads import heads
 from attrib.cli.run import plan, run
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
@@ -41,6 +42,7 @@ app.command()(ablate)
 app.command()(generate)
 app.command()(steer)
 app.command()(verify)
+app.command()(heads)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")

@@ -85,9 +85,11 @@ def strongest(one: Edges, order: torch.Tensor, title: str) -> Table:
         i, j = int(one.indices[entry]), int(one.row[entry])
         rows.append([
             node_name(one, one.sources, i), node_name(one, one.targets, j), f"{float(one.sources.activation[i]):.3g}",
+            *([] if one.sources.change is None else [f"{float(one.sources.change[i]):.3g}"]),
             f"{float(one.gradient[entry]):.3g}", f"{float(one.attribution[entry]):+.4g}",
         ])  # fmt: skip
-    return table(title, ("source", "target"), ("activation", "gradient", "attribution"), rows)
+    numbers = ("activation", *(() if one.sources.change is None else ("change",)), "gradient", "attribution")
+    return table(title, ("source", "target"), numbers, rows)
 
 
 def node_name(one: Edges, nodes: Nodes, row: int) -> str:

@@ -659,7 +659,9 @@ BAD_OPTIONS = [
     pytest.param({"keep": "all"}, ["keep", "'all'", "Dense(), TopK(k), Threshold(t) or Mass(fraction)"], id="keep of another type"),
     pytest.param({"dtype": "int8"}, ["dtype", "'int8'", "float32, float64"], id="dtype int8"),
     pytest.param({"dtype": torch.float16}, ["dtype", "torch.float16", "float32, float64"], id="dtype float16"),
-    pytest.param({"policy": "exact"}, ["policy", "'exact'", "attrib.EXACT, attrib.LINEAR or Policy"], id="policy of another type"),
+    pytest.param(
+        {"policy": "exact"}, ["policy", "'exact'", "attrib.EXACT, attrib.LINEAR, attrib.RELP or Policy"], id="policy of another type"
+    ),
     pytest.param({"policy": Policy(norm="half")}, ["policy", "norm='half'", "'exact' and 'frozen'"], id="unknown treatment"),
     pytest.param({"method": "autograd"}, ["method", "'autograd'", "torch.func"], id="method"),
 ]

@@ -47,6 +47,7 @@ def test_run_show_and_rerun(files: Path, tmp_path: Path, command: Command, rule:
     assert shown.status == 0, shown.err
     assert shown.out.count("rule ") == 3
     assert ("gap up to" in shown.out) == (rule != "gradient")
+    assert ("change" in shown.out) == (rule != "ablation")
     assert command("verify-file", out).status == 0
     again = rerun(out, 2, places={name: files / name for name in ("model", SOURCE, TARGET)})
     assert len(again) == 3

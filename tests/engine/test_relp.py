@@ -36,9 +36,11 @@ def relevant(recipe: nn.Module) -> Iterator[None]:
         return mlp.c_proj(ratio(mlp.act, mlp.c_fc(x)))
 
     handles = [parts.mlp.register_forward_hook(gated if hasattr(parts.mlp, "gate_proj") else plain) for parts in dense._parts(recipe)]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:  # the model is shared with other tests
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
