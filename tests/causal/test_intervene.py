@@ -11,7 +11,7 @@ from torch import Tensor
 import attrib
 from attrib.causal import Ablate, Add, Head, Latents, PreActivations, Scale, Set, intervene
 from attrib.core.types import EXACT, LINEAR, InputError, Policy, Site
-from tests.support.builders import build, dictionary, normal, prompt
+from tests.support.builders import build, dictionary, normal, prompt, sae
 from tests.support.lens_splice import folded, hooks_of, lens_run, put_in
 from tests.support.tolerances import FOREIGN, assert_close
 
@@ -114,6 +114,21 @@ def _double_at(a: Tensor) -> Tensor:
     beyond = torch.zeros_like(a)
     beyond[2, 7] = 2.0
     return beyond
+
+
+@pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale"])
+def test_a_scale_that_is_put_back_goes_with_every_edit(normalisation: str):
+    """With one dictionary, which nothing lies before, a live error and a held one are the same; and both are what sae-lens decodes."""
+    model = build("llama", torch.float64)
+    module = sae("standard", dtype=torch.float64, site=LATER, normalize_activations=normalisation)
+    one, x = attrib.from_sae_lens(module), attrib.capture(model, IDS, LATER)[Site.parse(LATER)]
+    with torch.no_grad():
+        before = module.decode(acts := module.encode(x))
+        module.encode(x)  # which keeps the scale that decode takes, once
+        after = module.decode(3 * acts)
+    want = attrib.forward(model, IDS, put={LATER: x + after - before})
+    for errors in (True, "live"):
+        assert_close(intervene(model, one, IDS, Scale(Latents(0), 3.0), errors=errors), want, what=errors)
 
 
 def test_each_dictionary_with_its_own_effect_and_error():
