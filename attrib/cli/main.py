@@ -14,6 +14,7 @@ import typer
 
 import attrib
 from attrib.cli import graph, job, stats
+from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
 from attrib.cli.run import plan, run
@@ -36,6 +37,7 @@ app.command()(export)
 app.command()(verify_file)
 app.command()(generate)
 app.command()(steer)
+app.command()(evaluate)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")

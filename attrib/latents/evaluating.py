@@ -119,6 +119,12 @@ class Quality:
         """Share of the latents that are active at no token."""
         return sum(int((one.fired == 0).sum()) for one in self.activity) / self.d_sae
 
+    def log10_density(self, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> tuple[float, ...]:
+        """Quantiles of log10 of the density, over the latents that are active at all; NaN where none is."""
+        alive = torch.cat(self.density)
+        logs = alive[alive > 0].log10()
+        return tuple(float(logs.quantile(q)) if len(logs) else float("nan") for q in quantiles)
+
     @property
     def recovered(self) -> float | None:
         """(zero - spliced) / (zero - model), of cross-entropies; None without them, NaN where zero loses nothing."""
@@ -140,7 +146,7 @@ class Quality:
         """All figures that are one number, by name."""
         found: dict[str, int | float | None] = {
             "latents": self.d_sae, "explained_variance": self.explained_variance, "mse": self.mse, "l2_ratio": self.l2_ratio,
-            "cosine": self.cosine, "l0": self.l0, "l1": self.l1, "dead": self.dead,
+            "cosine": self.cosine, "l0": self.l0, "l1": self.l1, "dead": self.dead, "log10_density": self.log10_density()[1],
         }  # fmt: skip
         if self.cross_entropy is not None and self.kl is not None:
             found |= {"ce_model": self.cross_entropy_model, **{f"ce_{way}": value for way, value in self.cross_entropy._asdict().items()}}
