@@ -4,6 +4,7 @@ from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
 from .generating import Continuation, generate
 from .intervening import PreActivations, intervene
+from .losses import loss
 from .sampling import Sampling, probabilities
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ablate_each",
     "generate",
     "intervene",
+    "loss",
     "parse_edit",
     "probabilities",
     "text_of",

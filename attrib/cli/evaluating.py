@@ -185,7 +185,7 @@ def _kind(reads: Site, writes: tuple[Site, ...]) -> str:
     return reads.kind if writes == (reads,) else "mlp" if (reads.kind, writes[0].kind) == ("mlp_in", "mlp_out") else writes[0].kind
 
 
-def _cell(value: float | None, form: str) -> str:
+def _cell(value: int | float | None, form: str) -> str:
     return "-" if value is None or value != value else own(form.format(value))
 
 
