@@ -19,7 +19,7 @@ from tests.support.builders import D_MODEL, build, dictionary, normal, prompt, r
 from tests.support.hooked import LAYER, TINY
 
 DOUBLE = torch.float64
-PROMPTS = [prompt(n, seed=n) for n in (7, 12, 7, 1, 5)]
+PROMPTS = [prompt(n, seed=seed) for seed, n in enumerate((7, 12, 7, 1, 5))]
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sae": ("standard", "blocks.1.hook_resid_pre", {}),
     "topk at the end": ("topk", "blocks.3.hook_resid_post", {}),
