@@ -48,7 +48,7 @@ def ablate_each(
     tokens: TokensLike,
     *,
     logits: LogitsLike = TopLogits(),  # noqa: B008
-    metric: Callable[[Float[Tensor, "positions d_vocab"]], Tensor] | None = None,
+    metric: Any = None,
     pairs: bool = False,
     latents: Any = None,
     at: PositionsLike = None,
@@ -89,6 +89,8 @@ def ablate_each(
     """
     if method not in ("auto", "passes"):
         raise InputError(f"method: {method!r}; expected 'auto' or 'passes'.")
+    if metric is not None and not callable(metric):
+        raise InputError(f"metric: {metric!r:.80}; expected a function of a prompt's logits. Choices of logits are given as `logits`.")
     model = model if dtype is None else model.to(dtype=dtype)
     made = splice(model, [dictionary, *dictionaries], effect, errors, policy)
     chosen = None if latents is None else _numbers(latents, made.dictionaries[0])
@@ -99,7 +101,7 @@ def ablate_each(
     for number, ids in enumerate(prompts):
         with of_prompt(number), torch.no_grad():
             ground = _ground(made, ids, what)
-            active = _asked(ground.latents, chosen, None if at is None else positions_in(at, len(ids), number))
+            active = _asked(ground.latents, chosen, None if at is None else _positions(at, len(ids), number))
             one = _Prompt(made, ground, active, becomes[active.latent] - active.value, budget, number)
             sets = _sets(len(active.latent), pairs)
             is_affine = method == "auto" and isinstance(ground.read, Readout) and _is_affine(made)
@@ -343,6 +345,13 @@ def _asked(latents: SparseLatents, chosen: Tensor | None, positions: Sequence[in
     if positions is not None:
         keep &= torch.isin(latents.position, torch.tensor(sorted(positions), device=keep.device))
     return SparseLatents(*(column[keep] for column in latents))
+
+
+def _positions(at: PositionsLike, length: int, number: int) -> list[int]:
+    try:
+        return positions_in(at, length, number)
+    except InputError as error:
+        raise InputError(f"at: {str(error).removeprefix('positions: ')}") from error
 
 
 def _numbers(latents: Any, dictionary: Dictionary) -> Int[Tensor, " latents"]:

@@ -17,6 +17,7 @@ from attrib.cli import graph, job, stats
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
+from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
@@ -38,6 +39,8 @@ app.command()(verify_file)
 app.command()(generate)
 app.command()(steer)
 app.command()(evaluate)
+app.command()(intervene)
+app.command()(ablate)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")
