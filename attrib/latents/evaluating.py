@@ -279,7 +279,7 @@ def _bounds(model: Model, group: Replacement, prompts: Sequence[Tensor], max_nor
     """So many times the median norm at every place that is read or written, over a sample of the prompts."""
     norms: dict[Site, list[Tensor]] = {at: [] for at in group.sites}
     for ids in batches_of(prompts[:: max(1, len(prompts) // SAMPLED)], AT_ONCE):
-        values = clean_pass(model, ids, group.sites, logits=False).values
+        values = clean_pass(model, ids, group.sites, whole=False).values
         for at, found in norms.items():
             found.append(values[at].norm(dim=-1).flatten())
     return {at: max_norm * torch.cat(found).median() for at, found in norms.items()}
@@ -298,7 +298,7 @@ def _reconstructed(
     found: list[Reconstructed | None] = [None] * len(groups)
     places = set[Site]().union(*(group.sites for group in groups))
     for ids in batches:
-        values = clean_pass(model, ids, places, logits=False).values
+        values = clean_pass(model, ids, places, whole=False).values
         for nth, (group, of_group) in enumerate(zip(groups, bounds, strict=True)):
             counted = _counted(group, values, of_group, counts(ids)).flatten()
             latents, decoded = decoded_of(group, values)
@@ -338,8 +338,8 @@ def _lost(
     places = set[Site]().union(*(places_of(group, patterns=patterns) for group in groups))
     for ids in batches:
         clean = clean_pass(model, ids, places)
-        assert clean.logits is not None
-        own += cross_entropy_of(clean.logits, ids)
+        assert clean.last is not None
+        own += cross_entropy_of(model, clean.last, ids)
         for group, of_group, mean, effects in zip(groups, bounds, means, found, strict=True):
             counted = _counted(group, clean.values, of_group, counts(ids))
             for way in WAYS:

@@ -206,6 +206,7 @@ def test_batches_and_progress_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     whole = evaluate(model, saes, PROMPTS, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (64, 64)
     monkeypatch.setattr("attrib.latents.evaluating.AT_ONCE", 3)
+    monkeypatch.setattr("attrib.latents.replaced.LOGITS", 130)  # two positions
     again = evaluate(model, saes, PROMPTS[::-1])
     for row, other in zip(whole.rows, again.rows, strict=True):
         assert other.figures() == pytest.approx(row.figures(), rel=1e-9, abs=1e-12)
