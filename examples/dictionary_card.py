@@ -8,65 +8,39 @@ import numpy as np
 import torch
 import typer
 from activation_store import HELD_OUT_EVERY, RUN, Store, console
-from rich.progress import track
-from torch.nn import functional as F
+from rich.progress import Progress
 
+import attrib
 from attrib.core.types import Site, natural
-from attrib.dictionaries.dictionary import Dictionary, encode, reconstruct
-from attrib.engine.segment import segment
-from attrib.models.transformer import Model, unembed
-from attrib.passes.capture import capture
-from attrib.paths.path import base_site
+from attrib.dictionaries.dictionary import Dictionary, encode
+from attrib.models.transformer import Model
 
 BINS = np.arange(-6, 0.01, 0.25)  # of log10 density
 
 # ------------------------------------------------------------------------------------ measurement
 
 
-def measure(model: Model, dictionary: Dictionary, tokens: np.ndarray, ratio: float, batch: int = 32) -> dict[str, float]:
-    """Quality on held-out contexts, of what the dictionary writes.
+def measure(model: Model, dictionary: Dictionary, tokens: np.ndarray, ratio: float) -> dict[str, float | None]:
+    """Quality on held-out contexts, of what the dictionary writes: what `attrib.latents.evaluate` measures, under the card's names.
 
     Explained variance, L0 and dead fraction are over tokens of usual norm, as in training; explained
     variance over all tokens is given too. Cross-entropies splice the reconstruction, without its error, into
     every usual token of what the model writes there and leave the others as they are; zero ablation zeroes the
     same tokens.
     """
-    reads, (writes,) = dictionary.site, dictionary.writes
-    base = base_site(writes)
-    upper = segment(model, writes, model.config.last)
-    sites = [reads, writes, *([base] if base else [])]
-    found, fired = [], torch.zeros(dictionary.d_sae, dtype=torch.bool)
-    losses = {"original": 0.0, "spliced": 0.0, "zero": 0.0}
-    active, predicted = 0, 0
-    with torch.inference_mode():
-        sample = capture(model, torch.from_numpy(tokens[:: max(1, len(tokens) // 64)].astype(np.int64)), sites)
-        bounds = {site: ratio * sample[site].norm(dim=-1).median() for site in (reads, writes)}
-        for start in track(range(0, len(tokens), batch), description=f"measuring {dictionary.name}", console=console):
-            ids = torch.from_numpy(tokens[start : start + batch].astype(np.int64))
-            values = capture(model, ids, sites)
-            x, y = values[reads], values[writes]
-            usual = (x.norm(dim=-1) < bounds[reads]) & (y.norm(dim=-1) < bounds[writes])
-            latents, recon = encode(dictionary, x), reconstruct(dictionary, x)
-            fired |= (latents[usual] > 0).any(0)
-            active += int((latents[usual] > 0).sum())
-            found.append((y.flatten(0, 1), recon.flatten(0, 1), usual.flatten()))
-            for name, value in {"original": y, "spliced": recon, "zero": torch.zeros_like(y)}.items():
-                stream = upper(torch.where(usual[..., None], value, y), values[base] if base else None)
-                logits = unembed(model, stream)[:, :-1]
-                losses[name] += float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
-            predicted += ids[:, 1:].numel()
-    y, recon, usual = (torch.cat(parts) for parts in zip(*found, strict=True))
-
-    def explained(rows: torch.Tensor) -> float:
-        return float(1 - (y[rows] - recon[rows]).pow(2).sum() / (y[rows] - y[rows].mean(0)).pow(2).sum())
-
-    nats = {f"cross_entropy_{name}": total / predicted for name, total in losses.items()}
-    recovered = (nats["cross_entropy_zero"] - nats["cross_entropy_spliced"]) / (nats["cross_entropy_zero"] - nats["cross_entropy_original"])
+    with Progress(console=console) as shown:
+        task = shown.add_task(f"measuring {dictionary.name}")
+        [row] = attrib.latents.evaluate(
+            model, dictionary, torch.from_numpy(tokens.astype(np.int64)), max_norm=ratio, patterns=False,
+            progress=lambda done, total: shown.update(task, completed=done, total=total),
+        ).rows  # fmt: skip
+    assert row.cross_entropy is not None
     return {
-        "d_sae": dictionary.d_sae,
-        "explained_variance": explained(usual), "explained_variance_all_tokens": explained(torch.ones_like(usual)),
-        "l0": active / int(usual.sum()), "dead_fraction": float((~fired).float().mean()), **nats,
-        "loss_recovered": recovered, "held_out_tokens": tokens.size, "usual_fraction": float(usual.float().mean()),
+        "d_sae": row.d_sae,
+        "explained_variance": row.explained_variance, "explained_variance_all_tokens": row.fidelity_of_all.explained_variance,
+        "l0": row.l0, "dead_fraction": row.dead, "cross_entropy_original": row.cross_entropy_model,
+        "cross_entropy_spliced": row.cross_entropy.spliced, "cross_entropy_zero": row.cross_entropy.zero,
+        "loss_recovered": row.recovered, "held_out_tokens": tokens.size, "usual_fraction": row.tokens / tokens.size,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from .generating import Continuation, generate
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
+from .losses import loss
 from .parity import Parity, compare, compare_rules
 from .rankings import Ranking, rank
 from .sampling import Sampling, probabilities
@@ -45,6 +46,7 @@ __all__ = [
     "indirect_objects",
     "intervene",
     "logit_difference",
+    "loss",
     "parse_edit",
     "probabilities",
     "rank",

@@ -162,6 +162,7 @@ def _chosen(
     logits: Float[Tensor, "rows d_vocab"], live: Sequence[Growing], prompts: PromptIds, sampling: Sampling
 ) -> tuple[list[int], list[float]]:
     """The next token of each row and the logarithm of its probability."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     most = logits.amax(-1)  # NaN where there is one
     if not bool(most.isfinite().all()):
         row = int((~most.isfinite()).nonzero()[0, 0])

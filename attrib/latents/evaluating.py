@@ -119,6 +119,12 @@ class Quality:
         """Share of the latents that are active at no token."""
         return sum(int((one.fired == 0).sum()) for one in self.activity) / self.d_sae
 
+    def log10_density(self, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> tuple[float, ...]:
+        """Quantiles of log10 of the density, over the latents that are active at all; NaN where none is."""
+        alive = torch.cat(self.density)
+        logs = alive[alive > 0].log10()
+        return tuple(float(logs.quantile(q)) if len(logs) else float("nan") for q in quantiles)
+
     @property
     def recovered(self) -> float | None:
         """(zero - spliced) / (zero - model), of cross-entropies; None without them, NaN where zero loses nothing."""
@@ -140,7 +146,7 @@ class Quality:
         """All figures that are one number, by name."""
         found: dict[str, int | float | None] = {
             "latents": self.d_sae, "explained_variance": self.explained_variance, "mse": self.mse, "l2_ratio": self.l2_ratio,
-            "cosine": self.cosine, "l0": self.l0, "l1": self.l1, "dead": self.dead,
+            "cosine": self.cosine, "l0": self.l0, "l1": self.l1, "dead": self.dead, "log10_density": self.log10_density()[1],
         }  # fmt: skip
         if self.cross_entropy is not None and self.kl is not None:
             found |= {"ce_model": self.cross_entropy_model, **{f"ce_{way}": value for way, value in self.cross_entropy._asdict().items()}}
@@ -273,7 +279,7 @@ def _bounds(model: Model, group: Replacement, prompts: Sequence[Tensor], max_nor
     """So many times the median norm at every place that is read or written, over a sample of the prompts."""
     norms: dict[Site, list[Tensor]] = {at: [] for at in group.sites}
     for ids in batches_of(prompts[:: max(1, len(prompts) // SAMPLED)], AT_ONCE):
-        values = clean_pass(model, ids, group.sites, logits=False).values
+        values = clean_pass(model, ids, group.sites, whole=False).values
         for at, found in norms.items():
             found.append(values[at].norm(dim=-1).flatten())
     return {at: max_norm * torch.cat(found).median() for at, found in norms.items()}
@@ -292,7 +298,7 @@ def _reconstructed(
     found: list[Reconstructed | None] = [None] * len(groups)
     places = set[Site]().union(*(group.sites for group in groups))
     for ids in batches:
-        values = clean_pass(model, ids, places, logits=False).values
+        values = clean_pass(model, ids, places, whole=False).values
         for nth, (group, of_group) in enumerate(zip(groups, bounds, strict=True)):
             counted = _counted(group, values, of_group, counts(ids)).flatten()
             latents, decoded = decoded_of(group, values)
@@ -332,8 +338,8 @@ def _lost(
     places = set[Site]().union(*(places_of(group, patterns=patterns) for group in groups))
     for ids in batches:
         clean = clean_pass(model, ids, places)
-        assert clean.logits is not None
-        own += cross_entropy_of(clean.logits, ids)
+        assert clean.last is not None
+        own += cross_entropy_of(model, clean.last, ids)
         for group, of_group, mean, effects in zip(groups, bounds, means, found, strict=True):
             counted = _counted(group, clean.values, of_group, counts(ids))
             for way in WAYS:

@@ -25,26 +25,28 @@ from attrib.paths.path import base_site
 
 Way = Literal["spliced", "zero", "mean"]
 WAYS: tuple[Way, ...] = get_args(Way)
+LOGITS = 1 << 24
+"""So many logits are held at once: of a large vocabulary those of a few positions, and never those of a whole prompt."""
 
 
 @dataclass(frozen=True)
 class Clean:
-    """The model's own pass over prompts of one length: values by place, and logits where they were computed."""
+    """The model's own pass over prompts of one length: values by place, and the last stream where it was computed."""
 
     ids: Int[Tensor, "batch positions"]
     values: Mapping[Site, Float[Tensor, "batch positions _"]]
-    logits: Float[Tensor, "batch positions d_vocab"] | None
+    last: Float[Tensor, "batch positions d_model"] | None
 
 
-def clean_pass(model: Model, ids: Int[Tensor, "batch positions"], places: set[Site], *, logits: bool = True) -> Clean:
-    """The values at some places, and the logits; no further than the last of the places where they are not asked for."""
+def clean_pass(model: Model, ids: Int[Tensor, "batch positions"], places: set[Site], *, whole: bool = True) -> Clean:
+    """The values at some places, and the last stream; or no further than the last of the places."""
     values, last = {}, max(at.depth for at in places)
     for site, value in walk(model, Site(0, "resid_pre"), embed(model, ids)):
         if (at := place(model, site)) in places:
             values[at] = value
-        if not logits and at.depth >= last:
+        if not whole and at.depth >= last:
             break
-    return Clean(ids, values, unembed(model, value) if logits else None)
+    return Clean(ids, values, value if whole else None)
 
 
 def places_of(replaced: Replacement, *, patterns: bool = False) -> set[Site]:
@@ -93,9 +95,21 @@ class Effects(NamedTuple):
         return Effects(self.cross_entropy + other.cross_entropy, self.kl + other.kl, patterns)
 
 
-def cross_entropy_of(logits: Float[Tensor, "batch positions d_vocab"], ids: Int[Tensor, "batch positions"]) -> float:
-    """Summed over all tokens but the first, in nats."""
-    return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").double().sum())
+def cross_entropy_of(model: Model, last: Float[Tensor, "batch positions d_model"], ids: Int[Tensor, "batch positions"]) -> float:
+    """Of all tokens but the first of each prompt, from the last stream, summed, in nats."""
+    rows = max(1, LOGITS // model.config.d_vocab)
+    pairs = zip(last[:, :-1].flatten(0, 1).split(rows), ids[:, 1:].flatten().split(rows), strict=True)
+    return sum(float(F.cross_entropy(unembed(model, x), of_x, reduction="none").double().sum()) for x, of_x in pairs)
+
+
+def _divergence(model: Model, true: Float[Tensor, "batch positions d_model"], other: Float[Tensor, "batch positions d_model"]) -> float:
+    """Σ over positions of Σ p (log p - log q), of next tokens from two last streams."""
+    rows = max(1, LOGITS // model.config.d_vocab)
+    found = 0.0
+    for pair in zip(true.flatten(0, 1).split(rows), other.flatten(0, 1).split(rows), strict=True):
+        log_p, log_q = (unembed(model, x).log_softmax(-1) for x in pair)
+        found += float(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).double().sum())
+    return found
 
 
 def replaced_pass(
@@ -111,10 +125,8 @@ def replaced_pass(
         at = place(model, site)
         if patterns and at.kind == "resid_pre" and at.layer in layers:
             found[layers.index(at.layer)] = _pattern_kl(model, at.layer, clean.values[at], value)
-    logits = unembed(model, value)
-    assert clean.logits is not None
-    kl = F.kl_div(logits.log_softmax(-1), clean.logits.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    return Effects(cross_entropy_of(logits, clean.ids), float(kl.double().sum()), found if patterns else None)
+    assert clean.last is not None
+    return Effects(cross_entropy_of(model, value, clean.ids), _divergence(model, clean.last, value), found if patterns else None)
 
 
 def _stands(

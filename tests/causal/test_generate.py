@@ -152,3 +152,11 @@ def test_nothing_is_left_that_needs_a_gradient(llama):
     (found,) = generate(llama, PROMPTS[0], max_tokens=2)
     assert torch.is_grad_enabled()
     assert not found.log_probs.requires_grad
+
+
+def test_half_precision_generates_and_says_probabilities_in_single():
+    model = build("llama").to(dtype=torch.bfloat16)
+    (found,) = generate(model, PROMPTS[0], max_tokens=3, temperature=1.0)
+    logits = attrib.forward(model, torch.cat([PROMPTS[0], found.tokens]))[4:-1].float()
+    assert found.log_probs.dtype == torch.float32
+    torch.testing.assert_close(found.log_probs, logits.log_softmax(-1).gather(1, found.tokens[:, None])[:, 0], rtol=0.1, atol=0.1)
