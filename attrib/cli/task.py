@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Run a task, or go on with one that was stopped, and show what it comes to."""
     import attrib
+    from attrib.adapters.given import as_bytes
     from attrib.causal import tasks
     from attrib.cli.bars import counted
 
@@ -65,7 +66,7 @@ def run(
     with counted("examples") as told:
         results = tasks.run_task(
             loaded, asked, dictionaries, operations=operations, errors=errors, positions=at, batch=batch, limit=limit, out=out,
-            budget=budget, memory=memory, progress=lambda done: told(done, limit or -1),
+            budget=as_bytes(budget, "budget"), memory=memory, progress=lambda done: told(done, limit or -1),
         )  # fmt: skip
     if memory:
         _print(tasks.parameter_memory(loaded, dictionaries), "parameters", {"bytes": "{:,.0f}", "parameters": "{:,.0f}"})

@@ -96,6 +96,12 @@ def test_the_top_is_of_each_sign_and_dictionary() -> None:
             top_latents(table, **options)
 
 
+def test_dictionaries_come_in_the_order_of_the_rows() -> None:
+    turned = latents().replace({"A": "Z"})
+    assert effects_of_latents(turned, samples()).dictionary.tolist() == ["Z", "Z", "B"]
+    assert list(one_against_another(turned).attrs["r"]) == ["Z", "B"]
+
+
 def test_activations_are_summed_up() -> None:
     table = activation_summary(latents(), samples()).set_index(["dictionary", "latent"])
     assert list(table.index) == [("A", 7), ("A", 8), ("B", 7)]
