@@ -152,8 +152,8 @@ def one_against_another(latents: "pd.DataFrame", one: str = "ablation", other: s
     """The totals of each latent by two operations, side by side: how well the cheap one tells the dear one.
 
     Returns:
-        A frame with dictionary, latent and a column for each operation, the largest of the first one first. `table.attrs["r"]` is Pearson's r by dictionary; NaN where
-        fewer than two latents are there, or all are alike.
+        A frame with dictionary, latent and a column for each operation, the largest of the first one first. `table.attrs["r"]` is
+        Pearson's r by dictionary; NaN where fewer than two latents are there, or all are alike.
 
     Raises:
         InputError: for what is no frame of latents, or one without these operations.
