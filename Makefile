@@ -1,6 +1,6 @@
 # make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
-# make peers: graphs beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another circuit-tracer,
-# such as a folder with its source.
+# make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another
+# circuit-tracer, such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
 # Each sets up .venv by itself.
 PYTHON ?= python3
@@ -39,6 +39,8 @@ WHICH := $(PEERS)/.ready-$(word 1,$(shell echo '$(PEER)' | cksum))
 peers: $(READY) $(WHICH)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -W ignore -m bench.peers.circuit_tracer graph $(PEERS)/graphs
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m bench.peers.circuit_tracer compare $(PEERS)/graphs
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -W ignore -m bench.peers.interventions intervene $(PEERS)/interventions
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m bench.peers.interventions compare $(PEERS)/interventions
 
 # Made anew for each PEER, so that no other one is taken for it
 $(WHICH): bench/peers/requirements.txt

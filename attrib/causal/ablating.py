@@ -48,7 +48,7 @@ def ablate_each(
     tokens: TokensLike,
     *,
     logits: LogitsLike = TopLogits(),  # noqa: B008
-    metric: Callable[[Float[Tensor, "positions d_vocab"]], Tensor] | None = None,
+    metric: Any = None,
     pairs: bool = False,
     latents: Any = None,
     at: PositionsLike = None,
@@ -89,6 +89,8 @@ def ablate_each(
     """
     if method not in ("auto", "passes"):
         raise InputError(f"method: {method!r}; expected 'auto' or 'passes'.")
+    if metric is not None and not callable(metric):
+        raise InputError(f"metric: {metric!r:.80}; expected a function of a prompt's logits. Choices of logits are given as `logits`.")
     model = model if dtype is None else model.to(dtype=dtype)
     made = splice(model, [dictionary, *dictionaries], effect, errors, policy)
     chosen = None if latents is None else _numbers(latents, made.dictionaries[0])

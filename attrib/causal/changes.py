@@ -229,13 +229,17 @@ def _fitted(change: Change, v: Tensor, at: Chosen) -> Tensor:
     except RuntimeError as error:
         raise InputError(f"{change.text}: {str(error).splitlines()[0]}; {expected}.") from error
     if isinstance(new, Real) and not isinstance(new, bool):
-        new = v.new_full((), float(new))
+        new = torch.tensor(float(new), dtype=torch.float64, device=v.device)
     if not isinstance(new, Tensor) or new.dtype == torch.bool or new.is_complex():
         raise InputError(f"{change.text}: {type(new).__name__}; {expected}.")
     try:
-        return new.to(v).expand(v.shape)
+        new = new.to(v).expand(v.shape)
     except RuntimeError as error:
         raise InputError(f"{change.text}: shape {list(new.shape)}; {expected}.") from error
+    if not is_functorch_wrapped_tensor(new) and not bool(new.isfinite().all()):
+        dtype = str(v.dtype).removeprefix("torch.")
+        raise InputError(f"{change.text}: it makes NaN or infinity of what stands there; expected finite numbers, in {dtype}.")
+    return new
 
 
 def _said(shape: tuple[int, ...]) -> str:

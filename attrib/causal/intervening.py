@@ -99,10 +99,20 @@ def intervene(
             found.append(read[0] if chosen.is_number else read)
         else:
             given = made.unembed(clean, last)
-            found.append(given if metric is None else metric(given))
+            found.append(given if metric is None else _number(metric(given), found))
     if metric is not None and is_batch:
         return torch.stack(found)
     return found if is_batch else found[0]
+
+
+def _number(given: Any, others: Sequence[Tensor]) -> Tensor:
+    """What a metric gave of a prompt, of the shape that it gave of the others."""
+    if not isinstance(given, Tensor):
+        raise InputError(f"metric: it gives {type(given).__name__}; expected a tensor.")
+    if others and given.shape != others[0].shape:
+        shapes = f"{list(given.shape)} of prompt {len(others)} and {list(others[0].shape)} of the first"
+        raise InputError(f"metric: it gives shape {shapes}; expected one shape.")
+    return given
 
 
 # ---------------------------------------------------------------------------------------- what is read

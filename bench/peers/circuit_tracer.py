@@ -234,16 +234,16 @@ class Sampled:
         return added(time, self.spent, more)
 
 
-def write_graph(folder: Path, case: Case) -> Time:
-    """Build a case, have circuit-tracer attribute it, and write both."""
-    attribute, lens = import_module("circuit_tracer").attribute, import_module("transformer_lens")
+def replaced_model(folder: Path, case: Case) -> tuple[Any, dict[str, Tensor], Tensor]:
+    """circuit-tracer's model of a case, with its transcoders, which are written too; its parameters by their usual names; and tokens."""
+    lens = import_module("transformer_lens")
     replacement = import_module("circuit_tracer.replacement_model.replacement_model_transformerlens")
     torch.manual_seed(0)
-    config, logits = SHAPES[case.shape], torch.tensor([3, 7, 9])
+    config = SHAPES[case.shape]
     model = replacement.TransformerLensReplacementModel(lens.HookedTransformerConfig(**config))
     randomise(model)
     model.unembed.W_U.data -= model.unembed.W_U.data.mean(1, keepdim=True)
-    parameters = dict(model.named_parameters())  # by the names of a HookedTransformer, before others are put in
+    parameters = dict(model.named_parameters())  # before others are put in
     tokens = torch.randint(1, config["d_vocab"], (case.positions,)).index_fill(0, torch.tensor([0]), 0)
     hooks = [f"blocks.{layer}.{case.hook}" for layer in range(config["n_layers"])]
     _, cache = model.run_with_cache(tokens, names_filter=hooks)
@@ -255,6 +255,14 @@ def write_graph(folder: Path, case: Case) -> Time:
     (folder / "transcoders" / "config.yaml").write_text(json.dumps(names))  # JSON is YAML
     model._configure_replacement_model(transcoders)  # the rest of its from_config, which would begin with other parameters
     model.tokenizer = Ids()
+    return model, parameters, tokens
+
+
+def write_graph(folder: Path, case: Case) -> Time:
+    """Build a case, have circuit-tracer attribute it, and write both."""
+    attribute = import_module("circuit_tracer").attribute
+    config, logits = SHAPES[case.shape], torch.tensor([3, 7, 9])
+    model, parameters, tokens = replaced_model(folder, case)
     options = {"attribution_targets": logits, "batch_size": case.batch, "max_feature_nodes": case.max_nodes}
     with Sampled(case.one_in) as sampled:
         found, time = second_of(partial(attribute, tokens, model, **options))
@@ -320,16 +328,21 @@ def common(mine: Graph, theirs: Graph) -> tuple[Graph, Graph]:
     return found[0], found[1]
 
 
-def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Known]:
-    """attrib's model and dictionaries, circuit-tracer's graph, and what it says of it."""
+def read_model(folder: Path, config: Facts) -> tuple[Any, list[Any]]:
+    """attrib's model and dictionaries of a case."""
     import attrib
     from attrib.adapters import load_dictionaries
 
-    lens, facts = import_module("transformer_lens"), json.loads((folder / "facts.json").read_text())
-    hooked = lens.HookedTransformer(lens.HookedTransformerConfig(**facts["config"]))
+    lens = import_module("transformer_lens")
+    hooked = lens.HookedTransformer(lens.HookedTransformerConfig(**config))
     hooked.load_state_dict(hooked.state_dict() | load_file(folder / "model.safetensors"))  # which has no masks and rotary tables
-    model, graph = attrib.from_transformer_lens(hooked, name=folder.name), Graph(**load_file(folder / "graph.safetensors"))
-    return model, load_dictionaries(folder / "transcoders"), graph, Known(Time(**facts["time"]), facts["max_nodes"], facts["peer"])
+    return attrib.from_transformer_lens(hooked, name=folder.name), load_dictionaries(folder / "transcoders")
+
+
+def read_case(folder: Path) -> tuple[Any, list[Any], Graph, Known]:
+    """attrib's model and dictionaries, circuit-tracer's graph, and what it says of it."""
+    facts, graph = json.loads((folder / "facts.json").read_text()), Graph(**load_file(folder / "graph.safetensors"))
+    return *read_model(folder, facts["config"]), graph, Known(Time(**facts["time"]), facts["max_nodes"], facts["peer"])
 
 
 def compare(folder: Path, names: list[str], keep: str) -> bool:

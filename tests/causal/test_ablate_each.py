@@ -205,6 +205,7 @@ def test_tables():
         ({"to": torch.zeros(5)}, r"shape \[5\]"),
         ({"metric": lambda logits: logits}, "one number, or a row"),
         ({"metric": lambda logits: 3}, "int"),
+        ({"metric": [3]}, "given as `logits`"),
         ({"logits": attrib.Direction(torch.ones(32), "blocks.0.hook_resid_pre")}, "the last site"),
         ({"logits": attrib.TopLogits(0)}, "k >= 1"),
         ({"dictionaries": [sae("standard", "blocks.1.hook_resid_pre", 4)]}, "both replace"),

@@ -331,6 +331,12 @@ def test_smollm2_steered_and_ablated_is_what_hooks_on_transformers_give(smollm2_
         ({"errors": False, "values": attrib.ErrorAt(LATER)}, "leaves it out"),
         ({"edits": Ablate(Latents(0, 99))}, "99 among the latents"),
         ({"edits": {}}, "edits: a dict"),
+        ({"edits": Set(LATER, 1e39)}, "in float32"),
+        ({"edits": Set(LATER, lambda v: v / 0)}, "makes NaN or infinity"),
+        ({"edits": Scale(LATER, 1e38)}, "makes NaN or infinity"),
+        ({"edits": Set(LATER, lambda v: None)}, "NoneType"),
+        ({"metric": lambda logits: 3.0}, "it gives float"),
+        ({"metric": lambda logits: logits, "tokens": [prompt(3), prompt(4)]}, r"shape \[4, 60\] of prompt 1"),
         ({"tokens": []}, "no prompts"),
     ],
 )

@@ -1,5 +1,6 @@
 """A pass beside a recorded one: of later positions, and with nonlinearities held, against whole passes and hooks."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.tolerances import ROUNDING, assert_close
 
 STARTS = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.hook_mlp_out", "blocks.1.mlp.hook_in")
 ALL = {Site(layer, kind) for layer in range(4) for kind in SITE_KINDS}
-POLICIES = (LINEAR, Policy(attention="frozen"), Policy(norm="frozen"))
+POLICIES = (LINEAR, Policy(norm="frozen"))
 
 
 def base_of(values: dict[Site, Tensor], start: Site) -> Tensor | None:
@@ -26,7 +27,7 @@ def base_of(values: dict[Site, Tensor], start: Site) -> Tensor | None:
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-@pytest.mark.parametrize("policy", [EXACT, LINEAR, Policy("exact", "frozen", "frozen")], ids=str)
+@pytest.mark.parametrize("policy", [EXACT, Policy("frozen", "frozen", "frozen")], ids=str)
 def test_at_the_recorded_values_it_is_the_recorded_pass(family: Family, policy: Policy):
     model, ids = build(family, torch.float64), prompt(10)
     recorded = record(model, attrib.embed(model, ids), ALL, patterns=True)
@@ -58,6 +59,13 @@ def test_a_change_of_later_rows_gives_those_rows_of_the_whole_pass(family: Famil
             assert_close(got[b], want[first:], ROUNDING, name)
 
 
+@cache
+def raw(family: str) -> tuple[Any, Model]:
+    """A random HookedTransformer, and attrib's model of it."""
+    lens = hooked(family, torch.float64)
+    return lens, attrib.from_transformer_lens(lens)
+
+
 def frozen_hooks(lens: Any, tokens: Tensor, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     """TransformerLens' own hooks that put back what its clean pass had."""
     _, cache = lens.run_with_cache(tokens)
@@ -65,7 +73,7 @@ def frozen_hooks(lens: Any, tokens: Tensor, names: tuple[str, ...]) -> list[tupl
     return [(name, lambda value, hook: cache[hook.name]) for name in kept]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "pythia", "llama-3.1", "qwen3", "gemma", "gpt-neo"])
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "qwen3", "gpt-neo"])
 @pytest.mark.parametrize(
     ("policy", "held"),
     [
@@ -77,8 +85,7 @@ def frozen_hooks(lens: Any, tokens: Tensor, names: tuple[str, ...]) -> list[tupl
     ids=str,
 )
 def test_what_is_held_is_what_transformer_lens_hooks_hold(family: str, policy: Policy, held: tuple[str, ...]):
-    lens = hooked(family, torch.float64)
-    model, ids = attrib.from_transformer_lens(lens), prompt(9)
+    (lens, model), ids = raw(family), prompt(9)
     noise = normal(9, 32, dtype=torch.float64)
     hooks = [*frozen_hooks(lens, ids[None], held), (str(start_of(model)), lambda value, hook: value + noise)]
     with torch.no_grad():

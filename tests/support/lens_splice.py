@@ -2,6 +2,7 @@
 interventions. Written with indices and loops, from what hooks see."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ READS_MLP = "ln2.hook_normalized"
 """What enters the MLP of a model whose norms are folded."""
 
 
+@cache
 def folded(family: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Model]:
     """A random HookedTransformer with its norms folded, and attrib's model of it."""
     lens = hooked(family, dtype, options="fold_ln")

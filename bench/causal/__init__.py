@@ -1,0 +1,1 @@
+"""Interventions against passes of their own, values first."""
