@@ -131,6 +131,9 @@ def test_a_limit_may_grow(dictionaries: list[attrib.Dictionary], tmp_path: Path)
         run_task(model, many(), dictionaries, operations=("gradient",), batch=4, limit=limit, out=tmp_path / "grown")
     run_task(model, many(), dictionaries, operations=("gradient",), batch=4, out=tmp_path / "whole")
     assert files(tmp_path / "grown") == files(tmp_path / "whole")
+    for other in ([*many().examples[:8], *many(12).examples[10:]], many().examples[:9]):  # the last block of others, or of fewer
+        with pytest.raises(InputError, match=r"block 2 of .* has results of"):
+            run_task(model, Task("many", other), dictionaries, operations=("gradient",), batch=4, out=tmp_path / "grown")
     with pytest.raises(InputError, match="results of more than the 4 examples"):
         run_task(model, many(), dictionaries, operations=("gradient",), batch=4, limit=4, out=tmp_path / "grown")
 
