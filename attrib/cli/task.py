@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Run a task, or go on with one that was stopped, and show what it comes to."""
     import attrib
+    from attrib.adapters.given import as_bytes
     from attrib.causal import tasks
     from attrib.cli.bars import counted
 
@@ -65,7 +66,7 @@ def run(
     with counted("examples") as told:
         results = tasks.run_task(
             loaded, asked, dictionaries, operations=operations, errors=errors, positions=at, batch=batch, limit=limit, out=out,
-            budget=budget, memory=memory, progress=lambda done: told(done, limit or -1),
+            budget=as_bytes(budget, "budget"), memory=memory, progress=lambda done: told(done, limit or -1),
         )  # fmt: skip
     if memory:
         _print(tasks.parameter_memory(loaded, dictionaries), "parameters", {"bytes": "{:,.0f}", "parameters": "{:,.0f}"})
@@ -80,6 +81,9 @@ def show(
     correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Latents over samples that are right, or wrong, alone")] = None,
     by: Annotated[str, typer.Option(help="Rank latents by total, mean or mean_fired")] = "total",
     csv: Annotated[str | None, typer.Option(help="Print all rows of samples or latents as CSV instead")] = None,
+    parity: Annotated[Path | None, typer.Option(help="Write a figure of gradient against ablation to this HTML file instead")] = None,
+    effects: Annotated[Path | None, typer.Option(help="Write a figure of each latent's effect to this HTML file instead")] = None,
+    per_batch: Annotated[bool, typer.Option("--per-batch", help="In that figure, each block of examples has points of its own")] = False,
 ) -> None:
     """Show what a run has come to, done or not."""
     from attrib.causal import tasks
@@ -89,7 +93,24 @@ def show(
         for number, rows in enumerate(results.blocks(csv)):
             print(rows.to_csv(index=False, header=not number), end="")
         return
-    _show(results, top, operation, correct, by)
+    if per_batch and effects is None:
+        raise InputError("--per-batch: has no effect without --effects FILE; leave it out.")
+    if parity is not None:
+        _write_figure(tasks.parity_figure(results.latents), parity)
+    if effects is not None:
+        batch = results.record["batch"] if per_batch else None
+        _write_figure(tasks.effects_figure(results.latents, operation or "ablation", batch=batch), effects)
+    if parity is None and effects is None:
+        _show(results, top, operation, correct, by)
+
+
+def _write_figure(figure: Any, file: Path) -> None:
+    from attrib.core.files import check_free, whole
+
+    check_free("figure", file, overwrite=True)
+    with whole(file) as partial:
+        partial.write_text(figure.to_html(include_plotlyjs="cdn"))
+    print(plain(f"{file}: written"))
 
 
 def _task(name: str, model: "Model", *, source: str | None, split: str | None, chat: bool, n: int | None, seed: int | None) -> "Task":

@@ -77,6 +77,16 @@ def test_effects_are_those_of_one_pass_for_each_latent(family: Any, positions: s
     torch.testing.assert_close(found.effect, torch.tensor([row[4] for row in expected], dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("by", ["gradient", "ablation"])
+def test_dictionaries_of_heads_are_no_other(by: Any) -> None:
+    """As hook_z SAEs of two layers of GPT-2 are."""
+    theirs, put_in = tiny("gpt2", torch.float64), saes("standard", torch.float64, "hook_z")
+    found = latent_effects(build("gpt2", torch.float64), examples(), [*put_in.values()], by=by)
+    expected = [row for each in examples() for row in each_latent(theirs, put_in, each, [len(each.prompt) - 1], by)]
+    assert list(zip(found.dictionary.tolist(), found.latent.tolist(), strict=True)) == [row[:2] for row in expected]
+    torch.testing.assert_close(found.effect, torch.tensor([row[3] for row in expected], dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
 def test_with_errors_effects_are_those_of_latent_to_logit() -> None:
     model, put_in = build("llama", torch.float64), saes("standard", torch.float64)
     first, second = (attrib.from_sae_lens(each) for each in put_in.values())

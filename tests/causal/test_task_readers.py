@@ -148,7 +148,7 @@ def test_a_data_set_of_the_hub_is_read_as_it_comes(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_error() -> None:
-    with pytest.raises(InputError, match="the data set hf:aps/super_glue:rte could not be opened"):
+    with pytest.raises(InputError, match="task: the data set hf:aps/super_glue:rte could not be opened"):
         task_named("rte")
 
 

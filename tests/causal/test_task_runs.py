@@ -131,8 +131,33 @@ def test_a_limit_may_grow(dictionaries: list[attrib.Dictionary], tmp_path: Path)
         run_task(model, many(), dictionaries, operations=("gradient",), batch=4, limit=limit, out=tmp_path / "grown")
     run_task(model, many(), dictionaries, operations=("gradient",), batch=4, out=tmp_path / "whole")
     assert files(tmp_path / "grown") == files(tmp_path / "whole")
+    for other in ([*many().examples[:8], *many(12).examples[10:]], many().examples[:9]):  # the last block of others, or of fewer
+        with pytest.raises(InputError, match=r"block 2 of .* has results of"):
+            run_task(model, Task("many", other), dictionaries, operations=("gradient",), batch=4, out=tmp_path / "grown")
     with pytest.raises(InputError, match="results of more than the 4 examples"):
         run_task(model, many(), dictionaries, operations=("gradient",), batch=4, limit=4, out=tmp_path / "grown")
+
+
+def test_a_block_of_which_one_file_alone_is_there_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, written = build("gpt2"), []
+
+    def dying(path: Path) -> Any:
+        written.append(path.name)
+        if len(written) == 7:  # behind task.json, two blocks of two files, and one of the third block's
+            raise KilledError
+        return whole_file(path)
+
+    whole_file = tasks.results.whole
+    monkeypatch.setattr(tasks.results, "whole", dying)
+    with pytest.raises(KilledError):
+        run_task(model, many(), batch=4, out=tmp_path / "stopped")
+    assert written[-2:] == ["000002.latents.parquet", "000002.samples.parquet"]
+    monkeypatch.undo()
+    assert tasks.open_results(tmp_path / "stopped").samples.example.max() == 7
+    for folder in ("stopped", "whole"):
+        run_task(model, many(), batch=4, out=tmp_path / folder)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    assert len(tasks.open_results(tmp_path / "stopped").latents) == 0
 
 
 PROGRAM = """

@@ -5,7 +5,16 @@ import math
 import pandas as pd
 import pytest
 
-from attrib.causal.tasks import activation_summary, base_against_spliced, correctness, effects_of_latents, one_against_another, top_latents
+from attrib.causal.tasks import (
+    activation_summary,
+    base_against_spliced,
+    correctness,
+    effects_figure,
+    effects_of_latents,
+    one_against_another,
+    parity_figure,
+    top_latents,
+)
 from attrib.core.types import InputError
 
 
@@ -96,6 +105,12 @@ def test_the_top_is_of_each_sign_and_dictionary() -> None:
             top_latents(table, **options)
 
 
+def test_dictionaries_come_in_the_order_of_the_rows() -> None:
+    turned = latents().replace({"A": "Z"})
+    assert effects_of_latents(turned, samples()).dictionary.tolist() == ["Z", "Z", "B"]
+    assert list(one_against_another(turned).attrs["r"]) == ["Z", "B"]
+
+
 def test_activations_are_summed_up() -> None:
     table = activation_summary(latents(), samples()).set_index(["dictionary", "latent"])
     assert list(table.index) == [("A", 7), ("A", 8), ("B", 7)]
@@ -127,3 +142,27 @@ def test_frames_of_something_else_are_refused() -> None:
         effects_of_latents(samples(), samples())
     with pytest.raises(InputError, match="latents: has no column"):
         one_against_another(samples())
+
+
+def test_a_figure_has_each_latent_s_totals() -> None:
+    figure = parity_figure(latents())
+    points, line, other, _ = figure.data
+    assert (list(points.x), list(points.y), list(points.text)) == ([0.75, -1.5], [1.5, -3.0], ["latent 7", "latent 8"])
+    assert list(line.x) == list(line.y) == [-3.0, 1.5]
+    assert list(other.y) == [0.75]
+    assert [each.text for each in figure.layout.annotations] == ["A, r = 1.000", "B, r = nan"]
+    with pytest.raises(InputError, match="no rows of 'patching'"):
+        parity_figure(latents(), "patching")
+
+
+def test_a_figure_has_the_effects_of_all_or_of_each_batch() -> None:
+    whole = effects_figure(latents())
+    assert [(list(each.x), list(each.y)) for each in whole.data] == [([7, 8], [1.5, -3.0]), ([7], [0.75])]
+    batches = effects_figure(latents(), "gradient", batch=2)
+    found = {(each.name, each.yaxis): dict(zip(each.x, each.y, strict=True)) for each in batches.data}
+    assert found[("examples 0 to 1", "y")] == {7: 0.5}
+    assert found[("examples 2 to 3", "y")] == {7: 0.25, 8: -1.5}
+    assert found[("examples 0 to 1", "y2")] == {7: 0.375}
+    for options, said in [({"batch": 0}, "batch: 0"), ({"operation": "patching"}, "no rows of 'patching'")]:
+        with pytest.raises(InputError, match=said):
+            effects_figure(latents(), **options)

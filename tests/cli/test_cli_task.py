@@ -52,6 +52,12 @@ def test_run_writes_what_the_function_gives_and_shows_every_table(files: Path, t
     assert "5 examples" in shown.out
     assert "by ablation, by mean_fired, over samples that are right" in shown.out
     assert "by gradient" not in shown.out
+    drawn = command("task", "show", tmp_path / "out", "--parity", tmp_path / "p.html", "--effects", tmp_path / "e.html", "--per-batch")
+    assert drawn.status == 0, drawn.err
+    assert "examples 2 to 3" in (tmp_path / "e.html").read_text()
+    assert "r = " in (tmp_path / "p.html").read_text()
+    assert "--per-batch: has no effect" in command("task", "show", tmp_path / "out", "--per-batch").err
+    assert "does not exist" in command("task", "show", tmp_path / "out", "--parity", tmp_path / "no" / "p.html").err
     csv = command("task", "show", tmp_path / "out", "--csv", "samples").out
     read = pd.read_csv(io.StringIO(csv), dtype={"right": str, "wrong": str, "said": str})
     pd.testing.assert_frame_equal(read, expected.samples, check_dtype=False)

@@ -26,28 +26,28 @@ def examples() -> list[Example]:
     return [Example(ids, answers, label) for ids, answers, label in zip(prompts, ANSWERS, LABELS, strict=True)]
 
 
-def saes(kind: str, dtype: torch.dtype) -> dict[int, Any]:
-    """sae-lens' own, of the stream before two layers."""
-    return {layer: sae(kind, dtype=dtype, site=f"blocks.{layer}.hook_resid_pre", seed=layer) for layer in LAYERS}
+def saes(kind: str, dtype: torch.dtype, hook: str = "hook_resid_pre", **options: Any) -> dict[int, Any]:
+    """sae-lens' own, of the stream before two layers, or of another hook in them."""
+    return {layer: sae(kind, dtype=dtype, site=f"blocks.{layer}.{hook}", seed=layer, **options) for layer in LAYERS}
 
 
 @contextmanager
 def hooked(
     model: nn.Module, put_in: dict[int, Any], become: Latents = lambda layer, latents: latents, errors: bool = False
 ) -> Iterator[None]:
-    """transformers' model with SAEs in place of what goes into their layers; with errors, those of the model's own pass are added."""
+    """transformers' model with SAEs in place of what goes into their layers, or into the layers' output projection."""
 
-    def splice(own: Any, layer: int, error: Tensor | float, _: nn.Module, args: Any, kwargs: Any) -> Any:
+    def splice(own: Any, layer: int, _: nn.Module, args: Any, kwargs: Any) -> Any:
         latents = become(layer, own.encode(args[0] if args else kwargs["hidden_states"]))
-        out = own.decode(latents) + error
+        out = own.decode(latents)
         return ((out, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": out})
 
     layers = model.transformer.h if hasattr(model, "transformer") else model.model.layers
-    held = getattr(model, "held_errors", {})
-    handles = [
-        layers[layer].register_forward_pre_hook(partial(splice, own, layer, held[layer] if errors else 0.0), with_kwargs=True)
+    places = {
+        layer: layers[layer].attn.c_proj if own.cfg.metadata.hook_name.endswith("hook_z") else layers[layer]
         for layer, own in put_in.items()
-    ]
+    }
+    handles = [places[layer].register_forward_pre_hook(partial(splice, own, layer), with_kwargs=True) for layer, own in put_in.items()]
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 from .answering import Answers, logit_differences
 from .effects import Effects, latent_effects
 from .examples import Example, Item, Task, encoded, pairs
+from .figures import effects_figure, parity_figure
 from .generated import generated_task
 from .memory import parameter_memory
 from .operations import OPERATIONS, Batch
@@ -26,6 +27,7 @@ __all__ = [
     "activation_summary",
     "base_against_spliced",
     "correctness",
+    "effects_figure",
     "effects_of_latents",
     "encoded",
     "filled",
@@ -36,6 +38,7 @@ __all__ = [
     "open_results",
     "pairs",
     "parameter_memory",
+    "parity_figure",
     "read_task",
     "run_task",
     "task_named",

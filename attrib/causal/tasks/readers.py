@@ -93,7 +93,10 @@ def task_named(name: str, source: str | os.PathLike[str] | None = None, *, split
     if source is not None and not str(source).startswith("hf:"):
         return read_task(source, template=template, name=name)
     where = str(source or NAMED[name][1])
-    hub(where, split)  # what is wrong with it is said now
+    try:
+        hub(where, split)  # what is wrong with it is said now
+    except InputError as error:
+        raise InputError(f"task: {str(error).removeprefix('prompts: ')}") from error
 
     def read() -> Iterator[tuple[str, Row]]:
         try:

@@ -90,7 +90,7 @@ def effects_of_latents(
     made = made.reset_index().assign(samples=len(chosen))
     made["mean"] = made["total"] / max(1, len(chosen))
     order = ["dictionary", "latent", "n", "samples", "total", "mean", "mean_fired", "activation", "flipped"]
-    return made.sort_values(["dictionary", "total", "latent"], ascending=[True, False, True])[order].reset_index(drop=True)
+    return _by_dictionary(made, latents, "total")[order].reset_index(drop=True)
 
 
 def top_latents(
@@ -145,15 +145,15 @@ def activation_summary(latents: "pd.DataFrame", samples: "pd.DataFrame", operati
     made = made.reset_index()
     made["share"], made["mean"] = made["n"] / max(1, count), made["total"] / max(1, count)
     order = ["dictionary", "latent", "n", "share", "mean", "mean_fired", "largest", "example"]
-    return made.sort_values(["dictionary", "n", "latent"], ascending=[True, False, True])[order].reset_index(drop=True)
+    return _by_dictionary(made, latents, "n")[order].reset_index(drop=True)
 
 
 def one_against_another(latents: "pd.DataFrame", one: str = "ablation", other: str = "gradient") -> "pd.DataFrame":
     """The totals of each latent by two operations, side by side: how well the cheap one tells the dear one.
 
     Returns:
-        A frame with dictionary, latent and a column for each operation. `table.attrs["r"]` is Pearson's r by dictionary; NaN where
-        fewer than two latents are there, or all are alike.
+        A frame with dictionary, latent and a column for each operation, the largest of the first one first. `table.attrs["r"]` is
+        Pearson's r by dictionary; NaN where fewer than two latents are there, or all are alike.
 
     Raises:
         InputError: for what is no frame of latents, or one without these operations.
@@ -164,9 +164,10 @@ def one_against_another(latents: "pd.DataFrame", one: str = "ablation", other: s
         rows = latents[latents["operation"] == name]
         if not len(rows):
             raise InputError(f"latents: no rows of {name!r}; expected those of {one!r} and {other!r}.")
-        totals.append(rows.groupby(["dictionary", "latent"])["effect"].sum().rename(name))
+        totals.append(rows.groupby(["dictionary", "latent"], sort=False)["effect"].sum().rename(name))
     made = totals[0].to_frame().join(totals[1], how="outer").fillna(0.0).reset_index()
-    of_each = made.groupby("dictionary")
+    made = _by_dictionary(made, latents, one).drop(columns="place").reset_index(drop=True)
+    of_each = made.groupby("dictionary", sort=False)
     made.attrs["r"] = {str(name): _pearson(part[one].to_numpy(), part[other].to_numpy()) for name, part in of_each}
     return made
 
@@ -175,6 +176,13 @@ def _pearson(x: Any, y: Any) -> float:
     x, y = x - x.mean(), y - y.mean()
     size = float((x @ x) * (y @ y)) ** 0.5
     return float(x @ y) / size if size else float("nan")
+
+
+def _by_dictionary(made: "pd.DataFrame", latents: "pd.DataFrame", by: str) -> "pd.DataFrame":
+    """Rows in the order in which dictionaries come up, and the largest of a column first in each."""
+    place = {name: number for number, name in enumerate(latents["dictionary"].unique())}
+    made = made.assign(place=made["dictionary"].map(place))
+    return made.sort_values(["place", by, "latent"], ascending=[True, False, True])
 
 
 def _of_operation(samples: "pd.DataFrame", operation: str) -> "pd.DataFrame":
