@@ -53,6 +53,8 @@ def lying() -> Iterator[tuple[str, Tensor, Tensor, list[tuple[int, int]]]]:
     yield "fewer than a block", normal(15, 70), normal(70, 65), []
     yield "a block", normal(256, 70), normal(70, 65), [(256, 65)]
     yield "blocks and a rest", normal(256 + 2 * 64 + 16 + 5, 70), normal(70, 65), [(256, 65), (64, 65), (64, 65), (16, 65)]
+    yield "blocks of a matrix that cannot be cut", normal(130, 70), normal(70, 300), [(64, 300)] * 2
+    yield "more of them", normal(256, 70), normal(70, 257), [(64, 257)] * 4
     yield "a transposed matrix", normal(33, 70), normal(65, 70).T, [(16, 64), (16, 64)]
     yield "one that is even", normal(16, 70), normal(64, 70).T, [(16, 64)]
     yield "a wide one, cut", normal(16, 70), normal(3 * 256 + 37, 70).T, [(16, 256)] * 3 + [(16, 32)]
