@@ -57,9 +57,9 @@ def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"],
 
 
 def _into(a: Tensor, w: Tensor, out: Tensor, adds: bool) -> None:
-    is_turned = out.stride(0) == 1 < out.stride(1)
-    ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T: rows that are written lie one behind the other, or rows that are read
-    for rows, matrix, into in reversed(ways) if is_turned else ways:
+    ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T
+    # best where rows that are read lie one behind the other, or they are copied; and then where those that are written do
+    for rows, matrix, into in sorted(ways, key=lambda way: (not way[0].is_contiguous(), way[2].stride(1) != 1)):
         if sizes := _sizes(rows, matrix):
             _in_blocks(rows, matrix, into, sizes, adds)
             return
