@@ -112,6 +112,7 @@ def info() -> None:
     from attrib.adapters.dictionaries.kinds import KINDS
     from attrib.adapters.models.families import FAMILIES
     from attrib.adapters.models.smollm2 import cache_folder
+    from attrib.engine.blocks.multiplier import VARIABLE, multiplier
 
     def version(package: str) -> str:
         try:
@@ -127,6 +128,7 @@ def info() -> None:
         **{f"of {library}": "\n".join(kinds) for library, kinds in _kinds(KINDS).items()},
         "cache": cache_folder(),
         "devices": ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]),
+        "products": f"{multiplier()} (float32 on a CPU; {VARIABLE} in the environment says otherwise)",
         "python": platform.python_version(),
         **{name: version(name) for name in ("attrib", "torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
     }

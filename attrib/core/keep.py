@@ -46,14 +46,13 @@ def kept(
     An entry whose gradient is exactly zero (a source after its target, say) is never kept.
     """
     there = gradient != 0
-    size = attribution.abs()
     match keep:
         case Threshold(t):
-            return there & (size >= t)
+            return there & (attribution.abs() >= t)
         case TopK(k):
-            return there & largest(size, k)
+            return there & largest(attribution.abs(), k)
         case Mass(fraction):
-            return there & fewest(size, fraction)
+            return there & fewest(attribution.abs(), fraction)
         case Dense():
             return there
     assert_never(keep)  # a rule that nobody taught this would keep everything

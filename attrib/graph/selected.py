@@ -31,9 +31,12 @@ class Selected:
         self, rows: Int[Tensor, " rows"], weight: Float[Tensor, "rows columns"], node: Int[Tensor, " columns"], keep: Keep
     ) -> Float[Tensor, " rows"]:
         """Select from complete rows, whose columns are these nodes, ascending. Returns the sums of their sizes."""
-        mask, l1 = kept(keep, weight, weight), weight.abs().sum(1).cpu()
-        if bool(mask.all()):
-            counts, chosen = torch.full((len(rows),), len(node)), weight.flatten()
+        mask, l1, total = kept(keep, weight, weight), weight.abs().sum(1).cpu(), weight.sum(1)
+        there = mask.any(0)
+        if bool((mask.all(0) == there).all()):  # whole columns: of those that are nothing, as errors of a first position, no row has any
+            columns = there.nonzero()[:, 0]
+            node = node[columns.cpu()]
+            counts, chosen = torch.full((len(rows),), len(node)), weight.index_select(1, columns).flatten()
             self.sources.add_all(node, len(rows))
         else:
             indptr, source, place = to_csr(mask)
@@ -41,7 +44,7 @@ class Selected:
             self.sources.add(node[source.cpu()])
         self.rows.append(rows)
         self.counts.append(counts)
-        for column, part in ((self.weight, chosen), (self.total, weight.sum(1)), (self.l1, l1)):
+        for column, part in ((self.weight, chosen), (self.total, total), (self.l1, l1)):
             column.add(part.cpu())
         return l1
 

@@ -18,6 +18,7 @@ from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.attribution.opening import opening_of
 from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
 from attrib.dictionaries.dictionary import COMPETING
+from attrib.engine.blocks.product import MOST
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.sweep.cells import ON_CPU, ON_CUDA, Pieces
@@ -259,8 +260,11 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
             for plan in plans:
                 got = measured(lambda plan=plan, found=found: sum(tile.gradient.numel() for _, tile in adjoint(found, plan)))
                 assert_counted(got.flops, plan.cost.total, (plan.way, plan.layer))
-                share = (got.peak + sum(map(held, found))) / plan.peak
-                assert 0.7 < share <= 1.05, (plan.way, plan.layer, share)
+                used = got.peak + sum(map(held, found))
+                share = used / plan.peak
+                assert share > 0.7, (plan.way, plan.layer, share)
+                # of models as small as these, the block in which a product is put together is a tenth
+                assert used <= 1.05 * plan.peak + MOST * plan.task.itemsize, (plan.way, plan.layer, share)
 
 
 @each_pair(family=[*LARGE, *BARE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)

@@ -15,6 +15,8 @@ from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from attrib.engine.blocks.multiplier import multiplier
+
 NOTHING = torch._C._profiler.RecordScope.STATIC_RUNTIME_MODEL
 """A scope in which no operation of these tests runs."""
 
@@ -50,6 +52,7 @@ def flops(run: Callable[[], object]) -> int:
 
 def peak(run: Callable[[], object]) -> int:
     """Bytes of tensors at the fullest moment of a run, beyond those there before it."""
+    multiplier()  # what is measured once in a process is no part of any run
     plain = profile(profile_memory=True)
     config, activities = plain.config(), plain.kineto_activities
     _prepare_profiler(config, activities)

@@ -24,6 +24,9 @@ ROWS = (256, 64, 16)
 WIDEST, COLUMNS = 256, 16
 """The most columns at once of a matrix that can be cut, and what their number is a multiple of."""
 
+MOST = 1 << 16
+"""Numbers of a block at most, but for those of fewer rows than the largest: no plan knows of them."""
+
 LEAST_FLOPS = 1 << 21
 """Operations of the least block that is faster by oneDNN, of which each call takes about ten microseconds."""
 
@@ -54,9 +57,9 @@ def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"],
 
 
 def _into(a: Tensor, w: Tensor, out: Tensor, adds: bool) -> None:
-    is_turned = out.stride(0) == 1 < out.stride(1)
-    ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T: rows that are written lie one behind the other, or rows that are read
-    for rows, matrix, into in reversed(ways) if is_turned else ways:
+    ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T
+    # best where rows that are read lie one behind the other, or they are copied; and then where those that are written do
+    for rows, matrix, into in sorted(ways, key=lambda way: (not way[0].is_contiguous(), way[2].stride(1) != 1)):
         if sizes := _sizes(rows, matrix):
             _in_blocks(rows, matrix, into, sizes, adds)
             return
@@ -67,7 +70,8 @@ def _sizes(a: Tensor, w: Tensor) -> tuple[int, ...]:
     """In blocks of how many rows oneDNN multiplies; in none where it is not taken, does not know how these lie, or has too little to do."""
     inner, width = w.shape
     count, at_once = a.numel() // max(1, inner), width if w.is_contiguous() else min(width, WIDEST)
-    sizes = tuple(rows for rows in ROWS if rows <= count and 2 * rows * inner * at_once >= LEAST_FLOPS)
+    most = ROWS[0] if ROWS[0] * at_once <= MOST else ROWS[1]
+    sizes = tuple(rows for rows in ROWS if rows <= min(count, most) and 2 * rows * inner * at_once >= LEAST_FLOPS)
     # a part of a wider matrix goes to plain loops in oneDNN, a thousand times slower: rows are copied, a matrix is not
     lies = (width >= LEAST_WIDTH or a.is_contiguous()) and (w.is_contiguous() or w.T.is_contiguous())
     if not sizes or not lies or width < COLUMNS or not (_is_plain(a) and _is_plain(w)):
