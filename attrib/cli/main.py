@@ -15,12 +15,11 @@ import typer
 import attrib
 from attrib.cli import graph, job, latents, stats, task
 from attrib.cli.agreement import verify
-from attrib.cli import graph, job, stats
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
-from attrib.cli.intervening import ablate, intervene
 from attrib.cli.heads import heads
+from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
