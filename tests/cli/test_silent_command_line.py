@@ -189,7 +189,7 @@ def test_a_slice_is_typed_alone(command: Command) -> None:
         ({"model": 3}, "model: 3; expected text in quotes"),
         ({"error": "perhaps"}, "error: 'perhaps'; expected true or false"),
         ({"budget": "much"}, "budget: 'much'; expected a size, as 512MiB or 2GiB"),
-        ({"policy": "loose"}, "policy: 'loose'; expected 'exact' or 'linear'"),
+        ({"policy": "loose"}, "policy: 'loose'; expected 'exact', 'linear' or 'relp'"),
         ({"speedy mode": 1}, "speedy mode: there is no such key"),
         ({"keep": "some"}, "keep: 'some' is not a rule; expected dense, topk:K"),
         ({"prompts": 3}, "prompts: 3; expected a path in quotes"),
@@ -413,7 +413,7 @@ def test_a_latent_out_of_range_is_no_latent_without_edges(shown_file: Path, tmp_
 
 def test_prompts_as_text_reach_the_attribution(files: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(work.Loaded, "check", lambda _, prompts: given.extend(prompts))
+    monkeypatch.setattr(work.Loaded, "check", lambda _, prompts, corrupt: given.extend(prompts))
     monkeypatch.setattr(work.Loaded, "attribute", lambda *_: sys.exit(7))
     (tmp_path / "run.toml").write_text('prompts = "nowhere.txt"\n')
     kind = ["--model", files / "model", "--kind", "token_to_latent", "--target", files / SITES[1], "--out", tmp_path / "x.h5"]
