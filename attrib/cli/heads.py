@@ -17,7 +17,7 @@ TOP = 10
 
 
 def heads(
-    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
     target: Annotated[str, typer.Option(help="Dictionary whose latents are brought about: at z, attention's output, the stream or mlp_in")],
     source: Annotated[str | None, typer.Option(help="Dictionary whose latents bring them about; else whole positions do")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line, or .jsonl")] = None,

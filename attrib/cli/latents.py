@@ -29,8 +29,8 @@ WHERE = ("token", "context", "label")
 @app.command("survey")
 def survey_command(
     out: Annotated[Path, typer.Argument(help="Survey file to write")],
-    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")],
-    dictionary: Annotated[list[str], typer.Option(help="Shipped, folder, or release/id; may be repeated")],
+    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    dictionary: Annotated[list[str], typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id; may be repeated")],
     prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet, or a saved data set")],
     blocks: Annotated[Path | None, typer.Option(help="Folder of the blocks that are done, to go on from; left out, OUT.blocks")] = None,
     block: Annotated[int, typer.Option(help="Prompts of a block", min=1)] = 256,
@@ -231,8 +231,8 @@ def search_command(
 @app.command("active")
 def active_command(
     prompt: Annotated[str, typer.Argument(help="The text")],
-    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")],
-    dictionary: Annotated[str, typer.Option(help="Shipped, folder, or release/id")],
+    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    dictionary: Annotated[str, typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id")],
     position: Annotated[int | None, typer.Option(help="Where to look, negative from the end; left out, everywhere")] = None,
     skip: Annotated[int, typer.Option(help="First positions that are left out", min=0)] = 0,
     survey: Annotated[Path | None, typer.Option(help="A survey of the dictionary, for densities, maxima and labels")] = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _options(
     config: Annotated[Path | None, typer.Argument(help="TOML file with the same options; those given here win")] = None,
-    model: Annotated[str | None, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = None,
     source: Annotated[str | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id")] = None,
     target: Annotated[str | None, typer.Option(help="Dictionary whose latents are the targets")] = None,
     cut: Annotated[list[str] | None, typer.Option(help="Dictionary that is put in on the way; may be repeated")] = None,

@@ -26,9 +26,11 @@ Top = Annotated[int, typer.Option(help="Rows of a table: latents of each sign an
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="agreement, indirect-objects, rte, boolq, or a file of JSONL")],
-    model: Annotated[str, typer.Option(help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
     out: Annotated[Path, typer.Option(help="Folder of the results; one that was begun is gone on with")],
-    dictionary: Annotated[list[str] | None, typer.Option(help="Put into the pass: shipped, folder, or release/id; may be repeated")] = None,
+    dictionary: Annotated[
+        list[str] | None, typer.Option("--dictionary", "-d", help="Put into the pass: shipped, folder, or release/id; may be repeated")
+    ] = None,
     operation: Annotated[
         list[str] | None, typer.Option(help="base, spliced, gradient or ablation; may be repeated. Usually all that are possible")
     ] = None,
