@@ -263,8 +263,8 @@ def test_operations_and_memory_through_cuts(family: Family, which: str, effect: 
                 used = got.peak + sum(map(held, found))
                 share = used / plan.peak
                 assert share > 0.7, (plan.way, plan.layer, share)
-                # of models as small as these, the block in which a product is put together is a tenth
-                assert used <= 1.05 * plan.peak + MOST * plan.task.itemsize, (plan.way, plan.layer, share)
+                # of models as small as these, the block in which a product is put together, and where oneDNN packs it, are a tenth
+                assert used <= 1.05 * plan.peak + 1.5 * MOST * plan.task.itemsize, (plan.way, plan.layer, share)
 
 
 @pytest.mark.parametrize(("which", "effect"), zip(CUTS, ["direct", "total"] * len(CUTS), strict=False))

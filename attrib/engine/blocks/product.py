@@ -95,6 +95,7 @@ def _in_blocks(a: Tensor, w: Tensor, out: Tensor, sizes: tuple[int, ...], adds: 
                 if is_even and 2 * size * inner * (columns.stop - columns.start) >= LEAST_FLOPS:
                     found = _by_onednn(rows, w[:, columns])
                     into[:, columns].add_(found) if adds else into[:, columns].copy_(found)
+                    del found  # before the next is made
                 else:
                     _by_torch(rows, w[:, columns], into[:, columns], adds)
             first += size
