@@ -39,13 +39,13 @@ class Ablation:
 
     model: Model
     dictionaries: tuple[Dictionary, ...]
-    reference: tuple[Float[Tensor, "positions d_sae"], ...]
+    reference: tuple[Float[Tensor, "positions _"], ...]
     """What stands in the place of a latent that is taken out."""
 
     def logits(
         self,
         x: Float[Tensor, "prompts positions d_model"],
-        out: Sequence[Float[Tensor, "*prompts positions d_sae"]],
+        out: Sequence[Float[Tensor, "*prompts positions _"]],
         layer: int = 0,
     ) -> Float[Tensor, "prompts positions d_vocab"]:
         """Logits, with the share `out` of each latent taken out: 1 for what is ablated, 0 for what is kept.
@@ -61,7 +61,7 @@ class Ablation:
         at = Site(layer, "resid_pre")
         return capture(self.model, tokens, [at])[at]
 
-    def latents(self, tokens: Int[Tensor, "prompts positions"]) -> list[Float[Tensor, "prompts positions d_sae"]]:
+    def latents(self, tokens: Int[Tensor, "prompts positions"]) -> list[Float[Tensor, "prompts positions _"]]:
         """What every dictionary encodes in the model's own pass."""
         seen: dict[int, Tensor] = {}
         nothing = [torch.zeros_like(reference) for reference in self.reference]

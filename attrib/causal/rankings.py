@@ -35,7 +35,7 @@ class Ranking(NamedTuple):
     """A score for each position and latent of each dictionary: the larger, the sooner it is kept."""
 
     name: str
-    scores: tuple[Float[Tensor, "positions d_sae"], ...]
+    scores: tuple[Float[Tensor, "positions _"], ...]
 
     @property
     def flat(self) -> Float[Tensor, " units"]:

@@ -110,7 +110,7 @@ class Quality:
         return sum(one.sizes for one in self.activity) / self.tokens
 
     @property
-    def density(self) -> tuple[Float[Tensor, " d_sae"], ...]:
+    def density(self) -> tuple[Float[Tensor, " _"], ...]:
         """For each dictionary, the share of the tokens at which each latent is active."""
         return tuple(one.fired.double() / self.tokens for one in self.activity)
 

@@ -455,12 +455,13 @@ def activation_of(config: ModelConfig) -> Callable[[Tensor], Tensor]:
 def mlp_raw(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's own output, before the norm that some families put behind it."""
     p, act = model.params.blocks[layer].mlp, activation_of(model.config)
-    pre, gate = x @ p.W_in + p.b_in, x @ p.W_gate + p.b_gate if model.config.gated else None
+    hidden = x @ p.W_in + p.b_in
     if policy.mlp == "relp":  # what each pre-activation brings to the hidden layer, whose value is the same
-        slopes = relevance_slopes(model.config, pre.detach(), None if gate is None else gate.detach())
-        hidden = slopes[-1] * pre if gate is None else slopes[0] * gate + slopes[1] * pre
+        gate = x @ p.W_gate + p.b_gate if model.config.gated else None
+        slopes = relevance_slopes(model.config, hidden.detach(), None if gate is None else gate.detach())
+        hidden = slopes[-1] * hidden if gate is None else slopes[0] * gate + slopes[1] * hidden
         return hidden @ p.W_out + p.b_out
-    hidden = act(pre) if gate is None else act(gate) * pre
+    hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
     return hidden @ p.W_out + p.b_out
 
 

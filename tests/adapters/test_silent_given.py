@@ -109,10 +109,13 @@ def test_every_option_is_shown_with_its_default_and_no_other_is_taken(name: str)
     parameters = inspect.signature(function).parameters.values()
     shown = {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
     usual = {"cuts": (), "effect": "direct", "policy": attrib.EXACT, "keep": attrib.Dense(), "dtype": None, "budget": 1 << 30}
+    usual["rule"] = attrib.GradientTimesActivation()
     read = {} if name == "latent_to_metric" else {"positions": None, "precision_rows": None}
     own = {"logits": attrib.TopLogits()} if name == "latent_to_logit" else {"active": None} if name == "plan" else {}
     running = {} if name == "plan" else {"method": "adjoint", "progress": False}
-    assert shown == usual | read | running | own | ({} if name == "token_to_latent" else {"error": True})
+    beside = {} if name == "token_to_latent" else {"error": True}
+    beside |= {"bias": False} if name in ("latent_to_latent", "latent_to_logit", "plan") else {}
+    assert shown == usual | read | running | own | beside
     with pytest.raises(TypeError, match="unexpected keyword argument 'result_fits'"):
         function(*[None] * (len(parameters) - len(shown)), result_fits=False)
 

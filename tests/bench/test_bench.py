@@ -265,7 +265,7 @@ def test_a_run_through_cuts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who
         assert list(figures["errors"]) == ["attrib / torch_func"]
         assert set(figures["alternatives"]) == {"attrib", "torch_func"}
         assert figures["ratio_vs_notebook"] is figures["peak_ratio"] is None
-        assert figures["ratio_vs_torch_func"] > 0
+        assert isinstance(figures["ratio_vs_torch_func"], float)
         assert figures["plan_flops"] > 0
         assert figures["active"]["cuts"] == pytest.approx(5, rel=0.1)
         assert figures["extrapolated"] == (whole == 50 and name != "cuts-logit")

@@ -8,6 +8,7 @@ from attrib.core.types import (
     EXACT,
     LINEAR,
     POLICIES,
+    RELP,
     SITE_KINDS,
     AttribError,
     BudgetError,
@@ -79,9 +80,10 @@ def test_residual_sites_are_the_streams_own():
 
 
 def test_policies():
-    assert {"exact": EXACT, "linear": LINEAR} == POLICIES
+    assert {"exact": EXACT, "linear": LINEAR, "relp": RELP} == POLICIES
     assert EXACT == ("exact", "exact", "exact")
     assert LINEAR == ("frozen", "frozen", "exact")
+    assert RELP == ("frozen", "frozen", "relp")
 
 
 @pytest.mark.parametrize(
