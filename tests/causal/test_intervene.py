@@ -10,7 +10,7 @@ from torch import Tensor
 
 import attrib
 from attrib.causal import Ablate, Add, Head, Latents, PreActivations, Scale, Set, intervene
-from attrib.core.types import EXACT, LINEAR, InputError, Policy, Site
+from attrib.core.types import EXACT, LINEAR, InputError, Policy, Site, UnsupportedError
 from tests.support.builders import build, dictionary, normal, prompt, sae
 from tests.support.lens_splice import folded, hooks_of, lens_run, put_in
 from tests.support.tolerances import FOREIGN, assert_close
@@ -364,3 +364,29 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], said: str):
 def test_one_place_is_written_by_one_dictionary():
     with pytest.raises(InputError, match="both replace"):
         intervene(build("gpt2"), [dictionary("standard", LATER), dictionary("topk", LATER)], IDS)
+
+
+def test_a_model_that_sees_both_ways_is_refused():
+    with pytest.raises(UnsupportedError, match="has attention that is not causal; edits are made in models with causal attention alone"):
+        intervene(build("gpt2 without masks"), [], IDS, Ablate(Head(0, 0)))
+
+
+@pytest.mark.parametrize("family", ["gpt2 without MLPs", "llama without norms", "gemma2 without norms and MLPs"])
+@pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=str)
+def test_models_without_norms_or_mlps(family: Any, policy: Policy):
+    """An edit of a head is what stands in its place in the plain pass; the derivative of a steering is the Jacobian's."""
+    model = build(family, torch.float64)
+    width = model.config.d_head
+    z = attrib.capture(model, IDS, ["blocks.1.attn.hook_z"])[Site(1, "z")].clone()
+    z[:, 2 * width : 3 * width] = 0
+    if policy == EXACT:
+        assert_close(intervene(model, [], IDS, Ablate(Head(1, 2))), attrib.forward(model, IDS, put={"blocks.1.attn.hook_z": z}))
+    through = attrib.segment(model, "blocks.1.hook_resid_pre", "blocks.3.hook_resid_post", policy=policy)
+    x = attrib.capture(model, IDS, ["blocks.1.hook_resid_pre"])[Site(1, "resid_pre")]
+
+    def steered(size: Tensor) -> Tensor:
+        edit = Add("blocks.1.hook_resid_pre", size * DIRECTION)
+        return intervene(model, [], IDS, edit, policy=policy, values=["blocks.3.hook_resid_post"])["blocks.3.hook_resid_post"]
+
+    got = torch.func.jvp(steered, (torch.zeros((), dtype=torch.float64),), (torch.ones((), dtype=torch.float64),))[1]
+    assert_close(got, torch.func.jvp(through, (x,), (DIRECTION.expand_as(x).contiguous(),))[1])

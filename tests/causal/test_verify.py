@@ -12,7 +12,7 @@ import attrib
 from attrib.core.edges import Edges
 from attrib.core.types import InputError, Policy, UnsupportedError
 from tests.support.attribution_cases import prompts
-from tests.support.builders import build, dictionary
+from tests.support.builders import build, dictionary, prompt
 from tests.support.cut_cases import SETS, ours
 
 F64 = torch.float64
@@ -222,3 +222,10 @@ def test_no_edges_are_no_measurements() -> None:
     found = verified(edges, model, source, target)
     assert len(found) == len(found.summary()) == 0
     assert "0 measurements" in repr(found)
+
+
+def test_relevance_is_no_prediction_of_an_intervention() -> None:
+    model, source = build("gpt2", torch.float64), dictionary("topk", "blocks.1.hook_resid_pre", torch.float64)
+    edges = attrib.latent_to_logit(model, source, prompt(4), policy=attrib.RELP)
+    with pytest.raises(attrib.UnsupportedError, match="relp holds ratios of activations, which no intervention on the model does"):
+        attrib.causal.verify(edges, model, dictionaries=[source], n=1)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.core.types import InputError
+from attrib.core.types import InputError, UnsupportedError
 from attrib.models.transformer import Model
 from attrib.passes.cached import Cache, empty_cache, extended, stacked
 from attrib.passes.cached import cached_forward as cached
@@ -24,7 +24,10 @@ def in_pieces(model: Model, ids: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return torch.cat(found, -2)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+BARE = ("gpt2 without MLPs", "llama without norms", "gemma2 without norms and MLPs")
+
+
+@pytest.mark.parametrize("family", [*ALL_FAMILIES, *BARE])
 def test_a_pass_in_pieces_is_the_whole_pass(family):
     model, ids = build(family, DOUBLE), prompt(12)
     whole = attrib.forward(model, ids)
@@ -109,3 +112,8 @@ def test_what_does_not_go_together_is_refused():
         cached(model, ids[:0], cache)
     with pytest.raises(InputError, match=r"cache: it holds no layer"):
         cached(model, ids, Cache((), (), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_a_model_that_sees_both_ways_has_no_cache():
+    with pytest.raises(UnsupportedError, match="attention that is not causal, so that old positions would see new ones"):
+        cached(build("llama without masks"), prompt(3))
