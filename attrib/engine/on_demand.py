@@ -62,5 +62,6 @@ class OnDemand:
 def _among(order: Order, asked: Sequence[Int[Tensor, " _"]]) -> Bool[Tensor, " rows"]:
     found = torch.zeros(len(order.place), dtype=torch.bool)
     for number, places in enumerate(asked):
-        found |= (order.of_set == number) & torch.isin(order.place, places)
+        if len(places):
+            found |= (order.of_set == number) & torch.isin(order.place, places)
     return found

@@ -181,7 +181,8 @@ class _Call:
         rows = GraphRows(opened, self.options.keep, reach.add)
 
         def more(nodes: Int[Tensor, " nodes"]) -> None:
-            for found, chosen in there.rows([torch.isin(own, nodes).nonzero()[:, 0] for own in opened.rows]):
+            is_asked = torch.zeros(len(opened.nodes), dtype=torch.bool).index_fill(0, nodes, True)
+            for found, chosen in there.rows([is_asked[own].nonzero()[:, 0] for own in opened.rows]):
                 rows.add(found, chosen)
                 del found  # before the next is computed
 

@@ -104,13 +104,17 @@ class Graph(Rowed):
         """The graph of some nodes, by ascending numbers, and the edges between them. Totals stay: what is left out is dropped."""
         new = torch.full((len(self.nodes),), -1)
         new[nodes] = torch.arange(len(nodes))
-        rows = (new[self.targets] >= 0).nonzero()[:, 0]
-        is_kept = (new[self.indices] >= 0) & (new[self.target] >= 0)
-        counts = torch.bincount(self.row[is_kept], minlength=len(self.targets))[rows]
+        is_node = new >= 0
+        is_row = is_node[self.targets]
+        is_kept = is_node[self.indices]
+        if not is_row.all():
+            is_kept &= is_row.repeat_interleave(self.indptr.diff())
+        rows, edges = is_row.nonzero()[:, 0], is_kept.nonzero()[:, 0]
+        counts = torch.searchsorted(edges, self.indptr).diff()[rows]  # edges ascend, as rows do
         columns = {name: getattr(self, name)[rows] for name in ("value", "own", "total", "l1", "importance")}
         return replace(
             self, nodes=self.nodes.take(nodes), targets=new[self.targets[rows]], indptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-            indices=new[self.indices[is_kept]], weight=self.weight[is_kept], **columns,
+            indices=new[self.indices[edges]], weight=self.weight[edges], **columns,
         )  # fmt: skip
 
     def of_rows(self, rows: Int[Tensor, " chosen"]) -> "Graph":

@@ -36,7 +36,7 @@ LEAST_WIDTH = 128
 
 def product(a: Float[Tensor, "*rows inner"], w: Float[Tensor, "inner width"]) -> Float[Tensor, "*rows width"]:
     """`a @ w`."""
-    if not (a.ndim == 2 or a.is_contiguous()) or not (sizes := _sizes(a, w)):
+    if _is_small(a, w) or not (a.ndim == 2 or a.is_contiguous()) or not (sizes := _sizes(a, w)):
         return a @ w
     rows = a.view(-1, w.shape[0])
     if rows.shape[0] in sizes and next(_blocks(w)) == (slice(0, w.shape[1]), True):
@@ -56,7 +56,15 @@ def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"],
     _into(a, w, out, adds=True)
 
 
+def _is_small(a: Tensor, w: Tensor) -> bool:
+    """Whether all of it has too little to do for any block of it: asked first, since a graph has thousands of such products."""
+    return 2 * a.numel() * w.shape[1] < LEAST_FLOPS
+
+
 def _into(a: Tensor, w: Tensor, out: Tensor, adds: bool) -> None:
+    if _is_small(a, w):
+        _by_torch(a, w, out, adds)
+        return
     ways = [(a, w, out), (w.T, a.T, out.T)]  # (a w)^T = w^T a^T
     # best where rows that are read lie one behind the other, or they are copied; and then where those that are written do
     for rows, matrix, into in sorted(ways, key=lambda way: (not way[0].is_contiguous(), way[2].stride(1) != 1)):
