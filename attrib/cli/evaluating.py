@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
+from attrib.cli.shared import ModelName
 from attrib.core.types import InputError, Site
 from attrib.view.terminal import own, plain, table
 from attrib.view.terminal import show as print_table
@@ -47,7 +48,7 @@ def evaluate(
     dictionary: Annotated[
         list[str] | None, typer.Argument(help="Dictionaries: shipped, folder, or release/id; or a folder of several")
     ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = "",
+    model: ModelName = "",
     prompts: Annotated[Path | None, typer.Option("--prompts", help="File of text, a prompt a line, or .jsonl")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt itself; may be repeated")] = None,
     context: Annotated[int | None, typer.Option(help="Take all text in a row, in contexts of so many tokens", min=2)] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
+from attrib.cli.shared import Device, Dtype, File, Given, ModelName, Of, Prompts
 from attrib.core.types import InputError
 from attrib.view.flowing import Flow, ended, flowed
 from attrib.view.terminal import console, message, plain, table
@@ -18,9 +19,6 @@ from attrib.view.terminal import show as print_table
 if TYPE_CHECKING:
     from attrib.causal import Continuation, Edit, Piece
 
-Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts")]
-ModelName = Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")]
-File = Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line, or .jsonl, in place of those typed")]
 Chat = Annotated[bool, typer.Option("--chat", help="Take each prompt as what a user says in a chat")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="New tokens of each prompt at most", min=1)]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the most probable token")]
@@ -29,12 +27,8 @@ TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewe
 Seed = Annotated[int | None, typer.Option(help="Of the draws; usually 0")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a continuation; may be repeated")]
 AtEnd = Annotated[bool, typer.Option("--stop-at-end/--go-on", help="Whether the token that ends a text ends it")]
-Given = Annotated[list[str] | None, typer.Option("--dictionary", "-d", help="Dictionary: shipped, folder, or release/id; may be repeated")]
 Live = Annotated[bool, typer.Option("--error/--no-error", help="Whether what dictionaries do not decode is added")]
-Of = Annotated[Path | None, typer.Option("--of", help="File of prompts from which edits =mean and =resample take their values")]
 Edited = Annotated[str, typer.Option(help="Where edits are made: all, prompt or generated")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float64")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object for each continuation, a line each")]
 FORM = "SITE[LATENT]=VALUE, +VALUE or *FACTOR; also a SITE, L5H1, error:SITE, @POSITIONS, =zero; may be repeated"
 

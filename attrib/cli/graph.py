@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from attrib.cli.bars import counted
+from attrib.cli.shared import ModelName
 from attrib.cli.slug import EDGES, NODES, command, for_frontend
 from attrib.core.types import POLICIES, InputError
 from attrib.view.terminal import plain, table
@@ -50,7 +51,7 @@ TOP = 8
 @app.command(context_settings=UNDERSCORES)
 def build(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = "",
+    model: ModelName = "",
     dictionaries: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attrib.cli.shared import ModelName
 from attrib.core.types import InputError
 from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
@@ -17,7 +18,7 @@ TOP = 10
 
 
 def heads(
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: ModelName,
     target: Annotated[str, typer.Option(help="Dictionary whose latents are brought about: at z, attention's output, the stream or mlp_in")],
     source: Annotated[str | None, typer.Option(help="Dictionary whose latents bring them about; else whole positions do")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line, or .jsonl")] = None,

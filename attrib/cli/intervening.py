@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
+from attrib.cli.shared import Device, Dtype, File, Given, ModelName, Of, Prompts
 from attrib.core.types import EXACT, InputError, Policy
 from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from attrib.causal import Ablations, Edit
     from attrib.models.transformer import Model
 
-Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts")]
-ModelName = Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")]
-File = Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line, or .jsonl, in place of those typed")]
 Tokens = Annotated[list[str] | None, typer.Option("--logit-token", help="The logit of this token; may be repeated")]
 Difference = Annotated[tuple[str, str] | None, typer.Option(help="Logit of the first token minus that of the second")]
 Effects = Annotated[
@@ -35,8 +33,6 @@ Freeze = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this file too: .csv or .json")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float64")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N")]
 FORM = "SITE[LATENT]@POSITION=VALUE, *FACTOR or +VALUE; also a SITE, L5H1, error:SITE, =zero, =mean, =resample; may be repeated"
 
 
@@ -44,11 +40,9 @@ def intervene(
     prompts: Prompts = None,
     model: ModelName = "",
     edit: Annotated[list[str] | None, typer.Option("--edit", "-e", help=FORM)] = None,
-    dictionary: Annotated[
-        list[str] | None, typer.Option("--dictionary", "-d", help="Dictionary: shipped, folder, or release/id; may be repeated")
-    ] = None,
+    dictionary: Given = None,
     file: File = None,
-    of: Annotated[Path | None, typer.Option("--of", help="File of prompts from which edits =mean and =resample take their values")] = None,
+    of: Of = None,
     seed: Annotated[int | None, typer.Option(help="By which positions are drawn for =resample; without, they are aligned")] = None,
     effect: Effects = "total",
     errors: Errors = "held",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
+from attrib.cli.shared import ModelName
 from attrib.core.types import InputError
 from attrib.view.terminal import facts, own, plain, table
 from attrib.view.terminal import show as print_table
@@ -29,7 +30,7 @@ WHERE = ("token", "context", "label")
 @app.command("survey")
 def survey_command(
     out: Annotated[Path, typer.Argument(help="Survey file to write")],
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: ModelName,
     dictionary: Annotated[list[str], typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id; may be repeated")],
     prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet, or a saved data set")],
     blocks: Annotated[Path | None, typer.Option(help="Folder of the blocks that are done, to go on from; left out, OUT.blocks")] = None,
@@ -231,7 +232,7 @@ def search_command(
 @app.command("active")
 def active_command(
     prompt: Annotated[str, typer.Argument(help="The text")],
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: ModelName,
     dictionary: Annotated[str, typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id")],
     position: Annotated[int | None, typer.Option(help="Where to look, negative from the end; left out, everywhere")] = None,
     skip: Annotated[int, typer.Option(help="First positions that are left out", min=0)] = 0,

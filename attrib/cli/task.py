@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attrib.cli.shared import ModelName
 from attrib.core.types import InputError
 from attrib.view.terminal import own, plain, table
 from attrib.view.terminal import show as print_table
@@ -26,7 +27,7 @@ Top = Annotated[int, typer.Option(help="Rows of a table: latents of each sign an
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="agreement, indirect-objects, rte, boolq, or a file of JSONL")],
-    model: Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder of the results; one that was begun is gone on with")],
     dictionary: Annotated[
         list[str] | None, typer.Option("--dictionary", "-d", help="Put into the pass: shipped, folder, or release/id; may be repeated")

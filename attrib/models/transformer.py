@@ -326,10 +326,14 @@ def attention_pattern(
     """Softmax attention of grouped query heads; each group shares its keys."""
     if not causal:
         return cap(attention_scores(q, k, scale), score_cap).softmax(-1)
-    seen = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
-    if window is not None:
-        seen = seen.triu(1 - window)
-    return pattern_where(q, k, seen, scale, score_cap)
+    return pattern_where(q, k, seen_keys(q.shape[-2], k.shape[-2], window, q.device), scale, score_cap)
+
+
+def seen_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
+    """Which keys the last `rows` of as many positions as there are keys see: those up to their own, within the window."""
+    own = keys - rows
+    seen = torch.ones(rows, keys, dtype=torch.bool, device=device).tril(own)
+    return seen if window is None else seen.triu(own + 1 - window)
 
 
 def pattern_where(

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.shown import in_one_line
@@ -29,6 +29,7 @@ from attrib.models.transformer import (
     Projected,
     Put,
     Stream,
+    attention_pattern,
     attention_written,
     enter,
     leave,
@@ -36,6 +37,7 @@ from attrib.models.transformer import (
     pattern_where,
     place,
     project,
+    seen_keys,
     turned_heads,
     unembed,
     walk,
@@ -84,7 +86,8 @@ def record(
 
     def attention(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
         q, k, v = turned_heads(model, layer, project(model, layer, x), policy)
-        pattern = pattern_where(q, k, _seen(model, layer, 0, x), model.config.attention_scale, model.config.score_cap)
+        config = model.config
+        pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
         keys.append(k)
         heads.append(v)
         if patterns:
@@ -222,7 +225,7 @@ class _Beside:
             self.kept.append((k, v))
         if self.policy.attention == "frozen":
             return weighted(self.held.patterns[layer][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
-        seen = _seen(model, layer, self.first, x)
+        seen = seen_keys(x.shape[-2], self.first + x.shape[-2], window(config, layer), x.device)
         return weighted(pattern_where(q, k, seen, config.attention_scale, config.score_cap), v)
 
     def _turned(self, layer: int, projected: Projected) -> Heads:
@@ -241,11 +244,3 @@ class _Beside:
 
     def _positions(self, rows: Tensor) -> Tensor | None:
         return torch.arange(self.first, self.first + rows.shape[-2], device=rows.device) if self.first else None
-
-
-def _seen(model: Model, layer: int, first: int, x: Stream) -> Bool[Tensor, "rows keys"]:
-    """Which positions those from `first` on see."""
-    rows = x.shape[-2]
-    ahead = torch.arange(first, first + rows, device=x.device)[:, None] - torch.arange(first + rows, device=x.device)
-    size = window(model.config, layer)
-    return (ahead >= 0) if size is None else (ahead >= 0) & (ahead < size)

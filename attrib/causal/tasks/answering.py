@@ -22,9 +22,10 @@ from attrib.core.finite import of_prompt, require_finite
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
 from attrib.core.sparse import columns_of
-from attrib.core.types import InputError, Site
+from attrib.core.types import InputError
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.models.transformer import Model, cap, embed, normalise, unembed, walk
+from attrib.models.transformer import Model, cap, normalise, unembed
+from attrib.passes.capture import capture
 from attrib.passes.replacement import replace
 
 
@@ -80,8 +81,7 @@ def items_of(model: Model, batch: Sequence[Example] | Sequence[Item]) -> list[It
 def base_logits(model: Model, items: Sequence[Item]) -> Float[Tensor, "prompts d_vocab"]:
     """The model's own logits at the end of each prompt: one pass of all, side by side."""
     ids, last = padded(items)
-    for _, value in walk(model, Site(0, "resid_pre"), embed(model, ids)):
-        stream = value
+    stream = capture(model, ids, [model.config.last])[model.config.last]
     return unembed(model, stream[torch.arange(len(ids), device=ids.device), last])
 
 

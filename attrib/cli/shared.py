@@ -1,0 +1,14 @@
+"""Options that several groups of commands have, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")]
+Given = Annotated[list[str] | None, typer.Option("--dictionary", "-d", help="Dictionary: shipped, folder, or release/id; may be repeated")]
+File = Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line, or .jsonl, in place of those typed")]
+Of = Annotated[Path | None, typer.Option("--of", help="File of prompts from which edits =mean and =resample take their values")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or float64")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N")]
