@@ -2,12 +2,14 @@
 # make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another
 # circuit-tracer, such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
+# make explorer: build the explorer's page from its source, with npm.  make same-explorer: whether what is built is of this source.
+# make browser: Chromium for the tests of the page, from Debian.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check soak torture peers format clean
+.PHONY: demo test check soak torture peers explorer same-explorer browser format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -48,6 +50,19 @@ $(WHICH): bench/peers/requirements.txt
 	$(PYTHON) -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check '$(PEER)' --requirement bench/peers/requirements.txt
 	touch $(WHICH)
+
+WEB := attrib/view/explorer/web
+explorer:
+	cd $(WEB) && npm ci --silent && npx tsc --noEmit && node build.mjs
+
+same-explorer:
+	rm -rf $(WEB)/node_modules/.built
+	cd $(WEB) && npm ci --silent && npx tsc --noEmit && node build.mjs node_modules/.built
+	diff --recursive $(WEB)/node_modules/.built attrib/view/explorer/built
+
+browser:
+	apt-get update --quiet=2
+	apt-get install --yes --quiet=2 --no-install-recommends chromium
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

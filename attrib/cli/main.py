@@ -21,6 +21,7 @@ from attrib.cli.generating import generate, steer
 from attrib.cli.heads import heads
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
+from attrib.cli.viewing import serve, view
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
@@ -43,10 +44,10 @@ app.command()(steer)
 app.command()(evaluate)
 app.command()(intervene)
 app.command()(ablate)
-app.command()(generate)
-app.command()(steer)
 app.command()(verify)
 app.command()(heads)
+app.command()(view)
+app.command()(serve)
 app.add_typer(job.app, name="job")
 app.add_typer(stats.app, name="stats")
 app.add_typer(graph.app, name="graph")

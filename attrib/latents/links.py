@@ -28,7 +28,13 @@ def neuronpedia_link(dictionary: Any, latent: int, *, embed: bool = False) -> st
     """
     model, of, last = _named(dictionary)
     number = _checked(latent, last)
-    return f"{_HOST}/{quote(model, safe='')}/{quote(of, safe='')}/{number}{f'?{urlencode(_EMBED)}' if embed else ''}"
+    return f"{latents_at(f'{model}/{of}')}{number}{f'?{urlencode(_EMBED)}' if embed else ''}"
+
+
+def latents_at(neuronpedia_id: str) -> str:
+    """The address of the latents of a dictionary by its id, MODEL/ID: a latent's number behind it makes that of its page."""
+    model, _, of = neuronpedia_id.partition("/")
+    return f"{_HOST}/{quote(model, safe='')}/{quote(of, safe='')}/"
 
 
 def neuronpedia_list(dictionary: Any, latents: Iterable[int], *, name: str = "latents") -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -52,12 +52,22 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
             InputError: there is none of this number; its file is gone or was replaced; or the collection is closed.
             FormatError: what is read is damaged.
         """
+        with self._file_of(number) as (graphs, place):
+            return graphs[place]
+
+    def strings(self, number: SupportsIndex) -> tuple[str, ...]:
+        """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
+        with self._file_of(number) as (graphs, place):
+            return graphs.strings(place)
+
+    @contextmanager
+    def _file_of(self, number: SupportsIndex) -> Iterator[tuple[Graphs, int]]:
         at = checked_number("graphs", number, NUMBER)
         shard, place = self._found("graphs", int(self.numbers[at]) if -len(self) <= at < 0 else at)
         if self._closed:
             raise InputError(f"graphs: {self.path} is closed; read inside its `with` statement, or open it again.")
         with self._handles.shard(shard) as graphs:
-            return graphs[place]
+            yield graphs, place
 
     @property
     def is_numbered(self) -> bool:

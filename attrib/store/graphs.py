@@ -143,11 +143,15 @@ class Graphs(AbstractContextManager["Graphs"]):
             InputError: there is none of this number, or the file is closed.
             FormatError: what is read is damaged.
         """
-        at = checked_number("graphs", number, "a graph's number")
-        if not -self._count <= at < self._count:
-            raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
-        with self._reading() as listing:
-            return _read(child(listing, str(at % self._count), h5py.Group))
+        with self._group(number) as group:
+            return _read(group)
+
+    def strings(self, number: SupportsIndex) -> tuple[str, ...]:
+        """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
+        with self._group(number) as group:
+            tokens = child(group, "tokens", h5py.Group)
+            _, count = _columns(tokens, {"ids": INTEGER})
+            return _strings(child(tokens, "strings", h5py.Group), count)
 
     @property
     def descriptor(self) -> int:
@@ -157,6 +161,14 @@ class Graphs(AbstractContextManager["Graphs"]):
     def close(self) -> None:
         """Close the file. What was read from it stays."""
         self._file.close()
+
+    @contextmanager
+    def _group(self, number: SupportsIndex) -> Iterator[Checked]:
+        at = checked_number("graphs", number, "a graph's number")
+        if not -self._count <= at < self._count:
+            raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
+        with self._reading() as listing:
+            yield child(listing, str(at % self._count), h5py.Group)
 
     @contextmanager
     def _reading(self) -> Iterator[Checked]:

@@ -1,0 +1,203 @@
+// The graph on a canvas: it is moved and scaled by mouse, wheel, touch and keyboard; what lies under the pointer is named.
+
+import { select } from "d3-selection";
+import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { Theme } from "./colours";
+import { CanvasSurface, draw, RADIUS, type Lit } from "./picture";
+import type { Scene, Item, Line, Shown } from "./shown";
+import { change, togglePin, type State } from "./state";
+import { number, signed } from "./text";
+
+interface Props {
+  scene: Scene;
+  shown: Shown;
+  chosen: State;
+  theme: Theme;
+  matches: ReadonlySet<number>;
+}
+
+const MARGIN = 36;
+
+export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const [size, setSize] = useState<[number, number]>([0, 0]);
+  const [transform, setTransform] = useState<ZoomTransform>(zoomIdentity);
+  const [hovered, setHovered] = useState<Item | null>(null);
+  const moved = useRef(false);
+  const behaviour = useMemo(
+    () =>
+      zoom<HTMLCanvasElement, unknown>()
+        .scaleExtent([0.02, 20])
+        .clickDistance(4)
+        .on("start", () => (moved.current = false))
+        .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
+          if (event.sourceEvent) moved.current = true;
+          setTransform(event.transform);
+        }),
+    [],
+  );
+
+  const fit = () => {
+    const element = canvas.current!;
+    const { width, height } = element.getBoundingClientRect();
+    const scale = Math.min(2.5, width / shown.width, height / (shown.height + MARGIN));
+    const left = Math.max(0, (width - scale * shown.width) / 2);
+    select(element).call(behaviour.transform, zoomIdentity.translate(left, 0).scale(scale));
+  };
+
+  useEffect(() => {
+    const element = canvas.current!;
+    select(element).call(behaviour).on("dblclick.zoom", null);
+    const observer = new ResizeObserver(() => setSize([element.clientWidth, element.clientHeight]));
+    observer.observe(element);
+    setSize([element.clientWidth, element.clientHeight]);
+    fit();
+    return () => observer.disconnect();
+  }, []);
+
+  const lit: Lit = { item: hovered && shown.items.includes(hovered) ? hovered : null, edge: chosen.edge, matches };
+  useEffect(() => {
+    const element = canvas.current!;
+    const ratio = window.devicePixelRatio || 1;
+    element.width = Math.max(1, Math.round(size[0] * ratio));
+    element.height = Math.max(1, Math.round(size[1] * ratio));
+    const context = element.getContext("2d")!;
+    context.fillStyle = theme.ground;
+    context.fillRect(0, 0, element.width, element.height);
+    context.setTransform(ratio * transform.k, 0, 0, ratio * transform.k, ratio * transform.x, ratio * transform.y);
+    draw(new CanvasSurface(context), scene.graph, shown, chosen, theme, lit);
+  }, [size, transform, shown, chosen, theme, hovered, matches]);
+
+  const at = (event: MouseEvent): [number, number] => {
+    const box = canvas.current!.getBoundingClientRect();
+    return transform.invert([event.clientX - box.left, event.clientY - box.top]);
+  };
+  const itemAt = (event: MouseEvent): Item | null => {
+    const [x, y] = at(event);
+    const reach = Math.max(RADIUS * 1.6, 6 / transform.k);
+    let best: Item | null = null;
+    let nearest = reach * reach;
+    for (const item of shown.items) {
+      const distance = (item.x - x) ** 2 + (item.y - y) ** 2;
+      if (distance <= nearest) [best, nearest] = [item, distance];
+    }
+    return best;
+  };
+
+  const click = (event: MouseEvent) => {
+    if (moved.current && event.detail === 0) return;
+    const item = itemAt(event);
+    if (item) {
+      const [node] = item.nodes;
+      if (event.shiftKey) togglePin(node);
+      else change({ selected: node, edge: null });
+      return;
+    }
+    const line = lineAt(at(event), linesSeen(shown, chosen), 5 / transform.k);
+    if (line && line.edge >= 0) change({ edge: line.edge });
+    else if (chosen.selected !== null || chosen.edge !== null) change({ selected: null, edge: null });
+  };
+
+  const press = (event: KeyboardEvent) => {
+    const ways: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    const element = canvas.current!;
+    if (ways[event.key]) {
+      const next = neighbour(shown, chosen.selected, ways[event.key]);
+      if (next !== null) change({ selected: next, edge: null }, "selected");
+    } else if (event.key === "Enter" || event.key === "p") {
+      if (chosen.selected !== null) togglePin(chosen.selected);
+    } else if (event.key === "Escape") change({ selected: null, edge: null });
+    else if (event.key === "+" || event.key === "=") select(element).call(behaviour.scaleBy, 1.3);
+    else if (event.key === "-") select(element).call(behaviour.scaleBy, 1 / 1.3);
+    else if (event.key === "0") fit();
+    else return;
+    event.preventDefault();
+  };
+
+  const named = hovered && shown.items.includes(hovered) ? hovered : null;
+  const place = named && transform.apply([named.x, named.y]);
+  return (
+    <div class="graph-view">
+      <canvas
+        ref={canvas}
+        id="graph"
+        tabIndex={0}
+        role="application"
+        aria-label="Attribution graph. Arrow keys go from node to node, Enter pins, plus and minus scale, 0 shows all."
+        onClick={click}
+        onMouseMove={(event) => setHovered(itemAt(event))}
+        onMouseLeave={() => setHovered(null)}
+        onKeyDown={press}
+      />
+      <button class="fit" onClick={fit}>Show all</button>
+      {named && place && (
+        <div class="hint" style={{ left: `${Math.min(place[0] + 12, size[0] - 230)}px`, top: `${place[1] + 14}px` }}>
+          <Hint scene={scene} item={named} shown={shown} />
+        </div>
+      )}
+    </div>
+  );
+}
+
+function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }) {
+  const { graph, influence } = scene;
+  const [node] = item.nodes;
+  const into = shown.lines.filter((line) => line.to === item);
+  return (
+    <>
+      <strong>{item.group ?? graph.short(node)}</strong>
+      {item.group === null && graph.explanation(node) && <div>{graph.explanation(node)![0]}</div>}
+      <div>
+        {item.group !== null ? `${item.nodes.length} nodes, ` : `activation ${number(graph.activation[node])}, `}
+        influence {number(item.nodes.reduce((sum, each) => sum + influence[each], 0))}
+      </div>
+      {into.length > 0 && (
+        <div>
+          {into.length} edges in, the strongest {signed(into[0].weight)}
+        </div>
+      )}
+    </>
+  );
+}
+
+/** The lines that are drawn strongly enough to be pointed at. */
+function linesSeen(shown: Shown, chosen: State): Line[] {
+  const focus = chosen.selected === null ? undefined : shown.byNode.get(chosen.selected);
+  return focus ? shown.lines.filter((line) => line.from === focus || line.to === focus) : shown.lines.slice(0, chosen.drawn);
+}
+
+function lineAt([x, y]: [number, number], lines: Line[], reach: number): Line | null {
+  let best: Line | null = null;
+  let nearest = reach;
+  for (const line of lines) {
+    const { from, to } = line;
+    if (x < Math.min(from.x, to.x) - reach || x > Math.max(from.x, to.x) + reach) continue;
+    if (y < Math.min(from.y, to.y) - reach || y > Math.max(from.y, to.y) + reach) continue;
+    for (let step = 0; step <= 24; step++) {
+      const t = step / 24;
+      const s = 3 * t * t - 2 * t * t * t; // a cubic whose inner points lie straight below and above its ends
+      const px = from.x + (to.x - from.x) * s;
+      const py = from.y + (to.y - from.y) * t;
+      const distance = Math.hypot(px - x, py - y);
+      if (distance < nearest) [best, nearest] = [line, distance];
+    }
+  }
+  return best;
+}
+
+/** The nearest item in a direction, or the topmost where none is selected. */
+function neighbour(shown: Shown, selected: number | null, [dx, dy]: [number, number]): number | null {
+  const from = selected === null ? undefined : shown.byNode.get(selected);
+  if (!from) return shown.items.length ? shown.items.reduce((top, each) => (each.y < top.y ? each : top)).nodes[0] : null;
+  let best: Item | null = null;
+  let least = Infinity;
+  for (const item of shown.items) {
+    const along = (item.x - from.x) * dx + (item.y - from.y) * dy;
+    if (item === from || along <= 0.5) continue;
+    const aside = Math.abs((item.x - from.x) * dy) + Math.abs((item.y - from.y) * dx);
+    const cost = along + 3 * aside;
+    if (cost < least) [best, least] = [item, cost];
+  }
+  return best && best.nodes[0];
+}

@@ -1,0 +1,147 @@
+// The right side: what is known of the node or the edge that was chosen.
+
+import type { Theme } from "./colours";
+import type { Scene } from "./shown";
+import { change, togglePin, type State } from "./state";
+import { number, percent, signed, visible } from "./text";
+
+interface Props {
+  scene: Scene;
+  chosen: State;
+  theme: Theme;
+}
+
+const LISTED = 40;
+
+export function Panel({ scene, chosen, theme }: Props) {
+  return (
+    <aside class="panel" aria-label="Details">
+      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} />}
+      {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} /> : chosen.edge === null && <About scene={scene} />}
+    </aside>
+  );
+}
+
+function About({ scene }: { scene: Scene }) {
+  const { header } = scene.graph;
+  return (
+    <section id="about">
+      <h2>Graph</h2>
+      <dl>
+        {header.facts.map(([name, value]) => (
+          <>
+            <dt>{name}</dt>
+            <dd><bdi>{visible(value, 400)}</bdi></dd>
+          </>
+        ))}
+      </dl>
+      {header.left_out && <p class="note">{header.left_out}</p>}
+      <p class="note">
+        Choose a node by a click or with the arrow keys, pin it with Shift and a click or with Enter. Blue edges raise what they lead to,
+        orange ones lower it. A row of edges adds up: value = own + all attributions + remainder.
+      </p>
+    </section>
+  );
+}
+
+function NodePanel({ scene, node, chosen, theme }: { scene: Scene; node: number; chosen: State; theme: Theme }) {
+  const { graph, influence } = scene;
+  const set = graph.set(node);
+  const row = graph.rowOf[node];
+  const told = graph.explanation(node);
+  const isPinned = chosen.pinned.includes(node);
+  const link = graph.link(node);
+  const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
+  const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
+  return (
+    <section id="node">
+      <h2><bdi>{graph.short(node)}</bdi></h2>
+      {told && <p class="told"><bdi>{visible(told[0], 400)}</bdi> <small>({visible(told[1])})</small></p>}
+      <p class="buttons">
+        <button onClick={() => togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
+        {link && <a href={link} target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
+      </p>
+      <dl>
+        <dt>Kind</dt><dd>{set.kind}</dd>
+        <dt>Site</dt><dd>{visible(set.site)}</dd>
+        {set.name && <><dt>Dictionary</dt><dd><bdi>{visible(set.name)}</bdi></dd></>}
+        {graph.latent[node] >= 0 && <><dt>{set.kind === "latent" ? "Latent" : set.kind === "head" ? "Head" : "Number"}</dt><dd>{graph.latent[node]}</dd></>}
+        <dt>Position</dt><dd>{graph.position[node]} <bdi class="token">{visible(graph.header.tokens[graph.position[node]] ?? "")}</bdi></dd>
+        <dt>{set.kind === "latent" ? "Activation" : "Value"}</dt><dd>{number(graph.activation[node])}</dd>
+        <dt>Influence</dt><dd>{number(influence[node])}</dd>
+      </dl>
+      {row >= 0 && (
+        <>
+          <h3>What it is made of</h3>
+          <table class="sum" id="accounting">
+            <tbody>
+              <tr><th scope="row">own</th><td>{signed(graph.own[row])}</td></tr>
+              <tr><th scope="row">edges here</th><td>{signed(kept)}</td></tr>
+              <tr><th scope="row">edges left out</th><td>{signed(graph.total[row] - kept)}</td></tr>
+              <tr><th scope="row">remainder</th><td>{signed(remainder)}</td></tr>
+              <tr class="whole"><th scope="row">value</th><td>{signed(graph.value[row])}</td></tr>
+            </tbody>
+          </table>
+        </>
+      )}
+      <Edges scene={scene} title="Into it" edges={graph.incoming(node)} end={(edge) => graph.source[edge]} whole={row < 0 ? 0 : graph.l1[row]} theme={theme} />
+      <Edges scene={scene} title="Out of it" edges={graph.outgoing(node)} end={(edge) => graph.target[edge]} whole={0} theme={theme} />
+    </section>
+  );
+}
+
+function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title: string; edges: number[]; end: (edge: number) => number; whole: number; theme: Theme }) {
+  const { graph } = scene;
+  if (!edges.length) return null;
+  const ordered = [...edges].sort((a, b) => Math.abs(graph.weight[b]) - Math.abs(graph.weight[a]));
+  const most = Math.abs(graph.weight[ordered[0]]) || 1;
+  return (
+    <>
+      <h3>{title} <small>{edges.length.toLocaleString("en")}{edges.length > LISTED ? `, ${LISTED} listed` : ""}</small></h3>
+      <ol class="edges" aria-label={title}>
+        {ordered.slice(0, LISTED).map((edge) => {
+          const node = end(edge);
+          const weight = graph.weight[edge];
+          return (
+            <li key={edge}>
+              <span class="bar" aria-hidden="true" style={{ width: `${(100 * Math.abs(weight)) / most}%`, background: weight > 0 ? theme.positive : theme.negative }} />
+              <button class="end" onClick={() => change({ selected: node, edge: null })}>
+                <bdi>{graph.short(node)}</bdi>
+                {graph.explanation(node) && <small><bdi>{visible(graph.explanation(node)![0])}</bdi></small>}
+              </button>
+              <button class="weight" title="The edge" onClick={() => change({ edge })}>
+                {signed(weight)}
+                {whole > 0 && <small>{percent(Math.abs(weight) / whole)}</small>}
+              </button>
+            </li>
+          );
+        })}
+      </ol>
+    </>
+  );
+}
+
+function EdgePanel({ scene, edge }: { scene: Scene; edge: number }) {
+  const { graph } = scene;
+  const [source, target] = [graph.source[edge], graph.target[edge]];
+  const row = graph.rowOf[target];
+  const weight = graph.weight[edge];
+  const active = graph.activation[source];
+  const rank = graph.incoming(target).filter((each) => Math.abs(graph.weight[each]) > Math.abs(weight)).length + 1;
+  return (
+    <section id="edge">
+      <h2>Edge</h2>
+      <p class="ends">
+        <button onClick={() => change({ selected: source })}><bdi>{graph.short(source)}</bdi></button> →{" "}
+        <button onClick={() => change({ selected: target })}><bdi>{graph.short(target)}</bdi></button>
+      </p>
+      <dl>
+        <dt>Attribution</dt><dd>{signed(weight)}</dd>
+        <dt>Derivative</dt><dd>{active === 0 ? "—" : signed(weight / active)}</dd>
+        <dt>Share of its row</dt><dd>{graph.l1[row] > 0 ? percent(Math.abs(weight) / graph.l1[row]) : "—"}</dd>
+        <dt>Rank in its row</dt><dd>{rank} of {graph.incoming(target).length}</dd>
+      </dl>
+      <button onClick={() => change({ edge: null })}>Close</button>
+    </section>
+  );
+}

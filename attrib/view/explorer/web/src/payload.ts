@@ -1,0 +1,66 @@
+// What the page was given: a JSON header and arrays of numbers behind it, packed by attrib/view/explorer/payload.py.
+
+export type Kind = "token" | "position" | "bias" | "mlp" | "error" | "latent" | "head" | "logit" | "target";
+
+export interface NodeSet {
+  kind: Kind;
+  site: string;
+  name: string;
+  size: number;
+  /** The place of the set from below: 0 for embeddings, then one for each layer, then the outputs. */
+  level: number;
+  /** Where Neuronpedia shows the set's latents, up to the latent's number; empty where that is not known. */
+  link: string;
+}
+
+export interface Header {
+  format: string;
+  version: number;
+  title: string;
+  /** Facts about the graph, in the order in which they are shown. */
+  facts: [string, string][];
+  tokens: string[];
+  sets: NodeSet[];
+  /** The names of the levels, from below. */
+  levels: string[];
+  /** Names of the nodes of kinds that have names, in order. */
+  labels: string[];
+  /** [set, latent, what it is called, who says so]. */
+  explanations: [number, number, string, string][];
+  /** The machine's rounding of the numbers that the graph was made in. */
+  epsilon: number;
+  /** What the page leaves out of the graph, in words; empty where it leaves nothing out. */
+  left_out: string;
+  arrays: { name: string; type: "f4" | "i4"; length: number; offset: number }[];
+}
+
+type Numbers = Float32Array | Int32Array;
+
+export interface Payload {
+  header: Header;
+  arrays: Record<string, Numbers>;
+}
+
+const FORMAT = "attrib explorer";
+const VERSION = 1;
+
+export async function unpack(base64: string): Promise<Payload> {
+  const packed = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return decode(await new Response(stream).arrayBuffer());
+}
+
+export function decode(buffer: ArrayBuffer): Payload {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header;
+  if (header.format !== FORMAT || header.version !== VERSION) {
+    throw new Error(`this page reads ${FORMAT} of version ${VERSION}, not ${header.format} of version ${header.version}`);
+  }
+  const begin = Math.ceil((4 + length) / 8) * 8;
+  const arrays: Record<string, Numbers> = {};
+  for (const each of header.arrays) {
+    const Type = each.type === "f4" ? Float32Array : Int32Array;
+    arrays[each.name] = new Type(buffer, begin + each.offset, each.length);
+  }
+  return { header, arrays };
+}

@@ -1,0 +1,29 @@
+// Strings from models and files, made fit to be looked at: nothing in them may act on the page or on the text around them.
+
+const LONGEST = 60;
+
+// Controls, and characters that turn the direction of writing or have no width.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/gu;
+const KNOWN: Record<string, string> = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
+
+/** A string with what cannot be seen written out, cut to a length. */
+export function visible(text: string, longest = LONGEST): string {
+  const cut = text.length > longest ? `${text.slice(0, longest)}…` : text;
+  return cut.replace(UNSEEN, (character) => KNOWN[character] ?? `\\u{${character.codePointAt(0)!.toString(16)}}`);
+}
+
+/** A number with four digits that count. */
+export function number(value: number): string {
+  if (!Number.isFinite(value)) return String(value);
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+export function signed(value: number): string {
+  return value > 0 ? `+${number(value)}` : number(value).replace("-", "−");
+}
+
+export function percent(share: number): string {
+  return `${(100 * share).toPrecision(3)}%`;
+}
