@@ -11,12 +11,14 @@ from attrib.view.terminal import plain
 
 if TYPE_CHECKING:
     from attrib.latents.labels import Labels
-    from attrib.view.explorer.payload import Most
+    from attrib.view.explorer.graph_payload import Most
 
 File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or a folder of them, such as a job's")]
 LabelFiles = Annotated[
     list[Path] | None, typer.Option("--labels", help="File of labels, as `attrib latents label` writes or Neuronpedia exports; repeat it")
 ]
+NODES, EDGES = 5_000, 100_000
+"""What a page holds at most: it opens in under a second, and is smaller than most pictures."""
 Links = Annotated[
     list[str] | None,
     typer.Option("--neuronpedia", help="NAME=MODEL/ID, where Neuronpedia shows the latents of the dictionary of this name; repeat it"),
@@ -24,32 +26,70 @@ Links = Annotated[
 
 
 def view(
-    file: File,
-    html: Annotated[Path, typer.Option("--html", help="File to write")] = Path("graph.html"),
+    file: Annotated[Path, typer.Argument(help="File of graphs or of edges that attrib wrote, or a folder of them, such as a job's")],
+    html: Annotated[Path, typer.Option("--html", help="File to write")] = Path("attrib.html"),
     prompt: Annotated[
-        int | None, typer.Option(help="Its place in the file, in a folder its prompt's number; negative from the end. Else the first")
+        list[int] | None,
+        typer.Option(
+            help="A prompt's number; in a file of graphs without numbers its place, negative from the end. Usually the first. "
+            "Of edges it may be repeated, so that prompts are compared"
+        ),
     ] = None,
     labels: LabelFiles = None,
     neuronpedia: Links = None,
-    max_nodes: Annotated[int, typer.Option(help="Nodes in the page at most, those of largest influence", min=1)] = 5_000,
-    max_edges: Annotated[int, typer.Option(help="Edges in the page at most", min=0)] = 100_000,
+    max_nodes: Annotated[int | None, typer.Option(help=f"Nodes in a graph's page at most, usually {NODES:,}", min=1)] = None,
+    max_edges: Annotated[int, typer.Option(help="Edges in a page at most, of edges in each matrix", min=0)] = EDGES,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file")] = False,
 ) -> None:
-    """Write the explorer of a graph: one page of HTML that holds all it needs, and opens without a network."""
-    import attrib
+    """Write the explorer of a graph, or of a prompt's edges: one page of HTML that holds all it needs, and opens without a network."""
     from attrib.core.files import check_free, whole
-    from attrib.view.explorer.payload import Most
+    from attrib.view.explorer.graph_payload import Most
 
     check_free("--html", html, overwrite=overwrite)
-    named, links = _labels(labels), _links(neuronpedia)
-    with attrib.open_graphs(file) as graphs:
-        if not len(graphs):
-            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-        graph = next(iter(graphs)) if prompt is None else graphs[prompt]
-        made = _page(graph, Most(max_nodes, max_edges), named, links)
+    if _holds_graphs(file):
+        if len(prompt or []) > 1:
+            raise InputError(f"--prompt: {len(prompt or [])} of them; expected one, since a page shows one graph.")
+        made = _of_graph(file, prompt, Most(NODES if max_nodes is None else max_nodes, max_edges), _labels(labels), _links(neuronpedia))
+    else:
+        of_graphs = {"--labels": labels, "--neuronpedia": neuronpedia, "--max-nodes": max_nodes}
+        if given := [name for name, value in of_graphs.items() if value is not None]:
+            raise InputError(f"{given[0]}: it has no effect on edges, which {file} holds; leave it out.")
+        made = _of_edges(file, prompt, max_edges)
     with whole(html) as partial:
         partial.write_text(made, encoding="utf-8")
     print(plain(f"{html}: {html.stat().st_size / 1e6:.1f} MB"))
+
+
+def _holds_graphs(file: Path) -> bool:
+    from attrib.store.layout import GRAPHS
+    from attrib.store.listing import folder_of, listed
+    from attrib.store.writing import format_at
+
+    first = next(iter(listed(file)), None)
+    return first is not None and format_at(folder_of(file) / first.name) == GRAPHS
+
+
+def _of_graph(file: Path, prompt: list[int] | None, most: "Most", labels: "Labels", links: dict[str, str]) -> str:
+    import attrib
+
+    with attrib.open_graphs(file) as graphs:
+        if not len(graphs):
+            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
+        graph = graphs[prompt[0]] if prompt else next(iter(graphs))
+    return _page(graph, most, labels, links)
+
+
+def _of_edges(file: Path, prompts: list[int] | None, max_edges: int) -> str:
+    from attrib.store import open_collection
+    from attrib.view.explorer.matrix_payload import packed_edges
+    from attrib.view.explorer.page import page
+
+    with open_collection(file) as result:
+        if not len(result.numbers):
+            raise InputError(f"file: {file} has no prompts yet; `attrib job run` makes them.")
+        numbers = list(dict.fromkeys(prompts or result.numbers[:1].tolist()))
+        edges = [result.edges(*block, prompts=[number]) for number in numbers for block in result.blocks]
+    return page("".join(edges[0].prompts.strings), packed_edges(edges, max_edges))
 
 
 def serve(
@@ -62,7 +102,7 @@ def serve(
 ) -> None:
     """Serve the explorer of all graphs of a file or folder, to this machine alone, until Ctrl-C."""
     import attrib
-    from attrib.view.explorer.payload import Most
+    from attrib.view.explorer.graph_payload import Most
     from attrib.view.explorer.server import Explorer
 
     named, links, most = _labels(labels), _links(neuronpedia), Most(max_nodes, max_edges)
@@ -83,8 +123,8 @@ def serve(
 
 
 def _page(graph: Any, most: "Most", labels: "Labels", links: dict[str, str]) -> str:
+    from attrib.view.explorer.graph_payload import packed
     from attrib.view.explorer.page import page
-    from attrib.view.explorer.payload import packed
 
     return page("".join(graph.strings), packed(graph, most, labels, links))
 

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from attrib.view.explorer.graph_payload import Most, packed
 from attrib.view.explorer.page import page
-from attrib.view.explorer.payload import Most, packed
 from tests.support.pages import CHROMIUM, large_graph
 
 ACTIONS = {

@@ -14,7 +14,6 @@ import torch
 from attrib.graph.graph import Graph
 from attrib.graph.nodes import Nodes, NodeSet
 from attrib.view.explorer.page import page
-from attrib.view.explorer.payload import Most, packed
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 CANNOT = "" if CHROMIUM and find_spec("playwright") else "no Chromium (`make browser` installs it from Debian), or no playwright"
@@ -35,9 +34,9 @@ def browser() -> Iterator[Any]:
 class Opened:
     """A page that was opened, and what its browser complained about."""
 
-    def __init__(self, browser: Any, folder: Path, graph: Graph, hash: str = "", most: Most | None = None, **given: Any) -> None:
+    def __init__(self, browser: Any, folder: Path, data: bytes, title: str = "a test", hash: str = "") -> None:
         file = folder / "page.html"
-        file.write_text(page("".join(graph.strings), packed(graph, most or Most(), **given)), encoding="utf-8")
+        file.write_text(page(title, data), encoding="utf-8")
         self.bytes = file.stat().st_size
         self.context = browser.new_context(viewport={"width": 1400, "height": 860}, accept_downloads=True)
         self.page = self.context.new_page()
@@ -48,7 +47,7 @@ class Opened:
             "request", lambda asked: self.complaints.append(asked.url) if not asked.url.startswith(("file:", "blob:", "data:")) else None
         )
         self.page.goto(file.as_uri() + hash)
-        self.page.wait_for_selector("#graph")
+        self.page.wait_for_selector("canvas")
 
     def state(self, name: str) -> Any:
         """A field of what the reader has chosen."""

@@ -10,7 +10,7 @@ import torch
 
 from attrib.graph import Key, influence, key_of, prune, read_supernodes
 from attrib.latents.labels import Label, Labels
-from attrib.view.explorer.payload import Most, fitted
+from attrib.view.explorer.graph_payload import Most, fitted, packed
 from tests.support.graphs import random_graph
 from tests.support.pages import CANNOT, Opened, browser, large_graph
 from tests.view.test_explorer_payload import hostile
@@ -28,7 +28,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Opened]:
-    made = Opened(chromium, tmp_path, GRAPH, labels=LABELS, links=LINKS)
+    made = Opened(chromium, tmp_path, packed(GRAPH, Most(), LABELS, LINKS))
     yield made
     made.close()
 
@@ -250,10 +250,12 @@ def test_the_address_holds_the_state(opened: Opened, chromium: Any, tmp_path: Pa
         node,
     )
     opened.until("() => location.hash.includes('n=0.6')")
-    again = Opened(chromium, tmp_path, GRAPH, hash=opened.ask("() => location.hash"))
+    again = Opened(chromium, tmp_path, packed(GRAPH, Most()), hash=opened.ask("() => location.hash"))
     assert again.ask("() => explorer.state.value") == opened.ask("() => explorer.state.value")
     again.close()
-    wrong = Opened(chromium, tmp_path, GRAPH, hash="#n=7&s=100000&p=1.2.x&hide=nothing.error&g=%5B%5B1&l=9.3&t=77&w=&unknown=1")
+    wrong = Opened(
+        chromium, tmp_path, packed(GRAPH, Most()), hash="#n=7&s=100000&p=1.2.x&hide=nothing.error&g=%5B%5B1&l=9.3&t=77&w=&unknown=1"
+    )
     assert wrong.state("nodes") == 0.8
     assert wrong.state("selected") is None
     assert wrong.state("pinned") == [1, 2]
@@ -282,7 +284,7 @@ def test_the_keyboard_alone_goes_everywhere(opened: Opened) -> None:
 
 def test_hostile_strings_are_shown_and_never_run(chromium: Any, tmp_path: Path) -> None:
     graph = hostile()
-    opened = Opened(chromium, tmp_path, graph, hash="#s=0&n=1&e=1")
+    opened = Opened(chromium, tmp_path, packed(graph, Most()), "".join(graph.strings), "#s=0&n=1&e=1")
     opened.page.on("dialog", lambda _: opened.complaints.append("a dialog"))
     assert "</script><script>alert(1)" in opened.page.text_content(".strip")
     assert opened.page.locator("img").count() == 0
@@ -316,7 +318,7 @@ def test_nobody_is_left_out(opened: Opened) -> None:
 def test_a_large_graph_opens_and_answers(chromium: Any, tmp_path: Path) -> None:
     """5,000 nodes and 100,000 edges; how fast is measured in bench/, not here."""
     graph = large_graph(5_000, 100_000)
-    opened = Opened(chromium, tmp_path, graph, hash="#n=1&e=1")
+    opened = Opened(chromium, tmp_path, packed(graph, Most()), hash="#n=1&e=1")
     assert opened.bytes < 10e6
     small = fitted(graph, Most())
     assert opened.ask("() => [explorer.graph.size, explorer.graph.edges]") == [len(small.nodes), len(small)]

@@ -18,8 +18,8 @@ from attrib.core.types import InputError
 from attrib.graph import influence
 from attrib.graph.graph import Graph
 from attrib.latents.labels import Label, Labels
+from attrib.view.explorer.graph_payload import Most, fitted, packed
 from attrib.view.explorer.page import page
-from attrib.view.explorer.payload import Most, fitted, packed
 from tests.support.graphs import random_graph
 from tests.support.typed import Command
 
@@ -94,7 +94,7 @@ def test_limits_that_cannot_be_kept_are_refused() -> None:
     with pytest.raises(InputError, match="max_edges"):
         packed(GRAPH, Most(edges=-1))
     huge = replace(GRAPH, value=torch.full_like(GRAPH.value, 1e300))
-    with pytest.raises(InputError, match="value holds numbers that float32 cannot"):
+    with pytest.raises(InputError, match="value: it holds numbers that float32"):
         packed(huge, Most())
 
 

@@ -1,4 +1,4 @@
-"""What a page is given of a graph: a JSON header, and columns of numbers behind it, compressed.
+"""How a page is given its data: a JSON header, and columns of numbers behind it, compressed.
 
     four bytes, the header's length · the header · zeros up to a multiple of 8 · columns, each at a multiple of 8
 
@@ -8,141 +8,41 @@ All numbers are little-endian float32 or int32. web/src/payload.ts reads it.
 import gzip
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from attrib.core.types import InputError, Site
-from attrib.graph.graph import Graph
-from attrib.graph.nodes import NodeSet
-from attrib.graph.pruning import ALWAYS
-from attrib.graph.scoring import edge_influence, influence, of_kinds, scores, shares
-from attrib.latents.labels import Labels
+from attrib.core.types import InputError
 
-FORMAT, VERSION = "attrib explorer", 1
-_EMBEDDINGS, _OUTPUTS = ("token", "position"), ("logit", "target")
+VERSION = 1
 
 
-class Most(NamedTuple):
-    """How much of a graph a page holds at most."""
-
-    nodes: int = 5_000
-    edges: int = 100_000
-
-
-def packed(graph: Graph, most: Most, labels: Labels | None = None, links: Mapping[str, str] | None = None) -> bytes:
-    """A graph for a page.
-
-    Args:
-        graph: of what is beyond `most`, the nodes and edges of least influence are left out, and the page says so.
-        labels: what latents are called.
-        links: by a dictionary's name, the address at which Neuronpedia shows its latents, up to the latent's number.
-
-    Raises:
-        InputError: for limits below what cannot be left out, and as `attrib.graph.influence`.
-    """
-    small = fitted(graph, most)
-    header, columns = _header(graph, small, labels or Labels(()), links or {}), _columns(small)
+def pack(format: str, header: Mapping[str, Any], integers: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> bytes:
+    """A header and its columns, the same bytes each time. Raises InputError for a number that float32 cannot hold."""
+    columns = {name: column.numpy().astype("<i4") for name, column in integers.items()}
+    columns |= {name: column.float().numpy().astype("<f4") for name, column in floats.items()}
     arrays, offset = [], 0
     for name, column in columns.items():
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise InputError(f"{name}: it holds numbers that float32, which a page has, cannot; expected finite ones.")
         arrays.append({"name": name, "type": column.dtype.str[1:], "length": len(column), "offset": offset})
         offset += _aligned(column.nbytes)
-    text = json.dumps(header | {"arrays": arrays}, ensure_ascii=False, allow_nan=False).encode()
-    parts = [len(text).to_bytes(4, "little") + text]
-    parts[0] = parts[0].ljust(_aligned(len(parts[0])), b"\0")
-    parts += [column.tobytes().ljust(_aligned(column.nbytes), b"\0") for column in columns.values()]
+    whole = {"format": format, "version": VERSION, **header, "arrays": arrays}
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    first = len(text).to_bytes(4, "little") + text
+    parts = [
+        first.ljust(_aligned(len(first)), b"\0"),
+        *(column.tobytes().ljust(_aligned(column.nbytes), b"\0") for column in columns.values()),
+    ]
     return gzip.compress(b"".join(parts), mtime=0)
+
+
+def left_out(of: str, *counts: tuple[str, int, int, str]) -> str:
+    """What a page leaves out, in words: for each thing its name, how many there are and are shown, and which; empty for nothing."""
+    parts = [f"{shown:,} of the {of}'s {there:,} {what}" for what, there, shown, _ in counts if shown < there]
+    return f"This page holds {' and '.join(parts)}, {counts[0][3]}." if parts else ""
 
 
 def _aligned(size: int) -> int:
     return -(-size // 8) * 8
-
-
-def fitted(graph: Graph, most: Most) -> Graph:
-    """The graph, or of one that is larger the nodes and then the edges of largest influence. Tokens, logits and targets stay."""
-    always = of_kinds(graph, "ALWAYS", ALWAYS)
-    if most.nodes < int(always.sum()):
-        raise InputError(f"max_nodes: {most.nodes}; expected at least the {int(always.sum())} tokens, logits and targets, which stay.")
-    if most.edges < 0:
-        raise InputError(f"max_edges: {most.edges}; expected at least 0.")
-    if len(graph.nodes) > most.nodes:
-        score = influence(graph).masked_fill(always, torch.inf)
-        graph = graph.take(_largest(score, most.nodes).nonzero()[:, 0])
-    if len(graph) > most.edges:
-        graph = graph.only(_largest(edge_influence(graph, shares(graph)), most.edges))
-    return graph
-
-
-def _largest(score: Tensor, count: int) -> Bool[Tensor, " items"]:
-    kept = torch.zeros(len(score), dtype=torch.bool)
-    kept[score.sort(descending=True, stable=True).indices[:count]] = True
-    return kept
-
-
-def _columns(graph: Graph) -> dict[str, Any]:
-    integers = {"position": graph.nodes.position, "latent": graph.nodes.latent, "targets": graph.targets}
-    integers |= {"indptr": graph.indptr, "indices": graph.indices}
-    floats: dict[str, Tensor] = {"activation": graph.nodes.activation, "weight": graph.weight}
-    floats |= {name: getattr(graph, name) for name in ("value", "own", "total", "l1", "importance")}
-    columns = {name: column.numpy().astype("<i4") for name, column in integers.items()}
-    columns |= {name: column.float().numpy().astype("<f4") for name, column in floats.items()}
-    for name, column in columns.items():
-        if column.dtype.kind == "f" and not np.isfinite(column).all():
-            raise InputError(f"graph: {name} holds numbers that float32 cannot; expected finite ones.")
-    return columns
-
-
-def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str]) -> dict[str, Any]:
-    layers = [_layer(each) for each in graph.nodes.sets]
-    last = max((layer for layer in layers if layer is not None), default=-1)
-    levels = ["embed", *(f"layer {layer}" for layer in range(last + 1)), "logits"]
-    sets = [
-        each._asdict() | {"level": _level(each, layer, len(levels)), "link": links.get(each.name, "")}
-        for each, layer in zip(graph.nodes.sets, layers, strict=True)
-    ]
-    return {
-        "format": FORMAT, "version": VERSION, "title": "".join(graph.strings), "facts": _facts(whole), "tokens": graph.strings,
-        "sets": sets, "levels": levels, "labels": graph.nodes.labels, "explanations": _explanations(graph, labels),
-        "epsilon": torch.finfo(graph.l1.dtype).eps, "left_out": _left_out(whole, graph),
-    }  # fmt: skip
-
-
-def _level(each: NodeSet, layer: int | None, levels: int) -> int:
-    """Embeddings below, then layers, outputs above."""
-    return levels - 1 if each.kind in _OUTPUTS else 0 if layer is None else layer + 1
-
-
-def _layer(each: NodeSet) -> int | None:
-    return None if each.kind in (*_EMBEDDINGS, *_OUTPUTS) else Site.parse(each.site).layer
-
-
-def _explanations(graph: Graph, labels: Labels) -> list[tuple[int, int, str, str]]:
-    found = []
-    for number, each in enumerate(graph.nodes.sets):
-        if each.kind == "latent":
-            for latent in graph.nodes.latent[graph.nodes.rows(number)].unique().tolist():
-                found += [(number, latent, label.text, label.source) for label in labels.of(each.name, latent)[:1]]
-    return found
-
-
-def _facts(graph: Graph) -> list[tuple[str, str]]:
-    """What is said about the whole graph."""
-    said = [("tokens", f"{len(graph.tokens):,}"), ("nodes", f"{len(graph.nodes):,}"), ("rows", f"{len(graph.targets):,}")]
-    said += [("edges", f"{len(graph):,}"), ("largest remainder", f"{graph.worst:.1e} of its row's scale")]
-    if bool(graph.importance.any()):
-        found = scores(graph)
-        said += [("replacement score", f"{found.replacement:.3f}"), ("completeness score", f"{found.completeness:.3f}")]
-    said += [(name, str(graph.call[name])) for name in ("model", "policy", "keep") if isinstance(graph.call.get(name), str)]
-    return said
-
-
-def _left_out(whole: Graph, graph: Graph) -> str:
-    parts = [
-        f"{after:,} of the graph's {before:,} {what}"
-        for what, before, after in (("nodes", len(whole.nodes), len(graph.nodes)), ("edges", len(whole), len(graph)))
-        if after < before
-    ]
-    return f"This page holds {' and '.join(parts)}, those of largest influence." if parts else ""

@@ -1,13 +1,12 @@
-// The graph on a canvas: it is moved and scaled by mouse, wheel, touch and keyboard; what lies under the pointer is named.
+// The graph on a canvas: what lies under the pointer is named, what is clicked or walked to is chosen.
 
-import { select } from "d3-selection";
-import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import { CanvasSurface, draw, RADIUS, type Lit } from "./picture";
 import type { Scene, Item, Line, Shown } from "./shown";
 import { change, togglePin, type State } from "./state";
 import { number, signed } from "./text";
+import { useZoomed, WAYS } from "./zoomed";
 
 interface Props {
   scene: Scene;
@@ -20,61 +19,25 @@ interface Props {
 const MARGIN = 36;
 
 export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
-  const canvas = useRef<HTMLCanvasElement>(null);
-  const [size, setSize] = useState<[number, number]>([0, 0]);
-  const [transform, setTransform] = useState<ZoomTransform>(zoomIdentity);
   const [hovered, setHovered] = useState<Item | null>(null);
-  const moved = useRef(false);
-  const behaviour = useMemo(
-    () =>
-      zoom<HTMLCanvasElement, unknown>()
-        .scaleExtent([0.02, 20])
-        .clickDistance(4)
-        .on("start", () => (moved.current = false))
-        .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
-          if (event.sourceEvent) moved.current = true;
-          setTransform(event.transform);
-        }),
+  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
+    [0.02, 20],
+    (width, height) => {
+      const scale = Math.min(2.5, width / shown.width, height / (shown.height + MARGIN));
+      return { scale, left: Math.max(0, (width - scale * shown.width) / 2), top: 0 };
+    },
     [],
   );
 
-  const fit = () => {
-    const element = canvas.current!;
-    const { width, height } = element.getBoundingClientRect();
-    const scale = Math.min(2.5, width / shown.width, height / (shown.height + MARGIN));
-    const left = Math.max(0, (width - scale * shown.width) / 2);
-    select(element).call(behaviour.transform, zoomIdentity.translate(left, 0).scale(scale));
-  };
-
-  useEffect(() => {
-    const element = canvas.current!;
-    select(element).call(behaviour).on("dblclick.zoom", null);
-    const observer = new ResizeObserver(() => setSize([element.clientWidth, element.clientHeight]));
-    observer.observe(element);
-    setSize([element.clientWidth, element.clientHeight]);
-    fit();
-    return () => observer.disconnect();
-  }, []);
-
   const lit: Lit = { item: hovered && shown.items.includes(hovered) ? hovered : null, edge: chosen.edge, matches };
   useEffect(() => {
-    const element = canvas.current!;
-    const ratio = window.devicePixelRatio || 1;
-    element.width = Math.max(1, Math.round(size[0] * ratio));
-    element.height = Math.max(1, Math.round(size[1] * ratio));
-    const context = element.getContext("2d")!;
-    context.fillStyle = theme.ground;
-    context.fillRect(0, 0, element.width, element.height);
-    context.setTransform(ratio * transform.k, 0, 0, ratio * transform.k, ratio * transform.x, ratio * transform.y);
-    draw(new CanvasSurface(context), scene.graph, shown, chosen, theme, lit);
+    const drawing = context(theme.ground);
+    drawing.transform(transform.k, 0, 0, transform.k, transform.x, transform.y);
+    draw(new CanvasSurface(drawing), scene.graph, shown, chosen, theme, lit);
   }, [size, transform, shown, chosen, theme, hovered, matches]);
 
-  const at = (event: MouseEvent): [number, number] => {
-    const box = canvas.current!.getBoundingClientRect();
-    return transform.invert([event.clientX - box.left, event.clientY - box.top]);
-  };
   const itemAt = (event: MouseEvent): Item | null => {
-    const [x, y] = at(event);
+    const [x, y] = pointed(event).on;
     const reach = Math.max(RADIUS * 1.6, 6 / transform.k);
     let best: Item | null = null;
     let nearest = reach * reach;
@@ -86,7 +49,7 @@ export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
   };
 
   const click = (event: MouseEvent) => {
-    if (moved.current && event.detail === 0) return;
+    if (dragged.current) return;
     const item = itemAt(event);
     if (item) {
       const [node] = item.nodes;
@@ -94,24 +57,19 @@ export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
       else change({ selected: node, edge: null });
       return;
     }
-    const line = lineAt(at(event), linesSeen(shown, chosen), 5 / transform.k);
+    const line = lineAt(pointed(event).on, linesSeen(shown, chosen), 5 / transform.k);
     if (line && line.edge >= 0) change({ edge: line.edge });
     else if (chosen.selected !== null || chosen.edge !== null) change({ selected: null, edge: null });
   };
 
   const press = (event: KeyboardEvent) => {
-    const ways: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    const element = canvas.current!;
-    if (ways[event.key]) {
-      const next = neighbour(shown, chosen.selected, ways[event.key]);
+    if (WAYS[event.key]) {
+      const next = neighbour(shown, chosen.selected, WAYS[event.key]);
       if (next !== null) change({ selected: next, edge: null }, "selected");
     } else if (event.key === "Enter" || event.key === "p") {
       if (chosen.selected !== null) togglePin(chosen.selected);
     } else if (event.key === "Escape") change({ selected: null, edge: null });
-    else if (event.key === "+" || event.key === "=") select(element).call(behaviour.scaleBy, 1.3);
-    else if (event.key === "-") select(element).call(behaviour.scaleBy, 1 / 1.3);
-    else if (event.key === "0") fit();
-    else return;
+    else if (!scaledBy(event.key)) return;
     event.preventDefault();
   };
 

@@ -34,27 +34,53 @@ export interface Header {
   arrays: { name: string; type: "f4" | "i4"; length: number; offset: number }[];
 }
 
+/** One side of a matrix: what its rows or its columns are. */
+export interface Side {
+  kind: string;
+  site: string;
+  /** A name for each that is no latent; empty for latents. */
+  labels: string[];
+}
+
+export interface MatrixHeader {
+  name: string;
+  tokens: string[];
+  targets: Side;
+  sources: Side;
+  facts: [string, string][];
+  left_out: string;
+}
+
+export interface MatricesHeader {
+  format: string;
+  version: number;
+  title: string;
+  matrices: MatrixHeader[];
+  arrays: Header["arrays"];
+}
+
 type Numbers = Float32Array | Int32Array;
 
-export interface Payload {
-  header: Header;
+export interface Payload<Of = Header> {
+  header: Of;
   arrays: Record<string, Numbers>;
 }
 
-const FORMAT = "attrib explorer";
+export const GRAPH = "attrib explorer";
+export const MATRICES = "attrib matrices";
 const VERSION = 1;
 
-export async function unpack(base64: string): Promise<Payload> {
+export async function unpack(base64: string): Promise<Payload<Header | MatricesHeader>> {
   const packed = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return decode(await new Response(stream).arrayBuffer());
 }
 
-export function decode(buffer: ArrayBuffer): Payload {
+export function decode(buffer: ArrayBuffer): Payload<Header | MatricesHeader> {
   const length = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header;
-  if (header.format !== FORMAT || header.version !== VERSION) {
-    throw new Error(`this page reads ${FORMAT} of version ${VERSION}, not ${header.format} of version ${header.version}`);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header | MatricesHeader;
+  if (![GRAPH, MATRICES].includes(header.format) || header.version !== VERSION) {
+    throw new Error(`this page reads ${GRAPH} and ${MATRICES} of version ${VERSION}, not ${header.format} of version ${header.version}`);
   }
   const begin = Math.ceil((4 + length) / 8) * 8;
   const arrays: Record<string, Numbers> = {};

@@ -53,7 +53,7 @@ export function draw(surface: Surface, graph: Graph, shown: Shown, state: State,
   for (const item of shown.items) {
     const isPinned = item.nodes.some((node) => pinned.has(node));
     if (item.group !== null) surface.text(visible(item.group, 24), [item.x, item.y - 9], theme.text, 10, "middle");
-    else if (isPinned || item === focus) {
+    else if (isPinned || item === focus || joined.has(item) && graph.name(item.nodes[0]) !== undefined) {
       const [node] = item.nodes;
       const named = graph.explanation(node)?.[0] ?? graph.short(node);
       surface.text(visible(named, 32), [item.x, item.y - 8], theme.text, 9, "middle");

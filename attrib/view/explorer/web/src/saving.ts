@@ -45,6 +45,10 @@ export function csv(graph: Graph, shown: Shown): Blob {
     const end = (item: typeof line.from) => (item.group !== null ? [item.group, item.nodes.join(" ")] : [graph.short(item.nodes[0]), String(item.id)]);
     rows.push([...end(line.from), ...end(line.to), String(line.weight)]);
   }
+  return csvOf(rows);
+}
+
+export function csvOf(rows: string[][]): Blob {
   return new Blob([rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n"], { type: "text/csv" });
 }
 

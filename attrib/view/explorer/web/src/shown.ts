@@ -37,6 +37,8 @@ export interface Shown {
 export const STEP = 14;
 const GAP = 12;
 const LEFT = 64;
+/** How many times as wide as high a picture is at most. */
+const WIDEST = 1.6;
 
 export class Scene {
   readonly influence: Float64Array;
@@ -148,11 +150,15 @@ export class Scene {
       x += column.width;
       return column;
     });
+    // a long prompt makes a wide picture, whose rows stand apart so that edges can be followed
+    const full = lines.filter((count) => count > 0);
+    const tall = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
+    const apart = GAP + Math.max(0, x / WIDEST - tall) / Math.max(1, full.length);
     let y = GAP;
     const rows: Shown["rows"] = [];
     for (let level = lines.length - 1; level >= 0; level--) {
       if (!lines[level]) continue;
-      const height = lines[level] * STEP + GAP;
+      const height = lines[level] * STEP + apart;
       rows.push({ level, y, height });
       y += height;
     }
@@ -163,7 +169,7 @@ export class Scene {
       cell.sort((a, b) => weightOf(b) - weightOf(a) || a.id - b.id);
       cell.forEach((item, at) => {
         item.x = columns[position].x + GAP / 2 + STEP * ((at % across[position]) + 0.5);
-        item.y = row.y + GAP / 2 + STEP * (Math.floor(at / across[position]) + 0.5);
+        item.y = row.y + apart / 2 + STEP * (Math.floor(at / across[position]) + 0.5);
       });
     }
     return { columns, rows, width: x, height: y + GAP };

@@ -1,0 +1,72 @@
+// A canvas that is moved and scaled by mouse, wheel, touch and keyboard, and drawn again when anything of it changes.
+
+import { select } from "d3-selection";
+import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+
+/** How a whole picture lies in a window of this width and height: scaled, then moved. */
+export type Fitting = (width: number, height: number) => { scale: number; left: number; top: number };
+
+export function useZoomed(scales: [number, number], fitting: Fitting, whole: unknown[]) {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const [size, setSize] = useState<[number, number]>([0, 0]);
+  const [transform, setTransform] = useState<ZoomTransform>(zoomIdentity);
+  const dragged = useRef(false);
+  const behaviour = useMemo(
+    () =>
+      zoom<HTMLCanvasElement, unknown>()
+        .scaleExtent(scales)
+        .clickDistance(4)
+        .on("start", () => (dragged.current = false))
+        .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
+          dragged.current = true;
+          setTransform(event.transform);
+        }),
+    [],
+  );
+  const fit = () => {
+    const { scale, left, top } = fitting(canvas.current!.clientWidth, canvas.current!.clientHeight);
+    select(canvas.current!).call(behaviour.transform, zoomIdentity.translate(left, top).scale(scale));
+  };
+  const scaleBy = (factor: number) => select(canvas.current!).call(behaviour.scaleBy, factor);
+  useEffect(() => {
+    const element = canvas.current!;
+    select(element).call(behaviour).on("dblclick.zoom", null);
+    const observer = new ResizeObserver(() => setSize([element.clientWidth, element.clientHeight]));
+    observer.observe(element);
+    setSize([element.clientWidth, element.clientHeight]);
+    return () => observer.disconnect();
+  }, []);
+  useEffect(fit, whole);
+
+  /** The canvas at its size on this screen, emptied, in pixels of the page. */
+  const context = (ground: string): CanvasRenderingContext2D => {
+    const ratio = window.devicePixelRatio || 1;
+    const element = canvas.current!;
+    element.width = Math.max(1, Math.round(size[0] * ratio));
+    element.height = Math.max(1, Math.round(size[1] * ratio));
+    const found = element.getContext("2d")!;
+    found.fillStyle = ground;
+    found.fillRect(0, 0, element.width, element.height);
+    found.scale(ratio, ratio);
+    return found;
+  };
+  /** Where on the picture a mouse points, and where in the window. */
+  const pointed = (event: MouseEvent): { on: [number, number]; at: [number, number] } => {
+    const box = canvas.current!.getBoundingClientRect();
+    const at: [number, number] = [event.clientX - box.left, event.clientY - box.top];
+    return { on: transform.invert(at), at };
+  };
+  /** What the keys for scaling do; false for other keys. */
+  const scaledBy = (key: string): boolean => {
+    if (key === "+" || key === "=") scaleBy(1.3);
+    else if (key === "-") scaleBy(1 / 1.3);
+    else if (key === "0") fit();
+    else return false;
+    return true;
+  };
+  return { canvas, size, transform, dragged, fit, context, pointed, scaledBy };
+}
+
+/** The ways of the arrow keys: across and down. */
+export const WAYS: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
