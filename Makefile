@@ -15,6 +15,9 @@ demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
 	$(BIN)/attrib run examples/demo.toml --out demo.h5
 	$(BIN)/attrib show demo.h5 --top 5 --first-position 1
+	$(BIN)/attrib graph "The opposite of hot is" -m smollm2-135m $(foreach layer,7 8 9,-t smollm2-135m/blocks.$(layer).mlp.hook_in) \
+	    -o demo-graph.h5 --overwrite
+	$(BIN)/attrib view demo-graph.h5 --html demo.html --overwrite
 
 # One thread a process: several processes side by side finish sooner than threads within one, and one more of them than there
 # are cores, since tests of jobs wait for others. A file is one process's, in the order of tests/conftest.py, so that what its
@@ -76,4 +79,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5 demo-graph.h5 demo.html

@@ -2,6 +2,7 @@
 
 import { SHAPES, type Theme } from "./colours";
 import type { Graph } from "./graph";
+import type { Kind } from "./payload";
 import type { Item, Line, Shown } from "./shown";
 import type { State } from "./state";
 import { visible } from "./text";
@@ -14,6 +15,7 @@ export interface Surface {
 }
 
 export const RADIUS = 4.5;
+const OUTPUTS: ReadonlySet<Kind> = new Set(["logit", "target"]);
 
 /** What is looked at: an item by its own, or what a line joins. */
 export interface Lit {
@@ -53,7 +55,7 @@ export function draw(surface: Surface, graph: Graph, shown: Shown, state: State,
   for (const item of shown.items) {
     const isPinned = item.nodes.some((node) => pinned.has(node));
     if (item.group !== null) surface.text(visible(item.group, 24), [item.x, item.y - 9], theme.text, 10, "middle");
-    else if (isPinned || item === focus || joined.has(item) && graph.name(item.nodes[0]) !== undefined) {
+    else if (isPinned || item === focus || (joined.has(item) && OUTPUTS.has(graph.kind(item.nodes[0])))) {
       const [node] = item.nodes;
       const named = graph.explanation(node)?.[0] ?? graph.short(node);
       surface.text(visible(named, 32), [item.x, item.y - 8], theme.text, 9, "middle");

@@ -37,8 +37,9 @@ export interface Shown {
 export const STEP = 14;
 const GAP = 12;
 const LEFT = 64;
-/** How many times as wide as high a picture is at most. */
+/** How many times as wide as high a picture is at most and at least. */
 const WIDEST = 1.6;
+const NARROWEST = 0.8;
 
 export class Scene {
   readonly influence: Float64Array;
@@ -144,16 +145,18 @@ export class Scene {
       const [position, level] = key.split(" ").map(Number);
       lines[level] = Math.max(lines[level], Math.ceil(cell.length / across[position]));
     }
+    // a long prompt makes a wide picture and a deep model a high one: rows or columns then stand apart, so that edges can be followed
+    const full = lines.filter((count) => count > 0);
+    const wide = across.reduce((sum, count) => sum + count * STEP + GAP, LEFT);
+    const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
+    const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
+    const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
     let x = LEFT;
     const columns = across.map((count) => {
-      const column = { x, width: count * STEP + GAP };
+      const column = { x, width: count * STEP + aside };
       x += column.width;
       return column;
     });
-    // a long prompt makes a wide picture, whose rows stand apart so that edges can be followed
-    const full = lines.filter((count) => count > 0);
-    const tall = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
-    const apart = GAP + Math.max(0, x / WIDEST - tall) / Math.max(1, full.length);
     let y = GAP;
     const rows: Shown["rows"] = [];
     for (let level = lines.length - 1; level >= 0; level--) {
@@ -168,7 +171,7 @@ export class Scene {
       const row = rowOf.get(level)!;
       cell.sort((a, b) => weightOf(b) - weightOf(a) || a.id - b.id);
       cell.forEach((item, at) => {
-        item.x = columns[position].x + GAP / 2 + STEP * ((at % across[position]) + 0.5);
+        item.x = columns[position].x + aside / 2 + STEP * ((at % across[position]) + 0.5);
         item.y = row.y + apart / 2 + STEP * (Math.floor(at / across[position]) + 0.5);
       });
     }
