@@ -91,6 +91,10 @@ def test_of_many_edges_the_largest_stay_and_the_page_says_so(edges: list[Edges])
 def test_values_orders_and_lists(opened: Opened, edges: list[Edges]) -> None:
     whole = dense(edges[0])
     rows, columns, entries = table(opened)
+    assert rows == (whole != 0).any(1).nonzero()[:, 0].tolist()
+    assert columns == (whole != 0).any(0).nonzero()[:, 0].tolist()
+    opened.page.check("#empty")
+    rows, columns, entries = table(opened)
     assert rows == list(range(whole.shape[0]))
     assert columns == list(range(whole.shape[1]))
     assert all(whole[at] == value for at, value in entries.items())
@@ -136,7 +140,7 @@ def test_a_cell_is_pointed_at_and_chosen(opened: Opened, edges: list[Edges]) -> 
     at = opened.ask(
         """([row, column]) => {
             const canvas = document.getElementById("matrix"), box = canvas.getBoundingClientRect(), t = canvas.__zoom;
-            return [box.left + t.applyX(column + 0.5), box.top + t.applyY(row + 0.5)];
+            return [box.left + t.applyX(explorer.table.columnPlace[column] + 0.5), box.top + t.applyY(explorer.table.rowPlace[row] + 0.5)];
         }""",
         [row, column],
     )

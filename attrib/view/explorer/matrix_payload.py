@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
 from attrib.core.types import InputError
@@ -25,7 +26,9 @@ def packed_edges(edges: Sequence[Edges], max_edges: int = 100_000) -> bytes:
     """
     if not edges:
         raise InputError("edges: none; expected those of at least one prompt.")
-    matrices, integers, floats = [], {}, {}
+    integers: dict[str, Tensor] = {}
+    floats: dict[str, Tensor] = {}
+    matrices = []
     for number, whole in enumerate(edges):
         if len(whole.prompts) != 1:
             raise InputError(f"edges: number {number} is of {len(whole.prompts)} prompts; expected one. Take it by `edges.prompt(k)`.")

@@ -67,7 +67,7 @@ export interface Table {
   row: Int32Array;
   column: Int32Array;
   value: Float32Array;
-  /** Where each row and each column is drawn. */
+  /** Where each row and each column is drawn; -1 where it is not. */
   rowPlace: Int32Array;
   columnPlace: Int32Array;
   /** Which row and which column is drawn at each place. */
@@ -76,7 +76,8 @@ export interface Table {
   largest: number;
 }
 
-export function table(matrix: Matrix, value: Value, order: Order, other: Matrix | null): Table {
+/** @param empty whether rows and columns without an entry are there too */
+export function table(matrix: Matrix, value: Value, order: Order, other: Matrix | null, empty: boolean): Table {
   let entries = { row: matrix.row, column: matrix.column, value: matrix.values[value] };
   let { targets, sources } = matrix;
   if (other) ({ targets, sources, ...entries } = difference(matrix, other, value));
@@ -86,20 +87,21 @@ export function table(matrix: Matrix, value: Value, order: Order, other: Matrix 
     return sums;
   };
   const ordered = (axis: Axis, places: Int32Array) => {
-    const found = Array.from({ length: axis.size }, (_, at) => at);
+    const filled = new Set(places);
+    const found = Array.from({ length: axis.size }, (_, at) => at).filter((at) => empty || filled.has(at));
     if (order === "position") return found.sort((a, b) => axis.position[a] - axis.position[b] || a - b);
     const sums = strengths(places, axis.size);
     return found.sort((a, b) => sums[b] - sums[a] || a - b);
   };
   const rows = ordered(targets, entries.row);
   const columns = ordered(sources, entries.column);
-  const place = (list: number[]) => {
-    const found = new Int32Array(list.length);
+  const place = (list: number[], size: number) => {
+    const found = new Int32Array(size).fill(-1);
     list.forEach((at, where) => (found[at] = where));
     return found;
   };
   const largest = entries.value.reduce((most, each) => Math.max(most, Math.abs(each)), 0);
-  return { targets, sources, ...entries, rowPlace: place(rows), columnPlace: place(columns), rows, columns, largest };
+  return { targets, sources, ...entries, rowPlace: place(rows, targets.size), columnPlace: place(columns, sources.size), rows, columns, largest };
 }
 
 /** First less second, over all rows and columns that either has. */

@@ -15,6 +15,7 @@ interface Chosen {
   other: number | null;
   value: Value;
   order: Order;
+  empty: boolean;
   target: number | null;
   source: number | null;
 }
@@ -31,7 +32,7 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
   const theme = themeOf(dark);
   const matrix = matrices[chosen.matrix];
   const other = chosen.other === null ? null : matrices[chosen.other];
-  const table = useMemo(() => tableOf(matrix, chosen.value, chosen.order, other), [chosen.matrix, chosen.other, chosen.value, chosen.order]);
+  const table = useMemo(() => tableOf(matrix, chosen.value, chosen.order, other, chosen.empty), [chosen.matrix, chosen.other, chosen.value, chosen.order, chosen.empty]);
   useEffect(() => seen(table), [table]);
   useEffect(() => {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
@@ -69,6 +70,10 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
                 <option value="position">by position</option>
                 <option value="strength">strongest first</option>
               </select>
+            </label>
+            <label class="kind">
+              <input type="checkbox" id="empty" checked={chosen.empty} onChange={() => set({ empty: !chosen.empty })} />
+              Empty rows and columns too
             </label>
           </section>
           <section class="buttons">
@@ -132,6 +137,7 @@ function toAddress(chosen: Chosen): string {
   if (chosen.other !== null) found.set("less", String(chosen.other));
   if (chosen.value !== "attribution") found.set("v", chosen.value);
   if (chosen.order !== "position") found.set("o", chosen.order);
+  if (chosen.empty) found.set("empty", "1");
   if (chosen.target !== null && chosen.source !== null) found.set("at", `${chosen.target}.${chosen.source}`);
   return found.toString();
 }
@@ -152,6 +158,7 @@ function fromAddress(matrices: Matrix[]): Chosen {
     other,
     value: found.get("v") === "gradient" ? "gradient" : "attribution",
     order: found.get("o") === "strength" ? "strength" : "position",
+    empty: found.get("empty") === "1",
     target: at[1] === null ? null : at[0],
     source: at[0] === null ? null : at[1],
   };

@@ -26,7 +26,10 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
   const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
     [0.05, 60],
     (width, height) => {
-      const scale = Math.min(28, (width - LEFT) / Math.max(1, table.columns.length), (height - TOP) / Math.max(1, table.rows.length));
+      const across = (width - LEFT) / Math.max(1, table.columns.length);
+      const down = (height - TOP) / Math.max(1, table.rows.length);
+      // all of it, unless that made a long and narrow matrix a line
+      const scale = Math.min(28, Math.max(Math.min(across, down), Math.min(14, Math.max(across, down))));
       return { scale: Math.max(0.05, scale), left: LEFT, top: TOP };
     },
     [table.rows.length, table.columns.length],
@@ -120,8 +123,8 @@ function drawn(
   context.lineWidth = 1;
   context.strokeRect(x, y, k * table.columns.length, k * table.rows.length);
   context.strokeStyle = theme.chosen;
-  if (target !== null) context.strokeRect(x, y + k * table.rowPlace[target], k * table.columns.length, k);
-  if (source !== null) context.strokeRect(x + k * table.columnPlace[source], y, k, k * table.rows.length);
+  if (target !== null && table.rowPlace[target] >= 0) context.strokeRect(x, y + k * table.rowPlace[target], k * table.columns.length, k);
+  if (source !== null && table.columnPlace[source] >= 0) context.strokeRect(x + k * table.columnPlace[source], y, k, k * table.rows.length);
   context.restore();
 
   const size = Math.min(12, k);
