@@ -1,4 +1,4 @@
-"""What dictionaries read, make active, decode and leave out: against SAELens' own cache of a pass with SAEs in it, and hooks of transcoders."""
+"""What dictionaries read, make active, decode and leave out: against SAELens' own cache and hooks."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_layers_that_write_together_have_one_error() -> None:
     dictionaries = [one.ours for one in cross(model, range(1, 4))]
     found = dictionary_values(model, dictionaries, IDS, errors=True)
     true = attrib.capture(model, IDS, all_sites())
-    written = [torch.stack([row for row in own.reconstruction]) for own in found]
+    written = [own.reconstruction for own in found]
     width = model.config.d_model
     for layer in (1, 2, 3):
         parts = [written[n][:, (layer - 1 - n) * width : (layer - n) * width] for n in range(layer)]
