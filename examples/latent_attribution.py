@@ -73,7 +73,9 @@ def between_latents(of: Setting, edges: attrib.Edges) -> Iterator[Step]:
     dense = torch.zeros(len(edges.prompts.ids), of.early.d_sae).index_put((active.position, active.latent), active.value)
     sizes = {"active latents": len(active.value), "shape of all": str(list(dense.shape)), "nonzero there": int((dense != 0).sum())}
     yield Step("A4", "active latents alone, and among all", pairs(sizes))
-    yield Step("A5", f"{edges.sources.site} to {edges.targets.site}: gradients {list(edges.shape)}", printing.edges(edges.top(8, "gradient")))
+    yield Step(
+        "A5", f"{edges.sources.site} to {edges.targets.site}: gradients {list(edges.shape)}", printing.edges(edges.top(8, "gradient"))
+    )
     yield Step("A6", "attributions: gradient times activation", printing.edges(edges.top(8)))
     yield Step("A7", "the heat map: strongest sources of the strongest targets", heat_map(edges, 6, 6))
     share = edges.shape[0] * edges.shape[1] / (of.early.d_sae * of.late.d_sae)
@@ -100,7 +102,11 @@ def to_logits(of: Setting) -> Iterator[Step]:
     """Latents to the 25 largest logits."""
     edges = attrib.latent_to_logit(of.model, of.last, CITY, logits=attrib.TopLogits(25), keep=attrib.Dense())
     yield Step("A13", f"{edges.sources.site} to the 25 largest logits: attributions {list(edges.shape)}", printing.edges(edges.top(8)))
-    logits = {"id": edges.targets.latent.tolist(), "token": list(map(repr, edges.targets.labels)), "logit": edges.targets.activation.tolist()}
+    logits = {
+        "id": edges.targets.latent.tolist(),
+        "token": list(map(repr, edges.targets.labels)),
+        "logit": edges.targets.activation.tolist(),
+    }
     assert edges.targets.probability is not None
     table = pd.DataFrame(logits | {"probability": edges.targets.probability.tolist()})
     yield Step("A14", "the model's own logits", table.head(8))
@@ -115,7 +121,9 @@ def to_a_difference(of: Setting) -> Iterator[Step]:
     """Latents to the difference of two logits."""
     edges = attrib.latent_to_logit(of.model, of.last, SPORT, logits=attrib.Difference(RIGHT, WRONG), keep=attrib.Dense())
     size = float(edges.targets.activation[0])
-    yield Step("A17", f"to the logit of {RIGHT!r} less that of {WRONG!r}, {size:.3f}", pairs({"sum of attributions": float(edges.total[0])}))
+    yield Step(
+        "A17", f"to the logit of {RIGHT!r} less that of {WRONG!r}, {size:.3f}", pairs({"sum of attributions": float(edges.total[0])})
+    )
     yield Step("A18", "its one row, by size", printing.edges(edges.top(15)).drop(columns="target"))
 
 

@@ -35,7 +35,7 @@ def tiny_model(texts: Iterable[str]) -> attrib.Model:
     return attrib.from_hugging_face(model, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>"), name="tiny")
 
 
-def tiny_dictionary(kind: str, site: str, seed: int = 0) -> attrib.Dictionary:
+def tiny_dictionary(kind: str, site: str, seed: int = 0, d_model: int = D_MODEL) -> attrib.Dictionary:
     """A random dictionary of a kind ("relu", "topk", "jumprelu" or "transcoder") at a site, with some ten of 64 latents active."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -43,7 +43,12 @@ def tiny_dictionary(kind: str, site: str, seed: int = 0) -> attrib.Dictionary:
         return torch.randn(shape, generator=generator)
 
     layer = int(site.split(".")[1])
-    tensors = {"W_enc": normal(D_MODEL, D_SAE) / 6, "b_enc": normal(D_SAE) / 4 - 0.6, "W_dec": normal(D_SAE, D_MODEL) / 6, "b_dec": normal(D_MODEL) / 9}
+    tensors = {
+        "W_enc": normal(d_model, D_SAE) / d_model**0.5,
+        "b_enc": normal(D_SAE) / 4 - 0.6,
+        "W_dec": normal(D_SAE, d_model) / d_model**0.5,
+        "b_dec": normal(d_model) / 9,
+    }
     options = {
         "relu": {},
         "topk": {"k": 8},
