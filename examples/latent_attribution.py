@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 import printing
+import torch
 from printing import Step, pairs, show
 from tiny_model import tiny_dictionary, tiny_model
 

@@ -1,9 +1,10 @@
-"""A random model of a few thousand parameters with a tokenizer and dictionaries, so that an example runs in seconds and without a fetched model.
+"""A random model of a few thousand parameters, with a tokenizer and dictionaries: an example runs in seconds, without a fetched model.
 
-Its numbers mean nothing: it is there to see that an example runs, and for tests.
+Its numbers mean nothing. It is there to see that an example runs, and for tests.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -16,6 +17,11 @@ LAYERS, D_MODEL, D_SAE = 4, 32, 64
 
 def tiny_model(texts: Iterable[str]) -> attrib.Model:
     """A Llama whose vocabulary has each word of some texts as one token, with the space before it."""
+    return attrib.from_hugging_face(*tiny_transformers(texts), name="tiny")
+
+
+def tiny_transformers(texts: Iterable[str]) -> tuple[Any, Any]:
+    """The same as transformers has it: the model and its tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -32,7 +38,7 @@ def tiny_model(texts: Iterable[str]) -> attrib.Model:
         model = LlamaForCausalLM(config)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    return attrib.from_hugging_face(model, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>"), name="tiny")
+    return model, PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")
 
 
 def tiny_dictionary(kind: str, site: str, seed: int = 0, d_model: int = D_MODEL) -> attrib.Dictionary:

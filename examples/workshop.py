@@ -1,4 +1,4 @@
-"""A hands-on workshop on sparse autoencoders, as a notebook runs it with SAELens, GPT-2 and TinyStories: running, evaluating, steering, attributing.
+"""A workshop on sparse autoencoders, which a notebook gives with SAELens, GPT-2 and TinyStories: run, evaluate, steer, attribute.
 
 The same in the same order, of SmolLM2 with the dictionaries that come with attrib and a corpus of a few dozen sentences. Each heading
 names the row of docs/from-the-notebooks.md; where the notebook draws, the table is what the picture shows.
@@ -99,7 +99,7 @@ def releases(of: Setting) -> Iterator[Step]:
     facts = [
         {
             "dictionary": d.name, "rule": d.config.rule, "reads": str(d.site), "writes": ", ".join(map(str, d.writes)), "d_in": d.d_in,
-            "d_sae": d.d_sae, **{name: str(value) for name, value in d.config.metadata.table().items() if name in ("context_size", "prepend_bos")},
+            "d_sae": d.d_sae, "context_size": d.config.metadata.context_size, "prepend_bos": d.config.metadata.prepend_bos,
         }
         for d in of.kinds
     ]  # fmt: skip
@@ -180,13 +180,11 @@ def page(survey: latents.LatentSurvey, labels: latents.Labels, chosen: range) ->
     texts = {(label.latent, label.source): label.text for label in labels}
     rows = []
     for latent in chosen:
-        best = survey.top(latent, 1)
-        rows.append({
-            "latent": latent, "density": float(survey.density[latent]), "maximum": best[0].value if best else 0.0,
-            "strongest": best[0].token if best else "", "behind": "".join(best[0].tokens[max(0, best[0].at - 5) : best[0].at]) if best else "",
-            "raises": texts.get((latent, "logits"), ""),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        row = {"latent": latent, "density": float(survey.density[latent]), "raises": texts[latent, "logits"]}
+        for best in survey.top(latent, 1):  # none of a latent that is never active
+            row |= {"maximum": best.value, "at": best.token, "behind": "".join(best.tokens[max(0, best.at - 5) : best.at])}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["latent", "density", "maximum", "at", "behind", "raises"]).fillna({"at": "", "behind": ""})
 
 
 # ----------------------------------------------------------------------------------- steering and ablating
@@ -194,7 +192,7 @@ def page(survey: latents.LatentSurvey, labels: latents.Labels, chosen: range) ->
 
 def steering(of: Setting, survey: latents.LatentSurvey) -> Iterator[Step]:
     """A latent's largest activation, and what the model writes with so much of it added."""
-    latent = latents.search(survey, "sea", k=1)[0].latent
+    latent = max((hit.latent for hit in latents.search(survey, "sea", k=10)), key=lambda one: survey.maximum[one])
     most = float(survey.maximum[latent])
     yield Step("C16", f"the largest activation of latent {latent} over the corpus", pairs({"maximum": most}))
     options = {"max_tokens": of.new_tokens, "temperature": 0.7, "top_p": 0.9, "seed": 1}
