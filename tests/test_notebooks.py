@@ -100,9 +100,7 @@ def test_edges_of_tokens_are_finite_differences(attribution: dict[str, list[Any]
             return plain_latents(of.late, streams.hidden_states[of.late.site.layer][0])
 
     for row in attribution["A11"][0].head(4).itertuples():
-        token, latent, at = re.findall(r"\((\d+)\)$|^(\d+) at .* \((\d+)\)$", f"{row.source}\n{row.target}".replace("\n", "\n"), re.MULTILINE)[0][0], *(
-            re.fullmatch(r"(\d+) at .* \((\d+)\)", row.target) or [""]
-        ).groups()
+        (token,), (latent, at) = (re.findall(r"\d+", re.sub("'.*'", "", name)) for name in (row.source, row.target))
         step = torch.zeros(len(ids)).index_fill(0, torch.tensor(int(token)), 1e-2)
         slope = (latents(1 + step) - latents(1 - step))[int(at), int(latent)] / 2e-2
         assert row.gradient == pytest.approx(float(slope), rel=2e-2, abs=1e-3)
@@ -123,7 +121,7 @@ def test_edges_to_logits_are_those_of_hooks(attribution: dict[str, list[Any]]) -
     products = (rows * latents).detach()
     sums = facts(attribution["A16"][0])
     assert sums["sum of |attribution|"] == pytest.approx(float(products.abs().sum()), rel=2e-3)
-    assert sums["sum of |activation|"] == pytest.approx(float(latents.sum()), rel=2e-3)
+    assert sums["sum of |activation|"] == pytest.approx(float(latents.detach().sum()), rel=2e-3)
     assert sums["share of all pairs"] == pytest.approx(int((latents > 0).sum()) / 64, rel=1e-3)
     for place, of_each in enumerate((rows.detach(), products)):
         first = attribution["A15"][place]
@@ -246,8 +244,6 @@ def test_attributions_of_a_metric_are_those_of_hooks(workshop: dict[str, list[An
 def test_the_tutorial_s_differences_are_transformers_own(tutorial: dict[str, list[Any]]) -> None:
     example = notebook("interpretune_task")
     of = example.tiny(8)
-    for row, errors in (("B6", None), ("B7", False)):
-        assert len(tutorial[row][0]) == 4
     words = [f"The {noun} {where} the is are" for pair in example.NOUNS for noun in pair.split() for where in example.PREPOSITIONS]
     theirs, tokenizer = transformers_model((*words, example.tasks.RTE.text, " Yes No", *example.RTE_ROW.values()))
     for place, one in enumerate(list(of.task.examples)[:4]):
