@@ -138,9 +138,12 @@ def effects(of: Setting, samples: pd.DataFrame, latents: pd.DataFrame) -> Iterat
     yield Step("B13", "by ablation, of samples that are right", tasks.top_latents(right, 1))
     figure = tasks.effects_figure(latents, "ablation", batch=4)
     points = [
-        {"batch": trace.name, "latents": len(trace.x), "largest": float(max(trace.y)), "smallest": float(min(trace.y))}
+        {
+            "dictionary": of.dictionaries[int(trace.yaxis[1:] or 1) - 1].name, "batch": trace.name, "latents": len(trace.x),
+            "largest": float(max(trace.y)), "smallest": float(min(trace.y)),
+        }
         for trace in figure.data
-    ]
+    ]  # fmt: skip
     yield Step("B14", "the figure of effects, batch by batch and dictionary by dictionary", pd.DataFrame(points))
     most = tasks.top_latents(tasks.effects_of_latents(latents, samples), 1)
     rows = []

@@ -62,4 +62,4 @@ def tiny_dictionary(kind: str, site: str, seed: int = 0, d_model: int = D_MODEL)
         "transcoder": {"writes": f"blocks.{layer}.hook_mlp_out"},
     }[kind]
     said = Metadata(context_size=128, dataset_path="none", prepend_bos=False, neuronpedia_id=f"tiny/{layer}-{kind}")
-    return from_tensors(site=site, name=f"tiny/{site}", metadata=said, **tensors, **options)
+    return from_tensors(site=site, name=f"random/{site}", metadata=said, **tensors, **options)

@@ -1,4 +1,4 @@
-"""The examples of notebooks on their tiny models: each row is there, and numbers of many are those of plain hooks on transformers' own model."""
+"""The examples of notebooks on their tiny models: every row is there, and numbers are those of plain hooks on transformers' own model."""
 
 import re
 from typing import Any
