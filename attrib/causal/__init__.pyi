@@ -2,6 +2,7 @@ from . import tasks as tasks
 from .ablating import ablate_each
 from .ablations import Ablations
 from .agreement import Agreement
+from .asking import AnswerRanks, answer_ranks
 from .components import EdgeRanking, edge_faithfulness, rank_edges
 from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
@@ -10,6 +11,7 @@ from .generating import Continuation, generate
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
+from .looking import DictionaryValues, dictionary_values
 from .losses import loss
 from .parity import Parity, compare, compare_rules
 from .rankings import Ranking, rank
@@ -22,7 +24,9 @@ __all__ = [
     "Ablations",
     "Add",
     "Agreement",
+    "AnswerRanks",
     "Continuation",
+    "DictionaryValues",
     "EdgeRanking",
     "Edit",
     "Example",
@@ -38,8 +42,10 @@ __all__ = [
     "Set",
     "Task",
     "ablate_each",
+    "answer_ranks",
     "compare",
     "compare_rules",
+    "dictionary_values",
     "edge_faithfulness",
     "faithfulness",
     "generate",

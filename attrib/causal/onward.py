@@ -85,7 +85,7 @@ def _argument(nth: int, given: Sequence[Edit]) -> str:
 
 def _goes_on(edit: Edit, argument: str, edited: str) -> bool:
     """Whether an edit is made at generated positions too. Raises InputError where nobody could say at which, or to what."""
-    if not _is_open(edit.positions, f"{argument}: {text_of(edit)}"):
+    if not is_open(edit.positions, f"{argument}: {text_of(edit)}"):
         if edited == "generated":
             raise InputError(
                 f"{argument}: {text_of(edit)} is at positions of the prompt, where edited='generated' makes none; leave its positions out."
@@ -99,7 +99,8 @@ def _goes_on(edit: Edit, argument: str, edited: str) -> bool:
     return True
 
 
-def _is_open(positions: PositionsLike, named: str) -> bool:
+def is_open(positions: PositionsLike, named: str) -> bool:
+    """Whether positions go on behind a prompt: all, and slices that are open to the right. Raises InputError for those in steps."""
     plain = plain_positions(positions, ())
     if plain is None:
         return True
@@ -109,7 +110,7 @@ def _is_open(positions: PositionsLike, named: str) -> bool:
     if stop.strip():
         return False
     if step and step[0].strip() not in ("", "1"):
-        raise InputError(f"{named}: positions in steps do not go on behind the prompt; say edited='prompt', or take a slice without step.")
+        raise InputError(f"{named}: positions in steps do not go on behind the prompt; give them as numbers, or take a slice without step.")
     return True
 
 

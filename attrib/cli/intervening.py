@@ -57,10 +57,10 @@ def intervene(
     import attrib
 
     given = _prompts(prompts, file)
-    _check_given(model, {"--edit": edit})
-    _check_out(out, overwrite)
-    policy, of_errors = _policy(freeze), _errors(errors)
-    edits = _edits(edit or [], of, seed)
+    check_given(model, {"--edit": edit})
+    check_out(out, overwrite)
+    policy, of_errors = _policy(freeze), errors_of(errors)
+    edits = edits_of(edit or [], of, seed)
     loaded = attrib.load_model(model, device=device)
     dictionaries = [attrib.load_dictionary(name).to(device=device) for name in dictionary or []]
     options: dict[str, Any] = {"effect": effect, "errors": of_errors, "policy": policy, "dtype": dtype}
@@ -77,7 +77,7 @@ def intervene(
         title = plain(f"{number}: {prompt if isinstance(prompt, str) else '...'}")
         numbers = ("logit\nbefore", "logit\nafter", "change", "probability\nbefore", "probability\nafter")
         print_table(table(title, ("next token",), numbers, rows))
-    _write(out, frames)
+    write_rows(out, frames)
 
 
 def ablate(
@@ -107,15 +107,15 @@ def ablate(
     import attrib
 
     given = _prompts(prompts, file)
-    _check_given(model, {"--dictionary": dictionary})
-    _check_out(out, overwrite)
+    check_given(model, {"--dictionary": dictionary})
+    check_out(out, overwrite)
     read = {"--logit-token": logit_token, "--logit-difference": logit_difference, "--top-logits": top_logits}
     if len(several := [name for name, value in read.items() if value]) > 1:
         raise InputError(f"{several[1]}: it has no effect beside {several[0]}; give one of them.")
     logits: Any = attrib.TopLogits(top_logits or 1)
     if logit_token or logit_difference:
         logits = attrib.TokenLogits(logit_token) if logit_token else attrib.Difference(*logit_difference or ("", ""))
-    policy, of_errors = _policy(freeze), _errors(errors)
+    policy, of_errors = _policy(freeze), errors_of(errors)
     loaded = attrib.load_model(model, device=device)
     first, *others = (attrib.load_dictionary(name).to(device=device) for name in (dictionary, *(beside or [])))
     asked: dict[str, Any] = {"logits": logits, "pairs": pairs, "latents": latent, "at": None if at is None else _at(at), "to": to}
@@ -124,7 +124,7 @@ def ablate(
         found = attrib.causal.ablate_each(loaded, first, given, dictionaries=others, progress=progress, **asked, **options)
     for number, prompt in enumerate(given):
         _print_ranked(loaded, found, number, prompt, top)
-    _write(out, [found.to_pandas()])
+    write_rows(out, [found.to_pandas()])
 
 
 # ---------------------------------------------------------------------------------------- what is shown
@@ -167,7 +167,7 @@ def _print_ranked(model: "Model", found: "Ablations", number: int, prompt: Any, 
     print_table(table(title, ("latent",), ("activation", *heads), rows))
 
 
-def _write(out: Path | None, frames: "Sequence[pd.DataFrame]") -> None:
+def write_rows(out: Path | None, frames: "Sequence[pd.DataFrame]") -> None:
     """All rows as CSV, or as JSON of one object each."""
     if out is None:
         return
@@ -199,12 +199,14 @@ def _prompts(typed: list[str] | None, file: Path | None) -> list[Any]:
     return given
 
 
-def _check_given(model: str, others: dict[str, Any]) -> None:
+def check_given(model: str, others: dict[str, Any]) -> None:
+    """Raises InputError where something that has to be given is missing."""
     if missing := [name for name, value in {"--model": model, **others}.items() if not value]:
         raise InputError(f"{missing[0]}: missing. For example: --model smollm2-135m; see --help.")
 
 
-def _check_out(out: Path | None, overwrite: bool) -> None:
+def check_out(out: Path | None, overwrite: bool) -> None:
+    """Raises InputError where rows cannot be written there."""
     from attrib.core.files import check_free
 
     if out is None:
@@ -223,7 +225,8 @@ def _policy(freeze: list[str] | None) -> Policy:
     return EXACT._replace(**held)
 
 
-def _errors(typed: str) -> Any:
+def errors_of(typed: str) -> Any:
+    """What becomes of what dictionaries do not decode, as functions take it."""
     words: dict[str, Any] = {"held": True, "live": "live", "none": False}
     if typed not in words:
         raise InputError(f"--errors: {typed!r}; expected {', '.join(words)}.")
@@ -237,7 +240,8 @@ def _at(typed: str) -> Any:
         return typed
 
 
-def _edits(typed: list[str], of: Path | None, seed: int | None) -> "list[Edit]":
+def edits_of(typed: list[str], of: Path | None, seed: int | None) -> "list[Edit]":
+    """Edits as they were typed, and the prompts that some of them take values from."""
     from attrib.causal import parse_edit
     from attrib.runs.run import read_prompts
 

@@ -15,6 +15,7 @@ import typer
 import attrib
 from attrib.cli import graph, job, latents, stats, task
 from attrib.cli.agreement import verify
+from attrib.cli.asking import ask
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
@@ -39,8 +40,7 @@ app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
 app.command()(verify_file)
-app.command()(generate)
-app.command()(steer)
+app.command()(ask)
 app.command()(evaluate)
 app.command()(intervene)
 app.command()(ablate)

@@ -1,6 +1,5 @@
 """A model as a torch module, and the task's one function in a plain loop and in Lightning, as examples/interpretune_task.py has both."""
 
-import importlib.util
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import attrib
 from attrib.causal import tasks
 from tests.support.builders import FAMILIES, build, prompt
-from tests.support.root import ROOT
+from tests.support.notebooks import notebook
 from tests.support.task_cases import examples, saes
 
 
@@ -29,11 +28,7 @@ def test_a_module_is_the_model_wherever_it_is_moved(family: Any) -> None:
 
 
 def test_lightning_and_a_plain_loop_give_the_same() -> None:
-    spec = importlib.util.spec_from_file_location("interpretune_task", ROOT / "examples" / "interpretune_task.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = notebook("interpretune_task")
     model, dictionaries = build("llama"), [attrib.from_sae_lens(one) for one in saes("topk", torch.float32).values()]
     loader = torch.utils.data.DataLoader(examples(), batch_size=3, collate_fn=list)
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ import pytest
 from attrib.causal.tasks import (
     activation_summary,
     base_against_spliced,
+    classification,
     correctness,
     effects_figure,
     effects_of_latents,
@@ -52,6 +53,18 @@ def test_correctness_counts_each_operation() -> None:
     assert table.share["ablation"] == pytest.approx(1 / 3)
     assert table.difference["base"] == pytest.approx(2 / 3)
     assert table.loss["base"] == 0.5
+
+
+def test_each_label_counts_alike_in_macro_means() -> None:
+    """Labels 0 0 0 1 2 predicted 0 0 1 1 3: recalls 2/3, 1, 0; F1 of 0, 1, 2, 3: 4/5, 2/3, 0, 0."""
+    part = pd.concat([samples().iloc[:1]] * 5, ignore_index=True)
+    part = part.assign(example=range(5), label=[0, 0, 0, 1, 2], prediction=[0, 0, 1, 1, 3])
+    right = part.assign(operation="spliced", prediction=part.label)
+    table = classification(pd.concat([part, right])).set_index("operation")
+    assert table.columns.tolist() == ["n", "labels", "accuracy", "macro_accuracy", "macro_f1"]
+    assert table.loc["base"].tolist() == pytest.approx([5, 3, 3 / 5, (2 / 3 + 1 + 0) / 3, (4 / 5 + 2 / 3 + 0 + 0) / 4])
+    assert table.loc["spliced"].tolist() == [5, 3, 1, 1, 1]
+    assert not len(classification(samples()[:0]))
 
 
 def test_base_stands_against_spliced_the_largest_first() -> None:
@@ -135,7 +148,7 @@ def test_two_operations_are_held_against_each_other() -> None:
 
 
 def test_frames_of_something_else_are_refused() -> None:
-    for function in (correctness, base_against_spliced):
+    for function in (correctness, classification, base_against_spliced):
         with pytest.raises(InputError, match="samples: has no column 'operation'"):
             function(samples().drop(columns="operation"))
     with pytest.raises(InputError, match="latents: has no column 'dictionary'"):

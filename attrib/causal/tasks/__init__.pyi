@@ -8,7 +8,15 @@ from .operations import OPERATIONS, Batch
 from .readers import Fields, read_task, task_named
 from .results import TaskResults, open_results
 from .running import run_task
-from .tables import activation_summary, base_against_spliced, correctness, effects_of_latents, one_against_another, top_latents
+from .tables import (
+    activation_summary,
+    base_against_spliced,
+    classification,
+    correctness,
+    effects_of_latents,
+    one_against_another,
+    top_latents,
+)
 from .templates import BOOLQ, RTE, Template, filled, template_named
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "Template",
     "activation_summary",
     "base_against_spliced",
+    "classification",
     "correctness",
     "effects_figure",
     "effects_of_latents",

@@ -33,6 +33,34 @@ def correctness(samples: "pd.DataFrame") -> "pd.DataFrame":
     return by.agg(**columns, **means).reset_index()
 
 
+def classification(samples: "pd.DataFrame") -> "pd.DataFrame":
+    """By operation, how well its predictions tell the labels: accuracy, and means in which each label counts alike.
+
+    With tp, fp and fn the right, wrong and missed predictions of a label, its recall is tp / (tp + fn), and its F1 2 tp / (2 tp + fp + fn).
+    `macro_accuracy` is the mean recall of the labels that samples have, `macro_f1` the mean F1 of those that samples have or are
+    predicted. The predictions of "ablation" are those of the pass that is ablated.
+
+    Returns:
+        A frame with operation, n, labels (how many samples have), accuracy, macro_accuracy and macro_f1.
+
+    Raises:
+        InputError: for what is no frame of samples.
+    """
+    import pandas as pd
+
+    check_frame(samples, SAMPLES, "samples")
+    rows = []
+    for operation, part in samples.groupby("operation", sort=False):
+        label, said = part["label"], part["prediction"]
+        hits = {one: int(((label == one) & (said == one)).sum()) for one in sorted({*label} | {*said})}
+        of, predicted = label.value_counts(), said.value_counts()
+        recall = [hits[one] / of[one] for one in of.index]
+        f1 = [2 * hit / (of.get(one, 0) + predicted.get(one, 0)) for one, hit in hits.items()]
+        row = {"operation": operation, "n": len(part), "labels": len(of), "accuracy": sum(hits.values()) / len(part)}
+        rows.append(row | {"macro_accuracy": sum(recall) / len(recall), "macro_f1": sum(f1) / len(f1)})
+    return pd.DataFrame(rows, columns=["operation", "n", "labels", "accuracy", "macro_accuracy", "macro_f1"])
+
+
 def base_against_spliced(samples: "pd.DataFrame", *, other: str = "spliced", top: int | None = None) -> "pd.DataFrame":
     """Each example's difference with the model alone and with dictionaries in it, the largest of the model's own first.
 
