@@ -15,6 +15,7 @@ import typer
 import attrib
 from attrib.cli import graph, job, latents, stats, task
 from attrib.cli.agreement import verify
+from attrib.cli.converting import convert
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
@@ -37,6 +38,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
+app.command()(convert)
 app.command()(verify_file)
 app.command()(generate)
 app.command()(steer)
