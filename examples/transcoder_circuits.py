@@ -1,7 +1,7 @@
 """What transcoder_circuits (Dunefsky, Chlenski and Nanda 2024) computes and shows, in the order of its code, each by a call of attrib.
 
-A latent of the last transcoder is taken apart on a prompt: heads and positions, other latents, paths and their graph; then over a few texts,
-and by the weights alone. Each heading says which rows of the list of its steps are meant; docs/from-transcoder-circuits.md goes through them.
+A latent of the last transcoder is taken apart on a prompt: heads and positions, other latents, paths and their graph; then over a few
+texts, and by the weights alone. docs/from-transcoder-circuits.md goes through the steps, by the numbers of the headings.
 
     python examples/transcoder_circuits.py            # SmolLM2 with the dictionaries that come with attrib
     python examples/transcoder_circuits.py --tiny     # a random model of three layers, in a few seconds
@@ -81,8 +81,9 @@ class Given(NamedTuple):
 
     @property
     def read(self) -> torch.Tensor:
-        """The vector that the latent reads what enters its MLP with."""
-        return self.last.params.W_enc[:, self.latent].detach()
+        """The direction of the stream that the latent reads: its encoder's, with the weights of the norm before it."""
+        encoder = self.last.params.W_enc[:, self.latent].detach()
+        return self.model.params.blocks[self.last.site.layer].norm_2.weight.detach() * encoder
 
     @property
     def written(self) -> torch.Tensor:
@@ -120,8 +121,8 @@ def both_ends(table: pd.DataFrame, by: str, k: int = K) -> pd.DataFrame:
 
 
 def quality(of: Given) -> pd.DataFrame:
-    """Lengths, cross-entropies with and without, and attention patterns behind: each transcoder by itself, and all of them together."""
-    table = evaluate(of.model, [*of.transcoders, list(of.transcoders)], of.texts).to_pandas()
+    """Lengths, cross-entropies with and without, and attention patterns behind: of the transcoder before, and of all of them together."""
+    table = evaluate(of.model, [of.before, list(of.transcoders)], of.texts).to_pandas()
     return table[
         [
             "dictionary",
@@ -174,7 +175,7 @@ def over_texts(of: Given) -> pd.DataFrame:
     """What the latent is made of on the texts: means over all places where it is active, and over those where a source is there."""
     found = mean_attributions(of.model, of.transcoders, of.last, [of.latent], of.texts, mlps="leaf")
     table = found.top(of.latent, 2 * K)
-    table["share_of_places"] = table["count"] / int(found.places[0])
+    table["count_per_place"] = table["count"] / int(found.places[0])
     return table
 
 
@@ -187,13 +188,11 @@ def at_chosen_places(of: Given) -> pd.DataFrame:
 
 
 def norm_constant(of: Given) -> pd.DataFrame:
-    """The constant by which the norm before the MLP multiplies: what leaves it over what enters, along the latent's encoder."""
-    site = attrib.Site(of.last.site.layer, "resid_pre" if of.model.config.parallel else "resid_mid")
-    found = attrib.capture(of.model, of.prompt, [site, of.last.site])
-    folded = of.model.params.blocks[site.layer].norm_2.weight * of.read
-    entered, left = found[site][-1], found[of.last.site][-1]
-    constant = (left @ of.read) / (entered @ folded)
-    return pd.DataFrame({"place": [str(of.last.site)], "position": [len(found[site]) - 1], "constant": [float(constant)]})
+    """The constant that stands for the norm before the MLP: what the latent reads behind it, over the same of the stream before it."""
+    stream = attrib.Site(of.last.site.layer, "resid_pre" if of.model.config.parallel else "resid_mid")
+    found = attrib.capture(of.model, of.prompt, [stream, of.last.site])
+    behind, before = found[of.last.site][-1] @ of.last.params.W_enc[:, of.latent], found[stream][-1] @ of.read
+    return pd.DataFrame({"place": [str(of.last.site)], "position": [len(found[stream]) - 1], "constant": [float(behind / before)]})
 
 
 def vectors(of: Given) -> pd.DataFrame:
@@ -207,8 +206,7 @@ def vectors(of: Given) -> pd.DataFrame:
 
 def top_features(of: Given) -> pd.DataFrame:
     """What a transcoder's latents write of a direction at a place, and what the transcoder misses of it: the latent's own, before it."""
-    direction = of.read
-    wanted = Custom(f"latent {of.latent}", direction, site=of.before.writes[0])
+    wanted = Custom(f"latent {of.latent}", of.read, site=of.before.writes[0])
     (graph,) = build(of.model, of.before, of.prompt, targets=wanted, mlps="leaf", keep=attrib.Dense())
     row = sources(graph, len(graph.nodes) - 1)
     kept = [number for number, node in enumerate(row.node.tolist()) if graph.nodes.kind(node) in ("latent", "error", "bias")]
@@ -274,12 +272,13 @@ def top_among_paths(found: Circuit) -> pd.DataFrame:
 
 
 def filtered_paths(found: Circuit) -> pd.DataFrame:
-    """Paths by rules on their nodes: through a head, through none, and those that end in a token behind the first."""
-    anywhere = Where()
+    """Paths by rules on their nodes: with a head, without one, and by where they begin, by kind, layer and position."""
+    anywhere, head = Where(), Where(kind="head")
     rules = {
-        "through a head": PathFilter(containing=[Where(kind="head")], ends=anywhere),
-        "through no head": PathFilter(without=[Where(kind="head")], ends=anywhere),
-        "from a token behind the first": PathFilter(ending=[Where(kind="token") & ~Where(position=0)]),
+        "through a head": PathFilter(containing=[head], ends=anywhere),
+        "through no head": PathFilter(without=[head], ends=anywhere),
+        "from a latent, behind the first token": PathFilter(ending=[Where(kind="latent") & ~Where(position=0)], ends=anywhere),
+        "a head, then a latent": PathFilter(containing=[head, Where(kind="latent")], ends=anywhere),
     }
     tables = [listed(select(found.graph, found.paths, rule), found.graph).head(3).assign(rule=name) for name, rule in rules.items()]
     return pd.concat(tables, ignore_index=True)[["rule", "value", "path"]]
@@ -295,30 +294,28 @@ def circuit_graph(found: Circuit) -> pd.DataFrame:
 
 
 def errors_and_biases(of: Given) -> pd.DataFrame:
-    """What the latents of the strongest paths are made of that no path shows: errors, biases, and what was left out. Rows add up."""
-    through = ~Where(kind=("error", "bias", "mlp"))
-    part = graph_of(of.graph, strongest(of.graph, of.node(of.graph), 2 * K, which=PathFilter(through=through)))
-    whole, rows = of.graph, []
-    for node in part.targets.tolist():
-        own = _same(part, node, whole)
-        row = int(whole.row_of[own])
-        edges = whole.indices[whole.indptr[row] : whole.indptr[row + 1]]
-        weight = whole.weight[whole.indptr[row] : whole.indptr[row + 1]]
-        kinds = [whole.nodes.kind(at) for at in edges.tolist()]
-        sums = {kind: float(weight[[each == kind for each in kinds]].sum()) for kind in ("error", "bias")}
-        at = int(part.row_of[node])
-        value, kept = float(part.value[at]), float(part.total[at] - part.dropped[at])
-        rest = value - kept - sums["error"] - sums["bias"] - float(part.own[at])
-        rows.append({"node": part.nodes.short(node), "value": value, "on paths": kept, "transcoder error": sums["error"],
-                     "bias": sums["bias"] + float(part.own[at]), "pruned": rest})  # fmt: skip
+    """What the latents of the strongest paths are made of that no path shows: errors, biases, and what was pruned. Rows add up."""
+    nodes = of.graph.nodes
+    found = strongest(of.graph, of.node(of.graph), 2 * K, which=PathFilter(through=~Where(kind=("error", "bias", "mlp"))))
+    on_paths, beside = {node for path in found for node in path.nodes}, nodes.of_kind("error", "bias")
+    part = of.graph.take(torch.tensor(sorted(on_paths | {*beside.tolist()})))
+    kinds = [part.nodes.kind(node) for node in part.indices.tolist()]
+    rows = []
+    for row, node in enumerate(part.targets.tolist()):
+        sums = dict.fromkeys(("error", "bias"), 0.0) | {"paths": 0.0}
+        for edge in range(int(part.indptr[row]), int(part.indptr[row + 1])):
+            sums[kinds[edge] if kinds[edge] in sums else "paths"] += float(part.weight[edge])
+        rows.append(
+            {
+                "node": part.nodes.short(node),
+                "value": float(part.value[row]),
+                "on paths": sums["paths"],
+                "transcoder error": sums["error"],
+                "bias": sums["bias"] + float(part.own[row]),
+                "pruned": float(part.dropped[row]),
+            }
+        )
     return pd.DataFrame(rows)
-
-
-def _same(part: Graph, node: int, whole: Graph) -> int:
-    """A node's number in the graph that a part was taken of."""
-    each = part.nodes.sets[int(part.nodes.set_of[node])]
-    at = Where(kind=each.kind, site=each.site, latent=int(part.nodes.latent[node]), position=int(part.nodes.position[node]))
-    return int(at.find(whole.nodes)[0])
 
 
 def summed_over_tokens(found: Circuit) -> pd.DataFrame:
@@ -376,11 +373,15 @@ def samples(of: Given) -> pd.DataFrame:
                          for name, several in chosen.items() for each in several])  # fmt: skip
 
 
+def scored_token(token: str, score: float) -> str:
+    """A token, and its score where that is not zero."""
+    return f"{token.strip()}({score:.1f})" if score else token.strip()
+
+
 def in_context(of: Given) -> pd.DataFrame:
     """The places of largest score, with the scores of the tokens around."""
     part = attrib.latents.survey(of.model, of.last, of.texts, latents=[of.latent], top=3, context=(8, 4)).of()
-    shown = [" ".join(f"{token.strip()}({value:.1f})" if value else token.strip() for token, value in zip(each.tokens, each.values, strict=True))
-             for each in part.top(of.latent)]  # fmt: skip
+    shown = [" ".join(map(scored_token, each.tokens, each.values)) for each in part.top(of.latent)]
     return pd.DataFrame({"score": [each.value for each in part.top(of.latent)], "tokens": shown})
 
 
@@ -441,7 +442,7 @@ def embeddings_read(of: Given) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------------- all of it
 
 OF_GIVEN: dict[str, tuple[str, Callable[[Given], pd.DataFrame]]] = {
-    "D5, D6": ("Evaluation, of each transcoder and of all together (nats)", quality),
+    "D5, D6": ("Evaluation, of one transcoder and of all together (nats)", quality),
     "D8, D9": ("Transcoders in the place of MLPs, and MLPs ablated", replacement),
     "D10": ("By head and source position", by_head),
     "D11": ("Input times gradient, from the first transcoder", input_times_gradient),
@@ -488,7 +489,7 @@ def show(console: Console, title: str, table: pd.DataFrame) -> None:
     for name, number in zip(table.columns, is_number, strict=True):
         made.add_column(Text(str(name)), justify="right" if number else "left", overflow="fold")
     for row in table.itertuples(index=False):
-        made.add_row(*(Text(f"{each:.4g}" if isinstance(each, float) else str(each)) for each in row))
+        made.add_row(*(Text("–" if pd.isna(each) else f"{each:.4g}" if isinstance(each, float) else str(each)) for each in row))
     console.print(made)
 
 
@@ -500,33 +501,44 @@ def smollm2() -> Given:
     return given(model, transcoders, sae, "The Eiffel tower is in the city of", TEXTS)
 
 
-def tiny(dtype: torch.dtype = torch.float32) -> Given:
-    """A random model of three layers with transcoders of all of them, an SAE, and texts of random tokens."""
+Normal = Callable[..., torch.Tensor]
+"""Random numbers of a shape."""
+
+
+def normals(dtype: torch.dtype) -> Normal:
+    """The same numbers each time, one call after the other."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def random_llama(normal: Normal) -> Any:
+    """A random model of transformers: three layers, four heads on two key heads, 60 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    width, latents, words = 32, 48, 60
-    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": words}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 60}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    foreign = LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=None)).to(dtype).eval()
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=None)).to(normal(1).dtype).eval()
     with torch.no_grad():
-        for parameter in foreign.parameters():
+        for parameter in model.parameters():
             parameter.copy_(1 + 0.3 * normal(*parameter.shape) if parameter.ndim == 1 else 0.3 * normal(*parameter.shape))
+        for block in model.model.layers:
+            block.mlp.down_proj.weight /= 10  # of the size of what the transcoders write
+    return model
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> Given:
+    """The random model with transcoders of all its layers, an SAE, and texts of random tokens."""
+    normal = normals(dtype)
+    model = attrib.from_hugging_face(random_llama(normal))
 
     def dictionary(site: str, writes: str) -> attrib.Dictionary:
-        b_enc, b_dec = 0.2 * normal(latents) - 0.5, 0.1 * normal(width)
-        return from_tensors(
-            site=site, writes=writes, W_enc=normal(width, latents) / 4, W_dec=normal(latents, width) / 8, b_enc=b_enc, b_dec=b_dec
-        )
+        biases = {"b_enc": 0.2 * normal(48) - 0.5, "b_dec": 0.1 * normal(32)}
+        return from_tensors(site=site, writes=writes, W_enc=normal(32, 48) / 4, W_dec=normal(48, 32) / 4, **biases)
 
     transcoders = [dictionary(f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.hook_mlp_out") for layer in range(3)]
-    texts = [torch.randint(words, (length,), generator=generator).tolist() for length in (9, 12, 7)]
     sae = dictionary("blocks.1.hook_resid_pre", "blocks.1.hook_resid_pre")
-    return given(attrib.from_hugging_face(foreign), transcoders, sae, texts[0][:8], texts)
+    texts = [(normal(length).abs() * 1000 % model.config.d_vocab).long().tolist() for length in (9, 12, 7)]
+    return given(model, transcoders, sae, texts[0][:8], texts)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -534,6 +546,8 @@ def main(arguments: Sequence[str]) -> None:
     if set(arguments) - {"--tiny"}:
         raise SystemExit("usage: python examples/transcoder_circuits.py [--tiny]")
     of, console = tiny() if arguments else smollm2(), Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
     console.print(f"{of.model.name}: latent {of.latent} of {of.last.name} at the end of {of.graph.strings}")
     for row, (title, table) in report(of).items():
         show(console, f"{row}: {title}", table)
