@@ -106,6 +106,24 @@ class Plain:
         W_V = (attention.v_proj.weight.detach() * gain).unflatten(0, (2, 8)).repeat_interleave(2, 0).transpose(1, 2)
         return W_V, attention.o_proj.weight.detach().T.unflatten(0, (4, 8))
 
+    def onto_latent(self, seen: Seen, first: int, stream: Tensor) -> Tensor:
+        """What a part of the stream before layer `first` brings to the latent at each position, past no MLP: patterns and norms as seen."""
+        for layer in range(first, 3):
+            scaled = stream / rms(seen.resid_pre[layer])[:, None]
+            stream = stream + sum(A @ (scaled @ V @ O) for A, V, O in zip(seen.pattern[layer], *self.heads(layer), strict=True))
+        return stream @ self.read / rms(seen.resid_mid[2])
+
+    def part(self, seen: Seen, ids: Any, kind: str, layer: int, number: int) -> tuple[int, Tensor]:
+        """A source at all its positions: before which layer it is in the stream, and what of the stream it is."""
+        if kind == "token":
+            return 0, torch.where((torch.tensor(ids) == number)[:, None], seen.resid_pre[0], 0.0)
+        transcoder, x = self.of.transcoders[layer], seen.mlp_in[layer]
+        if kind == "latent":
+            return layer + 1, self.latents(transcoder, x)[:, number, None] * transcoder.params.W_dec[number]
+        if kind == "error":
+            return layer + 1, seen.mlp_out[layer] - self.written(transcoder, x)
+        return layer + 1, transcoder.params.b_dec.expand(len(ids), -1)
+
 
 def rms(x: Tensor) -> Tensor:
     return (x.pow(2).mean(-1) + 1e-6).sqrt()
@@ -183,6 +201,45 @@ def test_heads_positions_and_the_norm(made: Any) -> None:
     assert np.allclose(tables["D14"].norm, [float(plain.read.norm()), float(of.last.params.W_dec[of.latent].norm())], **TOLERANCE)
 
 
+def test_input_times_gradient(made: Any) -> None:
+    of, plain, tables = made
+    seen, first = plain.see(of.prompt), of.transcoders[0]
+    for row in tables["D11"].itertuples():
+        stream = torch.zeros_like(seen.resid_pre[1])
+        stream[row.source_position] = first.params.W_dec[row.source_latent]
+        gradient = float(plain.onto_latent(seen, 1, stream)[-1])
+        activation = float(plain.latents(first, seen.mlp_in[0][row.source_position])[row.source_latent])
+        assert np.allclose([row.gradient, row.attribution], [gradient, gradient * activation], **TOLERANCE)
+
+
+@pytest.mark.parametrize("row", ["D12", "D12, chosen"])
+def test_means_over_texts(row: str, made: Any) -> None:
+    of, plain, tables = made
+    texts = [(ids, plain.see(ids)) for ids in of.texts]
+    active = [plain.latents(of.last, seen.mlp_in[2])[:, of.latent] > 0 for _, seen in texts]
+    places = active if row == "D12" else [torch.arange(len(ids)) == len(ids) - 1 for ids in of.texts]
+    for each in tables[row].itertuples():
+        layer = int(re.findall(r"\d+", each.site)[0]) if each.kind != "token" else 0
+        parts = [(seen, at, *plain.part(seen, ids, each.kind, layer, each.number)) for (ids, seen), at in zip(texts, places, strict=True)]
+        total = sum(float(plain.onto_latent(seen, first, stream)[at].sum()) for seen, at, first, stream in parts)
+        assert np.isclose(each.sum, total, **TOLERANCE), each
+        assert np.isclose(each.mean, total / sum(int(at.sum()) for at in places), **TOLERANCE)
+        assert np.isclose(each.mean_where_present, total / each.count, **TOLERANCE)
+
+
+def test_sources_summed_over_tokens(made: Any) -> None:
+    of, plain, tables = made
+    seen, kinds = plain.see(of.prompt), set()
+    for name, value in zip(tables["D22, nodes"].source, tables["D22, nodes"].attribution, strict=True):
+        kind = name.split()[0] if " " in name else "latent"
+        numbers = [*map(int, re.findall(r"\d+", name)), 0]
+        layer, number = (0, numbers[0]) if kind == "token" else numbers[:2]
+        first, stream = plain.part(seen, of.prompt, kind, layer, number)
+        assert np.isclose(value, float(plain.onto_latent(seen, first, stream)[-1]), **TOLERANCE), name
+        kinds.add(kind)
+    assert {"token", "latent", "error"} <= kinds
+
+
 def test_top_features_and_the_fraction_of_the_error(made: Any) -> None:
     of, plain, tables = made
     seen = plain.see(of.prompt)
@@ -221,6 +278,44 @@ def test_one_ranking_of_heads_latents_errors_and_embeddings(made: Any) -> None:
         kinds.add(name[:6])
     assert len(kinds) > 3
     assert tables["D17, D18"].value[0] == pytest.approx(max(brought.values()))
+
+
+def walked(of: Any, plain: Plain, seen: Seen, path: str) -> float:
+    """What a path's source does to the latent, step by step from where it begins; no latent loses more than its activation."""
+    nodes = [(each, [*map(int, re.findall(r"\d+", each))]) for each in path.split(" ← ")][::-1]
+    if nodes[0][0].startswith("attn"):  # all that stands where the head reads
+        layer, _, at = nodes[0][1]
+        stream = seen.resid_pre[layer][at]
+    else:
+        at = nodes[0][1][-1]
+        stream = seen.resid_pre[0][at] if nodes[0][0].startswith("token") else torch.zeros(0)
+    brought = 0.0
+    for place, (name, numbers) in enumerate(nodes):
+        if name.startswith("attn"):
+            layer, head, at = numbers
+            to = nodes[place + 1][1][-1]
+            V, O = (each[head] for each in plain.heads(layer))
+            stream = seen.pattern[layer][head, to, at] * (stream / rms(seen.resid_pre[layer][at]) @ V @ O)
+        elif name.startswith("mlp"):
+            layer, latent, at = numbers
+            transcoder = of.transcoders[layer]
+            activation = plain.latents(transcoder, seen.mlp_in[layer][at])[latent]
+            read = plain.layers[layer].post_attention_layernorm.weight.detach() * transcoder.params.W_enc[:, latent]
+            loses = (stream @ read / rms(seen.resid_mid[layer][at])).clamp(max=activation) if len(stream) else activation
+            stream, brought = loses * transcoder.params.W_dec[latent], float(loses)
+    return brought
+
+
+def test_values_of_paths(made: Any) -> None:
+    of, plain, tables = made
+    seen, paths = plain.see(of.prompt), tables["D17, D18"]
+    for row in paths.itertuples():
+        assert np.isclose(row.value, walked(of, plain, seen, row.path), **TOLERANCE), row.path
+    assert paths.path.str.contains("attn").any()
+    assert paths.path.str.contains("← mlp").any()
+    begins = tables["D18"]
+    assert np.isclose(begins["sum"].sum(), paths.value.sum())
+    assert np.isclose(tables["D22"]["sum"].max(), max(paths.groupby(paths.path.str.replace(r"@\d+", "", regex=True)).value.sum()))
 
 
 def test_paths_and_what_they_leave_out(made: Any) -> None:
