@@ -1,5 +1,6 @@
 from .dictionaries import SHIPPED, load_dictionaries, load_dictionary, shipped
 from .dictionaries.sae_lens import from_sae_lens
+from .dictionaries.sae_lens_writing import save_dictionary
 from .dictionaries.tensors import from_tensors
 from .given import as_dictionary, as_model
 from .models import LENS_OPTIONS, SMOLLM2, load_model
@@ -22,5 +23,6 @@ __all__ = [
     "load_dictionaries",
     "load_dictionary",
     "load_model",
+    "save_dictionary",
     "shipped",
 ]

@@ -40,6 +40,14 @@ CIRCUIT_TRACER = frozenset({"scan", "repo_id", "revision", "subfolder", "dtype",
 GEMMA_SCOPE_2 = frozenset({"width", "l0", "type"})
 
 
+_THEIR_TRAINING = """
+    is_sparse_connection n_shuffles_final n_shuffles_in_entire_dir n_shuffles_with_last_section shuffle_every_n_buffers
+    sparse_connection_l1_coeff sparse_connection_sae_path sparse_connection_use_W_enc use_tqdm
+"""
+TRANSCODER_CIRCUITS = SAE_LENS | frozenset(_THEIR_TRAINING.split())
+"""A sparse connection is one more loss."""
+
+
 def check_keys(config: Mapping[str, Any], understood: Collection[str], ignored: Collection[str], what: str) -> None:
     """Raises UnsupportedError for a key that is neither understood nor known not to matter, with its value."""
     others = [f"{key}={shorten(repr(value), 60)}" for key, value in config.items() if key not in understood and key not in ignored]

@@ -16,6 +16,7 @@ import attrib
 from attrib.cli import graph, job, latents, stats, task
 from attrib.cli.agreement import verify
 from attrib.cli.asking import ask
+from attrib.cli.converting import convert
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
 from attrib.cli.generating import generate, steer
@@ -39,6 +40,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command()(show)
 app.command()(export)
+app.command()(convert)
 app.command()(verify_file)
 app.command()(ask)
 app.command()(evaluate)

@@ -27,7 +27,7 @@ from .ranking import Ranking, sources
 from .scoring import CONSTANTS, Scores, influence, scores
 from .search import every_path, greedy, strongest
 from .supernodes import read_supernodes, write_supernodes
-from .vocabulary import TokenWeights, de_embeddings, logit_weights
+from .vocabulary import LogitHistogram, TokenWeights, de_embeddings, logit_histogram, logit_weights
 from .weights import VirtualWeights, global_weights, virtual_weights
 from .where import NodeFilter, Where
 
@@ -45,6 +45,7 @@ __all__ = [
     "Key",
     "KeyTable",
     "Latents",
+    "LogitHistogram",
     "Marginals",
     "MeanAttributions",
     "MergedGraph",
@@ -80,6 +81,7 @@ __all__ = [
     "head_loadings",
     "influence",
     "key_of",
+    "logit_histogram",
     "logit_weights",
     "mean_attributions",
     "merge",

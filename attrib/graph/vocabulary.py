@@ -10,7 +10,7 @@ A shift of all logits changes no probability, so logit weights are taken less th
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -81,6 +81,30 @@ class TokenWeights:
         return pd.DataFrame(table)
 
 
+@dataclass(frozen=True, repr=False)
+class LogitHistogram:
+    """For each latent, how many logit weights lie between two edges: the first half of the bins is below zero, the second from zero on.
+
+    Both halves are divided evenly, from the lowest weight to zero and from zero to the highest; where no weight has a sign, its half is
+    of no width and empty.
+    """
+
+    latent: Int[Tensor, " latents"]
+    edges: Float[Tensor, "latents bins_plus_1"]
+    count: Int[Tensor, "latents bins"]  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"LogitHistogram({len(self.latent):,} latents, {self.count.shape[1]} bins each)"
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row for each latent and bin."""
+        import pandas as pd
+
+        columns = {"low": self.edges[:, :-1], "high": self.edges[:, 1:], "count": self.count}
+        latent = self.latent.repeat_interleave(self.count.shape[1])
+        return pd.DataFrame({"latent": latent.numpy()} | {name: column.flatten().numpy() for name, column in columns.items()})
+
+
 @takes(model=as_model, target=as_directions, budget=as_bytes)
 @memory_named("making de-embeddings", "Choose fewer latents.")
 @torch.no_grad()
@@ -117,8 +141,8 @@ def de_embeddings(
         columns = columns if circuit is None else circuit.W_V @ in_head_space(circuit, reads.site, columns)
         return columns * model.config.embedding_scale
 
-    each, fixed = reads.width, 0 if passed is None else circuit_bytes(model, len(passed))
-    return _strongest(model, model.params.W_E, reads.latent, directions, k, each, fixed, budget, demean=False)
+    fixed = 0 if passed is None else circuit_bytes(model, len(passed))
+    return _strongest(_Tiles(model.params.W_E, reads.latent, directions, reads.width, fixed, budget, demean=False), model, k)
 
 
 @takes(model=as_model, source=as_directions, budget=as_bytes)
@@ -150,6 +174,54 @@ def logit_weights(
         InputError: for a dictionary of another model, or one that does not write the stream that the attention or the unembedding reads.
         BudgetError: where the budget is too small for one latent.
     """
+    return _strongest(_onto_logits(model, source, latents, attention, heads, demean, budget), model, k)
+
+
+@takes(model=as_model, source=as_directions, budget=as_bytes)
+@memory_named("counting logit weights", "Choose fewer latents.")
+@torch.no_grad()
+def logit_histogram(
+    model: Model,
+    source: Dictionary | Tensor,
+    latents: LatentsLike = None,
+    *,
+    attention: int | None = None,
+    heads: Heads = None,
+    bins: int = 20,
+    demean: bool = True,
+    budget: int = DEFAULT_BUDGET,
+) -> LogitHistogram:
+    """How the logit weights of latents are spread over the vocabulary: those of which `logit_weights` gives both ends.
+
+    Args:
+        bins: how many on either side of zero.
+
+    The other options and errors are those of `logit_weights`.
+    """
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise InputError(f"bins: {bins!r}; expected a whole number, at least 1, on either side of zero.")
+    tiles = _onto_logits(model, source, latents, attention, heads, demean, budget)
+    part, found = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=model.device), []
+    for weight in tiles.weights(model):
+        low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
+        edges = torch.cat([low[:, None] * part.flip(0)[:-1], high[:, None] * part], dim=1).to(weight)
+        at = (torch.searchsorted(edges, weight, right=True) - 1).clamp_(0, 2 * bins - 1)
+        count = torch.zeros(len(weight), 2 * bins, dtype=torch.int64, device=weight.device)
+        found.append((edges.cpu(), count.scatter_add_(1, at, torch.ones_like(at)).cpu()))
+    edges, count = (torch.cat(column) for column in zip(*found, strict=True))
+    return LogitHistogram(tiles.latent, edges, count)
+
+
+def _onto_logits(
+    model: Model,
+    source: Dictionary | Tensor,
+    latents: LatentsLike,
+    attention: int | None,
+    heads: Heads,
+    demean: bool,
+    budget: int,
+) -> "_Tiles":
+    """What latents write, against the columns of the unembedding."""
     writes, passed = writer(model, source, latents, "source", "latents"), chosen_heads(model, attention, heads)
     parts = parts_reaching(model, writes, None, attention)
     circuit = None if passed is None or attention is None else ov_circuit(model, attention, passed)
@@ -159,8 +231,8 @@ def logit_weights(
         rows = rows if circuit is None else rows @ circuit.W_V @ circuit.W_O
         return added(model.config, model.params.norm_final, rows).T
 
-    each, fixed = writes.width, 0 if passed is None else circuit_bytes(model, len(passed))
-    return _strongest(model, model.params.W_U.T, writes.latent, directions, k, each, fixed, budget, demean=demean)
+    fixed = 0 if passed is None else circuit_bytes(model, len(passed))
+    return _Tiles(model.params.W_U.T, writes.latent, directions, writes.width, fixed, budget, demean)
 
 
 def check_reads_stream(model: Model, reads: Reader, attention: int | None) -> None:
@@ -172,42 +244,43 @@ def check_reads_stream(model: Model, reads: Reader, attention: int | None) -> No
         raise InputError(f"target: it reads {site}, what one component gives, and not the stream that holds embeddings.{way}")
 
 
-def _strongest(
-    model: Model,
-    table: Float[Tensor, "d_vocab d_model"],
-    latent: Int[Tensor, " latents"],
-    directions: Callable[[int, int], Float[Tensor, "d_model latents"]],
-    k: int,
-    width: int,
-    fixed: int,
-    budget: int,
-    *,
-    demean: bool,
-) -> TokenWeights:
-    """The strongest tokens of each latent, some latents at a time.
+class _Tiles(NamedTuple):
+    """Latents against a table of the vocabulary, some latents at a time."""
 
-    Args:
-        directions: of some latents, by the first and the one behind the last.
-        width: numbers that are held for one latent while its direction is made.
-        fixed: bytes that are held beside them.
-    """
-    config, number = model.config, dtype_of(model).itemsize
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.d_vocab:
-        raise InputError(f"k: {k!r}; expected a whole number from 1 to the {config.d_vocab:,} tokens of {model.name}.")
-    is_converted = table.dtype != dtype_of(model)
-    converted = number * config.d_model * min(VOCABULARY_TILE, config.d_vocab) if is_converted else 0
-    latents = number * (3 * config.d_vocab + 4 * (width + config.d_model)) + 8 * config.d_vocab
-    rows = fitting(budget, latents, len(latent), fixed + converted)
-    found = []
-    for first in range(0, len(latent), rows):
-        at = directions(first, min(first + rows, len(latent)))
-        weight = torch.cat([at.T @ part.T for part in _parts(table, at, is_converted)], dim=1)
-        require_numbers(weight, f"latents: those from {int(latent[first]):,} on")
-        if demean:
-            weight -= weight.mean(-1, keepdim=True)
-        found.append([part.cpu() for largest in (True, False) for part in weight.topk(k, largest=largest)])
+    table: Float[Tensor, "d_vocab d_model"]
+    latent: Int[Tensor, " latents"]
+    directions: Callable[[int, int], Float[Tensor, "d_model latents"]]
+    """Of some latents, by the first and the one behind the last."""
+    width: int
+    """Numbers that are held for one latent while its direction is made."""
+    fixed: int
+    """Bytes that are held beside them."""
+    budget: int
+    demean: bool
+
+    def weights(self, model: Model) -> Iterator[Float[Tensor, "some d_vocab"]]:
+        """The weight of every token for some latents, and then for the next, as many as the budget allows."""
+        config, number = model.config, dtype_of(model).itemsize
+        is_converted = self.table.dtype != dtype_of(model)
+        converted = number * config.d_model * min(VOCABULARY_TILE, config.d_vocab) if is_converted else 0
+        each = number * (3 * config.d_vocab + 4 * (self.width + config.d_model)) + 8 * config.d_vocab
+        rows = fitting(self.budget, each, len(self.latent), self.fixed + converted)
+        for first in range(0, len(self.latent), rows):
+            at = self.directions(first, min(first + rows, len(self.latent)))
+            weight = torch.cat([at.T @ part.T for part in _parts(self.table, at, is_converted)], dim=1)
+            require_numbers(weight, f"latents: those from {int(self.latent[first]):,} on")
+            if self.demean:
+                weight -= weight.mean(-1, keepdim=True)
+            yield weight
+
+
+def _strongest(tiles: _Tiles, model: Model, k: int) -> TokenWeights:
+    """The strongest tokens of each latent."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= model.config.d_vocab:
+        raise InputError(f"k: {k!r}; expected a whole number from 1 to the {model.config.d_vocab:,} tokens of {model.name}.")
+    found = [[part.cpu() for largest in (True, False) for part in weight.topk(k, largest=largest)] for weight in tiles.weights(model)]
     highest_weight, highest, lowest_weight, lowest = (torch.cat(column) for column in zip(*found, strict=True))
-    return TokenWeights(latent, highest, highest_weight, lowest, lowest_weight)
+    return TokenWeights(tiles.latent, highest, highest_weight, lowest, lowest_weight)
 
 
 def _parts(table: Float[Tensor, "d_vocab d_model"], like: Tensor, is_converted: bool) -> Iterator[Float[Tensor, "tokens d_model"]]:

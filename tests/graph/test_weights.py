@@ -1,6 +1,7 @@
 """Weights between latents, tokens and heads: against dense formulas of the parameters, and against gradients of frozen prompts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +412,38 @@ def test_logit_weights(family: Family, dtype: torch.dtype) -> None:
     assert_tokens(attrib.graph.logit_weights(model, source, attention=2, demean=False), first @ OV @ out, 10)
     directions = normal(3, D_MODEL, dtype=dtype)
     assert_tokens(attrib.graph.logit_weights(model, directions, k=2, demean=False), directions @ out, 2)
+
+
+@pytest.mark.parametrize("demean", [True, False])
+def test_histograms_of_logit_weights(demean: bool) -> None:
+    model = build("llama", dtype=torch.float64)
+    source = made(model, "1.mlp.hook_in", "1.hook_mlp_out")
+    found = attrib.graph.logit_histogram(model, source, slice(3, 9), bins=6, demean=demean, budget=8_000)
+    weights = (written(model, source) @ norm_map(model, model.params.norm_final) @ model.params.W_U)[3:9]
+    weights = weights - weights.mean(1, keepdim=True) if demean else weights
+    for row, (edges, counts, of_latent) in enumerate(zip(found.edges, found.count, weights, strict=True)):
+        below, above = of_latent[of_latent < 0].numpy(), of_latent[of_latent >= 0].numpy()
+        plain = [np.histogram(below, bins=6, range=(below.min(), 0)), np.histogram(above, bins=6, range=(0, above.max()))]
+        assert counts.tolist() == [*plain[0][0].tolist(), *plain[1][0].tolist()], row
+        assert_close(edges, torch.from_numpy(np.concatenate([plain[0][1], plain[1][1][1:]])), ROUNDING)
+    assert found.count.sum(1).tolist() == [D_VOCAB] * 6
+    table = found.to_pandas()
+    assert table[table.latent == 4]["count"].sum() == D_VOCAB
+    assert found.latent.tolist() == [3, 4, 5, 6, 7, 8]
+    assert repr(found) == "LogitHistogram(6 latents, 12 bins each)"
+
+
+def test_a_histogram_of_weights_of_one_sign_has_an_empty_half() -> None:
+    model = build("gpt2", dtype=torch.float64)
+    model = replace(model, params=model.params._replace(W_U=model.params.W_U[:, :20]), config=replace(model.config, d_vocab=20))
+    out = norm_map(model, model.params.norm_final) @ model.params.W_U
+    direction = torch.linalg.lstsq(out.T, torch.linspace(1, 2, 20, dtype=torch.float64)[:, None]).solution.T
+    found = attrib.graph.logit_histogram(model, direction, bins=2, demean=False)
+    assert found.count.tolist() == [[0, 0, 0, 20]]
+    assert_close(found.edges, torch.tensor([[0, 0, 0, 1, 2]], dtype=torch.float64), 1e-9)
+    for bins in (0, True):
+        with pytest.raises(InputError, match=r"bins: .*; expected a whole number"):
+            attrib.graph.logit_histogram(model, direction, bins=bins)
 
 
 def test_logit_weights_are_what_logits_gain_but_for_the_scale() -> None:

@@ -40,7 +40,7 @@ def _one_plus_norm(self: Any, x: Tensor) -> Tensor:
 def _eager(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, softcap: float | None = None, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Gemma 2's attention with caps, softmax in the dtype of the scores."""
+    """Attention written out, with Gemma 2's caps; softmax in the dtype of the scores."""
     key, value = (t.repeat_interleave(module.num_key_value_groups, dim=1) for t in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     if softcap is not None:
@@ -78,6 +78,7 @@ def keep_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     for norms, forward in ((_RMS_NORMS, _rms_norm), (_ONE_PLUS_NORMS, _one_plus_norm)):
         for family, name in norms.items():
             monkeypatch.setattr(getattr(module(family), name), "forward", _as_of(forward, name))
-    monkeypatch.setattr(module("gemma2"), "eager_attention_forward", _as_of(_eager, ""))
+    for family in ("gemma2", "llama"):
+        monkeypatch.setattr(module(family), "eager_attention_forward", _as_of(_eager, ""))
     monkeypatch.setattr(module("gptj").GPTJAttention, "_attn", _as_of(_gptj_attn, ""))
     monkeypatch.setattr(module("gpt_neo").GPTNeoSelfAttention, "_attn", _as_of(_gpt_neo_attn, ""))

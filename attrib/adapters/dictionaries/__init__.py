@@ -21,7 +21,8 @@ def load_dictionary(
 
     Args:
         name: a shipped one ("smollm2-135m/blocks.6.hook_resid_pre"); a folder of sae-lens, sparsify or Gemma
-            Scope; a layer of a circuit-tracer folder ("folder/layer_3", or the folder with `layer=3`); or
+            Scope; a layer of a circuit-tracer folder ("folder/layer_3", or the folder with `layer=3`); a .pt, .pkl or .pkl.gz
+            of transcoder_circuits, of which nothing is run; or
             "release/sae_id" of a sae-lens release ("gpt2-small-res-jb/blocks.7.hook_resid_pre").
         site: where it reads, for files that do not say.
         writes: where it writes, the same; left out, where it reads.
@@ -34,7 +35,7 @@ def load_dictionary(
         UnsupportedError: for a kind that attrib does not compute, by name.
         FormatError: where files are damaged or do not fit each other.
     """
-    from attrib.adapters.dictionaries import circuit_tracer, gemma_scope, sae_lens, sparsify
+    from attrib.adapters.dictionaries import circuit_tracer, gemma_scope, sae_lens, sparsify, transcoder_circuits
 
     path = Path(name)
     folder, which = (path, layer) if layer is not None else _layer_of(path)
@@ -47,6 +48,10 @@ def load_dictionary(
     if npz.is_file():
         _refuse_lazy(name, lazy, "is a numpy archive")
         return gemma_scope.load_file(npz, site=site, writes=writes)
+    if transcoder_circuits.is_one(path) and not path.is_dir() and (path.exists() or isinstance(name, Path)):
+        _refuse_lazy(name, lazy, "is a pickle")
+        _refuse_options(name, site=site, writes=writes)
+        return transcoder_circuits.load_file(path)
     if str(name) in shipped():
         _refuse_options(name, writes=writes)
         return sae_lens.load_folder(SHIPPED / name, name=str(name), site=site, lazy=lazy)
@@ -61,7 +66,10 @@ def load_dictionary(
         return sae_lens.load_folder(path, site=site, lazy=lazy)
     release, slash, sae_id = str(name).partition("/")
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or not slash:
-        raise InputError(f"dictionary: {name} is no folder and not of the form release/sae_id. Shipped: {', '.join(shipped())}.")
+        raise InputError(
+            f"dictionary: {name} is no folder, no file of transcoder_circuits, and not of the form release/sae_id. "
+            f"Shipped: {', '.join(shipped())}."
+        )
     if (SHIPPED / release).is_dir():
         raise InputError(f"dictionary: {name} is not shipped; there are {', '.join(shipped())}.")
     _refuse_options(name, site=site, writes=writes)
@@ -70,7 +78,10 @@ def load_dictionary(
 
 
 def load_dictionaries(folder: str | Path, *, lazy: bool = False) -> list[Dictionary]:
-    """All dictionaries of a folder: the layers of a circuit-tracer folder, or one for each folder in it, by where they read.
+    """All dictionaries of a folder, by where they read.
+
+    These are the layers of a circuit-tracer folder, the dictionaries that lie in its folders, or files of transcoder_circuits, whose
+    frequencies beside them (`_log_feature_sparsity.pt`) are passed over.
 
     Args:
         lazy: see `load_dictionary`.
@@ -78,15 +89,15 @@ def load_dictionaries(folder: str | Path, *, lazy: bool = False) -> list[Diction
     Raises:
         InputError: where there is none; else as `load_dictionary`.
     """
-    from attrib.adapters.dictionaries import circuit_tracer
+    from attrib.adapters.dictionaries import circuit_tracer, transcoder_circuits
 
     path = Path(folder)
     if (path / circuit_tracer.CONFIG).is_file():
         return circuit_tracer.load_folder(path, lazy=lazy)
-    inner = sorted(cfg.parent for cfg in path.glob("*/cfg.json"))
+    inner = sorted(cfg.parent for cfg in path.glob("*/cfg.json")) or transcoder_circuits.files_of(path)
     if not inner:
         raise InputError(
-            f"folder: {folder} holds neither circuit-tracer's config.yaml nor folders with a cfg.json. "
+            f"folder: {folder} holds neither circuit-tracer's config.yaml nor folders with a cfg.json, nor files of transcoder_circuits. "
             "For one dictionary use load_dictionary."
         )
     return sorted((load_dictionary(one, lazy=lazy) for one in inner), key=lambda dictionary: dictionary.site.depth)

@@ -57,6 +57,9 @@ KINDS = (
         "Gemma Scope 2", "params.safetensors of a transcoder", "jumprelu", "`mlp_out`", "`x @ affine_skip_connection` where it has one"
     ),
     DictionaryKind("Gemma Scope", "params.npz of the embedding", None, HERE, "the embedding is no site of attrib"),
+    DictionaryKind("transcoder_circuits", "SAE", "relu", HERE, "`.pt`, `.pkl`, `.pkl.gz`: read as data, nothing in them is run"),
+    DictionaryKind("transcoder_circuits", "transcoder", "relu", "`out_hook_point`", "the input's b_dec folded into b_enc"),
+    DictionaryKind("transcoder_circuits", "hook_point_head_index", None, HERE, "a dictionary of a single head"),
     DictionaryKind("tensors", "relu", "relu", "`writes=`", "`attrib.adapters.from_tensors`"),
     DictionaryKind("tensors", "jumprelu", "jumprelu", "`writes=`", "with `threshold=`"),
     DictionaryKind("tensors", "jump", "jump", "`writes=`", "above a threshold that may be negative"),

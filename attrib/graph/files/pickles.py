@@ -9,7 +9,6 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attrib.core.files import check_file
-from attrib.core.types import AttribError, FormatError, first_line
+from attrib.core.pickled import translated, zipped
+from attrib.core.types import FormatError
 
 EXPECTED = "a file that circuit-tracer's Graph.to_pt wrote"
 REMEDY = f"expected {EXPECTED}. Write it again."
@@ -29,8 +29,6 @@ CONFIG = (
     "n_key_value_heads", "dtype",
 )  # fmt: skip
 """The facts of a model that circuit-tracer keeps."""
-LARGEST_PICKLE = 1 << 26
-"""Bytes of the pickle itself, at most; tensors lie beside it."""
 
 
 class LogitTarget(NamedTuple):
@@ -92,8 +90,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         FormatError: it is no zip of torch's, or damaged; it names what is not allowed; or it holds something else.
     """
     check_file(path, EXPECTED)
-    with _translated(path):
-        _check_zip(path)
+    with translated(path, REMEDY):
+        _check_names(path)
         with torch.serialization.safe_globals([(own, full) for full, own in STAND_INS.items()]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -106,17 +104,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_zip(path: Path) -> None:
-    """That the zip is no larger than it looks, and its pickle names what is allowed."""
+def _check_names(path: Path) -> None:
+    """That the pickle names what is allowed."""
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        packed = [each for each in entries if each.compress_type != zipfile.ZIP_STORED or each.compress_size != each.file_size]
-        if packed or sum(each.file_size for each in entries) > path.stat().st_size:
-            raise FormatError(f"{path}: what is in its zip is compressed, or overlaps, as torch.save never writes it; {REMEDY}")
-        pickles = [each for each in entries if each.filename.endswith("/data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
-            raise FormatError(f"{path}: its zip has {len(pickles)} pickles, or one of more than {LARGEST_PICKLE:,} bytes; {REMEDY}")
-        raw = archive.read(pickles[0])
+        raw = zipped(archive, path.stat().st_size).pickle
     for name in _globals(raw):
         if name not in ALLOWED:
             raise FormatError(
@@ -132,15 +123,3 @@ def _globals(raw: bytes) -> Iterator[str]:
             yield str(argument).replace(" ", ".")
         elif operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             yield operation.name
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Whatever zipfile, pickletools and torch raise at a file that is damaged, as a FormatError."""
-    try:
-        yield
-    except AttribError:
-        raise
-    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError,
-            ArithmeticError, RuntimeError, AssertionError, NotImplementedError) as error:  # fmt: skip
-        raise FormatError(f"{path}: not torch's, or damaged ({first_line(error)[:200]}); {REMEDY}") from error
