@@ -8,6 +8,7 @@ from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, tex
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .intervals import Interval, bootstrap
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
 from .losses import loss
@@ -28,6 +29,7 @@ __all__ = [
     "Example",
     "Faithfulness",
     "Head",
+    "Interval",
     "Latents",
     "Parity",
     "Piece",
@@ -38,6 +40,7 @@ __all__ = [
     "Set",
     "Task",
     "ablate_each",
+    "bootstrap",
     "compare",
     "compare_rules",
     "edge_faithfulness",
