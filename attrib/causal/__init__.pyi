@@ -8,6 +8,7 @@ from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, tex
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .graph_curves import graph_faithfulness, values_with
 from .intervals import Interval, bootstrap
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
@@ -46,6 +47,7 @@ __all__ = [
     "edge_faithfulness",
     "faithfulness",
     "generate",
+    "graph_faithfulness",
     "indirect_objects",
     "intervene",
     "logit_difference",
@@ -57,6 +59,7 @@ __all__ = [
     "subject_verb_agreement",
     "tasks",
     "text_of",
+    "values_with",
     "verify",
     "verify_stored",
 ]

@@ -13,6 +13,7 @@ the metric is measured on, with the ranking as it is: see `attrib.causal.interva
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +48,7 @@ class Faithfulness:
     ranking: str
     table: "pd.DataFrame"
     whole: Mapping[str, float]
-    """The mean metric with everything kept, and `empty` with nothing, of "train" and of "held out" prompts."""
+    """The mean metric with everything kept, and `empty` with nothing, of "train" and of "held out" prompts; of "graphs"."""
     empty: Mapping[str, float]
     units: int
     """How many there are to keep."""
@@ -67,7 +68,7 @@ class Faithfulness:
         several = [self._curve(curve), *(() if less is None else (less._curve(curve),))]
         of_prompts = [values for _, values in several]
         ends = [torch.stack([values[:, 0], values[:, -1]]) for values in of_prompts]
-        if less is not None and (ends[0].shape != ends[1].shape or not torch.allclose(*ends, rtol=1e-3, atol=1e-3)):
+        if less is not None and (ends[0].shape != ends[1].shape or not torch.allclose(ends[0], ends[1], rtol=1e-3, atol=1e-3)):
             raise InputError("less: curves of other prompts, or of other units; expected another ranking's of the same.")
         widths = [values.shape[1] for values in of_prompts]
 
@@ -142,6 +143,8 @@ def faithfulness(
     lowest = min(one.site.layer for one in there.dictionaries)
     order = flat.argsort(descending=True, stable=True)
 
+    below = {part: there.streams(tokens, lowest) for part, (_, tokens) in parts.items()}  # where nothing is taken out
+
     def measured(part: str, out: Float[Tensor, " units"]) -> Float[Tensor, " prompts"]:
         some, tokens = parts[part]
         shared = [
@@ -150,7 +153,7 @@ def faithfulness(
         ]
         values = []
         for rows in torch.arange(len(tokens)).split(max(1, PASSES // tokens.shape[1])):
-            logits = there.logits(there.streams(tokens[rows], lowest), shared, lowest)
+            logits = there.logits(below[part][rows], shared, lowest)
             values.append(scores(metric, logits, [some[row] for row in rows.tolist()]))
         return torch.cat(values)
 
@@ -173,9 +176,7 @@ def curves(
         measured: of a part's name and which units are taken out, the metric of each prompt.
         call: with the `seed` of the intervals.
     """
-    import pandas as pd
-
-    units, lines, each = len(order), list["pd.DataFrame"](), dict[str, Tensor]()
+    units, each = len(order), dict[str, Tensor]()
     found: dict[tuple[str, bool, int], Tensor] = {}
 
     def value(part: str, is_kept: bool, n: int) -> Float[Tensor, " prompts"]:
@@ -188,17 +189,39 @@ def curves(
         return found[part, is_kept, n]
 
     for curve, (part, is_kept) in CURVES.items():
-        if part not in parts:
-            continue
-        each[curve] = values = torch.stack([value(part, is_kept, n) for n in counts], 1)
-        between = bootstrap(values, lambda means, curve=curve: shares(curve, means), seed=call["seed"])
+        if part in parts:
+            each[curve] = torch.stack([value(part, is_kept, n) for n in counts], 1)
+    return faithfulness_of(ranking, counts, each, call)
+
+
+def faithfulness_of(
+    ranking: str,
+    counts: Sequence[int],
+    each: Mapping[str, Float[Tensor, "prompts counts"]],
+    call: Mapping[str, Any],
+    part: str | None = None,
+) -> Faithfulness:
+    """The curves of metrics that were measured.
+
+    Args:
+        counts: numbers of units, ascending, from 0 to all.
+        each: of each curve the metric of each prompt at these numbers.
+        call: with the `seed` of the intervals.
+        part: what the prompts of all curves are called, where none are held out.
+    """
+    import pandas as pd
+
+    lines, whole, empty = list["pd.DataFrame"](), dict[str, float](), dict[str, float]()
+    for curve, values in each.items():
+        between = bootstrap(values, partial(shares, curve), seed=call["seed"])
+        mean, of = values.double().mean(0), part or CURVES[curve][0]
         lines.append(pd.DataFrame({
-            "curve": curve, "n": counts, "metric": values.double().mean(0), "share": [one.mean for one in between],
+            "curve": curve, "n": counts, "metric": mean, "share": [one.mean for one in between],
             "low": [one.low for one in between], "high": [one.high for one in between],
             "right": (values > 0).double().mean(0), "prompts": len(values),
         }))  # fmt: skip
-    whole, empty = ({part: float(value(part, True, n).double().mean()) for part in parts} for n in (units, 0))
-    return Faithfulness(ranking, pd.concat(lines, ignore_index=True), whole, empty, units, each, call)
+        empty[of], whole[of] = (float(mean[at]) for at in ((0, -1) if CURVES[curve][1] else (-1, 0)))
+    return Faithfulness(ranking, pd.concat(lines, ignore_index=True), whole, empty, counts[-1], each, call)
 
 
 def checked_counts(keep: Sequence[int] | None, units: int) -> list[int]:

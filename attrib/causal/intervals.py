@@ -70,4 +70,4 @@ def bootstrap(
     weights = values.new_zeros(draws, count).scatter_add_(1, drawn, values.new_full((draws, count), 1 / count))
     ends = told(weights @ values).nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype), 0)
     whole = told(values.mean(0))
-    return [Interval(*three, count) for three in zip(whole.tolist(), *ends.tolist(), strict=True)]
+    return [Interval(mean, low, high, count) for mean, low, high in zip(whole.tolist(), *ends.tolist(), strict=True)]
