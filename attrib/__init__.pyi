@@ -54,7 +54,7 @@ from .models.transformer import Model, embed, unembed
 from .models.wrapped import as_module
 from .passes.cached import cached_forward
 from .passes.capture import capture, forward, walk
-from .passes.compose import cut, decode, encode, encode_sparse, reconstruct
+from .passes.compose import cut, decode, encode, encode_sparse, reconstruct, writing_at
 from .passes.heads import attention_heads, attention_patterns, head_outputs, head_weights
 from .passes.replacement import replace
 from .paths.path import path
@@ -136,6 +136,7 @@ __all__ = [
     "token_to_latent",
     "unembed",
     "walk",
+    "writing_at",
 ]
 
 # old names, which `attrib.__getattr__` finds; no import, so they are not listed by `dir`

@@ -9,6 +9,8 @@ from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, tex
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
 from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .graph_curves import graph_faithfulness, values_with
+from .intervals import Interval, bootstrap
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
 from .looking import DictionaryValues, dictionary_values
@@ -32,6 +34,7 @@ __all__ = [
     "Example",
     "Faithfulness",
     "Head",
+    "Interval",
     "Latents",
     "Parity",
     "Piece",
@@ -43,12 +46,14 @@ __all__ = [
     "Task",
     "ablate_each",
     "answer_ranks",
+    "bootstrap",
     "compare",
     "compare_rules",
     "dictionary_values",
     "edge_faithfulness",
     "faithfulness",
     "generate",
+    "graph_faithfulness",
     "indirect_objects",
     "intervene",
     "logit_difference",
@@ -60,6 +65,7 @@ __all__ = [
     "subject_verb_agreement",
     "tasks",
     "text_of",
+    "values_with",
     "verify",
     "verify_stored",
 ]

@@ -230,6 +230,7 @@ def edge_faithfulness(
     metric: Score = logit_difference,
     keep: Sequence[int] | None = None,
     ablate: str = "mean",
+    seed: int = 0,
 ) -> Faithfulness:
     """`faithfulness` of edges between components: curves of a metric against the number of edges kept. The arguments and errors are its."""
     there = Components(constant(model))
@@ -254,5 +255,5 @@ def edge_faithfulness(
         return torch.cat(values)
 
     counts = checked_counts(keep, len(order))
-    call = {"metric": getattr(metric, "__name__", "metric"), "ablate": ablate}
+    call = {"metric": getattr(metric, "__name__", "metric"), "ablate": ablate, "seed": seed}
     return curves(ranking.name, order, counts, measured, [*parts], call)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.causal.nudged import Nudged
@@ -75,18 +75,14 @@ class GraphQuestion:
         return cls(graph, ends, opened, places_among(graph.nodes, opened.nodes))
 
     @property
-    def sources(self) -> Int[Tensor, " nodes"]:
-        """The graph's nodes that edges come from and that can be changed."""
-        there = self.graph.indices.unique()
-        return there[self.place[there] >= 0]
+    def measurable(self) -> Bool[Tensor, " edges"]:
+        """The graph's edges whose sources can be changed and whose targets can be read."""
+        return (self.place[self.graph.indices] >= 0) & (self.place[self.graph.target] >= 0)
 
-    def measure(self, chosen: Int[Tensor, " nodes"], steps: Sequence[float]) -> list[MeasuredEdges]:
-        """Intervene on some of the graph's nodes, and measure every edge that comes from them."""
-        graph = self.graph
-        is_there = torch.isin(graph.indices, chosen) & (self.place[graph.target] >= 0)
-        entry = is_there.nonzero()[:, 0]
-        which = torch.searchsorted(chosen, graph.indices[entry])
-        node = self.place[graph.target[entry]]
+    def measure(self, entry: Int[Tensor, " edges"], steps: Sequence[float]) -> list[MeasuredEdges]:
+        """Intervene on the sources of some of the graph's edges, by their numbers, ascending, and measure these."""
+        chosen, which = self.graph.indices[entry].unique(return_inverse=True)
+        node = self.place[self.graph.target[entry]]
         primal, found = self._rows(chosen[:1], 0.0)[0], []
         for step in steps:
             below = self._rows(chosen, -step)

@@ -63,17 +63,19 @@ class Question:
         return Nudged(self.model, tokens, place(self.model, start), source, self.cuts, self.effect, self.policy, self.error)
 
 
-def measure(question: Question, edges: Edges, chosen: Int[Tensor, " sources"], steps: Sequence[float]) -> list[Measured]:
-    """Intervene on some sources of one prompt's edges, by their rows in its table, and measure every edge of theirs.
+def measure(question: Question, edges: Edges, entry: Int[Tensor, " edges"], steps: Sequence[float]) -> list[Measured]:
+    """Intervene on the sources of some of one prompt's edges, and measure these.
 
     A pass of one source reads all targets of the prompt, so all of its edges are measured at the cost of one.
+
+    Args:
+        entry: the numbers of the edges, ascending.
     """
+    chosen, of_source = edges.indices[entry].unique(return_inverse=True)
     opened = question.opened(edges.prompts.ids)
     units = _Units(question, opened, edges.sources, chosen)
     targets = edges.targets
     primal = question.reading.read(opened, {}, targets.position, targets.latent)
-    entry = torch.isin(edges.indices, chosen).nonzero()[:, 0]
-    of_source = torch.full((len(edges.sources),), -1).index_put((chosen,), torch.arange(len(chosen)))[edges.indices[entry]]
     row, found = edges.row[entry], list[Measured]()
     for step in steps:
         below = _read(units, -step, question, targets)

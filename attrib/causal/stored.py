@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from attrib.causal.agreement import Agreement
-from attrib.causal.verifying import SOURCES, STEPS, verify
+from attrib.causal.verifying import STEPS, verify
 from attrib.core.types import InputError
 from attrib.store import open_collection
 from attrib.store.graph_collection import open_graph_collection
@@ -20,7 +20,8 @@ def verify_stored(
     *,
     prompts: int | Sequence[int] = 4,
     kinds: Sequence[str] = (),
-    n: int = SOURCES,
+    n: int | None = None,
+    n_edges: int | None = None,
     steps: Any = STEPS,
     seed: int = 0,
     target: Any = None,
@@ -36,7 +37,7 @@ def verify_stored(
 
     The other arguments and the errors are those of `verify`; InputError too for a prompt or a kind that is not there.
     """
-    options: dict[str, Any] = {"n": n, "steps": steps, "seed": seed, "target": target, "dtype": dtype, "places": places}
+    options: dict[str, Any] = {"n": n, "n_edges": n_edges, "steps": steps, "seed": seed, "target": target, "dtype": dtype, "places": places}
     if holds_graphs(Path(path)):
         if kinds:
             raise InputError(f"kind: {kinds[0]!r} has no effect on graphs, which have no blocks; leave it out.")

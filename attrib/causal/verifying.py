@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
@@ -28,6 +28,15 @@ SOURCES = 32
 STEPS = (1e-3, 1.0)
 
 
+class Count(NamedTuple):
+    """How much is measured of each set of edges; one of the two is None."""
+
+    n: int | None
+    """Sources."""
+    n_edges: int | None
+    """Edges."""
+
+
 Measurable = Edges | Graph
 """What says how its targets move with its sources."""
 
@@ -43,7 +52,8 @@ def verify(
     edges: Measurable | Iterable[Measurable] | Mapping[Any, Edges],
     model: Model | None = None,
     *,
-    n: int = SOURCES,
+    n: int | None = None,
+    n_edges: int | None = None,
     steps: Any = STEPS,
     seed: int = 0,
     dictionaries: Sequence[Dictionary] = (),
@@ -59,7 +69,9 @@ def verify(
     Args:
         edges: what an attribution gave, of any kind, or an attribution graph; several of them, or what `attrib.jacobian` gave.
         model: that they were made with; None loads it by the name that the edges tell.
-        n: how many sources are intervened on, of each of `edges`, drawn among those that have edges. All edges of theirs are measured.
+        n: how many *sources* are intervened on, of each of `edges`, drawn among those that have edges. All edges of theirs are measured,
+            at the cost of a few passes for each source. None is 32, where `n_edges` is not given.
+        n_edges: in the place of `n`, how many *edges* are measured, of each of `edges`, drawn among all; each asks passes of its source.
         steps: one or several, by how much of its activation a source is changed: below 1 up and down, at 1 it is left out.
         seed: of the draw.
         dictionaries: that they were made with, in any order; those that are missing are loaded by name.
@@ -74,18 +86,20 @@ def verify(
     """
     several = _listed(edges)
     checked, generator = checked_steps(steps), torch.Generator().manual_seed(_whole(seed, "seed", 0))
-    _whole(n, "n", 1)
+    count = _counted(n, n_edges)
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(DTYPES)}.")
     known = Known(model, dictionaries, Parts(dict(places or {})), dtype)
     lines, passes = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, one in enumerate(several):
         if isinstance(one, Graph):
-            _measure_graph(number, one, graph_question_of(one, known, target), checked, n, generator, lines, passes)
+            of_graph = graph_question_of(one, known, target)
+            drawn = _drawn(one.indices, of_graph.measurable, count, generator)
+            _measure_graph(number, one, of_graph, checked, drawn, lines, passes)
         else:
-            drawn = _drawn(one.indices.unique(), n, generator)
+            drawn = _drawn(one.indices, torch.ones_like(one.indices, dtype=torch.bool), count, generator)
             _measure(one, question_of(one, known, target), checked, drawn, lines, passes)
-    return made(lines, passes, {"steps": list(checked), "seed": seed, "n": n, "dtype": dtype})
+    return made(lines, passes, {"steps": list(checked), "seed": seed, **count._asdict(), "dtype": dtype})
 
 
 def made(lines: list[dict[str, Any]], passes: list[dict[str, Any]], call: dict[str, Any]) -> Agreement:
@@ -216,24 +230,37 @@ def _whole(value: Any, argument: str, least: int) -> int:
     return value
 
 
-def _drawn(there: Int[Tensor, " all"], n: int, generator: torch.Generator) -> Int[Tensor, " sources"]:
-    """Some of these sources, ascending."""
-    return there[torch.randperm(len(there), generator=generator)[:n]].sort().values
+def _counted(n: Any, n_edges: Any) -> Count:
+    """How much is measured. Raises InputError where both are told, or one is no whole number."""
+    if n is not None and n_edges is not None:
+        raise InputError(f"n_edges: {n_edges!r} edges beside n, {n!r} sources with all of their edges; give one of the two.")
+    if n_edges is not None:
+        return Count(None, _whole(n_edges, "n_edges", 1))
+    return Count(SOURCES if n is None else _whole(n, "n", 1), None)
+
+
+def _drawn(
+    source: Int[Tensor, " edges"], is_there: Bool[Tensor, " edges"], count: Count, generator: torch.Generator
+) -> Int[Tensor, " drawn"]:
+    """The numbers of the edges that are measured, ascending: some of those that are there, or all of some sources."""
+    there = source[is_there].unique() if count.n_edges is None else is_there.nonzero()[:, 0]
+    some = there[torch.randperm(len(there), generator=generator)[: count.n or count.n_edges]]
+    return some.sort().values if count.n_edges is not None else (is_there & torch.isin(source, some)).nonzero()[:, 0]
 
 
 def _measure(
     edges: Edges,
     question: Question,
     steps: Sequence[float],
-    chosen: Int[Tensor, " sources"],
+    drawn: Int[Tensor, " drawn"],
     lines: list[dict[str, Any]],
     passes: list[dict[str, Any]],
 ) -> None:
     """Add what is measured of some edges, prompt by prompt."""
     pair = f"{edges.sources.site} -> {edges.targets.site}"
     for number, prompt in enumerate(edges.prompts.numbers.tolist()):
-        rows = edges.sources.rows(number)
-        own = chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start
+        first, end = edges.indptr[edges.targets.ptr[number : number + 2]].tolist()  # a prompt's rows lie together, and so do its edges
+        own = drawn[(drawn >= first) & (drawn < end)] - first
         if not len(own):
             continue
         part = edges.prompt(number)
@@ -247,7 +274,7 @@ def _measure(
                 "predicted": part.attribution[entries].double().numpy(), "measured": found.measured.double().numpy(),
                 "silent": found.silent.numpy(),
             })  # fmt: skip
-            passes.append({"pair": pair, "step": found.step, "sources": len(own), "activated": found.activated})
+            passes.append({"pair": pair, "step": found.step, "sources": len(set(sources)), "activated": found.activated})
 
 
 def _measure_graph(
@@ -255,17 +282,16 @@ def _measure_graph(
     graph: Graph,
     question: GraphQuestion,
     steps: Sequence[float],
-    n: int,
-    generator: torch.Generator,
+    drawn: Int[Tensor, " drawn"],
     lines: list[dict[str, Any]],
     passes: list[dict[str, Any]],
 ) -> None:
     """Add what is measured of a graph. A pair is of the kinds of the two nodes: sites would be too many."""
-    chosen, kinds = _drawn(question.sources, n, generator), graph.nodes.sets
-    if not len(chosen):
+    if not len(drawn):
         return
+    kinds = graph.nodes.sets
     kind_of = [kinds[at].kind for at in graph.nodes.set_of.tolist()]
-    for found in question.measure(chosen, steps):
+    for found in question.measure(drawn, steps):
         sources, targets = graph.indices[found.entry].tolist(), graph.target[found.entry].tolist()
         pairs = [f"{kind_of[i]} -> {kind_of[j]}" for i, j in zip(sources, targets, strict=True)]
         lines.append({

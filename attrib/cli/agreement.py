@@ -28,8 +28,14 @@ def verify(
     ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Only blocks of this kind; may be repeated")] = None,
     sources: Annotated[
-        int, typer.Option(help="How many sources of each block are intervened on; all of their edges are measured", min=1)
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="How many sources of each block are intervened on; all of their edges are measured. 32 where none is said", min=1
+        ),
+    ] = None,
+    edges: Annotated[
+        int | None, typer.Option(help="In the place of --sources, how many edges of each block are measured, drawn among all", min=1)
+    ] = None,
     step: Annotated[
         list[float] | None, typer.Option(help="By how much of its activation a source is changed; 1 leaves it out. May be repeated")
     ] = None,
@@ -59,7 +65,7 @@ def verify(
     if wrong := [name for name, folder in given.items() if not folder]:
         raise InputError(f"at: {wrong[0]!r}; expected NAME=FOLDER.")
     found = verify_stored(
-        file, prompts=prompt or PROMPTS, kinds=kind or (), n=sources, steps=step or (1e-3, 1.0), seed=seed, dtype=dtype,
+        file, prompts=prompt or PROMPTS, kinds=kind or (), n=sources, n_edges=edges, steps=step or (1e-3, 1.0), seed=seed, dtype=dtype,
         places=places_of(file.resolve()) | given,
     )  # fmt: skip
     if as_json:

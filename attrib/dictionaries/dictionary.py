@@ -76,7 +76,8 @@ def _dtypes(params: DictionaryParams) -> str:
 class DictionaryConfig:
     """The static facts of a dictionary.
 
-    `site` is where it reads; `writes` is empty where it writes there too. `k` is used by the rules of COMPETING
+    `site` is where it reads; `writes` is empty where it writes there too, and `part_of` all that the whole writes, where this is a
+    part of a dictionary that writes at some of its places (`attrib.writing_at`). `k` is used by the rules of COMPETING
     alone. `puts_scale_back` is false for transcoders: they normalise what they read and write what they decode.
     `kind` is its own library's word for it, and `hook_name` and `hook_name_out` that library's words for `site` and
     `writes`, which may say more: behind "ln2.hook_normalized" the norm's weights are still to come (see `after_gain`).
@@ -91,6 +92,7 @@ class DictionaryConfig:
     normalisation: Normalisation
     model_name: str | None
     writes: tuple[Site, ...] = ()
+    part_of: tuple[Site, ...] = ()
     puts_scale_back: bool = True
     kind: str = ""
     hook_name: str | None = None

@@ -4,6 +4,10 @@ The arithmetic is dictionary.py's, which the engine calls thousands of times. He
 library's object, it is computed in the dtype and on the device of what it meets, and shapes that do not fit are one clear error.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -105,6 +109,49 @@ def cut(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], writt
     if written is not None and written.shape != (len(_one_prompt(x)), dictionary.d_out):
         raise InputError(f"written: shape {list(written.shape)}; expected {[len(x), dictionary.d_out]}, the values at all that it writes.")
     return capturing.cut(_meeting(dictionary, _one_prompt(x)), x, written)
+
+
+@takes(dictionary=as_dictionary)
+def writing_at(dictionary: Dictionary, layers: Iterable[int]) -> Dictionary:
+    """The dictionary with that alone of what it writes which lies in some layers: a layer of a cross-layer transcoder, constrained to them.
+
+    It reads what it read and has the same latents. Put into a model beside the others (`attrib.causal.intervene`, docs/interventions.md),
+    what it would write elsewhere is the model's own.
+
+    Args:
+        layers: numbers of layers, such as a range; those at which it does not write may be among them.
+
+    Raises:
+        InputError: where it writes in none of these layers, and for a lazy dictionary where they do not lie together.
+    """
+    wanted = {*layers}
+    kept = [number for number, site in enumerate(dictionary.writes) if site.layer in wanted]
+    if wrong := [one for one in wanted if isinstance(one, bool) or not isinstance(one, int)]:
+        raise InputError(f"layers: {wrong[0]!r}; expected numbers of layers.")
+    if not kept:
+        there = ", ".join(map(str, dictionary.writes))
+        raise InputError(f"layers: {sorted(wanted)}, and {dictionary.name} writes {there}; expected at least one of their layers.")
+    if len(kept) == len(dictionary.writes):
+        return dictionary
+    first, last = kept[0], kept[-1] + 1
+    if dictionary.config.lazy and last - first != len(kept):
+        raise InputError(
+            f"layers: {sorted(wanted)}, and {dictionary.name} is read from its file as it is used, of which layers side by side can be "
+            "taken; expected those, or load it without lazy=True."
+        )
+    width = dictionary.d_out // len(dictionary.writes)
+
+    def part(given: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows _"]:
+        if last - first == len(kept):
+            return given[..., first * width : last * width]
+        return torch.cat([given[..., number * width : (number + 1) * width] for number in kept], -1)
+
+    p = dictionary.params
+    params = p._replace(W_dec=part(p.W_dec), b_dec=part(p.b_dec), W_skip=part(p.W_skip) if dictionary.has_skip else p.W_skip)
+    writes = tuple(dictionary.writes[number] for number in kept)
+    config = replace(dictionary.config, writes=writes, part_of=dictionary.config.part_of or dictionary.writes, hook_name_out=None)
+    name = f"{dictionary.name} in layers {', '.join(str(site.layer) for site in writes)}"
+    return replace(dictionary, params=params, config=config, name=name)
 
 
 def _one_prompt(x: Float[Tensor, "*any"]) -> Float[Tensor, "positions d_in"]:

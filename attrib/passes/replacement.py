@@ -421,16 +421,18 @@ def _are_layers(early: Dictionary, late: Dictionary) -> bool:
 
     Each writes a run of one kind of site, begun where the earlier one's run is already under way, and the runs agree as far as both
     go: (0, 1, 2) and (1, 2), or, where runs have a fixed length, (0, 1) and (1, 2). A transcoder of one layer that begins in
-    the midst of a longer run, (0, 1, 2) and (1), claims the whole of what is there, so it is none.
+    the midst of a longer run, (0, 1, 2) and (1), claims the whole of what is there, so it is none. Of a part that was constrained
+    to some layers the run of the whole is looked at.
     """
     if early.site.kind != late.site.kind or early.site.layer == late.site.layer:
         return False
-    is_own = any(site.depth == d.site.depth for d in (early, late) for site in d.writes)
-    if is_own or len({site.kind for site in (*early.writes, *late.writes)}) > 1:
+    before, after = (d.config.part_of or d.writes for d in (early, late))
+    is_own = any(site.depth == d.site.depth for d, run in ((early, before), (late, after)) for site in run)
+    if is_own or len({site.kind for site in (*before, *after)}) > 1:
         return False
-    begin = early.writes.index(late.writes[0]) if late.writes[0] in early.writes else 0
-    rest = early.writes[begin:]
-    return begin > 0 and late.writes[: len(rest)] == rest
+    begin = before.index(after[0]) if after[0] in before else 0
+    rest = before[begin:]
+    return begin > 0 and after[: len(rest)] == rest
 
 
 def _list(sites: Iterable[Site]) -> str:

@@ -6,8 +6,8 @@ As bench/peers/circuit_tracer.py, whose random models and transcoders these are,
     python -m bench.peers.interventions compare FOLDER              # with attrib; exits 1 where any differ
 
 Some latents of three layers are set, active and inactive ones, in each of circuit-tracer's ways: patterns frozen, which is usual; nothing
-frozen; all layers constrained, its direct effects; and two of the four. Then it makes no edit outside of these two, and cross-layer
-transcoders write to them alone, so edits are those inside, and transcoders are not cross-layer.
+frozen; all layers constrained, its direct effects; and two of the four. Then what edits write outside of these two is not written, so
+edits are those inside, and layers of a cross-layer transcoder write to these two alone (`attrib.writing_at`).
 Compared are the logits and every latent's pre-activation, but at the first position, where circuit-tracer has none.
 """
 
@@ -37,11 +37,6 @@ def cases() -> list[Case]:
     return [case for case in CASES if case.shape in ("gpt2", "llama")]
 
 
-def ways_of(kind: str) -> list[str]:
-    """Those that both sides can say of a kind of transcoders."""
-    return [way for way in WAYS if not (kind == "clt" and way == "two constrained")]
-
-
 # ---------------------------------------------------------------------------------------- circuit-tracer's half
 
 
@@ -50,7 +45,7 @@ def write(folder: Path, case: Case) -> None:
     model, parameters, tokens = replaced_model(folder, case)
     found: dict[str, Tensor] = {"tokens": tokens}
     edits = [(layer, position, latent, torch.tensor(value)) for layer, position, latent, value in EDITS]
-    for way in ways_of(case.kind):
+    for way in WAYS:
         logits, latents = model.feature_intervention(tokens, edits, apply_activation_function=False, **WAYS[way])
         found |= {f"{way} logits": logits.reshape(len(tokens), -1), f"{way} latents": latents}
     tables = {"model": parameters, "interventions": found}
@@ -81,18 +76,20 @@ def options_of(way: str, layers: int) -> Facts:
 
 def distances(folder: Path) -> tuple[dict[str, float], str]:
     """For each way, the largest difference of a value, relative to the largest of its kind; and which circuit-tracer it was."""
+    import attrib
     from attrib.causal import Latents, PreActivations, Set, intervene
 
     facts, theirs = json.loads((folder / "facts.json").read_text()), load_file(folder / "interventions.safetensors")
     model, dictionaries = read_model(folder, facts["config"])
     plain, found = intervene(model, [], theirs["tokens"]), {}
-    for way in ways_of(facts["kind"]):
-        made = [edit for edit in EDITS if edit[0] in WAYS[way].get("constrained_layers", range(4))]
-        edits = [Set(Latents(layer, latent), value, position) for layer, position, latent, value in made]
+    for way in WAYS:
+        inside = WAYS[way].get("constrained_layers", range(4))
+        edits = [Set(Latents(layer, latent), value, position) for layer, position, latent, value in EDITS if layer in inside]
         options: dict[str, Any] = options_of(way, len(dictionaries))
-        logits = intervene(model, dictionaries, theirs["tokens"], edits, **options)
+        put_in = [attrib.writing_at(one, inside) if one.site.layer in inside else one for one in dictionaries]
+        logits = intervene(model, put_in, theirs["tokens"], edits, **options)
         asked = [PreActivations(number) for number in range(len(dictionaries))]
-        values = intervene(model, dictionaries, theirs["tokens"], edits, values=asked, **options)
+        values = intervene(model, put_in, theirs["tokens"], edits, values=asked, **options)
         latents = torch.stack([values[one] for one in asked])[:, 1:]
         pairs = [(logits, theirs[f"{way} logits"]), (latents, theirs[f"{way} latents"][:, 1:])]
         found[way] = max(float((mine - other).abs().max() / other.abs().max()) for mine, other in pairs)
@@ -110,7 +107,7 @@ def compare(folder: Path) -> bool:
     table, largest, peers = Table("case", *WAYS), [], set()
     for path in sorted(path.parent for path in folder.glob("*/interventions.safetensors")):
         found, peer = distances(path)
-        table.add_row(path.name, *(f"{found[way]:.1e}" if way in found else "-" for way in WAYS))
+        table.add_row(path.name, *(f"{found[way]:.1e}" for way in WAYS))
         largest += list(found.values())
         peers.add(peer)
     console = wide_console()

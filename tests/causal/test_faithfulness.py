@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.causal import EdgeRanking, Example, Ranking, edge_faithfulness, faithfulness, rank, rank_edges
+from attrib.causal import EdgeRanking, Example, Ranking, bootstrap, edge_faithfulness, faithfulness, rank, rank_edges
 from attrib.causal.components import Components
+from attrib.causal.intervals import DRAWS
 from attrib.causal.keeping import ablation, aligned
 from attrib.core.types import InputError, UnsupportedError
 from tests.support.builders import build, dictionary, prompt, tiny, transformers_values
@@ -113,6 +114,66 @@ def test_a_ranking_that_knows_is_better_than_a_random_one() -> None:
         assert (late.share - 1).abs().max() < 1e-9
         assert (drawn.table.share.iloc[-2] - 1) != pytest.approx(0, abs=1e-3)
         assert "by ablation of 480: areas completeness" in repr(known)
+
+
+def test_intervals_are_of_prompts_drawn_again_from_those_that_were_measured() -> None:
+    model, some, other = build("gpt2", F64), examples(5), examples(4, seed=30)
+    sae = dictionary("topk", SITES[1], F64, seed=6)
+    known, drawn = (
+        faithfulness(model, sae, some, rank(model, sae, some, rule), held_out=other, keep=COUNTS, seed=3) for rule in ("ablation", "random")
+    )
+    logits = attrib.forward(model, aligned(other, "examples"))[:, -1]
+    apart = torch.stack([row[one.answer] - row[one.distractor] for row, one in zip(logits, other, strict=True)])
+    assert torch.allclose(known.each["sufficiency"][:, -1], apart)
+    assert torch.allclose(known.each["necessity"][:, 0], apart)
+    assert list(known.table.prompts.unique()) == [5, 4]
+    each = known.each["necessity"]
+    draws = torch.randint(4, (DRAWS, 4), generator=torch.Generator().manual_seed(3))
+
+    def told(metrics: Tensor) -> list[float]:
+        mean = metrics.mean(0)  # of curves of necessity: all of the latents first, none last
+        return [float((m - mean[-1]) / (mean[0] - mean[-1])) for m in mean]
+
+    plain = torch.tensor([told(each[draw]) for draw in draws], dtype=F64)
+    want = plain.nanquantile(torch.tensor([0.025, 0.975], dtype=F64), 0)
+    table = known.table[known.table.curve == "necessity"]
+    assert torch.allclose(torch.from_numpy(table[["low", "high"]].to_numpy()).T, want)
+    assert table.share.to_list() == pytest.approx(told(each))
+    at = torch.tensor([0, *COUNTS, 480], dtype=F64).log1p()
+    areas = [torch.trapezoid(line, at) / at[-1] for line in (torch.tensor(told(each), dtype=F64), *plain)]
+    area = known.area("necessity")
+    assert (area.mean, area.n) == (pytest.approx(float(areas[0])), 4)
+    assert [area.low, area.high] == pytest.approx(torch.stack(areas[1:]).quantile(torch.tensor([0.025, 0.975], dtype=F64)).tolist())
+    less = drawn.area("completeness", less=known)
+    assert less.mean == pytest.approx(drawn.area("completeness").mean - known.area("completeness").mean)
+    assert known.area("completeness", less=known)[:3] == (0, 0, 0)
+    assert less.high - less.low < sum(one.area("completeness").high - one.area("completeness").low for one in (known, drawn))
+    with pytest.raises(InputError, match="less: curves of other prompts"):
+        known.area("completeness", less=faithfulness(model, sae, other, rank(model, sae, other, "random"), keep=COUNTS))
+
+
+def test_bootstrap_intervals_are_those_of_a_normal_mean_and_of_functions_of_means() -> None:
+    values = torch.randn(400, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0, 0.0])
+    [one, two] = bootstrap(values, level=0.9, draws=4000)
+    deviation = float(values[:, 0].std()) / 20
+    assert (one.mean, one.n) == (pytest.approx(float(values[:, 0].mean())), 400)
+    assert [one.low, one.high] == pytest.approx([one.mean - 1.645 * deviation, one.mean + 1.645 * deviation], abs=0.1 * deviation)
+    assert bootstrap(values, seed=1)[0] == bootstrap(values, seed=1)[0] != bootstrap(values, seed=2)[0]
+    [difference] = bootstrap(values, lambda means: means[..., :1] - means[..., 1:])
+    assert difference.mean == pytest.approx(one.mean - two.mean)
+    [same] = bootstrap(values[:, [0, 0]], lambda means: means[..., :1] / means[..., 1:])
+    assert same == (1, 1, 1, 400)  # the same draw for all quantities
+    nothing = bootstrap(torch.zeros(3, 1), lambda means: means / means)[0]
+    assert nothing.mean != nothing.mean
+    wrong: list[tuple[Any, Any, str]] = [
+        (values[:0], {}, "values: of no prompts"),
+        (values, {"level": 1}, "level: 1; expected a number between 0 and 1"),
+        (values, {"draws": 0}, "draws: 0"),
+        (values, {"seed": True}, "seed: True"),
+    ]
+    for given, options, said in wrong:
+        with pytest.raises(InputError, match=said):
+            bootstrap(given, **options)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -192,6 +192,14 @@ def test_draws_are_of_the_seed_and_counts_are_said() -> None:
     assert len(every) == len(edges)
     assert every.summary().silent[0] == every.table.silent.sum() > 0
     assert every.summary().activated[0] > 0
+    some = verified(edges, model, source, target, n_edges=7, steps=1)
+    assert (len(some), some.call["n"], some.call["n_edges"]) == (7, None, 7)
+    assert some.summary().sources[0] == len(some.table.groupby(["prompt", "source"]))
+    both = some.table.merge(every.table, on=["prompt", "source", "target"])  # the same edges, by the same passes
+    assert len(both) == 7
+    assert both.measured_x.to_list() == pytest.approx(both.measured_y.to_list())
+    assert verified(edges, model, source, target, n_edges=10**6, steps=1).table.measured.equals(every.table.measured)
+    assert verified(edges, model, source, target).call["n"] == 32
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
@@ -200,6 +208,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     for options, said in (
         ({"n": 0}, "n: 0; expected a whole number"), ({"n": True}, "n: True"), ({"steps": ()}, r"steps: \(\); expected numbers above 0"),
         ({"steps": 2.0}, "steps: 2.0"), ({"steps": float("nan")}, "steps: nan"), ({"seed": -1}, "seed: -1"),
+        ({"n_edges": 0}, "n_edges: 0; expected a whole number"), ({"n": 3, "n_edges": 4}, "n_edges: 4 edges beside n, 3 sources"),
         ({"dtype": "bf16"}, "dtype: 'bf16'"), ({"steps": True}, "steps: True"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):

@@ -47,6 +47,10 @@ def test_true_edges_pass_and_are_told_by_pair_and_step(tmp_path: Path, beside: P
     assert (ran.status, len(said["summary"]), said["call"]["steps"]) == (0, 1, [1.0])
     assert said["summary"][0]["edges"] == len(edges[2].prompt(2))
     assert {line["prompt"] for line in said["worst"]} == {2}
+    ran = command("verify", path, "--step", 1, "--edges", 3, "--kind", "latent_to_logit", "--json", *given(beside))
+    assert json.loads(ran.out)["summary"][0]["edges"] == 3
+    ran = command("verify", path, "--edges", 3, "--sources", 2, *given(beside))
+    assert (ran.status, "n_edges: 3 edges beside n, 2 sources" in ran.err) == (1, True)
 
 
 def test_a_wrong_edge_in_a_file_is_found(tmp_path: Path, beside: Path, edges: list[Edges], command: Command) -> None:
