@@ -21,6 +21,7 @@ from attrib.cli.generating import generate, steer
 from attrib.cli.heads import heads
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
+from attrib.cli.training import train
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
@@ -41,6 +42,7 @@ app.command()(verify_file)
 app.command()(generate)
 app.command()(steer)
 app.command()(evaluate)
+app.command()(train)
 app.command()(intervene)
 app.command()(ablate)
 app.command()(generate)
