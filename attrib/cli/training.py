@@ -82,11 +82,8 @@ def train(
         found, _ = train_several(described, out, work=work, watch=bars.watch())
     print_evaluation(found)
     page = out / "curves.html"
-    print(plain(f"{out}: {len(found.rows)} dictionaries; what they are worth in README.md; curves in {_curves(page)}"))
-
-
-def _curves(page: Path) -> str:
-    return page.name if page.exists() else "curves.jsonl of each (without plotly there is no page of them: pip install 'attrib[view]')"
+    without = "" if page.exists() else f"; no {page.name} without plotly: pip install 'attrib[view]'"
+    print(plain(f"{out}: card in README.md, curves in {page.name if page.exists() else 'curves.jsonl of each'}{without}"))
 
 
 def _of_file(config: Path, given: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class ActivationStore:
 def store_activations(
     model: Model,
     contexts: Int[Tensor, "contexts context"],
-    sites: Iterable[Site | str],
+    sites: Site | str | Iterable[Site | str],
     folder: str | Path,
     *,
     stored_as: StoredAs = "float16",

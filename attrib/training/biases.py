@@ -4,13 +4,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.types import InputError
-from attrib.training.config import Bias
 
 SAMPLE = 8192
 """Rows that a bias and a scale are estimated from: a mean over so many is within 1 % of the spread."""
 
 
-def initial_bias(how: Bias, written: Float[Tensor, "samples d_out"]) -> Float[Tensor, " d_out"]:
+def initial_bias(how: str, written: Float[Tensor, "samples d_out"]) -> Float[Tensor, " d_out"]:
     """b_dec for rows of what is to be written. Raises InputError for another way than "zeros", "mean" and "geometric-median"."""
     match how:
         case "zeros":

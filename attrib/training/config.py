@@ -52,6 +52,10 @@ def _device(name: str) -> str:
         raise ValueError(str(error).removeprefix("device: ")) from None
 
 
+def _whole_where_it_is(number: float) -> int | float:
+    return int(number) if number == int(number) else number
+
+
 SiteName = Annotated[str, AfterValidator(_site)]
 Count = Annotated[int, Field(ge=1, lt=1 << 40, strict=True)]
 Steps = Annotated[int, Field(ge=0, lt=1 << 40, strict=True)]
@@ -75,7 +79,7 @@ class Training(BaseModel, extra="forbid", frozen=True):
     skip: bool = False
     """Whether a transcoder has a linear map beside its latents (W_skip)."""
 
-    k: Positive | None = None
+    k: Annotated[Positive, AfterValidator(_whole_where_it_is)] | None = None
     """Active latents of a token; of batchtopk on average, so it need not be whole. The architectures that have it need it."""
     aux_loss_coefficient: Coefficient | None = None
     """Of the loss by which dead latents learn what the others leave."""
@@ -159,7 +163,8 @@ class Training(BaseModel, extra="forbid", frozen=True):
     @property
     def own(self) -> dict[str, Any]:
         """The numbers that only this architecture has, as far as they are given, for sae-lens' config."""
-        return {name: value for name in TAKES[self.architecture] if (value := getattr(self, name)) is not None}
+        given = {name: value for name in TAKES[self.architecture] if (value := getattr(self, name)) is not None}
+        return given | {"k": float(self.k)} if self.k is not None and "batchtopk" in self.architecture else given
 
     @property
     def warm_up(self) -> int:

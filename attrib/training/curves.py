@@ -11,7 +11,7 @@ from attrib.core.files import check_free, whole
 from attrib.core.optional import needed
 from attrib.core.types import FormatError, InputError
 
-Row = dict[str, float]
+Row = dict[str, int | float]
 """step, samples, loss and what it is made of, l0, explained_variance, dead, learning_rate, coefficients, resampled."""
 
 FIGURES = {

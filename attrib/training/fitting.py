@@ -13,7 +13,7 @@ from attrib.adapters import load_dictionary
 from attrib.adapters.given import as_model, takes
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
-from attrib.core.types import InputError
+from attrib.core.types import InputError, warn
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model, check_site
 from attrib.training.activations import ActivationStore, store_activations
@@ -29,6 +29,8 @@ from attrib.training.resampling import resample
 CURVES, DESCRIPTION = "curves.jsonl", "training.json"
 Watch = Callable[[Row, int], None]
 """Called with each row of the curves, and the steps in all."""
+THRESHOLD_LR = 0.01
+"""sae-lens' own topk_threshold_lr."""
 CONTEXT = 128
 """Tokens of a context of texts, where nobody says."""
 
@@ -76,11 +78,22 @@ def train(
         check_site(model, site, key)
     check_new(out)
     folder = out.with_name(f".{out.name}.training") if work is None else Path(work)
+    _warn_of_threshold(asked)
     store = _stored(model, data, asked, folder, context)
     curves = _fit(store, asked, out, folder / f"checkpoints-{out.name}", progress)
     if work is None:
         shutil.rmtree(folder)
     return Trained(load_dictionary(out), out, curves)
+
+
+def _warn_of_threshold(asked: Training) -> None:
+    """The threshold that a batchtopk is saved with begins at 0 and follows slowly: too low, it lets more latents through than k."""
+    left = (1 - (asked.topk_threshold_lr or THRESHOLD_LR)) ** asked.steps
+    if "batchtopk" in asked.architecture and left > 0.05:
+        warn(
+            f"topk_threshold_lr: after {asked.steps} steps the threshold that this dictionary is saved with will have come {1 - left:.0%} of "
+            "its way from 0, so that more latents are active than k. Give a larger one, such as 0.1, or more samples."
+        )
 
 
 def check_new(out: Path) -> None:

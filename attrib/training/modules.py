@@ -30,8 +30,6 @@ def untrained(training: Training, widths: Mapping[Site, int], facts: Mapping[str
 
     metadata = SAEMetadata(hook_name=training.reads, **{name: fact for name, fact in facts.items() if fact is not None})
     options = training.own | {"d_in": widths[training.site], "d_sae": training.width, "dtype": training.dtype, "metadata": metadata}
-    if "k" in options and training.architecture in ("topk", "abstopk"):
-        options["k"] = int(options["k"])
     if inner := options.get("matryoshka_widths"):
         options["matryoshka_widths"] = list(dict.fromkeys([*inner, training.width]))
     if training.is_transcoder:
