@@ -91,8 +91,8 @@ def _warn_of_threshold(asked: Training) -> None:
     left = (1 - (asked.topk_threshold_lr or THRESHOLD_LR)) ** asked.steps
     if "batchtopk" in asked.architecture and left > 0.05:
         warn(
-            f"topk_threshold_lr: after {asked.steps} steps the threshold that this dictionary is saved with will have come {1 - left:.0%} of "
-            "its way from 0, so that more latents are active than k. Give a larger one, such as 0.1, or more samples."
+            f"topk_threshold_lr: after {asked.steps} steps the threshold that this dictionary is saved with will have come {1 - left:.0%} "
+            "of its way from 0, so that more latents are active than k. Give a larger one, such as 0.1, or more samples."
         )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from attrib.core.files import kind_of_file
 from attrib.core.types import InputError
@@ -75,7 +75,7 @@ def _stem(path: Path) -> str:
     return path.name.split(".")[0] or path.name
 
 
-def _opened(path: Path) -> IO[str]:
+def _opened(path: Path) -> Any:
     return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
@@ -111,7 +111,8 @@ def _of_rows(name: str) -> Iterator[Any]:
 def visible_text(page: str) -> str:
     """The text of an HTML page that is read by people, a paragraph a line; lines of up to 40 characters, such as menus, are left out."""
     page = re.sub(r"(?is)<(script|style|head)\b.*?</\1>", " ", page)
+    page = re.sub(r"\s+", " ", page)  # in a page a line's end is a space like any other
     page = re.sub(r"(?i)</?(p|br|li|h\d|div|td|tr|blockquote)\b[^>]*>", "\n", page)
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
+    lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if len(line) > 40)
