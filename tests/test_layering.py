@@ -18,7 +18,7 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ROOMS = [
     "core", "models", "dictionaries", "adapters", "passes", "engine", "paths", "attribution", "graph", "store", "stats", "export", "runs",
-    "jobs", "latents", "causal", "view", "cli",
+    "jobs", "latents", "causal", "training", "view", "cli",
 ]  # fmt: skip
 """The rooms of attrib, from the bottom up: each may import those before it."""
 
@@ -32,7 +32,7 @@ FOREIGN = {
     "h5py": {"store"},
     "hdf5plugin": {"store"},
     "transformer_lens": {"adapters"},
-    "sae_lens": {"adapters"},
+    "sae_lens": {"adapters", "training"},
     "transformers": {"adapters"},
     "attrib_kernels": {"engine"},
     "zarr": {"export"},
@@ -114,7 +114,7 @@ def test_heavy_packages_have_one_door(package: str):
 
 def test_adapters_are_imported_on_use():
     """No adapter's package, and no adapter, is imported at the top of a file outside itself."""
-    heavy = {package for package, units in FOREIGN.items() if units == {"adapters"}}
+    heavy = {package for package, units in FOREIGN.items() if "adapters" in units}
     for file in FILES:
         body = [node for node in parsed(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {name for node in body for name in imports_of(node, package_of(file, PACKAGE))}

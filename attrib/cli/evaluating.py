@@ -95,7 +95,7 @@ def evaluate(
         for row in found.rows:
             print(as_json.dumps(_record(row)))
         return
-    _print(found)
+    print_evaluation(found)
     for row in found.rows if heads else ():
         _print_heads(row)
 
@@ -157,7 +157,8 @@ def _record(row: "Quality") -> dict[str, Any]:
     return {"dictionary": row.name, **sites, **figures, **more}
 
 
-def _print(found: "Evaluation") -> None:
+def print_evaluation(found: "Evaluation") -> None:
+    """The figures of all rows, a column each."""
     columns = [row.figures() for row in found.rows]
     names = [_short(row) for row in found.rows]
     heads = [name if names.count(name) == 1 else f"{name}\n{number}" for number, name in enumerate(names)]

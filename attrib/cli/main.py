@@ -24,6 +24,7 @@ from attrib.cli.heads import heads
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
 from attrib.cli.viewing import serve, view
+from attrib.cli.training import train
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
@@ -44,6 +45,7 @@ app.command()(convert)
 app.command()(verify_file)
 app.command()(ask)
 app.command()(evaluate)
+app.command()(train)
 app.command()(intervene)
 app.command()(ablate)
 app.command()(verify)
