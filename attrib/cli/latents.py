@@ -32,8 +32,8 @@ def survey_command(
     out: Annotated[Path, typer.Argument(help="Survey file to write")],
     model: ModelName,
     dictionary: Annotated[list[str], typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id; may be repeated")],
-    prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet, or a saved data set")],
-    blocks: Annotated[Path | None, typer.Option(help="Folder of the blocks that are done, to go on from; left out, OUT.blocks")] = None,
+    prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet")],
+    blocks: Annotated[Path | None, typer.Option(help="Folder of the job whose shards are the blocks; left out, OUT.blocks")] = None,
     block: Annotated[int, typer.Option(help="Prompts of a block", min=1)] = 256,
     share: Annotated[str, typer.Option(help="I/N: only every N-th block, from the I-th on; several processes share one folder")] = "0/1",
     length: Annotated[int | None, typer.Option(help="Tokens after which a prompt is cut off", min=1)] = None,
@@ -56,7 +56,8 @@ def survey_command(
     """Go through prompts, and write what was seen of every latent. What was ended goes on with the same command."""
     from attrib.adapters.given import as_bytes, as_dictionaries, as_model
     from attrib.core.devices import check_device
-    from attrib.latents import save, survey_blocks
+    from attrib.jobs.surveys import survey_blocks
+    from attrib.latents import save
     from attrib.store.surveys import check_survey_output
 
     check_survey_output(out, overwrite=overwrite)
@@ -77,8 +78,6 @@ def survey_command(
     if found.refused:
         print(plain(f"{found.refused} prompts were passed over; the first: {found.reason}"))
     if found.survey is None:
-        if not found.blocks:
-            raise InputError(f"prompts: {prompts} holds none; expected at least one.")
         print(plain(f"{folder}: {found.done} of {found.blocks} blocks are done; the last share to end writes {out}."))
         return
     if not found.survey.parts[0].places:

@@ -62,7 +62,7 @@ def test_it_goes_on_merges_and_shares(folder: Path, tmp_path: Path):
     assert "2 of 3 blocks are done" in printed("survey", out, *common, "--share", "0/2")
     assert not out.exists()
     printed("survey", out, *common, "--share", "1/2")
-    blocks = sorted((tmp_path / "a.h5.blocks").glob("*.h5"))
+    blocks = sorted((tmp_path / "a.h5.blocks" / "shards").glob("*.h5"))
     printed("merge", tmp_path / "b.h5", *blocks[::-1])
     assert out.read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert "exists already" in fault("merge", out, *blocks)
@@ -73,7 +73,7 @@ def test_it_goes_on_merges_and_shares(folder: Path, tmp_path: Path):
 def test_a_survey_of_nothing_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "none.txt").write_text("")
     common = ["survey", tmp_path / "a.h5", "--model", "smollm2-135m", "--dictionary", folder / SITES[0]]
-    assert "holds none; expected at least one" in fault(*common, "--prompts", tmp_path / "none.txt", "--blocks", tmp_path / "b")
+    assert "there are none; expected at least one" in fault(*common, "--prompts", tmp_path / "none.txt", "--blocks", tmp_path / "b")
     assert "counts; expected some" in fault(*common, "--prompts", folder / "prompts.jsonl", "--skip", 50)
     assert not (tmp_path / "a.h5").exists()
 

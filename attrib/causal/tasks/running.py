@@ -16,12 +16,12 @@ from attrib.causal.tasks.frames import check_frame, joined_frames
 from attrib.causal.tasks.memory import Phases
 from attrib.causal.tasks.operations import Batch, Operation, names_of, operations_of
 from attrib.causal.tasks.results import KINDS, TaskResults
+from attrib.core.lock import held
 from attrib.core.positions import PositionsLike, plain_positions
 from attrib.core.room import memory_named
 from attrib.core.types import InputError
 from attrib.core.version import __version__
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.jobs.lock import held
 from attrib.models.transformer import Model
 from attrib.passes.replacement import replace
 
