@@ -7,7 +7,7 @@ from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
-from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .generators import Contrast, Contrasts, indirect_objects, subject_verb_agreement
 from .intervening import PreActivations, intervene
 from .keeping import logit_difference
 from .losses import loss
@@ -23,9 +23,10 @@ __all__ = [
     "Add",
     "Agreement",
     "Continuation",
+    "Contrast",
+    "Contrasts",
     "EdgeRanking",
     "Edit",
-    "Example",
     "Faithfulness",
     "Head",
     "Latents",
@@ -36,7 +37,6 @@ __all__ = [
     "Sampling",
     "Scale",
     "Set",
-    "Task",
     "ablate_each",
     "compare",
     "compare_rules",

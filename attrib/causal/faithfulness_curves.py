@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.causal.keeping import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.rankings import PASSES, Ranking
 from attrib.core.room import memory_named
@@ -72,10 +72,10 @@ class Faithfulness:
 def faithfulness(
     model: Model,
     dictionaries: Sequence[Dictionary],
-    examples: Sequence[Example],
+    examples: Sequence[Contrast],
     ranking: Ranking,
     *,
-    held_out: Sequence[Example] | None = None,
+    held_out: Sequence[Contrast] | None = None,
     metric: Score = logit_difference,
     keep: Sequence[int] | None = None,
     ablate: str = "zero",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
-from attrib.cli.shared import ModelName
+from attrib.cli.components import pca_command
+from attrib.cli.shared import ModelName, latents_of
 from attrib.core.types import InputError
 from attrib.view.terminal import facts, own, plain, table
 from attrib.view.terminal import show as print_table
@@ -25,6 +26,8 @@ Count = Annotated[int, typer.Option("--top", help="Rows of the table", min=1)]
 
 ORDERS = ("density", "maximum", "mean", "prompts")
 WHERE = ("token", "context", "label")
+
+app.command("pca")(pca_command)
 
 
 @app.command("survey")
@@ -63,8 +66,8 @@ def survey_command(
     check_survey_output(out, overwrite=overwrite)
     mine = _share(share)
     options: dict[str, Any] = {
-        "score": score, "latents": _latents(latents), "together": together, "ignore": ignore or None, "special": special, "skip": skip,
-        "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
+        "score": score, "latents": None if latents is None else latents_of(latents), "together": together, "ignore": ignore or None,
+        "special": special, "skip": skip, "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
     }  # fmt: skip
     where = check_device(device)
     loaded = as_model(model).to(device=where)
@@ -369,18 +372,6 @@ def _label(known: "Labels", part: "LatentSurvey", latent: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- given
-
-
-def _latents(given: str | None) -> list[int] | slice | None:
-    if given is None:
-        return None
-    try:
-        if ":" in given:
-            first, last = (int(end) if end.strip() else None for end in given.split(":"))
-            return slice(first, last)
-        return [int(number) for number in given.split(",")]
-    except ValueError:
-        raise InputError(f"latents: {given!r}; expected numbers with commas, or FIRST:LAST.") from None
 
 
 def _share(given: str) -> tuple[int, int]:

@@ -105,6 +105,7 @@ def commit(ready: Ready, computed: Computed) -> Record:
     path = inside.check(job.folder, job.file(shard))
     sha256, size, counts = None, 0, Counts(0, 0, 0)
     if results is not None:
+        inside.remove(job.folder, path)  # no record vouches for what is there, whatever it is
         job.kind.write(path, results, computed.numbers, job.config.compression)
         sha256, size, counts = digest(job.folder, path), inside.size(job.folder, path), job.kind.counts(results)
     record = Record(

@@ -38,7 +38,7 @@ OPTIONS = ("score", "latents", "together", "ignore", "special", "skip", "top", "
 """Those of `attrib.latents.survey`."""
 _SAYS: dict[tuple[str, ...], str] = {("prompts", "max_tokens"): "length", ("shards", "prompts"): "block"}
 """What keys of the config are called here."""
-_MAY_DIFFER = {("budget",), ("threads",), ("compression",), ("prompts", "source"), ("model",)}
+_MAY_DIFFER = {("budget",), ("threads",), ("compression",), ("prompts", "source"), ("prompts", "long"), ("model",)}
 """Keys that say nothing about the numbers, or whose files are compared."""
 
 
@@ -108,8 +108,6 @@ def survey_blocks(
         "shards": {"prompts": block, "tokens": (1 << 63) - 1}, "compression": "gzip",
     }  # fmt: skip
     config = checked(LatentsFile, table, "options")
-    if twice := next((name for name in config.dictionaries if config.dictionaries.count(name) > 1), None):
-        raise InputError(f"dictionaries: {twice!r} is there twice; expected each once, under a name of its own.")
     parts = SurveyParts(config, model, {one.name: one for one in several})
     LatentsKind().check(parts)  # what makes no sense is said before anything is written
     job = _begun(folder, parts, Path(source), progress)

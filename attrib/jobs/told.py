@@ -66,11 +66,20 @@ Threads = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
 
 
+def _each_once(names: list[str]) -> list[str]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice!r} is there twice; expected each once, under a name of its own")
+    return names
+
+
+Names = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_each_once)]
+
+
 class Told(BaseModel, extra="forbid"):
     """The keys of a job that is no attribution: a model, dictionaries, and how its prompts are cut up."""
 
     model: str
-    dictionaries: list[Annotated[str, Field(min_length=1)]]
+    dictionaries: Names = Field(default_factory=list)
     """Names or folders."""
     shards: ShardsOf = ShardsOf()
     threads: Threads = 1

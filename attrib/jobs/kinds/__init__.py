@@ -10,10 +10,11 @@ from attrib.jobs.kind import Config, Kind
 from attrib.jobs.kinds.edges import EdgesKind, JobFile
 from attrib.jobs.kinds.graphs import GraphsKind
 from attrib.jobs.kinds.latents import LatentsKind
+from attrib.jobs.kinds.task import TaskKind
 
 __all__ = ["KINDS", "Config", "Kind", "kind_of", "of_keys"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (EdgesKind(), GraphsKind(), LatentsKind())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (EdgesKind(), GraphsKind(), LatentsKind(), TaskKind())}
 """By name."""
 NAMED = [name for name, kind in KINDS.items() if kind.file is not JobFile]
 """What `kind` of a config may say."""

@@ -22,7 +22,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.jobs.kind import Of, Portion, Source
 from attrib.jobs.kinds.parts import parts_on
 from attrib.jobs.source import prompts_of
-from attrib.jobs.told import Number, Prompted, Reach, Told
+from attrib.jobs.told import Names, Number, Prompted, Reach, Told
 from attrib.latents.files import open as open_survey
 from attrib.latents.files import save
 from attrib.latents.spans import count, spans_of
@@ -54,7 +54,7 @@ class LatentsFile(Told):
     """Everything that a survey's numbers follow from; the options are those of `attrib.latents.survey`."""
 
     kind: Literal["latents"] = "latents"
-    dictionaries: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    dictionaries: Annotated[Names, Field(min_length=1)]
     prompts: Prompted
     score: Score = "activation"
     latents: Annotated[list[Number] | str | None, AfterValidator(_some)] = None
