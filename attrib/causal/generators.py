@@ -50,7 +50,10 @@ class Contrast(NamedTuple):
 
 
 class Contrasts(NamedTuple):
-    """Prompts of one length, in two parts that share no word that varies. `attrib.causal.tasks.generated_task` makes a task of the first."""
+    """Prompts of one length, in two parts that share no word that varies.
+
+    `attrib.causal.tasks.generated_task` makes a task of the first part.
+    """
 
     name: str
     roles: tuple[str, ...]

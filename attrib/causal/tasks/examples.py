@@ -123,8 +123,8 @@ def as_numbers(item: Item) -> tuple[int, ...]:
     return (item.label, len(item.answers), *(number for answer in item.answers for number in (len(answer), *answer)))
 
 
-def of_numbers(ids: Int[Tensor, " positions"], numbers: Sequence[int]) -> Item:
-    """An item of its prompt and of `as_numbers`. Raises FormatError for numbers that are of no item."""
+def of_numbers(ids: Int[Tensor, " positions"], numbers: Sequence[int], d_vocab: int) -> Item:
+    """An item of its prompt and of `as_numbers`. Raises FormatError for numbers that are of no item of this vocabulary."""
     label, count, *left = numbers if len(numbers) > 1 else (0, 0)
     answers = []
     for _ in range(min(count, len(left))):
@@ -132,7 +132,8 @@ def of_numbers(ids: Int[Tensor, " positions"], numbers: Sequence[int]) -> Item:
         answers.append(tuple(left[: max(length, 0)]))
         left = left[max(length, 0) :]
     item = Item(ids, tuple(answers), label)
-    if not 0 <= label < count or not all(answers) or as_numbers(item) != tuple(numbers):
+    is_known = all(0 <= token < d_vocab for answer in answers for token in answer)
+    if not 0 <= label < count or not all(answers) or not is_known or as_numbers(item) != tuple(numbers):
         raise FormatError(f"examples: {brief.repr(list(numbers))} are a label and the tokens of no answers. Make the job again.")
     return item
 

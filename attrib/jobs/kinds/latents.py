@@ -29,7 +29,7 @@ from attrib.latents.spans import count, spans_of
 from attrib.latents.surveyed import LatentSurvey, Survey
 from attrib.latents.surveying import DEFAULT_BUDGET, gathered, merge
 from attrib.latents.tally import Limits
-from attrib.models.tokens import PromptIds
+from attrib.models.tokens import PromptIds, check_ids
 from attrib.models.transformer import Model
 from attrib.runs.results import Counts
 from attrib.stats.scoring import Score
@@ -87,6 +87,8 @@ class SurveyParts:
 
     def survey(self, portion: Portion) -> Survey:
         """Of these prompts; of none, a survey of nothing."""
+        for number, one in zip(portion.numbers.tolist(), portion.ids, strict=True):
+            check_ids(self.model, number, one)  # a job's folder may come from elsewhere
         ids = PromptIds(one.to(self.model.device) for one in portion.ids)
         several = tuple(self.dictionaries.values())
         return gathered(self.model, several, ids, portion.numbers.tolist(), None, self.config.options, int(self.config.budget))

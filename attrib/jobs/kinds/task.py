@@ -33,6 +33,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.jobs.kind import Of, Portion, Read, Source
 from attrib.jobs.kinds.parts import parts_on
 from attrib.jobs.told import Count, Number, Reach, Told
+from attrib.models.tokens import check_ids
 from attrib.models.transformer import Model
 from attrib.passes.replacement import Replacement, replace
 from attrib.runs.results import Counts
@@ -196,7 +197,10 @@ class TaskKind:
         config, model = parts.config, parts.model
         dictionaries, plain = list(parts.dictionaries.values()), plain_positions(config.positions, [])
         chosen, budget = operations_of(config.operations or [], bool(dictionaries)), int(config.budget)
-        items = [of_numbers(ids.to(model.device), beside) for ids, beside in zip(portion.ids, portion.beside, strict=True)]
+        items = []
+        for number, ids, beside in zip(portion.numbers.tolist(), portion.ids, portion.beside, strict=True):
+            check_ids(model, number, ids)  # a job's folder may come from elsewhere
+            items.append(of_numbers(ids.to(model.device), beside, model.config.d_vocab))
         batch = Batch(
             model, parts.replaced, names_of(parts.replaced), items, portion.numbers.tolist(), config.errors, plain, budget
         )  # fmt: skip
