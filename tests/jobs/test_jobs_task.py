@@ -255,7 +255,9 @@ def test_what_makes_no_sense_is_refused_when_a_job_is_made(tmp_path: Path, besid
     assert not (tmp_path / "job").exists()
 
 
-@pytest.mark.parametrize("numbers", [(), (0,), (0, 2), (2, 2, 1, 3, 1, 4), (0, 2, 1, 3, 1), (0, 2, -1, 3, 1, 4), (0, 1 << 60, 1, 3), (0, 2, 1, 3, 1, 60)])
+@pytest.mark.parametrize(
+    "numbers", [(), (0,), (0, 2), (2, 2, 1, 3, 1, 4), (0, 2, 1, 3, 1), (0, 2, -1, 3, 1, 4), (0, 1 << 60, 1, 3), (0, 2, 1, 3, 1, 60)]
+)
 def test_numbers_of_no_item_are_refused(numbers: tuple[int, ...]) -> None:
     with pytest.raises(FormatError, match="are a label and the tokens of no answers"):
         tasks.examples.of_numbers(torch.tensor([1, 2]), numbers, 60)
