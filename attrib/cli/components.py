@@ -75,13 +75,16 @@ def _print(name: str, found: "Components", top: int) -> None:
     for number in range(len(shares)):
         order = coordinates[:, number].argsort(descending=True, stable=True).tolist()
         ends = order if len(order) <= 2 * top else [*order[:top], *order[-top:]]
-        rows = [
-            (plain(found.contexts[at].removesuffix(found.strings[at]) + f"<<{found.strings[at]}>>"), f"{int(found.prompt[at])}:"
-             f"{int(found.position[at])}", *(f"{value:.3g}" for value in coordinates[at].tolist()))
-            for at in ends
-        ]  # fmt: skip
+        shown = [_place(found, at) for at in ends]
         title = f"the places at either end of pc{number + 1}"
-        print_table(table(title, ("context",), ("at", *(f"pc{one + 1}" for one in range(len(shares)))), rows))
+        print_table(table(title, ("context",), ("at", *(f"pc{one + 1}" for one in range(len(shares)))), shown))
+
+
+def _place(found: "Components", at: int) -> list[str]:
+    """A place: its token between marks behind what stands before it, its prompt and position, and its coordinates."""
+    context = f"{found.contexts[at].removesuffix(found.strings[at])}<<{found.strings[at]}>>"
+    coordinates = [f"{value:.3g}" for value in found.coordinates[at].tolist()]
+    return [plain(context), f"{int(found.prompt[at])}:{int(found.position[at])}", *coordinates]
 
 
 def _write(out: Path, found: "Components") -> None:

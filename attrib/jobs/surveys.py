@@ -99,7 +99,8 @@ def survey_blocks(
     mine, of = share
     if not 0 <= mine < of:
         raise InputError(f"share: {mine}/{of}; expected a number from 0 to below the number of shares.")
-    folder, several = Path(folder), (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
+    folder, source = Path(folder), Path(source).absolute()
+    several = (dictionaries,) if isinstance(dictionaries, Dictionary) else tuple(dictionaries)
     keys = {name: _plain(value) if name in ("latents", "together") else value for name, value in options.items()}
     table = keys | {
         "model": model.name, "dictionaries": [one.name for one in several], "threads": torch.get_num_threads(), "budget": budget,
@@ -110,9 +111,15 @@ def survey_blocks(
     config = checked(LatentsFile, table, "options")
     parts = SurveyParts(config, model, {one.name: one for one in several})
     LatentsKind().check(parts)  # what makes no sense is said before anything is written
-    job = _begun(folder, parts, Path(source), progress)
+    job = _begun(folder, parts, source, progress)
     ready = ready_of(job, parts, str(model.device), Witness({}))
-    ran = run(folder, partial(inline, ready=ready), attempts=1, launch=("share", mine, of) if of > 1 else None, watch=_Told(job, progress))
+    ran = run(
+        folder,
+        partial(inline, ready=ready),
+        attempts=1,
+        launch=(f"share of {of}", mine, of) if of > 1 else None,
+        watch=_Told(job, progress),
+    )
     if ran.failed:
         raise JobError(f"{folder}: block {ran.failed[0].shard} could not be surveyed: {ran.failed[0].reason}")
     done, left_out = records(job), list(refused(job))

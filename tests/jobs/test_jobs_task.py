@@ -174,6 +174,7 @@ def other_effect(found: dict[str, pd.DataFrame]) -> None:
         (other_effect, {}, r"the effect of its latents differs by up to 1\.0e\+00", 9),
         (lambda found: None, {"model": {"name": "m", "sha256": "0"}}, "another model", 0),
         (lambda found: None, {"errors": True}, "other options than the job's", 0),
+        (lambda found: None, {"dictionaries": 3}, "does not say what it was asked for", 0),
         (lambda found: found["samples"].update({"example": [7, 8] * 4}), {}, "other numbers than the job's", 0),
         (lambda found: found["samples"].update({"tokens": [1] * 8}), {}, "other lengths or labels", 0),
         (lambda found: found.update(latents=found["latents"][:-1]), {}, "rows, and its record says|its record says", 0),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TASK, DONE, MEMORY, BLOCKS, LOCK = "task.json", "done.json", "memory.json", "blocks", "lock"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

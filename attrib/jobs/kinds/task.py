@@ -226,17 +226,20 @@ class TaskKind:
     def faults(self, path: Path, of: Of, kept: Portion) -> tuple[list[str], Counts]:
         """Other examples or operations than the job's, and another model or other dictionaries."""
         record, rows, found = record_of(path), read_rows(path), list[str]()
-        hashes = {record["model"]["sha256"], *(one["sha256"] for one in record["dictionaries"])}
-        if hashes != of.hashes or record["operations"] != of.config.operations or record["errors"] != of.config.errors:
+        try:
+            hashes, errors, operations = _asked(record)
+        except (KeyError, TypeError):
+            return ["it does not say what it was asked for"], Counts(0, 0, 0)
+        if hashes != of.hashes or operations != of.config.operations or errors != of.config.errors:
             found.append("it was asked for with another model, other dictionaries or other options than the job's")
         samples, latents = rows["samples"], rows["latents"]
-        for operation in record["operations"]:
+        for operation in operations:
             some = samples[samples["operation"] == operation]
             if some["example"].tolist() != kept.numbers.tolist():
                 found.append(f"its samples of {operation} have other numbers than the job's")
             elif some["tokens"].tolist() != list(map(len, kept.ids)) or some["label"].tolist() != [one[0] for one in kept.beside]:
                 found.append(f"its samples of {operation} have other lengths or labels than the job's")
-        if not set(samples["operation"]) | set(latents["operation"]) <= set(record["operations"]):
+        if not set(samples["operation"]) | set(latents["operation"]) <= set(operations):
             found.append("it has rows of an operation that was not asked for")
         if not set(latents["example"]) <= set(samples["example"]):
             found.append("its latents are of examples that it has not")
@@ -263,6 +266,12 @@ class TaskKind:
         parts = list(map(read_rows, shards))
         rows = {kind: joined_frames(columns, [each[kind] for each in parts]) for kind, columns in FRAMES.items()}
         return write_rows(out, record_of(shards[0]), rows, compression=compression, overwrite=overwrite)
+
+
+def _asked(record: Mapping[str, Any]) -> tuple[set[str], bool, list[str]]:
+    """The hashes of the model and the dictionaries, whether errors are added, and the operations. Raises KeyError and TypeError."""
+    hashes = {record["model"]["sha256"], *(one["sha256"] for one in record["dictionaries"])}
+    return hashes, record["errors"], list(record["operations"])
 
 
 def task_name(config: TaskFile) -> str:
