@@ -18,7 +18,7 @@ KERNELS = ROOT / "kernels" / "attrib_kernels"
 
 ROOMS = [
     "core", "models", "dictionaries", "adapters", "passes", "engine", "paths", "attribution", "graph", "store", "stats", "export", "runs",
-    "jobs", "latents", "causal", "training", "view", "cli",
+    "latents", "causal", "training", "jobs", "view", "cli",
 ]  # fmt: skip
 """The rooms of attrib, from the bottom up: each may import those before it."""
 

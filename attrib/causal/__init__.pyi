@@ -8,7 +8,7 @@ from .continuing import Piece
 from .edits import Ablate, Add, Edit, Head, Latents, Scale, Set, parse_edit, text_of
 from .faithfulness_curves import Faithfulness, faithfulness
 from .generating import Continuation, generate
-from .generators import Example, Task, indirect_objects, subject_verb_agreement
+from .generators import Contrast, Contrasts, indirect_objects, subject_verb_agreement
 from .graph_curves import graph_faithfulness, values_with
 from .intervals import Interval, bootstrap
 from .intervening import PreActivations, intervene
@@ -28,10 +28,11 @@ __all__ = [
     "Agreement",
     "AnswerRanks",
     "Continuation",
+    "Contrast",
+    "Contrasts",
     "DictionaryValues",
     "EdgeRanking",
     "Edit",
-    "Example",
     "Faithfulness",
     "Head",
     "Interval",
@@ -43,7 +44,6 @@ __all__ = [
     "Sampling",
     "Scale",
     "Set",
-    "Task",
     "ablate_each",
     "answer_ranks",
     "bootstrap",

@@ -26,7 +26,7 @@ from torch import Tensor
 from attrib.adapters.given import as_model, takes
 from attrib.attribution.needs import constant
 from attrib.causal.faithfulness_curves import Faithfulness, checked_counts, curves
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.causal.keeping import Reference, Score, aligned, logit_difference, scores
 from attrib.causal.rankings import PASSES
 from attrib.core.room import memory_named
@@ -177,7 +177,7 @@ def _reference(there: Components, embedded: Tensor, ablate: str) -> Float[Tensor
 @takes(model=as_model)
 def rank_edges(
     model: Model,
-    examples: Sequence[Example],
+    examples: Sequence[Contrast],
     rule: str = "EAP-IG",
     *,
     metric: Score = logit_difference,
@@ -223,10 +223,10 @@ def rank_edges(
 @torch.no_grad()
 def edge_faithfulness(
     model: Model,
-    examples: Sequence[Example],
+    examples: Sequence[Contrast],
     ranking: EdgeRanking,
     *,
-    held_out: Sequence[Example] | None = None,
+    held_out: Sequence[Contrast] | None = None,
     metric: Score = logit_difference,
     keep: Sequence[int] | None = None,
     ablate: str = "mean",

@@ -27,7 +27,8 @@ from attrib.dictionaries.dictionary import Dictionary
 class Latents(NamedTuple):
     """Latents of a dictionary of the call: one, several, or all of them (None). They need not be active.
 
-    `dictionary` is the dictionary itself, its number among those of the call, its name, or the site that it reads.
+    `dictionary` is the dictionary itself, its number among those of the call, its name, or the site that it reads. They are what an
+    edit changes, at the positions that the edit names; `attrib.graph.Latents` are targets of a graph, each with a position of its own.
     """
 
     dictionary: Dictionary | str | Site | int

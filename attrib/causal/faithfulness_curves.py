@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.causal.intervals import Interval, bootstrap
 from attrib.causal.keeping import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.causal.rankings import PASSES, Ranking
@@ -106,10 +106,10 @@ def _area(at: Float[Tensor, " counts"], share: Float[Tensor, "*draws counts"]) -
 def faithfulness(
     model: Model,
     dictionaries: Sequence[Dictionary],
-    examples: Sequence[Example],
+    examples: Sequence[Contrast],
     ranking: Ranking,
     *,
-    held_out: Sequence[Example] | None = None,
+    held_out: Sequence[Contrast] | None = None,
     metric: Score = logit_difference,
     keep: Sequence[int] | None = None,
     ablate: str = "zero",

@@ -35,8 +35,11 @@ THINGS = ("book", "drink", "ball", "letter", "ring", "gift", "pen", "key", "map"
 W = TypeVar("W")
 
 
-class Example(NamedTuple):
-    """A prompt with the token that should come next and one that should not."""
+class Contrast(NamedTuple):
+    """A prompt with the token that should come next and one that should not: what rankings and faithfulness compare.
+
+    `attrib.causal.tasks.Example` is more: any prompt with any number of answers, each of one or several tokens, and a label.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -46,18 +49,21 @@ class Example(NamedTuple):
     """Which of the task's forms it is, as 'singular, plural between'."""
 
 
-class Task(NamedTuple):
-    """Prompts of one length, in two parts that share no word that varies."""
+class Contrasts(NamedTuple):
+    """Prompts of one length, in two parts that share no word that varies.
+
+    `attrib.causal.tasks.generated_task` makes a task of the first part.
+    """
 
     name: str
     roles: tuple[str, ...]
     """What stands at each position."""
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    train: tuple[Contrast, ...]
+    held_out: tuple[Contrast, ...]
 
 
 @takes(model=as_model)
-def subject_verb_agreement(model: Model, n: int = 32, held_out: int = 32, *, seed: int = 0) -> Task:
+def subject_verb_agreement(model: Model, n: int = 32, held_out: int = 32, *, seed: int = 0) -> Contrasts:
     """ "The dogs near the table" goes on with " are" and not with " is": a noun of the other number stands between in half of them.
 
     Args:
@@ -85,7 +91,7 @@ def subject_verb_agreement(model: Model, n: int = 32, held_out: int = 32, *, see
 
 
 @takes(model=as_model)
-def indirect_objects(model: Model, n: int = 32, held_out: int = 32, *, seed: int = 0) -> Task:
+def indirect_objects(model: Model, n: int = 32, held_out: int = 32, *, seed: int = 0) -> Contrasts:
     """ "When Mary and John went to the store, John gave a drink to" goes on with " Mary" and not with " John", in both orders of the names.
 
     The arguments and errors are those of `subject_verb_agreement`.
@@ -124,7 +130,7 @@ def indirect_objects(model: Model, n: int = 32, held_out: int = 32, *, seed: int
     return _task(model, "indirect objects", roles, parts, (n, held_out), one)
 
 
-TASKS: dict[str, Callable[..., Task]] = {
+TASKS: dict[str, Callable[..., Contrasts]] = {
     "subject-verb agreement": subject_verb_agreement, "indirect objects": indirect_objects,
 }  # fmt: skip
 """By the name that they give themselves."""
@@ -137,13 +143,13 @@ def _task(
     parts: Sequence[Any],
     counts: tuple[int, int],
     one: Callable[[Any, int], tuple[str, int, int, str]],
-) -> Task:
+) -> Contrasts:
     tokenizer = tokenizer_of(model, "model")
     made = []
     for words, count, argument in zip(parts, counts, ("n", "held_out"), strict=True):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"{argument}: {count!r}; expected a whole number, 1 or more.")
-        examples: dict[str, Example] = {}
+        examples: dict[str, Contrast] = {}
         for _ in range(200 * count):
             if len(examples) == count:
                 break
@@ -152,13 +158,13 @@ def _task(
             special = len(tokens) - len(roles)
             if special not in (0, 1):  # one that the tokenizer puts first
                 raise InputError(f"model: its tokenizer makes {len(tokens)} tokens of {text!r}; expected {len(roles)}, one for each word.")
-            examples.setdefault(text, Example(text, tokens, answer, distractor, label))
+            examples.setdefault(text, Contrast(text, tokens, answer, distractor, label))
         if len(examples) < count:
             raise InputError(f"{argument}: {count}, but there are not so many different prompts of {name}; ask for fewer.")
         made.append(tuple(examples.values()))
     if len(made[0][0].tokens) > len(roles):
         roles = ("begin", *roles)
-    return Task(name, roles, *made)
+    return Contrasts(name, roles, *made)
 
 
 def _draw(seed: int) -> random.Random:

@@ -17,18 +17,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.attribution.needs import constant, put_into
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.core.types import InputError, Site
 from attrib.dictionaries.dictionary import Dictionary, encode, normalise_input, split
 from attrib.models.transformer import Model, embed, place, unembed, walk
 from attrib.passes.capture import capture
 
-Score = Callable[[Float[Tensor, "positions d_vocab"], Example], Float[Tensor, ""]]
+Score = Callable[[Float[Tensor, "positions d_vocab"], Contrast], Float[Tensor, ""]]
 """A metric: of the logits of a prompt, and the prompt."""
 Reference = Literal["zero", "mean"]
 
 
-def logit_difference(logits: Float[Tensor, "positions d_vocab"], example: Example) -> Float[Tensor, ""]:
+def logit_difference(logits: Float[Tensor, "positions d_vocab"], example: Contrast) -> Float[Tensor, ""]:
     """The logit of the answer less that of the distractor, at the last position."""
     return logits[-1, example.answer] - logits[-1, example.distractor]
 
@@ -93,7 +93,7 @@ class Ablation:
         return put
 
 
-def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequence[Example], reference: str = "zero") -> Ablation:
+def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequence[Contrast], reference: str = "zero") -> Ablation:
     """The model with dictionaries in it.
 
     Args:
@@ -120,10 +120,10 @@ def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequenc
     return Ablation(model, put_in, tuple(latents.mean(0) for latents in found.latents(tokens)))
 
 
-def aligned(examples: Sequence[Example], argument: str) -> Int[Tensor, "prompts positions"]:
+def aligned(examples: Sequence[Contrast], argument: str) -> Int[Tensor, "prompts positions"]:
     """Their tokens. Raises InputError where there are none, or they are of several lengths."""
-    if not examples or any(not isinstance(one, Example) for one in examples):
-        raise InputError(f"{argument}: {'none' if not examples else type(examples[0]).__name__}; expected attrib.causal.Example, several.")
+    if not examples or any(not isinstance(one, Contrast) for one in examples):
+        raise InputError(f"{argument}: {'none' if not examples else type(examples[0]).__name__}; expected attrib.causal.Contrast, several.")
     lengths = sorted({len(one.tokens) for one in examples})
     if len(lengths) > 1 or not lengths[0]:
         raise InputError(
@@ -132,7 +132,7 @@ def aligned(examples: Sequence[Example], argument: str) -> Int[Tensor, "prompts 
     return torch.tensor([one.tokens for one in examples])
 
 
-def scores(metric: Score, logits: Float[Tensor, "prompts positions d_vocab"], examples: Sequence[Example]) -> Float[Tensor, " prompts"]:
+def scores(metric: Score, logits: Float[Tensor, "prompts positions d_vocab"], examples: Sequence[Contrast]) -> Float[Tensor, " prompts"]:
     """The metric of each prompt. Raises InputError where it gives no scalar."""
     found: list[Any] = [metric(each, example) for each, example in zip(logits, examples, strict=True)]
     wrong = next((one for one in found if not isinstance(one, Tensor) or one.shape != ()), None)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.causal.keeping import Ablation, Score, ablation, aligned, logit_difference, scores
 from attrib.core.room import memory_named
 from attrib.core.types import InputError
@@ -48,7 +48,7 @@ class Ranking(NamedTuple):
 def rank(
     model: Model,
     dictionaries: Sequence[Dictionary],
-    examples: Sequence[Example],
+    examples: Sequence[Contrast],
     rule: str = "attribution",
     *,
     metric: Score = logit_difference,
@@ -87,7 +87,7 @@ def rank(
     return Ranking(rule, tuple(each.abs() for each in found))
 
 
-def _by_gradient(there: Ablation, examples: Sequence[Example], metric: Score, shares: Sequence[float]) -> list[Tensor]:
+def _by_gradient(there: Ablation, examples: Sequence[Contrast], metric: Score, shares: Sequence[float]) -> list[Tensor]:
     """Mean of (a - r) ∂m/∂a where the share of each latent that is taken out is one of `shares`, dictionary by dictionary.
 
     The derivative by that share is minus the score, and all latents' come from one backward pass.
@@ -108,7 +108,7 @@ def _by_gradient(there: Ablation, examples: Sequence[Example], metric: Score, sh
 
 
 @torch.no_grad()
-def _by_ablation(there: Ablation, examples: Sequence[Example], metric: Score) -> list[Tensor]:
+def _by_ablation(there: Ablation, examples: Sequence[Contrast], metric: Score) -> list[Tensor]:
     """Mean of m(a) - m(r), latent by latent."""
     tokens, found = aligned(examples, "examples"), [torch.zeros_like(each) for each in there.reference]
     latents = there.latents(tokens)

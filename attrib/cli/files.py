@@ -143,10 +143,18 @@ def verify_file(
 def _faults(file: Path) -> Iterator["Fault"]:
     """What is wrong with a file; that it cannot be opened is among it, so that the others are looked at all the same."""
     from attrib import latents, stats, store
-    from attrib.store.layout import STATISTICS, SURVEY
+    from attrib.causal import tasks
+    from attrib.store.layout import STATISTICS, SURVEY, TABLES
+    from attrib.store.listing import folder_of, listed
     from attrib.store.writing import format_at
 
+    own = {STATISTICS: stats.faults, SURVEY: latents.faults, TABLES: tasks.faults}
     try:
-        yield from {STATISTICS: stats.faults, SURVEY: latents.faults}.get(str(format_at(file)), store.faults)(file)
+        inside = [folder_of(file) / each.name for each in sorted(listed(file))] if file.is_dir() else []
+        if inside and (one := str(format_at(inside[0]))) in own:
+            for each in inside:
+                yield from own[one](each)
+            return
+        yield from own.get(str(format_at(file)), store.faults)(file)
     except AttribError as error:
         yield store.Fault.of_error(file, error)

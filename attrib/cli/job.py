@@ -23,7 +23,7 @@ from attrib.view.terminal import show as print_table
 if TYPE_CHECKING:
     from attrib.jobs.status import Status
 
-app = typer.Typer(no_args_is_help=True, help="Attribute a corpus of prompts, shard by shard, on one machine or many.")
+app = typer.Typer(no_args_is_help=True, help="Edges, graphs, surveys or tasks over a corpus, shard by shard, on one machine or many.")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the job")]
 
@@ -31,7 +31,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of the job")]
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the job, to be made")],
-    config: Annotated[Path, typer.Option(help="TOML file: what `attrib run` takes, [prompts] and [shards]")],
+    config: Annotated[Path, typer.Option(help="TOML file; docs/jobs.md has its keys")],
     model: Annotated[str | None, typer.Option(help="In place of the config's")] = None,
     prompts: Annotated[list[str] | None, typer.Option(help="In place of the config's; a file, hf:NAME, or - for standard input")] = None,
     form: Annotated[str | None, typer.Option(help="text, jsonl, parquet or dataset, where the source's name does not say")] = None,
@@ -49,8 +49,9 @@ def init(
     if model is not None:
         table["model"] = _own(model, allowed) or model
     given = {"source": [_source(name, allowed) for name in prompts or []] or None, "form": form}
-    of = table.get("prompts", {})
-    table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | {key: value for key, value in given.items() if value is not None}
+    of, changed = table.get("prompts", {}), {key: value for key, value in given.items() if value is not None}
+    if changed or "prompts" in table:
+        table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | changed
     try:
         wanted = job_file(table)
     except InputError as error:
@@ -135,8 +136,8 @@ def _run(
             plain(f"{folder}: this was rank {launch[1]} of {launch[2]} ({launch[0]}), which does every {launch[2]}th shard; of all ranks:")
         )
     done = (
-        f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} of {now.prompts:,} prompts, {now.edges:,} edges, "
-        f"{now.bytes / 1e6:,.1f} MB"
+        f"{folder}: {now.shards_done:,} of {now.shards:,} shards, {now.prompts_done:,} of {now.prompts:,} prompts, "
+        f"{now.edges:,} {now.makes}, {now.bytes / 1e6:,.1f} MB"
     )
     print(plain(done + (f"; {now.refused:,} prompts left out" if now.refused else "")))
     if ran.put_down:
@@ -225,16 +226,16 @@ def verify(
 def merge(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="HDF5 file to write, above the shards. Usually merged.h5 in the job's folder")] = None,
+    compression: Annotated[str | None, typer.Option(help="Of surveys and tables, which are copied: gzip, lzf, blosc-lz4 or zstd")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace it")] = False,
 ) -> None:
-    """Write one HDF5 file of links to the shards that are done; they stay where they are."""
+    """Write one HDF5 file of the shards that are done: links to edges and graphs, which stay where they are; all else as one result."""
     from attrib.jobs.folder import open_job
     from attrib.jobs.records import records
-    from attrib.store import merge as merge_shards
 
     job_of = open_job(folder)
     shards = [job_of.file(job_of.shards[number]) for number, record in sorted(records(job_of).items()) if record.sha256]
-    path = merge_shards(out or folder / "merged.h5", shards, overwrite=overwrite)
+    path = job_of.kind.merge(out or folder / "merged.h5", shards, compression, overwrite)
     print(plain(f"{path}: {len(shards):,} of {len(job_of.shards):,} shards"))
 
 
@@ -258,14 +259,14 @@ def _table(now: "Status") -> Table:
     row("prompts", f"{now.prompts_done:,} of {now.prompts:,}" + (f"; {now.refused:,} left out" if now.refused else ""))
     row("shards", f"{now.shards_done:,} of {now.shards:,}" + (f"; {len(now.failures):,} failed" if now.failures else ""))
     row("tokens", f"{now.tokens_done:,} of {now.tokens:,}")
-    row("edges", f"{now.edges:,}")
+    row(now.makes, f"{now.edges:,}")
     to_come = "" if now.bytes_to_come is None else f", {now.bytes_to_come / 1e6:,.1f} MB to come"
     row("size", f"{now.bytes / 1e6:,.1f} MB{to_come}; {now.bytes_free / 1e9:,.1f} GB free")
     if now.run_by is None or now.elapsed is None:
         row("run", "done" if now.is_done else "by nobody")
     else:
         row("run", f"by process {now.run_by.pid} on {now.run_by.host}, for {_time(now.elapsed)}")
-        row("speed", f"{now.prompts_per_second:,.2f} prompts/s, {now.edges_per_second:,.0f} edges/s")
+        row("speed", f"{now.prompts_per_second:,.2f} prompts/s, {now.edges_per_second:,.0f} {now.makes}/s")
         row("left", "?" if now.seconds_left is None else _time(now.seconds_left))
     return facts(rows)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.cli.bars import counted
-from attrib.cli.shared import ModelName
+from attrib.cli.components import pca_command
+from attrib.cli.shared import ModelName, latents_of
 from attrib.core.types import InputError
 from attrib.view.terminal import facts, own, plain, table
 from attrib.view.terminal import show as print_table
@@ -26,14 +27,16 @@ Count = Annotated[int, typer.Option("--top", help="Rows of the table", min=1)]
 ORDERS = ("density", "maximum", "mean", "prompts")
 WHERE = ("token", "context", "label")
 
+app.command("pca")(pca_command)
+
 
 @app.command("survey")
 def survey_command(
     out: Annotated[Path, typer.Argument(help="Survey file to write")],
     model: ModelName,
     dictionary: Annotated[list[str], typer.Option("--dictionary", "-d", help="Shipped, folder, or release/id; may be repeated")],
-    prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet, or a saved data set")],
-    blocks: Annotated[Path | None, typer.Option(help="Folder of the blocks that are done, to go on from; left out, OUT.blocks")] = None,
+    prompts: Annotated[Path, typer.Option(help="File of prompts: text, one a line, .jsonl or .parquet")],
+    blocks: Annotated[Path | None, typer.Option(help="Folder of the job whose shards are the blocks; left out, OUT.blocks")] = None,
     block: Annotated[int, typer.Option(help="Prompts of a block", min=1)] = 256,
     share: Annotated[str, typer.Option(help="I/N: only every N-th block, from the I-th on; several processes share one folder")] = "0/1",
     length: Annotated[int | None, typer.Option(help="Tokens after which a prompt is cut off", min=1)] = None,
@@ -56,14 +59,15 @@ def survey_command(
     """Go through prompts, and write what was seen of every latent. What was ended goes on with the same command."""
     from attrib.adapters.given import as_bytes, as_dictionaries, as_model
     from attrib.core.devices import check_device
-    from attrib.latents import save, survey_blocks
+    from attrib.jobs.surveys import survey_blocks
+    from attrib.latents import save
     from attrib.store.surveys import check_survey_output
 
     check_survey_output(out, overwrite=overwrite)
     mine = _share(share)
     options: dict[str, Any] = {
-        "score": score, "latents": _latents(latents), "together": together, "ignore": ignore or None, "special": special, "skip": skip,
-        "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
+        "score": score, "latents": None if latents is None else latents_of(latents), "together": together, "ignore": ignore or None,
+        "special": special, "skip": skip, "top": top, "per_band": per_band, "context": (before, after), "seed": seed,
     }  # fmt: skip
     where = check_device(device)
     loaded = as_model(model).to(device=where)
@@ -77,8 +81,6 @@ def survey_command(
     if found.refused:
         print(plain(f"{found.refused} prompts were passed over; the first: {found.reason}"))
     if found.survey is None:
-        if not found.blocks:
-            raise InputError(f"prompts: {prompts} holds none; expected at least one.")
         print(plain(f"{folder}: {found.done} of {found.blocks} blocks are done; the last share to end writes {out}."))
         return
     if not found.survey.parts[0].places:
@@ -370,18 +372,6 @@ def _label(known: "Labels", part: "LatentSurvey", latent: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- given
-
-
-def _latents(given: str | None) -> list[int] | slice | None:
-    if given is None:
-        return None
-    try:
-        if ":" in given:
-            first, last = (int(end) if end.strip() else None for end in given.split(":"))
-            return slice(first, last)
-        return [int(number) for number in given.split(",")]
-    except ValueError:
-        raise InputError(f"latents: {given!r}; expected numbers with commas, or FIRST:LAST.") from None
 
 
 def _share(given: str) -> tuple[int, int]:

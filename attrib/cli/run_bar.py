@@ -15,7 +15,7 @@ class RunBar(Watch):
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._checking = bar.add_task("checking shards", total=None, visible=False)
-        self._running = bar.add_task("attributing", total=None, visible=False)
+        self._running = bar.add_task("computing", total=None, visible=False)
 
     def checked(self, done: int, total: int) -> None:
         """On a line of its own, until all are."""

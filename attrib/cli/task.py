@@ -78,7 +78,7 @@ def run(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="Folder that attrib task run wrote")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `attrib task run` wrote, or of a job of a task, or a merged file")],
     top: Top = 5,
     operation: Annotated[str | None, typer.Option(help="Latents by this operation alone: gradient or ablation")] = None,
     correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Latents over samples that are right, or wrong, alone")] = None,
@@ -92,6 +92,7 @@ def show(
     from attrib.causal import tasks
 
     results = tasks.open_results(folder)
+    is_done = _is_done(results)
     if csv is not None:
         for number, rows in enumerate(results.blocks(csv)):
             print(rows.to_csv(index=False, header=not number), end="")
@@ -104,7 +105,7 @@ def show(
         batch = results.record["batch"] if per_batch else None
         _write_figure(tasks.effects_figure(results.latents, operation or "ablation", batch=batch), effects)
     if parity is None and effects is None:
-        _show(results, top, operation, correct, by)
+        _show(results, top, operation, correct, by, is_done)
 
 
 def _write_figure(figure: Any, file: Path) -> None:
@@ -137,7 +138,17 @@ def _task(name: str, model: "Model", *, source: str | None, split: str | None, c
 _NUMBERS = {"share": "{:.1%}", "probability": "{:.3g}", "peak": "{:,.0f}", "growth": "{:,.0f}", "bytes": "{:,.0f}"}
 
 
-def _show(results: "TaskResults", top: int, operation: str | None, correct: bool | None, by: str) -> None:
+def _is_done(results: "TaskResults") -> bool:
+    """Whether every example is there; of a job its folder says so, and a file alone is all that there is."""
+    from attrib.jobs.folder import JOB
+    from attrib.jobs.status import status
+
+    if results.is_done is not None or results.folder is None or not (results.folder / JOB).is_file():
+        return results.is_done is not False
+    return status(results.folder).is_done
+
+
+def _show(results: "TaskResults", top: int, operation: str | None, correct: bool | None, by: str, is_done: bool = True) -> None:
     from attrib.causal import tasks
 
     samples, latents = results.samples, results.latents
@@ -148,7 +159,7 @@ def _show(results: "TaskResults", top: int, operation: str | None, correct: bool
         raise InputError(f"--operation: {operation!r}; expected {' or '.join(names) or 'none, as no effects are there'}.")
     record = results.record
     where = f"{record['task']} with {record['model']['name']}: {samples['example'].nunique():,} examples"
-    _print(tasks.correctness(samples), where + ("" if results.is_done else ", not done yet"))
+    _print(tasks.correctness(samples), where + ("" if is_done else ", not done yet"))
     there = set(samples["operation"])
     if {"base", "spliced"} <= there:
         both = tasks.base_against_spliced(samples, top=top).drop(columns=["label"])

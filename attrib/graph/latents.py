@@ -21,6 +21,7 @@ class Latents(NamedTuple):
 
     What is read is the latent's activation where it is active, and elsewhere its pre-activation, which an activation rule has set to
     zero. A dictionary goes by its number among those given, by its name, or by the site that it reads; a position may count from the end.
+    (`attrib.causal.Latents` are another thing: those of one dictionary that an edit changes.)
     """
 
     chosen: "Sequence[tuple[int | str | Site, int, int]]"

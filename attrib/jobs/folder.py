@@ -6,6 +6,7 @@
     │   ├── ids.npy         int32 [tokens]
     │   ├── ptr.npy         int64 [prompts + 1]    the tokens of each prompt
     │   ├── number.npy      int64 [prompts]        its number among all that were read
+    │   ├── beside.npy, beside_ptr.npy             what else each is asked with, of kinds that have that
     │   ├── shards.jsonl    id, prompts and tokens of each shard
     │   ├── split.jsonl     documents that became several prompts: the first one's number, how many
     │   └── refused.jsonl   prompts that are none, with the reason
@@ -32,11 +33,12 @@ from jaxtyping import Int, Int64
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
+from attrib.core import inside
 from attrib.core.types import FormatError, InputError
-from attrib.jobs import inside
-from attrib.jobs.config import JobFile
+from attrib.jobs.config import stored_file
+from attrib.jobs.kind import Of, Portion
+from attrib.jobs.kinds import Kind, kind_of
 from attrib.runs.asked import faults_of
-from attrib.runs.spec import STORED, checked
 
 JOB, PROMPTS, SHARDS, RECORDS, FAILURES, LOCK = "job.json", "prompts", "shards", "records", "failures", "lock"
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -60,6 +62,8 @@ class Fixed(BaseModel, extra="forbid"):
     """Versions that the job was made with: others may give other last digits."""
     given: Count
     """Prompts that were read, refused ones among them, and each part of a document that was split."""
+    sources: dict[str, str] = {}
+    """sha256 of every file that prompts were read from."""
     refused: Count
     prompts: Count
     tokens: Count
@@ -100,9 +104,19 @@ class Job:
         return f"Job({str(self.folder)!r}, {self.fixed.prompts:,} prompts, {self.fixed.tokens:,} tokens, {len(self.shards):,} shards)"
 
     @cached_property
-    def config(self) -> JobFile:
-        """What was asked for."""
-        return checked(JobFile, self.fixed.config, str(self.folder / JOB), context=STORED)
+    def config(self) -> Any:
+        """What was asked for, as its kind has it."""
+        return stored_file(self.fixed.config, str(self.folder / JOB))
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What is made of the prompts."""
+        return kind_of(self.config)
+
+    @property
+    def of(self) -> Of:
+        """What shards are held against."""
+        return Of(self.config, self.fixed.model, self.fixed.dictionaries)
 
     @cached_property
     def identity(self) -> bytes:
@@ -122,24 +136,43 @@ class Job:
         return self.folder / FAILURES / f"{shard.name}.json"
 
     def prompts(self, shard: Shard) -> tuple[list[Int[Tensor, " _"]], Int64[np.ndarray, " prompts"]]:
-        """A shard's prompts, and their numbers among all that were read.
+        """A shard's prompts, and their numbers among all that were read. Raises as `portion`."""
+        return self.portion(shard)[:2]
+
+    def portion(self, shard: Shard) -> Portion:
+        """What a shard is computed of.
 
         Raises:
-            FormatError: where they are not those that the shard's id was made of.
+            FormatError: where that is not what the shard's id was made of.
         """
-        arrays = {name: _array(self.folder, self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
-        ptr = np.asarray(arrays["ptr"][shard.first : shard.stop + 1])
-        number = np.asarray(arrays["number"][shard.first : shard.stop])
+        number = np.asarray(self._column("number")[shard.first : shard.stop])
+        found = [_ragged(self._column("ptr"), self._column("ids"), shard, least=1)]
+        if self.kind.has_beside:
+            found.append(_ragged(self._column("beside_ptr"), self._column("beside"), shard, least=0))
         # held against what the shard should have before any of it is read
-        rises = len(ptr) == len(number) + 1 == shard.stop - shard.first + 1 and bool((ptr[1:] > ptr[:-1]).all())
-        fits = rises and ptr[0] >= 0 and int(ptr[-1]) - int(ptr[0]) == shard.tokens
-        ids = arrays["ids"][int(ptr[0]) : int(ptr[-1])] if fits else arrays["ids"][:0]
-        if not fits or len(ids) != shard.tokens or shard_id(self.identity, number, ptr, ids) != shard.id:
+        columns = [column for pair in found if pair is not None for column in pair]
+        fits = None not in found and len(number) == shard.stop - shard.first and len(columns[1]) == shard.tokens
+        if not fits or shard_id(self.identity, number, *columns) != shard.id:
             raise FormatError(
                 f"{self.folder / PROMPTS}: the prompts of shard {shard.name}, or {JOB}, are not what they were. Make the job again."
             )
-        tokens = torch.from_numpy(np.asarray(ids, np.int64))
-        return list(tokens.split(np.diff(ptr).tolist())), number
+        ids, *beside = ([*map(_copied, np.split(each, ptr[1:-1] - ptr[0]))] for ptr, each in zip(columns[::2], columns[1::2], strict=True))
+        return Portion([*map(torch.from_numpy, ids)], number, [tuple(one.tolist()) for each in beside for one in each])
+
+    def _column(self, name: str) -> np.ndarray:
+        return _array(self.folder, self.folder / PROMPTS / f"{name}.npy")
+
+
+def _ragged(ptr: np.ndarray, values: np.ndarray, shard: Shard, *, least: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The pointers and the values of a shard's prompts, not read yet; None where they are not as many, or one has fewer than `least`."""
+    some = np.asarray(ptr[shard.first : shard.stop + 1])
+    rises = len(some) == shard.stop - shard.first + 1 and some[0] >= 0 and bool((np.diff(some) >= least).all())
+    return (some, values[int(some[0]) : int(some[-1])]) if rises and some[-1] <= len(values) else None
+
+
+def _copied(column: np.ndarray) -> np.ndarray:
+    """Of the memory that a file is mapped to, which may be no one's to write."""
+    return np.array(column, np.int64)
 
 
 def places_of(path: Path) -> dict[str, str]:
@@ -160,11 +193,21 @@ def identity(config: Mapping[str, Any], model: str, tokenizer: str | None, dicti
 
 
 def shard_id(
-    identity: bytes, number: Int64[np.ndarray, " prompts"], ptr: Int64[np.ndarray, " prompts_plus_1"], ids: Int[np.ndarray, " tokens"]
+    identity: bytes,
+    number: Int64[np.ndarray, " prompts"],
+    ptr: Int64[np.ndarray, " prompts_plus_1"],
+    ids: Int[np.ndarray, " tokens"],
+    beside_ptr: Int64[np.ndarray, " prompts_plus_1"] | None = None,
+    beside: Int[np.ndarray, " numbers"] | None = None,
 ) -> str:
-    """Hash of a job's identity and of a shard's prompts, in hexadecimal digits."""
+    """Hash of a job's identity and of a shard's prompts, in hexadecimal digits.
+
+    Args:
+        beside_ptr: of what prompts are asked with beside their tokens, and `beside` that; None of kinds that have none.
+    """
     found = hashlib.sha256(identity)
-    for column in (number, np.diff(ptr), ids):
+    more = () if beside_ptr is None or beside is None else (np.diff(beside_ptr), beside)
+    for column in (number, np.diff(ptr), ids, *more):
         found.update(np.ascontiguousarray(column, "<i8").tobytes())
     return found.hexdigest()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attrib.core.types import InputError
-from attrib.jobs.config import PromptsOf
+from attrib.jobs.told import PromptsOf
 from attrib.models.tokens import check_ids, to_ids
 from attrib.models.transformer import Model
 from attrib.runs.prompts import Given

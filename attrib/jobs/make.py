@@ -5,13 +5,11 @@ is none is written down with the reason, and the next is read.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
 from math import ceil, log2
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,22 +17,20 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from attrib.core.files import sync
-from attrib.core.positions import least_length
 from attrib.core.types import InputError, Progress
 from attrib.jobs.building import built
-from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
-from attrib.jobs.ids import parts_of
+from attrib.jobs.kind import Config, Parts, Read, Source
+from attrib.jobs.kinds import kind_of
 from attrib.jobs.refusals import Refusals
-from attrib.runs.prompts import Given, check_effect, read, uses
-from attrib.runs.spec import Loaded, load
+from attrib.jobs.told import Reach, ShardsOf
 from attrib.store.columns import packages
 
 STEPS = 4
 """Buckets of lengths in each doubling: the shortest prompt of a shard is at least 0.84 of its longest."""
 
 
-def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path] = (), progress: Progress | None = None) -> Job:
+def make(folder: Path, config: Config, beside: Path, *, allowed: Sequence[Path] = (), progress: Progress | None = None) -> Job:
     """Make a job's folder: all of it, or nothing.
 
     Args:
@@ -50,50 +46,77 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
         raise InputError(f"job: {folder} is there already. Run it with `attrib job run {folder}`, or choose another folder.")
     if not folder.parent.is_dir():
         raise InputError(f"job: the folder {folder.parent} does not exist; make it first.")
+    kind, reach = kind_of(config), Reach(beside, tuple(allowed))
     named = {"model": config.model} | {f"dictionary {name}": name for name in config.dictionaries}
-    places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
-    sources = [_source(name, beside, allowed) for name in config.prompts.source]
-    check_effect(sources, config.prompts.form, field=config.prompts.field, split=config.prompts.split)
-    loaded = load(config, torch.device("cpu"), places)
-    context = loaded.model.config.n_ctx
-    if (most := config.prompts.max_tokens or context) > context:
-        raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
-    loaded.check([torch.zeros(least_length(config.positions, context), dtype=torch.int64)])
+    places = {name: str(path) for argument, name in named.items() if (path := reach.confined(argument, name)) is not None}
+    source = kind.open(config, reach)
+    return make_of(folder, config, load(config, torch.device("cpu"), places), source, places=places, progress=progress)
+
+
+def make_of(
+    folder: Path,
+    config: Config,
+    parts: Parts,
+    source: Source,
+    *,
+    places: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """As `make`, of a model and dictionaries that are in memory, and of prompts wherever they come from.
+
+    Args:
+        places: where those lie that the config only names.
+        sources: sha256 of the files that prompts come from, for whoever asks whether they are still the same.
+    """
+    kind = kind_of(config)
+    kind.check(parts)
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
     with built(target) as building:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
             (building / inner).mkdir()
-        fixed = _write_prompts(building / PROMPTS, config, sources, (beside, *allowed), loaded, places, progress)
+        fixed = _write_prompts(building / PROMPTS, config, parts, source(parts), dict(places or {}), dict(sources or {}), progress)
         (building / JOB).write_text(fixed.model_dump_json(indent=1), encoding="utf-8")
         for path in building.rglob("*"):
             sync(path)
     return open_job(folder)
 
 
-def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
-    if name == "-" or name.startswith("hf:"):
-        return name
-    found = confined("prompts.source", name, beside, allowed)
-    if found is None:
-        raise InputError(f"prompts.source: {beside / name} does not exist.")
-    if found.exists() and not (found.is_file() or found.is_dir() or found in allowed):  # a pipe would be waited for
-        raise InputError(f"prompts.source: {name} is a pipe or a device; expected a file or a folder. Give it as --prompts {found}.")
-    return found
+def load(config: Any, device: torch.device, places: Mapping[str, str | Path]) -> Parts:
+    """What a config names in memory, as its kind has it."""
+    parts: Parts = kind_of(config).load(config, device, places)
+    return parts
 
 
 # ---------------------------------------------------------------------------------------------- prompts
 
 
-@dataclass
 class _Bucket:
-    """Prompts of about one length, on the disk: their ids, and of each its number and length."""
+    """Prompts of about one length, on the disk: their ids, of each its number and length, and what it is asked with beside."""
 
-    ids: BinaryIO
-    index: BinaryIO
+    def __init__(self, folder: Path, key: int, opened: ExitStack, *, has_beside: bool) -> None:
+        def file(what: str) -> BinaryIO:
+            return opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b"))
 
-    def add(self, number: int, ids: Tensor) -> None:
+        self.ids, self.index = file("ids"), file("index")
+        self.beside: BinaryIO | None = file("beside") if has_beside else None
+        self.lengths: BinaryIO | None = file("lengths") if has_beside else None
+        """How many numbers each prompt has beside."""
+
+    def add(self, number: int, ids: Tensor, beside: tuple[int, ...]) -> None:
         self.ids.write(ids.numpy().astype("<i4").tobytes())
         self.index.write(np.array([number, len(ids)], "<i8").tobytes())
+        if self.beside is not None and self.lengths is not None:
+            self.beside.write(np.array(beside, "<i8").tobytes())
+            self.lengths.write(np.array([len(beside)], "<i8").tobytes())
+
+    def rewind(self) -> tuple[int, int, int]:
+        """Go back to the beginning, to read. Returns how many prompts, tokens, and numbers beside there are."""
+        counts = self.index.tell() // 16, self.ids.tell() // 4, self.beside.tell() // 8 if self.beside is not None else 0
+        for file in (self.ids, self.index, self.beside, self.lengths):
+            if file is not None:
+                file.seek(0)
+        return counts
 
 
 def bucket_of(length: int) -> int:
@@ -103,30 +126,28 @@ def bucket_of(length: int) -> int:
 
 def _write_prompts(
     folder: Path,
-    config: JobFile,
-    sources: Sequence[str | Path],
-    allowed: Sequence[Path],
-    loaded: Loaded,
+    config: Config,
+    loaded: Parts,
+    prompts: Iterable[Read],
     places: dict[str, str],
+    sources: dict[str, str],
     progress: Progress | None,
 ) -> Fixed:
-    given = 0
+    given, kind, described = 0, kind_of(config), config.model_dump(mode="json")
     with ExitStack() as opened:
         buckets: dict[int, _Bucket] = {}
         log, split = (opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in ("refused", "split"))
         refusals = Refusals(log)
-        for found in _limited(config.prompts, sources, allowed):
-            parts, fault = parts_of(loaded.model, given, found, config.prompts)
+        for parts, fault, where, beside in prompts:
             if not parts:
-                refusals.add(given, found.where, fault)
+                refusals.add(given, where, fault)
             if len(parts) > 1:
-                split.write(json.dumps({"number": given, "prompts": len(parts), "where": found.where}) + "\n")
+                split.write(json.dumps({"number": given, "prompts": len(parts), "where": where}) + "\n")
             for number, ids in enumerate(parts, given):
-                key = bucket_of(len(ids))
+                key = bucket_of(len(ids)) if kind.by_length else 0
                 if key not in buckets:
-                    pair = [opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b")) for what in ("ids", "index")]
-                    buckets[key] = _Bucket(*pair)
-                buckets[key].add(number, ids)
+                    buckets[key] = _Bucket(folder, key, opened, has_beside=kind.has_beside)
+                buckets[key].add(number, ids, beside)
             given += max(1, len(parts))
             if progress:
                 progress(given, -1)
@@ -135,50 +156,43 @@ def _write_prompts(
             raise InputError(
                 "prompts: there are none; expected at least one."
                 if not given
-                else f"prompts: none of {given} can be one. The last: {found.where} {fault}."
+                else f"prompts: none of {given} can be one. The last: {where} {fault}."
             )
         facts = Fixed(
-            config=config.model_dump(mode="json"), places=places, model=loaded.model.fingerprint,
+            config=described, places=places, model=loaded.model.fingerprint,
             tokenizer=loaded.model.tokenizer.sha256 if loaded.model.tokenizer else None,
             dictionaries={name: one.fingerprint for name, one in loaded.dictionaries.items()},
-            packages=packages(), given=given, refused=refusals.count, prompts=0, tokens=0,
+            packages=packages(), given=given, refused=refusals.count, prompts=0, tokens=0, sources=sources,
         )  # fmt: skip
         who = identity(facts.config, facts.model, facts.tokenizer, facts.dictionaries)
         ordered = [buckets[key] for key in sorted(buckets)]
-        prompts, tokens = _lay_out(folder, ordered, config.shards, who)
+        laid, tokens = _lay_out(folder, ordered, config.shards, who)
     for left in folder.glob("bucket-*"):
         left.unlink()
-    return facts.model_copy(update={"prompts": prompts, "tokens": tokens})
-
-
-def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[Given]:
-    options = {"field": of.field, "split": of.split}
-
-    def prompts_of(source: str | Path) -> Iterator[Given]:
-        used = {name: value for name, value in options.items() if name in uses(source, of.form)}
-        return read(source, form=of.form, allowed=allowed, **used)
-
-    return islice((found for source in sources for found in prompts_of(source)), of.limit)
+    return facts.model_copy(update={"prompts": laid, "tokens": tokens})
 
 
 # ----------------------------------------------------------------------------------------------- shards
 
 
 def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: bytes) -> tuple[int, int]:
-    """Write ids, ptr and number in the order of the shards, and the shards' listing. Returns (prompts, tokens)."""
-    counts = [(bucket.ids.tell() // 4, bucket.index.tell() // 16) for bucket in buckets]
-    tokens, prompts = (sum(column) for column in zip(*counts, strict=True))
+    """Write ids, ptr and number in the order of the shards, what is beside, and the shards' listing. Returns (prompts, tokens)."""
+    counts = [bucket.rewind() for bucket in buckets]
+    prompts, tokens, numbers = (sum(column) for column in zip(*counts, strict=True))
+    has_beside = buckets[0].beside is not None
     with ExitStack() as opened:
-        ids, ptr, number = (
-            opened.enter_context(_column(folder / f"{name}.npy", dtype, length))
-            for name, dtype, length in (("ids", "<i4", tokens), ("ptr", "<i8", prompts + 1), ("number", "<i8", prompts))
-        )
+
+        def column(name: str, dtype: str, length: int) -> BinaryIO:
+            return opened.enter_context(_column(folder / f"{name}.npy", dtype, length))
+
+        ids, ptr, number = column("ids", "<i4", tokens), column("ptr", "<i8", prompts + 1), column("number", "<i8", prompts)
+        beside, beside_ptr = (column("beside", "<i8", numbers), column("beside_ptr", "<i8", prompts + 1)) if has_beside else (None, None)
         listing = opened.enter_context((folder / "shards.jsonl").open("w", encoding="utf-8"))
-        ptr.write(np.zeros(1, "<i8").tobytes())
-        before = 0
-        for bucket, (_, rows) in zip(buckets, counts, strict=True):
-            bucket.ids.seek(0)
-            bucket.index.seek(0)
+        for pointers in (ptr, beside_ptr):
+            if pointers is not None:
+                pointers.write(np.zeros(1, "<i8").tobytes())
+        before = before_beside = 0
+        for bucket, (rows, _, _) in zip(buckets, counts, strict=True):
             for index in _cut(bucket.index, rows, limits):
                 length = int(index[:, 1].sum())
                 raw = bucket.ids.read(4 * length)
@@ -186,8 +200,15 @@ def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: by
                 ids.write(raw)
                 ptr.write(ends.astype("<i8").tobytes())
                 number.write(index[:, 0].astype("<i8").tobytes())
-                name = shard_id(who, index[:, 0], np.concatenate([[before], ends]), np.frombuffer(raw, "<i4"))
-                listing.write(json.dumps({"id": name, "prompts": len(index), "tokens": length}) + "\n")
+                columns = [index[:, 0], np.concatenate([[before], ends]), np.frombuffer(raw, "<i4")]
+                if bucket.beside is not None and bucket.lengths is not None and beside is not None and beside_ptr is not None:
+                    more = before_beside + np.frombuffer(bucket.lengths.read(8 * len(index)), "<i8").cumsum()
+                    raw = bucket.beside.read(8 * int(more[-1] - before_beside))
+                    beside.write(raw)
+                    beside_ptr.write(more.astype("<i8").tobytes())
+                    columns += [np.concatenate([[before_beside], more]), np.frombuffer(raw, "<i8")]
+                    before_beside = int(more[-1])
+                listing.write(json.dumps({"id": shard_id(who, *columns), "prompts": len(index), "tokens": length}) + "\n")
                 before += length
     return prompts, tokens
 

@@ -8,16 +8,16 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from attrib.core import inside
 from attrib.core.files import whole
 from attrib.core.types import FormatError
-from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, PROMPTS, RECORDS, Count, Job, Shard, fault_of
 
 FailureKind = Literal["memory", "died", "error"]
 
 
 class Refused(BaseModel, extra="forbid"):
-    """A prompt of a shard that could not be attributed."""
+    """A prompt of a shard that could not be computed."""
 
     number: Count
     reason: str
@@ -34,6 +34,7 @@ class Record(BaseModel, extra="forbid"):
     prompts: Count
     tokens: Count
     edges: Count
+    """What the job's kind makes of prompts: edges, or what `Kind.makes` says."""
     refused: list[Refused] = []
     seconds: float
     """How long computing took, the choice of what is kept included."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from attrib.core import inside
+from attrib.core.lock import held
 from attrib.core.types import AttribError, InputError
-from attrib.jobs import inside
 from attrib.jobs.engines import Engine
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, Shard, open_job
-from attrib.jobs.lock import held
 from attrib.jobs.records import Failure, Record, Refused, digest, failures, records, write
 from attrib.jobs.shard import prepare
 from attrib.jobs.worker import Outcome
@@ -100,7 +100,7 @@ def run(
             del done[shard.number]
         wanted = {failure.shard for failure in failures(job)} if only_failed else {shard.number for shard in own}
         # longest prompts first: what takes most memory and time is known early, and short shards fill the end
-        pending = [shard for shard in reversed(own) if shard.number not in done and shard.number in wanted]
+        pending = [shard for shard in (reversed(own) if job.kind.by_length else own) if shard.number not in done and shard.number in wanted]
         watch.began(job, done, pending, killed is not None)
         changed = _changed(folder) if check and not (pending or only_failed or rank) else None
         failed: list[Failure] = []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from attrib.core.lock import Holder, holder
 from attrib.jobs.folder import LOCK, open_job
-from attrib.jobs.lock import Holder, holder
 from attrib.jobs.records import Failure, failures, records
 
 
@@ -16,7 +16,7 @@ class Status(BaseModel):
 
     folder: Path
     prompts: int
-    """All that are to be attributed."""
+    """All that are to be computed."""
     prompts_done: int
     refused: int
     """Prompts that are left out, each with a reason on record."""
@@ -25,6 +25,9 @@ class Status(BaseModel):
     tokens: int
     tokens_done: int
     edges: int
+    """Or, of a job that makes something else, how many of these there are."""
+    makes: str
+    """What they are called: edges, scores, rows."""
     bytes: int
     bytes_to_come: int | None
     """As many for each token as so far; None before the first shard."""
@@ -59,7 +62,7 @@ def status(folder: Path) -> Status:
         folder=folder, prompts=job.fixed.prompts, prompts_done=sum(record.prompts for record in done.values()),
         refused=job.fixed.refused + sum(len(record.refused) for record in done.values()),
         shards=len(job.shards), shards_done=len(done), tokens=job.fixed.tokens, tokens_done=tokens,
-        edges=sum(record.edges for record in done.values()), bytes=size,
+        edges=sum(record.edges for record in done.values()), makes=job.kind.makes, bytes=size,
         bytes_to_come=round(size / attempted * left) if attempted else None, bytes_free=shutil.disk_usage(folder).free,
         failures=[failure for failure in failures(job) if failure.shard not in done], run_by=by, elapsed=elapsed,
         prompts_per_second=None if elapsed is None else sum(record.prompts for record in lately) / elapsed,

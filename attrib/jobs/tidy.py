@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from attrib.core import inside
+from attrib.core.lock import check_free, held
 from attrib.core.types import InputError
-from attrib.jobs import inside
 from attrib.jobs.building import left_behind
 from attrib.jobs.folder import FAILURES, LOCK, RECORDS, SHARDS, Job, open_job
-from attrib.jobs.lock import check_free, held
 from attrib.jobs.records import records
 
 

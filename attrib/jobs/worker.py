@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from attrib.core.inside import Foreign
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError
 from attrib.jobs.folder import Job, Shard
-from attrib.jobs.inside import Foreign
 from attrib.jobs.records import Failure, FailureKind, Record
 from attrib.jobs.shard import Computed, Ready, commit, compute
 from attrib.jobs.witness import Overwritten

@@ -1,4 +1,3 @@
-from .blocks import Progressed, survey_blocks
 from .evaluating import ByWay, Evaluation, Quality, evaluate
 from .files import faults, open, save
 from .finding import Found, search
@@ -22,7 +21,6 @@ __all__ = [
     "Labels",
     "LatentSurvey",
     "Nearest",
-    "Progressed",
     "Quality",
     "Strongest",
     "Survey",
@@ -41,6 +39,5 @@ __all__ = [
     "search",
     "strongest",
     "survey",
-    "survey_blocks",
     "token_labels",
 ]

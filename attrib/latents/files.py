@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +15,12 @@ from attrib.latents.bins import BINS
 from attrib.latents.places import Places
 from attrib.latents.spans import Spans
 from attrib.latents.surveyed import Asked, LatentSurvey, Survey
+from attrib.latents.surveying import merge
 from attrib.latents.tally import Limits, Tally
 from attrib.latents.wellformed import fault
 from attrib.stats.fixed import Fixed
 from attrib.stats.scoring import Score
+from attrib.store.listing import folder_of, listed
 from attrib.store.reading import FLOAT, INTEGER, Fault
 from attrib.store.surveys import SurveyPart, damaged_survey, read_survey, write_survey
 
@@ -62,13 +65,17 @@ def save(path: str | os.PathLike[str], survey: Survey, *, compression: str | Non
 
 
 def open(path: str | os.PathLike[str]) -> Survey:
-    """Read a survey; all of it is checked.
+    """Read a survey; all of it is checked. A folder of surveys, such as a job's, is those that are there now, merged.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or no survey in the folder.
         FormatError: it is no survey, of another version, truncated or damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        if not (files := [folder_of(path) / one.name for one in sorted(listed(path))]):
+            raise InputError(f"path: {path} has no surveys yet; expected at least one.")
+        return reduce(merge, map(open, files))  # two at a time are in memory
     return Survey(tuple(_checked(path, number, part) for number, part in enumerate(read_survey(path, _SCHEMA))))
 
 

@@ -422,13 +422,25 @@ def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | No
     for item in work.attribution:  # before the model, which takes time
         if item.metric is not None:
             metric_of(item.metric)
-    places = places or {}
-    model = load_model(places.get(work.model, work.model)).to(device=device)
-    if work.special_tokens != "allow":
-        model = model.with_special_tokens(work.special_tokens)
-    dictionaries = {name: known_to(model, load_dictionary(places.get(name, name)), name) for name in work.dictionaries}
+    model, dictionaries = load_parts(work.model, work.dictionaries, work.special_tokens, device, places or {})
+    return Loaded(work, model, dictionaries)
+
+
+def load_parts(
+    name: str, dictionaries: Sequence[str], special_tokens: SpecialTokens, device: torch.device, places: Mapping[str, str | Path]
+) -> tuple[Model, dict[str, Dictionary]]:
+    """A model and dictionaries by their names, as `load` has them, for whatever is made of them.
+
+    Args:
+        name: of the model.
+        dictionaries: their names.
+    """
+    model = load_model(places.get(name, name)).to(device=device)
+    if special_tokens != "allow":
+        model = model.with_special_tokens(special_tokens)
+    found = {one: known_to(model, load_dictionary(places.get(one, one)), one) for one in dictionaries}
     # nobody else holds them: one hash does for every prompt that they are used on
-    return Loaded(work, seal(model), {name: seal(dictionary) for name, dictionary in dictionaries.items()})
+    return seal(model), {one: seal(dictionary) for one, dictionary in found.items()}
 
 
 def metric_of(name: str) -> Callable[[Tensor], Tensor]:

@@ -38,7 +38,12 @@ def array(column: "Tensor", dtype: type[np.generic] | None = None) -> np.ndarray
 
 def integers(column: "Int[Tensor, ' n']") -> np.ndarray:
     """Give the numbers as int32 where every value fits, else as int64."""
-    values, limits = array(column, np.int64), np.iinfo(np.int32)
+    return narrow(array(column, np.int64))
+
+
+def narrow(column: np.ndarray) -> np.ndarray:
+    """Whole numbers, and truths as 0 and 1, as int32 where every value fits, else as int64."""
+    values, limits = column.astype(np.int64), np.iinfo(np.int32)
     fits = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
     return values.astype(np.int32) if fits else values
 

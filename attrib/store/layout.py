@@ -12,7 +12,7 @@ RULED = 2
 """The version of a shard that holds what version 1 has no word for: rules, and sources that are no latents beside latents."""
 VERSIONS = (VERSION, RULED)
 """Those that are read."""
-MERGED, STATISTICS, GRAPHS, SURVEY = "attrib-merged", "attrib-statistics", "attrib-graphs", "attrib-survey"
+MERGED, STATISTICS, GRAPHS, SURVEY, TABLES = "attrib-merged", "attrib-statistics", "attrib-graphs", "attrib-survey", "attrib-tables"
 """The root attribute `format` of attrib's other files."""
 CHUNK = 1 << 20
 """Bytes of a chunk, at most. The reader accepts sixteen times as much, from files that were repacked."""

@@ -22,6 +22,7 @@ from attrib.store.layout import (
     SHUFFLE,
     STATISTICS,
     SURVEY,
+    TABLES,
     VERSIONS,
     Codec,
     filter_name,
@@ -35,6 +36,7 @@ KINDS = {
     GRAPHS: "attribution graphs, which attrib.open_graphs reads, and `attrib graph show`",
     STATISTICS: "statistics, which attrib.stats.open and `attrib stats show` read",
     SURVEY: "a survey of latents, which attrib.latents.open and `attrib latents show` read",
+    TABLES: "tables of a task, which attrib.causal.tasks.open_results and `attrib task show` read",
 }
 """What attrib's files are, by their root attribute `format`, and what reads them."""
 POINTER, INTEGER, FLOAT, BYTE = ("<i8",), ("<i4", "<i8"), ("<f4", "<f8"), ("|u1",)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from attrib.core.types import FormatError
-from attrib.store.columns import filters_of, json_text, packages, text, write_columns, write_strings
+from attrib.store.columns import filters_of, json_text, narrow, packages, text, write_columns, write_strings
 from attrib.store.layout import REMEDY, SURVEY
 from attrib.store.reading import BYTE, FLOAT, Checked, check_kind, child, damaged, dataset, open_file, read_json, translated
 from attrib.store.rows import read_strings
@@ -51,7 +51,8 @@ def write_survey(path: Path, parts: Iterable[SurveyPart], *, compression: str | 
             group = listing.create_group(str(number))
             group.attrs["facts"] = json_text(part.facts)
             for name, columns in part.columns.items():
-                write_columns(group.create_group(name), {key: _narrow(column) for key, column in columns.items()}, filters)
+                narrowed = {key: narrow(column) if column.dtype.kind == "i" else column for key, column in columns.items()}
+                write_columns(group.create_group(name), narrowed, filters)
                 longest = max(longest, *map(len, columns.values()))
             write_strings(group["strings"].create_group("text"), part.strings)
         if filters:
@@ -93,11 +94,3 @@ def _read(group: Checked, name: str, dtypes: tuple[str, ...]) -> Column:
     column = dataset(group, name, dtypes)
     values = column[slice(0, len(column))]
     return values if dtypes is FLOAT else values.astype(np.int64)
-
-
-def _narrow(column: Column) -> Column:
-    """Whole numbers as int32 where every value fits."""
-    if column.dtype != np.int64:
-        return column
-    limits = np.iinfo(np.int32)
-    return column.astype(np.int32) if limits.min <= column.min(initial=0) and column.max(initial=0) <= limits.max else column

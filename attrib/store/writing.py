@@ -10,10 +10,13 @@ import h5py
 
 from attrib.core.files import OVERWRITE, check_free, whole
 from attrib.core.types import AttribError, InputError
-from attrib.store.layout import GRAPHS, MERGED, STATISTICS, SURVEY
+from attrib.store.layout import GRAPHS, MERGED, STATISTICS, SURVEY, TABLES
 from attrib.store.reading import FEW, format_of, open_file, translated
 
-_NAMES = {MERGED: "a merged file", STATISTICS: "a statistics file", GRAPHS: "a file of graphs", SURVEY: "a survey of latents"}
+_NAMES = {
+    MERGED: "a merged file", STATISTICS: "a statistics file", GRAPHS: "a file of graphs", SURVEY: "a survey of latents",
+    TABLES: "a file of tables",
+}  # fmt: skip
 
 
 def check_output(argument: str, path: Path, kind: str | None, *, overwrite: bool) -> None:

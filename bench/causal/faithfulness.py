@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import attrib
-from attrib.causal import Example, Faithfulness, edge_faithfulness, faithfulness, graph_faithfulness, rank, rank_edges
+from attrib.causal import Contrast, Faithfulness, edge_faithfulness, faithfulness, graph_faithfulness, rank, rank_edges
 from attrib.causal.components import EdgeRule
 from attrib.causal.faithfulness_curves import CURVES
 from attrib.causal.generators import TASKS
@@ -63,7 +63,7 @@ def main() -> None:
         print(tables(found), flush=True)
 
 
-def of_graphs(model: Any, dictionaries: Any, examples: Sequence[Example]) -> None:
+def of_graphs(model: Any, dictionaries: Any, examples: Sequence[Contrast]) -> None:
     """Print the curves over edges and over nodes of the examples' graphs, with errors taken out as well, and always there."""
     graphs, began = [], time.process_time()
     for one in examples:

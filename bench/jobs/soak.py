@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attrib.adapters import load_model
+from attrib.core.lock import holder
 from attrib.jobs.folder import LOCK, RECORDS, SHARDS, open_job
-from attrib.jobs.lock import holder
 from attrib.jobs.records import records, refused
 from attrib.jobs.status import status
 from attrib.jobs.verify import verify

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.causal import EdgeRanking, Example, Ranking, bootstrap, edge_faithfulness, faithfulness, rank, rank_edges
+from attrib.causal import Contrast, EdgeRanking, Ranking, bootstrap, edge_faithfulness, faithfulness, rank, rank_edges
 from attrib.causal.components import Components
 from attrib.causal.intervals import DRAWS
 from attrib.causal.keeping import ablation, aligned
@@ -20,15 +20,15 @@ SITES = ("blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre")
 COUNTS = [1, 5, 40]
 
 
-def examples(count: int = 5, length: int = 6, seed: int = 0) -> list[Example]:
-    return [Example("", tuple(prompt(length, seed=seed + n).tolist()), 3 + n % 2, 7, "") for n in range(count)]
+def examples(count: int = 5, length: int = 6, seed: int = 0) -> list[Contrast]:
+    return [Contrast("", tuple(prompt(length, seed=seed + n).tolist()), 3 + n % 2, 7, "") for n in range(count)]
 
 
 def both() -> list[attrib.Dictionary]:
     return [dictionary("topk", SITES[0], F64, seed=4), dictionary("jumprelu_skip_transcoder", "blocks.2.mlp.hook_in", F64, seed=5)]
 
 
-def mean_of(model: attrib.Model, some: list[Example]) -> float:
+def mean_of(model: attrib.Model, some: list[Contrast]) -> float:
     logits = attrib.forward(model, aligned(some, "examples"))[:, -1]
     return float(sum(row[one.answer] - row[one.distractor] for row, one in zip(logits, some, strict=True))) / len(some)
 

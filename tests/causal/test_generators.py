@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import attrib
-from attrib.causal.generators import NAMES, NOUNS, PLACES, TASKS, THINGS, Task
+from attrib.causal.generators import NAMES, NOUNS, PLACES, TASKS, THINGS, Contrasts
 from attrib.core.types import InputError
 from attrib.models.tokenizer import Tokenizer
 from tests.support.builders import build
@@ -32,7 +32,7 @@ def reading(**options: Any) -> attrib.Model:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_are_aligned_answered_and_apart(name: str) -> None:
-    task: Task = TASKS[name](reading(), 24, 16, seed=3)
+    task: Contrasts = TASKS[name](reading(), 24, 16, seed=3)
     assert (task.name, len(task.train), len(task.held_out)) == (name, 24, 16)
     assert {len(one.tokens) for one in (*task.train, *task.held_out)} == {len(task.roles)}
     assert len({one.text for one in (*task.train, *task.held_out)}) == 40

@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(count: int, dictionari
     with pytest.raises(KilledError):
         run_task(model, Task("many", Breaking(count)), dictionaries, out=tmp_path / "stopped", **asked)
     assert not tasks.open_results(tmp_path / "stopped").is_done
-    (tmp_path / "stopped" / "blocks" / ".000001.latents.parquet.0.partial").write_text("half")
+    (tmp_path / "stopped" / "blocks" / ".000001.h5.0.partial").write_text("half")
     run_task(model, many(), dictionaries, out=tmp_path / "stopped", **asked)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
 
@@ -136,28 +136,6 @@ def test_a_limit_may_grow(dictionaries: list[attrib.Dictionary], tmp_path: Path)
             run_task(model, Task("many", other), dictionaries, operations=("gradient",), batch=4, out=tmp_path / "grown")
     with pytest.raises(InputError, match="results of more than the 4 examples"):
         run_task(model, many(), dictionaries, operations=("gradient",), batch=4, limit=4, out=tmp_path / "grown")
-
-
-def test_a_block_of_which_one_file_alone_is_there_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, written = build("gpt2"), []
-
-    def dying(path: Path) -> Any:
-        written.append(path.name)
-        if len(written) == 7:  # behind task.json, two blocks of two files, and one of the third block's
-            raise KilledError
-        return whole_file(path)
-
-    whole_file = tasks.results.whole
-    monkeypatch.setattr(tasks.results, "whole", dying)
-    with pytest.raises(KilledError):
-        run_task(model, many(), batch=4, out=tmp_path / "stopped")
-    assert written[-2:] == ["000002.latents.parquet", "000002.samples.parquet"]
-    monkeypatch.undo()
-    assert tasks.open_results(tmp_path / "stopped").samples.example.max() == 7
-    for folder in ("stopped", "whole"):
-        run_task(model, many(), batch=4, out=tmp_path / folder)
-    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
-    assert len(tasks.open_results(tmp_path / "stopped").latents) == 0
 
 
 PROGRAM = """
@@ -210,11 +188,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_damage_is_said_and_a_second_run_at_once_is_refused(tmp_path: Path) -> None:
     model, out = build("gpt2"), tmp_path / "out"
     run_task(model, many(), batch=4, out=out)
-    block = out / "blocks" / "000001.samples.parquet"
+    block = out / "blocks" / "000001.h5"
     block.write_bytes(block.read_bytes()[:-7])
-    with pytest.raises(FormatError, match=r"000001.samples.parquet: is damaged"):
+    with pytest.raises(FormatError, match=r"000001.h5: truncated or damaged"):
         tasks.open_results(out).samples  # noqa: B018
-    with pytest.raises(FormatError, match="is damaged"):
+    with pytest.raises(FormatError, match="truncated or damaged"):
         run_task(model, many(), batch=4, out=out)
     (out / "task.json").write_text("{")
     with pytest.raises(FormatError, match="is damaged"):

@@ -1,12 +1,15 @@
 """`attrib latents` as it is typed: a survey made, what is shown of it within 80 columns, one clear message for every mistake."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from attrib import latents
@@ -62,7 +65,7 @@ def test_it_goes_on_merges_and_shares(folder: Path, tmp_path: Path):
     assert "2 of 3 blocks are done" in printed("survey", out, *common, "--share", "0/2")
     assert not out.exists()
     printed("survey", out, *common, "--share", "1/2")
-    blocks = sorted((tmp_path / "a.h5.blocks").glob("*.h5"))
+    blocks = sorted((tmp_path / "a.h5.blocks" / "shards").glob("*.h5"))
     printed("merge", tmp_path / "b.h5", *blocks[::-1])
     assert out.read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert "exists already" in fault("merge", out, *blocks)
@@ -73,7 +76,7 @@ def test_it_goes_on_merges_and_shares(folder: Path, tmp_path: Path):
 def test_a_survey_of_nothing_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "none.txt").write_text("")
     common = ["survey", tmp_path / "a.h5", "--model", "smollm2-135m", "--dictionary", folder / SITES[0]]
-    assert "holds none; expected at least one" in fault(*common, "--prompts", tmp_path / "none.txt", "--blocks", tmp_path / "b")
+    assert "there are none; expected at least one" in fault(*common, "--prompts", tmp_path / "none.txt", "--blocks", tmp_path / "b")
     assert "counts; expected some" in fault(*common, "--prompts", folder / "prompts.jsonl", "--skip", 50)
     assert not (tmp_path / "a.h5").exists()
 
@@ -108,6 +111,27 @@ def test_what_a_text_makes_active(folder: Path):
         assert f"{first.value:.4g}" in out
     assert f"{part.maximum[first.latent]:.4g}" in told
     assert "is of other dictionaries" in fault(*words[:5], folder / SITES[1], "--survey", latents_of_one(folder))
+
+
+def test_components_are_printed_and_written(folder: Path, tmp_path: Path):
+    words = ["pca", "0:40", "--model", "smollm2-135m", "--dictionary", folder / SITES[0], "--components", 2, "--context", 2]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("".join(line + "\n" for line in (folder / "prompts.jsonl").read_text().splitlines() if line[1] != "n"))
+    ids = [torch.tensor(json.loads(line)["tokens"])[:6] for line in prompts.read_text().splitlines()]
+    want = latents.pca("smollm2-135m", folder / SITES[0], slice(0, 40), ids, components=2, context=2)  # type: ignore[arg-type]
+    common = [*words, "--prompts", prompts, "--length", 6, "--out"]
+    out = printed(*common, tmp_path / "c.csv", "--top", 1)
+    assert f"c.csv: {len(want.coordinates)} places" in out
+    for number, share in enumerate(want.share.tolist(), 1):
+        assert re.search(rf"pc{number}.*{share:.1%}", out)
+        for extreme in (want.coordinates[:, number - 1].max(), want.coordinates[:, number - 1].min()):
+            assert f"{float(extreme):.3g}" in out
+    printed(*common, tmp_path / "c.parquet")
+    for read in (pd.read_csv(tmp_path / "c.csv", dtype={"token": str, "context": str}), pd.read_parquet(tmp_path / "c.parquet")):
+        pd.testing.assert_frame_equal(read, want.to_pandas(), check_dtype=False)
+    assert "expected .csv or .parquet" in fault(*common, tmp_path / "c.txt")
+    assert "exists already" in fault(*common, tmp_path / "c.csv")
+    assert "line 4" in fault(*words, "--prompts", folder / "prompts.jsonl")
 
 
 def latents_of_one(folder: Path) -> Path:

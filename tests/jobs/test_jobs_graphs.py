@@ -25,7 +25,6 @@ from attrib.cli import main as cli
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.jobs import run as running
-from attrib.jobs import shard as sharding
 from attrib.jobs.config import job_file
 from attrib.jobs.folder import RECORDS, SHARDS, Job, Shard, open_job
 from attrib.jobs.records import refused
@@ -285,7 +284,7 @@ def test_a_graph_that_is_not_finite_is_left_out(folder: Path, monkeypatch: pytes
             replace(graph, total=graph.total / 0) if torch.equal(graph.tokens, ids) else graph for graph in attribute(self, given, *rest)
         ]
 
-    monkeypatch.setattr(sharding.Loaded, "attribute", overflowing)
+    monkeypatch.setattr(Loaded, "attribute", overflowing)
     record = run(folder, here).done[victim.number]
     assert (int(number), "its edges are not finite numbers") in [(one.number, one.reason) for one in record.refused]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from attrib.core import lock as locks
+from attrib.core.lock import STALE_AFTER, Holder, held, holder
 from attrib.core.types import InputError
-from attrib.jobs import lock as locks
-from attrib.jobs.lock import STALE_AFTER, Holder, held, holder
 
 HOST = socket.gethostname()
 

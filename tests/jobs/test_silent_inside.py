@@ -10,11 +10,11 @@ import pytest
 import typer.testing
 
 from attrib.cli import main as cli
+from attrib.core import inside
+from attrib.core.inside import Foreign
+from attrib.core.lock import check_free, held, holder
 from attrib.core.types import InputError
-from attrib.jobs import inside
 from attrib.jobs.folder import FAILURES, JOB, LOCK, PROMPTS, RECORDS, SHARDS, Job, open_job
-from attrib.jobs.inside import Foreign
-from attrib.jobs.lock import check_free, held, holder
 from attrib.jobs.records import failures, record_or_fault, records, refused
 from attrib.jobs.run import run
 from attrib.jobs.status import status

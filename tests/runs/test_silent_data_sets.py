@@ -11,7 +11,8 @@ import pyarrow
 import pytest
 
 from attrib.core.types import FormatError, InputError
-from attrib.jobs import make as making
+from attrib.jobs.source import limited
+from attrib.jobs.told import PromptsOf
 from attrib.runs.prompts import read
 from tests.runs.test_prompts import values
 from tests.support.job_cases import corpus, make_job
@@ -102,8 +103,8 @@ def test_a_job_reads_a_linked_table_only_where_allowed(tmp_path: Path) -> None:
     linked_file(saved(here / "set"), outside)
     with pytest.raises(InputError, match=r"outside of it.*--allow"):
         make_job(tmp_path / "job", here, prompts="set")
-    given = making.PromptsOf(source=["set"])
-    assert [one.prompt for one in making._limited(given, [here / "set"], [outside])] == ["[1]"]
+    given = PromptsOf(source=["set"])
+    assert [one.prompt for one in limited(given, [here / "set"], [outside])] == ["[1]"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "data.arrow", "dataset_dict.json"])

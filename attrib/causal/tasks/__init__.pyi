@@ -6,7 +6,7 @@ from .generated import generated_task
 from .memory import parameter_memory
 from .operations import OPERATIONS, Batch
 from .readers import Fields, read_task, task_named
-from .results import TaskResults, open_results
+from .results import TaskResults, faults, open_results
 from .running import run_task
 from .tables import (
     activation_summary,
@@ -39,6 +39,7 @@ __all__ = [
     "effects_figure",
     "effects_of_latents",
     "encoded",
+    "faults",
     "filled",
     "generated_task",
     "latent_effects",

@@ -8,7 +8,7 @@ With R the tokens of the right answer, N those of all others, and l the logits a
     said        = the token of the largest logit of all: one token of greedy generation
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,13 +86,13 @@ def base_logits(model: Model, items: Sequence[Item]) -> Float[Tensor, "prompts d
 
 
 @torch.no_grad()
-def answers_of(logits: Float[Tensor, "prompts d_vocab"], items: Sequence[Item], first: int = 0) -> Answers:
-    """What logits at the ends of prompts say; `first` is the number of the first, for errors.
+def answers_of(logits: Float[Tensor, "prompts d_vocab"], items: Sequence[Item], numbers: Iterable[int] | None = None) -> Answers:
+    """What logits at the ends of prompts say; `numbers` are those of the prompts, for errors, and None counts from 0.
 
     Raises:
         NotFiniteError: where one is NaN or plus infinity, which no comparison would show.
     """
-    for number, (row, item) in enumerate(zip(logits, items, strict=True), first):
+    for number, row, item in zip(range(len(items)) if numbers is None else numbers, logits, items, strict=True):
         with of_prompt(number):
             require_finite({"the logits": row[None]}, from_below=True, position=torch.tensor([len(item.ids) - 1]))
     difference, margin = (torch.stack(each) for each in zip(*_signed(logits, items), strict=True))

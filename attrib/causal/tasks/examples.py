@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attrib.core.types import InputError
+from attrib.core.types import FormatError, InputError
 from attrib.models.tokenizer import brief
 from attrib.models.tokens import TokensLike, check_ids, to_ids, token_ids
 from attrib.models.transformer import Model
@@ -25,7 +25,10 @@ Answer = int | str | Sequence[int | str]
 
 
 class Example(NamedTuple):
-    """One prompt, its possible answers, and the number of the right one. A named tuple, which data loaders take."""
+    """One prompt, its possible answers, and the number of the right one. A named tuple, which data loaders take.
+
+    Where all prompts have one length and two answers of one token each, `attrib.causal.Contrast` says the same for rankings.
+    """
 
     prompt: TokensLike
     """Text, a chat or token ids, as everywhere (docs/prompts.md); the answer is read behind its last token."""
@@ -113,6 +116,26 @@ def _tokens(model: Model, answer: Answer, named: str) -> tuple[int, ...]:
         raise InputError(f"{named} has the answer {brief.repr(answer)}; expected a token, by its text or id, or a list of such.")
     found = token_ids(model, [one if isinstance(one, str) else int(one) for one in several], f"{named}, answers").tolist()
     return tuple(dict.fromkeys(found))
+
+
+def as_numbers(item: Item) -> tuple[int, ...]:
+    """An item's label, how many answers it has, and of each how many tokens and which: what it is asked with beside its prompt."""
+    return (item.label, len(item.answers), *(number for answer in item.answers for number in (len(answer), *answer)))
+
+
+def of_numbers(ids: Int[Tensor, " positions"], numbers: Sequence[int], d_vocab: int) -> Item:
+    """An item of its prompt and of `as_numbers`. Raises FormatError for numbers that are of no item of this vocabulary."""
+    label, count, *left = numbers if len(numbers) > 1 else (0, 0)
+    answers = []
+    for _ in range(min(count, len(left))):
+        length, *left = left or [0]
+        answers.append(tuple(left[: max(length, 0)]))
+        left = left[max(length, 0) :]
+    item = Item(ids, tuple(answers), label)
+    is_known = all(0 <= token < d_vocab for answer in answers for token in answer)
+    if not 0 <= label < count or not all(answers) or not is_known or as_numbers(item) != tuple(numbers):
+        raise FormatError(f"examples: {brief.repr(list(numbers))} are a label and the tokens of no answers. Make the job again.")
+    return item
 
 
 def digest(items: Sequence[Item]) -> str:

@@ -31,6 +31,10 @@ LATENTS: dict[str, str] = {
 """See `Effects`. `dictionary` is a name; the effect of an operation that only looks at activations is NaN."""
 
 
+FRAMES: dict[str, Mapping[str, str]] = {"samples": SAMPLES, "latents": LATENTS}
+"""By what they are called."""
+
+
 def frame(kind: Mapping[str, str], columns: Mapping[str, Any] | None = None) -> "pd.DataFrame":
     """A frame with the columns of `SAMPLES` or `LATENTS`; without any, it has no rows."""
     import pandas as pd

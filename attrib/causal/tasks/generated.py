@@ -31,7 +31,7 @@ def generated_task(name: str, model: Model, n: int = 64, *, seed: int = 0) -> Ta
     return of_generated(GENERATED[name](model, n, 1, seed=seed), name)
 
 
-def of_generated(made: generators.Task, name: str) -> Task:
+def of_generated(made: generators.Contrasts, name: str) -> Task:
     """The first part of a generator's prompts, as a task."""
     shared = sorted({token for each in made.train for token in (each.answer, each.distractor)})
     if len(shared) > 2:

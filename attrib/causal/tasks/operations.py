@@ -6,7 +6,7 @@ gradient   what each latent does for the difference, by gradient at that pass
 ablation   the same by taking it out; the answer counts as correct where it is with most of the latents out, one at a time
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ import torch
 from attrib.causal.tasks.answering import Answers, answers_of, base_logits
 from attrib.causal.tasks.effects import BUDGET, By, Effects, effects_at, joined
 from attrib.causal.tasks.examples import Item
-from attrib.causal.tasks.frames import LATENTS, frame, latents_frame, samples_frame
+from attrib.causal.tasks.frames import FRAMES, LATENTS, check_frame, frame, joined_frames, latents_frame, samples_frame
+from attrib.causal.tasks.memory import Phases
 from attrib.causal.tasks.spliced import Spliced, spliced
 from attrib.core.finite import of_prompt
 from attrib.core.positions import Positions
@@ -37,16 +38,11 @@ class Batch:
     names: Sequence[str]
     """Of the dictionaries."""
     items: Sequence[Item]
-    first: int
-    """The number of the first example in the data set."""
+    numbers: Sequence[int]
+    """Of the examples, in the data set."""
     errors: bool = False
     positions: Positions = -1
     budget: int = BUDGET
-
-    @property
-    def numbers(self) -> range:
-        """The examples' numbers in the data set."""
-        return range(self.first, self.first + len(self.items))
 
     @cached_property
     def passes(self) -> list[Spliced]:
@@ -60,13 +56,13 @@ class Batch:
     @cached_property
     def answers(self) -> Answers:
         """What those passes say."""
-        return answers_of(unembed(self.model, torch.stack([each.last for each in self.passes])), self.items, self.first)
+        return answers_of(unembed(self.model, torch.stack([each.last for each in self.passes])), self.items, self.numbers)
 
     def effects(self, by: By | None) -> Effects:
         """What each latent does, or, with None, its activation alone."""
         parts = []
-        for place, (at, item) in enumerate(zip(self.passes, self.items, strict=True)):
-            with of_prompt(self.first + place):
+        for place, (number, at, item) in enumerate(zip(self.numbers, self.passes, self.items, strict=True)):
+            with of_prompt(number):
                 parts.append(effects_at(self.replaced, at, item, by, self.positions, self.budget, place))
         return joined(parts)
 
@@ -78,7 +74,7 @@ Operation = Callable[[Batch], Rows]
 
 def base(batch: Batch) -> Rows:
     """The model's own answers; no rows of latents."""
-    answers = answers_of(base_logits(batch.model, batch.items), batch.items, batch.first)
+    answers = answers_of(base_logits(batch.model, batch.items), batch.items, batch.numbers)
     return samples_frame(batch.model, batch.items, batch.numbers, "base", answers), frame(LATENTS)
 
 
@@ -126,6 +122,28 @@ def operations_of(given: Sequence[str] | dict[str, Operation], has_dictionaries:
     if not has_dictionaries and (needing := [name for name in found if name in OPERATIONS and name != "base"]):
         raise InputError(f"operations: {needing[0]!r} is about dictionaries, and none is given; give one, or ask for base alone.")
     return found
+
+
+def rows_of(batch: Batch, chosen: Mapping[str, Operation], phases: Phases) -> "dict[str, pd.DataFrame]":
+    """All rows of a batch, by "samples" and "latents".
+
+    Args:
+        phases: measures what memory the pass and each operation take.
+
+    Raises:
+        InputError: for an operation that gives other columns.
+    """
+    if any(name in chosen for name in OPERATIONS if name != "base"):
+        with phases.phase("pass"):
+            batch.passes  # noqa: B018  so that its memory counts towards no operation
+    parts = []
+    for name, operation in chosen.items():
+        with phases.phase(name):
+            parts.append(dict(zip(FRAMES, operation(batch), strict=True)))
+    for part in parts:
+        for kind, columns in FRAMES.items():
+            check_frame(part[kind], columns, "operations")
+    return {kind: joined_frames(columns, [part[kind] for part in parts]) for kind, columns in FRAMES.items()}
 
 
 def names_of(replaced: Replacement) -> list[str]:

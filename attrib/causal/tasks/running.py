@@ -12,16 +12,16 @@ from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.causal.tasks import results as stored
 from attrib.causal.tasks.effects import BUDGET
 from attrib.causal.tasks.examples import Example, Item, Task, digest, encoded
-from attrib.causal.tasks.frames import check_frame, joined_frames
+from attrib.causal.tasks.frames import FRAMES, joined_frames
 from attrib.causal.tasks.memory import Phases
-from attrib.causal.tasks.operations import Batch, Operation, names_of, operations_of
-from attrib.causal.tasks.results import KINDS, TaskResults
+from attrib.causal.tasks.operations import Batch, Operation, names_of, operations_of, rows_of
+from attrib.causal.tasks.results import TaskResults
+from attrib.core.lock import held
 from attrib.core.positions import PositionsLike, plain_positions
 from attrib.core.room import memory_named
 from attrib.core.types import InputError
 from attrib.core.version import __version__
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.jobs.lock import held
 from attrib.models.transformer import Model
 from attrib.passes.replacement import replace
 
@@ -80,32 +80,22 @@ def run_task(
             raise InputError(f"{argument}: {value!r}; expected a whole number, 1 or more.")
     replaced, plain = replace(model, dictionaries), plain_positions(positions, [])
     phases = Phases(model.device, memory)
-    record = _record(model, task, dictionaries, [*chosen], errors, plain, batch, budget)
+    record = described(model, task.name, dictionaries, [*chosen], errors, plain, batch, budget)
     names = names_of(replaced)
 
-    def rows_of(items: Sequence[Item], first: int) -> dict[str, "pd.DataFrame"]:
-        asked = Batch(model, replaced, names, items, first, errors, plain, budget)
-        if any(name in chosen for name in ("spliced", "gradient", "ablation")):
-            with phases.phase("pass"):
-                asked.passes  # noqa: B018  so that its memory counts towards no operation
-        parts = []
-        for name, operation in chosen.items():
-            with phases.phase(name):
-                parts.append(dict(zip(KINDS, operation(asked), strict=True)))
-        for part in parts:
-            for kind, columns in KINDS.items():
-                check_frame(part[kind], columns, "operations")
-        return {kind: joined_frames(columns, [part[kind] for part in parts]) for kind, columns in KINDS.items()}
+    def rows(items: Sequence[Item], first: int) -> "dict[str, pd.DataFrame]":
+        numbers = range(first, first + len(items))
+        return rows_of(Batch(model, replaced, names, items, numbers, errors, plain, budget), chosen, phases)
 
     blocks = _blocks(model, task, batch, limit)
     if out is None:
         found = []
         for items, first in blocks:
-            found.append(rows_of(items, first))
+            found.append(rows(items, first))
             _told(progress, first + len(items))
         if not found:
             raise _empty(task)
-        frames = {kind: joined_frames(columns, [rows[kind] for rows in found]) for kind, columns in KINDS.items()}
+        frames = {kind: joined_frames(columns, [each[kind] for each in found]) for kind, columns in FRAMES.items()}
         return TaskResults(record, held=frames, memory=phases.to_pandas() if memory else None)
     folder = _begun(Path(out), record)
     with held(folder / stored.LOCK):
@@ -117,7 +107,7 @@ def run_task(
             if number < there and _is_there(folder, number, items, mine, is_last=number == there - 1):
                 continue
             (folder / stored.DONE).unlink(missing_ok=True)
-            stored.write_block(folder, number, rows_of(items, first), mine)
+            stored.write_rows(stored.block_file(folder, number), record, rows(items, first), examples=mine)
             _told(progress, total)
         if not total:
             raise _empty(task)
@@ -152,7 +142,6 @@ def _is_there(folder: Path, number: int, items: Sequence[Item], mine: str, *, is
 
 def _begun(folder: Path, record: Mapping[str, Any]) -> Path:
     """A run's folder, made where it is not there, with what is asked in it."""
-    stored.check_arrow()
     before = stored.read_record(folder)
     if before is None:
         if folder.exists() and (not folder.is_dir() or any(each.name not in (stored.LOCK, stored.BLOCKS) for each in folder.iterdir())):
@@ -167,9 +156,9 @@ def _begun(folder: Path, record: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _record(
+def described(
     model: Model,
-    task: Task,
+    task: str,
     dictionaries: Sequence[Dictionary],
     operations: list[str],
     errors: bool,
@@ -177,9 +166,9 @@ def _record(
     batch: int,
     budget: int,
 ) -> dict[str, Any]:
-    """What is asked, as JSON can hold it."""
+    """What is asked, as JSON can hold it; `task` is its name."""
     return {
-        "format": stored.FORMAT, "attrib": __version__, "task": task.name, "model": {"name": model.name, "sha256": model.fingerprint},
+        "format": stored.FORMAT, "attrib": __version__, "task": task, "model": {"name": model.name, "sha256": model.fingerprint},
         "dtype": str(model.dtype).removeprefix("torch."), "tokenizer": model.tokenizer.sha256 if model.tokenizer else None,
         "dictionaries": [{"name": d.name, "site": str(d.site), "sha256": d.fingerprint} for d in dictionaries], "operations": operations,
         "errors": errors, "positions": list(positions) if isinstance(positions, tuple) else positions, "batch": batch, "budget": budget,

@@ -24,9 +24,9 @@ from typing import IO, Annotated
 
 from pydantic import BaseModel, Field
 
+from attrib.core import inside
 from attrib.core.files import PARTIAL
 from attrib.core.types import InputError
-from attrib.jobs import inside
 
 TOUCHED_EVERY = 5.0
 """Seconds."""
