@@ -32,12 +32,10 @@ from attrib.core.room import memory_named
 from attrib.core.types import EXACT, BudgetError, InputError, Policy, Progress, Site, SparseLatents, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import TokensLike, to_prompts
-from attrib.models.transformer import Model, embed, place, unembed
+from attrib.models.transformer import Model, base_site, embed, place, unembed
 from attrib.passes.beside import Recorded, read_beside, walk_beside
+from attrib.passes.packed import ROWS, widest
 from attrib.paths.targets import LogitsLike, as_logits, read_site, top_tokens
-
-ROWS = 1024
-"""Rows of a batch at most: with more of them products are not faster."""
 
 
 @memory_named("ablating")
@@ -148,7 +146,7 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
     kept: list[tuple[Tensor, Tensor]] = []
     values: dict[Site, Tensor] = {}
     under_way = Pass(clean, {})
-    wanted = {start, model.config.last, _base_of(start)}
+    wanted = {start, model.config.last, base_site(start) or start}
     begin, put = Site(0, "resid_pre"), partial(made.stands, under_way)
     walked = walk_beside(model, clean.recorded, begin, embedded, policy=made.policy, put=put, kept=kept)
     for site, value in walked:
@@ -160,13 +158,6 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
     last = values[model.config.last]
     read, labels, base = _base(made, clean, last, what)
     return Ground(clean, recorded, under_way, cut.latents, cut.scale.scale, start, last, read, base, labels)
-
-
-def _base_of(start: Site) -> Site:
-    """The stream to which what is written there is added; itself, where it is the stream."""
-    if start.is_residual:
-        return start
-    return Site(start.layer, "resid_mid" if start.kind in ("mlp_in", "mlp_out") else "resid_pre")
 
 
 def _base(
@@ -230,7 +221,8 @@ class _Prompt(NamedTuple):
             moved = under_way.moved.get(0, {})
             under_way.moved[0] = {at: moved[at] + part if at in moved else part for at, part in by_place.items()}
         x = ground.recorded.values[start][rows] + by_place[start]
-        base = None if start.is_residual else ground.recorded.values[_base_of(start)][rows].expand(*x.shape[:-1], -1)
+        at = base_site(start)
+        base = None if at is None else ground.recorded.values[at][rows].expand(*x.shape[:-1], -1)
         walked = walk_beside(
             model, ground.recorded, start, x, base, first=first, policy=made.policy, held=ground.clean.recorded,
             put=partial(made.stands, under_way),
@@ -282,9 +274,8 @@ def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[
 
 def bytes_of(made: Splice, rows: int, keys: int) -> int:
     """About as much as one ablation takes at its fullest: an MLP's rows, scores beside them, or a dictionary's."""
-    c = made.model.config
     encoded = max((d.d_sae for d in made.dictionaries[1:]), default=0)
-    of_row = max(3 * c.d_mlp, 3 * c.n_heads * keys, 2 * encoded) + 8 * c.d_model + made.dictionaries[0].d_out
+    of_row = widest(made.model.config, keys, encoded) + made.dictionaries[0].d_out
     return rows * of_row * made.model.params.W_E.element_size()
 
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from attrib.causal.standing import Held
 from attrib.core.types import Effect, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, reconstruct, skip, split
-from attrib.models.transformer import Model, place, walk
+from attrib.models.transformer import Model, base_site, place, walk
 from attrib.passes.capture import capture
-from attrib.paths.path import base_site
 
 Change = Mapping[Site, Float[Tensor, "*batch positions _"]]
 """What is added at places, by the name that `place` gives them."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import Difference, Direction, InputError, Policy, TokenLogits
@@ -32,7 +32,7 @@ class Readout:
         return self.mix is not None or self.direction is not None
 
     def __call__(
-        self, held: Recorded, last: Float[Tensor, "*batch rows d_model"], rows: slice, policy: Policy
+        self, held: Recorded, last: Float[Tensor, "*batch rows d_model"], rows: slice | Int[Tensor, " rows"], policy: Policy
     ) -> Float[Tensor, "*batch rows read"]:
         """What is read.
 
