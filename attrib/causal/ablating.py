@@ -1,6 +1,7 @@
 """Every active latent of a prompt ablated by itself, or in pairs, as few batched passes.
 
-What an ablation at position p changes lies behind the dictionary's first written place and at positions from p on. So the pass
+What an ablation at position p changes lies behind the dictionary's first written place and at positions from p on (at all of them,
+where attention sees both ways). So the pass
 before that place is made once; those at one position go on from there together, [ablations, T - p, d_model], with the keys and values
 of the positions before p; and of the last stream only what is read is unembedded. An ablation puts
 
@@ -203,6 +204,10 @@ class _Prompt(NamedTuple):
         """How many tokens it has."""
         return len(self.ground.last)
 
+    def first_moved(self, position: int) -> int:
+        """The first position at which something moves with what is written at one."""
+        return self.made.model.config.seeing(position, self.length).start
+
     def beside(self, delta: Float[Tensor, "*batch rows d_out"], first: int) -> Float[Tensor, "*batch rows d_model"]:
         """The last stream of the positions from `first` on, where this is added to what the dictionary writes there."""
         made, ground, rows = self.made, self.ground, slice(first, None)
@@ -261,9 +266,9 @@ def _by_passes(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Tensor,
 
 def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
     """Ablations that go on together, by the position at which the first of them begins."""
-    begins = prompt.active.position[sets].amin(-1)
-    order = begins.argsort(stable=True)
-    for first, group in groupby(order.tolist(), key=lambda n: int(begins[n])):
+    begins = [prompt.first_moved(position) for position in prompt.active.position[sets].amin(-1).tolist()]
+    order = sorted(range(len(sets)), key=lambda n: begins[n])
+    for first, group in groupby(order, key=lambda n: begins[n]):
         members = torch.tensor(list(group), device=sets.device)
         rows = prompt.length - first
         least = bytes_of(prompt.made, rows, prompt.length)
@@ -299,7 +304,7 @@ def _by_derivative(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Ten
     active, dictionary = prompt.active, prompt.made.dictionaries[0]
     if not len(active.latent):
         return prompt.ground.base.new_empty(0, len(prompt.ground.base))
-    first = int(active.position.min())
+    first = prompt.first_moved(int(active.position.min()))
     rows = prompt.ground.scale[active.position] * dictionary.decoder_rows(active.latent)
 
     def read(values: Float[Tensor, " active"]) -> Float[Tensor, " read"]:

@@ -62,7 +62,8 @@ class Group(NamedTuple):
         """The attention pattern of one layer within each prompt."""
         if self.real is None or model.config.causal:
             return pattern_of(model, layer, q, k)
-        return pattern_where(q, k, self.real[:, None, None, None], model.config.attention_scale, model.config.score_cap)
+        seen = self.real[:, None, None, None].expand(-1, -1, -1, q.shape[-2], -1)
+        return pattern_where(q, k, seen, model.config.attention_scale, model.config.score_cap)
 
 
 @dataclass(frozen=True)
