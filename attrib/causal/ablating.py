@@ -154,7 +154,7 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
         if (at := place(model, site)) in wanted:
             values[at] = value
     keys, heads = zip(*kept, strict=True)
-    recorded = Recorded(values, keys, heads, ())
+    recorded = Recorded(values, dict(enumerate(keys)), dict(enumerate(heads)), {})
     cut = made.latents_of(under_way, 0)
     last = values[model.config.last]
     read, labels, base = _base(made, clean, last, what)

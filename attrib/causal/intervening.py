@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
-from attrib.causal.changes import Change, Edited, changes_of, edited_by, together
+from attrib.causal.changes import Change, Edited, Place, changes_of, edited_by, together
 from attrib.causal.edits import EditsLike, Latents, What, as_edits, name_of
 from attrib.causal.readout import readout
 from attrib.causal.references import settled
@@ -89,7 +89,8 @@ def intervene(
     items, is_batch = prompts_in(tokens)
     prompts = to_prompts(model, items)
     found: list[Any] = []
-    beside = 2 * model.config.d_vocab if wanted is chosen else 0  # None both: the logits of every row are asked for
+    beside = 2 * model.config.d_vocab if wanted is None and chosen is None else 0
+    known: dict[Place, list[Change]] = {each.place: [] for each in (wanted or {}).values() if isinstance(each.place, ErrorAt)}
     for some in made.packs(prompts, budget, beside):
         ids = [prompts[number] for number in some]
         packed = pack(ids)
@@ -99,7 +100,7 @@ def intervene(
         with packed.named(some.start):
             embedded = embed_packed(model, ids)
             clean = made.clean(embedded, packed=packed) if made.asks_clean else NOTHING
-            under_way = Pass(clean, by_place(changes), packed=packed)
+            under_way = Pass(clean, known | by_place(changes), packed=packed)
             if wanted is not None:
                 found += _values(made, under_way, embedded, wanted)
                 continue
@@ -156,9 +157,6 @@ def _values(
     made: Splice, under_way: Pass, embedded: Float[Tensor, "rows d_model"], wanted: Wanted
 ) -> list[dict[What | PreActivations, Tensor]]:
     """What was asked for of each prompt, computed no further than the last of it."""
-    for edited in wanted.values():
-        if isinstance(edited.place, ErrorAt):
-            under_way.changes.setdefault(edited.place, [])
     last = max(_depth(made, edited) for edited in wanted.values())
     stood = {}
     for stands_at, value in made.walk(under_way, embedded):

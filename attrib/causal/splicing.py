@@ -24,7 +24,7 @@ from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model
-from attrib.passes.beside import Recorded, places_held, record, unembed_beside, walk_beside
+from attrib.passes.beside import UNRECORDED, Recorded, places_held, record, unembed_beside, walk_beside
 from attrib.passes.packed import ALONE, Packed, packs, widest
 from attrib.passes.replacement import Cut, Replacement, put_together, written_by, written_from
 
@@ -44,7 +44,7 @@ class Clean(NamedTuple):
     errors: dict[Site, Float[Tensor, "positions _"]]
 
 
-NOTHING = Clean(Recorded({}, (), (), ()), {}, {})
+NOTHING = Clean(UNRECORDED, {}, {})
 
 
 @dataclass
@@ -199,9 +199,7 @@ class Splice:
         cut = None if is_total else rows_of(under_way.clean.cuts[number], under_way.first)
         written: Tensor | None = None
         moved: Tensor | None = None
-        if not changes:
-            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
-        else:
+        if changes:
             scale = normalise_input(dictionary, x)[1] if cut is None else cut.scale
             before = encode(dictionary, x) if cut is None else dense(cut.latents, x.shape[-2], dictionary.d_sae)
             after = before
@@ -210,12 +208,15 @@ class Splice:
             if is_needed:
                 written = decode(dictionary, after, scale)
                 written = written + skip(dictionary, x) if dictionary.has_skip else written
-            moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
+            if is_live and is_total:
+                moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
+        else:
+            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
         if is_live and cut is not None and written is not None:
             moved = written - on_rows(dictionary, x)
         if written is not None:
             under_way.written[number] = self.at_places(number, written)
-        if moved is not None and is_live:
+        if moved is not None:
             under_way.moved[number] = self.at_places(number, moved)
 
     def latents_of(self, under_way: Pass, number: int) -> Cut:

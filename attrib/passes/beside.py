@@ -50,12 +50,12 @@ class Recorded(NamedTuple):
 
     values: dict[Site, Float[Tensor, "positions _"]]
     """By place."""
-    keys: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
-    """Of each layer, as it attends to them; of one prompt alone."""
-    heads: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
+    keys: dict[int, Float[Tensor, "kv_heads positions d_head"]]
+    """By layer, as it attends to them; of one prompt alone."""
+    heads: dict[int, Float[Tensor, "kv_heads positions d_head"]]
     """The values of each layer's key heads."""
-    patterns: tuple[tuple[Float[Tensor, "*prompts kv_heads group positions positions"], ...], ...]
-    """Of each layer, for each group of prompts that stand side by side (see packed.py). Empty where no pattern is to be held."""
+    patterns: dict[int, tuple[Float[Tensor, "*prompts kv_heads group positions positions"], ...]]
+    """By layer, for each group of prompts that stand side by side (see packed.py). Empty where no pattern is to be held."""
 
 
 def places_held(model: Model, policy: Policy) -> set[Site]:
@@ -89,7 +89,8 @@ def record(
         patterns: whether attention patterns are kept.
         packed: how the rows of several prompts lie in `x`. Of several, no keys and values are kept.
     """
-    wanted, keys, heads, found = {*places}, [], [], []
+    wanted, keys, heads = {*places}, dict[int, Tensor](), dict[int, Tensor]()
+    found: dict[int, tuple[Tensor, ...]] = {}
 
     def attention(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
         projected, kept = project(model, layer, x), list[Tensor]()
@@ -100,12 +101,11 @@ def record(
             if patterns:
                 kept.append(pattern)
             if packed.is_one:
-                keys.append(k)
-                heads.append(v)
+                keys[layer], heads[layer] = k, v
             return weighted(pattern, v)
 
         z = packed.by_group(of_group)
-        found.append(tuple(kept))
+        found[layer] = tuple(kept)
         return z
 
     values = {}
@@ -114,7 +114,11 @@ def record(
     for site, value in walk(model, start, x, base, put=put, attention=attention):
         if (at := place(model, site)) in wanted:
             values[at] = value
-    return Recorded(values, tuple(keys), tuple(heads), tuple(found) if patterns else ())
+    return Recorded(values, keys, heads, found if patterns else {})
+
+
+UNRECORDED = Recorded({}, {}, {}, {})
+"""Where nothing is held and every row is computed."""
 
 
 def walk_beside(
@@ -243,7 +247,8 @@ class _Beside:
 
     def _attended(self, layer: int, number: int, group: Group, projected: Projected, given: Projected | None) -> Tensor:
         """`z` of one group of prompts, from what is projected here and, where norms of queries and keys are held, in the recorded pass."""
-        q, k, v = self._turned(layer, *(None if part is None else Projected(*map(group.take, part)) for part in (projected, given)))
+        there = None if given is None else Projected(*map(group.take, given))
+        q, k, v = self._turned(layer, Projected(*map(group.take, projected)), there)
         if self.first:
             before = self.recorded.keys[layer][..., : self.first, :], self.recorded.heads[layer][..., : self.first, :]
             k, v = (torch.cat([part.expand(*new.shape[:-2], *part.shape[-2:]), new], -2) for part, new in zip(before, (k, v), strict=True))

@@ -110,7 +110,7 @@ def test_edges_predict_what_interventions_do():
 
 
 def test_what_looks_back_alone_is_refused_by_name():
-    with pytest.raises(UnsupportedError, match="tiny-gpt2 has attention that is not causal.*Take a causal model"):
+    with pytest.raises(UnsupportedError, match=r"tiny-gpt2 has attention that is not causal.*Take a causal model"):
         generate(MODEL, PROMPTS[0], edits=Ablate(Head(0, 0)))
 
 

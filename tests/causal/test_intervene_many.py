@@ -56,7 +56,14 @@ CASES: list[tuple[Any, Policy, dict[str, Any]]] = [
 def test_many_prompts_give_what_each_gives_alone(family: Any, policy: Policy, options: dict[str, Any]):
     model, dictionaries = put_in(family)
     edits, given = edits_of(dictionaries), {"policy": policy, **options}
-    read = [LATER, "blocks.3.hook_resid_post", Head(1, 2), Latents(1, [0, 4]), PreActivations(0), attrib.ErrorAt(dictionaries[-1].writes[0])]
+    read = [
+        LATER,
+        "blocks.3.hook_resid_post",
+        Head(1, 2),
+        Latents(1, [0, 4]),
+        PreActivations(0),
+        attrib.ErrorAt(dictionaries[-1].writes[0]),
+    ]
     found = intervene(model, dictionaries, PROMPTS, edits, **given)
     chosen = intervene(model, dictionaries, PROMPTS, edits, metric=[3, 9], **given)
     values = intervene(model, dictionaries, PROMPTS, edits, values=read, **given)
