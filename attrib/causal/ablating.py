@@ -1,6 +1,7 @@
 """Every active latent of a prompt ablated by itself, or in pairs, as few batched passes.
 
-What an ablation at position p changes lies behind the dictionary's first written place and at positions from p on. So the pass
+What an ablation at position p changes lies behind the dictionary's first written place and at positions from p on (at all of them,
+where attention sees both ways). So the pass
 before that place is made once; those at one position go on from there together, [ablations, T - p, d_model], with the keys and values
 of the positions before p; and of the last stream only what is read is unembedded. An ablation puts
 
@@ -32,12 +33,10 @@ from attrib.core.room import memory_named
 from attrib.core.types import EXACT, BudgetError, InputError, Policy, Progress, Site, SparseLatents, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import TokensLike, to_prompts
-from attrib.models.transformer import Model, embed, place, unembed
+from attrib.models.transformer import Model, base_site, embed, place, unembed
 from attrib.passes.beside import Recorded, read_beside, walk_beside
+from attrib.passes.packed import ROWS, widest
 from attrib.paths.targets import LogitsLike, as_logits, read_site, top_tokens
-
-ROWS = 1024
-"""Rows of a batch at most: with more of them products are not faster."""
 
 
 @memory_named("ablating")
@@ -148,25 +147,18 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
     kept: list[tuple[Tensor, Tensor]] = []
     values: dict[Site, Tensor] = {}
     under_way = Pass(clean, {})
-    wanted = {start, model.config.last, _base_of(start)}
+    wanted = {start, model.config.last, base_site(start) or start}
     begin, put = Site(0, "resid_pre"), partial(made.stands, under_way)
     walked = walk_beside(model, clean.recorded, begin, embedded, policy=made.policy, put=put, kept=kept)
     for site, value in walked:
         if (at := place(model, site)) in wanted:
             values[at] = value
     keys, heads = zip(*kept, strict=True)
-    recorded = Recorded(values, keys, heads, ())
+    recorded = Recorded(values, dict(enumerate(keys)), dict(enumerate(heads)), {})
     cut = made.latents_of(under_way, 0)
     last = values[model.config.last]
     read, labels, base = _base(made, clean, last, what)
     return Ground(clean, recorded, under_way, cut.latents, cut.scale.scale, start, last, read, base, labels)
-
-
-def _base_of(start: Site) -> Site:
-    """The stream to which what is written there is added; itself, where it is the stream."""
-    if start.is_residual:
-        return start
-    return Site(start.layer, "resid_mid" if start.kind in ("mlp_in", "mlp_out") else "resid_pre")
 
 
 def _base(
@@ -212,6 +204,10 @@ class _Prompt(NamedTuple):
         """How many tokens it has."""
         return len(self.ground.last)
 
+    def first_moved(self, position: int) -> int:
+        """The first position at which something moves with what is written at one."""
+        return self.made.model.config.seeing(position, self.length).start
+
     def beside(self, delta: Float[Tensor, "*batch rows d_out"], first: int) -> Float[Tensor, "*batch rows d_model"]:
         """The last stream of the positions from `first` on, where this is added to what the dictionary writes there."""
         made, ground, rows = self.made, self.ground, slice(first, None)
@@ -230,7 +226,8 @@ class _Prompt(NamedTuple):
             moved = under_way.moved.get(0, {})
             under_way.moved[0] = {at: moved[at] + part if at in moved else part for at, part in by_place.items()}
         x = ground.recorded.values[start][rows] + by_place[start]
-        base = None if start.is_residual else ground.recorded.values[_base_of(start)][rows].expand(*x.shape[:-1], -1)
+        at = base_site(start)
+        base = None if at is None else ground.recorded.values[at][rows].expand(*x.shape[:-1], -1)
         walked = walk_beside(
             model, ground.recorded, start, x, base, first=first, policy=made.policy, held=ground.clean.recorded,
             put=partial(made.stands, under_way),
@@ -269,9 +266,9 @@ def _by_passes(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Tensor,
 
 def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
     """Ablations that go on together, by the position at which the first of them begins."""
-    begins = prompt.active.position[sets].amin(-1)
-    order = begins.argsort(stable=True)
-    for first, group in groupby(order.tolist(), key=lambda n: int(begins[n])):
+    begins = [prompt.first_moved(position) for position in prompt.active.position[sets].amin(-1).tolist()]
+    order = sorted(range(len(sets)), key=lambda n: begins[n])
+    for first, group in groupby(order, key=lambda n: begins[n]):
         members = torch.tensor(list(group), device=sets.device)
         rows = prompt.length - first
         least = bytes_of(prompt.made, rows, prompt.length)
@@ -282,9 +279,8 @@ def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[
 
 def bytes_of(made: Splice, rows: int, keys: int) -> int:
     """About as much as one ablation takes at its fullest: an MLP's rows, scores beside them, or a dictionary's."""
-    c = made.model.config
     encoded = max((d.d_sae for d in made.dictionaries[1:]), default=0)
-    of_row = max(3 * c.d_mlp, 3 * c.n_heads * keys, 2 * encoded) + 8 * c.d_model + made.dictionaries[0].d_out
+    of_row = widest(made.model.config, keys, encoded) + made.dictionaries[0].d_out
     return rows * of_row * made.model.params.W_E.element_size()
 
 
@@ -308,7 +304,7 @@ def _by_derivative(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Ten
     active, dictionary = prompt.active, prompt.made.dictionaries[0]
     if not len(active.latent):
         return prompt.ground.base.new_empty(0, len(prompt.ground.base))
-    first = int(active.position.min())
+    first = prompt.first_moved(int(active.position.min()))
     rows = prompt.ground.scale[active.position] * dictionary.decoder_rows(active.latent)
 
     def read(values: Float[Tensor, " active"]) -> Float[Tensor, " read"]:

@@ -37,20 +37,16 @@ class Edited(NamedTuple):
     """What one position has, as the edit sees it: () for a single latent."""
 
 
-Chosen = Sequence[int] | None
-"""Some of the positions of a change, by their place among them; None is all."""
-
-
 class Change(NamedTuple):
-    """One edit, found good for one prompt."""
+    """One edit, found good for one prompt; or for several whose rows stand one behind the other."""
 
     place: Place
     columns: tuple[int, ...] | None
     shape: tuple[int, ...]
     positions: tuple[int, ...]
     """Ascending, each once."""
-    become: Callable[[Tensor, Chosen], Any]
-    """From v, and which of the positions its rows are, to v', which is to broadcast to v's shape."""
+    become: Callable[[Tensor], Any]
+    """From v to v', which is to broadcast to v's shape."""
     text: str
     """The edit, for errors."""
 
@@ -150,33 +146,49 @@ def changes_of(model: Model, dictionaries: Sequence[Dictionary], edits: Sequence
             positions = tuple(sorted({*positions_in(edit.positions, length, number)}))
         except InputError as error:
             raise InputError(f"{argument}: {text_of(edit)}: {error}") from error
-        of_each = len(positions), 1 + len(edited.shape)
-        found.append(Change(*edited, positions, _become(edit, of_each, argument), f"{argument}, {text_of(edit)}"))
+        found.append(Change(*edited, positions, _become(edit, argument), f"{argument}, {text_of(edit)}"))
     return tuple(found)
 
 
-def _become(edit: Edit, of_each: tuple[int, int], argument: str) -> Callable[[Tensor, Chosen], Any]:
+def _become(edit: Edit, argument: str) -> Callable[[Tensor], Any]:
     match edit:
         case Set(value=value) if callable(value):
-            return lambda v, at: value(v.clone())  # functions written as hooks change what they are given
+            return lambda v: value(v.clone())  # functions written as hooks change what they are given
         case Set(value=value):
             values = _values(value, edit, argument)
-            return lambda v, at: _chosen(values, at, of_each)
+            return lambda v: values
         case Scale(factor=factor):
             factors = _values(factor, edit, argument)
-            return lambda v, at: v * _chosen(factors, at, of_each)
+            return lambda v: v * factors
         case Add(value=value):
             values = _values(value, edit, argument)
-            return lambda v, at: v + _chosen(values, at, of_each)
+            return lambda v: v + values
         case Ablate(how="zero"):
-            return lambda v, at: torch.zeros_like(v)
+            return torch.zeros_like
     raise InputError(f"{argument}: {text_of(edit)} has no values yet; `attrib.causal.settled` takes them from its prompts.")
 
 
-def _chosen(values: Any, at: Chosen, of_each: tuple[int, int]) -> Any:
-    """The values of some positions, where they have one row for each of all."""
-    has_rows = at is not None and isinstance(values, Tensor) and (values.ndim, values.shape[:1]) == (of_each[1], of_each[:1])
-    return values.index_select(0, _index(at or (), values)) if has_rows else values
+def together(of_prompts: Sequence[Sequence[Change]], starts: Sequence[int]) -> tuple[Change, ...]:
+    """The same edits of several prompts, as changes of all their rows.
+
+    Each prompt's values are made from its own rows, so an edit is in a prompt what it is there alone.
+
+    Args:
+        of_prompts: for each prompt what `changes_of` makes of the edits.
+        starts: the first row of each prompt.
+    """
+    return tuple(_together(several, starts) for several in zip(*of_prompts, strict=True)) if len(starts) > 1 else tuple(of_prompts[0])
+
+
+def _together(several: Sequence[Change], starts: Sequence[int]) -> Change:
+    one, sizes = several[0], [len(each.positions) for each in several]
+
+    def become(v: Tensor) -> Tensor:
+        parts = v.split(sizes, dim=-1 - len(one.shape))
+        return torch.cat([_fitted(each, part) for each, part in zip(several, parts, strict=True)], -1 - len(one.shape))
+
+    positions = tuple(start + position for each, start in zip(several, starts, strict=True) for position in each.positions)
+    return one._replace(positions=positions, become=become)
 
 
 def _values(given: Any, edit: Edit, argument: str) -> Any:
@@ -200,32 +212,29 @@ def _values(given: Any, edit: Edit, argument: str) -> Any:
 # ------------------------------------------------------------------------------------------ in the pass
 
 
-def changed(change: Change, value: Float[Tensor, "*batch rows width"], first: int = 0) -> Float[Tensor, "*batch rows width"]:
+def changed(change: Change, value: Float[Tensor, "*batch rows width"]) -> Float[Tensor, "*batch rows width"]:
     """What a change makes of a value.
 
     Args:
-        value: what stands at `change.place`, one row for each position from `first` on; changes before and behind are left out.
+        value: what stands at `change.place`, one row for each position.
 
     Raises:
         InputError: for values that do not broadcast to what is edited, and functions that give no tensor that does.
     """
-    at = [nth for nth, position in enumerate(change.positions) if first <= position < first + value.shape[-2]]
-    if not at:
-        return value
-    rows = [change.positions[nth] - first for nth in at]
+    rows = change.positions
     part = value if len(rows) == value.shape[-2] else value.index_select(-2, _index(rows, value))
     v = part if change.columns is None else part.index_select(-1, _index(change.columns, value))
     shape = v.shape[:-1] + change.shape
-    new = _fitted(change, v.reshape(shape), None if len(at) == len(change.positions) else at).reshape(v.shape)
+    new = _fitted(change, v.reshape(shape)).reshape(v.shape)
     if change.columns is not None:
         new = _copied(part, -1, change.columns, new)
     return new if len(rows) == value.shape[-2] else _copied(value, -2, rows, new)
 
 
-def _fitted(change: Change, v: Tensor, at: Chosen) -> Tensor:
+def _fitted(change: Change, v: Tensor) -> Tensor:
     expected = f"expected numbers that broadcast to {list(v.shape)}: {_said(change.shape)}"
     try:
-        new = change.become(v, at)
+        new = change.become(v)
     except RuntimeError as error:
         raise InputError(f"{change.text}: {str(error).splitlines()[0]}; {expected}.") from error
     if isinstance(new, Real) and not isinstance(new, bool):

@@ -34,13 +34,12 @@ from attrib.core.types import InputError, UnsupportedError
 from attrib.models.transformer import (
     Model,
     Projected,
-    attention_pattern,
     embed,
     mlp,
     normalise,
+    pattern_of,
     turned_heads,
     unembed,
-    window,
 )
 
 EdgeRule = Literal["EAP-IG", "EAP", "random"]
@@ -161,7 +160,7 @@ class Components:
             return rearrange(apart, "b p h e -> b p (h e)") + b
 
         q, k, v = turned_heads(model, layer, Projected(projected(a.W_Q, a.b_Q), projected(a.W_K, a.b_K), projected(a.W_V, a.b_V)))
-        pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap)[:, :, 0]
+        pattern = pattern_of(model, layer, q, k)[:, :, 0]
         z = torch.einsum("bhqk,bhke->bhqe", pattern, v)
         return torch.einsum("bhqe,hed->hbqd", z, rearrange(a.W_O, "(h e) d -> h e d", h=config.n_heads))
 

@@ -20,7 +20,7 @@ from attrib.causal.onward import Onward, onward
 from attrib.causal.sampling import Sampling, drawn, probabilities, uniform
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
-from attrib.core.types import InputError, NotFiniteError, warn
+from attrib.core.types import InputError, NotFiniteError, UnsupportedError, warn
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import PromptIds, TokensLike, to_prompts
 from attrib.models.transformer import Model, unembed
@@ -85,7 +85,13 @@ def generate(
         InputError: for what is no prompt, prompts that with `max_tokens` are longer than the context, options that make no sense, and
             edits and dictionaries that cannot be.
         NotFiniteError: where logits are NaN or infinite.
+        UnsupportedError: for a model whose attention is not causal.
     """
+    if not model.config.causal:
+        raise UnsupportedError(
+            f"model: {model.name} has attention that is not causal: every position sees those behind it, and a text is continued by what "
+            "stands before. Take a causal model."
+        )
     sampling = Sampling(temperature, top_k, top_p, seed)
     for name, count in (("max_tokens", max_tokens), ("batch", batch)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:

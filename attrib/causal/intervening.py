@@ -7,18 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.changes import Change, Edited, Place, changes_of, edited_by
+from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.causal.changes import Change, Edited, Place, changes_of, edited_by, together
 from attrib.causal.edits import EditsLike, Latents, What, as_edits, name_of
 from attrib.causal.readout import readout
 from attrib.causal.references import settled
-from attrib.causal.splicing import NOTHING, Clean, Pass, Splice, by_place, splice
+from attrib.causal.splicing import BUDGET, NOTHING, Pass, Splice, by_place, splice
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, ErrorAt, InputError, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, encode, pre_activations
 from attrib.models.tokens import TokensLike, prompts_in, to_prompts
-from attrib.models.transformer import Model, embed, place
+from attrib.models.transformer import Model, place
+from attrib.passes.packed import embed_packed, pack
 from attrib.paths.targets import LogitsLike
 
 Metric = Callable[[Float[Tensor, "positions d_vocab"]], Tensor] | LogitsLike
@@ -34,7 +35,7 @@ class PreActivations(NamedTuple):
 
 
 @memory_named("intervening")
-@takes(model=as_model, dictionaries=as_dictionaries)
+@takes(model=as_model, dictionaries=as_dictionaries, budget=as_bytes)
 def intervene(
     model: Model,
     dictionaries: Sequence[Dictionary],
@@ -47,6 +48,7 @@ def intervene(
     metric: Metric | None = None,
     values: Any = None,
     dtype: torch.dtype | str | None = None,
+    budget: int = BUDGET,
 ) -> Any:
     """What the model computes under edits, with dictionaries in it; docs/interventions.md has the mathematics.
 
@@ -55,17 +57,18 @@ def intervene(
 
     Args:
         dictionaries: one, several or none (an empty list), put in together as `attrib.replace` does it.
-        tokens: prompts of any lengths, as the attributions take them.
+        tokens: prompts of any lengths, as the attributions take them. Many go through one pass together.
         edits: `Set`, `Scale`, `Add`, `Ablate`, or their text, one or a list. Edits of one thing are made in their order.
         effect: "total", latents are computed along the pass; "direct", those that are not edited stay what they are without edits. One
             for all dictionaries, or one for each.
         errors: True, what a dictionary does not decode stays what it is without edits; False, it is left out; "live", it is computed along
             the pass, so that a dictionary that is not edited changes nothing. One for all dictionaries, or one for each.
         policy: what is held at its value without edits: attention patterns, norm denominators, MLP outputs. EXACT holds nothing.
-        metric: gives this of each prompt in place of its logits.
+        metric: gives this of each prompt in place of its logits. A function is asked of one prompt at a time, in their order.
         values: gives these in place of logits: what stands at sites and heads, the latents (or pre-activations) that a dictionary
             encodes along the pass, before it is edited, and the errors that are added.
         dtype: in which all is computed; None is the model's.
+        budget: bytes that prompts may take that go together; one that takes more goes by itself.
 
     Returns:
         For one prompt its logits [positions, d_vocab], for several a list of them. With `metric` a tensor, its first dimension the prompts
@@ -80,26 +83,35 @@ def intervene(
     model = model if dtype is None else model.to(dtype=dtype)
     made = splice(model, dictionaries, effect, errors, policy)
     asked = as_edits(edits)
-    of_prompt = settled(made, asked)
+    of_prompt = settled(made, asked, budget)
     wanted = None if values is None else _wanted(made, values)
     chosen = None if metric is None or callable(metric) else readout(model, metric, "metric")
     items, is_batch = prompts_in(tokens)
+    prompts = to_prompts(model, items)
     found: list[Any] = []
-    for number, ids in enumerate(to_prompts(model, items)):
-        changes = changes_of(model, made.dictionaries, of_prompt(number, len(ids)), len(ids), number)
+    beside = 2 * model.config.d_vocab if wanted is None and chosen is None else 0
+    known: dict[Place, list[Change]] = {each.place: [] for each in (wanted or {}).values() if isinstance(each.place, ErrorAt)}
+    for some in made.packs(prompts, budget, beside):
+        ids = [prompts[number] for number in some]
+        packed = pack(ids)
+        of_each = [changes_of(model, made.dictionaries, of_prompt(n, len(prompts[n])), len(prompts[n]), n) for n in some]
+        changes = together(of_each, packed.starts)
         _check(made, changes, wanted)
-        embedded = embed(model, ids)
-        clean = made.clean(embedded) if made.asks_clean else NOTHING
-        if wanted is not None:
-            found.append(_values(made, clean, embedded, changes, wanted))
-            continue
-        *_, (_, last) = made.walk(Pass(clean, by_place(changes)), embedded)
-        if chosen is not None:
-            read = chosen(clean.recorded, last[-1:], slice(-1, None), policy)[0]
-            found.append(read[0] if chosen.is_number else read)
-        else:
-            given = made.unembed(clean, last)
-            found.append(given if metric is None else _number(metric(given), found))
+        with packed.named(some.start):
+            embedded = embed_packed(model, ids)
+            clean = made.clean(embedded, packed=packed) if made.asks_clean else NOTHING
+            under_way = Pass(clean, known | by_place(changes), packed=packed)
+            if wanted is not None:
+                found += _values(made, under_way, embedded, wanted)
+                continue
+            *_, (_, last) = made.walk(under_way, embedded)
+            if chosen is not None:
+                read = chosen(clean.recorded, last[packed.ends], packed.ends, policy)
+                found += read[:, 0] if chosen.is_number else read
+                continue
+            logits = packed.each(made.unembed(clean, last))
+        for one in logits:
+            found.append(one if metric is None else _number(metric(one), found))
     if metric is not None and is_batch:
         return torch.stack(found)
     return found if is_batch else found[0]
@@ -142,18 +154,16 @@ def _as_key(what: Any) -> Any:
 
 
 def _values(
-    made: Splice, clean: Clean, embedded: Float[Tensor, "positions d_model"], changes: Sequence[Change], wanted: Wanted
-) -> dict[What | PreActivations, Tensor]:
-    """What was asked for, computed no further than the last of it."""
-    errors: dict[Place, list[Change]] = {edited.place: [] for edited in wanted.values() if isinstance(edited.place, ErrorAt)}
-    under_way = Pass(clean, errors | by_place(changes))
+    made: Splice, under_way: Pass, embedded: Float[Tensor, "rows d_model"], wanted: Wanted
+) -> list[dict[What | PreActivations, Tensor]]:
+    """What was asked for of each prompt, computed no further than the last of it."""
     last = max(_depth(made, edited) for edited in wanted.values())
     stood = {}
     for stands_at, value in made.walk(under_way, embedded):
         stood[at := place(made.model, stands_at)] = value
         if at.depth >= last:
             break
-    found = {}
+    found: list[dict[What | PreActivations, Tensor]] = [{} for _ in under_way.packed.lengths]
     for what, (where, columns, shape) in wanted.items():
         match where:
             case int():
@@ -163,7 +173,8 @@ def _values(
             case _:
                 value = stood[where]
         value = value if columns is None else value.index_select(-1, torch.tensor(columns, device=value.device))
-        found[what] = value.reshape(*value.shape[:-1], *shape)
+        for of_prompt, rows in zip(found, under_way.packed.each(value.reshape(*value.shape[:-1], *shape)), strict=True):
+            of_prompt[what] = rows
     return found
 
 

@@ -1,11 +1,11 @@
 """Prompts of one length run together with some latents of some dictionaries taken out, and all else of the model in place.
 
-A dictionary that reads x and writes at w has there
+With r_i = 0, or the mean of a_i over prompts, every dictionary's latents become
 
-    y_w = model's own value + Σ_i (1 - kept_i) (r_i - a_i(x)) D_i,      a = encode(x),   r_i = 0, or the mean of a_i over prompts
+    a'_i = a_i + (1 - kept_i) (r_i - a_i)
 
-so with everything kept the pass is the model's own, what a dictionary leaves over (its error) is never touched, and what comes later
-sees what was taken out earlier: latents of later dictionaries are encoded anew.
+under live errors (splicing.py): with everything kept the pass is the model's own, what a dictionary leaves over is never touched, and
+what comes later sees what was taken out earlier: latents of later dictionaries are encoded anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.attribution.needs import constant, put_into
+from attrib.attribution.needs import constant
+from attrib.causal.changes import Change
 from attrib.causal.generators import Contrast
+from attrib.causal.splicing import NOTHING, Pass, Splice, splice
 from attrib.core.types import InputError, Site
-from attrib.dictionaries.dictionary import Dictionary, encode, normalise_input, split
-from attrib.models.transformer import Model, embed, place, unembed, walk
+from attrib.dictionaries.dictionary import Dictionary, encode
+from attrib.models.transformer import Model, unembed
 from attrib.passes.capture import capture
 
 Score = Callable[[Float[Tensor, "positions d_vocab"], Contrast], Float[Tensor, ""]]
@@ -37,10 +39,19 @@ def logit_difference(logits: Float[Tensor, "positions d_vocab"], example: Contra
 class Ablation:
     """A model with dictionaries in it whose latents can be taken out; made by `ablation`."""
 
-    model: Model
-    dictionaries: tuple[Dictionary, ...]
+    made: Splice
     reference: tuple[Float[Tensor, "positions _"], ...]
-    """What stands in the place of a latent that is taken out."""
+    """What stands in the place of a latent that is taken out, of each dictionary."""
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.made.model
+
+    @property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The dictionaries, as they read and write the model."""
+        return self.made.dictionaries
 
     def logits(
         self,
@@ -53,7 +64,8 @@ class Ablation:
         Args:
             x: what stands before a layer, below which nothing is taken out: see `streams`.
         """
-        *_, (_, last) = walk(self.model, Site(layer, "resid_pre"), x, put=self._put(out, {}))
+        under_way = Pass(NOTHING, {number: [self._taken(number, share)] for number, share in enumerate(out)})
+        *_, (_, last) = self.made.walk(under_way, x, layer)
         return unembed(self.model, last)
 
     def streams(self, tokens: Int[Tensor, "prompts positions"], layer: int = 0) -> Float[Tensor, "prompts positions d_model"]:
@@ -63,34 +75,14 @@ class Ablation:
 
     def latents(self, tokens: Int[Tensor, "prompts positions"]) -> list[Float[Tensor, "prompts positions _"]]:
         """What every dictionary encodes in the model's own pass."""
-        seen: dict[int, Tensor] = {}
-        nothing = [torch.zeros_like(reference) for reference in self.reference]
-        for _ in walk(self.model, Site(0, "resid_pre"), embed(self.model, tokens), put=self._put(nothing, seen)):
-            if len(seen) == len(self.dictionaries):
-                break
-        return [seen[number] for number in range(len(self.dictionaries))]
+        values = capture(self.model, tokens, {one.site for one in self.dictionaries})
+        return [encode(one, values[one.site]) for one in self.dictionaries]
 
-    def _put(self, out: Sequence[Tensor], seen: dict[int, Tensor]) -> Callable[[Site, Tensor], Tensor]:
-        model, moved = self.model, dict[Site, Tensor]()
-        reads = [place(model, one.site) for one in self.dictionaries]
-        own = [at in {place(model, site) for site in one.writes} for one, at in zip(self.dictionaries, reads, strict=True)]
-
-        def put(at: Site, value: Tensor) -> Tensor:
-            for is_own in (True, False):
-                for number, one in enumerate(self.dictionaries):
-                    if reads[number] != at or own[number] is not is_own:
-                        continue
-                    seen[number] = latents = encode(one, value)
-                    taken = (self.reference[number] - latents) * out[number]
-                    written = (taken @ one.decoder().to(taken.dtype)) * normalise_input(one, value)[1].scale
-                    for site, part in split(one, written).items():
-                        to = place(model, site)
-                        moved[to] = moved[to] + part if to in moved else part
-                if is_own and at in moved:
-                    value = value + moved[at]
-            return value
-
-        return put
+    def _taken(self, number: int, out: Float[Tensor, "*prompts positions d_sae"]) -> Change:
+        """The share of each latent of a dictionary taken out, at all positions."""
+        reference, one = self.reference[number], self.dictionaries[number]
+        every = tuple(range(len(reference)))
+        return Change(number, None, (one.d_sae,), every, lambda a: a + (reference - a) * out, f"latents of {one.name} taken out")
 
 
 def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequence[Contrast], reference: str = "zero") -> Ablation:
@@ -101,23 +93,19 @@ def ablation(model: Model, dictionaries: Sequence[Dictionary], examples: Sequenc
         reference: what stands in the place of a latent that is taken out: nothing, or its mean at that position.
 
     Raises:
-        InputError: for prompts of several lengths, no dictionaries, two that write one place, or another reference.
+        InputError: for prompts of several lengths, no dictionaries, another reference, and dictionaries that do not go together
+            (see `attrib.replace`).
     """
     if reference not in ("zero", "mean"):
         raise InputError(f"ablate: {reference!r}; expected 'zero' or 'mean'.")
     tokens = aligned(examples, "examples")
     if not dictionaries:
         raise InputError("dictionaries: none; expected at least one, whose latents can be taken out.")
-    model = constant(model)
-    put_in = tuple(put_into(model, one, f"dictionaries[{number}]") for number, one in enumerate(dictionaries))
-    places = [place(model, site) for one in put_in for site in one.writes]
-    if twice := [at for number, at in enumerate(places) if at in places[:number]]:
-        raise InputError(f"dictionaries: two of them write {twice[0]}; expected one. Leave one out.")
-    nothing = tuple(model.params.W_E.new_zeros(tokens.shape[1], one.d_sae) for one in put_in)
-    found = Ablation(model, put_in, nothing)
+    made = splice(constant(model), [constant(one) for one in dictionaries], errors="live")
+    found = Ablation(made, tuple(model.params.W_E.new_zeros(tokens.shape[1], one.d_sae) for one in made.dictionaries))
     if reference == "zero":
         return found
-    return Ablation(model, put_in, tuple(latents.mean(0) for latents in found.latents(tokens)))
+    return Ablation(made, tuple(latents.mean(0) for latents in found.latents(tokens)))
 
 
 def aligned(examples: Sequence[Contrast], argument: str) -> Int[Tensor, "prompts positions"]:

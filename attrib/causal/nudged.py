@@ -11,17 +11,17 @@ the first changed place on, and many interventions run side by side. Nothing her
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.causal.standing import Held
-from attrib.core.types import Effect, Policy, Site
+from attrib.causal.readout import narrowed
+from attrib.core.types import EXACT, Effect, Policy, Site, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, reconstruct, skip, split
-from attrib.models.transformer import Model, place, walk
+from attrib.models.transformer import Model, Put, base_site, place, unembed
+from attrib.passes.beside import UNRECORDED, Recorded, places_held, read_beside, record, walk_beside
 from attrib.passes.capture import capture
-from attrib.paths.path import base_site
 
 Change = Mapping[Site, Float[Tensor, "*batch positions _"]]
 """What is added at places, by the name that `place` gives them."""
@@ -48,6 +48,12 @@ class Nudged:
     error: bool = True
     stands: frozenset[Site] = frozenset()
     """Other places at which nothing moves but what is added: MLPs that are nodes of a graph."""
+
+    def __post_init__(self) -> None:
+        if self.policy.mlp == "relp":
+            raise UnsupportedError(
+                "policy: relp holds ratios of activations, which no intervention on the model does; measure edges of EXACT or LINEAR."
+            )
 
     @cached_property
     def true(self) -> dict[Site, Tensor]:
@@ -97,13 +103,13 @@ class Nudged:
         return self.stands.union(*map(self.written_by, self._put_in))
 
     @cached_property
-    def _frozen(self) -> Held:
-        """What the policy freezes, of the primal pass."""
-        held = Held(self.model, self.policy)
-        if self.policy != Policy():
-            for _ in self._walk({}, None, held, is_recording=True):
-                pass
-        return held
+    def _held(self) -> Recorded:
+        """What the policy freezes, as it is where nothing is changed."""
+        if self.policy == EXACT:
+            return UNRECORDED
+        places, patterns = places_held(self.model, self.policy), self.policy.attention == "frozen"
+        x, base = self._begins({}, None)
+        return record(self.model, x, places, start=self.start, base=base, patterns=patterns, put=self._put({}, {}))
 
     def values(
         self,
@@ -122,7 +128,7 @@ class Nudged:
         wanted = {place(self.model, site): site for site in sites}
         batch = max((each.shape[:-2] for each in (*change.values(), scaled) if each is not None), key=len, default=())
         found: dict[Site, Tensor] = {}
-        for at, value, before in self._walk(change, scaled, self._frozen, is_recording=False):
+        for at, value, before in self._walk(change, scaled):
             if at in wanted:
                 stands = before if brought else value
                 found[wanted[at]] = stands.expand(*batch, *stands.shape[-2:])  # where nothing moves, all passes are one
@@ -144,27 +150,32 @@ class Nudged:
         self, last: Float[Tensor, "*batch positions d_model"], positions: Int[Tensor, " read"], tokens: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "*batch read tokens"]:
         """Some logits at some positions of what stands at the end of the stream; what the policy freezes is held here too."""
-        if self.policy.norm == "frozen":
-            self._frozen.recording().logits(self.primal(self.model.config.last), positions, tokens)
-        return self._frozen.playing().logits(last, positions, tokens)
+        narrow = narrowed(self.model, tokens)
+        function = partial(unembed, narrow, policy=self.policy)
+        return read_beside(narrow, self._held, function, last.index_select(-2, positions), positions, self.policy)
 
-    def _walk(self, change: Change, scaled: Tensor | None, held: Held, *, is_recording: bool) -> Iterable[tuple[Site, Tensor, Tensor]]:
+    def _walk(self, change: Change, scaled: Tensor | None) -> Iterable[tuple[Site, Tensor, Tensor]]:
         """Each place, with what stands there and what the model brings there."""
-        model, true = self.model, self.true
-        base, x = base_site(self.start), true[self.start] if scaled is None else scaled
-        stream = None if base is None else true[base]
-        if stream is not None:
-            batch = max((tuple(each.shape[:-2]) for each in (*change.values(), x)), key=len)
-            stream, x = stream.expand(*batch, -1, -1), x.expand(*batch, -1, -1)
-        pass_ = held.recording() if is_recording else held.playing()
-        pass_.begin(stream, x)
-        moved: dict[Site, Tensor] = {}
         before: dict[Site, Tensor] = {}
-        is_first = True
+        x, base = self._begins(change, scaled)
+        put = self._put(change, before)
+        for at, value in walk_beside(self.model, self._held, self.start, x, base, policy=self.policy, put=put):
+            named = place(self.model, at)
+            yield named, value, before.get(named, value)
+
+    def _begins(self, change: Change, scaled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What stands at `start`, and the stream to which that is added."""
+        base, x = base_site(self.start), self.true[self.start] if scaled is None else scaled
+        if base is None:
+            return x, None
+        batch = max((tuple(each.shape[:-2]) for each in (*change.values(), x)), key=len)
+        return x.expand(*batch, -1, -1), self.true[base].expand(*batch, -1, -1)
+
+    def _put(self, change: Change, before: dict[Site, Tensor]) -> Put:
+        """What stands at each place of one pass; what the model brings there is added to `before`."""
+        true, moved = self.true, dict[Site, Tensor]()
 
         def put(at: Site, value: Tensor) -> Tensor:
-            nonlocal is_first
-            value, is_first = value if is_first else pass_.value(at, value), False
             before[at] = value
             own = [cut for cut in self._read_at(at) if at in self.written_by(cut)]
             for cut in own:
@@ -175,15 +186,12 @@ class Nudged:
                     value = value if part is None else value + part
             if at in change:
                 value = value + change[at]
-            pass_.stands(at, value)
             for cut in self._read_at(at):
                 if cut not in own:
                     self._reads(cut, value, moved)
             return value
 
-        for at, value in walk(model, self.start, x, stream, put=put):
-            named = place(model, at)
-            yield named, value, before.get(named, value)
+        return put
 
     def _read_at(self, at: Site) -> list[Dictionary]:
         return [cut for cut in self.cuts if place(self.model, cut.site) == at and (self.effect == "total" or cut.has_skip)]

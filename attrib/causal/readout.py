@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import Difference, Direction, InputError, Policy, TokenLogits
@@ -32,7 +32,7 @@ class Readout:
         return self.mix is not None or self.direction is not None
 
     def __call__(
-        self, held: Recorded, last: Float[Tensor, "*batch rows d_model"], rows: slice, policy: Policy
+        self, held: Recorded, last: Float[Tensor, "*batch rows d_model"], rows: slice | Int[Tensor, " rows"], policy: Policy
     ) -> Float[Tensor, "*batch rows read"]:
         """What is read.
 
@@ -71,7 +71,7 @@ def readout(model: Model, given: LogitsLike, argument: str) -> Readout:
 def of_tokens(model: Model, ids: Sequence[int]) -> Readout:
     """The logits of these tokens."""
     chosen = torch.tensor(list(ids), device=model.device)
-    return Readout(_narrow(model, chosen), token_strings(model, chosen))
+    return Readout(narrowed(model, chosen), token_strings(model, chosen))
 
 
 def _difference(model: Model, what: Difference, argument: str) -> Readout:
@@ -79,10 +79,11 @@ def _difference(model: Model, what: Difference, argument: str) -> Readout:
     shares = [torch.full((len(a),), 1 / len(a)), torch.full((len(b),), -1 / len(b))]
     label = " - ".join(" + ".join(token_strings(model, side)) for side in (a, b))
     mix = torch.cat(shares).to(dtype=model.dtype, device=model.device)[:, None]
-    return Readout(_narrow(model, torch.cat([a, b])), (label,), mix)
+    return Readout(narrowed(model, torch.cat([a, b])), (label,), mix)
 
 
-def _narrow(model: Model, ids: Tensor) -> Model:
+def narrowed(model: Model, ids: Int[Tensor, " tokens"]) -> Model:
+    """The model whose unembedding has the columns of these tokens alone."""
     params = model.params
     narrow = params._replace(W_U=params.W_U.index_select(1, ids), b_U=params.b_U.index_select(0, ids))
     return replace(model, params=narrow)

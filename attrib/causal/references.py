@@ -9,20 +9,24 @@ from torch import Tensor
 
 from attrib.causal.changes import Edited, edited_by
 from attrib.causal.edits import Ablate, Edit, Set, text_of
-from attrib.causal.splicing import Splice
+from attrib.causal.splicing import BUDGET, Splice
 from attrib.core.positions import positions_in
 from attrib.core.types import ErrorAt, InputError, Site
 from attrib.dictionaries.dictionary import encode
 from attrib.models.tokens import to_prompts
-from attrib.models.transformer import embed, place
+from attrib.models.transformer import place
+from attrib.passes.packed import embed_packed, pack
 
 Rows = Float[Tensor, "_ *of_each"]
 OfPrompt = Callable[[int, int], tuple[Edit, ...]]
 """The edits of a prompt, by its number and its length."""
 
 
-def settled(splice: Splice, edits: Sequence[Edit]) -> OfPrompt:
+def settled(splice: Splice, edits: Sequence[Edit], budget: int = BUDGET) -> OfPrompt:
     """Put values in the place of ablations that take theirs from other prompts, each of which is passed once.
+
+    Args:
+        budget: bytes that prompts may take that go together.
 
     Returns:
         The edits of each prompt: all alike, but for a resampling without seed.
@@ -39,7 +43,7 @@ def settled(splice: Splice, edits: Sequence[Edit]) -> OfPrompt:
             asked.setdefault(id(edit.of), []).append((nth, edit, edited))
     found: dict[int, Callable[[int, int], Edit]] = {}
     for several in asked.values():
-        rows = _rows(splice, several[0][1].of, [edited for _, _, edited in several])
+        rows = _rows(splice, several[0][1].of, [edited for _, _, edited in several], budget)
         found |= {nth: _settle(edit, of_each) for (nth, edit, _), of_each in zip(several, rows, strict=True)}
 
     def of_prompt(number: int, length: int) -> tuple[Edit, ...]:
@@ -86,21 +90,24 @@ def _resampled(edit: Ablate, rows: Sequence[Rows], number: int, length: int) -> 
 
 
 @torch.no_grad()
-def _rows(splice: Splice, of: Any, what: Sequence[Edited]) -> list[list[Rows]]:
+def _rows(splice: Splice, of: Any, what: Sequence[Edited], budget: int) -> list[list[Rows]]:
     """For everything that is edited, what stands there in each prompt."""
     model = splice.model
     found: list[list[Rows]] = [[] for _ in what]
-    for ids in to_prompts(model, of):
-        clean = splice.clean(embed(model, ids), [edited.place for edited in what if isinstance(edited.place, Site)])
-        for each, (at, columns, shape) in zip(found, what, strict=True):
-            match at:
-                case int():
-                    dictionary = splice.dictionaries[at]
-                    value = encode(dictionary, clean.recorded.values[place(model, dictionary.site)])
-                case ErrorAt(site=site):
-                    value = clean.errors[Site.parse(site)]
-                case _:
-                    value = clean.recorded.values[at]
-            chosen = value if columns is None else value[:, list(columns)]
-            each.append(chosen.reshape(len(ids), *shape))
+    prompts, also = to_prompts(model, of), [edited.place for edited in what if isinstance(edited.place, Site)]
+    for some in splice.packs(prompts, budget):
+        packed = pack(beside := [prompts[number] for number in some])
+        with packed.named(some.start):
+            clean = splice.clean(embed_packed(model, beside), also, packed)
+            for of_each, (at, columns, shape) in zip(found, what, strict=True):
+                match at:
+                    case int():
+                        dictionary = splice.dictionaries[at]
+                        value = encode(dictionary, clean.recorded.values[place(model, dictionary.site)])
+                    case ErrorAt(site=site):
+                        value = clean.errors[Site.parse(site)]
+                    case _:
+                        value = clean.recorded.values[at]
+                chosen = value if columns is None else value[:, list(columns)]
+                of_each.extend(packed.each(chosen.reshape(len(chosen), *shape)))
     return found

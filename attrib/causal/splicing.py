@@ -13,6 +13,7 @@ latents are those of the pass without edits and dictionaries, the model's own.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Float
@@ -20,11 +21,15 @@ from torch import Tensor
 
 from attrib.causal.changes import Change, Place, changed
 from attrib.core.shown import in_one_line
-from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents, UnsupportedError
+from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
-from attrib.models.transformer import Model, unembed, walk
-from attrib.passes.beside import Recorded, places_held, record, unembed_beside, walk_beside
+from attrib.models.transformer import Model
+from attrib.passes.beside import UNRECORDED, Recorded, places_held, record, unembed_beside, walk_beside
+from attrib.passes.packed import ALONE, Packed, packs, widest
 from attrib.passes.replacement import Cut, Replacement, put_together, written_by, written_from
+
+BUDGET = 2**29
+"""Bytes that a pass of several prompts may take, where nobody says otherwise."""
 
 Errors = bool | Literal["live"]
 """What becomes of what a dictionary does not decode: held as it is without edits, left out, or computed along the pass."""
@@ -39,7 +44,7 @@ class Clean(NamedTuple):
     errors: dict[Site, Float[Tensor, "positions _"]]
 
 
-NOTHING = Clean(Recorded({}, (), (), ()), {}, {})
+NOTHING = Clean(UNRECORDED, {}, {})
 
 
 @dataclass
@@ -61,6 +66,8 @@ class Pass:
     """The error that was added at each place."""
     started: Site | None = None
     """A place whose value is given, so that what writes there is not asked."""
+    packed: Packed = ALONE
+    """How the rows of several prompts lie in it."""
 
 
 @dataclass(frozen=True)
@@ -110,32 +117,37 @@ class Splice:
 
     # ----------------------------------------------------------------------------------------- the pass
 
-    def clean(self, embedded: Float[Tensor, "positions d_model"], also: Iterable[Site] = ()) -> Clean:
+    def clean(self, embedded: Float[Tensor, "rows d_model"], also: Iterable[Site] = (), packed: Packed = ALONE) -> Clean:
         """The model's own pass, and all that may be held of it.
 
         Args:
             also: places whose values are to be recorded besides.
+            packed: how the rows of several prompts lie in `embedded`.
         """
         places = {*places_held(self.model, self.policy), *self.replaced.sites, *also}
-        recorded = record(self.model, embedded, places, patterns=self.policy.attention == "frozen")
+        recorded = record(self.model, embedded, places, patterns=self.policy.attention == "frozen", packed=packed)
         leaves = self.replaced.leaves_of(embedded, recorded.values)
         return Clean(recorded, dict(enumerate(leaves.cuts)), dict(zip(self.replaced.written, leaves.errors, strict=True)))
 
-    def walk(self, under_way: Pass, embedded: Float[Tensor, "positions d_model"]) -> Iterator[tuple[Site, Tensor]]:
-        """Every site with its value, from the embedded tokens on."""
+    def packs(self, prompts: Sequence[Tensor], budget: int, beside: int = 0) -> Iterator[range]:
+        """Prompts that go together, in their order, where a pass may take so many bytes; `beside` is what each row takes at its end."""
+        config, itemsize = self.model.config, self.model.dtype.itemsize
+        encoded = max((2 * dictionary.d_sae for dictionary in self.dictionaries), default=0)
 
-        def put(at: Site, value: Tensor) -> Tensor:
-            return self.stands(under_way, at, value)
+        def of_row(longest: int) -> int:
+            patterns = config.n_heads * longest if self.policy.attention == "frozen" else 0
+            values = 4 * config.d_model if self.policy.norm == "frozen" else 0
+            return max(widest(config, longest, encoded) + config.n_layers * (patterns + values), beside)
 
-        start = Site(0, "resid_pre")
-        if self.policy == EXACT:
-            return walk(self.model, start, embedded, put=put)
-        return walk_beside(self.model, under_way.clean.recorded, start, embedded, policy=self.policy, put=put)
+        return packs([*map(len, prompts)], of_row, budget // itemsize)
+
+    def walk(self, under_way: Pass, x: Float[Tensor, "*batch rows d_model"], layer: int = 0) -> Iterator[tuple[Site, Tensor]]:
+        """Every site with its value, from what stands before a layer on."""
+        start, put = Site(layer, "resid_pre"), partial(self.stands, under_way)
+        return walk_beside(self.model, under_way.clean.recorded, start, x, policy=self.policy, put=put, packed=under_way.packed)
 
     def unembed(self, clean: Clean, last: Float[Tensor, "*batch rows d_model"], first: int = 0) -> Float[Tensor, "*batch rows d_vocab"]:
         """Logits of the last stream, of the positions from `first` on."""
-        if self.policy == EXACT:
-            return unembed(self.model, last)
         return unembed_beside(self.model, clean.recorded, last, first=first, policy=self.policy)
 
     def stands(self, under_way: Pass, at: Site, value: Float[Tensor, "*batch rows _"]) -> Float[Tensor, "*batch rows _"]:
@@ -147,7 +159,7 @@ class Splice:
             if at in self.replaced.written:
                 value = self._written(under_way, at, value)
             for change in under_way.changes.get(at, ()):
-                value = changed(change, value, under_way.first)
+                value = changed(change, value)
         for number in others:
             self._read(under_way, number, value)
         return value
@@ -164,7 +176,7 @@ class Splice:
             return decoded
         error = self._live_error(under_way, at, value) if mode == "live" else under_way.clean.errors[at][under_way.first :]
         for change in changes or ():
-            error = changed(change, error, under_way.first)
+            error = changed(change, error)
         under_way.error[at] = error
         return decoded + error
 
@@ -179,26 +191,32 @@ class Splice:
         under_way.read[number] = x
         dictionary, is_live, is_total = self.dictionaries[number], self.errors[number] == "live", self.effects[number] == "total"
         changes, places = under_way.changes.get(number, ()), self.replaced.places[number]
-        if is_live and is_total and not changes and not any(ErrorAt(at) in under_way.changes for at in places):
-            under_way.written[number] = {}  # what it decodes is taken away again with its error, so it need not be known
+        # what it decodes is taken away again with a live error, so it is needed only where that error is asked for
+        is_needed = not (is_live and is_total) or any(ErrorAt(at) in under_way.changes for at in places)
+        under_way.written[number] = {}
+        if not changes and not is_needed:
             return
         cut = None if is_total else rows_of(under_way.clean.cuts[number], under_way.first)
+        written: Tensor | None = None
         moved: Tensor | None = None
-        if not changes:
-            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
-        else:
+        if changes:
             scale = normalise_input(dictionary, x)[1] if cut is None else cut.scale
             before = encode(dictionary, x) if cut is None else dense(cut.latents, x.shape[-2], dictionary.d_sae)
             after = before
             for change in changes:
-                after = changed(change, after, under_way.first)
-            written = decode(dictionary, after, scale)
-            written = written + skip(dictionary, x) if dictionary.has_skip else written
-            moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
-        if is_live and cut is not None:
+                after = changed(change, after)
+            if is_needed:
+                written = decode(dictionary, after, scale)
+                written = written + skip(dictionary, x) if dictionary.has_skip else written
+            if is_live and is_total:
+                moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
+        else:
+            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
+        if is_live and cut is not None and written is not None:
             moved = written - on_rows(dictionary, x)
-        under_way.written[number] = self.at_places(number, written)
-        if moved is not None and is_live:
+        if written is not None:
+            under_way.written[number] = self.at_places(number, written)
+        if moved is not None:
             under_way.moved[number] = self.at_places(number, moved)
 
     def latents_of(self, under_way: Pass, number: int) -> Cut:
@@ -245,12 +263,7 @@ def splice(model: Model, dictionaries: Sequence[Dictionary], effect: Any = "tota
     Raises:
         InputError: where dictionaries do not fit the model or each other, as `attrib.replace` has it; for another effect or choice of
             errors, or another number of them; and where dictionaries that write one place say different things of its error.
-        UnsupportedError: for a model whose attention is not causal.
     """
-    if not model.config.causal:  # the positions before an edit are taken to be what they were
-        raise UnsupportedError(
-            f"model: {model.name} has attention that is not causal; edits are made in models with causal attention alone."
-        )
     if not isinstance(policy, Policy) or not {*policy} <= {"exact", "frozen"}:
         raise InputError(f"policy: {policy!r}; expected EXACT, LINEAR or Policy(attention, norm, mlp), each 'exact' or 'frozen'.")
     names = {f"dictionaries[{number}]": d for number, d in enumerate(dictionaries)}

@@ -316,14 +316,14 @@ def rotate(
 
 
 def attention_pattern(
-    q: Float[Tensor, "*batch kv_heads group positions d_head"],
-    k: Float[Tensor, "*batch kv_heads positions d_head"],
+    q: Float[Tensor, "*batch kv_heads group queries d_head"],
+    k: Float[Tensor, "*batch kv_heads keys d_head"],
     scale: float,
     window: int | None = None,
     score_cap: float | None = None,
     causal: bool = True,
-) -> Float[Tensor, "*batch kv_heads group positions positions"]:
-    """Softmax attention of grouped query heads; each group shares its keys."""
+) -> Float[Tensor, "*batch kv_heads group queries keys"]:
+    """Softmax attention of grouped query heads, each group of which shares its keys; the queries are those of the last positions."""
     if not causal:
         return cap(attention_scores(q, k, scale), score_cap).softmax(-1)
     return pattern_where(q, k, seen_keys(q.shape[-2], k.shape[-2], window, q.device), scale, score_cap)
@@ -423,12 +423,22 @@ def window(config: ModelConfig, layer: int) -> int | None:
 
 def attend(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Float[Tensor, "*batch positions d_q"]:
     """`z` of one layer from the normed stream `x`."""
-    config = model.config
     q, k, v = heads(model, layer, x, policy)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
+    pattern = pattern_of(model, layer, q, k)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     return weighted(pattern, v)
+
+
+def pattern_of(
+    model: Model,
+    layer: int,
+    q: Float[Tensor, "*batch kv_heads group queries d_head"],
+    k: Float[Tensor, "*batch kv_heads keys d_head"],
+) -> Float[Tensor, "*batch kv_heads group queries keys"]:
+    """The attention pattern of one layer, of the last of as many positions as there are keys."""
+    config = model.config
+    return attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
 
 
 def weighted(
@@ -593,6 +603,16 @@ def forward(model: Model, tokens: Int[Tensor, "*batch positions"]) -> Float[Tens
 def place(model: Model, site: Site) -> Site:
     """One name for `resid_post` of a layer and `resid_pre` of the next, which are the same value: the latter."""
     return Site(site.layer + 1, "resid_pre") if site.kind == "resid_post" and site != model.config.last else site
+
+
+def base_site(start: Site) -> Site | None:
+    """The stream to which a component's output is added; None where `start` is the stream."""
+    match start.kind:
+        case "z" | "attn_out":
+            return Site(start.layer, "resid_pre")
+        case "mlp_in" | "mlp_out":
+            return Site(start.layer, "resid_mid")
+    return None
 
 
 def width(config: ModelConfig, site: Site) -> int:

@@ -29,35 +29,33 @@ from attrib.models.transformer import (
     Projected,
     Put,
     Stream,
-    attention_pattern,
     attention_written,
+    base_site,
     enter,
     leave,
     mlp_raw,
-    pattern_where,
     place,
     project,
-    seen_keys,
     turned_heads,
     unembed,
     walk,
     weighted,
-    window,
 )
+from attrib.passes.packed import ALONE, Group, Packed
 
 
 @in_one_line
 class Recorded(NamedTuple):
-    """What a later pass takes from one that was recorded, of one prompt."""
+    """What a later pass takes from one that was recorded, of one prompt or several."""
 
     values: dict[Site, Float[Tensor, "positions _"]]
     """By place."""
-    keys: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
-    """Of each layer, as it attends to them."""
-    heads: tuple[Float[Tensor, "kv_heads positions d_head"], ...]
+    keys: dict[int, Float[Tensor, "kv_heads positions d_head"]]
+    """By layer, as it attends to them; of one prompt alone."""
+    heads: dict[int, Float[Tensor, "kv_heads positions d_head"]]
     """The values of each layer's key heads."""
-    patterns: tuple[Float[Tensor, "kv_heads group positions positions"], ...]
-    """Empty where no pattern is to be held."""
+    patterns: dict[int, tuple[Float[Tensor, "*prompts kv_heads group positions positions"], ...]]
+    """By layer, for each group of prompts that stand side by side (see packed.py). Empty where no pattern is to be held."""
 
 
 def places_held(model: Model, policy: Policy) -> set[Site]:
@@ -73,32 +71,54 @@ def places_held(model: Model, policy: Policy) -> set[Site]:
 
 
 def record(
-    model: Model, x: Float[Tensor, "positions d_model"], places: Iterable[Site], *, patterns: bool = False, put: Put | None = None
+    model: Model,
+    x: Float[Tensor, "positions width"],
+    places: Iterable[Site],
+    *,
+    start: Site = Site(0, "resid_pre"),  # noqa: B008
+    base: Stream | None = None,
+    patterns: bool = False,
+    put: Put | None = None,
+    packed: Packed = ALONE,
 ) -> Recorded:
-    """Walk from the first stream, and keep what stands at some places and every layer's keys and values.
+    """Walk from a place on, and keep what stands at some places and every layer's keys and values.
 
     Args:
+        x, start, base, put: as `walk` takes them; where there is a `base`, it is kept too.
         places: of which values are kept, as `place` names them.
         patterns: whether attention patterns are kept.
-        put: what stands at each place, as `walk` takes it.
+        packed: how the rows of several prompts lie in `x`. Of several, no keys and values are kept.
     """
-    wanted, keys, heads, found = {*places}, [], [], []
+    wanted, keys, heads = {*places}, dict[int, Tensor](), dict[int, Tensor]()
+    found: dict[int, tuple[Tensor, ...]] = {}
 
     def attention(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
-        q, k, v = turned_heads(model, layer, project(model, layer, x), policy)
-        config = model.config
-        pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
-        keys.append(k)
-        heads.append(v)
-        if patterns:
-            found.append(pattern)
-        return weighted(pattern, v)
+        projected, kept = project(model, layer, x), list[Tensor]()
+
+        def of_group(number: int, group: Group) -> Tensor:
+            q, k, v = turned_heads(model, layer, Projected(*map(group.take, projected)), policy)
+            pattern = group.pattern(model, layer, q, k)
+            if patterns:
+                kept.append(pattern)
+            if packed.is_one:
+                keys[layer], heads[layer] = k, v
+            return weighted(pattern, v)
+
+        z = packed.by_group(of_group)
+        found[layer] = tuple(kept)
+        return z
 
     values = {}
-    for site, value in walk(model, Site(0, "resid_pre"), x, put=put, attention=attention):
+    if base is not None and (at := base_site(start)) is not None:
+        values[at] = base
+    for site, value in walk(model, start, x, base, put=put, attention=attention):
         if (at := place(model, site)) in wanted:
             values[at] = value
-    return Recorded(values, tuple(keys), tuple(heads), tuple(found))
+    return Recorded(values, keys, heads, found if patterns else {})
+
+
+UNRECORDED = Recorded({}, {}, {}, {})
+"""Where nothing is held and every row is computed."""
 
 
 def walk_beside(
@@ -113,6 +133,7 @@ def walk_beside(
     put: Put | None = None,
     held: Recorded | None = None,
     kept: list[tuple[Tensor, Tensor]] | None = None,
+    packed: Packed = ALONE,
 ) -> Iterator[tuple[Site, Tensor]]:
     """Every site from `start` on with its value, at the positions from `first` on.
 
@@ -123,8 +144,9 @@ def walk_beside(
         put: as `walk` takes it; it is given what the held model has computed.
         held: the pass at whose values nonlinearities are held, with those at `places_held`; None is `recorded`.
         kept: a list to which each layer's keys and values are added, of all positions.
+        packed: how the rows of several prompts lie in `x`, whose first rows are all there.
     """
-    beside = _Beside(model, recorded, held or recorded, policy, first, start, x if base is None else base, put, kept)
+    beside = _Beside(model, recorded, held or recorded, policy, first, start, x if base is None else base, put, kept, packed)
     return walk(model, start, x, base, EXACT, beside.stands, beside.attend)
 
 
@@ -167,8 +189,9 @@ class _Beside:
         stream: Stream,
         put: Put | None,
         kept: list[tuple[Tensor, Tensor]] | None,
+        packed: Packed,
     ) -> None:
-        self.model, self.recorded, self.held, self.policy = model, recorded, held, policy
+        self.model, self.recorded, self.held, self.policy, self.packed = model, recorded, held, policy, packed
         self.first, self.put, self.kept = first, put, kept
         self.start = place(model, start)
         self.pre = self.mid = stream  # what attention and the MLP of this layer read
@@ -214,33 +237,36 @@ class _Beside:
 
     def attend(self, model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Tensor:
         """`z` of a layer; of the normed stream `x` where its norm is not held."""
-        config, norm = model.config, model.params.blocks[layer].norm_1
+        config, norm, given = model.config, model.params.blocks[layer].norm_1, None
         if self.policy.norm == "frozen":
-            x = affine(lambda stream: enter(config, norm, stream, self.policy), self._at(Site(layer, "resid_pre")), self.pre)
-        q, k, v = self._turned(layer, project(model, layer, x))
+            held = self._at(Site(layer, "resid_pre"))
+            x = affine(lambda stream: enter(config, norm, stream, self.policy), held, self.pre)
+            given = project(model, layer, enter(config, norm, held)) if config.qk_norm != "none" else None
+        projected = project(model, layer, x)
+        return self.packed.by_group(lambda number, group: self._attended(layer, number, group, projected, given))
+
+    def _attended(self, layer: int, number: int, group: Group, projected: Projected, given: Projected | None) -> Tensor:
+        """`z` of one group of prompts, from what is projected here and, where norms of queries and keys are held, in the recorded pass."""
+        there = None if given is None else Projected(*map(group.take, given))
+        q, k, v = self._turned(layer, Projected(*map(group.take, projected)), there)
         if self.first:
             before = self.recorded.keys[layer][..., : self.first, :], self.recorded.heads[layer][..., : self.first, :]
             k, v = (torch.cat([part.expand(*new.shape[:-2], *part.shape[-2:]), new], -2) for part, new in zip(before, (k, v), strict=True))
         if self.kept is not None:
             self.kept.append((k, v))
         if self.policy.attention == "frozen":
-            return weighted(self.held.patterns[layer][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
-        seen = seen_keys(x.shape[-2], self.first + x.shape[-2], window(config, layer), x.device)
-        return weighted(pattern_where(q, k, seen, config.attention_scale, config.score_cap), v)
+            return weighted(self.held.patterns[layer][number][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
+        return weighted(group.pattern(self.model, layer, q, k), v)
 
-    def _turned(self, layer: int, projected: Projected) -> Heads:
+    def _turned(self, layer: int, projected: Projected, given: Projected | None) -> Heads:
         """The heads apart; the norms of queries and keys held where norms are."""
-        at = self._positions(projected.q)
-        if self.policy.norm != "frozen" or self.model.config.qk_norm == "none":
+        at = torch.arange(self.first, self.first + projected.q.shape[-2], device=projected.q.device) if self.first else None
+        if given is None:
             return turned_heads(self.model, layer, projected, EXACT, at)
-        read = enter(self.model.config, self.model.params.blocks[layer].norm_1, self._at(Site(layer, "resid_pre")))
-        given = tuple(part.expand_as(new).contiguous() for part, new in zip(project(self.model, layer, read), projected, strict=True))
 
         def turned(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             return tuple(turned_heads(self.model, layer, Projected(q, k, v), self.policy, at))
 
-        value, moved = torch.func.jvp(turned, given, tuple(new - old for new, old in zip(projected, given, strict=True)))[:2]
+        old = tuple(part.expand_as(new).contiguous() for part, new in zip(given, projected, strict=True))
+        value, moved = torch.func.jvp(turned, old, tuple(new - part for new, part in zip(projected, old, strict=True)))[:2]
         return Heads(*(part + by for part, by in zip(value, moved, strict=True)))
-
-    def _positions(self, rows: Tensor) -> Tensor | None:
-        return torch.arange(self.first, self.first + rows.shape[-2], device=rows.device) if self.first else None

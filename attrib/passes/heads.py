@@ -15,7 +15,7 @@ from attrib.adapters.given import as_model, takes
 from attrib.core.shown import in_one_line
 from attrib.core.types import EXACT, InputError, Policy, Site
 from attrib.models.tokens import TokensLike
-from attrib.models.transformer import Model, Stream, attention_pattern, centres, enter, heads, rms, window
+from attrib.models.transformer import Model, Stream, centres, enter, heads, pattern_of, rms
 from attrib.passes.capture import Edits, capture, check_value
 
 Layers = int | Iterable[int] | None
@@ -70,11 +70,10 @@ def attention_heads(model: Model, layer: int, x: Stream, *, policy: Policy = EXA
     Raises:
         InputError: for a layer that the model does not have, or a stream of another width, dtype or device.
     """
-    config = model.config
     layer = _layer(model, layer)
     check_value(model, Site(layer, "resid_pre"), x, "x")
-    q, k, v = heads(model, layer, enter(config, model.params.blocks[layer].norm_1, x, policy), policy)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
+    q, k, v = heads(model, layer, enter(model.config, model.params.blocks[layer].norm_1, x, policy), policy)
+    pattern = pattern_of(model, layer, q, k)
     if policy.attention == "frozen":
         pattern = pattern.detach()
     key, value = (part.repeat_interleave(q.shape[-3], dim=-3) for part in (k, v))

@@ -32,7 +32,7 @@ from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.segment import Segment, segment
 from attrib.engine.sweep.primal import Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
-from attrib.models.transformer import Model, ModelConfig, embed, place, unembed, walk
+from attrib.models.transformer import Model, ModelConfig, base_site, embed, place, unembed, walk
 from attrib.passes.capture import capture
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.ends import beside, read_at, read_end, stop_site
@@ -62,16 +62,6 @@ def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> N
 def start_site(source: Dictionary | None) -> Site:
     """Where a path from a dictionary's latents, or from the tokens, enters the model: the first site that is written."""
     return Site(0, "resid_pre") if source is None else min(source.writes, key=lambda site: site.depth)
-
-
-def base_site(start: Site) -> Site | None:
-    """The stream to which a component's output is added; None where `start` is the stream."""
-    match start.kind:
-        case "z" | "attn_out":
-            return Site(start.layer, "resid_pre")
-        case "mlp_in" | "mlp_out":
-            return Site(start.layer, "resid_mid")
-    return None
 
 
 class _Opening(NamedTuple):

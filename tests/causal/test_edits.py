@@ -95,9 +95,9 @@ def test_changes_are_those_written_with_indices():
     model, sae = build("gpt2"), dictionary("standard", SITE)
     v = normal(5, 32, seed=1)
 
-    def made(edit: Edit, value: Tensor = v, first: int = 0) -> Tensor:
+    def made(edit: Edit, value: Tensor = v) -> Tensor:
         (change,) = changes_of(model, [sae], [edit], length=5)
-        return changed(change, value, first)
+        return changed(change, value)
 
     def by_hand(rows: object, columns: object, new: object) -> Tensor:
         value = v.clone()
@@ -114,9 +114,6 @@ def test_changes_are_those_written_with_indices():
     two = [*range(8, 16), *range(24, 32)]  # of which the function gives each the other's
     assert made(Set(Head(0, [1, 3]), lambda z: z.flip(-2), 2)).equal(by_hand(2, two, v[2, two[8:] + two[:8]]))
     assert made(Set(SITE, lambda x: x.mul_(3))).equal(3 * v)
-    # of rows that begin later, those that are there
-    assert made(Set(Latents(0, 3), torch.arange(5.0)), v[3:], first=3).equal(by_hand(every, 3, torch.arange(5.0))[3:])
-    assert made(Set(SITE, 2.0, 1), v[3:], first=3).equal(v[3:])
 
 
 def test_values_that_do_not_broadcast_are_refused():

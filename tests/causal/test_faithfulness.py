@@ -231,7 +231,7 @@ def test_what_cannot_be_ranked_or_kept_is_refused() -> None:
         (lambda: rank(model, sae, some, "eap"), "rule: 'eap'"),
         (lambda: rank(model, sae, some, points=0), "points: 0"),
         (lambda: rank(model, [], some), "dictionaries: none"),
-        (lambda: rank(model, [sae, sae], some), "two of them write"),
+        (lambda: rank(model, [sae, sae], some), "both replace"),
         (lambda: rank(model, sae, some, ablate="half"), "ablate: 'half'"),
         (lambda: rank(model, sae, some, metric=lambda logits, one: logits[-1]), r"metric: gave \[60\]"),
         (lambda: faithfulness(model, sae, some, Ranking("x", (torch.zeros(6, 3),))), r"ranking: scores of shapes \[\[6, 3\]\]"),

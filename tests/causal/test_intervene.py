@@ -10,10 +10,10 @@ from torch import Tensor
 
 import attrib
 from attrib.causal import Ablate, Add, Head, Latents, PreActivations, Scale, Set, intervene
-from attrib.core.types import EXACT, LINEAR, InputError, Policy, Site, UnsupportedError
+from attrib.core.types import EXACT, LINEAR, InputError, Policy, Site
 from tests.support.builders import build, dictionary, normal, prompt, sae
 from tests.support.lens_splice import folded, hooks_of, lens_run, put_in
-from tests.support.tolerances import FOREIGN, assert_close
+from tests.support.tolerances import FOREIGN, ROUNDING, assert_close
 
 FAMILIES = ("gpt2", "llama-3.1", "pythia", "gemma-2")
 RESID, MLP, LATER = "blocks.0.hook_resid_mid", "blocks.0.mlp.hook_in", "blocks.1.hook_resid_pre"
@@ -211,7 +211,7 @@ def test_prompts_of_any_lengths_give_what_each_gives_alone():
     metric = intervene(model, sae, prompts, edits, errors="live", metric=attrib.Difference(3, [5, 7]))
     by_function = intervene(model, sae, prompts, edits, errors="live", metric=lambda logits: logits[-1, 3] - logits[-1, [5, 7]].mean())
     for n, ids in enumerate(prompts):
-        assert torch.equal(intervene(model, sae, ids, edits, errors="live"), together[n])
+        assert_close(intervene(model, sae, ids, edits, errors="live"), together[n], ROUNDING)
         assert_close(metric[n], together[n][-1, 3] - together[n][-1, [5, 7]].mean())
     assert_close(metric, by_function)
     vector = normal(32, dtype=torch.float64)
@@ -364,11 +364,6 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], said: str):
 def test_one_place_is_written_by_one_dictionary():
     with pytest.raises(InputError, match="both replace"):
         intervene(build("gpt2"), [dictionary("standard", LATER), dictionary("topk", LATER)], IDS)
-
-
-def test_a_model_that_sees_both_ways_is_refused():
-    with pytest.raises(UnsupportedError, match="has attention that is not causal; edits are made in models with causal attention alone"):
-        intervene(build("gpt2 without masks"), [], IDS, Ablate(Head(0, 0)))
 
 
 @pytest.mark.parametrize("family", ["gpt2 without MLPs", "llama without norms", "gemma2 without norms and MLPs"])

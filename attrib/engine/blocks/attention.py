@@ -29,13 +29,12 @@ from attrib.engine.blocks.norm_mlp import Rows, fold_norm
 from attrib.models.transformer import (
     Model,
     ModelConfig,
-    attention_pattern,
     attention_scores,
     enter,
+    pattern_of,
     project,
     rotary,
     turned_heads,
-    window,
 )
 
 QUERY_BLOCK = 64
@@ -131,7 +130,7 @@ def attention_point(model: Model, layer: int, x: Float[Tensor, "positions d_mode
     config, p = model.config, model.params.blocks[layer]
     projected = project(model, layer, enter(config, p.norm_1, x))
     q, k, v = turned_heads(model, layer, projected)
-    pattern = attention_pattern(q, k, config.attention_scale, window(config, layer), config.score_cap, config.causal)
+    pattern = pattern_of(model, layer, q, k)
     z = rearrange(rearrange(pattern, "kv g t s -> kv (g t) s") @ v, "kv (g t) d -> kv g t d", t=len(x))
     slope = pattern.new_zeros(*pattern.shape[:2], 0, 0)
     if config.score_cap is not None:
