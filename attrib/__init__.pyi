@@ -17,7 +17,8 @@ from . import training as training
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from .attribution.dfa import HeadAttribution, head_attribution
 from .attribution.jacobian import jacobian, plan_jacobian
-from .attribution.plan import Plan, plan
+from .attribution.plan import plan
+from .attribution.planned import Plan
 from .attribution.questions import latent_to_latent, latent_to_logit, latent_to_metric, token_to_latent
 from .attribution.several import latents_to_metric
 from .attribution.sites import SiteGradients, site_gradients

@@ -101,8 +101,27 @@ def as_target(given: Any, argument: str) -> Any:
 
 def as_dictionaries(given: Any, argument: str) -> tuple[Dictionary, ...]:
     """Dictionaries as `as_dictionary` takes each, from one or from several."""
-    is_one = isinstance(given, Dictionary | str | Path) or hasattr(given, "cfg") or not isinstance(given, Iterable)
-    return tuple(as_dictionary(one, f"{argument}[{number}]") for number, one in enumerate([given] if is_one else given))
+    return tuple(as_dictionary(one, f"{argument}[{number}]") for number, one in enumerate([given] if _is_one(given) else given))
+
+
+def as_one_or_several(given: Any, argument: str) -> Dictionary | tuple[Dictionary, ...]:
+    """One dictionary as `as_dictionary` takes it, or several. Raises InputError for none."""
+    if _is_one(given):
+        return as_dictionary(given, argument)
+    if found := as_dictionaries(given, argument):
+        return found
+    raise InputError(f"{argument}: none; expected a dictionary, or a list of at least one.")
+
+
+def as_sources(given: Any, argument: str) -> Dictionary | tuple[Dictionary, ...] | None:
+    """One dictionary or several, or None, which stands for the tokens."""
+    return None if given is None else as_one_or_several(given, argument)
+
+
+def _is_one(given: Any) -> bool:
+    """Whether what stands for dictionaries is no list of them."""
+    is_object = any(hasattr(given, name) for name in ("cfg", "_fields"))  # a sae-lens SAE, a choice of logits
+    return isinstance(given, Dictionary | str | Path) or is_object or not isinstance(given, Iterable)
 
 
 def as_bytes(given: Any, argument: str) -> int:

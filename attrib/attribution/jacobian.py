@@ -18,15 +18,16 @@ from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_m
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant, put_into
 from attrib.attribution.opening import ends_cost, ends_opened, positions_read
-from attrib.attribution.options import CallOptions, Options, PlanOptions, sampled_rows, with_options
-from attrib.attribution.plan import Plan, copied_bytes, plan_of
+from attrib.attribution.options import CallOptions, ErrorAs, Options, PlanOptions, sampled_rows, with_options
+from attrib.attribution.planned import Plan, copied_bytes, plan_of
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
+from attrib.attribution.ruled import change_by
 from attrib.core.edges import Edges, join
 from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
 from attrib.core.room import free_memory, memory_named
-from attrib.core.rules import is_usual, rule_text
+from attrib.core.rules import Gradient, GradientTimesActivation, rule_text
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
@@ -97,7 +98,7 @@ def jacobian(
     _check_rule(asked)
     if asked.method == "torch.func":
         raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
-    return _call(model, sources, targets, tokens, asked).run()
+    return swept(model, sources, targets, tokens, asked)
 
 
 @memory_named("planning")
@@ -116,22 +117,31 @@ def plan_jacobian(
     """
     asked = Options(**options, result_fits=False)
     _check_rule(asked)
-    return _call(model, sources, targets, tokens, asked).plan()
+    return plan_swept(model, sources, targets, tokens, asked)
 
 
 def _check_rule(asked: Options) -> None:
     """Raises InputError for a rule that many pairs do not share."""
-    if not is_usual(asked.rule):
+    if not isinstance(asked.rule, GradientTimesActivation | Gradient):
         raise InputError(
-            f"rule: {rule_text(asked.rule)}; sweeps that many pairs share give gradient times activation. Expected that rule here, or "
-            "attributions of one source and one target."
+            f"rule: {rule_text(asked.rule)}; sweeps that many pairs share give gradients at the model's own pass. Expected "
+            "GradientTimesActivation() or Gradient() here, or attributions of one source and one target."
         )
 
 
-def _call(model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options) -> "_Call":
-    prompts = to_prompts(model, tokens)
-    options = replace(options, positions=plain_positions(options.positions, [len(ids) for ids in prompts]))
-    return _Call(model, tuple(sources), tuple(targets), prompts, options)
+def swept(
+    model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options, error: ErrorAs = True, bias: bool = False
+) -> dict[tuple[int, int], Edges]:
+    """`jacobian` of what was found good, where errors may be sources too, and all that is constant."""
+    return _Call(model, tuple(sources), tuple(targets), to_prompts(model, tokens), options, error, bias).run()
+
+
+def plan_swept(
+    model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options, error: ErrorAs = True, bias: bool = False
+) -> Plan:
+    """The plan of `swept`."""
+    call = _Call(model, tuple(sources), tuple(targets), to_prompts(model, tokens), options, error, bias)
+    return replace(call.plan(), rule=rule_text(options.rule))
 
 
 Opened = tuple[Tensor, Bundle]
@@ -142,9 +152,17 @@ class _Call:
     """One call: its ends as they were given, and in the precision of their paths."""
 
     def __init__(
-        self, model: Model, sources: tuple[Source, ...], targets: tuple[Target, ...], prompts: list[Tensor], options: Options
+        self,
+        model: Model,
+        sources: tuple[Source, ...],
+        targets: tuple[Target, ...],
+        prompts: list[Tensor],
+        options: Options,
+        error: ErrorAs,
+        bias: bool,
     ) -> None:
-        self.prompts = prompts
+        self.prompts, self.error, self.bias = prompts, error, bias
+        options = replace(options, positions=plain_positions(options.positions, [len(ids) for ids in prompts]))
         # every pair's record names them, so each is hashed once
         sealed = {id(one): seal(one) for one in (*sources, *targets, *options.cuts) if isinstance(one, Dictionary)}
 
@@ -180,7 +198,7 @@ class _Call:
 
         several = zip(("sources", "targets", "cuts"), (self.sources, self.targets, self.options.cuts), strict=True)
         sources, targets, cuts = (tuple(there(one, f"{name}[{n}]") for n, one in enumerate(given)) for name, given in several)
-        return Ends(model, sources, targets, cuts, self.options.effect, self.options.policy)
+        return Ends(model, sources, targets, cuts, self.options.effect, self.options.policy, self.error == "source")
 
     def run(self) -> dict[tuple[int, int], Edges]:
         """Sweep by sweep, pack by pack."""
@@ -271,7 +289,7 @@ class _Call:
         source, target = self.sources[pair[0]], self.targets[pair[1]]
         found = join(parts, release=True)
         options = replace(self.options, cuts=apart_from(self.options.cuts, source, target))
-        call = call_record(found.kind, self.model, source, target, self.prompts, options, self.precision, error=True)
+        call = call_record(found.kind, self.model, source, target, self.prompts, options, self.precision, self.error, self.bias)
         if sampled is not None:
             call |= {"precision_error": sampled._asdict(), "seed": 0}
         return replace(found, call=call)
@@ -289,7 +307,9 @@ class _PairRows:
         edges: EdgeKind = _KINDS[kind, is_logit]
         site = source.site if isinstance(source, Dictionary) else ends.start_of(source)
         table = target_nodes(is_logit, read_site(ends.model, ends.targets[j]), end.targets, end.labels, end.probability)
-        self.rows = EdgeRows(edges, source_nodes(ends.model, kind, site, sources), table, sources, call.options)
+        change = change_by(call.options.rule, sources)
+        nodes = source_nodes(ends.model, kind, site, sources, change)
+        self.rows = EdgeRows(edges, nodes, table, sources, call.options, change, end.targets.value if call.bias else None)
         at = end.targets.position
         self.whole = None if bool((at.diff() >= 0).all()) else end.targets.value.new_zeros(len(at), len(sources.position))
 

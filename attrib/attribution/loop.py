@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from attrib.attribution.needs import Needs
-from attrib.attribution.options import ErrorAs, Options, check_call
+from attrib.attribution.options import ErrorAs, Options, check_call, check_error
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import metric_edges, path_edges
 from attrib.attribution.ruled import tiles_of
@@ -18,7 +18,7 @@ from attrib.core.edges import Edges, join
 from attrib.core.finite import of_prompt
 from attrib.core.room import memory_named
 from attrib.core.rules import Ablation, IntegratedGradients
-from attrib.core.types import BudgetError, EdgeKind, InputError, Progress
+from attrib.core.types import BudgetError, EdgeKind, Progress
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
@@ -81,14 +81,6 @@ def run(
         return join(parts, release=True)
 
 
-def check_error(error: object, bias: object = False) -> None:
-    """Raises InputError for what does not say whether the error, or all that is constant, is a source."""
-    if not (isinstance(error, bool) or error == "source"):
-        raise InputError(f"error: {error!r}; expected True or False, or 'source'.")
-    if not isinstance(bias, bool):
-        raise InputError(f"bias: {bias!r}; expected True or False.")
-
-
 def of_prompt_number(number: int, function: Callable[..., Result], *arguments: Any) -> Result:
     """What a function makes of a prompt; what it raises names the prompt."""
     with of_prompt(number):
@@ -137,6 +129,11 @@ def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], 
             for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
                 yield *pack[number], (tile for _, tile in its_tiles)
         del pack, plan, tiles
+
+
+def shifted(progress: bool | Progress, before: int, total: int) -> bool | Progress:
+    """What is told of one of several loops over prompts: how many were done before, of how many in all. A bar each is a bar."""
+    return progress if isinstance(progress, bool) else lambda done, _: progress(before + done, total)
 
 
 def track(items: list[Any], progress: bool | Progress) -> Iterable[Any]:

@@ -20,10 +20,10 @@ from attrib.engine.precision import Precision, precision_of
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
-from attrib.paths.cuts import Cuts, cuts_between
+from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.ends import stop_site
 from attrib.paths.path import check_source, start_site
-from attrib.paths.targets import read_site
+from attrib.paths.targets import as_logits, read_site
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,6 +102,14 @@ class Options:
         return "triton" if self.method == "adjoint-triton" else "torch"
 
 
+def check_error(error: object, bias: object = False) -> None:
+    """Raises InputError for what does not say whether the error, or all that is constant, is a source."""
+    if not (isinstance(error, bool) or error == "source"):
+        raise InputError(f"error: {error!r}; expected True or False, or 'source'.")
+    if not isinstance(bias, bool):
+        raise InputError(f"bias: {bias!r}; expected True or False.")
+
+
 def check_policy(policy: object) -> None:
     """Raises InputError for what is no policy."""
     words = get_args(Treatment), get_args(Treatment), get_args(MLPTreatment)
@@ -130,6 +138,21 @@ def with_options(function: Callable[P, R], asked: type | None = None) -> Callabl
     ]
     function.__signature__ = plain.replace(parameters=[*named, *spelled])  # type: ignore[attr-defined]
     return function
+
+
+def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:
+    """Raise what the attribution of this kind would raise for these arguments, and say what it needs of memory; computes nothing.
+
+    Args:
+        target: a dictionary, a choice of logits, or a metric.
+    """
+    error, bias = options.pop("error", True), options.pop("bias", False)
+    error = True if source is None else error
+    check_error(error, bias)
+    if kind == "latent_to_logit":
+        target = as_logits(target)
+    options["cuts"] = apart_from(options.get("cuts", ()), source, target)
+    return check_call(kind, model, source, target, tokens, Options(**options), error, bias).needs
 
 
 class Call(NamedTuple):

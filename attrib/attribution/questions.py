@@ -1,45 +1,52 @@
 """The four attributions: token → latent, latent → latent, latent → logit, latent → metric.
 
 Each is a loop over prompts (loop.py): the path at its primal point, its Jacobian in tiles, what is kept of each tile (rows.py), and all
-prompts joined. Attribution is gradient × source activation.
+prompts joined. Attribution is gradient × source activation. A list of dictionaries has an attribution each (each.py).
 """
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from collections.abc import Callable, Sequence
+from typing import Unpack, overload
 
 from jaxtyping import Float
 from torch import Tensor
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, takes
-from attrib.attribution.loop import check_error, run
-from attrib.attribution.needs import Needs
-from attrib.attribution.options import CallOptions, ErrorAs, MetricOptions, Options, check_call, with_options
+from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_one_or_several, takes
+from attrib.attribution.each import run_each
+from attrib.attribution.loop import run
+from attrib.attribution.options import CallOptions, ErrorAs, MetricOptions, Options, with_options
 from attrib.core.edges import Edges
-from attrib.core.types import EdgeKind, TopLogits
+from attrib.core.types import TopLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model
-from attrib.paths.cuts import apart_from
 from attrib.paths.targets import LogitsLike, as_logits
 
 
-@takes(model=as_model, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@overload
+def token_to_latent(model: Model, target: Dictionary, tokens: TokensLike, **options: Unpack[CallOptions]) -> Edges: ...
+@overload
+def token_to_latent(model: Model, target: Sequence[Dictionary], tokens: TokensLike, **options: Unpack[CallOptions]) -> list[Edges]: ...
+@takes(model=as_model, target=as_one_or_several, cuts=as_dictionaries, budget=as_bytes)
 @with_options
 def token_to_latent(
     model: Model,
-    target: Dictionary,
+    target: Dictionary | Sequence[Dictionary],
     tokens: TokensLike,
     **options: Unpack[CallOptions],
-) -> Edges:
+) -> Edges | list[Edges]:
     """How the active latents of `target` move with the scale of each token's embedding sum (1 as it is).
+
+    Args:
+        target: a dictionary; or several, which share the sweep, and of which each has a result of its own.
 
     See `latent_to_latent` for the options.
     """
+    if not isinstance(target, Dictionary):
+        return run_each("token_to_latent", model, [None], target, tokens, Options(**options))
     return run("token_to_latent", model, None, target, tokens, Options(**options), error=True)
 
 
-@takes(model=as_model, source=as_dictionary, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
-@with_options
+@overload
 def latent_to_latent(
     model: Model,
     source: Dictionary,
@@ -49,10 +56,35 @@ def latent_to_latent(
     error: ErrorAs = True,
     bias: bool = False,
     **options: Unpack[CallOptions],
-) -> Edges:
+) -> Edges: ...
+@overload
+def latent_to_latent(
+    model: Model,
+    source: Sequence[Dictionary],
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    error: ErrorAs = True,
+    bias: bool = False,
+    **options: Unpack[CallOptions],
+) -> list[Edges]: ...
+@takes(model=as_model, source=as_one_or_several, target=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
+@with_options
+def latent_to_latent(
+    model: Model,
+    source: Dictionary | Sequence[Dictionary],
+    target: Dictionary,
+    tokens: TokensLike,
+    *,
+    error: ErrorAs = True,
+    bias: bool = False,
+    **options: Unpack[CallOptions],
+) -> Edges | list[Edges]:
     """How the active latents of `target` move with the active latents of `source`.
 
     Args:
+        source: a dictionary; or several, of which each has a result of its own, as its own call gives it. They share the sweep
+            where the rule is GradientTimesActivation or Gradient and their errors are kept; docs/methods.md.
         tokens: the prompts: text, token ids, chats or a tokenizer's encodings, one or a list of them; docs/prompts.md.
         cuts: dictionaries that are put in on the way, each in place of what it writes, as `attrib.replace` means it;
             docs/cuts.md. A source that writes at several sites takes their place too.
@@ -82,11 +114,12 @@ def latent_to_latent(
         BudgetError: where the budget is too small for one row of some prompt.
         NotFiniteError: for a prompt at which a value is NaN or infinite.
     """
+    if not isinstance(source, Dictionary):
+        return run_each("latent_to_latent", model, source, [target], tokens, Options(**options), error, bias)
     return run("latent_to_latent", model, source, target, tokens, Options(**options), error, bias)
 
 
-@takes(model=as_model, source=as_dictionary, cuts=as_dictionaries, budget=as_bytes)
-@with_options
+@overload
 def latent_to_logit(
     model: Model,
     source: Dictionary,
@@ -96,16 +129,42 @@ def latent_to_logit(
     error: ErrorAs = True,
     bias: bool = False,
     **options: Unpack[CallOptions],
-) -> Edges:
+) -> Edges: ...
+@overload
+def latent_to_logit(
+    model: Model,
+    source: Sequence[Dictionary],
+    tokens: TokensLike,
+    *,
+    logits: LogitsLike = TopLogits(),  # noqa: B008
+    error: ErrorAs = True,
+    bias: bool = False,
+    **options: Unpack[CallOptions],
+) -> list[Edges]: ...
+@takes(model=as_model, source=as_one_or_several, cuts=as_dictionaries, budget=as_bytes)
+@with_options
+def latent_to_logit(
+    model: Model,
+    source: Dictionary | Sequence[Dictionary],
+    tokens: TokensLike,
+    *,
+    logits: LogitsLike = TopLogits(),  # noqa: B008
+    error: ErrorAs = True,
+    bias: bool = False,
+    **options: Unpack[CallOptions],
+) -> Edges | list[Edges]:
     """How chosen logits move with the active latents of `source`.
 
     Args:
+        source: a dictionary, or several, as of `latent_to_latent`.
         logits: TopLogits(k, mass), TokenLogits([...]), Difference(a, b) or Direction(vector). A string, or a list of strings and
             token ids, is these tokens; a whole number alone is the k of the k largest, and no id.
         positions: where the logits are read; None is the last position.
 
     The other options and errors are those of `latent_to_latent`.
     """
+    if not isinstance(source, Dictionary):
+        return run_each("latent_to_logit", model, source, [as_logits(logits)], tokens, Options(**options), error, bias)
     return run("latent_to_logit", model, source, as_logits(logits), tokens, Options(**options), error, bias)
 
 
@@ -128,18 +187,3 @@ def latent_to_metric(
     The other options and errors are those of `latent_to_latent`.
     """
     return run("latent_to_metric", model, source, metric, tokens, Options(**options), error)
-
-
-def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:
-    """Raise what the attribution of this kind would raise for these arguments, and say what it needs of memory; computes nothing.
-
-    Args:
-        target: a dictionary, a choice of logits, or a metric.
-    """
-    error, bias = options.pop("error", True), options.pop("bias", False)
-    error = True if source is None else error
-    check_error(error, bias)
-    if kind == "latent_to_logit":
-        target = as_logits(target)
-    options["cuts"] = apart_from(options.get("cuts", ()), source, target)
-    return check_call(kind, model, source, target, tokens, Options(**options), error, bias).needs

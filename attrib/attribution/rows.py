@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attrib.attribution.needs import Needs
 from attrib.attribution.options import Options
-from attrib.attribution.ruled import change_of, gradient_of_metric, together_of
+from attrib.attribution.ruled import change_by, gradient_of_metric, together_of
 from attrib.core.edges import Edges, Growing, Nodes, Prompts
 from attrib.core.finite import require_finite
 from attrib.core.keep import kept
@@ -51,7 +51,7 @@ def path_edges(
     """One prompt's rows by the engine's tiles, or those of a rule."""
     is_logit = kind == "latent_to_logit"
     table = target_nodes(is_logit, target_site, found.targets, found.labels, found.probability)
-    change = change_of(options.rule, found)
+    change = change_by(options.rule, found.sources, found.other)
     nodes = source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources, change)
     rows = EdgeRows(kind, nodes, table, found.sources, options, change, found.targets.value if is_with_bias else None)
     together = together_of(options.rule, found)
@@ -88,7 +88,7 @@ def metric_edges(
     name = getattr(metric, "__name__", "metric")
     last = torch.tensor([len(ids) - 1])
     table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), _wide(found.value).reshape(1).cpu(), (name,))
-    change = change_of(options.rule, found)
+    change = change_by(options.rule, found.sources, found.other)
     nodes = source_nodes(model, "latent", source.site, found.sources, change)
     tile = Tile(0, gradient_of_metric(found, needs, len(ids), number)[None])
     rows = EdgeRows(kind, nodes, table, found.sources, options, change)

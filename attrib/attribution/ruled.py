@@ -17,7 +17,7 @@ from torch.func import vjp
 from attrib.attribution.needs import Needs
 from attrib.core.rules import Ablation, Gradient, GradientTimesActivation, IntegratedGradients, Patching, Rule
 from attrib.engine.blocks.kernels import Impl
-from attrib.engine.path import Path, Targets
+from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.plan.choose import plan_pack
 from attrib.engine.plan.task import Task
 from attrib.engine.tiles import adjoint
@@ -28,19 +28,22 @@ Point = Float[Tensor, " sources"]
 """Values of the sources."""
 
 
-def change_of(rule: Rule, found: Path | MetricPath) -> Point | None:
-    """What the rule multiplies gradients by; None where that is the sources' values."""
-    value = found.sources.value
+def change_by(rule: Rule, sources: Sources, other: Point | None = None) -> Point | None:
+    """What the rule multiplies gradients by; None where that is the sources' values.
+
+    Args:
+        other: the sources' values at the prompt that the rule compares with.
+    """
     match rule:
         case GradientTimesActivation() | Ablation():
             return None
         case Gradient():
-            return torch.ones_like(value)
+            return torch.ones_like(sources.value)
         case IntegratedGradients():
-            return None if found.other is None else value - found.other
+            return None if other is None else sources.value - other
         case Patching():
-            assert found.other is not None
-            return found.other - value
+            assert other is not None
+            return other - sources.value
 
 
 def together_of(rule: Rule, found: Path | MetricPath) -> Float[Tensor, " targets"] | None:

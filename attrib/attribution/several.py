@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
-from attrib.attribution.loop import check_error, of_prompt_number, track
+from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant, put_into
-from attrib.attribution.options import ErrorAs, MetricOptions, Options, with_options
+from attrib.attribution.options import ErrorAs, MetricOptions, Options, check_error, with_options
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes
 from attrib.core.edges import Edges, Nodes, join

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def _options(
     config: Annotated[Path | None, typer.Argument(help="TOML file with the same options; those given here win")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="smollm2-135m, a local folder or a TransformerLens name")] = None,
-    source: Annotated[str | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id")] = None,
-    target: Annotated[str | None, typer.Option(help="Dictionary whose latents are the targets")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Dictionary whose latents are the sources: shipped, folder, or release/id; may be repeated")
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Dictionary whose latents are the targets; may be repeated")] = None,
     cut: Annotated[list[str] | None, typer.Option(help="Dictionary that is put in on the way; may be repeated")] = None,
     effect: Annotated[str | None, typer.Option(help="direct, which stops at the cuts, or total, through their active latents")] = None,
     kind: Annotated[
@@ -71,7 +73,7 @@ def _options(
         "corrupt_prompt": corrupt_prompt or None, "compression": compression, "overwrite": overwrite or None,
     }  # fmt: skip
     of_kinds = {
-        "source": source, "target": target, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
+        "source": source or None, "target": target or None, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
         "logit_tokens": logit_token or None, "logit_difference": logit_difference, "metric": metric,
     }  # fmt: skip
     given, shared = ({name: value for name, value in table.items() if value is not None} for table in (of_run, of_kinds))
@@ -180,9 +182,10 @@ def plan_work(run: "RunFile") -> None:
     """Say what `attrib run` with these options would do and cost, without computing it."""
     from attrib.runs.run import forecast
 
-    for item, planned in zip(run.attribution, forecast(run), strict=True):
-        ends = [item.source or "tokens", item.target or ("logits" if item.metric is None else item.metric)]
-        print(plain(f"{item.kind}: {ends[0]} -> {ends[1]}"))
+    for group, planned in zip(run.groups, forecast(run), strict=True):
+        item, sources, targets = group[0], (each.source or "tokens" for each in group), (each.target for each in group)
+        ends = dict.fromkeys(sources), [item.metric or "logits"] if item.target is None else dict.fromkeys(map(str, targets))
+        print(plain(f"{item.kind}: {', '.join(ends[0])} -> {', '.join(ends[1])}"))
         print("  by plain torch.func, one row a prompt: not planned" if planned is None else planned)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.options import with_options
-from attrib.attribution.plan import Plan, copied_bytes, plan_of
+from attrib.attribution.planned import Plan, copied_bytes, plan_of
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named

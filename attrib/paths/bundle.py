@@ -21,12 +21,12 @@ from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, check_end, embed, place
-from attrib.passes.capture import capture
+from attrib.passes.capture import capture, cut
 from attrib.passes.replacement import CutLeaves, Replacement, put_together
 from attrib.paths.cuts import Cuts, apart_from, cuts_between, is_same, nothing
 from attrib.paths.ends import read_end, stop_site
 from attrib.paths.path import require_finite_ends, start_site
-from attrib.paths.starts import latent_sources, start_at_tokens
+from attrib.paths.starts import latent_sources, start_at_tokens, with_errors
 from attrib.paths.targets import read_site
 
 Source = Dictionary | ErrorAt | Literal["tokens"]
@@ -52,6 +52,8 @@ class Ends:
     cuts: tuple[Dictionary, ...]
     effect: Effect
     policy: Policy
+    is_error_source: bool = False
+    """Whether the error of each source, which then writes at one place without cuts, is a source of each position too."""
     known: "Mapping[tuple[int, int], Pair] | None" = None
     """Its pairs, where they are those of some of the ends of others."""
 
@@ -202,7 +204,8 @@ class Ends:
         if isinstance(source, Dictionary):
             x = seen[source.site]
             writes = tuple(sorted((at for at in source.writes if at.depth <= self.stop.depth), key=lambda at: at.depth))
-            return SourceEnd(latent_sources(source, x, writes, encode_sparse(source, x)), writes)
+            own = latent_sources(source, x, writes, encode_sparse(source, x))
+            return SourceEnd(with_errors(own, cut(source, x, seen[writes[0]]).error) if self.is_error_source else own, writes)
         if isinstance(source, ErrorAt):
             assert self.replaced is not None
             assert leaves is not None

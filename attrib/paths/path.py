@@ -40,7 +40,7 @@ from attrib.paths.starts import latent_sources, start_at_latents, start_at_token
 from attrib.paths.targets import LogitsLike, as_logits, read_site
 
 
-def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> None:
+def check_source(model: Model, source: Dictionary, stop: Site, target: Any, argument: str = "source") -> None:
     """Raises InputError where the source does not fit the model, or the target is not after it.
 
     Logits, directions and metrics may be read at the source's own site: nothing then lies between.
@@ -48,7 +48,7 @@ def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> N
     Args:
         stop: where the path ends; see `stop_site`.
     """
-    check_fit(model, source, "source")
+    check_fit(model, source, argument)
     start = start_site(source)
     if stop.depth > start.depth or (stop.depth == start.depth and not isinstance(target, Dictionary)):
         return
@@ -56,7 +56,7 @@ def check_source(model: Model, source: Dictionary, stop: Site, target: Any) -> N
     why = (
         "attributions run forward" if read.depth <= start.depth else f"the MLP of {model.name} stands beside attention and does not read it"
     )
-    raise InputError(f"target: {read} is not after the source's {start}; {why}. Choose a later target.")
+    raise InputError(f"target: {read} is not after the {argument}'s {start}; {why}. Choose a later target.")
 
 
 def start_site(source: Dictionary | None) -> Site:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from attrib import store
-from attrib.attribution.plan import Plan
+from attrib.attribution.planned import Plan
 from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -28,8 +29,11 @@ from torch import Tensor
 
 from attrib.adapters import load_dictionary, load_model
 from attrib.attribution import questions
+from attrib.attribution.loop import shifted
 from attrib.attribution.options import ErrorAs, Method
-from attrib.attribution.plan import Plan, plan
+from attrib.attribution.options import check as check_attribution
+from attrib.attribution.plan import plan
+from attrib.attribution.planned import Plan
 from attrib.core.devices import check_device as check_device
 from attrib.core.edges import Edges
 from attrib.core.fingerprints import seal
@@ -209,11 +213,33 @@ class Attribution(BaseModel, extra="forbid"):
         return TokenLogits(tuple(self.logit_tokens)) if self.logit_tokens else TopLogits(self.top_logits, self.mass)
 
 
+def _shared_by(item: Attribution) -> Any:
+    """What blocks have in common whose attributions may be one call; one of a metric is a call of its own."""
+    own = {"token_to_latent": "target", "latent_to_metric": ""}.get(item.kind, "source")
+    return item.model_dump(exclude={own}) if own else id(item)
+
+
+def _one_each(blocks: Any) -> Any:
+    """A block for each of the dictionaries that a block lists as its sources or targets."""
+    if not isinstance(blocks, list):
+        return blocks
+    found = blocks
+    for key in ("source", "target"):
+        found = [each for block in found for each in _of_each(block, key)]
+    return found
+
+
+def _of_each(block: Any, key: str) -> list[Any]:
+    names = block.get(key) if isinstance(block, dict) else None
+    return [block | {key: name} for name in names] if isinstance(names, list) and names else [block]
+
+
 class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
     """What to compute, and how: everything that a result's numbers follow from, but for the prompts and the device."""
 
     model: str
-    attribution: list[Attribution] = Field(min_length=1)
+    attribution: Annotated[list[Attribution], BeforeValidator(_one_each), Field(min_length=1)]
+    """Of which a block with a list of sources, or targets, is one for each."""
     keep: Annotated[Keep, BeforeValidator(parse_keep), PlainSerializer(keep_text)] = USUAL_KEEP
     policy: Literal["exact", "linear", "relp"] = "exact"
     dtype: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
@@ -253,6 +279,11 @@ class Work(BaseModel, extra="forbid", arbitrary_types_allowed=True):
     def is_of_graphs(self) -> bool:
         """Whether what comes out are graphs, and not edges."""
         return any(one.kind == "graph" for one in self.attribution)
+
+    @property
+    def groups(self) -> list[list[Attribution]]:
+        """The blocks, those together that follow one another and differ in nothing but the source, or, from tokens, the target."""
+        return [list(group) for _, group in groupby(self.attribution, key=_shared_by)]
 
     @property
     def dictionaries(self) -> list[str]:
@@ -338,7 +369,7 @@ class Loaded:
                 continue
             source, to = self._ends(item)
             options = self._options | self._rule(corrupt) | self._error(item.kind) | self._put_in(item)
-            questions.check(item.kind, self.model, source, to, prompts, **options)
+            check_attribution(item.kind, self.model, source, to, prompts, **options)
         _check_apart(self.work.attribution, self.dictionaries)
 
     def attribute(self, prompts: Sequence[Any], progress: Progress | None = None, corrupt: Sequence[Any] | None = None) -> Results:
@@ -351,14 +382,15 @@ class Loaded:
         if self.work.is_of_graphs:
             [item] = self.work.attribution
             return building.build(self.model, self._nodes(item), prompts, progress=progress or False, **self._graph_options(item))
-        results = []
-        for number, item in enumerate(self.work.attribution):
-            report = _shifted(progress, number * len(prompts), len(self.work.attribution) * len(prompts))
-            results.append(self._attribute(item, prompts, self._options | self._rule(corrupt) | self._put_in(item) | {"progress": report}))
+        results, groups = list[Edges](), self.work.groups
+        for number, group in enumerate(groups):
+            report = shifted(progress or False, number * len(prompts), len(groups) * len(prompts))
+            options = self._options | self._rule(corrupt) | self._put_in(group[0]) | {"progress": report}
+            results += self._attribute(group, prompts, options)
         return results
 
     def plan(self, prompts: Sequence[Any], corrupt: Sequence[Any] | None = None) -> list[Plan | None]:
-        """What each attribution will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
+        """What each group will do, by `attrib.plan`; None for a metric, which no sweep computes. Raises what `check` raises."""
         if self.work.is_of_graphs:
             raise InputError("kind: graphs are not planned; what does not fit into the budget is refused when they are built.")
         self.check(prompts, corrupt)
@@ -366,15 +398,15 @@ class Loaded:
             name: self._options[name] for name in ("policy", "keep", "positions", "dtype", "budget", "precision_rows")
         }
 
-        def planned(item: Attribution) -> Plan | None:
-            source, to = self._ends(item)
+        def planned(group: list[Attribution]) -> Plan | None:
+            item, (source, to) = group[0], self._ends_of(group)
             return (
                 None
                 if item.kind == "latent_to_metric"
                 else plan(self.model, source, to, prompts, **options, **self._error(item.kind), **self._put_in(item))
             )
 
-        return [planned(item) for item in self.work.attribution]
+        return [planned(group) for group in self.work.groups]
 
     def _nodes(self, item: Attribution) -> list[Dictionary | Neurons]:
         """What has latents in a graph."""
@@ -393,22 +425,32 @@ class Loaded:
             return source, metric_of(item.metric)
         return source, item.logits if item.target is None else self.dictionaries[item.target]
 
+    def _ends_of(self, group: list[Attribution]) -> tuple[Any, Any]:
+        """The source and the target, or, where there are several, all sources or all targets."""
+        sources, targets = zip(*map(self._ends, group), strict=True)
+        if len(group) == 1 or group[0].kind == "latent_to_metric":
+            return sources[0], targets[0]
+        return (None, list(targets)) if sources[0] is None else (list(sources), targets[0])
+
     def _put_in(self, item: Attribution) -> dict[str, Any]:
         """What is put in on the way, as the attributions' options."""
         return {"cuts": [self.dictionaries[name] for name in item.cuts], "effect": item.effect}
 
-    def _attribute(self, item: Attribution, prompts: Sequence[Any], options: dict[str, Any]) -> Edges:
-        source, to = self._ends(item)
-        if source is None:
-            return questions.token_to_latent(self.model, to, prompts, **options)
-        options |= self._error(item.kind)
-        match item.kind:
-            case "latent_to_latent":
-                return questions.latent_to_latent(self.model, source, to, prompts, **options)
-            case "latent_to_logit":
-                return questions.latent_to_logit(self.model, source, prompts, logits=to, **options)
-        of_metric = {name: value for name, value in options.items() if name not in ("positions", "precision_rows")}
-        return questions.latent_to_metric(self.model, source, prompts, to, **of_metric)
+    def _attribute(self, group: list[Attribution], prompts: Sequence[Any], options: dict[str, Any]) -> list[Edges]:
+        """The edges of each block of a group."""
+        source, to = self._ends_of(group)
+        kind, options = group[0].kind, options | self._error(group[0].kind)
+        found: Edges | list[Edges]
+        if kind == "token_to_latent":
+            found = questions.token_to_latent(self.model, to, prompts, **options)
+        elif kind == "latent_to_latent":
+            found = questions.latent_to_latent(self.model, source, to, prompts, **options)
+        elif kind == "latent_to_logit":
+            found = questions.latent_to_logit(self.model, source, prompts, logits=to, **options)
+        else:
+            of_metric = {name: value for name, value in options.items() if name not in ("positions", "precision_rows")}
+            found = questions.latent_to_metric(self.model, source, prompts, to, **of_metric)
+        return [found] if isinstance(found, Edges) else found
 
 
 def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
@@ -477,7 +519,3 @@ def _check_apart(blocks: Sequence[Attribution], dictionaries: dict[str, Dictiona
                 f"attribution[{number}]: {item.kind} between the same places as attribution[{first}]; a file holds one of them. "
                 "Write the other, with its own options, to a file of its own."
             )
-
-
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | Literal[False]:
-    return (lambda done, _: progress(before + done, total)) if progress else False

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import attrib
-from attrib.attribution.plan import Plan
+from attrib.attribution.planned import Plan
 from attrib.core.types import TopK
 from attrib.dictionaries.dictionary import Dictionary
 from bench.engine.cases import Problem, latents, smollm2, tokens_to_latents
