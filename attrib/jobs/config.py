@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError
+from attrib.engine.blocks.multiplier import Multiplier, is_there
 from attrib.runs.prompts import Form
 from attrib.runs.spec import Work, checked
 
@@ -61,6 +62,9 @@ class JobFile(Work):
     shards: ShardsOf = ShardsOf()
     threads: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] = 1
     """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
+    products: Multiplier | None = None
+    """Who multiplies matrices of float32 on a CPU, from which the last digits follow too. None is who would where the job is made, and in
+    a job that was made before this was written down who would where it is run."""
 
     @model_validator(mode="after")
     def _names_no_code(self) -> "JobFile":
@@ -84,6 +88,15 @@ class JobFile(Work):
 def job_file(table: dict[str, Any]) -> JobFile:
     """A checked job from its keys. Raises InputError naming every key that is wrong."""
     return checked(JobFile, table, "job")
+
+
+def check_multiplier(config: JobFile) -> None:
+    """Raises InputError where this torch cannot give products to whom the job says."""
+    if config.products is not None and not is_there(config.products):
+        raise InputError(
+            f"products: {config.products!r}, by which the job's products are multiplied, and this build of torch is without it. "
+            "Use one that has it, or make a new job with products = 'torch'; its last digits are others."
+        )
 
 
 def confined(argument: str, name: str, folder: Path, allowed: Sequence[Path]) -> Path | None:

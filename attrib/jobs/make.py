@@ -21,8 +21,9 @@ from torch import Tensor
 from attrib.core.files import sync
 from attrib.core.positions import least_length
 from attrib.core.types import InputError, Progress
+from attrib.engine.blocks.multiplier import multiplier
 from attrib.jobs.building import built
-from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
+from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, check_multiplier, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
@@ -54,6 +55,8 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     places = {name: str(path) for argument, name in named.items() if (path := confined(argument, name, beside, allowed)) is not None}
     sources = [_source(name, beside, allowed) for name in config.prompts.source]
     check_effect(sources, config.prompts.form, field=config.prompts.field, split=config.prompts.split)
+    config = config.model_copy(update={"products": config.products or multiplier()})
+    check_multiplier(config)
     loaded = load(config, torch.device("cpu"), places)
     context = loaded.model.config.n_ctx
     if (most := config.prompts.max_tokens or context) > context:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from attrib.core.fingerprints import seal
 from attrib.core.types import AttribWarning, InputError, UnsupportedError
+from attrib.engine.blocks.multiplier import multiplied_by
 from attrib.jobs import inside
+from attrib.jobs.config import check_multiplier
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.records import Record, Refused, digest, write
 from attrib.jobs.witness import Witness
@@ -55,6 +57,7 @@ def prepare(folder: Path, device: str) -> Ready:
         InputError: where the model, its tokenizer or a dictionary is another now, or is gone.
     """
     job = open_job(folder)
+    check_multiplier(job.config)
     torch.set_num_threads(job.config.threads)
     witness = Witness(job.fixed.places)  # before anything is read
     with warnings.catch_warnings():
@@ -81,7 +84,8 @@ def compute(ready: Ready, shard: Shard) -> Computed:
     prompts, numbers = ready.job.prompts(shard)
     left, refused = list(range(len(prompts))), []
     while True:  # what is left is computed as if the others had never been there
-        results, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
+        with multiplied_by(ready.job.config.products):
+            results, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
         refused += [Refused(number=int(numbers[left[at]]), reason=reason) for at, reason in wrong.items()]
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:
