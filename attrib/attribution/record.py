@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attrib.attribution.options import ErrorAs, Options
@@ -10,8 +11,14 @@ from attrib.core.fingerprints import sha256_of
 from attrib.core.rules import is_usual, rule_record
 from attrib.core.types import EdgeKind, ErrorAt
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.blocks.multiplier import multiplier
 from attrib.engine.precision import Precision
 from attrib.models.transformer import Model
+
+
+def products_record(model: Model, precision: Precision) -> dict[str, Any]:
+    """Whom large products went to, where that is a choice: last digits follow from it."""
+    return {"products": multiplier()} if model.device.type == "cpu" and precision.path == torch.float32 else {}
 
 
 def call_record(
@@ -45,6 +52,7 @@ def call_record(
     later: dict[str, Any] = {} if is_usual(options.rule) else {"rule": rule_record(options.rule)}
     later |= {} if others is None else {"corrupt": {"count": len(others), "sha256": sha256_of([*others])}}
     later |= {"bias": True} if bias else {}
+    later |= products_record(model, precision)
     return later | {
         "kind": kind, "model": {"name": model.name, "sha256": model.fingerprint} | ({} if model.config.causal else {"causal": False}),
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},

@@ -13,6 +13,7 @@ from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.options import with_options
 from attrib.attribution.planned import Plan, copied_bytes, plan_of
+from attrib.attribution.record import products_record
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
@@ -227,7 +228,7 @@ def graph_record(model: Model, given: Sequence[Given], asked: GraphAsked, precis
         "positions": list(positions) if isinstance(positions, tuple) else positions, "mlps": asked.mlps, "demean": asked.demean,
         "skip_positions": asked.skip_positions, "max_nodes": asked.max_nodes, "block": asked.block,
         "dtype": precision.name, "method": asked.method, "budget": asked.budget,
-    }  # fmt: skip
+    } | products_record(model, precision)  # fmt: skip
 
 
 def evenly(nodes: Int[Tensor, " rows"], count: int) -> Int[Tensor, " chosen"]:

@@ -19,10 +19,11 @@ from torch import Tensor
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.blocks.attention import HeadNorm, attention_weights, head_norm_push, turn
 from attrib.engine.blocks.norm_mlp import norm_map
+from attrib.engine.blocks.product import product, product_into
 from attrib.engine.bundle import Bundle, SourceEnd, joint_of, source_set
 from attrib.engine.precision import Precision, products
 from attrib.engine.sweep.primal import Primal, primal
-from attrib.engine.sweep.rise import rise
+from attrib.engine.sweep.rise import Brought, rise
 from attrib.graph.ends import Opened
 
 
@@ -54,6 +55,7 @@ class HeadSpace:
         on = replace(on, weights=on.model)  # in all its digits, whatever a way up is computed in
         self.config, self.norm = on.model.config, on.norm_1(layer)
         self.W = attention_weights(on.weights, layer, EXACT).W_in
+        self.W_Q, self.W_K, self.W_V = (W.contiguous() for W in self.W.split([self._d_q, self._d_kv, self._d_kv], dim=1))
         self.stream = on.streams[Site(layer, "resid_pre")]
         (self.point,) = on.attentions(layer)
 
@@ -66,29 +68,32 @@ class HeadSpace:
         """Rows at a position behind the norm, which may lie where they lay before it."""
         return norm_map(self.norm.at(slice(position, position + 1)), x[None].to(self.W.dtype), policy)[0]
 
-    def queries(self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows heads d_head"]:
+    def queries(
+        self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy, out: Float[Tensor, "rows heads d_head"]
+    ) -> None:
         """What rows behind the norm are to the queries at a position."""
-        return self._turned((entered @ self.W[:, : self._d_q])[None], self.point.q_norm, slice(position, position + 1), policy)[0]
+        self._turned(product(entered, self.W_Q)[None], self.point.q_norm, slice(position, position + 1), policy, out[None])
 
-    def keys(self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy) -> Float[Tensor, "rows kv_heads d_head"]:
+    def keys(
+        self, entered: Float[Tensor, "rows d_model"], position: int, policy: Policy, out: Float[Tensor, "rows kv_heads d_head"]
+    ) -> None:
         """What they are to the keys."""
-        y = entered @ self.W[:, self._d_q : -self._d_kv]
-        return self._turned(y[None], self.point.k_norm, slice(position, position + 1), policy)[0]
+        self._turned(product(entered, self.W_K)[None], self.point.k_norm, slice(position, position + 1), policy, out[None])
 
-    def values(self, entered: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows kv_heads d_head"]:
+    def values(self, entered: Float[Tensor, "rows d_model"], out: Float[Tensor, "rows kv_heads d_head"]) -> None:
         """What they are to the values."""
-        return rearrange(entered @ self.W[:, -self._d_kv :], "n (h d) -> n h d", d=self.config.d_head)
+        product_into(entered, self.W_V, out.flatten(1))
 
     def streams_values(self) -> Float[Tensor, "positions heads d_head"]:
         """What the whole stream is to the values of every head at every position, norms being held: all but their biases."""
-        values = rearrange(self._stream_entered()[:, 0] @ self.W[:, -self._d_kv :], "t (h d) -> t h d", d=self.config.d_head)
+        values = rearrange(self._stream_entered()[:, 0] @ self.W_V, "t (h d) -> t h d", d=self.config.d_head)
         return values.repeat_interleave(self.config.n_heads // self.config.n_kv_heads, dim=1)
 
     def pulled(
         self, o: Float[Tensor, "rows d_head"], head: Int[Tensor, " rows"], position: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows d_model"]:
         """Cotangents of values, each of a head at a position, as cotangents of the stream there, norms being held."""
-        W_V = rearrange(self.W[:, -self._d_kv :], "m (h d) -> h d m", d=self.config.d_head)
+        W_V = rearrange(self.W_V, "m (h d) -> h d m", d=self.config.d_head)
         shared, out = head // (self.config.n_heads // self.config.n_kv_heads), o.new_empty(len(o), self.config.d_model)
         for number in shared.unique().tolist():
             of = shared == number
@@ -97,12 +102,12 @@ class HeadSpace:
 
     def own_queries(self) -> Float[Tensor, "positions heads d_head"]:
         """What the queries are beside what the stream brings, all norms being held."""
-        there = self._turned(self._stream_entered() @ self.W[:, : self._d_q], self.point.q_norm, slice(None), LINEAR)
+        there = self._turned(self._stream_entered() @ self.W_Q, self.point.q_norm, slice(None), LINEAR)
         return self.point.q.flatten(0, 1).transpose(0, 1) - there[:, 0]
 
     def own_keys(self) -> Float[Tensor, "positions kv_heads d_head"]:
         """What the keys are beside that."""
-        there = self._turned(self._stream_entered() @ self.W[:, self._d_q : -self._d_kv], self.point.k_norm, slice(None), LINEAR)
+        there = self._turned(self._stream_entered() @ self.W_K, self.point.k_norm, slice(None), LINEAR)
         return self.point.k.transpose(0, 1) - there[:, 0]
 
     def _stream_entered(self) -> Float[Tensor, "positions 1 d_model"]:
@@ -117,11 +122,16 @@ class HeadSpace:
         return self.config.n_kv_heads * self.config.d_head
 
     def _turned(
-        self, y: Float[Tensor, "positions rows width"], norm: HeadNorm, at: slice, policy: Policy
+        self,
+        y: Float[Tensor, "positions rows width"],
+        norm: HeadNorm,
+        at: slice,
+        policy: Policy,
+        out: Float[Tensor, "positions rows heads d_head"] | None = None,
     ) -> Float[Tensor, "positions rows heads d_head"]:
         y = head_norm_push(norm.at(at), rearrange(y, "t n (h d) -> t n h d", d=self.config.d_head), policy)
         cos, sin = (table[at, None, None] for table in (self.point.cos, self.point.sin))
-        return turn(y, cos, sin, back=False) if cos.shape[-1] else y
+        return turn(y, cos, sin, back=False, out=out)
 
 
 class Stack(NamedTuple):
@@ -139,11 +149,41 @@ class Stack(NamedTuple):
         for position, (begin, end) in zip(self.positions, pairwise(self.begins), strict=True):
             yield position, Vectors(self.node[begin : end - 1], self.vector[begin : end - 1])
 
+    @classmethod
+    def empty(cls, positions: Sequence[int], counts: Sequence[int], like: Float[Tensor, "one heads d_head"]) -> "Stack":
+        """One to be written to, with so many rows at each position, and empty ones behind them."""
+        begins = (0, *accumulate(count + 1 for count in counts))
+        vector = like.new_empty(begins[-1], *like.shape[1:])
+        vector[torch.tensor(begins[1:], device=vector.device, dtype=torch.int64) - 1] = 0
+        return cls(tuple(positions), begins, torch.full((begins[-1],), -1), vector)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Stack]") -> "Stack":
+        """Those of several sets of nodes, at the same positions, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        there = list(zip(*(dict(part.items()).values() for part in parts), strict=True))
+        whole = cls.empty(parts[0].positions, [sum(len(part.node) for part in each) for each in there], parts[0].vector[:1])
+        for (_, into), each in zip(whole.items(), there, strict=True):
+            place = torch.cat([part.node for part in each]).argsort().argsort()
+            for part, at in zip(each, place.split([len(part.node) for part in each]), strict=True):
+                into.node[at] = part.node
+                into.vector.index_copy_(0, at.to(part.vector.device), part.vector)
+        return whole
+
     def filled(self, own: Float[Tensor, "positions heads d_head"]) -> "Stack":
         """The same with its empty rows filled, from a row for each position of the prompt."""
         last = torch.tensor(self.begins[1:], device=own.device) - 1
         self.vector[last] = own[list(self.positions)].to(self.vector)
         return self
+
+
+class Stacks(NamedTuple):
+    """What they bring to one layer's heads, as queries, keys and values; in the order of `Wanted`."""
+
+    query: Stack
+    key: Stack
+    value: Stack
 
 
 @dataclass(frozen=True)
@@ -152,9 +192,7 @@ class InHeads:
 
     layer: int
     space: HeadSpace
-    query: Stack
-    key: Stack
-    value: Stack
+    stacks: Stacks
 
 
 def in_heads(
@@ -179,19 +217,22 @@ def in_heads(
     bundle = opened.bundle
     on = primal_of(bundle, precision)
     ends, columns = chosen_sources(bundle.sources, opened.columns, nodes)
-    kept = _Kept(on, wanted, precision)
-    runs = _runs(on, ends, kept, budget, held)
+    runs = _runs(on, ends, wanted, budget, held)
     if len(runs) == 1:
-        for layer in _risen(on, bundle, ends, columns, kept):
-            yield kept.layer(layer)
+        yield from _risen(on, bundle, ends, columns, wanted, precision)
         return
+    parts: dict[int, list[Stacks]] = {layer: [] for layer in sorted(wanted)}
     for begin, end in runs:
         there = [(each.sources.position >= begin) & (each.sources.position < end) for each in ends]
         part = [_some(each, mask) for each, mask in zip(ends, there, strict=True)]
-        for _ in _risen(on, bundle, part, [node[mask.cpu()] for node, mask in zip(columns, there, strict=True)], kept):
-            pass
-    for layer in sorted(wanted):
-        yield kept.layer(layer)
+        for risen in _risen(on, bundle, part, [node[mask.cpu()] for node, mask in zip(columns, there, strict=True)], wanted, precision):
+            parts[risen.layer].append(risen.stacks)
+            del risen  # and its weights with it
+    for layer in list(parts):
+        stacks = Stacks(*(Stack.joined(each) for each in zip(*parts.pop(layer), strict=True)))
+        with products(precision):
+            space = HeadSpace(on, layer)
+        yield InHeads(layer, space, stacks)
 
 
 def primal_of(bundle: Bundle, precision: Precision) -> Primal:
@@ -220,101 +261,77 @@ def chosen_sources(
     return found, numbers
 
 
-class _Kept:
-    """What has been read at each layer, from one way up or several."""
-
-    def __init__(self, on: Primal, wanted: Mapping[int, Wanted], precision: Precision) -> None:
-        self.on, self.wanted, self.precision = on, wanted, precision
-        self.found: dict[tuple[int, str, int], list[Vectors]] = {}
-
-    def most(self, ends: Sequence[SourceEnd], layer: int) -> int:
-        """How many numbers it may hold of a layer: of each node at each position from its own on, or at all of them."""
-        config, wanted = self.on.model.config, self.wanted[layer]
-        below = [end.sources.position.cpu() for end in ends if min(site.depth for site in end.writes) <= (layer, 0)]
-        length = self.on.lengths[0]
-        seen = torch.bincount(torch.cat(below), minlength=length).cumsum(0).tolist() if below else [0] * length
-        if not config.causal:
-            seen = seen[-1:] * length
-        queries, others = (sum(seen[at] for at in where) for where in (wanted.query, [*wanted.key, *wanted.value]))
-        return int((queries * config.n_heads + others * config.n_kv_heads) * config.d_head)
-
-    def add(self, layer: int, kind: str, position: int, node: Tensor, vector: Tensor) -> None:
-        """What some nodes bring."""
-        self.found.setdefault((layer, kind, position), []).append(Vectors(node, vector))
-
-    def layer(self, layer: int) -> InHeads:
-        """All that was read at a layer, which is then forgotten."""
-        wanted = self.wanted[layer]
-        with products(self.precision):
-            space = HeadSpace(self.on, layer)
-        by_kind = {"query": wanted.query, "key": wanted.key, "value": wanted.value}
-        return InHeads(layer, space, **{kind: self._stack(layer, kind, sorted(where)) for kind, where in by_kind.items()})
-
-    def _stack(self, layer: int, kind: str, positions: Sequence[int]) -> Stack:
-        """All that was read of a kind, each part forgotten when it has its place."""
-        model, config = self.on.model, self.on.model.config
-        counts = [sum(len(part.node) for part in self.found.get((layer, kind, at), [])) + 1 for at in positions]
-        begins = (0, *accumulate(counts))
-        heads = config.n_heads if kind == "query" else config.n_kv_heads
-        stack = Stack(
-            tuple(positions), begins, torch.full((begins[-1],), -1),
-            torch.zeros(begins[-1], heads, config.d_head, dtype=model.dtype, device=model.device),
-        )  # fmt: skip
-        for position, vectors in stack.items():
-            self._put(self.found.pop((layer, kind, position), []), vectors)
-        return stack
-
-    @staticmethod
-    def _put(parts: Sequence[Vectors], into: Vectors) -> None:
-        if parts:
-            place = torch.cat([part.node for part in parts]).argsort().argsort()
-            for part, at in zip(parts, place.split([len(part.node) for part in parts]), strict=True):
-                into.node[at] = part.node
-                into.vector.index_copy_(0, at.to(part.vector.device), part.vector.to(into.vector))
+def _most(on: Primal, ends: Sequence[SourceEnd], layer: int, wanted: Wanted) -> int:
+    """How many numbers stacks may hold of a layer: of each node at each position from its own on, or at all of them."""
+    config = on.model.config
+    below = [end.sources.position.cpu() for end in ends if min(site.depth for site in end.writes) <= (layer, 0)]
+    length = on.lengths[0]
+    seen = torch.bincount(torch.cat(below), minlength=length).cumsum(0).tolist() if below else [0] * length
+    if not config.causal:
+        seen = seen[-1:] * length
+    queries, others = (sum(seen[at] for at in where) for where in (wanted.query, [*wanted.key, *wanted.value]))
+    return int((queries * config.n_heads + others * config.n_kv_heads) * config.d_head)
 
 
 @torch.no_grad()
-def _risen(on: Primal, bundle: Bundle, ends: Sequence[SourceEnd], columns: Sequence[Tensor], kept: _Kept) -> Iterator[int]:
-    """One way up: every layer that is wanted, when it has been read."""
+def _risen(
+    on: Primal, bundle: Bundle, ends: Sequence[SourceEnd], columns: Sequence[Tensor], wanted: Mapping[int, Wanted], precision: Precision
+) -> Iterator[InHeads]:
+    """One way up: every layer that is wanted, as it is read; at last those that none of these sources reaches."""
     node, reached = torch.cat(list(columns)), set[int]()
-    with products(kept.precision):
+    with products(precision):
         sources = [source_set(on, [end]) for end in ends]
-        for layer, brought in rise(on, sources, max(kept.wanted), bundle.between):
-            if layer not in kept.wanted:
-                continue
-            wanted, space = kept.wanted[layer], HeadSpace(on, layer)
-            for position in wanted.positions:
-                number, x = brought.at(position)
-                there = node[number.cpu()]
-                entered = space.entered(x, position, on.policy)
-                if position in wanted.query:
-                    kept.add(layer, "query", position, there, space.queries(entered, position, on.policy))
-                if position in wanted.key:
-                    kept.add(layer, "key", position, there, space.keys(entered, position, on.policy))
-                if position in wanted.value:
-                    kept.add(layer, "value", position, there, space.values(entered))
-            reached.add(layer)
-            yield layer
-    yield from sorted(kept.wanted.keys() - reached)  # which none of these sources reaches
+        for layer, brought in rise(on, sources, max(wanted), bundle.between, node.to(on.model.device)):
+            if layer in wanted:
+                reached.add(layer)
+                yield _read(on, layer, brought, wanted[layer])
+        for layer in sorted(wanted.keys() - reached):
+            yield _read(on, layer, None, wanted[layer])
 
 
-def _runs(on: Primal, ends: Sequence[SourceEnd], kept: _Kept, budget: int, held: int) -> list[tuple[int, int]]:
+def _read(on: Primal, layer: int, brought: Brought | None, wanted: Wanted) -> InHeads:
+    """What sources bring to the heads of a layer."""
+    space, config, where = HeadSpace(on, layer), on.model.config, [sorted(positions) for positions in wanted]
+    stacks = Stacks(*(
+        Stack.empty(positions, [brought.count(at) if brought else 0 for at in positions], space.W.new_empty(1, heads, config.d_head))
+        for positions, heads in zip(where, (config.n_heads, config.n_kv_heads, config.n_kv_heads), strict=True)
+    ))  # fmt: skip
+    if brought is None:
+        return InHeads(layer, space, stacks)
+    query, key, value = (dict(stack.items()) for stack in stacks)
+    for position in wanted.positions:
+        node, x = brought.at(position)
+        entered = space.entered(x, position, on.policy)
+        there = [each[position] for each in (query, key, value) if position in each]
+        for vectors in there:
+            vectors.node.copy_(node)
+        if position in query:
+            space.queries(entered, position, on.policy, query[position].vector)
+        if position in key:
+            space.keys(entered, position, on.policy, key[position].vector)
+        if position in value:
+            space.values(entered, value[position].vector)
+    return InHeads(layer, space, stacks)
+
+
+def _runs(on: Primal, ends: Sequence[SourceEnd], wanted: Mapping[int, Wanted], budget: int, held: int) -> list[tuple[int, int]]:
     """Runs of positions `[begin, end)` whose nodes go up together: one, where all fit with what is kept of one layer at a time."""
     (length,), itemsize = on.lengths, on.model.dtype.itemsize
     counts = torch.zeros(length, dtype=torch.int64)
     for end in ends:
-        if min(site.depth for site in end.writes) <= (max(kept.wanted), 0):
+        if min(site.depth for site in end.writes) <= (max(wanted), 0):
             counts += torch.bincount(end.sources.position.cpu(), minlength=length)
     config = on.model.config
     rows = [LOADS * config.d_model * int(count) * len(config.seeing(position, length)) for position, count in enumerate(counts)]
-    sizes, beside = [kept.most(ends, layer) for layer in kept.wanted], _beside(on)
+    sizes, beside = [_most(on, ends, layer, here) for layer, here in wanted.items()], _beside(on)
     whole = held + itemsize * (sum(rows) + max(sizes) + beside)
     if whole <= budget:
         return [(0, length)]
-    least = min(whole, held + itemsize * (max(rows) + sum(sizes) + beside))
+    parts = sum(sizes) + max(sizes)  # of a layer both the parts and what they make
+    least = min(whole, held + itemsize * (max(rows) + parts + beside))
     if least > budget:
         raise BudgetError.of(budget, 0, least)
-    room, runs, used = (budget - held) // itemsize - sum(sizes) - beside, [0], 0
+    room, runs, used = (budget - held) // itemsize - parts - beside, [0], 0
     for position, size in enumerate(rows):
         if used + size > room:
             runs.append(position)

@@ -157,7 +157,7 @@ class LastHeads:
         out = o.new_zeros(len(row), config.n_heads, self.bundle.length)
         node = self.source[end.edge]
         pattern = space.pattern
-        for position, values in there.value.items():
+        for position, values in there.stacks.value.items():
             of, is_there = _places(node, values)
             if config.causal:
                 is_there &= end.position >= position
@@ -179,7 +179,7 @@ class LastHeads:
             gain = gain * point.slope.flatten(0, 1)[:, at].transpose(0, 1)
         ds = gain * (torch.einsum("ehd,hsd->ehs", o, v) - (o * z).sum(-1, keepdim=True))
         moved = torch.einsum("ehd,hsd->ehs", self._at_query(there, end, o), k)
-        for position, keys in there.key.items():
+        for position, keys in there.stacks.key.items():
             of, is_there = _places(node, keys)
             some = is_there.nonzero()[:, 0].to(o.device)
             if len(some):
@@ -190,7 +190,7 @@ class LastHeads:
     def _at_query(self, there: InHeads, end: Ends, o: Float[Tensor, "some heads d_head"]) -> Float[Tensor, "some heads d_head"]:
         """What each edge's source brings to the queries at its target's position."""
         found = torch.zeros_like(o)
-        for position, queries in there.query.items():
+        for position, queries in there.stacks.query.items():
             of, is_there = _places(self.source[end.edge], queries)
             is_there &= end.position == position
             found[is_there.to(o.device)] = queries.vector.index_select(0, of[is_there].to(o.device))

@@ -65,14 +65,14 @@ class _Side:
         self, group: Tensor, head: Tensor, meets: Float[Tensor, "scores d_head"], keep: Keep, number: Int[Tensor, " scores"]
     ) -> Iterator[Sums]:
         """What nodes are to scores, whose other side is given whole; what the rule keeps of that."""
-        heads = self.rows.vector.shape[1]
         for each in group.unique().tolist():
             begin, end = self.rows.begins[each : each + 2]
-            rows = self.rows.vector[begin:end].flatten(1)
-            for some in (group == each).nonzero()[:, 0].split(max(1, AT_ONCE // len(rows))):
-                at_head = meets.new_zeros(len(some), heads, meets.shape[1])
-                at_head[torch.arange(len(some), device=some.device), head[some]] = meets[some]
-                weight = at_head.flatten(1) @ rows.T
+            rows = self.rows.vector[begin:end].permute(1, 2, 0)
+            for some in (group == each).nonzero()[:, 0].split(max(1, AT_ONCE // (end - begin))):
+                place = head[some], _turns(head[some])
+                at_head = meets.new_zeros(len(rows), int(place[1].max()) + 1, meets.shape[1])
+                at_head[place] = meets[some]
+                weight = (at_head @ rows)[place]
                 at, row = kept(keep, weight, weight).nonzero(as_tuple=True)
                 yield Sums(number[some[at].cpu()], self.node[begin + row.cpu()], weight[at, row].cpu())
 
@@ -83,7 +83,7 @@ def of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep) -> Lay
     number = (scores[:, 0] == there.layer).nonzero()[:, 0]
     _, head, query, key = scores[number].to(space.W.device).unbind(1)
     shared = head // (config.n_heads // config.n_kv_heads)
-    queries, keys = _Side(there.query, space.own_queries()), _Side(there.key, space.own_keys())
+    queries, keys = _Side(there.stacks.query, space.own_queries()), _Side(there.stacks.key, space.own_keys())
     at_query, at_key = queries.group(query), keys.group(key)
     scale, value = _scaled(space, head, query, key)
     pairs = strongest(queries.rows.runs(at_query, head), keys.rows.runs(at_key, shared), scale, keep)
@@ -94,6 +94,13 @@ def of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep) -> Lay
         _joined(queries.sums(at_query, head, scale[:, None] * k, keep, number)),
         _joined(keys.sums(at_key, shared, scale[:, None] * q, keep, number)),
     )  # fmt: skip
+
+
+def _turns(group: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+    """How many of the same group stand before each."""
+    order, count = group.argsort(stable=True), torch.bincount(group)
+    turn = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group[order]]
+    return torch.empty_like(turn).index_copy_(0, order, turn)
 
 
 def _joined(parts: Iterator[Sums]) -> Sums:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
+from attrib.attribution.record import products_record
 from attrib.core.positions import PositionsLike
 from attrib.core.room import memory_named
 from attrib.core.slices import ptr_of
@@ -202,6 +203,7 @@ def qk_attribution(
                 with products(again.precision):
                     found.append(of_layer(there, chosen, again.asked.keep))
     call = {"kind": "qk", "model": {"name": model.name}, "keep": repr(again.asked.keep), "scores": _text(scores)}
+    call |= products_record(model, again.precision)
     return _result(again.opened.nodes, chosen, found, token_strings(model, again.tokens), call)
 
 

@@ -63,6 +63,7 @@ class Config(Protocol):
     model: str
     shards: ShardsOf
     threads: int
+    products: Any
     compression: Any
 
     @property

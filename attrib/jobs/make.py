@@ -23,7 +23,7 @@ from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, J
 from attrib.jobs.kind import Config, Parts, Read, Source
 from attrib.jobs.kinds import kind_of
 from attrib.jobs.refusals import Refusals
-from attrib.jobs.told import Reach, ShardsOf
+from attrib.jobs.told import Reach, ShardsOf, with_multiplier
 from attrib.store.columns import packages
 
 STEPS = 4
@@ -69,6 +69,7 @@ def make_of(
         places: where those lie that the config only names.
         sources: sha256 of the files that prompts come from, for whoever asks whether they are still the same.
     """
+    config = with_multiplier(config)
     kind = kind_of(config)
     kind.check(parts)
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside

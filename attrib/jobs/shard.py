@@ -14,9 +14,11 @@ from torch import Tensor
 from attrib.core import inside
 from attrib.core.fingerprints import seal
 from attrib.core.types import AttribWarning, InputError, UnsupportedError
+from attrib.engine.blocks.multiplier import multiplied_by
 from attrib.jobs.folder import Job, Shard, open_job
 from attrib.jobs.kind import Kind, Parts, Portion
 from attrib.jobs.records import Record, Refused, digest, write
+from attrib.jobs.told import check_multiplier
 from attrib.jobs.witness import Witness
 from attrib.runs.results import Counts
 from attrib.runs.spec import check_device
@@ -56,6 +58,7 @@ def prepare(folder: Path, device: str) -> Ready:
         InputError: where the model, its tokenizer or a dictionary is another now, or is gone.
     """
     job = open_job(folder)
+    check_multiplier(job.config.products)
     torch.set_num_threads(job.config.threads)
     witness = Witness(job.fixed.places)  # before anything is read
     with warnings.catch_warnings():
@@ -87,7 +90,8 @@ def compute(ready: Ready, shard: Shard) -> Computed:
     kind, portion, refused = ready.job.kind, ready.job.portion(shard), list[Refused]()
     left, results = list(range(len(portion.ids))), None
     while left:  # what is left is computed as if the others had never been there
-        results, wrong = _computed(kind, ready.loaded, portion.take(left))
+        with multiplied_by(ready.job.config.products):
+            results, wrong = _computed(kind, ready.loaded, portion.take(left))
         refused += [Refused(number=int(portion.numbers[left[at]]), reason=reason) for at, reason in wrong.items()]
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:

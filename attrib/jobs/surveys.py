@@ -38,7 +38,7 @@ OPTIONS = ("score", "latents", "together", "ignore", "special", "skip", "top", "
 """Those of `attrib.latents.survey`."""
 _SAYS: dict[tuple[str, ...], str] = {("prompts", "max_tokens"): "length", ("shards", "prompts"): "block"}
 """What keys of the config are called here."""
-_MAY_DIFFER = {("budget",), ("threads",), ("compression",), ("prompts", "source"), ("prompts", "long"), ("model",)}
+_MAY_DIFFER = {("budget",), ("threads",), ("products",), ("compression",), ("prompts", "source"), ("prompts", "long"), ("model",)}
 """Keys that say nothing about the numbers, or whose files are compared."""
 
 

@@ -5,11 +5,12 @@ Paths stay beneath the config's folder.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from attrib.core.types import InputError
+from attrib.engine.blocks.multiplier import Multiplier, is_there, multiplier
 from attrib.models.tokenizer import SpecialTokens
 from attrib.runs.prompts import Form
 
@@ -64,6 +65,27 @@ class ShardsOf(BaseModel, extra="forbid"):
 
 Threads = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 """Threads of one process on a CPU. Sums in products are split among them, so that the last digits follow from it."""
+Products = Multiplier | None
+"""Who multiplies matrices of float32 on a CPU, from which the last digits follow too. None is who would where the job is made, and in
+a job that was made before this was written down who would where it is run."""
+ConfigT = TypeVar("ConfigT")
+
+
+def with_multiplier(config: ConfigT) -> ConfigT:
+    """A job's config that says who multiplies, from now on. Raises as `check_multiplier`."""
+    said: Any = config
+    check_multiplier(said.products)
+    pinned: ConfigT = said.model_copy(update={"products": said.products or multiplier()})
+    return pinned
+
+
+def check_multiplier(products: Products) -> None:
+    """Raises InputError where this torch cannot give products to whom the job says."""
+    if products is not None and not is_there(products):
+        raise InputError(
+            f"products: {products!r}, by which the job's products are multiplied, and this build of torch is without it. "
+            "Use one that has it, or make a new job with products = 'torch'; its last digits are others."
+        )
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -83,6 +105,7 @@ class Told(BaseModel, extra="forbid"):
     """Names or folders."""
     shards: ShardsOf = ShardsOf()
     threads: Threads = 1
+    products: Products = None
     special_tokens: SpecialTokens = "allow"
     compression: Compression | None = None
 

@@ -285,3 +285,16 @@ def test_attribution_by_onednn_is_that_by_torch_and_counted(taken: Taken, family
     monkeypatch.setenv(who.VARIABLE, "torch")
     assert_close(found.result.gradient, run().gradient, ROUNDING)
     assert found.flops == flops(run)
+
+
+@needs_onednn
+def test_whoever_is_pinned_multiplies_whatever_is_said(taken: Taken, monkeypatch: pytest.MonkeyPatch):
+    a, w = normal(300, 256), normal(256, 256)
+    with who.multiplied_by("torch"), who.multiplied_by(None):
+        product(a, w)
+    assert not taken, "the environment's was taken"
+    monkeypatch.setenv(who.VARIABLE, "torch")
+    with who.multiplied_by("onednn"):
+        product(a, w)
+    assert taken
+    assert who.multiplier() == "torch", "it is pinned for longer than it was asked for"

@@ -53,10 +53,11 @@ def test_what_goes_up_is_what_comes_down(family: Family, which: str | None, poli
     down = torch.from_numpy(graph.to_scipy().toarray())[graph.targets][rows].unflatten(0, (2, D_MODEL))
     bundle = again.opened.bundle
     on, (ends, numbers) = primal_of(bundle, again.precision), chosen_sources(bundle.sources, again.opened.columns, None)
-    up, columns = dict[int, Tensor](), torch.cat(numbers)
-    for layer, brought in rise(on, [source_set(on, [end]) for end in ends], 3, bundle.between):
-        number, x = brought.at(position)
-        up[layer] = torch.zeros(D_MODEL, len(graph.nodes)).double().index_copy_(1, columns[number], x.T)
+    up = dict[int, Tensor]()
+    for layer, brought in rise(on, [source_set(on, [end]) for end in ends], 3, bundle.between, torch.cat(numbers)):
+        node, x = brought.at(position)
+        assert len(node) == brought.count(position)
+        up[layer] = torch.zeros(D_MODEL, len(graph.nodes)).double().index_copy_(1, node, x.T)
     for layer, want in zip((1, 3), down, strict=True):
         assert_close(up[layer], want, FOREIGN, f"layer {layer}")
     assert up[3].abs().sum(0).gt(0).sum() > (10 if which else 4)

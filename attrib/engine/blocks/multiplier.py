@@ -7,7 +7,9 @@ two processes on one machine choose the same, and what they compute has the same
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from time import perf_counter
 from typing import Any, Literal, get_args
@@ -28,18 +30,41 @@ ROUNDS = 5
 SIDE = 256
 
 
+_pinned: ContextVar[Multiplier | None] = ContextVar("multiplied_by", default=None)
+
+
+@contextmanager
+def multiplied_by(who: Multiplier | None) -> Iterator[None]:
+    """Have large products go to one of them, whatever the environment says or is measured. None leaves it as it is."""
+    if who is None:
+        yield
+        return
+    before = _pinned.set(who)
+    try:
+        yield
+    finally:
+        _pinned.reset(before)
+
+
+def is_there(who: Multiplier) -> bool:
+    """Whether this torch can give products to it."""
+    return who == "torch" or operation() is not None
+
+
 def multiplier() -> Multiplier:
-    """Whom large products go to: whom the environment names, else who is measured to be clearly faster.
+    """Whom large products go to: who was pinned, else whom the environment names, else who is measured to be clearly faster.
 
     Raises:
         InputError: where the environment says what is not known.
     """
+    if (who := _pinned.get()) is not None:
+        return who
     given = os.environ.get(VARIABLE, "auto")
     if given == "auto":
         return faster()
     if given not in get_args(Multiplier):
         raise InputError(f"{VARIABLE}: {given!r} in the environment; expected 'auto', 'torch' or 'onednn'. Set one of them, or unset it.")
-    return "torch" if given == "torch" or operation() is None else "onednn"
+    return "onednn" if given == "onednn" and is_there("onednn") else "torch"
 
 
 @cache

@@ -83,6 +83,7 @@ class Ascent(ABC, Generic[Load]):
             case _ if site == self.start:
                 pass
             case "z":
+                self.stream = None if self._is_lost(site) else self.stream
                 self.read = self.stream
                 self._beside_attention(layer)
                 self.reach = self._reach(site, Site(layer, "attn_out"))
@@ -103,6 +104,7 @@ class Ascent(ABC, Generic[Load]):
             case "resid_mid":
                 self.part, self.read = self.sum(self.stream, self.part), None
             case "mlp_in":
+                self.stream = None if self._is_lost(site) else self.stream
                 self.read, self.kept = self.kept if is_parallel else self.stream, None
                 self.reach, self.part = self._reach(site, Site(layer, "mlp_out")), None
                 if is_parallel and self.reach == "behind":
@@ -159,6 +161,15 @@ class Ascent(ABC, Generic[Load]):
         if site == self.to or site not in self.held or site in self.meets:
             return False
         return not any(passing.reads == site and passing.reads_before for passing in self.passing)
+
+    def _is_lost(self, site: Site) -> bool:
+        """Whether nothing reads the stream from a place of a block on: others write it anew where the block ends, or within it."""
+        for at in climb(site, Site(site.layer + 1, "resid_pre")):
+            if at.is_residual and self._is_end(at):
+                return True
+            if at == self.to or at in self.meets or any(passing.reads == at for passing in self.passing):
+                return False
+        return False
 
     def _is_plain(self, site: Site) -> bool:
         """Whether rows pass a place without anything being done to them."""

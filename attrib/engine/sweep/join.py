@@ -384,12 +384,17 @@ class RisingUp(Up, Rising[Tensor]):
             found.append(cells.start[own] + cells.step[own] * at)
         return torch.cat(found)
 
-    def at(self, prompt: int, position: int) -> tuple[Int[Tensor, " there"], Float[Tensor, "there d_model"]]:
-        """The columns of a prompt that live at a position, and what stands there at a place of the stream."""
+    @property
+    def rows(self) -> Float[Tensor, "cells d_model"]:
+        """What stands at a place of the stream."""
         assert self.stream is not None
+        return self.stream
+
+    def where(self, prompt: int, position: int) -> tuple[Int[Tensor, " there"], Int[Tensor, " there"]]:
+        """The columns of a prompt that live at a position, and the cells in which they do."""
         cells = self.places()[prompt]
         first, end = cells.alive[position]
-        return self.columns[prompt][first:end], self.stream.index_select(0, cells.at(position))
+        return self.columns[prompt][first:end], cells.at(position)
 
     def own_columns(self) -> dict[int, Numbers]:
         """Which columns are those of each set."""

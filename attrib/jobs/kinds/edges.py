@@ -16,7 +16,7 @@ from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError
 from attrib.jobs.kind import Of, Portion, Source
 from attrib.jobs.source import prompts_of
-from attrib.jobs.told import Prompted, Reach, ShardsOf, Threads
+from attrib.jobs.told import Products, Prompted, Reach, ShardsOf, Threads
 from attrib.runs import spec
 from attrib.runs.results import Counts, counts, edges_of, not_finite, write
 from attrib.runs.spec import Loaded, Results, Work
@@ -31,6 +31,7 @@ class JobFile(Work):
     prompts: Prompted
     shards: ShardsOf = ShardsOf()
     threads: Threads = 1
+    products: Products = None
 
     @model_validator(mode="after")
     def _names_no_code(self) -> "JobFile":
