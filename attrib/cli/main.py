@@ -19,12 +19,11 @@ from attrib.cli.asking import ask
 from attrib.cli.converting import convert
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
-from attrib.cli.generating import generate, steer
 from attrib.cli.heads import heads
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
-from attrib.cli.viewing import serve, view
 from attrib.cli.training import train
+from attrib.cli.viewing import serve, view
 from attrib.core.room import is_out_of_memory
 from attrib.core.types import AttribError, AttribWarning, InputError, first_line
 from attrib.view.terminal import facts, message, plain
