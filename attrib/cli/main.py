@@ -19,6 +19,7 @@ from attrib.cli.asking import ask
 from attrib.cli.converting import convert
 from attrib.cli.evaluating import evaluate
 from attrib.cli.files import export, show, verify_file
+from attrib.cli.generating import generate, steer
 from attrib.cli.heads import heads
 from attrib.cli.intervening import ablate, intervene
 from attrib.cli.run import plan, run
@@ -43,6 +44,8 @@ app.command()(export)
 app.command()(convert)
 app.command()(verify_file)
 app.command()(ask)
+app.command()(generate)
+app.command()(steer)
 app.command()(evaluate)
 app.command()(train)
 app.command()(intervene)
