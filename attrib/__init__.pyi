@@ -13,6 +13,7 @@ from . import models as models
 from . import paths as paths
 from . import stats as stats
 from . import store as store
+from . import view as view
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from .attribution.dfa import HeadAttribution, head_attribution
 from .attribution.jacobian import jacobian, plan_jacobian
