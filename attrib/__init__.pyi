@@ -1,6 +1,3 @@
-import torch
-import typing_extensions
-
 from . import adapters as adapters
 from . import causal as causal
 from . import core as core
@@ -14,6 +11,7 @@ from . import paths as paths
 from . import stats as stats
 from . import store as store
 from . import training as training
+from . import view as view
 from .adapters import SMOLLM2, check_model, from_hugging_face, from_sae_lens, from_transformer_lens, load_dictionary, load_model
 from .attribution.dfa import HeadAttribution, head_attribution
 from .attribution.jacobian import jacobian, plan_jacobian
@@ -140,11 +138,3 @@ __all__ = [
     "walk",
     "writing_at",
 ]
-
-# old names, which `attrib.__getattr__` finds; no import, so they are not listed by `dir`
-
-@typing_extensions.deprecated("attrib.Tokens is now called attrib.TokenLogits")
-class Tokens(TokenLogits): ...
-
-@typing_extensions.deprecated("attrib.logits is now called attrib.forward")
-def logits(model: Model, tokens: object) -> torch.Tensor: ...

@@ -1,1 +1,5 @@
-"""What people look at: tables now."""
+"""What people look at: tables in the terminal, figures for notebooks, pages for browsers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

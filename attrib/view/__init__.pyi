@@ -1,0 +1,16 @@
+from .figures import bars, curves, heatmap, histogram, labels_of, scatter
+from .highlighting import highlighted
+from .pages import Page, graph, matrix
+
+__all__ = [
+    "Page",
+    "bars",
+    "curves",
+    "graph",
+    "heatmap",
+    "highlighted",
+    "histogram",
+    "labels_of",
+    "matrix",
+    "scatter",
+]

@@ -1,0 +1,121 @@
+"""Figures and pages for notebooks: what is drawn is what a result says, under names that tell things apart, and no string is markup."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import attrib
+from attrib.core.edges import Edges
+from attrib.core.types import InputError
+from tests.support.builders import sae, tiny
+from tests.support.graphs import random_graph
+from tests.view.test_explorer_payload import HOSTILE
+
+pytest.importorskip("plotly")
+
+
+@pytest.fixture(scope="module")
+def edges() -> Edges:
+    second = sae("standard", site="blocks.2.hook_resid_pre")
+    return attrib.latent_to_logit(tiny("llama"), second, [torch.tensor([3, 1, 4, 1]), torch.tensor([5, 9])], logits=attrib.TopLogits(3))
+
+
+def test_a_heat_map_has_every_edge_by_name(edges: Edges) -> None:
+    one = edges.prompt(0)
+    figure = attrib.view.heatmap(edges)
+    dense = torch.zeros(one.shape, dtype=torch.float64)
+    dense[one.row, one.indices] = one.attribution.double()
+    filled = (dense != 0).any(0)
+    np.testing.assert_array_equal(figure.data[0].z, dense[:, filled].numpy())
+    sources = np.array(attrib.view.labels_of(edges, "sources"))[filled.numpy()]
+    assert list(figure.layout.xaxis.ticktext) == sources.tolist()
+    first = int(filled.nonzero()[0])
+    assert sources[0] == f"{int(one.sources.latent[first])} {one.prompts.strings[0]!r}@{int(one.sources.position[first])}"
+    assert list(figure.layout.yaxis.ticktext) == [f"{label!r} @3" for label in one.targets.labels]
+    assert figure.data[0].customdata[1][2] == f"{sources[2]} → {figure.layout.yaxis.ticktext[1]}"
+
+
+def test_a_heat_map_of_the_strongest_in_the_order_of_a_target(edges: Edges) -> None:
+    one = edges.prompt(0)
+    dense = torch.zeros(one.shape, dtype=torch.float64)
+    dense[one.row, one.indices] = one.gradient.double()
+    figure = attrib.view.heatmap(edges, value="gradient", top=7, sort_by=1)
+    shown = torch.tensor(figure.data[0].z)
+    assert shown.shape == (3, 7)
+    assert (shown[1].diff() <= 0).all()
+    assert sorted(shown.abs().sum(0).tolist(), reverse=True) == dense.abs().sum(0).sort(descending=True).values[:7].tolist()
+
+
+def test_what_cannot_be_drawn_is_refused(edges: Edges) -> None:
+    wrong: list[tuple[Callable[[], Any], str]] = [
+        (lambda: attrib.view.heatmap(edges, prompt=2), "prompt: 2"),
+        (lambda: attrib.view.heatmap(edges, sort_by=3), "sort_by: 3"),
+        (lambda: attrib.view.bars([1.0], ["a", "b"]), "labels: 2 of them for 1"),
+        (lambda: attrib.view.scatter([1.0], [1.0, 2.0]), "y: 2 numbers"),
+        (lambda: attrib.view.curves({"loss": ([1.0], [1.0, 2.0])}), "'loss' has 1 places"),
+        (lambda: attrib.view.histogram(([0.0, 1.0], [1.0, 2.0])), "2 edges for 2 counts"),
+        (lambda: attrib.view.bars(torch.zeros(2, 2), ["a", "b"]), "values: 2 dimensions"),
+        (lambda: attrib.view.highlighted(["a"], [float("nan")]), "nan of token 0"),
+        (lambda: attrib.view.highlighted(["a"], [1.0], marked=1), "marked: 1"),
+        (lambda: attrib.view.highlighted(["a"], [1.0, 2.0]), "values: 2 of them"),
+        (lambda: attrib.view.matrix([]), "edges: none"),
+    ]
+    for call, said in wrong:
+        with pytest.raises(InputError, match=re.escape(said)):
+            call()
+
+
+def test_two_bars_of_one_name_stay_two() -> None:
+    figure = attrib.view.bars(torch.tensor([1.0, -2.0, 3.0]), [" the", " cat", " the"], title="<b>x</b>")
+    assert list(figure.data[0].y) == [1.0, -2.0, 3.0]
+    assert list(figure.layout.xaxis.tickvals) == [0, 1, 2]
+    assert list(figure.layout.xaxis.ticktext) == [" the", " cat", " the"]
+    assert len(set(figure.data[0].marker.color)) == 2
+    assert "<b>" not in figure.to_json()
+
+
+def test_points_lines_and_counts() -> None:
+    figure = attrib.view.scatter([1.0, 4.0], [2.0, 3.0], ["a", "<i>b"], diagonal=True)
+    assert list(figure.data[0].x) == [1.0, 4.0]
+    assert list(figure.data[0].text) == ["a", "&lt;i&gt;b"]
+    assert list(figure.data[1].x) == list(figure.data[1].y) == [1.0, 4.0]
+    values = torch.tensor([0.0, 0.1, 1.0, 1.0, 10.0, float("nan")])
+    counted = attrib.view.histogram(values, bins=3, log=True, unit="density")
+    assert list(counted.data[0].y) == [1, 2, 1]
+    assert "(2 left out)" in counted.layout.title.text
+    binned = attrib.view.histogram((np.array([0.0, 1.0, 3.0]), np.array([5, 7])))
+    assert list(binned.data[0].x) == [0.5, 2.0]
+    assert list(binned.data[0].width) == [1.0, 2.0]
+    lines = attrib.view.curves({"loss": ([0.0, 1.0], [3.0, 2.0]), "L0": (np.arange(3), torch.ones(3))}, log=True)
+    assert [line.name for line in lines.data] == ["loss", "L0"]
+    assert lines.layout.xaxis.type == "log"
+
+
+def test_a_text_is_coloured_by_its_numbers() -> None:
+    page = attrib.view.highlighted(["a", " b", HOSTILE], [2.0, -1.0, 0.0], marked=1)
+    spans = re.findall(r'<span style="background:rgba\((\d+),\d+,\d+,([\d.]+)\)([^"]*)" title="([^"]*)">([^<]*)</span>', page.html)
+    assert [(red, float(depth), title) for red, depth, _, title, _ in spans] == [("0", 0.75, "2"), ("199", 0.375, "-1"), ("199", 0.0, "0")]
+    assert [bool(line) for _, _, line, _, _ in spans] == [False, True, False]
+    assert "<script" not in page.html
+    assert "<img" not in page.html
+
+
+def test_pages_stand_in_notebooks_and_are_saved(tmp_path: Path, edges: Edges) -> None:
+    graph = random_graph()
+    page = attrib.view.graph(replace(graph, strings=(HOSTILE, *graph.strings[1:])))
+    shown = page._repr_html_()
+    assert shown.startswith("<iframe sandbox=")
+    assert shown.count("<script") == 0
+    saved = page.save(tmp_path / "g.html")
+    assert saved.read_text(encoding="utf-8") == page.html
+    with pytest.raises(InputError, match="exists already"):
+        page.save(tmp_path / "g.html")
+    both = attrib.view.matrix(edges)
+    assert both.html != attrib.view.matrix(edges.prompt(0)).html
+    assert "MB" in repr(both)
