@@ -124,6 +124,7 @@ def answer_ranks(
 
 def _answer_ids(model: Model, answer: Any, prompt: Int[Tensor, " positions"]) -> Int[Tensor, " tokens"]:
     """The answer's tokens; a text is read by itself, without what a tokenizer puts before a prompt."""
+    found: list[Any]
     if isinstance(answer, str):
         try:
             found = tokenizer_of(model, "answer").encode(answer)
