@@ -126,8 +126,9 @@ def _answer_ids(model: Model, answer: Any, prompt: Int[Tensor, " positions"]) ->
     """The answer's tokens; a text is read by itself, without what a tokenizer puts before a prompt."""
     found: list[Any]
     if isinstance(answer, str):
+        tokenizer = tokenizer_of(model, "answer")
         try:
-            found = tokenizer_of(model, "answer").encode(answer)
+            found = tokenizer.encode(answer)
         except InputError as error:
             raise InputError(f"answer: {answer!r} {error}") from error
     else:
@@ -135,8 +136,9 @@ def _answer_ids(model: Model, answer: Any, prompt: Int[Tensor, " positions"]) ->
         if not isinstance(plain, Integral | Sequence) or isinstance(plain, bool | bytes):
             raise InputError(f"answer: a {type(answer).__name__}; expected text, a token id or several of them.")
         found = [plain] if isinstance(plain, Integral) else [*plain]
-    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= one < model.config.d_vocab]:
-        raise InputError(f"answer: {wrong[0]!r}; expected token ids from 0 to {model.config.d_vocab - 1}.")
+    last = model.config.d_vocab - 1
+    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= int(one) <= last]:
+        raise InputError(f"answer: {wrong[0]!r}; expected token ids from 0 to {last}.")
     if not found:
         raise InputError(f"answer: {answer!r} has no tokens; expected at least one.")
     if len(prompt) + len(found) - 1 > model.config.n_ctx:

@@ -120,7 +120,7 @@ def test_text_is_read_without_what_stands_before_a_prompt(smollm2_folder: Any) -
     ("answer", "options", "said"),
     [
         ([], {}, r"answer: \[\] has no tokens; expected at least one"),
-        (" x", {}, "answer: got text, but .* has no tokenizer"),
+        (" x", {}, "^answer: got text, but .* has no tokenizer"),
         (1.5, {}, "answer: a float; expected text"),
         ([3, 60], {}, "answer: 60; expected token ids from 0 to 59"),
         ([True], {}, "answer: True; expected token ids"),
