@@ -9,8 +9,10 @@ dictionaries in it, or under edits.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -122,20 +124,21 @@ def answer_ranks(
 
 def _answer_ids(model: Model, answer: Any, prompt: Int[Tensor, " positions"]) -> Int[Tensor, " tokens"]:
     """The answer's tokens; a text is read by itself, without what a tokenizer puts before a prompt."""
+    found: list[Any]
     if isinstance(answer, str):
+        tokenizer = tokenizer_of(model, "answer")
         try:
-            found = tokenizer_of(model, "answer").encode(answer)
+            found = tokenizer.encode(answer)
         except InputError as error:
             raise InputError(f"answer: {answer!r} {error}") from error
-    elif isinstance(answer, int) and not isinstance(answer, bool):
-        found = [answer]
-    elif isinstance(answer, Tensor | Sequence) and not isinstance(answer, bytes):
-        found = answer.tolist() if isinstance(answer, Tensor) else [*answer]
-        found = found if isinstance(found, list) else [found]
     else:
-        raise InputError(f"answer: a {type(answer).__name__}; expected text, a token id or several of them.")
-    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < model.config.d_vocab]:
-        raise InputError(f"answer: {wrong[0]!r}; expected token ids from 0 to {model.config.d_vocab - 1}.")
+        plain = answer.tolist() if isinstance(answer, Tensor | np.ndarray | np.generic) else answer
+        if not isinstance(plain, Integral | Sequence) or isinstance(plain, bool | bytes):
+            raise InputError(f"answer: a {type(answer).__name__}; expected text, a token id or several of them.")
+        found = [plain] if isinstance(plain, Integral) else [*plain]
+    last = model.config.d_vocab - 1
+    if wrong := [one for one in found if isinstance(one, bool) or not isinstance(one, Integral) or not 0 <= int(one) <= last]:
+        raise InputError(f"answer: {wrong[0]!r}; expected token ids from 0 to {last}.")
     if not found:
         raise InputError(f"answer: {answer!r} has no tokens; expected at least one.")
     if len(prompt) + len(found) - 1 > model.config.n_ctx:
@@ -143,7 +146,7 @@ def _answer_ids(model: Model, answer: Any, prompt: Int[Tensor, " positions"]) ->
             f"answer: {len(found)} tokens behind a prompt of {len(prompt)}, and the context of {model.name} is {model.config.n_ctx}; "
             "expected a shorter one."
         )
-    return torch.tensor(found, device=prompt.device)
+    return torch.tensor([int(one) for one in found], device=prompt.device)
 
 
 def _over_both(edit: Edit, length: int, read: int) -> Edit:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def test_a_model_answers_as_transformers_does(family: Any, dtype: torch.dtype) -
     for answer in (ANSWER, ANSWER[:1]):
         found = answer_ranks(build(family, dtype), IDS, answer, k=7)
         check(found, one_by_one(tiny(family, dtype), answer), answer, 7)
-    assert torch.equal(answer_ranks(build(family, dtype), IDS, 11).logit, found.logit), "a number is an answer of one token"
+    for alike in (11, np.int64(11), torch.tensor(11), np.array([11]), torch.tensor([11]), (np.int32(11),)):
+        assert torch.equal(answer_ranks(build(family, dtype), IDS, alike).logit, found.logit), "one token, whatever says it"
     assert answer_ranks(build(family, dtype), IDS, 11, k=1000).top.shape == (1, 60), "no more tokens than there are"
 
 
@@ -118,10 +120,12 @@ def test_text_is_read_without_what_stands_before_a_prompt(smollm2_folder: Any) -
     ("answer", "options", "said"),
     [
         ([], {}, r"answer: \[\] has no tokens; expected at least one"),
-        (" x", {}, "answer: got text, but .* has no tokenizer"),
+        (" x", {}, "^answer: got text, but .* has no tokenizer"),
         (1.5, {}, "answer: a float; expected text"),
         ([3, 60], {}, "answer: 60; expected token ids from 0 to 59"),
         ([True], {}, "answer: True; expected token ids"),
+        (True, {}, "answer: a bool; expected text"),
+        (torch.tensor([0.5]), {}, "answer: 0.5; expected token ids"),
         ([1] * 60, {}, "answer: 60 tokens behind a prompt of 6, and the context of .* is 64"),
         (1, {"k": 0}, "k: 0; expected a whole number of at least 1"),
         (1, {"edits": Ablate("blocks.1.hook_mlp_out", positions=6)}, r"positions: \[6\] for prompt 0, which has 6 tokens"),
