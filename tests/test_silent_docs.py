@@ -198,3 +198,19 @@ def test_the_numbers_of_dictionaries_are_those_that_are_there() -> None:
     saes = {layer: attrib.load_dictionary(f"smollm2-135m/blocks.{layer}.hook_resid_pre") for layer in (6, 9, 18, 27)}
     there = {layer: (sae.config.k, sae.d_sae) for layer, sae in saes.items()}
     assert there == {6: (early, wide), 9: (early, wide), 18: (late, narrow), 27: (late, wide)}
+
+
+def _anchors(text: str) -> set[str]:
+    """Where links may lead on a page: its headings, as they are spelled in addresses."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    here = ROOT if page == "README.md" else ROOT / "docs"
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", FENCED.sub("", PAGES[page])):
+        path, _, anchor = link.partition("#")
+        found = here / path if path else here / page
+        assert found.exists(), link
+        assert not anchor or anchor in _anchors(found.read_text()), link

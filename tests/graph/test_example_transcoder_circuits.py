@@ -144,6 +144,8 @@ def test_every_table_says_something_in_the_order_of_the_list(made: Any, capsys: 
     assert numbers == sorted(numbers)
     assert {*range(5, 33)} - {7, 23, 27} <= {int(n) for row in tables for n in re.findall(r"\d+", row)}
     assert not [row for row, table in tables.items() if not len(table)]
+    page = (ROOT / "docs" / "from-transcoder-circuits.md").read_text()
+    assert [number for number in numbers if f"| D{number} |" not in page and f"D{number}, " not in page] == []
     module = example()
     monkeypatch.setattr(module, "report", lambda _: {row: ("A [title]", table) for row, table in tables.items()})
     module.main(["--tiny"])
