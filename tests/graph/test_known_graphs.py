@@ -16,6 +16,7 @@ from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import Dense, TokenLogits
 from attrib.graph.graph import Graph
 from attrib.graph.neurons import Neurons
+from attrib.graph.qk import QKAttribution, qk_attribution
 from tests.support.builders import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:HookedTransformer is deprecated")
@@ -143,6 +144,33 @@ def test_an_induction_head_of_attention_alone():
         attrib.capture(model, PROMPT, "blocks.0.mlp.hook_in")
     with pytest.raises(attrib.InputError, match="has no MLPs"):
         graph_of(model, [Neurons(0)], PROMPT)  # type: ignore[list-item]
+
+
+def pairs_of(found: QKAttribution, score: int) -> dict[tuple[str, str], float]:
+    """The pairs of a score that are not zero, by the names of the query's node and of the key's."""
+    begin, end = found.indptr[score : score + 2].tolist()
+    sides = ([found.label(node) for node in side[begin:end].tolist()] for side in (found.query_node, found.key_node))
+    return {
+        pair: weight for pair, weight in zip(zip(*sides, strict=True), found.weight[begin:end].tolist(), strict=True) if abs(weight) > 1e-9
+    }
+
+
+def test_why_an_induction_head_looks_there():
+    """The first head's scores are of two positions; the second's of the query's token, and the one before the key, moved there."""
+    every_score = [(layer, 0, query, key) for layer in (0, 1) for query in range(len(PROMPT)) for key in range(query + 1)]
+    first, second = (SHARP / square for square in (S0**2, S1**2))
+    for given in ([], [bits(BACK, PREVIOUS, 0.0, 1.0)]):
+        found = qk_attribution(induction(), given, PROMPT, every_score, keep=Dense())
+        assert found.worst < EXACTLY
+        for score, (layer, _, query, key) in enumerate(every_score):
+            if layer == 0:
+                want = {(f"position pos_embed @{query}", f"position pos_embed @{key}"): first} if key == max(0, query - 1) else {}
+            else:
+                before = max(0, key - 1)  # the first position has none before it, and looks at itself
+                said = f"{BACK}[{int(PROMPT[before])}] @{key}" if given else token(before)
+                want = {(token(query), said): second * MOVED} if PROMPT[query] == PROMPT[before] else {}
+            assert pairs_of(found, score) == pytest.approx(want, rel=EXACTLY), found.name(score)
+        assert found.top(every_score.index((1, 0, LAST, SEEN)), 1)[0][1:] == (token(LAST), f"{BACK}[{A}] @{SEEN}" if given else token(1))
 
 
 def test_logits_less_their_mean():

@@ -170,6 +170,11 @@ class Compiled:
         ov = head.block.w_ov
         return np.asarray(self._from(ov.input_space) @ ov.matrix @ self._from(ov.output_space).T)
 
+    def meeting(self, head: Head) -> np.ndarray:
+        """W_QK of a head: what a direction of the stream at the query and one at the key are to their score."""
+        qk = head.block.w_qk
+        return np.asarray(self._from(qk.left_space) @ qk.matrix @ self._from(qk.right_space).T)
+
     def into_units(self, layer: int) -> np.ndarray:
         """What the units of a layer's MLP read."""
         mlp = self.mlps[layer]
@@ -309,9 +314,7 @@ class Compiled:
     def wanted(self, graph: Graph) -> np.ndarray:
         """[rows, nodes]: the edges that there must be, by the program; all others are zero."""
         nodes = graph.nodes
-        written = [self._written(graph, node) for node in range(len(nodes))]
-        vectors, positions = np.stack([u for u, _ in written]), nodes.position.numpy()
-        depth = np.array([at for _, at in written])
+        (vectors, depth), positions = self.written(graph), nodes.position.numpy()
         out = np.zeros((len(graph.targets), len(nodes)))
         for row, node in enumerate(graph.targets.tolist()):
             read, layer, at, number = *kind_of(graph, node), int(positions[node]), int(nodes.latent[node])
@@ -325,6 +328,11 @@ class Compiled:
                 given, before = (positions == at) * (vectors @ self.unembedding[:, number]), depth < 2 * self.n_layers
             out[row] = given * before
         return out
+
+    def written(self, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+        """What every node writes into the stream by the program, [nodes, d], and behind which half of which layer."""
+        written = [self._written(graph, node) for node in range(len(graph.nodes))]
+        return np.stack([u for u, _ in written]), np.array([at for _, at in written])
 
     def _written(self, graph: Graph, node: int) -> tuple[np.ndarray, int]:
         """What a node writes into the stream by the program, and behind which half of which layer."""
@@ -343,10 +351,15 @@ class Compiled:
         return none, 2 * self.n_layers  # errors and biases, of which there are none; outputs
 
 
+def outputs_of(known: Compiled) -> TokenLogits:
+    """Every output of a program."""
+    return TokenLogits(tuple(range(len(known.outputs))))
+
+
 def graph_of(known: Compiled, model: Model, policy: Policy) -> Graph:
     """Every output of a program at every position, and all that moves it in a model."""
-    outputs, positions = TokenLogits(tuple(range(len(known.outputs)))), list(range(1, len(known.tokens)))
-    options: dict[str, Any] = {"targets": outputs, "positions": positions, "policy": policy, "keep": Dense(), "demean": False}
+    positions = list(range(1, len(known.tokens)))
+    options: dict[str, Any] = {"targets": outputs_of(known), "positions": positions, "policy": policy, "keep": Dense(), "demean": False}
     (graph,) = attrib.graph.build(model, known.dictionaries, known.tokens, **options)
     return graph
 

@@ -4,6 +4,7 @@ What is true comes from the program's selectors, as RASP's own interpreter evalu
 see tests/support/compiled.py. No derivative has a part in it.
 """
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 import attrib
-from attrib.core.types import EXACT, LINEAR, Direction, Policy, Site, TokenLogits
-from tests.support.compiled import Compiled, auroc, compiled, graph_of, identity, programs, tracr
+from attrib.core.types import EXACT, LINEAR, Dense, Direction, Policy, Site, TokenLogits
+from attrib.graph.qk import qk_attribution
+from tests.support.compiled import BOS, Compiled, auroc, compiled, graph_of, identity, outputs_of, programs, tracr
 from tests.support.tolerances import assert_close
 
 pytest.importorskip("tracr", reason="pip install --no-deps tracr-pypi")
@@ -109,6 +111,64 @@ def test_where_patterns_move_heads_are_moved_by_what_their_selectors_read_alone(
             assert wanted[row, source] or "keys" in read or ("queries" in read and where == at), nodes.label(int(source))
             moved += not wanted[row, source]
     assert moved or name in ("sort_3", "causal_detect_pattern_ab", "pair_balance_1")
+
+
+SELECTORS = (
+    "frac_prevs_2", "shift_by_two", "detect_pattern_ab", "pair_balance_1", "hist", "sort_1", "make_count_1", "causal_shift_by_one",
+    "causal_selector_width", "own_first", "own_share_of_a",
+)  # fmt: skip
+"""Programs whose selectors read tokens, positions, and what other heads and MLPs have made."""
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_queries_and_keys_are_of_the_variables_that_the_selector_reads(name: str):
+    """Pairs of nodes in the scores of every head, at all positions: a query of the selector's queries, and a key of its keys.
+
+    Which variable is which the program tells, and where two of their values have a score: where the selector's predicate holds of them.
+    How large it is, and what there is at the compiler's own first token, tells craft's matrix.
+    """
+    known = compiled(name)
+    graph, last = known.graph, len(known.tokens)
+    (vectors, depth), position = known.written(graph), graph.nodes.position.numpy()
+    heads = {(layer, number): head for layer, several in known.heads.items() for number, head in enumerate(several)}
+    places = [(query, key) for query in range(1, last) for key in range(query + 1 if known.program.causal else last)]
+    asked = [(*head, *at) for head in heads for at in places]
+    found = qk_attribution(known.model, known.dictionaries, graph, asked, keep=Dense(), targets=outputs_of(known))
+    assert len(found.nodes) == len(graph.nodes)
+    assert found.worst < 1e-10
+    weight, truth = [], []
+    for number, ((layer, _), head) in enumerate(heads.items()):
+        whole = (vectors * (depth < 2 * layer)[:, None]) @ known.meeting(head) @ vectors.T
+        said = by_predicate(known, head, vectors)
+        for score, (query, key) in enumerate(places, number * len(places)):
+            pairs = slice(int(found.indptr[score]), int(found.indptr[score + 1]))
+            dense = np.zeros((len(graph.nodes) + 1,) * 2)  # the last is of a head's own, which has none
+            dense[found.query_node[pairs].numpy(), found.key_node[pairs].numpy()] = found.weight[pairs].numpy()
+            there = np.outer(position == query, position == key) & (depth < 2 * layer)
+            wanted, size = np.where(there, whole, 0), max(1.0, float(np.abs(whole).max()))
+            assert np.abs(dense[:-1, :-1] - wanted).max() < FALSE * size, found.name(score)
+            assert not dense[-1].any()
+            assert not dense[:, -1].any()
+            if key > 0 and said is not None:
+                assert np.array_equal(np.abs(dense[:-1, :-1]) > FALSE * size, there & said), found.name(score)
+            weight.append(np.abs(dense[:-1, :-1][there]) / size)
+            truth.append(wanted[there] != 0)
+    is_true = np.concatenate(truth)
+    assert is_true.any()
+    assert auroc(np.concatenate(weight), is_true) >= 0.99
+
+
+def by_predicate(known: Compiled, head: Any, vectors: np.ndarray) -> np.ndarray | None:
+    """[nodes, nodes]: whether a node at the query and one at the key have a score, by the predicate; None for selectors of selectors."""
+    selector = head.expression.selector
+    if not isinstance(selector, tracr().rasp.Select):
+        return None
+    directions = list(enumerate(known.directions))
+    holds = np.zeros((len(directions),) * 2)
+    for (i, one), (j, other) in itertools.product(directions, directions):
+        if one.name == selector.queries.label and other.name == selector.keys.label and one.value != BOS != other.value:
+            holds[i, j] = selector.predicate(other.value, one.value)
+    return np.asarray(np.abs(vectors @ holds @ vectors.T) > FALSE)
 
 
 def test_a_step_has_no_derivative_and_an_intervention_sees_it():
