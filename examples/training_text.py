@@ -9,9 +9,7 @@ covers facts and stories that the packages lack.
 """
 
 import gzip
-import html
 import random
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from attrib.training import visible_text
 
 PACKAGES = ("anarchism", "fortunes", "fortunes-min", "debian-reference-en", "wordnet-base", "dict-jargon")
 
@@ -43,15 +43,6 @@ ROUNDS_A_FILE = 9  # about 100 000 tokens with the usual batch and length: train
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
-def strip_html(page: str) -> str:
-    """The visible text of an HTML page, one paragraph a line."""
-    page = re.sub(r"(?is)<(script|style|head).*?</\1>", " ", page)
-    page = re.sub(r"(?i)</?(p|br|li|h\d|div|td|tr|blockquote)[^>]*>", "\n", page)
-    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if len(line) > 40)
-
-
 def glosses(data: str) -> Iterator[tuple[str, str]]:
     """(word, definition) for each synset of a WordNet data file."""
     for line in data.splitlines():
@@ -67,7 +58,7 @@ def english(root: Path) -> dict[str, str]:
     words = [pair for part in ("noun", "verb", "adj", "adv") for pair in glosses((share / f"wordnet/data.{part}").read_text())]
     random.Random(0).shuffle(words)
     return {
-        "anarchism": "\n\n".join(strip_html(p.read_text(errors="ignore")) for p in sorted((share / "doc/anarchism/html").glob("*.html"))),
+        "anarchism": "\n\n".join(visible_text(p.read_text(errors="ignore")) for p in sorted((share / "doc/anarchism/html").glob("*.html"))),
         "fortunes": "\n\n".join(f.read_text(errors="ignore").replace("\n%\n", "\n\n") for f in fortunes),
         "debian-reference": gzip.decompress((share / "debian-reference/debian-reference.en.txt.gz").read_bytes()).decode(),
         "wordnet": "\n".join(f"{word}: {gloss}" for word, gloss in words),

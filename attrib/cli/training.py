@@ -120,7 +120,7 @@ def _option(key: str) -> str:
 
 
 class Bars:
-    """A bar for the activations, one for each dictionary with the figures of its last step, one for each that is measured."""
+    """A bar for the activations, one for each dictionary with the figures of its last step, one for the measurement."""
 
     def __enter__(self) -> "Bars":
         console = Console(stderr=True)
@@ -154,8 +154,8 @@ class Bars:
             def training(self, name: str, row: "Row", steps: int) -> None:
                 bars.show(f"training {name}", int(row["step"]), steps, figures_of(row))
 
-            def measuring(self, name: str, done: int, total: int) -> None:
-                bars.show(f"measuring {name}", done, total)
+            def measuring(self, done: int, total: int) -> None:
+                bars.show("measuring", done, total)
 
         return Shown()
 

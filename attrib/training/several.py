@@ -82,8 +82,8 @@ class Watch:
     def training(self, name: str, row: Row, steps: int) -> None:
         """A row of a dictionary's curves."""
 
-    def measuring(self, name: str, done: int, total: int) -> None:
-        """Tokens that a dictionary was measured on."""
+    def measuring(self, done: int, total: int) -> None:
+        """Tokens that dictionaries were measured on, of the times that the text is gone through."""
 
 
 def read_training_file(path: Path) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def train_several(
     for one in described.dictionary:
         if not (out / one.folder).exists():
             train(model, store, one.as_training, out / one.folder, work=work, progress=_named(watch.training, one.folder))
-    found = _measured(described, out, model, store, held_out[:: max(1, held_out.numel() // described.measured)], watch)
+    found = _measured(described, out, model, held_out[:: max(1, held_out.numel() // described.measured)], watch)
     results = {
         one.folder: card_figures(row) | {"density": _density(store, one, row.dictionaries[0])}
         for one, row in zip(described.dictionary, found.rows, strict=True)
@@ -174,17 +174,15 @@ def _named(told: Callable[[str, Row, int], None], name: str) -> Callable[[Row, i
     return lambda row, steps: told(name, row, steps)
 
 
-def _measured(described: TrainingFile, out: Path, model: Model, store: ActivationStore, held_out: Tensor, watch: Watch) -> Evaluation:
-    rows: list[Quality] = []
-    for one in described.dictionary:
-        name = one.folder
-
-        def progress(done: int, total: int, name: str = name) -> None:
-            watch.measuring(name, done, total)
-
-        dictionary = load_dictionary(out / name).to(device=model.device)
-        rows += evaluate(model, dictionary, held_out, max_norm=one.max_norm, patterns=False, progress=progress).rows
-    return Evaluation(tuple(rows), len(held_out))
+def _measured(described: TrainingFile, out: Path, model: Model, held_out: Tensor, watch: Watch) -> Evaluation:
+    """All dictionaries on held-out text, in their order; those that leave out the same tokens share the model's own passes."""
+    rows: dict[str, Quality] = {}
+    for max_norm in dict.fromkeys(one.max_norm for one in described.dictionary):
+        names = [one.folder for one in described.dictionary if one.max_norm == max_norm]
+        dictionaries = [load_dictionary(out / name).to(device=model.device) for name in names]
+        found = evaluate(model, dictionaries, held_out, max_norm=max_norm, patterns=False, progress=watch.measuring)
+        rows |= dict(zip(names, found.rows, strict=True))
+    return Evaluation(tuple(rows[one.folder] for one in described.dictionary), len(held_out))
 
 
 def _density(store: ActivationStore, one: Training, dictionary: Any) -> dict[str, Any]:

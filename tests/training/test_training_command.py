@@ -103,7 +103,8 @@ def test_dictionaries_from_text(command: Command, text: Path, tmp_path: Path) ->
     # another beside them leaves what the card says of them
     ran = command(
         "train", text / "one.txt", "-m", "letters", "--architecture", "standard", "--site", MLP_IN, "--writes", MLP_OUT, "--skip",
-        "--width", 8, "--l1-coefficient", 0.1, "--resample-every", 5, "--dead-feature-window", 2, *QUICK, "--out", out, "--work", tmp_path / "work",
+        "--width", 8, "--l1-coefficient", 0.1, "--resample-every", 5, "--dead-feature-window", 2, *QUICK, "--out", out,
+        "--work", tmp_path / "work",
     )  # fmt: skip
     assert ran.status == 0, ran.err
     after = json.loads((out / "card.json").read_text())
