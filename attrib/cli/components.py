@@ -27,6 +27,7 @@ def pca_command(
     components: Annotated[int, typer.Option(help="How many components, at most one for each latent", min=1)] = 3,
     length: Annotated[int | None, typer.Option(help="Tokens after which a prompt is cut off", min=1)] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Token whose places do not count; may be repeated")] = None,
+    skip: Annotated[int, typer.Option(help="First positions of each prompt that do not count", min=0)] = 0,
     context: Annotated[int, typer.Option(help="Tokens of text to keep before each place", min=0)] = 10,
     top: Annotated[int, typer.Option("--top", help="Places to show at either end of each component", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="Write all places to this file, .csv or .parquet")] = None,
@@ -46,7 +47,8 @@ def pca_command(
     chosen, where = latents_of(latents), check_device(device)
     loaded, d = as_model(model).to(device=where), as_dictionary(dictionary).to(device=where)
     with counted("reading prompts") as told:
-        found = pca(loaded, d, chosen, _ids(loaded, prompts, length, told), components=components, ignore=ignore or None, context=context)
+        given = _ids(loaded, prompts, length, told)
+        found = pca(loaded, d, chosen, given, components=components, ignore=ignore or None, skip=skip, context=context)
     _print(d.name, found, top)
     if out is not None:
         _write(out, found)

@@ -77,6 +77,7 @@ def pca(
     *,
     components: int = 3,
     ignore: int | str | Sequence[int | str] | None = None,
+    skip: int = 0,
     context: int = 10,
 ) -> Components:
     """The principal components of what some latents write together, over the places at which any of them is active.
@@ -87,12 +88,13 @@ def pca(
             place and latent.
         components: how many, at most one for each latent, and for each place but one.
         ignore: tokens whose positions do not count, by id or string.
+        skip: how many first positions of each prompt do not count: there attention sinks are far from all else.
         context: tokens of text that are kept before each place.
 
     Raises:
         InputError: where the dictionary does not fit the model, an argument makes no sense, or fewer than two places are left.
     """
-    for name, given, least in (("components", components, 1), ("context", context, 0)):
+    for name, given, least in (("components", components, 1), ("skip", skip, 0), ("context", context, 0)):
         if isinstance(given, bool) or not isinstance(given, int) or given < least:
             raise InputError(f"{name}: {given!r}; expected a whole number from {least} on.")
     d = constant(fitted(model, dictionary, "dictionary"))
@@ -101,6 +103,7 @@ def pca(
     contexts: list[str] = []
     for number, (ids, counts) in enumerate(counted(model, tokens, ignore)):
         value = scored(d, capture(model, ids, [d.site])[d.site], chosen, "activation")
+        counts[:skip] = False
         at = (counts.to(value.device) & (value != 0).any(1)).nonzero()[:, 0]
         parts.append((value[at].cpu().double(), torch.full((len(at),), number), at.cpu(), ids[at].cpu()))
         strings = token_strings(model, ids) if len(at) else ()

@@ -114,11 +114,11 @@ def test_what_a_text_makes_active(folder: Path):
 
 
 def test_components_are_printed_and_written(folder: Path, tmp_path: Path):
-    words = ["pca", "0:40", "--model", "smollm2-135m", "--dictionary", folder / SITES[0], "--components", 2, "--context", 2]
+    words = ["pca", "0:40", "--model", "smollm2-135m", "--dictionary", folder / SITES[0], "--components", 2, "--context", 2, "--skip", 1]
     prompts = tmp_path / "p.jsonl"
     prompts.write_text("".join(line + "\n" for line in (folder / "prompts.jsonl").read_text().splitlines() if line[1] != "n"))
     ids = [torch.tensor(json.loads(line)["tokens"])[:6] for line in prompts.read_text().splitlines()]
-    want = latents.pca("smollm2-135m", folder / SITES[0], slice(0, 40), ids, components=2, context=2)  # type: ignore[arg-type]
+    want = latents.pca("smollm2-135m", folder / SITES[0], slice(0, 40), ids, components=2, context=2, skip=1)  # type: ignore[arg-type]
     common = [*words, "--prompts", prompts, "--length", 6, "--out"]
     out = printed(*common, tmp_path / "c.csv", "--top", 1)
     assert f"c.csv: {len(want.coordinates)} places" in out

@@ -334,6 +334,8 @@ def test_components_are_those_of_a_dense_decomposition():
     number, at, token = where[3]
     assert found.strings[3] == spelled().tokenizer.decode([token])
     assert found.contexts[3] == "".join(spelled().tokenizer.decode([t]) for t in CORPUS[number][max(0, at - 2) : at + 1].tolist())
+    later = latents.pca(spelled(), d, chosen, iter(CORPUS), ignore=7, skip=2)
+    assert list(zip(later.prompt.tolist(), later.position.tolist(), strict=True)) == [place[:2] for place in where if place[1] > 1]
     table = found.to_pandas()
     assert list(table.columns) == ["prompt", "position", "token", "context", "pc1", "pc2", "pc3"]
     assert len(table) == len(where)

@@ -32,7 +32,6 @@ from attrib.latents.tally import Limits
 from attrib.models.tokens import PromptIds, check_ids
 from attrib.models.transformer import Model
 from attrib.runs.results import Counts
-from attrib.stats.scoring import Score
 
 _SLICE = re.compile(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*(?::\s*(-?\d*)\s*)?")
 
@@ -56,7 +55,7 @@ class LatentsFile(Told):
     kind: Literal["latents"] = "latents"
     dictionaries: Annotated[Names, Field(min_length=1)]
     prompts: Prompted
-    score: Score = "activation"
+    score: str = "activation"
     latents: Annotated[list[Number] | str | None, AfterValidator(_some)] = None
     """Numbers, or a slice as text; None is all."""
     together: Annotated[bool, Field(strict=True)] | list[Number] = False
