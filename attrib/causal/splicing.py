@@ -196,7 +196,7 @@ class Splice:
         under_way.written[number] = {}
         if not changes and not is_needed:
             return
-        cut = None if is_total else rows_of(under_way.clean.cuts[number], under_way.first)
+        cut = None if is_total else under_way.clean.cuts[number].rows(under_way.first)
         written: Tensor | None = None
         moved: Tensor | None = None
         if changes:
@@ -234,16 +234,6 @@ class Splice:
 def on_rows(dictionary: Dictionary, x: Float[Tensor, "*batch rows d_in"]) -> Float[Tensor, "*batch rows d_out"]:
     """What a dictionary writes where it reads x, which may have batch dimensions."""
     return written_by(dictionary, x) if x.ndim == 2 else written_by(dictionary, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
-def rows_of(cut: Cut, first: int) -> Cut:
-    """A dictionary's leaves at the positions from `first` on, counted from there."""
-    if not first:
-        return cut
-    position, latent, value = cut.latents
-    later = position >= first
-    latents = SparseLatents(position[later] - first, latent[later], value[later])
-    return Cut(latents, type(cut.scale)(*(part[first:] for part in cut.scale)))
 
 
 def dense(latents: SparseLatents, rows: int, d_sae: int) -> Float[Tensor, "rows d_sae"]:
