@@ -21,7 +21,9 @@ def test_layers_that_write_together_are_taken_out_together():
         out = [normal(5, one.d_sae, dtype=torch.float64, seed=n) for n, one in enumerate(layers)]
         moved: dict[attrib.Site, Tensor] = {}
 
-        def read(x: Tensor, number: int, moved: dict[attrib.Site, Tensor] = moved, out: list[Tensor] = out, there: object = there) -> Tensor:
+        def read(
+            x: Tensor, number: int, moved: dict[attrib.Site, Tensor] = moved, out: list[Tensor] = out, there: object = there
+        ) -> Tensor:
             one = layers[number]
             taken = (there.reference[number] - attrib.encode(one, x)) * out[number]  # type: ignore[attr-defined]
             for site, part in zip(one.writes, (taken @ one.params.W_dec).chunk(len(one.writes), -1), strict=True):
