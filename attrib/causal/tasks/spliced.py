@@ -16,7 +16,7 @@ from attrib.core.types import Site, SparseLatents
 from attrib.dictionaries.dictionary import InputScale, encode_sparse, normalise_input
 from attrib.models.transformer import Model, walk
 from attrib.passes.beside import record
-from attrib.passes.packed import Packed, embed_packed, pack, packs, widest
+from attrib.passes.packed import Packed, side_by_side, widest
 from attrib.passes.replacement import Cut, CutLeaves, Replacement
 
 BUDGET = 1 << 28
@@ -37,9 +37,8 @@ class Spliced(NamedTuple):
 def ends_of(model: Model, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "prompts d_model"]:
     """The last stream at the end of each prompt, of the model's own passes."""
     found = []
-    for some in packs([*map(len, prompts)], lambda keys: widest(model.config, keys), BUDGET // model.dtype.itemsize):
-        packed = pack(here := [prompts[number] for number in some])
-        *_, (_, last) = walk(model, Site(0, "resid_pre"), embed_packed(model, here), attention=packed.attend)
+    for _, packed, embedded in side_by_side(model, prompts, lambda keys: widest(model.config, keys), BUDGET):
+        *_, (_, last) = walk(model, Site(0, "resid_pre"), embedded, attention=packed.attend)
         found.append(last[packed.ends])
     return torch.cat(found)
 
@@ -58,10 +57,8 @@ def spliced(replaced: Replacement, prompts: Sequence[Int[Tensor, " _"]], *, erro
     model, end = replaced.model, replaced.model.config.last
     encoded = max(dictionary.d_sae for dictionary in replaced.dictionaries)
     found: list[Spliced] = []
-    for some in packs([*map(len, prompts)], lambda keys: widest(model.config, keys, encoded), BUDGET // model.dtype.itemsize):
-        packed = pack(here := [prompts[number] for number in some])
+    for some, packed, embedded in side_by_side(model, prompts, lambda keys: widest(model.config, keys, encoded), BUDGET):
         with packed.named(first + some.start):
-            embedded = embed_packed(model, here)
             true = replaced.leaves_of(embedded, record(model, embedded, replaced.sites, packed=packed).values)
             values, read = replace(replaced, packed=packed).values_and_reads(true, [end], effect="total", errors=errors)
             pairs = [(dictionary, read[number]) for number, dictionary in enumerate(replaced.dictionaries)]
