@@ -19,7 +19,6 @@ from attrib.core.types import EXACT, ErrorAt, InputError, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, encode, pre_activations
 from attrib.models.tokens import TokensLike, prompts_in, to_prompts
 from attrib.models.transformer import Model, place
-from attrib.passes.packed import embed_packed, pack
 from attrib.paths.targets import LogitsLike
 
 Metric = Callable[[Float[Tensor, "positions d_vocab"]], Tensor] | LogitsLike
@@ -91,14 +90,11 @@ def intervene(
     found: list[Any] = []
     beside = 2 * model.config.d_vocab if wanted is None and chosen is None else 0
     known: dict[Place, list[Change]] = {each.place: [] for each in (wanted or {}).values() if isinstance(each.place, ErrorAt)}
-    for some in made.packs(prompts, budget, beside):
-        ids = [prompts[number] for number in some]
-        packed = pack(ids)
+    for some, packed, embedded in made.side_by_side(prompts, budget, beside):
         of_each = [changes_of(model, made.dictionaries, of_prompt(n, len(prompts[n])), len(prompts[n]), n) for n in some]
         changes = together(of_each, packed.starts)
         _check(made, changes, wanted)
         with packed.named(some.start):
-            embedded = embed_packed(model, ids)
             clean = made.clean(embedded, packed=packed) if made.asks_clean else NOTHING
             under_way = Pass(clean, known | by_place(changes), packed=packed)
             if wanted is not None:

@@ -15,7 +15,6 @@ from attrib.core.types import ErrorAt, InputError, Site
 from attrib.dictionaries.dictionary import encode
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import place
-from attrib.passes.packed import embed_packed, pack
 
 Rows = Float[Tensor, "_ *of_each"]
 OfPrompt = Callable[[int, int], tuple[Edit, ...]]
@@ -95,10 +94,9 @@ def _rows(splice: Splice, of: Any, what: Sequence[Edited], budget: int) -> list[
     model = splice.model
     found: list[list[Rows]] = [[] for _ in what]
     prompts, also = to_prompts(model, of), [edited.place for edited in what if isinstance(edited.place, Site)]
-    for some in splice.packs(prompts, budget):
-        packed = pack(beside := [prompts[number] for number in some])
+    for some, packed, embedded in splice.side_by_side(prompts, budget):
         with packed.named(some.start):
-            clean = splice.clean(embed_packed(model, beside), also, packed)
+            clean = splice.clean(embedded, also, packed)
             for of_each, (at, columns, shape) in zip(found, what, strict=True):
                 match at:
                     case int():

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.causal.changes import Change, Place, changed
@@ -25,7 +25,7 @@ from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, 
 from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model
 from attrib.passes.beside import UNRECORDED, Recorded, places_held, record, unembed_beside, walk_beside
-from attrib.passes.packed import ALONE, Packed, packs, widest
+from attrib.passes.packed import ALONE, Packed, Together, side_by_side, widest
 from attrib.passes.replacement import Cut, Replacement, put_together, written_by, written_from
 
 BUDGET = 2**29
@@ -129,9 +129,9 @@ class Splice:
         leaves = self.replaced.leaves_of(embedded, recorded.values)
         return Clean(recorded, dict(enumerate(leaves.cuts)), dict(zip(self.replaced.written, leaves.errors, strict=True)))
 
-    def packs(self, prompts: Sequence[Tensor], budget: int, beside: int = 0) -> Iterator[range]:
-        """Prompts that go together, in their order, where a pass may take so many bytes; `beside` is what each row takes at its end."""
-        config, itemsize = self.model.config, self.model.dtype.itemsize
+    def side_by_side(self, prompts: Sequence[Int[Tensor, " _"]], budget: int, beside: int = 0) -> Iterator[Together]:
+        """Prompts that go through one pass, which may take so many bytes; `beside` is how many numbers each row takes at its end."""
+        config = self.model.config
         encoded = max((2 * dictionary.d_sae for dictionary in self.dictionaries), default=0)
 
         def of_row(longest: int) -> int:
@@ -139,7 +139,7 @@ class Splice:
             values = 4 * config.d_model if self.policy.norm == "frozen" else 0
             return max(widest(config, longest, encoded) + config.n_layers * (patterns + values), beside)
 
-        return packs([*map(len, prompts)], of_row, budget // itemsize)
+        return side_by_side(self.model, prompts, of_row, budget)
 
     def walk(self, under_way: Pass, x: Float[Tensor, "*batch rows d_model"], layer: int = 0) -> Iterator[tuple[Site, Tensor]]:
         """Every site with its value, from what stands before a layer on."""
@@ -196,7 +196,7 @@ class Splice:
         under_way.written[number] = {}
         if not changes and not is_needed:
             return
-        cut = None if is_total else rows_of(under_way.clean.cuts[number], under_way.first)
+        cut = None if is_total else under_way.clean.cuts[number].rows(under_way.first)
         written: Tensor | None = None
         moved: Tensor | None = None
         if changes:
@@ -234,16 +234,6 @@ class Splice:
 def on_rows(dictionary: Dictionary, x: Float[Tensor, "*batch rows d_in"]) -> Float[Tensor, "*batch rows d_out"]:
     """What a dictionary writes where it reads x, which may have batch dimensions."""
     return written_by(dictionary, x) if x.ndim == 2 else written_by(dictionary, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
-def rows_of(cut: Cut, first: int) -> Cut:
-    """A dictionary's leaves at the positions from `first` on, counted from there."""
-    if not first:
-        return cut
-    position, latent, value = cut.latents
-    later = position >= first
-    latents = SparseLatents(position[later] - first, latent[later], value[later])
-    return Cut(latents, type(cut.scale)(*(part[first:] for part in cut.scale)))
 
 
 def dense(latents: SparseLatents, rows: int, d_sae: int) -> Float[Tensor, "rows d_sae"]:

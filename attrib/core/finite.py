@@ -5,7 +5,7 @@ over it as an empty one. What is not finite in the stream goes on to every later
 at its ends alone, and place by place only where something is wrong there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -58,3 +58,13 @@ def of_prompt(number: int) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise NotFiniteError(error.what, error.position, error.value, number) from None
+
+
+@contextmanager
+def of_prompts(numbers: Sequence[int]) -> Iterator[None]:
+    """Let what names a prompt by its place among several name it by its number."""
+    try:
+        yield
+    except NotFiniteError as error:
+        prompt = error.prompt if error.prompt is None else numbers[error.prompt]
+        raise NotFiniteError(error.what, error.position, error.value, prompt) from None

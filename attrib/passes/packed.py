@@ -147,14 +147,30 @@ ALONE = Packed(())
 """One prompt, of whatever length."""
 
 
-def pack(prompts: Sequence[Int[Tensor, " _"]]) -> Packed:
-    """How the rows of these prompts lie."""
-    return Packed(tuple(map(len, prompts)), prompts[0].device)
+class Together(NamedTuple):
+    """Prompts that go through one pass."""
+
+    numbers: range
+    """Which they are."""
+    packed: Packed
+    embedded: Float[Tensor, "rows d_model"]
+    """What stands before the first layer, prompt behind prompt."""
 
 
-def embed_packed(model: Model, prompts: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "rows d_model"]:
-    """What stands before the first layer, prompt behind prompt. Raises InputError as `embed`."""
-    return torch.cat([embed(model, ids) for ids in prompts])
+def side_by_side(
+    model: Model, prompts: Sequence[Int[Tensor, " _"]], numbers_of_row: Callable[[int], int], budget: int
+) -> Iterator[Together]:
+    """All prompts, as many of them together as `packs` says.
+
+    Args:
+        budget: bytes that a pass may take.
+
+    Raises:
+        InputError: for a prompt longer than the model's context.
+    """
+    for some in packs([*map(len, prompts)], numbers_of_row, budget // model.dtype.itemsize):
+        here = [prompts[number] for number in some]
+        yield Together(some, Packed(tuple(map(len, here)), model.device), torch.cat([embed(model, ids) for ids in here]))
 
 
 def packs(lengths: Sequence[int], numbers_of_row: Callable[[int], int], at_most: int) -> Iterator[range]:

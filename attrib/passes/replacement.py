@@ -52,6 +52,7 @@ from attrib.dictionaries.fit import fitted
 from attrib.models.tokens import TokensLike, to_batch
 from attrib.models.transformer import Model, check_site, embed, place, unembed, walk
 from attrib.passes.capture import capture
+from attrib.passes.packed import ALONE, Packed
 
 Errors = Sequence[Float[Tensor, "positions _"]]
 """An error for each site of `Replacement.written`, in its order."""
@@ -65,6 +66,15 @@ class Cut(NamedTuple):
 
     latents: SparseLatents
     scale: InputScale
+
+    def rows(self, first: int, stop: int | None = None) -> "Cut":
+        """Those of the rows from `first` to before `stop`, counted from there."""
+        if not first and stop is None:
+            return self
+        position, latent, value = self.latents
+        chosen = (position >= first) if stop is None else (position >= first) & (position < stop)
+        latents = SparseLatents(position[chosen] - first, latent[chosen], value[chosen])
+        return Cut(latents, InputScale(*(part[first:stop] for part in self.scale)))
 
 
 @in_one_line
@@ -149,12 +159,15 @@ class Replacement:
     """The model with dictionaries in it, as pure functions of leaves; made by `replace`.
 
     A dictionary that writes where it reads reads what the model brings there; any other that reads there reads what stands
-    there afterwards. Every method takes and gives one prompt; vmap over leaves or embedded tokens makes many.
+    there afterwards. Every method takes and gives one prompt; vmap over leaves or embedded tokens makes many of one length. Prompts of any
+    lengths go through one pass as rows, where `packed` says which are whose.
     """
 
     model: Model
     dictionaries: tuple[Dictionary, ...]
     policy: Policy = EXACT
+    packed: Packed = ALONE
+    """How the rows of several prompts lie, where passes of embedded tokens or leaves are passes of several."""
 
     def __repr__(self) -> str:
         put_in = ", ".join(f"{dictionary.name!r}" for dictionary in self.dictionaries)
@@ -310,7 +323,7 @@ class Replacement:
         """Every place with its value. Dictionaries that are not in `held` are computed; what each reads is added to `read`."""
         constant = {} if errors is None else dict(zip(self.written, errors, strict=True))
         put = partial(self._put, _Pass(held, constant, read, {}))
-        return walk(self.model, Site(0, "resid_pre"), embedded, policy=self.policy, put=put)
+        return walk(self.model, Site(0, "resid_pre"), embedded, policy=self.policy, put=put, attention=self.packed.attend)
 
     def _put(self, so_far: "_Pass", at: Site, value: Tensor) -> Tensor:
         """What stands at a place, after the dictionaries that read and write there and before others that read there."""

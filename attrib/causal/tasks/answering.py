@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.adapters.given import as_dictionaries, as_model, takes
-from attrib.causal.tasks.examples import Example, Item, encoded, padded
-from attrib.causal.tasks.spliced import spliced
+from attrib.causal.tasks.examples import Example, Item, encoded
+from attrib.causal.tasks.spliced import ends_of, spliced
 from attrib.core.finite import of_prompt, require_finite
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
@@ -25,7 +25,6 @@ from attrib.core.sparse import columns_of
 from attrib.core.types import InputError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model, cap, normalise, unembed
-from attrib.passes.capture import capture
 from attrib.passes.replacement import replace
 
 
@@ -65,7 +64,7 @@ def logit_differences(
     if not dictionaries:
         return answers_of(base_logits(model, items), items)
     replaced = replace(model, dictionaries)
-    rows = [spliced(replaced, item.ids, errors=errors).last for item in items]
+    rows = [each.last for each in spliced(replaced, [item.ids for item in items], errors=errors)]
     return answers_of(unembed(model, torch.stack(rows)), items)
 
 
@@ -79,10 +78,8 @@ def items_of(model: Model, batch: Sequence[Example] | Sequence[Item]) -> list[It
 
 @torch.no_grad()
 def base_logits(model: Model, items: Sequence[Item]) -> Float[Tensor, "prompts d_vocab"]:
-    """The model's own logits at the end of each prompt: one pass of all, side by side."""
-    ids, last = padded(items)
-    stream = capture(model, ids, [model.config.last])[model.config.last]
-    return unembed(model, stream[torch.arange(len(ids), device=ids.device), last])
+    """The model's own logits at the end of each prompt."""
+    return unembed(model, ends_of(model, [item.ids for item in items]))
 
 
 @torch.no_grad()

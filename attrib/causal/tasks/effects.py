@@ -22,7 +22,7 @@ from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.causal.ablating import ablate_each
 from attrib.causal.tasks.answering import against, answer_logits, items_of
 from attrib.causal.tasks.examples import Example, Item
-from attrib.causal.tasks.spliced import Spliced, moved, spliced
+from attrib.causal.tasks.spliced import BUDGET, Spliced, moved, spliced, together
 from attrib.core.finite import of_prompt, require_finite
 from attrib.core.positions import Positions, PositionsLike, chosen_positions, plain_positions
 from attrib.core.room import memory_named
@@ -30,10 +30,8 @@ from attrib.core.shown import in_one_line
 from attrib.core.types import InputError, TokenLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import Model
+from attrib.passes.packed import packs, widest
 from attrib.passes.replacement import Replacement, replace
-
-BUDGET = 1 << 28
-"""Bytes of working memory for ablations side by side, where nobody says otherwise."""
 
 By = Literal["gradient", "ablation"]
 
@@ -89,30 +87,74 @@ def latent_effects(
         raise InputError("dictionaries: none given; expected at least one, whose latents are looked at.")
     items, replaced = items_of(model, batch), replace(model, dictionaries)
     plain = plain_positions(positions, [len(item.ids) for item in items])
-    found = []
-    for number, item in enumerate(items):
-        with of_prompt(number):
-            at = spliced(replaced, item.ids, errors=errors)
-            found.append(effects_at(replaced, at, item, cast(By, by), plain, budget, number))
-    return joined(found)
+    passes = spliced(replaced, [item.ids for item in items], errors=errors)
+    return effects_of(replaced, passes, items, cast(By, by), plain, budget)
 
 
-def effects_at(
-    replaced: Replacement, at: Spliced, item: Item, by: By | None, positions: Positions, budget: int = BUDGET, prompt: int = 0
+def effects_of(
+    replaced: Replacement,
+    passes: Sequence[Spliced],
+    items: Sequence[Item],
+    by: By | None,
+    positions: Positions,
+    budget: int = BUDGET,
 ) -> Effects:
-    """The effects of one prompt at its pass; None is the activations alone."""
-    parts = [_of_one(replaced, at, item, number, by, positions, budget) for number in range(len(replaced.dictionaries))]
-    rows = joined(parts)
-    require_finite({"the effects of latents": rows.effect} if by else {}, position=torch.full_like(rows.latent, len(item.ids) - 1))
-    return rows._replace(prompt=torch.full_like(rows.latent, prompt))
+    """The effects of prompts at their passes; None is the activations alone."""
+    numbers = range(len(replaced.dictionaries))
+    slopes = _slopes(replaced, passes, items) if by == "gradient" else [[None] * len(numbers)] * len(items)
+    found = []
+    for prompt, (at, item) in enumerate(zip(passes, items, strict=True)):
+        with of_prompt(prompt):
+            rows = _joined([_of_one(replaced, at, item, number, by, slopes[prompt][number], positions, budget) for number in numbers])
+            require_finite({"the effects of latents": rows.effect} if by else {}, position=torch.full_like(rows.latent, len(item.ids) - 1))
+        found.append(rows._replace(prompt=torch.full_like(rows.latent, prompt)))
+    return _joined(found)
 
 
-def joined(parts: Sequence[Effects]) -> Effects:
+def _joined(parts: Sequence[Effects]) -> Effects:
     """The rows of several, one behind the other."""
     return Effects(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _of_one(replaced: Replacement, at: Spliced, item: Item, number: int, by: By | None, positions: Positions, budget: int) -> Effects:
+Slope = tuple[Float[Tensor, " active"], bool]
+"""The derivative of a prompt's difference by the active latents of a dictionary, and whether its answer is right."""
+
+
+def _slopes(replaced: Replacement, passes: Sequence[Spliced], items: Sequence[Item]) -> list[tuple[Slope | None, ...]]:
+    """For each prompt those of each dictionary."""
+    config = replaced.model.config
+    encoded = max(dictionary.d_sae for dictionary in replaced.dictionaries)
+
+    def of_row(keys: int) -> int:  # all layers are held until the pass back has gone through them
+        return config.n_layers * widest(config, keys) + widest(config, keys, encoded)
+
+    found: list[tuple[Slope | None, ...]] = []
+    for some in packs([len(item.ids) for item in items], of_row, BUDGET // replaced.model.dtype.itemsize):
+        here, mine = passes[some.start : some.stop], items[some.start : some.stop]
+        found += zip(*(_slopes_by(replaced, here, mine, number) for number in range(len(replaced.dictionaries))), strict=True)
+    return found
+
+
+@torch.enable_grad()
+def _slopes_by(replaced: Replacement, passes: Sequence[Spliced], items: Sequence[Item], number: int) -> list[Slope]:
+    """For each prompt that of one dictionary: a pass forward and one back for all prompts."""
+    many, leaves = together(replaced, passes)
+
+    def differences(values: Float[Tensor, " active"]) -> tuple[Tensor, ...]:
+        last = moved(many, leaves, number, values, errors=passes[0].errors)[many.packed.ends]
+        each = [against(answer_logits(many.model, row, item), len(item.right)) for row, item in zip(last, items, strict=True)]
+        return tuple(map(torch.stack, zip(*each, strict=True)))
+
+    # prompts see nothing of each other, so the derivative of all differences' sum has each prompt's own
+    (difference, margin), pull, *_ = vjp(differences, leaves.cuts[number].latents.value)
+    (gradient,) = pull((torch.ones_like(difference), torch.zeros_like(margin)))
+    parts = gradient.detach().split([len(each.leaves.cuts[number].latents.value) for each in passes])
+    return [*zip(parts, (margin.detach() > 0).tolist(), strict=True)]
+
+
+def _of_one(
+    replaced: Replacement, at: Spliced, item: Item, number: int, by: By | None, slope: Slope | None, positions: Positions, budget: int
+) -> Effects:
     position, latent, value = at.leaves.cuts[number].latents
     chosen = torch.isin(position, chosen_positions(positions, len(item.ids), position.device))
     latents, of_node = latent[chosen].unique(return_inverse=True)  # sorted
@@ -121,15 +163,12 @@ def _of_one(replaced: Replacement, at: Spliced, item: Item, number: int, by: By 
         return nodes.new_zeros(len(latents)).index_add(0, of_node, nodes)
 
     def answer(values: Float[Tensor, " active"]) -> Float[Tensor, " tokens"]:
-        return answer_logits(replaced.model, moved(replaced, at, number, values), item)
+        return answer_logits(replaced.model, moved(replaced, at.leaves, number, values, errors=at.errors)[-1], item)
 
     count, n_right = torch.zeros_like(latents).index_add(0, of_node, torch.ones_like(of_node)), len(item.right)
     effect, kept = value.new_full((len(latents),), torch.nan), torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-    if by == "gradient":
-        with torch.enable_grad():
-            found, pull, *_ = vjp(lambda values: against(answer(values), n_right), value)
-            (gradient,) = pull((torch.ones_like(found[0]), torch.zeros_like(found[1])))
-        effect, kept = summed((value * gradient.detach())[chosen]), kept.fill_(bool(found[1].detach() > 0))
+    if slope is not None:
+        effect, kept = summed((value * slope[0])[chosen]), kept.fill_(slope[1])
     elif by == "ablation" and len(latents):
         alone = _alone(replaced, at, item, number, latents, position[chosen], budget) if int(count.max()) == 1 else None
         if alone is None:
@@ -198,7 +237,5 @@ def _together(
 
 def _at_once(replaced: Replacement, positions: int, budget: int) -> int:
     """How many ablations fit side by side: the widest layer of each, and what later dictionaries encode."""
-    config = replaced.model.config
-    wide = 8 * config.d_model + 4 * config.d_mlp + 4 * config.n_heads * (config.d_head + positions)
-    wide = max(wide, 8 * config.d_model + 4 * max(dictionary.d_sae for dictionary in replaced.dictionaries))
-    return max(1, budget // (positions * wide * replaced.model.params.W_E.itemsize))
+    wide = widest(replaced.model.config, positions, 2 * max(dictionary.d_sae for dictionary in replaced.dictionaries))
+    return max(1, budget // (positions * wide * replaced.model.dtype.itemsize))

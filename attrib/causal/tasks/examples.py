@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -142,9 +141,3 @@ def digest(items: Sequence[Item]) -> str:
     """SHA-256 of what a model is asked in these: ids, answers and labels."""
     plain: list[Any] = [[item.ids.tolist(), item.answers, item.label] for item in items]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
-
-
-def padded(items: Sequence[Item]) -> tuple[Int[Tensor, "items longest"], Int[Tensor, " items"]]:
-    """Ids side by side, and where each prompt ends. What stands behind an end is no prompt's: attention looks back, so nothing sees it."""
-    last = torch.tensor([len(item.ids) - 1 for item in items], device=items[0].ids.device)
-    return torch.nn.utils.rnn.pad_sequence([item.ids for item in items], batch_first=True), last

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attrib.causal.tasks.answering import Answers, answers_of, base_logits
-from attrib.causal.tasks.effects import BUDGET, By, Effects, effects_at, joined
+from attrib.causal.tasks.effects import By, Effects, effects_of
 from attrib.causal.tasks.examples import Item
 from attrib.causal.tasks.frames import FRAMES, LATENTS, check_frame, frame, joined_frames, latents_frame, samples_frame
 from attrib.causal.tasks.memory import Phases
-from attrib.causal.tasks.spliced import Spliced, spliced
-from attrib.core.finite import of_prompt
+from attrib.causal.tasks.spliced import BUDGET, Spliced, spliced
+from attrib.core.finite import of_prompts
 from attrib.core.positions import Positions
 from attrib.core.types import InputError
 from attrib.models.transformer import Model, unembed
@@ -47,11 +47,8 @@ class Batch:
     @cached_property
     def passes(self) -> list[Spliced]:
         """Each example's pass with the dictionaries in it: made once for all operations."""
-        found = []
-        for number, item in zip(self.numbers, self.items, strict=True):
-            with of_prompt(number):
-                found.append(spliced(self.replaced, item.ids, errors=self.errors))
-        return found
+        with of_prompts(self.numbers):
+            return spliced(self.replaced, [item.ids for item in self.items], errors=self.errors)
 
     @cached_property
     def answers(self) -> Answers:
@@ -60,11 +57,8 @@ class Batch:
 
     def effects(self, by: By | None) -> Effects:
         """What each latent does, or, with None, its activation alone."""
-        parts = []
-        for place, (number, at, item) in enumerate(zip(self.numbers, self.passes, self.items, strict=True)):
-            with of_prompt(number):
-                parts.append(effects_at(self.replaced, at, item, by, self.positions, self.budget, place))
-        return joined(parts)
+        with of_prompts(self.numbers):
+            return effects_of(self.replaced, self.passes, self.items, by, self.positions, self.budget)
 
 
 Rows = tuple["pd.DataFrame", "pd.DataFrame"]

@@ -10,12 +10,12 @@ import torch
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.causal.tasks import results as stored
-from attrib.causal.tasks.effects import BUDGET
 from attrib.causal.tasks.examples import Example, Item, Task, digest, encoded
 from attrib.causal.tasks.frames import FRAMES, joined_frames
 from attrib.causal.tasks.memory import Phases
 from attrib.causal.tasks.operations import Batch, Operation, names_of, operations_of, rows_of
 from attrib.causal.tasks.results import TaskResults
+from attrib.causal.tasks.spliced import BUDGET
 from attrib.core.lock import held
 from attrib.core.positions import PositionsLike, plain_positions
 from attrib.core.room import memory_named
