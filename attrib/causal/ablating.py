@@ -14,7 +14,7 @@ affine in the a_i. Then (to_i - a_i) · ∂read/∂a_i is the change exactly, an
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +33,9 @@ from attrib.core.types import EXACT, BudgetError, InputError, Policy, Progress, 
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model, embed, place, unembed
+from attrib.passes.behind import base_site, batches
 from attrib.passes.beside import Recorded, read_beside, walk_beside
 from attrib.paths.targets import LogitsLike, as_logits, read_site, top_tokens
-
-ROWS = 1024
-"""Rows of a batch at most: with more of them products are not faster."""
 
 
 @memory_named("ablating")
@@ -148,7 +146,7 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
     kept: list[tuple[Tensor, Tensor]] = []
     values: dict[Site, Tensor] = {}
     under_way = Pass(clean, {})
-    wanted = {start, model.config.last, _base_of(start)}
+    wanted = {start, model.config.last, base_site(start) or start}
     begin, put = Site(0, "resid_pre"), partial(made.stands, under_way)
     walked = walk_beside(model, clean.recorded, begin, embedded, policy=made.policy, put=put, kept=kept)
     for site, value in walked:
@@ -160,13 +158,6 @@ def _ground(made: Splice, ids: Int[Tensor, " positions"], what: Any) -> Ground:
     last = values[model.config.last]
     read, labels, base = _base(made, clean, last, what)
     return Ground(clean, recorded, under_way, cut.latents, cut.scale.scale, start, last, read, base, labels)
-
-
-def _base_of(start: Site) -> Site:
-    """The stream to which what is written there is added; itself, where it is the stream."""
-    if start.is_residual:
-        return start
-    return Site(start.layer, "resid_mid" if start.kind in ("mlp_in", "mlp_out") else "resid_pre")
 
 
 def _base(
@@ -230,7 +221,8 @@ class _Prompt(NamedTuple):
             moved = under_way.moved.get(0, {})
             under_way.moved[0] = {at: moved[at] + part if at in moved else part for at, part in by_place.items()}
         x = ground.recorded.values[start][rows] + by_place[start]
-        base = None if start.is_residual else ground.recorded.values[_base_of(start)][rows].expand(*x.shape[:-1], -1)
+        beneath = base_site(start)
+        base = None if beneath is None else ground.recorded.values[beneath][rows].expand(*x.shape[:-1], -1)
         walked = walk_beside(
             model, ground.recorded, start, x, base, first=first, policy=made.policy, held=ground.clean.recorded,
             put=partial(made.stands, under_way),
@@ -269,15 +261,14 @@ def _by_passes(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Tensor,
 
 def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
     """Ablations that go on together, by the position at which the first of them begins."""
-    begins = prompt.active.position[sets].amin(-1)
-    order = begins.argsort(stable=True)
-    for first, group in groupby(order.tolist(), key=lambda n: int(begins[n])):
-        members = torch.tensor(list(group), device=sets.device)
-        rows = prompt.length - first
+
+    def fit(rows: int) -> int:
         least = bytes_of(prompt.made, rows, prompt.length)
         if least > prompt.budget:
             raise BudgetError.of(prompt.budget, prompt.number, least)
-        yield from ((first, part) for part in members.split(max(1, min(prompt.budget // least, ROWS // rows))))
+        return prompt.budget // least
+
+    return batches(prompt.active.position[sets].amin(-1), prompt.length, fit)
 
 
 def bytes_of(made: Splice, rows: int, keys: int) -> int:

@@ -20,8 +20,8 @@ from attrib.causal.standing import Held
 from attrib.core.types import Effect, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, decode_at, encode_sparse, normalise_input, reconstruct, skip, split
 from attrib.models.transformer import Model, place, walk
+from attrib.passes.behind import base_site
 from attrib.passes.capture import capture
-from attrib.paths.path import base_site
 
 Change = Mapping[Site, Float[Tensor, "*batch positions _"]]
 """What is added at places, by the name that `place` gives them."""

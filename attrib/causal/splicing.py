@@ -24,7 +24,7 @@ from attrib.core.types import EXACT, Effect, ErrorAt, InputError, Policy, Site, 
 from attrib.dictionaries.dictionary import Dictionary, decode, encode, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model, unembed, walk
 from attrib.passes.beside import Recorded, places_held, record, unembed_beside, walk_beside
-from attrib.passes.replacement import Cut, Replacement, put_together, written_by, written_from
+from attrib.passes.replacement import Cut, Replacement, put_together, rows_of, written_by, written_from
 
 Errors = bool | Literal["live"]
 """What becomes of what a dictionary does not decode: held as it is without edits, left out, or computed along the pass."""
@@ -185,7 +185,7 @@ class Splice:
         cut = None if is_total else rows_of(under_way.clean.cuts[number], under_way.first)
         moved: Tensor | None = None
         if not changes:
-            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
+            written = written_by(dictionary, x) if cut is None else written_from(dictionary, cut, x)
         else:
             scale = normalise_input(dictionary, x)[1] if cut is None else cut.scale
             before = encode(dictionary, x) if cut is None else dense(cut.latents, x.shape[-2], dictionary.d_sae)
@@ -196,7 +196,7 @@ class Splice:
             written = written + skip(dictionary, x) if dictionary.has_skip else written
             moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
         if is_live and cut is not None:
-            moved = written - on_rows(dictionary, x)
+            moved = written - written_by(dictionary, x)
         under_way.written[number] = self.at_places(number, written)
         if moved is not None and is_live:
             under_way.moved[number] = self.at_places(number, moved)
@@ -211,21 +211,6 @@ class Splice:
     def at_places(self, number: int, written: Float[Tensor, "*batch rows d_out"]) -> dict[Site, Float[Tensor, "*batch rows _"]]:
         """What a dictionary writes, by place."""
         return dict(zip(self.replaced.places[number], split(self.dictionaries[number], written).values(), strict=True))
-
-
-def on_rows(dictionary: Dictionary, x: Float[Tensor, "*batch rows d_in"]) -> Float[Tensor, "*batch rows d_out"]:
-    """What a dictionary writes where it reads x, which may have batch dimensions."""
-    return written_by(dictionary, x) if x.ndim == 2 else written_by(dictionary, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
-def rows_of(cut: Cut, first: int) -> Cut:
-    """A dictionary's leaves at the positions from `first` on, counted from there."""
-    if not first:
-        return cut
-    position, latent, value = cut.latents
-    later = position >= first
-    latents = SparseLatents(position[later] - first, latent[later], value[later])
-    return Cut(latents, type(cut.scale)(*(part[first:] for part in cut.scale)))
 
 
 def dense(latents: SparseLatents, rows: int, d_sae: int) -> Float[Tensor, "rows d_sae"]:

@@ -19,9 +19,9 @@ from attrib.core.shown import in_one_line
 from attrib.core.types import Site, SparseLatents
 from attrib.dictionaries.dictionary import decode_at, encode_sparse, normalise_input, skip, split
 from attrib.models.transformer import Model, embed, place, unembed, walk
+from attrib.passes.behind import base_site
 from attrib.passes.heads import attention_heads
 from attrib.passes.replacement import Replacement, written_by
-from attrib.paths.path import base_site
 
 Way = Literal["spliced", "zero", "mean"]
 WAYS: tuple[Way, ...] = get_args(Way)

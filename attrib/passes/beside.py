@@ -114,7 +114,7 @@ def walk_beside(
     held: Recorded | None = None,
     kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Iterator[tuple[Site, Tensor]]:
-    """Every site from `start` on with its value, at the positions from `first` on.
+    """Every site from `start` on with its value, at the positions from `first` on. Where attention is not causal, `first` is 0.
 
     Args:
         recorded: the pass whose positions before `first` are this one's too.
@@ -225,7 +225,8 @@ class _Beside:
             self.kept.append((k, v))
         if self.policy.attention == "frozen":
             return weighted(self.held.patterns[layer][..., self.first :, :].expand(*v.shape[:-2], -1, -1, -1), v)
-        seen = seen_keys(x.shape[-2], self.first + x.shape[-2], window(config, layer), x.device)
+        rows, keys = x.shape[-2], self.first + x.shape[-2]
+        seen = seen_keys(rows, keys, window(config, layer), x.device) if config.causal else x.new_ones(rows, keys, dtype=torch.bool)
         return weighted(pattern_where(q, k, seen, config.attention_scale, config.score_cap), v)
 
     def _turned(self, layer: int, projected: Projected) -> Heads:
