@@ -28,7 +28,7 @@ from attrib.engine.plan.task import Task
 from attrib.engine.precision import Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task, task_of
 from attrib.engine.transforms import WorkingMemory, with_writes, working_memory
-from attrib.models.transformer import Model
+from attrib.models.transformer import Model, width
 from attrib.paths.ends import stop_site
 from attrib.paths.path import Asked, path_of, start_site
 
@@ -133,7 +133,10 @@ class Needs:
     def passes(self, effects: int, length: int) -> WorkingMemory:
         """What ablations of a prompt take, whose unmoved point goes with them, beside so many effects."""
         fixed, row = self.working(length)
-        return WorkingMemory(fixed + row + effects * self.precision.path.itemsize, row)
+        itemsize, writes = self.precision.path.itemsize, () if self.source is None else self.source.writes
+        row += itemsize * length * sum(width(self.model.config, site) for site in writes[1:])
+        row += itemsize * length * max((3 * d.d_sae + d.d_in + 2 * d.d_out for d in self.cuts), default=0)  # which encode anew
+        return WorkingMemory(fixed + row + effects * itemsize, row)
 
     def _known(self, length: int) -> int:
         """Bytes that a prompt is known to need."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
+import torch
+
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, as_sources, as_target, takes
 from attrib.attribution.each import is_shared, known_ends
 from attrib.attribution.jacobian import plan_swept
@@ -11,7 +13,7 @@ from attrib.attribution.needs import Needs
 from attrib.attribution.opening import Counts, counts_known, known_task, positions_read
 from attrib.attribution.options import ErrorAs, Options, PlanOptions, check, with_options
 from attrib.attribution.planned import Plan, copied_bytes, plan_of, together
-from attrib.attribution.ruled import chunked
+from attrib.attribution.ruled import batches_of, chunked
 from attrib.core.room import memory_named
 from attrib.core.rules import Ablation, IntegratedGradients, rule_text
 from attrib.core.types import BudgetError, EdgeKind, InputError, Logits
@@ -93,7 +95,7 @@ def _plan_of_one(
     known = is_plain and opening.cuts is None and counts_known(source, target, active)
     by_rule = isinstance(needs.rule, IntegratedGradients | Ablation)
     if by_rule and opening.cuts is not None:
-        raise InputError(f"rule: {rule_text(needs.rule)} past cuts goes by torch.func, row by row, without a plan; expected no cuts here.")
+        raise InputError(f"rule: {rule_text(needs.rule)} past cuts goes without a plan; expected no cuts here.")
     if opening.cuts is not None and active is not None:
         raise InputError(f"active: {active}, but where dictionaries are put in, active latents are counted. Leave it out.")
     tasks, opened = [], Cost(opening.itemsize)
@@ -131,9 +133,9 @@ def _plan_of_rule(needs: Needs, tasks: Sequence[Task], opened: Cost, result: int
         model_pass(one, "primal", needs.model.config, [length], opening.start.depth, opening.stop.depth)
         if points:  # where targets are read anew, and their cotangents
             opening.reading_cost(one, Counts(length, task.n_sources, task.n_targets, read))
-        elif isinstance(needs.target, Dictionary) and needs.target.config.rule in COMPETING:
-            one.mm("capture", length, needs.target.d_in, needs.target.d_sae)
-        moved.take(_times(one, (points or task.n_sources) + 1))  # all sources at once, for the gap
+        else:
+            moved.take(_ablating_cost(needs, task, length))
+        moved.take(_times(one, (points or 1) + 1))  # all sources at once, for the gap; of ablations also the pass that they go beside
     planned = [plan_pack(task, needs.budget) for task in tasks] if points else []
     for pack in planned:
         whole = whole + _times(pack.cost, points)
@@ -146,6 +148,22 @@ def _plan_of_rule(needs: Needs, tasks: Sequence[Task], opened: Cost, result: int
     return Plan(
         tuple(planned), dict(whole.flops), dict(whole.bytes), max(held), None, None, result, copies, rule_text(rule), points,
     )  # fmt: skip
+
+
+def _ablating_cost(needs: Needs, task: Task, length: int) -> Cost:
+    """The passes of a prompt's ablations, each of the positions from its source on, and what is read behind them."""
+    opening, total, config = needs.opening, Cost(needs.opening.itemsize), needs.model.config
+    (counts,) = task.sources
+    begins = torch.arange(length).repeat_interleave(torch.tensor(counts))
+    if not config.causal:
+        begins = torch.zeros_like(begins)
+    for first, some in batches_of(begins, length, chunked(needs, task, length).at_once):
+        one = Cost(total.itemsize)
+        model_pass(one, "primal", config, [length - first], opening.start.depth, opening.stop.depth, before=first)
+        if isinstance(needs.target, Dictionary) and needs.target.config.rule in COMPETING:
+            one.mm("capture", length, needs.target.d_in, needs.target.d_sae)
+        total.take(_times(one, len(some) + 1))
+    return total
 
 
 def _times(cost: Cost, times: int) -> Cost:

@@ -1,7 +1,7 @@
 """Rules of attribution that are more than one gradient: what they do at a prompt's path, as rows of gradients. core/rules.py has the maths.
 
 Gradients at other points are those of the path whose sources have other values (`Path.moved`), by the same sweeps; where dictionaries
-are met on the way, of its whole function. An ablation moves the primal by one source's direction, many at a time.
+are met on the way, of its whole function. An ablation moves the primal by one source's direction, many at a time, behind its position.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import vjp
 
@@ -22,6 +22,7 @@ from attrib.engine.plan.choose import plan_pack
 from attrib.engine.plan.task import Task
 from attrib.engine.tiles import adjoint
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
+from attrib.passes.behind import batches
 from attrib.paths.path import MetricPath
 
 Point = Float[Tensor, " sources"]
@@ -134,30 +135,38 @@ def _swept(path: Path, needs: Needs, length: int, number: int, impl: Impl) -> It
 
 @torch.no_grad()
 def ablated(found: Path | MetricPath, at_once: int) -> Float[Tensor, "targets sources"]:
-    """What each target loses when each source alone is zero, `at_once` of them in one pass.
+    """What each target loses when each source alone is zero, by passes of the positions from the source on (passes/behind.py).
 
-    The point itself goes with each pass: what is not moved then comes out of the same products, and its effect as no more than zero.
+    The point itself goes with each batch: what is not moved then comes out of the same products, and its effect as no more than zero.
+
+    Args:
+        at_once: how many passes of a whole prompt go together.
     """
     value, position, direction = found.sources.value, found.sources.position, found.sources.direction
     here = found.value.reshape(1) if isinstance(found, MetricPath) else found.targets.value
     effect, wide = value.new_zeros(len(here), len(value), dtype=_wide(value)), _wide(value)
-    through, x = found.through, found.x
-    for first in range(0, len(value), at_once):
-        some = range(first, min(first + at_once, len(value)))
-        if found.reading is None or through is None or x is None:  # dictionaries are met on the way, and computed anew
-            for number in some:
-                effect[:, number] = here.to(wide) - _value_at(
-                    found, value.where(torch.arange(len(value), device=value.device) != number, 0)
-                )
-            continue
-        chosen = slice(first, some.stop)
-        points = x.repeat(len(some) + 1, 1, 1)
-        points[torch.arange(1, len(points), device=x.device), position[chosen]] -= value[chosen, None] * direction[chosen]
-        unmoved, *moved = (found.reading(reached) for reached in through.plain(points, found.base))
-        effect[:, chosen] = (unmoved.to(wide) - torch.stack(moved).to(wide)).reshape(len(some), -1).T
-    if isinstance(found, Path) and (through is None or through.model.config.causal):
+    assert found.known is not None
+    assert found.reading is not None
+    known = found.known()
+    length, is_causal = len(known.reached), known.model.config.causal
+    begins = position if is_causal else torch.zeros_like(position)
+    for first, some in batches_of(begins, length, at_once):
+        moved = direction.new_zeros(len(some) + 1, length - first, direction.shape[1])
+        moved[torch.arange(1, len(moved), device=moved.device), position[some] - first] = -value[some, None] * direction[some]
+        unmoved, *others = (found.reading(reached, first) for reached in known.behind(moved, first))
+        effect[:, some] = (unmoved.to(wide) - torch.stack(others).to(wide)).reshape(len(some), -1).T
+    if isinstance(found, Path) and is_causal:
         effect.masked_fill_(found.targets.position[:, None] < position, 0)  # attention looks back
     return effect
+
+
+def batches_of(begins: Int[Tensor, " sources"], length: int, at_once: int) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
+    """Ablations that go together with one pass of nothing ablated: the position at which they begin, and their numbers.
+
+    Args:
+        at_once: how many passes of the whole prompt go together.
+    """
+    return batches(begins, length, lambda rows: at_once * length // rows, beside=1)
 
 
 def _slopes(found: Path | MetricPath, effect: Float[Tensor, "targets sources"]) -> Float[Tensor, "targets sources"]:

@@ -15,7 +15,7 @@ affine in the a_i. Then (to_i - a_i) · ∂read/∂a_i is the change exactly, an
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +34,9 @@ from attrib.core.types import EXACT, BudgetError, InputError, Policy, Progress, 
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model, base_site, embed, place, unembed
+from attrib.passes.behind import batches
 from attrib.passes.beside import Recorded, read_beside, walk_beside
-from attrib.passes.packed import ROWS, widest
+from attrib.passes.packed import widest
 from attrib.paths.targets import LogitsLike, as_logits, read_site, top_tokens
 
 
@@ -226,8 +227,8 @@ class _Prompt(NamedTuple):
             moved = under_way.moved.get(0, {})
             under_way.moved[0] = {at: moved[at] + part if at in moved else part for at, part in by_place.items()}
         x = ground.recorded.values[start][rows] + by_place[start]
-        at = base_site(start)
-        base = None if at is None else ground.recorded.values[at][rows].expand(*x.shape[:-1], -1)
+        beneath = base_site(start)
+        base = None if beneath is None else ground.recorded.values[beneath][rows].expand(*x.shape[:-1], -1)
         walked = walk_beside(
             model, ground.recorded, start, x, base, first=first, policy=made.policy, held=ground.clean.recorded,
             put=partial(made.stands, under_way),
@@ -266,15 +267,15 @@ def _by_passes(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Float[Tensor,
 
 def _batches(prompt: _Prompt, sets: Int[Tensor, "sets size"]) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
     """Ablations that go on together, by the position at which the first of them begins."""
-    begins = [prompt.first_moved(position) for position in prompt.active.position[sets].amin(-1).tolist()]
-    order = sorted(range(len(sets)), key=lambda n: begins[n])
-    for first, group in groupby(order, key=lambda n: begins[n]):
-        members = torch.tensor(list(group), device=sets.device)
-        rows = prompt.length - first
+
+    def fit(rows: int) -> int:
         least = bytes_of(prompt.made, rows, prompt.length)
         if least > prompt.budget:
             raise BudgetError.of(prompt.budget, prompt.number, least)
-        yield from ((first, part) for part in members.split(max(1, min(prompt.budget // least, ROWS // rows))))
+        return prompt.budget // least
+
+    begins = [prompt.first_moved(position) for position in prompt.active.position[sets].amin(-1).tolist()]
+    return batches(torch.tensor(begins, dtype=torch.int64, device=sets.device), prompt.length, fit)
 
 
 def bytes_of(made: Splice, rows: int, keys: int) -> int:

@@ -211,9 +211,9 @@ class Splice:
             if is_live and is_total:
                 moved = (after - before) @ dictionary.decoder().to(x.dtype) * scale.scale
         else:
-            written = on_rows(dictionary, x) if cut is None else written_from(dictionary, cut, x)
+            written = written_by(dictionary, x) if cut is None else written_from(dictionary, cut, x)
         if is_live and cut is not None and written is not None:
-            moved = written - on_rows(dictionary, x)
+            moved = written - written_by(dictionary, x)
         if written is not None:
             under_way.written[number] = self.at_places(number, written)
         if moved is not None:
@@ -229,11 +229,6 @@ class Splice:
     def at_places(self, number: int, written: Float[Tensor, "*batch rows d_out"]) -> dict[Site, Float[Tensor, "*batch rows _"]]:
         """What a dictionary writes, by place."""
         return dict(zip(self.replaced.places[number], split(self.dictionaries[number], written).values(), strict=True))
-
-
-def on_rows(dictionary: Dictionary, x: Float[Tensor, "*batch rows d_in"]) -> Float[Tensor, "*batch rows d_out"]:
-    """What a dictionary writes where it reads x, which may have batch dimensions."""
-    return written_by(dictionary, x) if x.ndim == 2 else written_by(dictionary, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 def dense(latents: SparseLatents, rows: int, d_sae: int) -> Float[Tensor, "rows d_sae"]:

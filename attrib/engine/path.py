@@ -12,6 +12,7 @@ from attrib.core.types import Site
 from attrib.engine.blocks.passing import NOTHING, Between
 from attrib.engine.segment import Segment
 from attrib.engine.sweep.primal import Streams
+from attrib.passes.behind import Known
 
 
 class Sources(NamedTuple):
@@ -67,8 +68,10 @@ class Path:
     """The sources' values at another prompt, where the path was opened beside one."""
     moved: "Callable[[Float[Tensor, ' sources']], Path] | None" = None
     """The path where the sources have other values, with its own primal: what it reads there, competition included. Where asked for."""
-    reading: Callable[[Float[Tensor, "positions width_b"]], Float[Tensor, " targets"]] | None = None
-    """The targets' values where another value stands at the path's end, competition included. Where asked for, and no dictionary is met."""
+    known: Callable[[], Known] | None = None
+    """The primal as a pass that others go beside, from what the sources write to where it is read. Where asked for."""
+    reading: Callable[[Float[Tensor, "rows width"], int], Float[Tensor, " targets"]] | None = None
+    """The targets' values where this stands at the end of `known`, from a first position on, competition included. Where asked for."""
 
     def __repr__(self) -> str:
         what = "tokens" if self.from_tokens else "latents"

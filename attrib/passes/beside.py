@@ -135,7 +135,7 @@ def walk_beside(
     kept: list[tuple[Tensor, Tensor]] | None = None,
     packed: Packed = ALONE,
 ) -> Iterator[tuple[Site, Tensor]]:
-    """Every site from `start` on with its value, at the positions from `first` on.
+    """Every site from `start` on with its value, at the positions from `first` on. Where attention is not causal, `first` is 0.
 
     Args:
         recorded: the pass whose positions before `first` are this one's too.

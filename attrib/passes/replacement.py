@@ -50,7 +50,7 @@ from attrib.dictionaries.dictionary import (
 )
 from attrib.dictionaries.fit import fitted
 from attrib.models.tokens import TokensLike, to_batch
-from attrib.models.transformer import Model, check_site, embed, place, unembed, walk
+from attrib.models.transformer import Model, Put, check_site, embed, place, unembed, walk
 from attrib.passes.capture import capture
 from attrib.passes.packed import ALONE, Packed
 
@@ -109,13 +109,15 @@ def written_from(dictionary: Dictionary, cut: Cut, x: Float[Tensor, "positions d
     return decoded + skip(dictionary, x) if dictionary.has_skip else decoded
 
 
-def written_by(dictionary: Dictionary, x: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_out"]:
-    """What a dictionary writes where it reads x: `reconstruct`, holding only active latents where x is one prompt.
+def written_by(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> Float[Tensor, "*batch positions d_out"]:
+    """What a dictionary writes where it reads x: `reconstruct`, holding only active latents where x is one prompt or a batch.
 
     Which latents are active is a matter of data, and their number differs between members of a vmap: there, all are held.
     """
     if _is_batched(x):
         return reconstruct(dictionary, x)
+    if x.ndim > 2:
+        return written_by(dictionary, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     position, latent, _ = encode_sparse(dictionary, x.detach())
     value = encode_at(selected(dictionary), x, position, latent)
     decoded = decode_at(dictionary, value, position, latent, normalise_input(dictionary, x)[1])
@@ -151,7 +153,10 @@ class _Pass(NamedTuple):
     held: Mapping[int, Cut]
     constant: Mapping[Site, Tensor]
     read: dict[int, Tensor]
-    decoded: dict[Site, Tensor]
+    written: dict[int, dict[Site, Tensor]]
+    """What each dictionary writes, by place."""
+    given: Site | None = None
+    """A place whose value is given, so that what writes there is not asked."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ class Replacement:
         Raises:
             InputError: for leaves of another replacement, an unknown effect, or sources that are not there.
         """
-        return self._logits(self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, {}))
+        return self._logits(self._walk(leaves.embedded, self.held(leaves, effect, sources), leaves.errors if errors else None, {}))
 
     def run(self, x: TokensLike | Float[Tensor, "positions d_model"], errors: Errors | None = None) -> Float[Tensor, "positions d_vocab"]:
         """Logits on the total way from tokens, or embedded tokens, alone: no latent is a leaf.
@@ -281,7 +286,7 @@ class Replacement:
         places = {place(self.model, site) for site in wanted}
         found: dict[Site, Tensor] = {}
         read: dict[int, Tensor] = {}
-        for at, value in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
+        for at, value in self._walk(leaves.embedded, self.held(leaves, effect, sources), leaves.errors if errors else None, read):
             if at in places:
                 found[at] = value
             if found.keys() == places:
@@ -297,7 +302,7 @@ class Replacement:
             InputError: as `forward`.
         """
         read: dict[int, Tensor] = {}
-        for _ in self._walk(leaves.embedded, self._held(leaves, effect, sources), leaves.errors if errors else None, read):
+        for _ in self._walk(leaves.embedded, self.held(leaves, effect, sources), leaves.errors if errors else None, read):
             if len(read) == len(self.dictionaries):
                 break
         return tuple(read[number] for number in range(len(self.dictionaries)))
@@ -325,13 +330,28 @@ class Replacement:
         put = partial(self._put, _Pass(held, constant, read, {}))
         return walk(self.model, Site(0, "resid_pre"), embedded, policy=self.policy, put=put, attention=self.packed.attend)
 
+    def putting(
+        self, held: Mapping[int, Cut], errors: Mapping[Site, Tensor], written: dict[int, dict[Site, Tensor]], given: Site | None = None
+    ) -> Put:
+        """What stands at each place of one pass, for `walk`, whose values may have batch dimensions.
+
+        Args:
+            held: the dictionaries whose latents are given; the others are computed.
+            errors: by place.
+            written: what dictionaries write that have read already; what others write is added to it as they read.
+            given: a place that already has its dictionaries' values.
+        """
+        return partial(self._put, _Pass(held, errors, {}, written, given))
+
     def _put(self, so_far: "_Pass", at: Site, value: Tensor) -> Tensor:
         """What stands at a place, after the dictionaries that read and write there and before others that read there."""
         own, others = self.readers.get(at, ((), ()))
-        for number in own:
-            self._read(so_far, number, value)
-        if (decoded := so_far.decoded.get(at)) is not None:
-            value = decoded + so_far.constant[at] if at in so_far.constant else decoded
+        if at != so_far.given:
+            for number in own:
+                self._read(so_far, number, value)
+            if parts := [written[at] for written in so_far.written.values() if at in written]:
+                decoded = sum(parts[1:], parts[0])
+                value = decoded + so_far.constant[at] if at in so_far.constant else decoded
         for number in others:
             self._read(so_far, number, value)
         return value
@@ -341,8 +361,7 @@ class Replacement:
         dictionary, cut = self.dictionaries[number], so_far.held.get(number)
         so_far.read[number] = x
         written = written_by(dictionary, x) if cut is None else written_from(dictionary, cut, x)
-        for at, part in zip(self.places[number], split(dictionary, written).values(), strict=True):
-            so_far.decoded[at] = so_far.decoded[at] + part if at in so_far.decoded else part
+        so_far.written[number] = dict(zip(self.places[number], split(dictionary, written).values(), strict=True))
 
     def _logits(self, walked: Iterator[tuple[Site, Tensor]]) -> Float[Tensor, "positions d_vocab"]:
         for _, value in walked:
@@ -355,8 +374,8 @@ class Replacement:
             raise InputError(f"tokens: shape {list(ids.shape)}; expected one prompt, [positions] with at least one. Call once for each.")
         return ids
 
-    def _held(self, leaves: CutLeaves, effect: Effect, sources: Iterable[int]) -> dict[int, Cut]:
-        """The dictionaries that are taken from the leaves."""
+    def held(self, leaves: CutLeaves, effect: Effect, sources: Iterable[int]) -> dict[int, Cut]:
+        """The dictionaries that are taken from the leaves, by their numbers. Raises InputError as `forward`."""
         self._checked(leaves.errors)
         count, chosen = len(self.dictionaries), tuple(sources)
         if len(leaves.cuts) != count:

@@ -18,6 +18,7 @@ from attrib.core.types import Effect, InputError, Logits, Policy, Site, SparseLa
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
 from attrib.engine.blocks.passing import Between, Passing, place_of
 from attrib.models.transformer import Model, embed, place
+from attrib.passes.behind import Known, known_replaced
 from attrib.passes.replacement import CutLeaves, Replacement, put_together
 
 
@@ -97,6 +98,14 @@ class Cuts:
             return self.replaced.values(leaves, [site], effect=self.effect, sources=self.leaves_of)[site]
 
         return value_at_site
+
+    def known(self, tokens: Int[Tensor, " positions"], error: bool, writes: Sequence[Site], site: Site) -> Known:
+        """The pass to a site that others go beside.
+
+        Args:
+            writes: where the source writes, up to the path's end; none where tokens are the source.
+        """
+        return known_replaced(self.replaced, self.leaves(tokens, error), self.effect, self.leaves_of, writes, site)
 
     def _with(self, leaves: CutLeaves, also: SparseLatents | None) -> CutLeaves:
         """Leaves whose first dictionary has other latents among its own."""

@@ -12,6 +12,7 @@ as one plain function, for torch.func and for people who compose.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from attrib.engine.segment import Segment, segment
 from attrib.engine.sweep.primal import Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
 from attrib.models.transformer import Model, ModelConfig, base_site, embed, place, unembed, walk
+from attrib.passes.behind import Known, known_pass
 from attrib.passes.capture import capture
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.ends import beside, read_at, read_end, stop_site
@@ -85,6 +87,8 @@ class _Opening(NamedTuple):
     """Of the sources, to what stands at the path's beginning; None where there are cuts."""
     other: Float[Tensor, " sources"] | None = None
     """The sources' values at the other prompt."""
+    known: Callable[[], Known] | None = None
+    """The primal as a pass that others go beside, from the sources to what is read at the end of `function`."""
 
 
 class Asked(NamedTuple):
@@ -137,8 +141,9 @@ def _open(
 
     other = _other_values(head.sources, also) if asked.other is not None else None
     return _Opening(
-        head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function, head.enter, other
-    )
+        head.sources, run, x, stream, true_b, reached[stop], streams, seen[site], (start,), NOTHING, (), function, head.enter, other,
+        partial(known_pass, model, start, stop, x, stream),
+    )  # fmt: skip
 
 
 def _other(
@@ -238,9 +243,10 @@ def _open_cut(
         read = [every[number] for number in cuts.passed]  # none reads beyond `stop`, before which it writes
     function = cuts.function(tokens, site, error, sources.latent if is_error_source else None, beside, also)
     other = None if beside is None and also is None else _other_values(sources, also)
+    known = partial(cuts.known, tokens, error, writes if source is not None else (), site)
     return _Opening(
         sources, run, reached[start], base, seen[stop], reached[stop], {at: reached[at] for at in sites}, seen[site], writes,
-        cuts.between(read), active, function, None, other,
+        cuts.between(read), active, function, None, other, known,
     )  # fmt: skip
 
 
@@ -352,15 +358,17 @@ def _movable(
     positions: Positions,
     policy: Policy,
 ) -> dict[str, Any]:
-    """What a path is elsewhere: `moved` and `reading` of Path."""
+    """What a path is elsewhere: `moved`, `known` and `reading` of Path."""
+    assert at.known is not None
+    read, known = read_at(model, target, at.read, at.true, at.read, positions, policy), cache(at.known)
+    end = site if at.enter is None else stop
 
-    read = read_at(model, target, at.read, at.true, at.read, positions, policy)
-
-    def reading(reached: Float[Tensor, "positions width_b"]) -> Float[Tensor, " targets"]:
-        rows = beside(model, site, stop, reached.index_select(0, read.position), policy)
+    def reading(behind: Float[Tensor, "rows width_b"], first: int) -> Float[Tensor, " targets"]:
+        reached = torch.cat([known().reached[:first], behind])
+        rows = beside(model, site, end, reached.index_select(0, read.position), policy)
         if not isinstance(target, Dictionary) or target.config.rule not in COMPETING:
             return read.function(rows)
-        gate = wins_at(target, beside(model, site, stop, reached, policy), read.position, read.latent)
+        gate = wins_at(target, beside(model, site, end, reached, policy), read.position, read.latent)
         return read.function(rows).where(gate, 0)
 
     @torch.no_grad()
@@ -387,7 +395,7 @@ def _movable(
             at.between, at.active, at.other,
         )  # fmt: skip
 
-    return {"moved": moved, "reading": None if at.enter is None else reading}
+    return {"moved": moved, "known": known, "reading": reading}
 
 
 @dataclass(frozen=True)
@@ -403,12 +411,10 @@ class MetricPath:
     function: Callable[[Float[Tensor, " sources"]], Float[Tensor, ""]]
     other: Float[Tensor, " sources"] | None = None
     """The sources' values at another prompt, as of `Path`."""
-    through: Segment | None = None
-    """The segment from the sources to the last stream, with `x` and `base` as of `Path`; None where dictionaries are met."""
-    x: Float[Tensor, "positions width_a"] | None = None
-    base: Float[Tensor, "positions d_model"] | None = None
-    reading: Callable[[Float[Tensor, "positions d_model"]], Float[Tensor, ""]] | None = None
-    """The metric of the last stream."""
+    known: Callable[[], Known] | None = None
+    """The primal as a pass to the last stream that others go beside. Where asked for."""
+    reading: Callable[[Float[Tensor, "rows d_model"], int], Float[Tensor, ""]] | None = None
+    """The metric where this is the last stream at the positions from a first one on, and nothing has moved before them."""
 
     def __repr__(self) -> str:
         return f"MetricPath({len(self.sources.value):,} source latents to a metric of {float(self.value):.6g})"
@@ -442,10 +448,9 @@ def metric_path(
     begin = at.function
 
     def function(values: Float[Tensor, " sources"]) -> Float[Tensor, ""]:
-        return reading(begin(values))
+        return of_logits(unembed(model, begin(values), policy=policy))
 
-    def reading(stream: Float[Tensor, "positions d_model"]) -> Float[Tensor, ""]:
-        logits = unembed(model, stream, policy=policy)
+    def of_logits(logits: Float[Tensor, "positions d_vocab"]) -> Float[Tensor, ""]:
         value = metric(logits)
         if not isinstance(value, Tensor) or value.shape != ():
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -461,6 +466,14 @@ def metric_path(
     require_finite({"the metric": value[None]}, position=torch.tensor([len(tokens) - 1]))
     (gradient,) = pull(torch.ones_like(value))
     found = MetricPath(at.sources, value, gradient, function, at.other)
-    if at.enter is None or not asked.is_movable:
+    if not asked.is_movable:
         return found
-    return replace(found, through=at.through, x=at.x, base=at.base, reading=reading)
+    assert at.known is not None
+    known = cache(at.known)
+    unmoved = cache(lambda: unembed(model, known().reached, policy=policy))
+
+    def reading(behind: Float[Tensor, "rows d_model"], first: int) -> Float[Tensor, ""]:
+        logits = unembed(model, behind, policy=policy)
+        return of_logits(torch.cat([unmoved()[:first], logits]) if first else logits)
+
+    return replace(found, known=known, reading=reading)

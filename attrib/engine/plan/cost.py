@@ -209,8 +209,14 @@ def walk(task: Task, cost: Cost) -> None:
         model_pass(cost, "primal", task.config, [len(rows) for rows in task.targets], task.start.depth, last)
 
 
-def model_pass(cost: Cost, part: Part, config: ModelConfig, lengths: Sequence[int], first: tuple[int, int], last: tuple[int, int]) -> None:
-    """All positions of prompts through the model, from behind one place to another; places by their depth."""
+def model_pass(
+    cost: Cost, part: Part, config: ModelConfig, lengths: Sequence[int], first: tuple[int, int], last: tuple[int, int], before: int = 0
+) -> None:
+    """All positions of prompts through the model, from behind one place to another; places by their depth.
+
+    Args:
+        before: how many more positions there are before those, whose keys and values are known.
+    """
     d, d_q, d_kv, tokens = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head, sum(lengths)
 
     def layers(kind: SiteKind) -> int:
@@ -218,7 +224,7 @@ def model_pass(cost: Cost, part: Part, config: ModelConfig, lengths: Sequence[in
 
     cost.mm(part, tokens, d, d_q + 2 * d_kv, batch=layers("z"))
     for length in lengths:
-        cost.mm(part, length, config.d_head, length, batch=2 * config.n_heads * layers("z"))
+        cost.mm(part, length, config.d_head, before + length, batch=2 * config.n_heads * layers("z"))
     cost.mm(part, tokens, d_q, d, batch=layers("attn_out"))
     plain_mlp(cost, part, config, tokens, layers("mlp_out"))
 
