@@ -16,7 +16,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, BeforeValidator, ByteSize, Field, model_validator
 from torch import Tensor
 
-from attrib.causal.tasks.effects import BUDGET
+from attrib.causal.tasks.spliced import BUDGET
 from attrib.causal.tasks.examples import Example, Task, as_numbers, encoded, of_numbers
 from attrib.causal.tasks.frames import FRAMES, joined_frames
 from attrib.causal.tasks.generated import GENERATED, generated_task
