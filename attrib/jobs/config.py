@@ -31,6 +31,8 @@ class PromptsOf(BaseModel, extra="forbid"):
     """Files, folders, "hf:NAME" or "-", one after another, as `attrib.runs.prompts.read` takes them."""
     form: Form | None = None
     field: str | None = None
+    corrupt: Annotated[str, Field(min_length=1)] | None = None
+    """Of rules that compare with other prompts, the key or column that holds the other prompt of each, of as many tokens."""
     split: str | None = None
     """The split that is read of paths that are data sets; None is "train"."""
     limit: Count | None = None
@@ -44,6 +46,14 @@ class PromptsOf(BaseModel, extra="forbid"):
     def _split_moves_on(self) -> "PromptsOf":
         if self.long == "split" and self.max_tokens == 1:
             raise ValueError("max_tokens must be 2 or more where long is 'split': the first may be the tokenizer's own")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_stay_whole(self) -> "PromptsOf":
+        if self.corrupt is not None and self.long != "refuse":
+            raise ValueError(f"long is {self.long!r} beside corrupt, and a pair of prompts is compared as a whole; expected 'refuse'")
+        if self.corrupt is not None and self.corrupt == self.field:
+            raise ValueError(f"corrupt and field are both {self.field!r}; expected two keys")
         return self
 
 
@@ -72,11 +82,15 @@ class JobFile(Work):
         return self
 
     @model_validator(mode="after")
-    def _compares_with_nothing(self) -> "JobFile":
-        if takes_other(self.rule):
+    def _has_the_pairs_that_its_rule_takes(self) -> "JobFile":
+        rule, corrupt = rule_text(self.rule), self.prompts.corrupt
+        if takes_other(self.rule) and corrupt is None:
             raise ValueError(
-                f"rule: {rule_text(self.rule)} compares each prompt with another, and a job has one list. Use `attrib run`, or the "
-                "attributions in Python."
+                f"prompts.corrupt: missing, and the rule {rule} compares each prompt with another; name the key or column that holds it."
+            )
+        if corrupt is not None and not takes_other(self.rule):
+            raise ValueError(
+                f"prompts.corrupt: no effect on the rule {rule}; leave it out, or choose rule = 'patching' or 'ig:16:corrupt'."
             )
         return self
 

@@ -5,6 +5,7 @@
     ├── prompts/            the prompts as token ids, in the order of the shards: fixed
     │   ├── ids.npy         int32 [tokens]
     │   ├── ptr.npy         int64 [prompts + 1]    the tokens of each prompt
+    │   ├── corrupt.npy     int32 [tokens]         of a rule that compares with other prompts, theirs
     │   ├── number.npy      int64 [prompts]        its number among all that were read
     │   ├── shards.jsonl    id, prompts and tokens of each shard
     │   ├── split.jsonl     documents that became several prompts: the first one's number, how many
@@ -88,6 +89,16 @@ class Shard(NamedTuple):
         return f"{self.number:06d}-{self.id[:16]}"
 
 
+class ShardPrompts(NamedTuple):
+    """What a shard is made of."""
+
+    tokens: list[Int[Tensor, " _"]]
+    numbers: Int64[np.ndarray, " prompts"]
+    """Of each prompt, among all that were read."""
+    corrupt: list[Int[Tensor, " _"]] | None
+    """The prompt that each is compared with."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job's folder and what was fixed when it was made. `open_job` makes one."""
@@ -121,25 +132,28 @@ class Job:
         """Where it is written why a shard failed."""
         return self.folder / FAILURES / f"{shard.name}.json"
 
-    def prompts(self, shard: Shard) -> tuple[list[Int[Tensor, " _"]], Int64[np.ndarray, " prompts"]]:
-        """A shard's prompts, and their numbers among all that were read.
+    def prompts(self, shard: Shard) -> ShardPrompts:
+        """A shard's prompts.
 
         Raises:
             FormatError: where they are not those that the shard's id was made of.
         """
-        arrays = {name: _array(self.folder, self.folder / PROMPTS / f"{name}.npy") for name in ("ids", "ptr", "number")}
+        names = ["ids", "ptr", "number"] + ["corrupt"] * (self.config.prompts.corrupt is not None)
+        arrays = {name: _array(self.folder, self.folder / PROMPTS / f"{name}.npy") for name in names}
         ptr = np.asarray(arrays["ptr"][shard.first : shard.stop + 1])
         number = np.asarray(arrays["number"][shard.first : shard.stop])
         # held against what the shard should have before any of it is read
         rises = len(ptr) == len(number) + 1 == shard.stop - shard.first + 1 and bool((ptr[1:] > ptr[:-1]).all())
         fits = rises and ptr[0] >= 0 and int(ptr[-1]) - int(ptr[0]) == shard.tokens
-        ids = arrays["ids"][int(ptr[0]) : int(ptr[-1])] if fits else arrays["ids"][:0]
-        if not fits or len(ids) != shard.tokens or shard_id(self.identity, number, ptr, ids) != shard.id:
+        ids, *others = (arrays[name][int(ptr[0]) : int(ptr[-1])] if fits else arrays[name][:0] for name in ("ids", *names[3:]))
+        is_whole = fits and all(len(column) == shard.tokens for column in (ids, *others))
+        if not is_whole or shard_id(self.identity, number, ptr, ids, *others) != shard.id:
             raise FormatError(
                 f"{self.folder / PROMPTS}: the prompts of shard {shard.name}, or {JOB}, are not what they were. Make the job again."
             )
-        tokens = torch.from_numpy(np.asarray(ids, np.int64))
-        return list(tokens.split(np.diff(ptr).tolist())), number
+        lengths = np.diff(ptr).tolist()
+        each = [list(torch.from_numpy(np.asarray(column, np.int64)).split(lengths)) for column in (ids, *others)]
+        return ShardPrompts(each[0], number, each[1] if others else None)
 
 
 def places_of(path: Path) -> dict[str, str]:
@@ -160,11 +174,15 @@ def identity(config: Mapping[str, Any], model: str, tokenizer: str | None, dicti
 
 
 def shard_id(
-    identity: bytes, number: Int64[np.ndarray, " prompts"], ptr: Int64[np.ndarray, " prompts_plus_1"], ids: Int[np.ndarray, " tokens"]
+    identity: bytes, number: Int64[np.ndarray, " prompts"], ptr: Int64[np.ndarray, " prompts_plus_1"], *ids: Int[np.ndarray, " tokens"]
 ) -> str:
-    """Hash of a job's identity and of a shard's prompts, in hexadecimal digits."""
+    """Hash of a job's identity and of a shard's prompts, in hexadecimal digits.
+
+    Args:
+        ids: of the prompts, and of those that they are compared with, where there are any.
+    """
     found = hashlib.sha256(identity)
-    for column in (number, np.diff(ptr), ids):
+    for column in (number, np.diff(ptr), *ids):
         found.update(np.ascontiguousarray(column, "<i8").tobytes())
     return found.hexdigest()
 

@@ -26,7 +26,8 @@ from attrib.jobs.config import JobFile, PromptsOf, ShardsOf, confined
 from attrib.jobs.folder import FAILURES, JOB, PROMPTS, RECORDS, SHARDS, Fixed, Job, identity, open_job, shard_id
 from attrib.jobs.ids import parts_of
 from attrib.jobs.refusals import Refusals
-from attrib.runs.prompts import Given, check_effect, read, uses
+from attrib.models.transformer import Model
+from attrib.runs.prompts import Given, check_effect, read, read_pairs, uses
 from attrib.runs.spec import Loaded, load
 from attrib.store.columns import packages
 
@@ -58,7 +59,8 @@ def make(folder: Path, config: JobFile, beside: Path, *, allowed: Sequence[Path]
     context = loaded.model.config.n_ctx
     if (most := config.prompts.max_tokens or context) > context:
         raise InputError(f"prompts.max_tokens: {most:,}, more than the {context:,} that the model reads. Give fewer.")
-    loaded.check([torch.zeros(least_length(config.positions, context), dtype=torch.int64)])
+    example = [torch.zeros(least_length(config.positions, context), dtype=torch.int64)]
+    loaded.check(example, example if config.prompts.corrupt is not None else None)
     target = folder.resolve()  # of "jobs/.." too, which has no name to build beside
     with built(target) as building:
         for inner in (PROMPTS, SHARDS, RECORDS, FAILURES):
@@ -86,13 +88,16 @@ def _source(name: str, beside: Path, allowed: Sequence[Path]) -> str | Path:
 
 @dataclass
 class _Bucket:
-    """Prompts of about one length, on the disk: their ids, and of each its number and length."""
+    """Prompts of about one length, on the disk: their ids, and of each its number and length; and those that they are compared with."""
 
     ids: BinaryIO
     index: BinaryIO
+    corrupt: BinaryIO
 
-    def add(self, number: int, ids: Tensor) -> None:
+    def add(self, number: int, ids: Tensor, corrupt: Tensor | None) -> None:
         self.ids.write(ids.numpy().astype("<i4").tobytes())
+        if corrupt is not None:
+            self.corrupt.write(corrupt.numpy().astype("<i4").tobytes())
         self.index.write(np.array([number, len(ids)], "<i8").tobytes())
 
 
@@ -115,8 +120,12 @@ def _write_prompts(
         buckets: dict[int, _Bucket] = {}
         log, split = (opened.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8")) for name in ("refused", "split"))
         refusals = Refusals(log)
-        for found in _limited(config.prompts, sources, allowed):
+        for found, other in _limited(config.prompts, sources, allowed):
             parts, fault = parts_of(loaded.model, given, found, config.prompts)
+            corrupt: Tensor | None = None
+            if other is not None and parts:
+                corrupt, fault = _corrupt_of(loaded.model, given, parts[0], other, config.prompts)
+                parts = parts if corrupt is not None else []
             if not parts:
                 refusals.add(given, found.where, fault)
             if len(parts) > 1:
@@ -124,9 +133,9 @@ def _write_prompts(
             for number, ids in enumerate(parts, given):
                 key = bucket_of(len(ids))
                 if key not in buckets:
-                    pair = [opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b")) for what in ("ids", "index")]
-                    buckets[key] = _Bucket(*pair)
-                buckets[key].add(number, ids)
+                    files = [opened.enter_context((folder / f"bucket-{key}.{what}").open("w+b")) for what in ("ids", "index", "corrupt")]
+                    buckets[key] = _Bucket(*files)
+                buckets[key].add(number, ids, corrupt)
             given += max(1, len(parts))
             if progress:
                 progress(given, -1)
@@ -145,18 +154,32 @@ def _write_prompts(
         )  # fmt: skip
         who = identity(facts.config, facts.model, facts.tokenizer, facts.dictionaries)
         ordered = [buckets[key] for key in sorted(buckets)]
-        prompts, tokens = _lay_out(folder, ordered, config.shards, who)
+        prompts, tokens = _lay_out(folder, ordered, config.shards, who, are_pairs=config.prompts.corrupt is not None)
     for left in folder.glob("bucket-*"):
         left.unlink()
     return facts.model_copy(update={"prompts": prompts, "tokens": tokens})
 
 
-def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[Given]:
+def _corrupt_of(model: Model, number: int, ids: Tensor, other: Given, of: PromptsOf) -> tuple[Tensor | None, str]:
+    """The token ids of the prompt that one is compared with, or what is wrong with the pair."""
+    parts, fault = parts_of(model, number, other, of)
+    if not parts:
+        return None, f"has a corrupt prompt that {fault}"
+    if len(parts[0]) != len(ids):
+        return None, f"has {len(ids)} tokens, and its corrupt prompt {len(parts[0])}; expected as many"
+    return parts[0], ""
+
+
+def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Path]) -> Iterator[tuple[Given, Given | None]]:
+    """The prompts, each with the one that it is compared with, where pairs are asked for."""
     options = {"field": of.field, "split": of.split}
 
-    def prompts_of(source: str | Path) -> Iterator[Given]:
+    def prompts_of(source: str | Path) -> Iterator[tuple[Given, Given | None]]:
         used = {name: value for name, value in options.items() if name in uses(source, of.form)}
-        return read(source, form=of.form, allowed=allowed, **used)
+        if of.corrupt is not None:
+            yield from read_pairs(source, of.corrupt, form=of.form, allowed=allowed, **used)
+        else:
+            yield from ((found, None) for found in read(source, form=of.form, allowed=allowed, **used))
 
     return islice((found for source in sources for found in prompts_of(source)), of.limit)
 
@@ -164,8 +187,8 @@ def _limited(of: PromptsOf, sources: Sequence[str | Path], allowed: Sequence[Pat
 # ----------------------------------------------------------------------------------------------- shards
 
 
-def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: bytes) -> tuple[int, int]:
-    """Write ids, ptr and number in the order of the shards, and the shards' listing. Returns (prompts, tokens)."""
+def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: bytes, *, are_pairs: bool) -> tuple[int, int]:
+    """Write ids, ptr and number in the order of the shards, of pairs also corrupt, and the shards' listing. Returns (prompts, tokens)."""
     counts = [(bucket.ids.tell() // 4, bucket.index.tell() // 16) for bucket in buckets]
     tokens, prompts = (sum(column) for column in zip(*counts, strict=True))
     with ExitStack() as opened:
@@ -173,11 +196,13 @@ def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: by
             opened.enter_context(_column(folder / f"{name}.npy", dtype, length))
             for name, dtype, length in (("ids", "<i4", tokens), ("ptr", "<i8", prompts + 1), ("number", "<i8", prompts))
         )
+        corrupt = opened.enter_context(_column(folder / "corrupt.npy", "<i4", tokens)) if are_pairs else None
         listing = opened.enter_context((folder / "shards.jsonl").open("w", encoding="utf-8"))
         ptr.write(np.zeros(1, "<i8").tobytes())
         before = 0
         for bucket, (_, rows) in zip(buckets, counts, strict=True):
             bucket.ids.seek(0)
+            bucket.corrupt.seek(0)
             bucket.index.seek(0)
             for index in _cut(bucket.index, rows, limits):
                 length = int(index[:, 1].sum())
@@ -186,7 +211,12 @@ def _lay_out(folder: Path, buckets: Sequence[_Bucket], limits: ShardsOf, who: by
                 ids.write(raw)
                 ptr.write(ends.astype("<i8").tobytes())
                 number.write(index[:, 0].astype("<i8").tobytes())
-                name = shard_id(who, index[:, 0], np.concatenate([[before], ends]), np.frombuffer(raw, "<i4"))
+                columns = [np.frombuffer(raw, "<i4")]
+                if corrupt is not None:
+                    others = bucket.corrupt.read(4 * length)
+                    corrupt.write(others)
+                    columns.append(np.frombuffer(others, "<i4"))
+                name = shard_id(who, index[:, 0], np.concatenate([[before], ends]), *columns)
                 listing.write(json.dumps({"id": name, "prompts": len(index), "tokens": length}) + "\n")
                 before += length
     return prompts, tokens

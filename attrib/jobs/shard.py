@@ -78,10 +78,11 @@ def compute(ready: Ready, shard: Shard) -> Computed:
         Overwritten: where it was computed with other weights than were hashed.
     """
     begun = time.perf_counter()
-    prompts, numbers = ready.job.prompts(shard)
+    prompts, numbers, corrupt = ready.job.prompts(shard)
     left, refused = list(range(len(prompts))), []
     while True:  # what is left is computed as if the others had never been there
-        results, wrong = _attribute(ready.loaded, [prompts[index] for index in left]) if left else ([], {})
+        others = None if corrupt is None else [corrupt[index] for index in left]
+        results, wrong = _attribute(ready.loaded, [prompts[index] for index in left], others) if left else ([], {})
         refused += [Refused(number=int(numbers[left[at]]), reason=reason) for at, reason in wrong.items()]
         left = [index for at, index in enumerate(left) if at not in wrong]
         if not wrong:
@@ -110,21 +111,26 @@ def commit(ready: Ready, computed: Computed) -> Record:
     return record
 
 
-def _attribute(loaded: Loaded, prompts: Sequence[Tensor]) -> tuple[Results, dict[int, str]]:
-    """The results of some prompts; or, where some of them cannot be attributed, which, by their place, and why."""
+def _attribute(loaded: Loaded, prompts: Sequence[Tensor], corrupt: Sequence[Tensor] | None) -> tuple[Results, dict[int, str]]:
+    """The results of some prompts; or, where some of them cannot be attributed, which, by their place, and why.
+
+    Args:
+        corrupt: the prompts that they are compared with.
+    """
     try:
-        results = loaded.attribute(prompts)
+        results = loaded.attribute(prompts, corrupt=corrupt)
     except _OF_A_PROMPT:
-        if wrong := {at: fault for at, ids in enumerate(prompts) if (fault := _fault(loaded, ids))}:
+        pairs = [(ids, None if corrupt is None else [corrupt[at]]) for at, ids in enumerate(prompts)]
+        if wrong := {at: fault for at, pair in enumerate(pairs) if (fault := _fault(loaded, *pair))}:
             return [], wrong
         raise  # each is well alone: it is not the prompts
     return results, dict.fromkeys(not_finite(results), "its edges are not finite numbers")
 
 
-def _fault(loaded: Loaded, ids: Tensor) -> str:
+def _fault(loaded: Loaded, ids: Tensor, corrupt: Sequence[Tensor] | None) -> str:
     """What is raised at one prompt alone."""
     try:
-        loaded.attribute([ids])
+        loaded.attribute([ids], corrupt=corrupt)
     except _OF_A_PROMPT as error:
         return str(error).replace("prompt 0", "it")
     return ""

@@ -66,7 +66,7 @@ def verify(
 
 
 def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
-    prompts, numbers = job.prompts(shard)
+    prompts, numbers, corrupt = job.prompts(shard)
     left_out = {one.number for one in record.refused}
     if record.sha256 is None:
         if left_out != set(numbers.tolist()):
@@ -77,13 +77,18 @@ def _faults(job: Job, shard: Shard, record: Record) -> Iterator[str]:
         yield f"its sha256 is {now}, and not {record.sha256}"
         return
     kept = {number: ids for number, ids in zip(numbers.tolist(), prompts, strict=True) if number not in left_out}
+    others = None if corrupt is None else [ids for number, ids in zip(numbers.tolist(), corrupt, strict=True) if number in kept]
     try:
-        yield from (faults_of_graphs if job.config.is_of_graphs else _faults_of_edges)(job, path, record, kept)
+        yield from (
+            faults_of_graphs(job, path, record, kept) if job.config.is_of_graphs else _faults_of_edges(job, path, record, kept, others)
+        )
     except FormatError as error:
         yield str(error)
 
 
-def _faults_of_edges(job: Job, path: Path, record: Record, kept: dict[int, Int[Tensor, " _"]]) -> Iterator[str]:
+def _faults_of_edges(
+    job: Job, path: Path, record: Record, kept: dict[int, Int[Tensor, " _"]], others: list[Int[Tensor, " _"]] | None
+) -> Iterator[str]:
     with open_shard(path) as store:
         at_fault = list(faults_of(store, least_share(job.config.keep)))
         if at_fault:
@@ -94,6 +99,8 @@ def _faults_of_edges(job: Job, path: Path, record: Record, kept: dict[int, Int[T
             yield "its prompts have other numbers than the job's"
         elif not torch.equal(store.prompts.ids, torch.cat(list(kept.values()))):
             yield "its prompts have other tokens than the job's"
+        elif others is not None and (store.prompts.corrupt is None or not torch.equal(store.prompts.corrupt, torch.cat(others))):
+            yield "its corrupt prompts have other tokens than the job's"
 
 
 def _rows(store: Store, job: Job, record: Record) -> Iterator[str]:
