@@ -39,6 +39,9 @@ def _options(
     ] = None,
     corrupt: Annotated[Path | None, typer.Option(help="Of rules that compare: file of other prompts, one for each, as long")] = None,
     corrupt_prompt: Annotated[list[str] | None, typer.Option(help="Such a prompt itself, in place of a file; may be repeated")] = None,
+    corrupt_field: Annotated[
+        str | None, typer.Option(help="Key of the file of prompts that holds the other prompt of each, in place of another file")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="exact, linear or relp")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
     precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
@@ -70,7 +73,8 @@ def _options(
         "model": model, "prompts": prompts, "prompt": prompt or None, "out": out, "keep": keep, "policy": policy, "dtype": dtype,
         "device": device, "method": method, "precision_rows": precision_rows, "budget": budget, "positions": _positions(position or []),
         "special_tokens": special_tokens, "error": as_error, "bias": bias or None, "rule": rule, "corrupt": corrupt,
-        "corrupt_prompt": corrupt_prompt or None, "compression": compression, "overwrite": overwrite or None,
+        "corrupt_prompt": corrupt_prompt or None, "corrupt_field": corrupt_field, "compression": compression,
+        "overwrite": overwrite or None,
     }  # fmt: skip
     of_kinds = {
         "source": source or None, "target": target or None, "cuts": cut or None, "effect": effect, "top_logits": top_logits, "mass": mass,
@@ -108,13 +112,13 @@ def _with_options(act: Callable[["RunFile"], None]) -> Callable[..., None]:
 
 
 def _run_file(config: Path | None, given: dict[str, Any], kinds: list[str], shared: dict[str, Any], needs: tuple[str, ...]) -> "RunFile":
-    from attrib.runs.run import read_toml, run_file
+    from attrib.runs.run import CORRUPT, read_toml, run_file
 
     table = {} if config is None else read_toml(config)
     if {"prompts", "prompt"} & given.keys():  # either takes the place of the file's
         table = {name: value for name, value in table.items() if name not in ("prompts", "prompt")}
-    if {"corrupt", "corrupt_prompt"} & given.keys():
-        table = {name: value for name, value in table.items() if name not in ("corrupt", "corrupt_prompt")}
+    if {*CORRUPT} & given.keys():
+        table = {name: value for name, value in table.items() if name not in CORRUPT}
     table |= given
     if kinds:
         table["attribution"] = _attributions(kinds, shared)

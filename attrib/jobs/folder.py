@@ -147,7 +147,7 @@ class Job:
         """
         number = np.asarray(self._column("number")[shard.first : shard.stop])
         found = [_ragged(self._column("ptr"), self._column("ids"), shard, least=1)]
-        if self.kind.has_beside:
+        if self.kind.has_beside(self.config):
             found.append(_ragged(self._column("beside_ptr"), self._column("beside"), shard, least=0))
         # held against what the shard should have before any of it is read
         columns = [column for pair in found if pair is not None for column in pair]

@@ -100,10 +100,11 @@ class Kind(Protocol):
     """What its records count beside prompts and tokens, for people: "edges"."""
     by_length: bool
     """Whether a shard is of prompts of about one length, which are computed side by side; else shards are in the data set's order."""
-    has_beside: bool
-    """Whether prompts are asked with more than their tokens."""
     file: type[BaseModel]
     """Its config."""
+
+    def has_beside(self, config: Any) -> bool:
+        """Whether prompts are asked with more than their tokens."""
 
     def load(self, config: Any, device: torch.device, places: Mapping[str, str | Path]) -> Any:
         """What a config names, in memory. Raises InputError where it is not there, or makes no sense.

@@ -147,7 +147,7 @@ def _write_prompts(
             for number, ids in enumerate(parts, given):
                 key = bucket_of(len(ids)) if kind.by_length else 0
                 if key not in buckets:
-                    buckets[key] = _Bucket(folder, key, opened, has_beside=kind.has_beside)
+                    buckets[key] = _Bucket(folder, key, opened, has_beside=kind.has_beside(config))
                 buckets[key].add(number, ids, beside)
             given += max(1, len(parts))
             if progress:

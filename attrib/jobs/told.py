@@ -52,8 +52,26 @@ class PromptsOf(BaseModel, extra="forbid"):
         return self
 
 
-Prompted = Annotated[PromptsOf, BeforeValidator(lambda value: {"source": value} if isinstance(value, str | list) else value)]
+class PairsOf(PromptsOf):
+    """The same, of attributions, whose rule may compare each prompt with another."""
+
+    corrupt: Annotated[str, Field(min_length=1)] | None = None
+    """Of rules that compare with other prompts, the key or column that holds the other prompt of each, of as many tokens."""
+
+    @model_validator(mode="after")
+    def _pairs_stay_whole(self) -> "PairsOf":
+        if self.corrupt is not None and self.long != "refuse":
+            raise ValueError(f"long is {self.long!r} beside corrupt, and a pair of prompts is compared as a whole; expected 'refuse'")
+        if self.corrupt is not None and self.corrupt == self.field:
+            raise ValueError(f"corrupt and field are both {self.field!r}; expected two keys")
+        return self
+
+
+_TABLE = BeforeValidator(lambda value: {"source": value} if isinstance(value, str | list) else value)
+Prompted = Annotated[PromptsOf, _TABLE]
 """Prompts as a config has them: a source, a list of sources, or a table."""
+Paired = Annotated[PairsOf, _TABLE]
+"""The same, of attributions."""
 
 
 class ShardsOf(BaseModel, extra="forbid"):

@@ -15,9 +15,12 @@ from attrib import store
 from attrib.attribution.planned import Plan
 from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError, Progress
-from attrib.runs.prompts import Messages, read
+from attrib.runs.prompts import Messages, read, read_pairs
 from attrib.runs.spec import Loaded, Results, Work, check_device, checked, load, toml_table
 from attrib.store.writing import check_output
+
+CORRUPT = ("corrupt", "corrupt_prompt", "corrupt_field")
+"""The keys that say where the prompts are that a rule compares with."""
 
 
 class RunFile(Work):
@@ -31,6 +34,8 @@ class RunFile(Work):
     """A file of the prompts that the rule compares with, one for each, of as many tokens."""
     corrupt_prompt: Annotated[list[str], Field(min_length=1)] | None = None
     """Those prompts themselves, in place of a file."""
+    corrupt_field: Annotated[str, Field(min_length=1)] | None = None
+    """The key or column of the file of prompts that holds them, in place of another file."""
     out: Path | None = None
     """The file to write; a plan needs none."""
     device: str = "cpu"
@@ -45,15 +50,20 @@ class RunFile(Work):
 
     @model_validator(mode="after")
     def _has_what_its_rule_takes(self) -> "RunFile":
-        given, text = [name for name in ("corrupt", "corrupt_prompt") if getattr(self, name) is not None], rule_text(self.rule)
+        given, text = [name for name in CORRUPT if getattr(self, name) is not None], rule_text(self.rule)
         if len(given) > 1:
-            raise ValueError("corrupt: given beside corrupt_prompt; expected either corrupt, a file, or corrupt_prompt, the text itself.")
+            raise ValueError(
+                f"{given[0]}: given beside {given[1]}; expected one of corrupt, a file, corrupt_prompt, the text itself, and "
+                "corrupt_field, a key of the file of prompts."
+            )
+        if self.corrupt_field is not None and self.prompts is None:
+            raise ValueError("corrupt_field: it is a key of the file of prompts, and there is none; give corrupt_prompt.")
         if given and not takes_other(self.rule):
             raise ValueError(f"{given[0]}: no effect on the rule {text}; leave it out, or choose rule = 'patching' or 'ig:16:corrupt'.")
         if not given and takes_other(self.rule):
             raise ValueError(
-                f"corrupt: missing, and the rule {text} compares with other prompts; give corrupt, a file of one for each prompt, or "
-                "corrupt_prompt, the texts."
+                f"corrupt: missing, and the rule {text} compares with other prompts; give corrupt, a file of one for each prompt, "
+                "corrupt_prompt, the texts, or corrupt_field, the key that holds them in the file of prompts."
             )
         return self
 
@@ -103,6 +113,12 @@ def prompts_of(run: RunFile) -> list[str | Tensor | Messages]:
 
 def corrupt_of(run: RunFile) -> list[str | Tensor | Messages] | None:
     """The prompts that a run's rule compares with; None where it does without. Raises as `prompts_of`."""
+    if run.corrupt_field is not None:
+        assert run.prompts is not None
+        found = list(read_pairs(run.prompts, run.corrupt_field))
+        if wrong := next((other for _, other in found if other.prompt is None), None):
+            raise InputError(f"corrupt_field: {wrong.where} {wrong.fault}. Give every prompt the one that it is compared with.")
+        return [other.prompt for _, other in found if other.prompt is not None]
     return _prompts("corrupt_prompt", run.corrupt, run.corrupt_prompt)
 
 

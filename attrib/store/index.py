@@ -18,7 +18,7 @@ from attrib.store.layout import Block
 from attrib.store.reading import INTEGER, POINTER, check_version, child, damaged, dataset, open_file, read_call, translated
 from attrib.store.rows import read_column
 
-OWN = frozenset({"prompts", "method", "budget", "seed", "precision_error", "products"})
+OWN = frozenset({"prompts", "corrupt", "method", "budget", "seed", "precision_error", "products"})
 """What shards of one data set may differ in: their prompts, and how each was computed."""
 
 

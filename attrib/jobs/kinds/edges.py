@@ -16,7 +16,7 @@ from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError
 from attrib.jobs.kind import Of, Portion, Source
 from attrib.jobs.source import prompts_of
-from attrib.jobs.told import Products, Prompted, Reach, ShardsOf, Threads
+from attrib.jobs.told import Paired, Products, Reach, ShardsOf, Threads
 from attrib.runs import spec
 from attrib.runs.results import Counts, counts, edges_of, not_finite, write
 from attrib.runs.spec import Loaded, Results, Work
@@ -28,7 +28,7 @@ from attrib.store.shard import open_shard
 class JobFile(Work):
     """Everything that a job's numbers and files follow from; its TOML file has these keys."""
 
-    prompts: Prompted
+    prompts: Paired
     shards: ShardsOf = ShardsOf()
     threads: Threads = 1
     products: Products = None
@@ -43,11 +43,15 @@ class JobFile(Work):
         return self
 
     @model_validator(mode="after")
-    def _compares_with_nothing(self) -> "JobFile":
-        if takes_other(self.rule):
+    def _has_the_pairs_that_its_rule_takes(self) -> "JobFile":
+        rule, corrupt = rule_text(self.rule), self.prompts.corrupt
+        if takes_other(self.rule) and corrupt is None:
             raise ValueError(
-                f"rule: {rule_text(self.rule)} compares each prompt with another, and a job has one list. Use `attrib run`, or the "
-                "attributions in Python."
+                f"prompts.corrupt: missing, and the rule {rule} compares each prompt with another; name the key or column that holds it."
+            )
+        if corrupt is not None and not takes_other(self.rule):
+            raise ValueError(
+                f"prompts.corrupt: no effect on the rule {rule}; leave it out, or choose rule = 'patching' or 'ig:16:corrupt'."
             )
         return self
 
@@ -57,8 +61,11 @@ class Attributions:
 
     makes = "edges"
     by_length = True
-    has_beside = False
     file: type[BaseModel] = JobFile
+
+    def has_beside(self, config: JobFile) -> bool:
+        """The prompts that a rule compares with."""
+        return config.prompts.corrupt is not None
 
     def load(self, config: JobFile, device: torch.device, places: Mapping[str, str | Path]) -> Loaded:
         """The work in memory."""
@@ -66,15 +73,16 @@ class Attributions:
 
     def check(self, parts: Loaded) -> None:
         """Raise what attributing a prompt that has all the positions asked for would raise."""
-        parts.check([torch.zeros(least_length(parts.work.positions, parts.model.config.n_ctx), dtype=torch.int64)])
+        example = [torch.zeros(least_length(parts.work.positions, parts.model.config.n_ctx), dtype=torch.int64)]
+        parts.check(example, example if takes_other(parts.work.rule) else None)
 
     def open(self, config: JobFile, reach: Reach) -> Source:
         """The prompts of the config's sources."""
-        return prompts_of(config.prompts, reach)
+        return prompts_of(config.prompts, reach, config.prompts.corrupt)
 
     def compute(self, parts: Loaded, portion: Portion) -> Results:
         """The edges of each attribution, or the graph of each prompt."""
-        return parts.attribute(portion.ids)
+        return parts.attribute(portion.ids, corrupt=_corrupt_of(portion))
 
     def faulty(self, results: Results) -> dict[int, str]:
         """The prompts with a number that is none."""
@@ -112,6 +120,8 @@ class EdgesKind(Attributions):
                 found.append("its prompts have other numbers than the job's")
             elif not torch.equal(prompts.ids, torch.cat(kept.ids)):
                 found.append("its prompts have other tokens than the job's")
+            elif (others := _corrupt_of(kept)) and (prompts.corrupt is None or not torch.equal(prompts.corrupt, torch.cat(others))):
+                found.append("its corrupt prompts have other tokens than the job's")
             return found, Counts(len(prompts), len(prompts.ids), edges)
 
     def difference(self, path: Path, again: Results) -> str:
@@ -123,6 +133,11 @@ class EdgesKind(Attributions):
                 if apart := _apart(was, now):
                     return f"computed again, its {was.kind} differs by {apart:.1e} of the largest attribution"
         return "computed again, its values are the same, but not its bytes"
+
+
+def _corrupt_of(portion: Portion) -> list[Tensor] | None:
+    """The prompts that those of a shard are compared with; None where the rule does without."""
+    return [torch.tensor(ids, dtype=torch.int64) for ids in portion.beside] or None
 
 
 def _faults_of_blocks(store: Store, of: Of) -> Iterator[str]:

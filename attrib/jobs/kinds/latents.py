@@ -99,8 +99,11 @@ class LatentsKind:
     name = "latents"
     makes = "scores"
     by_length = False
-    has_beside = False
     file: type[BaseModel] = LatentsFile
+
+    def has_beside(self, config: LatentsFile) -> bool:
+        """Nothing."""
+        return False
 
     def load(self, config: LatentsFile, device: torch.device, places: Mapping[str, str | Path]) -> SurveyParts:
         """The model and dictionaries."""

@@ -151,8 +151,11 @@ class TaskKind:
     name = "task"
     makes = "rows"
     by_length = False
-    has_beside = True
     file: type[BaseModel] = TaskFile
+
+    def has_beside(self, config: TaskFile) -> bool:
+        """The answers and the label."""
+        return True
 
     def load(self, config: TaskFile, device: torch.device, places: Mapping[str, str | Path]) -> TaskParts:
         """The model, in the dtype asked for, and the dictionaries."""

@@ -6,6 +6,7 @@ Files may come from anywhere: what they claim is held against their bytes before
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from attrib.runs.prompts.lines import read_lines
 from attrib.runs.prompts.parquet import read_parquet
 from attrib.runs.prompts.saved import SPLITS, files_of, read_saved
 
-__all__ = ["FIELDS", "LONGEST_LINE", "Form", "Given", "Messages", "check_effect", "read", "uses"]
+__all__ = ["FIELDS", "LONGEST_LINE", "Form", "Given", "Messages", "check_effect", "read", "read_pairs", "uses"]
 
 USUAL_SPLIT = "train"
 
@@ -67,6 +68,35 @@ def read(
     if form == "parquet":
         return read_parquet(path, field)
     return read_lines(name, form == "jsonl", field)
+
+
+def read_pairs(
+    source: str | Path,
+    corrupt: str,
+    *,
+    form: Form | None = None,
+    field: str | None = None,
+    split: str | None = None,
+    allowed: Sequence[Path] = (),
+) -> Iterator[tuple[Given, Given]]:
+    """The prompts of one source, each with the one that its row or object holds under another key. The source is read twice, side by side.
+
+    Args:
+        corrupt: the key or column of the other prompt.
+
+    Raises:
+        InputError: for a source without keys or columns, or one that can be read once alone; else as `read`.
+    """
+    name = str(source)
+    if "field" not in uses(source, form):
+        raise InputError(f"prompts.corrupt: {corrupt!r} has no effect on {name}, {_WITHOUT['field']}; give pairs as JSONL or Parquet.")
+    if not (name.startswith("hf:") or Path(name).is_file() or Path(name).is_dir()):
+        raise InputError(f"prompts.corrupt: {name} can be read once, and pairs are read side by side; expected a file.")
+    given, others = (read(source, form=form, field=key, split=split, allowed=allowed) for key in (field, corrupt))
+    for one, other in zip_longest(given, others):
+        if one is None or other is None:
+            raise InputError(f"prompts: {name} changed while it was read. Read it again.")
+        yield one, other
 
 
 def form_of(name: str, form: Form | None) -> Form:
