@@ -16,7 +16,6 @@ from jaxtyping import Int
 from pydantic import BaseModel, BeforeValidator, ByteSize, Field, model_validator
 from torch import Tensor
 
-from attrib.causal.tasks.spliced import BUDGET
 from attrib.causal.tasks.examples import Example, Task, as_numbers, encoded, of_numbers
 from attrib.causal.tasks.frames import FRAMES, joined_frames
 from attrib.causal.tasks.generated import GENERATED, generated_task
@@ -25,6 +24,7 @@ from attrib.causal.tasks.operations import OPERATIONS, Batch, names_of, operatio
 from attrib.causal.tasks.readers import Rows, read_task, task_named
 from attrib.causal.tasks.results import read_rows, record_of, write_rows
 from attrib.causal.tasks.running import described
+from attrib.causal.tasks.spliced import BUDGET
 from attrib.causal.tasks.templates import NAMED, Template
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
