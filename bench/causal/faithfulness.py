@@ -68,7 +68,7 @@ def of_graphs(model: Any, dictionaries: Any, examples: Sequence[Example]) -> Non
     """Print the curves over edges and over nodes of the examples' graphs, with errors taken out as well, and always there."""
     graphs, began = [], time.process_time()
     for one in examples:
-        asked = {"targets": attrib.Difference(one.answer, one.distractor), "keep": attrib.Dense()}
+        asked: Any = {"targets": attrib.Difference(one.answer, one.distractor), "keep": attrib.Dense()}
         graphs += attrib.graph.build(model, dictionaries, torch.tensor(one.tokens), **asked)
     print(f"{len(graphs)} graphs in {time.process_time() - began:.0f} s of CPU; {graphs[0]}", flush=True)
     for units, numbers in (("edges", NUMBERS), ("nodes", NUMBERS[:4])):
