@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--rule", choices=(*RULES, *EDGE_RULES[:-1]), action="append", help="some rules alone")
     parser.add_argument("--ablate", choices=("mean", "zero"), default="mean")
+    parser.add_argument("--keep", type=int, nargs="+", default=NUMBERS, help="numbers of units that are kept, beside none and all")
     parser.add_argument("--graphs", action="store_true", help="attribution graphs of the held-out prompts in the place of all else")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,7 +49,7 @@ def main() -> None:
             of_graphs(model, dictionaries, task.held_out)
             continue
         found: list[Faithfulness] = []
-        options: Any = {"held_out": task.held_out, "ablate": asked.ablate, "keep": NUMBERS}
+        options: Any = {"held_out": task.held_out, "ablate": asked.ablate, "keep": asked.keep}
         for rule in RULES if not asked.rule else [rule for rule in RULES if rule in asked.rule]:
             began = time.process_time()
             examples = task.train[: asked.ablated] if rule == "ablation" else task.train
@@ -60,14 +61,14 @@ def main() -> None:
             edges = rank_edges(model, task.train, of_edges, ablate=asked.ablate)
             ranked = time.process_time() - began
             found.append(told(edge_faithfulness(model, task.train, edges, **options), ranked))
-        print(tables(found), flush=True)
+        print(tables(found, asked.keep), flush=True)
 
 
 def of_graphs(model: Any, dictionaries: Any, examples: Sequence[Contrast]) -> None:
     """Print the curves over edges and over nodes of the examples' graphs, with errors taken out as well, and always there."""
     graphs, began = [], time.process_time()
     for one in examples:
-        asked = {"targets": attrib.Difference(one.answer, one.distractor), "keep": attrib.Dense()}
+        asked: Any = {"targets": attrib.Difference(one.answer, one.distractor), "keep": attrib.Dense()}
         graphs += attrib.graph.build(model, dictionaries, torch.tensor(one.tokens), **asked)
     print(f"{len(graphs)} graphs in {time.process_time() - began:.0f} s of CPU; {graphs[0]}", flush=True)
     for units, numbers in (("edges", NUMBERS), ("nodes", NUMBERS[:4])):
@@ -89,7 +90,7 @@ def told(found: Faithfulness, seconds: float) -> Faithfulness:
     return found
 
 
-def tables(several: Sequence[Faithfulness], numbers: Sequence[int] = NUMBERS, curves: Sequence[str] = tuple(CURVES)) -> str:
+def tables(several: Sequence[Faithfulness], numbers: Sequence[int], curves: Sequence[str] = tuple(CURVES)) -> str:
     """Areas, what they are apart from the first ranking's of the same units, and shares, as tables of Markdown."""
     lines = ["", f"| ranking | {' | '.join(curves)} |", "|---" * (len(curves) + 1) + "|"]
     for one in several:
