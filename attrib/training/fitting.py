@@ -11,6 +11,7 @@ import torch
 
 from attrib.adapters import load_dictionary
 from attrib.adapters.given import as_model, takes
+from attrib.core.files import sync
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
 from attrib.core.types import InputError, warn
@@ -27,7 +28,7 @@ from attrib.training.modules import fold_scales, mean_norm_scale, save_inference
 from attrib.training.resampling import resample
 
 CURVES, DESCRIPTION = "curves.jsonl", "training.json"
-Watch = Callable[[Row, int], None]
+Told = Callable[[Row, int], None]
 """Called with each row of the curves, and the steps in all."""
 THRESHOLD_LR = 0.01
 """sae-lens' own topk_threshold_lr."""
@@ -54,7 +55,7 @@ def train(
     *,
     context: int | None = None,
     work: str | Path | None = None,
-    progress: Watch | None = None,
+    progress: Told | None = None,
 ) -> Trained:
     """Train one dictionary and save it in sae-lens' folder format, with what attrib and sae-lens need to know of it in its metadata.
 
@@ -118,7 +119,7 @@ def _stored(model: Model, data: Any, asked: Training, folder: Path, context: int
     return data
 
 
-def _fit(store: ActivationStore, asked: Training, out: Path, folder: Path, progress: Watch | None) -> list[Row]:
+def _fit(store: ActivationStore, asked: Training, out: Path, folder: Path, progress: Told | None) -> list[Row]:
     """Train from a store into `out`, with checkpoints in `folder`."""
     check_made_with(folder, asked.model_dump() | {"activations": store.digest}, "work")
     reads, writes = asked.site, asked.site_out
@@ -148,6 +149,7 @@ def _fit(store: ActivationStore, asked: Training, out: Path, folder: Path, progr
             if progress is not None:
                 progress(row, asked.steps)
         if step % asked.checkpointed == 0 and step < asked.steps:
+            sync(folder / CURVES)  # a checkpoint stands on rows that are on the disk
             save_checkpoint(trainer, folder)
     trainer.set_final_sae_metadata()
     fold_scales(trainer.sae, scales[reads], scales[writes])
