@@ -29,7 +29,7 @@ def loss(
     """Cross-entropy of next tokens in nats, over all tokens of all prompts but the first of each.
 
     With transcoders as `dictionaries` it is the loss of the model with them in the place of its MLPs; with `Ablate` edits of
-    MLP outputs, that of the model without those. Each prompt is one pass.
+    MLP outputs, that of the model without those.
 
     Args:
         tokens: prompts of any lengths, as the attributions take them. Those of one token have nothing to predict.

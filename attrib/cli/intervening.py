@@ -64,9 +64,10 @@ def intervene(
     loaded = attrib.load_model(model, device=device)
     dictionaries = [attrib.load_dictionary(name).to(device=device) for name in dictionary or []]
     options: dict[str, Any] = {"effect": effect, "errors": of_errors, "policy": policy, "dtype": dtype}
+    # in one call, for the n-th prompt is resampled from the n-th of --of
+    found = [attrib.causal.intervene(loaded, dictionaries, given, each, metric=_last, **options) for each in ((), edits)]
     frames = []
-    for number, prompt in enumerate(given):
-        before, after = (attrib.causal.intervene(loaded, dictionaries, prompt, each, metric=_last, **options) for each in ((), edits))
+    for number, (prompt, before, after) in enumerate(zip(given, *found, strict=True)):
         frame = _tokens(loaded, before, after, top)
         frames.append(frame.assign(prompt=number))
         rows = [

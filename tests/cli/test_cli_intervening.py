@@ -60,6 +60,19 @@ def test_every_option_reaches_the_function(files: Path, tmp_path: Path, command:
         assert row["after"] == pytest.approx(float(want[row["prompt"]][-1, row["id"]]), abs=1e-5)
 
 
+def test_each_prompt_is_resampled_from_its_own(files: Path, tmp_path: Path, command: Command):
+    (tmp_path / "pairs.jsonl").write_text('{"tokens": [2, 7, 1, 8]}\n{"tokens": [6, 2]}\n')
+    out = tmp_path / "resampled.json"
+    options = ["--prompts", files / "prompts.jsonl", "-m", files / "model", "-e", "L2H1=resample", "--of", tmp_path / "pairs.jsonl"]
+    ran = command("intervene", *options, "--top", 60, "--out", out)
+    assert ran.status == 0, ran.err
+    model, others = attrib.load_model(files / "model"), [torch.tensor([2, 7, 1, 8]), torch.tensor([6, 2])]
+    prompts = [torch.tensor([3, 1, 4, 1]), torch.tensor([5, 9])]
+    want = [intervene(model, [], ids, Ablate(Head(2, 1), "resample", of=of)) for ids, of in zip(prompts, others, strict=True)]
+    for row in json.loads(out.read_text()):
+        assert row["after"] == pytest.approx(float(want[row["prompt"]][-1, row["id"]]), abs=1e-5)
+
+
 def test_ablations_are_ranked_and_written(files: Path, tmp_path: Path, command: Command):
     options = ["--prompts", files / "prompts.jsonl", "-m", files / "model", "-d", files / SITES[0], "--with", files / SITES[1]]
     out = tmp_path / "all.csv"
