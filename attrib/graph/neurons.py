@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.sparse import columns_of
-from attrib.core.types import InputError, Policy, Site, SparseLatents
+from attrib.core.types import EXACT, InputError, Policy, Site, SparseLatents
 from attrib.engine.path import Sources
 from attrib.graph.constants import behind_norm
 from attrib.models.transformer import Model, mlp_hidden
@@ -104,7 +104,7 @@ def unit_constants(
     return behind_norm(model, block.post_2, raw, others @ block.mlp.W_out), bias
 
 
-def read_units(model: Model, what: Neurons, units: SparseLatents, policy: Policy) -> Read:
+def read_units(model: Model, what: Neurons, units: SparseLatents, policy: Policy = EXACT) -> Read:
     """Their activations, from what enters the MLP's matrices; under "relp" by its linear map, which has the same value."""
     p = model.params.blocks[what.layer].mlp
 
