@@ -65,7 +65,7 @@ def build(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The same as an option; may be repeated")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HDF5 file to write")] = None,
     keep: Annotated[str, typer.Option(help="mass:FRACTION of each row; topk:K, threshold:T or dense")] = "mass:0.98",
-    policy: Annotated[str, typer.Option(help="linear, whose rows add up, or exact")] = "linear",
+    policy: Annotated[str, typer.Option(help="linear, whose rows add up; relp, with relevance through MLPs; or exact")] = "linear",
     top_logits: Annotated[int, typer.Option("--top-logits", "--max-n-logits", help="Logits of the most probable tokens")] = 10,
     mass: Annotated[float, typer.Option("--mass", "--desired-logit-prob", help="Of those, the fewest that reach this probability")] = 0.95,
     logit_token: Annotated[list[str] | None, typer.Option(help="The logit of this token instead; may be repeated")] = None,

@@ -53,7 +53,8 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         tokens: prompts, as the attributions take them.
         targets: one choice or several: logits as `latent_to_logit` takes them, `Span(first)`, the tokens of an answer, `Custom(label,
             vector)`, `Latents([(dictionary, latent, position), ...])`.
-        policy: which of the model's nonlinearities are differentiated. LINEAR holds patterns and norms, so that rows add up.
+        policy: which of the model's nonlinearities are differentiated. LINEAR holds patterns and norms, so that rows add up; RELP sends
+            relevance through the MLPs that no dictionary replaces, and what that leaves of each is its biases alone.
         keep: which edges of each row are stored; totals are of all.
         positions: at which logits and directions are read; None is the last.
         mlps: "exact": derivatives pass an MLP that no dictionary replaces, and what that misses of it is a constant; "leaf": what such an
@@ -64,6 +65,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
             computed where that takes fewer products, and edges from them count as dropped.
         block: with `max_nodes`, how many rows are computed before it is asked again which ones matter.
         dtype, budget, method, progress: as of `latent_to_latent`; method is "adjoint" or "adjoint-triton".
+        rule: gradient times activation alone, which makes rows add up.
 
     Raises:
         InputError: where dictionaries do not fit the model or each other, or an option is none of its kind.

@@ -4,10 +4,13 @@ With patterns and norms' denominators held, a block is linear but for its MLP, a
 input is zero is a constant. An attention pattern sums to one, so that what it reads with is passed on as it is:
 
     z         b_V + w·b_norm W_V,  head by head         attn_out   N(z W_O + b_O) + b_post
-    mlp_in    the bias of its norm                      mlp_out    mlp(x) - J x,  with J the MLP's derivative at x
+    mlp_in    the bias of its norm                      mlp_out    mlp(x) - J x,  with J the MLP's derivative at x, or RelP's map
 
-The last is no bias of the model alone: it is what an MLP without a dictionary, taken as linear, does beside that.
+With a derivative the last is no bias of the model alone: it is what an MLP without a dictionary, taken as linear, does beside that. RelP's
+map has the MLP's own value, so that biases are all that is left.
 """
+
+from functools import partial
 
 import torch
 from einops import repeat
@@ -15,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp
 
-from attrib.models.transformer import Model, Norm, activation_of, centres, rms
+from attrib.core.types import Policy
+from attrib.models.transformer import Model, Norm, centres, mlp_hidden, rms
 
 
 def constant_z(model: Model, layer: int) -> Float[Tensor, " d_q"]:
@@ -42,22 +46,22 @@ def constant_attention(
 
 
 def constant_mlp(
-    model: Model, layer: int, x: Float[Tensor, "positions d_model"], moving: Float[Tensor, "positions d_model"]
+    model: Model, layer: int, x: Float[Tensor, "positions d_model"], moving: Float[Tensor, "positions d_model"], policy: Policy
 ) -> Float[Tensor, "positions d_model"]:
-    """What an MLP adds to the stream beside its derivative's share of what it reads.
+    """What an MLP adds to the stream beside its derivative's share of what it reads, or under "relp" its relevance's.
 
     Args:
         x: what it reads, mlp_in.
         moving: the part of x that others bring there.
     """
-    p, act = model.params.blocks[layer].mlp, activation_of(model.config)
+    p, of = model.params.blocks[layer].mlp, partial(mlp_hidden, model.config, policy=policy)
     # the derivative of what is pointwise alone: through a matrix, jvp multiplies by zeros of the matrix' own size too
     entering, rising = x @ p.W_in + p.b_in, moving @ p.W_in
     if model.config.gated:
         gate, opening = x @ p.W_gate + p.b_gate, moving @ p.W_gate
-        hidden, slope, *_ = jvp(lambda gate, entering: act(gate) * entering, (gate, entering), (opening, rising))
+        hidden, slope, *_ = jvp(of, (entering, gate), (rising, opening))
     else:
-        hidden, slope, *_ = jvp(act, (entering,), (rising,))
+        hidden, slope, *_ = jvp(partial(of, gate=None), (entering,), (rising,))
     left = (hidden - slope) @ p.W_out + p.b_out
     true = hidden @ p.W_out + p.b_out if model.config.post_norm else left  # else nothing asks for it
     return _left(model, model.params.blocks[layer].post_2, true, left)

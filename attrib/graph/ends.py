@@ -313,7 +313,7 @@ class GraphEnds:
             if self.is_passed(layer):
                 x = seen[read]
                 moving = x - bias if model.config.pre_norm and not is_apart else x
-                missed = constant_mlp(model, layer, x, moving)
+                missed = constant_mlp(model, layer, x, moving, self.policy)
                 yield _part("mlp", str(written), (written.depth, 0), missed, (written,), is_brought=True)
 
     def _bias(self, site: Site, direction: Float[Tensor, "positions _"]) -> Part:
@@ -404,7 +404,7 @@ class GraphEnds:
         if number < len(self.dictionaries):
             read = _read_again(self.dictionaries[number], latents)
         else:
-            read = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents)
+            read = read_units(self.model, self.neurons[number - len(self.dictionaries)], latents, self.policy)
         return self._end(read, read, self.reads[number], x)
 
     def _output_end(self, what: ReadOutput, site: Site, tokens: Tensor, seen: Mapping[Site, Tensor]) -> tuple[TargetEnd, Column]:

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.sparse import columns_of
-from attrib.core.types import InputError, Site, SparseLatents
+from attrib.core.types import EXACT, InputError, Policy, Site, SparseLatents
 from attrib.engine.path import Sources
 from attrib.graph.constants import behind_norm
-from attrib.models.transformer import Model, activation_of
+from attrib.models.transformer import Model, mlp_hidden
 from attrib.paths.targets import Read
 
 NAME = "neurons"
@@ -69,9 +69,8 @@ def check_neurons(model: Model, given: Neurons, argument: str) -> Neurons:
 
 def hidden_units(model: Model, layer: int, x: Float[Tensor, "positions d_model"]) -> Float[Tensor, "positions d_mlp"]:
     """Every unit's activation, from what enters the MLP's matrices."""
-    p, act = model.params.blocks[layer].mlp, activation_of(model.config)
-    hidden = x @ p.W_in + p.b_in
-    return act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
+    p = model.params.blocks[layer].mlp
+    return mlp_hidden(model.config, x @ p.W_in + p.b_in, x @ p.W_gate + p.b_gate if model.config.gated else None)
 
 
 def active_units(model: Model, what: Neurons, hidden: Float[Tensor, "positions d_mlp"]) -> SparseLatents:
@@ -105,15 +104,15 @@ def unit_constants(
     return behind_norm(model, block.post_2, raw, others @ block.mlp.W_out), bias
 
 
-def read_units(model: Model, what: Neurons, units: SparseLatents) -> Read:
-    """Their activations, from what enters the MLP's matrices."""
-    p, act = model.params.blocks[what.layer].mlp, activation_of(model.config)
+def read_units(model: Model, what: Neurons, units: SparseLatents, policy: Policy = EXACT) -> Read:
+    """Their activations, from what enters the MLP's matrices; under "relp" by its linear map, which has the same value."""
+    p = model.params.blocks[what.layer].mlp
 
     def through(rows: Float[Tensor, "units d_model"], W: Float[Tensor, "d_model d_mlp"], b: Float[Tensor, " d_mlp"]) -> Tensor:
         return (rows * columns_of(W, units.latent)).sum(-1) + b.index_select(0, units.latent)
 
     def function(rows: Float[Tensor, "units d_model"]) -> Float[Tensor, " units"]:
-        hidden = through(rows, p.W_in, p.b_in)
-        return act(through(rows, p.W_gate, p.b_gate)) * hidden if model.config.gated else act(hidden)
+        gate = through(rows, p.W_gate, p.b_gate) if model.config.gated else None
+        return mlp_hidden(model.config, through(rows, p.W_in, p.b_in), gate, policy)
 
     return Read(units.position, units.latent, function)

@@ -8,6 +8,7 @@ import torch
 
 from attrib.attribution.options import Method, Options
 from attrib.core.positions import PositionsLike
+from attrib.core.rules import USUAL, Rule, is_usual, rule_text
 from attrib.core.types import LINEAR, InputError, Keep, Mass, Policy, Progress, TopLogits
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.graph.expand import BLOCK
@@ -29,6 +30,7 @@ class EndsOptions(TypedDict, total=False):
     skip_positions: int
     dtype: torch.dtype | str | None
     budget: int
+    rule: Rule
 
 
 class GraphPlanOptions(EndsOptions, total=False):
@@ -62,15 +64,24 @@ class GraphAsked:
     budget: int = DEFAULT_BUDGET
     method: Method = "adjoint"
     progress: bool | Progress = False
+    rule: Rule = USUAL
 
     def __post_init__(self) -> None:
         assert self.common  # which checks what all attributions have
-        if self.policy.mlp == "relp":
-            raise InputError(f"policy: {self.policy}; graphs know no relevance through MLPs. Expected attrib.LINEAR or attrib.EXACT here.")
+        if not is_usual(self.rule):
+            raise InputError(
+                f"rule: {rule_text(self.rule)}; an edge of a graph is gradient times activation, which makes rows add up. Leave it out: a "
+                "gradient is an edge by its source's activation, and attrib.latent_to_logit and the others take every rule."
+            )
         if self.method == "torch.func":
             raise InputError("method: 'torch.func' takes one source and one target at a time; expected 'adjoint' or 'adjoint-triton' here.")
         if self.mlps not in get_args(Mlps):
             raise InputError(f"mlps: {self.mlps!r}; expected 'exact' or 'leaf'.")
+        if self.mlps == "leaf" and self.policy.mlp == "relp":
+            raise InputError(
+                f"mlps: 'leaf' beside {self.policy}: what an MLP writes is then a node, and no relevance passes it. Expected "
+                "mlps='exact', or attrib.LINEAR."
+            )
         if not isinstance(self.demean, bool):
             raise InputError(f"demean: {self.demean!r}; expected True or False.")
         _check_count("skip_positions", self.skip_positions, 0, "how many first positions have no latents")
@@ -90,7 +101,7 @@ class GraphAsked:
         """Those that every attribution has."""
         return Options(
             policy=self.policy, keep=self.keep, positions=self.positions, dtype=self.dtype, budget=self.budget, method=self.method,
-            progress=self.progress,
+            progress=self.progress, rule=self.rule,
         )  # fmt: skip
 
     def at(self, positions: PositionsLike) -> "GraphAsked":

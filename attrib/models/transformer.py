@@ -468,20 +468,28 @@ def activation_of(config: ModelConfig) -> Callable[[Tensor], Tensor]:
 
 def mlp_raw(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's own output, before the norm that some families put behind it."""
-    p, act = model.params.blocks[layer].mlp, activation_of(model.config)
-    hidden = x @ p.W_in + p.b_in
-    if policy.mlp == "relp":  # what each pre-activation brings to the hidden layer, whose value is the same
-        gate = x @ p.W_gate + p.b_gate if model.config.gated else None
-        slopes = relevance_slopes(model.config, hidden.detach(), None if gate is None else gate.detach())
-        hidden = slopes[-1] * hidden if gate is None else slopes[0] * gate + slopes[1] * hidden
-        return hidden @ p.W_out + p.b_out
-    hidden = act(x @ p.W_gate + p.b_gate) * hidden if model.config.gated else act(hidden)
-    return hidden @ p.W_out + p.b_out
+    p = model.params.blocks[layer].mlp
+    gate = x @ p.W_gate + p.b_gate if model.config.gated else None
+    return mlp_hidden(model.config, x @ p.W_in + p.b_in, gate, policy) @ p.W_out + p.b_out
+
+
+def mlp_hidden(
+    config: ModelConfig, pre: Float[Tensor, "*batch units"], gate: Float[Tensor, "*batch units"] | None, policy: Policy = EXACT
+) -> Float[Tensor, "*batch units"]:
+    """The hidden units of an MLP, from x W_in + b_in and, where there is a gate, x W_gate + b_gate.
+
+    Under "relp" they are what each pre-activation brings to them, with the same value.
+    """
+    if policy.mlp == "relp":
+        slopes = relevance_slopes(config, pre.detach(), None if gate is None else gate.detach())
+        return slopes[-1] * pre if gate is None else slopes[0] * gate + slopes[1] * pre
+    act = activation_of(config)
+    return act(pre) if gate is None else act(gate) * pre
 
 
 def relevance_slopes(
-    config: ModelConfig, pre: Float[Tensor, "*batch d_mlp"], gate: Float[Tensor, "*batch d_mlp"] | None
-) -> tuple[Float[Tensor, "*batch d_mlp"], ...]:
+    config: ModelConfig, pre: Float[Tensor, "*batch units"], gate: Float[Tensor, "*batch units"] | None
+) -> tuple[Float[Tensor, "*batch units"], ...]:
     """The linear map of an MLP's middle by layer-wise relevance propagation, which has its value: hidden = Σ slope · pre-activation.
 
     Of hidden = act(u) it is the identity rule, act(u) / u; of act(g) w the half rule with it, act(g) / g · w / 2 of the gate and

@@ -125,5 +125,5 @@ def test_what_is_refused():
     model, source = build("gpt2", torch.float32), Lens("standard").dictionary("gpt2", torch.float32)
     with without_shape_checks(), pytest.raises(InputError, match="where mlp may also be 'relp'"):
         attrib.latent_to_logit(model, source, prompts(3), policy=Policy("relp", "frozen", "exact"))
-    with pytest.raises(InputError, match="graphs know no relevance through MLPs"):
-        attrib.graph.build(model, [source], prompts(3), policy=attrib.RELP)
+    with pytest.raises(InputError, match=r"mlps: 'leaf' beside .* no relevance passes it"):
+        attrib.graph.build(model, [source], prompts(3), policy=attrib.RELP, mlps="leaf")

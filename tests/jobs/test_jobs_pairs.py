@@ -55,7 +55,7 @@ def test_a_job_of_pairs(tmp_path: Path, rule: str) -> None:
             assert stored.prompts.corrupt.tolist() == corrupt
             other: Any = attrib.Patching([corrupt]) if rule == "patching" else attrib.IntegratedGradients(2, [corrupt])
             alone = attrib.latent_to_logit(model, source, [clean], logits=attrib.TopLogits(2), rule=other)
-            assert torch.allclose(stored.dense(number, "attribution"), alone.dense(0, "attribution"), atol=1e-5)
+            assert torch.allclose(stored.dense(0, "attribution"), alone.dense(0, "attribution"), atol=1e-5)
     job = open_job(folder)
     held = np.load(folder / PROMPTS / "corrupt.npy")
     held[0] += 1
