@@ -156,6 +156,12 @@ def _dictionary(path: Path) -> None:
             attrib.load_dictionary(folder, layer=layer, lazy=lazy).fingerprint.encode()
 
 
+def _file(path: Path) -> None:
+    import attrib
+
+    attrib.load_dictionary(path).fingerprint.encode()
+
+
 def _tensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
     import torch
     from safetensors.torch import save
@@ -234,6 +240,23 @@ def _of_model(file: str) -> Callable[[], list[bytes]]:
     return made
 
 
+def _pickles() -> list[bytes]:
+    """A transcoder of transcoder_circuits in the three forms of its files."""
+    import pickle
+
+    import torch
+
+    hooks = {"hook_point": "blocks.3.ln2.hook_normalized", "out_hook_point": "blocks.3.hook_mlp_out", "is_transcoder": True}
+    shapes = {"W_enc": (6, 8), "W_dec": (8, 5), "b_enc": (8,), "b_dec": (6,), "b_dec_out": (5,)}
+    value = {"cfg": hooks | {"dtype": torch.float32}, "state_dict": {name: torch.ones(shape) for name, shape in shapes.items()}}
+    made = [pickle.dumps(value), gzip.compress(pickle.dumps(value))]
+    for zipped in (True, False):
+        out = io.BytesIO()
+        torch.save(value, out, _use_new_zipfile_serialization=zipped)
+        made.append(out.getvalue())
+    return made
+
+
 TARGETS: dict[str, Target] = {
     "store": Target(_store, "a.h5", lambda: [V1.read_bytes()]),
     "statistics": Target(_statistics, "a.h5", _statistics_seeds),
@@ -250,6 +273,7 @@ TARGETS: dict[str, Target] = {
         name: Target(_model, f"model/{file}", _of_model(file), lambda folder: _saved_model(folder / "model"))
         for name, file in (("model", "config.json"), ("weights", "model.safetensors"), ("tokenizer", "tokenizer.json"))
     },
+    "pickles": Target(_file, "a.pt", _pickles),
     "npz": Target(_dictionary, f"{SCOPED}/params.npz", lambda: [_npz(False), _npz(True)]),
 }  # fmt: skip
 

@@ -56,15 +56,15 @@ def load_file(path: Path) -> Dictionary:
         FormatError: where the file is damaged, or its config and its tensors do not fit each other.
     """
     name = path.name.removesuffix(next(ending for ending in (*ENDINGS, "") if path.name.endswith(ending)))
-    opened = OpenedFile.of(path) if path.is_file() else None
     with torch_file(path, EXPECTED) as found:
+        opened = OpenedFile.of(path)
         if not isinstance(found, dict) or found.keys() != {"cfg", "state_dict"} or not isinstance(found["state_dict"], dict):
             said = ", ".join(map(repr, [*found][:4])) if isinstance(found, dict) else f"a {type(found).__name__}"
             raise FormatError(f"dictionary: {path} holds {said[:200]}; expected {EXPECTED}, a dictionary of cfg and state_dict.")
         config = _config(found["cfg"], name)
-        made = _dictionary(config, {key: tensor_of(value, str(key)[:80]) for key, value in found["state_dict"].items()}, name)
-        if opened is not None:
-            opened.check()  # nobody wrote into it while it was read
+        stored = {key: tensor_of(value, str(key)[:80]) for key, value in found["state_dict"].items()}
+        made = _dictionary(config, stored, name, opened)
+        opened.check()  # nobody wrote into it while it was read
     return made
 
 
@@ -117,7 +117,7 @@ def _named(value: Any) -> str:
     return f"{value!r:.80}" if isinstance(value, Name) else f"(a {type(value).__name__})"
 
 
-def _dictionary(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], name: str) -> Dictionary:
+def _dictionary(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], name: str, opened: OpenedFile) -> Dictionary:
     check_keys(config, _UNDERSTOOD, TRANSCODER_CIRCUITS, name)
     is_transcoder = flag(config, "is_transcoder", name)
     if (head := config.get("hook_point_head_index")) is not None:
@@ -150,7 +150,7 @@ def _dictionary(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], n
         site=site, writes=writes, **tensors, rule="relu", apply_b_dec_to_input=not is_transcoder, puts_scale_back=not is_transcoder,
         name=name, kind="transcoder" if is_transcoder else "SAE", hook_name=hook_name,
         hook_name_out=hook_name_out if is_transcoder else None, model_name=model_name if isinstance(model_name, str) else None,
-        metadata=metadata_of({key: config[key] for key in _METADATA if key in config}),
+        metadata=metadata_of({key: config[key] for key in _METADATA if key in config}), files=[opened],
     )  # fmt: skip
 
 
