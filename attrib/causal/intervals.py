@@ -8,6 +8,7 @@ What is told may be any function of several means (the share of one in the diffe
 the same draw. So it holds prompts for a sample of those that could have been asked; what was made from them before stands.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ def bootstrap(
         draws: how many.
 
     Returns:
-        One interval for each number that is told. Draws that tell NaN (0 of 0) are left out; where all do, it is NaN.
+        One interval for each number that is told. Draws that tell NaN (0 of 0) are left out; where all do, it is NaN. So are the ends for
+        one prompt, which says nothing of others.
 
     Raises:
         InputError: without prompts, or for a level, draws or a seed that cannot be.
@@ -66,6 +68,8 @@ def bootstrap(
             raise InputError(f"{name}: {given!r}; expected a whole number, {least} or more.")
     values, told = values.double(), of or (lambda means: means)
     count = len(values)
+    if count == 1:  # every draw is that one
+        return [Interval(mean, math.nan, math.nan, 1) for mean in told(values[0]).tolist()]
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     weights = values.new_zeros(draws, count).scatter_add_(1, drawn, values.new_full((draws, count), 1 / count))
     ends = told(weights @ values).nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype), 0)

@@ -165,6 +165,9 @@ def test_bootstrap_intervals_are_those_of_a_normal_mean_and_of_functions_of_mean
     assert same == (1, 1, 1, 400)  # the same draw for all quantities
     nothing = bootstrap(torch.zeros(3, 1), lambda means: means / means)[0]
     assert nothing.mean != nothing.mean
+    [alone] = bootstrap(values[:1, :1])
+    assert (alone.mean, alone.n) == (float(values[0, 0]), 1)
+    assert alone.low != alone.low  # of one prompt there is no interval
     wrong: list[tuple[Any, Any, str]] = [
         (values[:0], {}, "values: of no prompts"),
         (values, {"level": 1}, "level: 1; expected a number between 0 and 1"),
