@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -18,6 +18,10 @@ from attrib.stats.scoring import Score
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SCORES: tuple[str, ...] = get_args(Score)
+"""What a survey may be of."""
 
 
 @dataclass(frozen=True)

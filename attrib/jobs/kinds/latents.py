@@ -26,7 +26,7 @@ from attrib.jobs.told import Names, Number, Prompted, Reach, Told
 from attrib.latents.files import open as open_survey
 from attrib.latents.files import save
 from attrib.latents.spans import count, spans_of
-from attrib.latents.surveyed import LatentSurvey, Survey
+from attrib.latents.surveyed import SCORES, LatentSurvey, Survey
 from attrib.latents.surveying import DEFAULT_BUDGET, gathered, merge
 from attrib.latents.tally import Limits
 from attrib.models.tokens import PromptIds, check_ids
@@ -43,6 +43,12 @@ def _slice_of(text: str) -> slice:
     return slice(*(int(end) if end else None for end in found.groups()))
 
 
+def _score(given: str) -> str:
+    if given not in SCORES:
+        raise ValueError(f"{given!r}; expected {' or '.join(map(repr, SCORES))}")
+    return given
+
+
 def _some(given: list[int] | str | None) -> list[int] | str | None:
     if isinstance(given, str):
         _slice_of(given)
@@ -55,7 +61,7 @@ class LatentsFile(Told):
     kind: Literal["latents"] = "latents"
     dictionaries: Annotated[Names, Field(min_length=1)]
     prompts: Prompted
-    score: str = "activation"
+    score: Annotated[str, AfterValidator(_score)] = "activation"
     latents: Annotated[list[Number] | str | None, AfterValidator(_some)] = None
     """Numbers, or a slice as text; None is all."""
     together: Annotated[bool, Field(strict=True)] | list[Number] = False
