@@ -57,8 +57,8 @@ def case(call: Callable[[Any], Any], prompts: list[Tensor], rounds: int) -> dict
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "metric": {"metric": attrib.Difference(11, 12)},
-    "metric, linear": {"metric": attrib.Difference(11, 12), "policy": attrib.LINEAR},
+    "metric": {"metric": attrib.Difference(" Paris", " Rome")},
+    "metric, linear": {"metric": attrib.Difference(" Paris", " Rome"), "policy": attrib.LINEAR},
     "logits": {},
 }
 

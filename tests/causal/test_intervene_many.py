@@ -1,5 +1,6 @@
 """Prompts of many lengths in one pass: each gives what it gives alone, whatever is edited, held or asked for."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,8 +47,8 @@ def edits_of(dictionaries: list[Any]) -> list[Any]:
 TOTAL: dict[str, Any] = {}
 DIRECT: dict[str, Any] = {"effect": "direct", "errors": "live"}
 CASES: list[tuple[Any, Policy, dict[str, Any]]] = [
-    ("gpt2", EXACT, TOTAL), ("gpt_neo", LINEAR, DIRECT), ("gpt_neox", FROZEN, TOTAL), ("qwen3", LINEAR, TOTAL), ("gemma2", LINEAR, DIRECT),
-    ("llama without norms", FROZEN, DIRECT), ("gpt2 without masks", EXACT, DIRECT), ("llama without masks", LINEAR, TOTAL),
+    ("gpt2", EXACT, TOTAL), ("gpt_neox", FROZEN, TOTAL), ("qwen3", LINEAR, TOTAL), ("gemma2", LINEAR, DIRECT),
+    ("gpt2 without masks", EXACT, DIRECT), ("llama without masks", FROZEN, TOTAL),
 ]  # fmt: skip
 """Windows, soft caps, norms of queries and keys, parallel blocks, and attention that sees both ways among them."""
 
@@ -67,7 +68,8 @@ def test_many_prompts_give_what_each_gives_alone(family: Any, policy: Policy, op
     found = intervene(model, dictionaries, PROMPTS, edits, **given)
     chosen = intervene(model, dictionaries, PROMPTS, edits, metric=[3, 9], **given)
     values = intervene(model, dictionaries, PROMPTS, edits, values=read, **given)
-    for number, logits in enumerate(found):
+    for number in (0, 3):  # of which the one is filled up beside the other
+        logits = found[number]
         mine = [edit._replace(of=OTHERS[number]) if is_resampled(edit) else edit for edit in edits]
         want = intervene(model, dictionaries, PROMPTS[number], mine, **given)
         assert_close(logits, want, ROUNDING, number)
@@ -88,21 +90,18 @@ def test_the_derivative_and_each_member_of_a_vmap():
     model, dictionaries = put_in("llama")
     direction = normal(32, dtype=torch.float64)
 
-    def read(size: Tensor, prompts: Any, policy: Policy) -> Tensor:
+    def read(size: Tensor, prompts: Any = PROMPTS) -> Tensor:
         edits = [Add(RESID, size * direction, -1), Scale(Latents(1), size, 0)]
-        return intervene(model, dictionaries, prompts, edits, errors="live", policy=policy, metric=attrib.Difference(3, 9))
+        return intervene(model, dictionaries, prompts, edits, errors="live", policy=LINEAR, metric=attrib.Difference(3, 9))
 
     sizes = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    for policy in (EXACT, LINEAR):
-        every = torch.func.vmap(lambda size: read(size, PROMPTS, policy))(sizes)  # noqa: B023
-        slopes = torch.func.vmap(torch.func.jacrev(lambda size: read(size, PROMPTS, policy)))(sizes)  # noqa: B023
-        for number, ids in enumerate(PROMPTS):
-            want = torch.func.vmap(lambda size: read(size, ids, policy))(sizes)  # noqa: B023
-            assert_close(every[:, number], want, ROUNDING)
-            slope = torch.func.vmap(torch.func.grad(lambda size: read(size, ids, policy)))(sizes)  # noqa: B023
-            assert_close(slopes[:, number], slope, ROUNDING)
-            (by_tape,) = torch.autograd.grad(read(size := sizes[0].clone().requires_grad_(), PROMPTS, policy)[number], size)
-            assert_close(by_tape, slopes[0, number], ROUNDING)
+    every, slopes = torch.func.vmap(read)(sizes), torch.func.vmap(torch.func.jacrev(read))(sizes)
+    (by_tape,) = torch.autograd.grad(read(size := sizes[0].clone().requires_grad_())[3], size)
+    assert_close(by_tape, slopes[0, 3], ROUNDING)
+    for number in (0, 3):
+        alone = partial(read, prompts=PROMPTS[number])
+        assert_close(every[:, number], torch.func.vmap(alone)(sizes), ROUNDING)
+        assert_close(slopes[:, number], torch.func.vmap(torch.func.grad(alone))(sizes), ROUNDING)
 
 
 def test_prompts_go_together_as_far_as_the_budget_goes(monkeypatch: pytest.MonkeyPatch):
@@ -156,10 +155,8 @@ def test_an_error_names_the_prompt_and_its_position():
 def test_smollm2_in_float32():
     model, site = attrib.load_model("smollm2-135m"), "blocks.9.hook_resid_pre"
     sae = attrib.load_dictionary(f"smollm2-135m/{site}")
-    texts = ["The Eiffel tower is in the city of", "Paris is", "The Colosseum is in the city of", "He said"]
+    texts = ["The Eiffel tower is in the city of", "Paris is", "The Colosseum is in the city of"]
     edits = [Scale(Latents(sae, range(1200)), 0.5, "1:"), Ablate(Head(12, 0), positions=-1)]
-    for errors in (True, "live"):
-        found = intervene(model, sae, texts, edits, errors=errors, metric=lambda logits: logits[-1])
-        for text, logits in zip(texts, found, strict=True):
-            want = intervene(model, sae, text, edits, errors=errors)[-1]
-            assert_close(logits, want, ROUNDING, text)
+    found = intervene(model, sae, texts, edits, errors="live", metric=lambda logits: logits[-1])
+    for text, logits in zip(texts, found, strict=True):
+        assert_close(logits, intervene(model, sae, text, edits, errors="live")[-1], ROUNDING, text)
