@@ -25,7 +25,10 @@ WIDEST, COLUMNS = 256, 16
 """The most columns at once of a matrix that can be cut, and what their number is a multiple of."""
 
 MOST = 1 << 16
-"""Numbers of a block at most, but for those of fewer rows than the largest: no plan knows of them."""
+"""Numbers of a block at most, but for those of fewer rows than the largest."""
+
+PACKED = 256 * 129
+"""Numbers of the memory in which oneDNN packs what it multiplies into a block."""
 
 LEAST_FLOPS = 1 << 21
 """Operations of the least block that is faster by oneDNN, of which each call takes about ten microseconds."""
@@ -54,6 +57,11 @@ def product_into(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"]
 def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:
     """Add `a @ w` to `out`."""
     _into(a, w, out, adds=True)
+
+
+def beside_products(itemsize: int) -> int:
+    """Numbers that a large product takes beside its factors and what it makes: a block, and what oneDNN packs it in. Torch takes none."""
+    return MOST + PACKED if itemsize == torch.float32.itemsize and multiplier() == "onednn" else 0
 
 
 def _is_small(a: Tensor, w: Tensor) -> bool:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from attrib.core.types import BudgetError
 from attrib.engine.blocks.passing import place_of
+from attrib.engine.blocks.product import beside_products
 from attrib.engine.plan.choose import most_that_fit
 from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joined import Kept, lift_cost, lift_held, sweep_cost, sweep_held
@@ -60,7 +61,8 @@ def _lift_memory(joint: Joint, kept: Kept) -> int:
     if joint.meets is None:
         return 0
     task = replace(joint.whole, targets=added([end.counts for end in joint.targets if end.stop.depth < joint.meets.depth]))
-    return joint.opened.held + joint.itemsize * (held_rows(replace(task, beside=joint.above.n_targets)) + _written_again(joint) + kept.most)
+    there = held_rows(replace(task, beside=joint.above.n_targets)) + _written_again(joint)
+    return joint.opened.held + joint.itemsize * (there + kept.most + beside_products(joint.itemsize))
 
 
 def _memory(joint: Joint, kept: Kept) -> int:
@@ -68,7 +70,7 @@ def _memory(joint: Joint, kept: Kept) -> int:
     down, piece = sweep_held(joint, kept), _largest(joint)
     # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
     selecting = selected(joint.whole, piece) + kept.kept + down.found + piece
-    sweep = joint.itemsize * (held_rows(joint.whole) + _written_again(joint) + max(down.most, selecting))
+    sweep = joint.itemsize * (held_rows(joint.whole) + _written_again(joint) + max(down.most + beside_products(joint.itemsize), selecting))
     return max(joint.opened.peak, joint.opened.held + sweep)
 
 

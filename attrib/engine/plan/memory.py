@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from attrib.engine.blocks.passing import place_of
+from attrib.engine.blocks.product import beside_products
 from attrib.engine.plan.cost import reads_in_heads
 from attrib.engine.plan.held import DownSizes, Held, Room, UpSizes, size_of_meeting
 from attrib.engine.plan.task import NOTHING_OPENED, Task
@@ -27,7 +28,8 @@ def peak_memory(task: Task, way: Way, layer: int | None = None) -> int:
 def fullest(task: Task, room: Room) -> int:
     """Bytes at the fullest moment of a sweep whose ways have been taken in a room, or of what follows."""
     # while rows are selected, the sweep's own cells are gone; lifted tangents stay for the next sweep
-    return task.itemsize * (held_rows(task) + tile(task) + max(room.most, selected(task, tile(task)) + room.kept))
+    swept = room.most + beside_products(task.itemsize)
+    return task.itemsize * (held_rows(task) + tile(task) + max(swept, selected(task, tile(task)) + room.kept))
 
 
 def selected(task: Task, entries: int) -> int:
