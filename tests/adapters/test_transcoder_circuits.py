@@ -9,7 +9,7 @@ import sys
 import tracemalloc
 import types
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from attrib.core.types import AttribError, FormatError, InputError, Site, Unsupp
 from attrib.dictionaries.dictionary import decode, encode, reconstruct
 from tests.support.builders import dictionary, normal
 from tests.support.tolerances import DICTIONARY, assert_close
+from tests.support.zips import repacked
 
 D_IN, D_SAE, D_OUT = 12, 40, 10
 WAYS = ("zip", "legacy", "pickle", "gzip", "gzip of a zip")
@@ -434,14 +435,6 @@ def test_a_storage_whose_bytes_are_a_program(tmp_path: Path):
     with pytest.raises((DamagedError, ValueError)):
         tensor_of(tensor, "W_enc")
     assert not (tmp_path / "ran").exists()
-
-
-def repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = [(each.filename, archive.read(each)) for each in archive.infolist()]
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, raw in entries:
-            archive.writestr(name, change(name, raw))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from attrib.graph import Graph, Nodes, NodeSet, from_circuit_tracer, to_circuit_
 from attrib.graph.files import pickles
 from attrib.graph.files.pickles import LogitTarget, UnifiedConfig, read_pickle, write_pickle
 from tests.support.graphs import random_graph
+from tests.support.zips import repacked
 
 CONFIG = {"n_layers": 3, "d_model": 8, "d_head": 4, "n_heads": 2, "d_mlp": 16, "d_vocab": 60, "tokenizer_name": "t", "model_name": "m"}
 KEPT = ("token", "latent", "error", "logit", "target")
@@ -351,14 +352,6 @@ def test_hostile_files_are_refused_and_nothing_runs(case: str, path: Path, monke
         from_circuit_tracer(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert [each.name for each in path.parent.iterdir()] == [path.name]
-
-
-def repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = [(each.filename, archive.read(each)) for each in archive.infolist()]
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, raw in entries:
-            archive.writestr(name, change(name, raw))
 
 
 def test_a_pickle_that_puts_names_together_is_refused(path: Path):
