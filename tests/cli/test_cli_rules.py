@@ -140,6 +140,6 @@ def test_corrupt_prompts_of_other_lengths_are_refused(files: Path, tmp_path: Pat
 def test_a_job_has_no_other_prompts() -> None:
     table = {"model": "model", "prompts": "prompts.jsonl", "rule": "patching"}
     table |= {"attribution": [{"kind": "latent_to_logit", "source": SOURCE}]}
-    with pytest.raises(InputError, match="rule: patching compares each prompt with another"):
+    with pytest.raises(InputError, match=r"prompts\.corrupt: missing, and the rule patching compares each prompt with another"):
         job_file(table)
     assert job_file(table | {"rule": "ig:8"}).model_dump(mode="json")["rule"] == "ig:8"
