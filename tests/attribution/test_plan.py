@@ -18,6 +18,7 @@ from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.attribution.opening import opening_of
 from attrib.core.types import EXACT, LINEAR, BudgetError, InputError, Policy, Site, Threshold
 from attrib.dictionaries.dictionary import COMPETING
+from attrib.engine.blocks.multiplier import VARIABLE
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.memory import peak_memory
@@ -270,7 +271,10 @@ def swept(plan: PackPlan) -> int:
     return peak_memory(replace(plan.task, pieces=plan.task.pieces._replace(select=0)), plan.way, plan.layer)
 
 
-def test_a_sweep_that_holds_less_than_the_selection_from_its_rows():
+@pytest.mark.parametrize("products", ["torch", "onednn"])
+def test_a_sweep_that_holds_less_than_the_selection_from_its_rows(products: str, monkeypatch: pytest.MonkeyPatch):
+    """And, by oneDNN, no more than is planned with the block in which its products are put together."""
+    monkeypatch.setenv(VARIABLE, products)
     test_operations_and_memory_through_cuts("gpt2", "stream", "direct")
 
 
