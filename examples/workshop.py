@@ -149,8 +149,8 @@ def searching(of: Setting, survey: latents.LatentSurvey, labels: latents.Labels)
 
 def worth(of: Setting, survey: latents.LatentSurvey, labels: latents.Labels) -> Iterator[Step]:
     """How good dictionaries are, and what their latents are over a corpus."""
-    yield Step("C8", "training", "examples/train_dictionaries.py trains SAEs and transcoders with SAELens' own trainers.")
-    yield Step("C9", "activations kept on disk", "examples/activation_store.py keeps, shuffles and mixes them for that.")
+    yield Step("C8", "training", "`attrib train` trains SAEs and transcoders with SAELens' own trainers: docs/training.md.")
+    yield Step("C9", "activations kept on disk", "attrib.training.store_activations keeps, shuffles and mixes them for that.")
     some = of.corpus[::4]
     quality = latents.evaluate(of.model, of.kinds, some, patterns=False).to_pandas()
     columns = ["dictionary", "mse", "explained_variance", "l0", "dead", "ce_model", "ce_spliced", "ce_zero", "recovered"]
