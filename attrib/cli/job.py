@@ -50,7 +50,7 @@ def init(
         table["model"] = _own(model, allowed) or model
     given = {"source": [_source(name, allowed) for name in prompts or []] or None, "form": form}
     of, changed = table.get("prompts", {}), {key: value for key, value in given.items() if value is not None}
-    if changed or "prompts" in table:
+    if changed or "prompts" in table or table.get("kind") != "task":  # which has a task in their place
         table["prompts"] = (of if isinstance(of, dict) else {"source": of}) | changed
     try:
         wanted = job_file(table)
