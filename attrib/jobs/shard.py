@@ -118,7 +118,7 @@ def _attribute(loaded: Loaded, prompts: Sequence[Tensor], corrupt: Sequence[Tens
         corrupt: the prompts that they are compared with.
     """
     try:
-        results = loaded.attribute(prompts, corrupt=corrupt)
+        results = loaded.attribute(prompts, None, corrupt)
     except _OF_A_PROMPT:
         pairs = [(ids, None if corrupt is None else [corrupt[at]]) for at, ids in enumerate(prompts)]
         if wrong := {at: fault for at, pair in enumerate(pairs) if (fault := _fault(loaded, *pair))}:
@@ -130,7 +130,7 @@ def _attribute(loaded: Loaded, prompts: Sequence[Tensor], corrupt: Sequence[Tens
 def _fault(loaded: Loaded, ids: Tensor, corrupt: Sequence[Tensor] | None) -> str:
     """What is raised at one prompt alone."""
     try:
-        loaded.attribute([ids], corrupt=corrupt)
+        loaded.attribute([ids], None, corrupt)
     except _OF_A_PROMPT as error:
         return str(error).replace("prompt 0", "it")
     return ""
