@@ -104,7 +104,7 @@ def test_a_job_reads_a_linked_table_only_where_allowed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"outside of it.*--allow"):
         make_job(tmp_path / "job", here, prompts="set")
     given = PromptsOf(source=["set"])
-    assert [one.prompt for one in limited(given, [here / "set"], [outside])] == ["[1]"]
+    assert [one.prompt for one, _ in limited(given, [here / "set"], [outside], None)] == ["[1]"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "data.arrow", "dataset_dict.json"])

@@ -235,6 +235,6 @@ def test_a_job_s_options_serve_those_of_its_sources_that_have_a_use_for_them(tmp
     sources = [tmp_path / "p.txt", tmp_path / "p.jsonl"]
     check_effect(sources, None, field="mine", split=None)
     of = PromptsOf(source=[*map(str, sources)], field="mine")
-    assert [found.prompt for found in limited(of, sources, ())] == ["a b", "c"]
+    assert [found.prompt for found, _ in limited(of, sources, (), None)] == ["a b", "c"]
     with pytest.raises(InputError, match=r"prompts\.split: 'test' has no effect"):
         check_effect(sources, None, field="mine", split="test")

@@ -82,7 +82,7 @@ class Attributions:
 
     def compute(self, parts: Loaded, portion: Portion) -> Results:
         """The edges of each attribution, or the graph of each prompt."""
-        return parts.attribute(portion.ids, corrupt=_corrupt_of(portion))
+        return parts.attribute(portion.ids, None, _corrupt_of(portion))
 
     def faulty(self, results: Results) -> dict[int, str]:
         """The prompts with a number that is none."""
