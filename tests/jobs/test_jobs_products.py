@@ -64,6 +64,7 @@ def test_a_job_says_itself_who_multiplies(beside: Path, tmp_path: Path, monkeypa
 
 
 def test_whoever_is_not_there_is_refused_by_name(beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(who.VARIABLE, "torch")
     monkeypatch.setattr(who, "operation", object)
     job = make_job(tmp_path / "job", beside, products="onednn")
     monkeypatch.setattr(who, "operation", lambda: None)
