@@ -57,9 +57,9 @@ def test_a_job_of_pairs(tmp_path: Path, rule: str) -> None:
             alone = attrib.latent_to_logit(model, source, [clean], logits=attrib.TopLogits(2), rule=other)
             assert torch.allclose(stored.dense(0, "attribution"), alone.dense(0, "attribution"), atol=1e-5)
     job = open_job(folder)
-    held = np.load(folder / PROMPTS / "corrupt.npy")
+    held = np.load(folder / PROMPTS / "beside.npy")
     held[0] += 1
-    np.save(folder / PROMPTS / "corrupt.npy", held)
+    np.save(folder / PROMPTS / "beside.npy", held)
     with pytest.raises(FormatError, match="are not what they were"):
         [job.prompts(shard) for shard in job.shards]
 
