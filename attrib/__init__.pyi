@@ -1,3 +1,6 @@
+import torch
+import typing_extensions
+
 from . import adapters as adapters
 from . import causal as causal
 from . import core as core
@@ -138,3 +141,11 @@ __all__ = [
     "walk",
     "writing_at",
 ]
+
+# old names, which `attrib.__getattr__` finds; no import, so they are not listed by `dir`
+
+@typing_extensions.deprecated("attrib.Tokens is now called attrib.TokenLogits")
+class Tokens(TokenLogits): ...
+
+@typing_extensions.deprecated("attrib.logits is now called attrib.forward")
+def logits(model: Model, tokens: object) -> torch.Tensor: ...

@@ -158,8 +158,8 @@ class _Call:
         targets: tuple[Target, ...],
         prompts: list[Tensor],
         options: Options,
-        error: ErrorAs,
-        bias: bool,
+        error: ErrorAs = True,
+        bias: bool = False,
     ) -> None:
         self.prompts, self.error, self.bias = prompts, error, bias
         options = replace(options, positions=plain_positions(options.positions, [len(ids) for ids in prompts]))

@@ -83,7 +83,7 @@ def test_a_budget_that_is_no_size_is_one_error(budget: Any):
 def test_a_name_that_is_none_is_one_error():
     with pytest.raises(attrib.InputError, match=r"^source: nonsense is no folder"):
         attrib.latent_to_logit(builders.build("llama"), "nonsense", builders.prompt())
-    with pytest.raises(attrib.InputError, match=r"^source: got a list"):
+    with pytest.raises(attrib.InputError, match=r"^source\[0\]: got a int"):
         attrib.latent_to_logit(builders.build("llama"), [1], builders.prompt())
 
 

@@ -326,7 +326,7 @@ def test_a_name_that_nobody_knows():
         attrib.load_dictionary("no-such-release/blocks.0.hook_resid_pre")
     with pytest.raises(InputError, match=r"sae-lens does not know 'gpt2-small-res-jb'.*Valid IDs"):
         attrib.load_dictionary("gpt2-small-res-jb/no-such-id")
-    with pytest.raises(InputError, match=r"no folder and not of the form release/sae_id"):
+    with pytest.raises(InputError, match=r"no folder, no file of transcoder_circuits, and not of the form release/sae_id"):
         attrib.load_dictionary("no-slash")
     with pytest.raises(FetchError, match=r"gpt2-small-res-jb/blocks\.0\.hook_resid_pre could not be fetched; is a model hub reachable"):
         attrib.load_dictionary("gpt2-small-res-jb/blocks.0.hook_resid_pre")

@@ -86,7 +86,7 @@ def through_cuts(rng: random.Random, name: str) -> Call:
             cuts.append(dictionary(rule, site=site, d_in=width, d_sae=30, dtype=torch.float64, seed=seed, **more))
         options |= {"cuts": cuts, "effect": rng.choice(["direct", "total"])}
         try:
-            attrib.attribution.questions.check(
+            attrib.attribution.options.check(
                 name, arguments[0], *_ends(name, arguments, options), arguments[-1], cuts=cuts, effect=options["effect"]
             )
         except InputError as refused:

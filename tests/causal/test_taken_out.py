@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.causal.generators import Example
+from attrib.causal.generators import Contrast
 from attrib.causal.keeping import ablation
 from tests.support.builders import build, normal, prompt
 from tests.support.cut_cases import cross, ours
@@ -14,7 +14,7 @@ from tests.support.tolerances import assert_close
 def test_layers_that_write_together_are_taken_out_together():
     model = build("gpt2", torch.float64)
     layers = ours(cross(model, range(1, 4)))
-    examples = [Example("", tuple(prompt(5, seed=n).tolist()), 3, 9, "") for n in (1, 2)]
+    examples = [Contrast("", tuple(prompt(5, seed=n).tolist()), 3, 9, "") for n in (1, 2)]
     ids = torch.tensor([one.tokens for one in examples])
     for reference in ("zero", "mean"):
         there = ablation(model, layers, examples, reference)

@@ -4,6 +4,7 @@ import pickle
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ import attrib
 from attrib.core.finite import require_finite
 from attrib.core.types import Direction, InputError, NotFiniteError, Site, TokenLogits, TopLogits
 from attrib.dictionaries.dictionary import Dictionary, encode, encode_sparse
-from attrib.jobs.shard import _attribute
+from attrib.jobs.kind import Portion
+from attrib.jobs.kinds.edges import EdgesKind
+from attrib.jobs.shard import _computed
 from attrib.models.transformer import Model
 from attrib.runs.spec import Loaded, Work
 from tests.support.builders import D_MODEL, build, dictionary, normal, prompt, tiny
@@ -182,8 +185,8 @@ def test_a_direction_that_is_no_number():
 def test_jobs_put_the_prompt_down_with_the_reason():
     work = Work(model="m", attribution=[{"kind": "latent_to_latent", "source": "a", "target": "b"}])
     loaded = Loaded(work, with_row(build("gpt2"), SICK, torch.nan), dict(zip("ab", ends(), strict=True)))
-    edges, refused = _attribute(loaded, [WELL, ILL, WELL])
-    assert edges == []
+    edges, refused = _computed(EdgesKind(), loaded, Portion([WELL, ILL, WELL], np.arange(3), []))
+    assert edges is None
     (reason,) = refused.values()
     assert refused.keys() == {1}
     assert reason.startswith("tokens: it gives nan at blocks.0.hook_resid_pre, first at position 2")

@@ -287,7 +287,7 @@ def test_a_word_that_no_code_knows_is_refused_by_name(field: str, words: str):
         config.__post_init__()
 
 
-NOT_COMPUTED_WITH = {"model_name", "kind", "hook_name", "hook_name_out", "lazy", "metadata"}
+NOT_COMPUTED_WITH = {"model_name", "kind", "hook_name", "hook_name_out", "lazy", "metadata", "part_of"}
 """Facts that say where a dictionary comes from, or where its weights lie: results do not depend on them."""
 
 
@@ -298,6 +298,7 @@ def test_every_other_fact_and_every_tensor_is_in_the_fingerprint():
     others = {
         "site": Site(2, "resid_pre"), "rule": "abstopk", "k": 5, "apply_b_dec_to_input": not config.apply_b_dec_to_input,
         "normalisation": "layer_norm", "writes": (Site(2, "mlp_out"),), "puts_scale_back": not config.puts_scale_back,
+        "part_of": (Site(3, "mlp_out"),),
         "model_name": "other", "kind": "other", "hook_name": "other", "hook_name_out": "other", "lazy": True,
         "metadata": Metadata(context_size=3),
     }  # fmt: skip

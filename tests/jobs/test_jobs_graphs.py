@@ -277,7 +277,7 @@ def test_a_budget_too_small_for_some_prompts_leaves_these_out(tmp_path: Path, be
 
 def test_a_graph_that_is_not_finite_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attribute, victim = Loaded.attribute, open_job(folder).shards[1]
-    [ids, *_], [number, *_], _ = open_job(folder).prompts(victim)
+    [ids, *_], [number, *_] = open_job(folder).prompts(victim)
 
     def overflowing(self: Loaded, given: Any, *rest: Any) -> Any:
         return [

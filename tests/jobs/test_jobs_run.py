@@ -447,7 +447,7 @@ def numbers_of(job: Job, shard: int) -> list[int]:
 def test_edges_that_are_not_finite_are_left_out(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attribute = Loaded.attribute
     victim = open_job(folder).shards[3]
-    prompts, numbers, _ = open_job(folder).prompts(victim)
+    prompts, numbers = open_job(folder).prompts(victim)
 
     def overflowing(self: Loaded, given: list[torch.Tensor], *rest: Any) -> Any:
         found = attribute(self, given, *rest)
