@@ -154,11 +154,13 @@ def _task(
             if len(examples) == count:
                 break
             text, answer, distractor, label = one(words, len(examples))
+            if text in examples:
+                continue
             tokens = tuple(int(token) for token in tokenizer.prompt(text))
             special = len(tokens) - len(roles)
             if special not in (0, 1):  # one that the tokenizer puts first
                 raise InputError(f"model: its tokenizer makes {len(tokens)} tokens of {text!r}; expected {len(roles)}, one for each word.")
-            examples.setdefault(text, Contrast(text, tokens, answer, distractor, label))
+            examples[text] = Contrast(text, tokens, answer, distractor, label)
         if len(examples) < count:
             raise InputError(f"{argument}: {count}, but there are not so many different prompts of {name}; ask for fewer.")
         made.append(tuple(examples.values()))
