@@ -437,7 +437,7 @@ def test_a_histogram_of_weights_of_one_sign_has_an_empty_half() -> None:
     model = build("gpt2", dtype=torch.float64)
     model = replace(model, params=model.params._replace(W_U=model.params.W_U[:, :20]), config=replace(model.config, d_vocab=20))
     out = norm_map(model, model.params.norm_final) @ model.params.W_U
-    direction = torch.linalg.lstsq(out.T, torch.linspace(1, 2, 20, dtype=torch.float64)[:, None]).solution.T
+    direction = torch.linalg.lstsq(out.T, torch.linspace(1.2, 2, 20, dtype=torch.float64)[:, None]).solution.T  # none on an edge
     found = attrib.graph.logit_histogram(model, direction, bins=2, demean=False)
     assert found.count.tolist() == [[0, 0, 0, 20]]
     assert_close(found.edges, torch.tensor([[0, 0, 0, 1, 2]], dtype=torch.float64), 1e-9)
