@@ -152,7 +152,7 @@ def test_a_cell_is_pointed_at_and_chosen(opened: Opened, edges: list[Edges]) -> 
     assert opened.page.locator("#out-of li").count() == int((edges[0].indices == column).sum().clamp(max=40))
     opened.page.focus("#matrix")
     opened.page.keyboard.press("ArrowRight")
-    assert opened.ask("() => location.hash").endswith(f"at={row}.{min(column + 1, edges[0].shape[1] - 1)}")
+    opened.until("end => location.hash.endsWith(end)", f"at={row}.{min(column + 1, edges[0].shape[1] - 1)}")
     opened.page.keyboard.press("Escape")
     assert opened.page.locator("#strongest").count() == 1
     csv = opened.downloaded(lambda: opened.page.click("text=CSV")).splitlines()

@@ -33,7 +33,7 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
   const matrix = matrices[chosen.matrix];
   const other = chosen.other === null ? null : matrices[chosen.other];
   const table = useMemo(() => tableOf(matrix, chosen.value, chosen.order, other, chosen.empty), [chosen.matrix, chosen.other, chosen.value, chosen.order, chosen.empty]);
-  useEffect(() => seen(table), [table]);
+  seen(table);
   useEffect(() => {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
