@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.core.types import InputError
+from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.terminal import plain
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or
 LabelFiles = Annotated[
     list[Path] | None, typer.Option("--labels", help="File of labels, as `attrib latents label` writes or Neuronpedia exports; repeat it")
 ]
-NODES, EDGES = 5_000, 100_000
-"""What a page holds at most: it opens in under a second, and is smaller than most pictures."""
 Links = Annotated[
     list[str] | None,
     typer.Option("--neuronpedia", help="NAME=MODEL/ID, where Neuronpedia shows the latents of the dictionary of this name; repeat it"),
@@ -97,8 +96,8 @@ def serve(
     port: Annotated[int, typer.Option(help="0 for any that is free", min=0, max=65535)] = 0,
     labels: LabelFiles = None,
     neuronpedia: Links = None,
-    max_nodes: Annotated[int, typer.Option(help="Nodes in a page at most, those of largest influence", min=1)] = 50_000,
-    max_edges: Annotated[int, typer.Option(help="Edges in a page at most", min=0)] = 500_000,
+    max_nodes: Annotated[int, typer.Option(help="Nodes in a page at most, those of largest influence", min=1)] = 10 * NODES,
+    max_edges: Annotated[int, typer.Option(help="Edges in a page at most", min=0)] = 5 * EDGES,
 ) -> None:
     """Serve the explorer of all graphs of a file or folder, to this machine alone, until Ctrl-C."""
     import attrib

@@ -11,10 +11,9 @@ from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.latents.labels import Labels
 from attrib.view.explorer.graph_payload import Most, packed
+from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.explorer.matrix_payload import packed_edges
 from attrib.view.explorer.page import page
-
-EDGES = 100_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,8 +45,8 @@ def graph(
     *,
     labels: Labels | None = None,
     links: Mapping[str, str] | None = None,
-    max_nodes: int = Most().nodes,
-    max_edges: int = Most().edges,
+    max_nodes: int = NODES,
+    max_edges: int = EDGES,
 ) -> Page:
     """The explorer of a graph; see docs/explorer.md.
 

@@ -1,11 +1,9 @@
 """Jobs of graphs: what they write, that any disturbance comes to the same bytes, and what is done with a folder of graphs."""
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +35,7 @@ from attrib.runs.rerun import rerun
 from attrib.runs.spec import Loaded
 from attrib.store.graphs import open_graph_file, save_graphs
 from tests.support.builders import sae
-from tests.support.job_cases import LENGTHS, bytes_of, corpus, forked, here, make_job, tiny_smollm2
+from tests.support.job_cases import LENGTHS, bytes_of, corpus, forked, here, killed, make_job, tiny_smollm2
 from tests.support.typed import Command
 
 TRANSCODERS = ("blocks.1.mlp.hook_in", "blocks.3.mlp.hook_in")
@@ -197,15 +195,7 @@ def test_a_worker_that_is_killed_at_random_moments_is_replaced(folder: Path, fin
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(folder: Path, finished: Path) -> None:
     for wanted in (1, 3):
-        process = os.fork()
-        if not process:
-            run(folder, here)
-            os._exit(0)
-        begun = time.monotonic()
-        while len(list((folder / RECORDS).glob("*.json"))) < wanted and time.monotonic() - begun < 60:
-            time.sleep(0.001)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        killed(folder, wanted)
     run(folder, here)
     assert bytes_of(folder) == bytes_of(finished)
     assert len(list((folder / SHARDS).iterdir())) == len(open_job(folder).shards), "nothing half-written is left"

@@ -1,10 +1,7 @@
 """Surveys as jobs: what comes out is the survey of the whole, byte for byte, whatever happened; and in one process, of parts in memory."""
 
 import json
-import os
 import random
-import signal
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +15,7 @@ from attrib import latents, load_dictionary, load_model
 from attrib.core.types import FormatError, InputError
 from attrib.jobs import surveys
 from attrib.jobs.config import job_file
-from attrib.jobs.folder import RECORDS, Job, open_job
+from attrib.jobs.folder import Job, open_job
 from attrib.jobs.make import make
 from attrib.jobs.run import digest, run
 from attrib.jobs.status import status
@@ -27,7 +24,7 @@ from attrib.jobs.verify import verify
 from attrib.latents.surveyed import Survey
 from tests.latents.test_survey import CORPUS, model, of_kind, same
 from tests.support.attribution_cases import characters
-from tests.support.job_cases import SITES, bytes_of, corpus, forked, here, tiny_smollm2
+from tests.support.job_cases import SITES, bytes_of, corpus, forked, here, killed, tiny_smollm2
 from tests.support.typed import Command
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -91,16 +88,7 @@ def test_the_commands_take_it_as_any_job(finished: Path, command: Command) -> No
 def test_it_is_killed_at_random_moments_and_comes_to_the_same_bytes(tmp_path: Path, beside: Path, finished: Path) -> None:
     folder, chance = job_of(tmp_path / "job", beside).folder, random.Random(5)
     for wanted in (1, 2):
-        process = os.fork()
-        if not process:
-            run(folder, here)
-            os._exit(0)
-        begun = time.monotonic()
-        while len(list((folder / RECORDS).glob("*.json"))) < wanted and time.monotonic() - begun < 60:
-            time.sleep(0.001)
-        time.sleep(chance.random() * 0.02)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        killed(folder, wanted, chance.random() * 0.02)
     run(folder, here)
     assert bytes_of(folder) == bytes_of(finished)
 

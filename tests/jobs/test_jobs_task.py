@@ -1,10 +1,7 @@
 """Tasks as jobs: their tables are those of `run_task`, whatever happened on the way, and are held against what was asked."""
 
 import json
-import os
 import random
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,14 @@ from attrib.causal import tasks
 from attrib.causal.tasks.results import read_rows, record_of, write_rows
 from attrib.core.types import FormatError, InputError
 from attrib.jobs.config import job_file
-from attrib.jobs.folder import PROMPTS, RECORDS, Job, open_job
+from attrib.jobs.folder import PROMPTS, Job, open_job
 from attrib.jobs.make import make
 from attrib.jobs.records import refused
 from attrib.jobs.run import digest, run
 from attrib.jobs.status import status
 from attrib.jobs.verify import verify
 from tests.support.builders import prompt
-from tests.support.job_cases import SITES, bytes_of, corpus, forked, here, tiny_smollm2
+from tests.support.job_cases import SITES, bytes_of, corpus, forked, here, killed, tiny_smollm2
 from tests.support.typed import Command
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -105,16 +102,7 @@ def test_the_commands_take_it_as_any_job(finished: Path, tmp_path: Path, command
 def test_it_is_killed_at_random_moments_and_comes_to_the_same_bytes(tmp_path: Path, beside: Path, finished: Path) -> None:
     folder, chance = job_of(tmp_path / "job", beside).folder, random.Random(5)
     for wanted in (1, 2):
-        process = os.fork()
-        if not process:
-            run(folder, here)
-            os._exit(0)
-        begun = time.monotonic()
-        while len(list((folder / RECORDS).glob("*.json"))) < wanted and time.monotonic() - begun < 60:
-            time.sleep(0.001)
-        time.sleep(chance.random() * 0.05)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        killed(folder, wanted, chance.random() * 0.05)
     run(folder, here)
     assert bytes_of(folder) == bytes_of(finished)
 

@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +16,7 @@ import pytest
 from attrib.adapters.models import SMOLLM2
 from attrib.jobs.config import job_file
 from attrib.jobs.engines import JobError, Queue
-from attrib.jobs.folder import SHARDS, Job, Shard
+from attrib.jobs.folder import RECORDS, SHARDS, Job, Shard
 from attrib.jobs.make import make
 from attrib.jobs.run import run
 from attrib.jobs.shard import prepare
@@ -99,6 +102,20 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
         patched.setattr(multiprocessing, "get_context", lambda _: fork)
         yield
+
+
+def killed(folder: Path, wanted: int, pause: float = 0.0) -> None:
+    """A run of a job in a process that is killed so many seconds after as many shards are recorded."""
+    process = os.fork()
+    if not process:
+        run(folder, here)
+        os._exit(0)
+    begun = time.monotonic()
+    while len(list((folder / RECORDS).glob("*.json"))) < wanted and time.monotonic() - begun < 60:
+        time.sleep(0.001)
+    time.sleep(pause)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

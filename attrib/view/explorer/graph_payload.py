@@ -13,6 +13,7 @@ from attrib.graph.nodes import NodeSet
 from attrib.graph.pruning import ALWAYS
 from attrib.graph.scoring import edge_influence, influence, of_kinds, scores, shares
 from attrib.latents.labels import Labels
+from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.explorer.payload import left_out, pack
 
 FORMAT = "attrib explorer"
@@ -22,8 +23,8 @@ _EMBEDDINGS, _OUTPUTS = ("token", "position"), ("logit", "target")
 class Most(NamedTuple):
     """How much of a graph a page holds at most."""
 
-    nodes: int = 5_000
-    edges: int = 100_000
+    nodes: int = NODES
+    edges: int = EDGES
 
 
 def packed(graph: Graph, most: Most, labels: Labels | None = None, links: Mapping[str, str] | None = None) -> bytes:
@@ -68,8 +69,7 @@ def _largest(score: Tensor, count: int) -> Bool[Tensor, " items"]:
 
 
 def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str]) -> dict[str, Any]:
-    which = "those of largest influence"
-    counts = ("nodes", len(whole.nodes), len(graph.nodes), which), ("edges", len(whole), len(graph), which)
+    counts = ("nodes", len(whole.nodes), len(graph.nodes)), ("edges", len(whole), len(graph))
     layers = [_layer(each) for each in graph.nodes.sets]
     last = max((layer for layer in layers if layer is not None), default=-1)
     levels = ["embed", *(f"layer {layer}" for layer in range(last + 1)), "logits"]
@@ -80,7 +80,7 @@ def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str]
     return {
         "title": "".join(graph.strings), "facts": _facts(whole), "tokens": graph.strings,
         "sets": sets, "levels": levels, "labels": graph.nodes.labels, "explanations": _explanations(graph, labels),
-        "epsilon": torch.finfo(graph.l1.dtype).eps, "left_out": left_out("graph", *counts),
+        "epsilon": torch.finfo(graph.l1.dtype).eps, "left_out": left_out("graph", "those of largest influence", *counts),
     }  # fmt: skip
 
 

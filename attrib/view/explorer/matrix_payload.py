@@ -9,12 +9,13 @@ from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
 from attrib.core.types import InputError
+from attrib.view.explorer.limits import EDGES
 from attrib.view.explorer.payload import left_out, pack
 
 FORMAT = "attrib matrices"
 
 
-def packed_edges(edges: Sequence[Edges], max_edges: int = 100_000) -> bytes:
+def packed_edges(edges: Sequence[Edges], max_edges: int = EDGES) -> bytes:
     """Matrices for a page.
 
     Args:
@@ -41,7 +42,7 @@ def packed_edges(edges: Sequence[Edges], max_edges: int = 100_000) -> bytes:
         matrices.append({
             "name": _name(whole), "tokens": whole.prompts.strings, "targets": _side(small.targets), "sources": _side(small.sources),
             "facts": _facts(whole),
-            "left_out": left_out("matrix", ("edges", len(whole), len(small), "those of the largest attributions")),
+            "left_out": left_out("matrix", "those of the largest attributions", ("edges", len(whole), len(small))),
         })  # fmt: skip
     return pack(FORMAT, {"title": "".join(edges[0].prompts.strings), "matrices": matrices}, integers, floats)
 

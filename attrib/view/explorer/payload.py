@@ -38,10 +38,15 @@ def pack(format: str, header: Mapping[str, Any], integers: Mapping[str, Tensor],
     return gzip.compress(b"".join(parts), mtime=0)
 
 
-def left_out(of: str, *counts: tuple[str, int, int, str]) -> str:
-    """What a page leaves out, in words: for each thing its name, how many there are and are shown, and which; empty for nothing."""
-    parts = [f"{shown:,} of the {of}'s {there:,} {what}" for what, there, shown, _ in counts if shown < there]
-    return f"This page holds {' and '.join(parts)}, {counts[0][3]}." if parts else ""
+def left_out(of: str, which: str, *counts: tuple[str, int, int]) -> str:
+    """What a page leaves out, in words; empty for nothing.
+
+    Args:
+        which: those that are there.
+        counts: for each thing its name, and how many there are and are shown.
+    """
+    parts = [f"{shown:,} of the {of}'s {there:,} {what}" for what, there, shown in counts if shown < there]
+    return f"This page holds {' and '.join(parts)}, {which}." if parts else ""
 
 
 def _aligned(size: int) -> int:
