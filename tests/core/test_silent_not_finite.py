@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 import attrib
+from attrib.causal.tasks import Example, encoded
+from attrib.causal.tasks.operations import Batch
 from attrib.core.finite import require_finite
 from attrib.core.types import Direction, InputError, NotFiniteError, Site, TokenLogits, TopLogits
 from attrib.dictionaries.dictionary import Dictionary, encode, encode_sparse
@@ -190,6 +192,24 @@ def test_jobs_put_the_prompt_down_with_the_reason():
     (reason,) = refused.values()
     assert refused.keys() == {1}
     assert reason.startswith("tokens: it gives nan at blocks.0.hook_resid_pre, first at position 2")
+
+
+def test_a_batch_of_a_task_names_the_prompt_by_its_number():
+    """Prompts 7 and 9 of a data set: 9 is the second one here."""
+    sick, model = with_row(build("gpt2"), SICK, torch.nan), build("gpt2")
+    W_U = model.params.W_U.clone()
+    W_U[2, 5] = torch.nan
+    blind = replace(model, params=model.params._replace(W_U=W_U))  # its pass is well, and one answer has no logit
+
+    def batch(of: Model, *examples: Example) -> Batch:
+        return Batch(of, attrib.replace(of, [ends()[0]]), ["a"], encoded(of, examples), (7, 9))
+
+    with pytest.raises(NotFiniteError, match=r"prompt 9 gives nan at blocks\.1\.hook_resid_pre"):
+        _ = batch(sick, Example(WELL, (3, 4), 0), Example(ILL, (3, 4), 0)).passes
+    ways: list[tuple[Any, str]] = [("gradient", "the effects of latents"), ("ablation", "what is read")]
+    for by, what in ways:
+        with pytest.raises(NotFiniteError, match=f"prompt 9 gives nan at {what}"):
+            batch(blind, Example(WELL, (3, 4), 0), Example(WELL, (3, 5), 0)).effects(by)
 
 
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
