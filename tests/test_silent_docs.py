@@ -191,13 +191,13 @@ def test_every_name_of_the_docs_is_there_in_a_fresh_interpreter() -> None:
 
 
 def test_the_numbers_of_dictionaries_are_those_that_are_there() -> None:
-    pattern = r"before layers 6 and 9 \(k = (\d+)\), 18 and\n27 \(k = (\d+)\): (\d+) latents, and (\d+) at layer 18"
+    pattern = r"before layers 6 and 9 \(k = (\d+)\), 18 and\n27 \(k = (\d+)\): (\d+) latents, and (\d+) at layers 18 and 27"
     said = re.search(pattern, PAGES["README.md"])
     assert said is not None
     early, late, wide, narrow = map(int, said.groups())
     saes = {layer: attrib.load_dictionary(f"smollm2-135m/blocks.{layer}.hook_resid_pre") for layer in (6, 9, 18, 27)}
     there = {layer: (sae.config.k, sae.d_sae) for layer, sae in saes.items()}
-    assert there == {6: (early, wide), 9: (early, wide), 18: (late, narrow), 27: (late, wide)}
+    assert there == {6: (early, wide), 9: (early, wide), 18: (late, narrow), 27: (late, narrow)}
 
 
 def _anchors(text: str) -> set[str]:

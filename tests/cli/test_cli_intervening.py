@@ -31,12 +31,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_edits_move_the_next_token(smollm2_folder: Path, tmp_path: Path, command: Command):
     out = tmp_path / "after.csv"
-    edits = ["-e", "blocks.27.hook_resid_pre[493]@-1=zero", "-e", "L5H1=zero"]
+    edits = ["-e", "blocks.27.hook_resid_pre[592]@-1=zero", "-e", "L5H1=zero"]
     ran = command("intervene", TEXT, "-m", MODEL, "-d", SAE, *edits, "--top", 3, "--out", out)
     assert ran.status == 0, ran.err
     frame = pd.read_csv(out)
     dictionary = attrib.load_dictionary(SAE)
-    want = intervene(MODEL, dictionary, TEXT, [Ablate(Latents(0, 493), positions=-1), Ablate(Head(5, 1))])[-1]
+    want = intervene(MODEL, dictionary, TEXT, [Ablate(Latents(0, 592), positions=-1), Ablate(Head(5, 1))])[-1]
     assert frame["token"][0] == " Paris"
     assert frame["after"].tolist() == pytest.approx(want[frame["id"].tolist()].tolist(), rel=1e-5)
     assert frame["change"].tolist() == pytest.approx((frame["after"] - frame["before"]).tolist(), abs=1e-4)
