@@ -94,7 +94,7 @@ def plan(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike
 
 
 def stream(
-    model: Model, given: Sequence[Given], tokens: TokensLike, folder: Path, copies: int, options: GraphOptions
+    model: Model, given: Given | Sequence[Given], tokens: TokensLike, folder: Path, copies: int, options: GraphOptions
 ) -> Iterator[Graph | LazyGraph]:
     """The graphs that `build` gives, one after another, with their edges on the disk: each is to be used before the next is asked for.
 

@@ -19,8 +19,9 @@ from attrib.graph.nodes import Nodes
 class EdgesOfRows(Protocol):
     """Where edges lie."""
 
-    dtype: torch.dtype
-    """Of their weights."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of their weights."""
 
     def sources(self, first: int, end: int) -> Int[Tensor, " edges"]:
         """The numbers of the nodes that the edges of the rows `first:end` come from."""
