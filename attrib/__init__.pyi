@@ -61,7 +61,7 @@ from .passes.compose import cut, decode, encode, encode_sparse, reconstruct, wri
 from .passes.heads import attention_heads, attention_patterns, head_outputs, head_weights
 from .passes.replacement import replace
 from .paths.path import path
-from .store import open, open_graphs, save
+from .store import build_graphs, open, open_graphs, save
 
 __all__ = [
     "EXACT",
@@ -104,6 +104,7 @@ __all__ = [
     "attention_heads",
     "attention_patterns",
     "block",
+    "build_graphs",
     "cached_forward",
     "capture",
     "check_model",

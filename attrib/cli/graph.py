@@ -4,7 +4,8 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,8 @@ from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
-    from attrib.graph import Graph
+    from attrib.graph import Graph, LazyGraph
+    from attrib.store import GraphCollection, Graphs
 
 
 class _OrBuild(TyperGroup):
@@ -122,13 +124,23 @@ def build(
         "policy": POLICIES[policy], "targets": targets, "keep": kept, "mlps": mlps, "demean": demean, "skip_positions": skip_positions,
         "max_nodes": max_nodes, "dtype": dtype, "budget": budget,
     }  # fmt: skip
+    nodes_of = [_given(name, device) for name in dictionaries or []]
+
+    def told(graphs: "Sequence[Graph | LazyGraph]") -> list[Path]:
+        for number, graph in enumerate(graphs):
+            print(plain(f"{number}: Graph({graph.summary})"))
+        return [] if shown is None else shown.write(graphs)
+
     with counted("building graphs") as progress:
-        graphs = attrib.graph.build(loaded, [_given(name, device) for name in dictionaries or []], texts, progress=progress, **asked)
+        if out is not None:  # edges go there as they are found, so that memory need not hold them
+            attrib.build_graphs(out, loaded, nodes_of, texts, progress=progress, overwrite=overwrite, **asked)
+        else:
+            graphs = attrib.graph.build(loaded, nodes_of, texts, progress=progress, **asked)
     if out is not None:
-        attrib.save(out, graphs, overwrite=overwrite)
-    for number, graph in enumerate(graphs):
-        print(plain(f"{number}: {graph}"))
-    written = shown.write(graphs) if shown is not None else []
+        with attrib.open_graphs(out) as stored:
+            written = told([stored.lazy(number) for number in range(len(stored))])
+    else:
+        written = told(graphs)
     for path in [out, *written] if out is not None else written:
         print(plain(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
     if shown is not None:
@@ -157,18 +169,23 @@ def show(
     top: Annotated[int, typer.Option(help="Edges of each output, and nodes", min=1)] = TOP,
 ) -> None:
     """What a graph is made of: how far its rows add up, its scores, the strongest edges of its outputs, its most influential nodes."""
+    with _opened(file, number) as (graphs, at):
+        _show(graphs.lazy(at), top)
+
+
+def _show(graph: "LazyGraph", top: int) -> None:
+    """Read the edges of outputs, and for scores and influence all, block by block."""
     from attrib.graph import influence, scores
 
-    graph = _read(file, number)
-    print(plain(graph))
+    print(plain(f"Graph({graph.summary})"))
     of_errors = scores(graph)
     print(plain(f"replacement score {of_errors.replacement:.3f}, completeness {of_errors.completeness:.3f}"))
     for node in graph.nodes.of_kind("logit", "target").tolist():
         row = int(graph.row_of[node])
-        begin, end = graph.indptr[row : row + 2].tolist()
-        order = graph.weight[begin:end].abs().argsort(descending=True)[:top] + begin
+        of_row = graph.rows(row, row + 1)
+        order = of_row.weight.abs().argsort(descending=True)[:top]
         title = f"{graph.nodes.label(node)}: value {graph.value[row]:.4g} = own {graph.own[row]:.4g} + total {graph.total[row]:.4g}"
-        edges = [(plain(graph.nodes.label(int(graph.indices[at]))), f"{graph.weight[at]:+.4g}") for at in order.tolist()]
+        edges = [(plain(graph.nodes.label(int(of_row.indices[at]))), f"{of_row.weight[at]:+.4g}") for at in order.tolist()]
         print_table(table(plain(f"{title} + remainder {graph.remainder[row]:.1e}"), ("source",), ("attribution",), edges))
     found = influence(graph)
     strongest = [(plain(graph.nodes.label(node)), f"{found[node]:.4f}") for node in found.argsort(descending=True)[:top].tolist()]
@@ -185,14 +202,15 @@ def prune(
 ) -> None:
     """Keep, of every graph of a file, the nodes and edges that carry most of the influence."""
     import attrib
-    from attrib.store.graphs import save_graphs
+    from attrib.store.graphs import Graphs, save_graphs
 
     _check_apart(file, out)
     with attrib.open_graphs(file) as graphs:
 
-        def pruned() -> Iterator["Graph"]:  # one after another: a folder may hold more than memory does
-            for number, graph in zip(graphs.numbers.tolist(), graphs, strict=True):
-                smaller = attrib.graph.prune(graph, nodes, edges).graph
+        def pruned() -> Iterator["Graph"]:  # one after another: a folder may hold more than memory does, and so may a graph
+            for place, number in enumerate(graphs.numbers.tolist()):
+                lazy = graphs.lazy(place if isinstance(graphs, Graphs) else number)
+                smaller = attrib.graph.prune(lazy, nodes, edges).graph
                 print(plain(f"{number}: {smaller}"))
                 yield smaller
 
@@ -272,14 +290,21 @@ def export(
 
 
 def _read(file: Path, number: int | None) -> "Graph":
+    with _opened(file, number) as (graphs, at):
+        return graphs[at]
+
+
+@contextmanager
+def _opened(file: Path, number: int | None) -> Iterator[tuple["Graphs | GraphCollection", int]]:
+    """A file of graphs, or a folder of such, and which graph of it is meant."""
     import attrib
 
     with attrib.open_graphs(file) as graphs:
-        if number is not None:
-            return graphs[number]
-        if not len(graphs):
-            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-        return next(iter(graphs))
+        if number is None:
+            if not len(graphs):
+                raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
+            number = int(graphs.numbers[0]) if isinstance(graphs, attrib.store.GraphCollection) else 0
+        yield graphs, number
 
 
 def _check_apart(file: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
-    from attrib.graph import Graph
+    from attrib.graph import Graph, LazyGraph
 
 NODES, EDGES = 0.8, 0.98
 """Shares of the influence that nodes and edges have together which are written, where nobody says. circuit-tracer's are these."""
@@ -31,7 +31,7 @@ class ForFrontend(NamedTuple):
             raise InputError(f"--slug: {there[0]} exists; give --overwrite to replace it.")
         return found
 
-    def write(self, graphs: "Sequence[Graph]") -> list[Path]:
+    def write(self, graphs: "Sequence[Graph | LazyGraph]") -> list[Path]:
         """Write the graphs, pruned; nodes carry their share of the whole graph's influence, by which the frontend prunes further."""
         from attrib.graph import cumulative_influence, influence, prune, to_neuronpedia
 

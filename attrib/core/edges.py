@@ -372,8 +372,13 @@ class Growing:
         """Such runs as one tensor; the column is empty afterwards. `none` is of its kind."""
         whole = none.new_empty(sum(end - first for first, end in runs))
         self.read(runs, whole)
-        self.pieces, self.begins = [], [0]
+        self.clear()
         return whole
+
+    def clear(self) -> None:
+        """Let go of all of it."""
+        self.pieces, self.begins = [], [0]
+        self.used = self.size = 0
 
 
 def join(parts: Sequence[Edges], *, release: bool = False) -> Edges:

@@ -48,7 +48,7 @@ def whole(path: Path) -> Iterator[Path]:
     """A name in the folder of `path` to write a file to, which takes the name `path` when the block ends well.
 
     By then it is on the disk, and so is its name: a reader, and a machine that lost its power, see the whole
-    file or none. An error removes it; a killed process leaves it, under a name that ends in `PARTIAL`.
+    file or none. An error removes it; a killed process leaves it, under a name that ends in `PARTIAL`, unless it had none (`unnamed`).
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -58,6 +58,30 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def unnamed(path: Path) -> int | None:
+    """A new file in the folder of `path`, open to read and write, that has no name before `named` gives it one, so that none is left of it
+    even by a process that is killed. None where system or disk do not have such files."""
+    try:
+        probe = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+        try:
+            named(probe, path)  # what can be named now can be named when it is done
+            path.unlink()
+        finally:
+            os.close(probe)
+        return os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        return None
+
+
+def named(descriptor: int, path: Path) -> None:
+    """Give an unnamed file its name, which nothing may have."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def sync(path: Path) -> None:

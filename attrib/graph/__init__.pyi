@@ -13,6 +13,7 @@ from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
 from .latents import Latents
 from .layer_scores import OWN
+from .lazy import LazyGraph
 from .means import MeanAttributions, mean_attributions
 from .merging import MergedGraph, merge, merge_positions
 from .neurons import Neurons
@@ -45,6 +46,7 @@ __all__ = [
     "Key",
     "KeyTable",
     "Latents",
+    "LazyGraph",
     "LogitHistogram",
     "Marginals",
     "MeanAttributions",

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any, Unpack, cast
 
 import torch
 from jaxtyping import Int
@@ -17,13 +19,15 @@ from attrib.attribution.record import products_record
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
+from attrib.core.scratch import Scratch
+from attrib.core.types import BudgetError
 from attrib.engine.bundle import found_rows, joint_of
 from attrib.engine.on_demand import OnDemand
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joint import Joint
-from attrib.engine.plan.result import check_fits, result_bytes
+from attrib.engine.plan.result import check_disk, check_fits, disk_bytes, no_room, result_bytes, size_of
 from attrib.engine.precision import Precision, precision_of
 from attrib.engine.sweep.primal import remembered_bytes
 from attrib.graph.ends import FIRST, Opened
@@ -31,6 +35,7 @@ from attrib.graph.expand import Reach, expand, reach_bytes
 from attrib.graph.given import as_given, as_sealed, ends_of, record_of
 from attrib.graph.graph import Graph
 from attrib.graph.latents import Given
+from attrib.graph.lazy import LazyGraph
 from attrib.graph.opening import opened_bytes, opening_cost
 from attrib.graph.options import GraphAsked, GraphOptions, GraphPlanOptions
 from attrib.graph.rows import GraphRows
@@ -72,7 +77,7 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         BudgetError: where a prompt does not fit into the budget, or the result into memory.
         NotFiniteError: where a value is NaN or infinite.
     """
-    return _call(model, dictionaries, tokens, options).run()
+    return cast(list[Graph], list(_call(model, dictionaries, tokens, options).graphs()))
 
 
 @memory_named("planning")
@@ -86,6 +91,34 @@ def plan(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike
     plan has none. The arguments and errors are those of `build`.
     """
     return _call(model, dictionaries, tokens, options).plan()
+
+
+def stream(
+    model: Model, given: Given | Sequence[Given], tokens: TokensLike, folder: Path, copies: int, options: GraphOptions
+) -> Iterator[Graph | LazyGraph]:
+    """The graphs that `build` gives, one after another, with their edges on the disk: each is to be used before the next is asked for.
+
+    Where rows are chosen (`max_nodes`) it is by whole rows of those chosen before, which memory holds, and so it does their edges: such
+    graphs are as `build` gives them.
+
+    Args:
+        folder: on whose disk edges lie, in a file without a name.
+        copies: how many times the bytes of a graph's edges the disk takes before the next is asked for: 2 where they are copied to a file.
+
+    Raises:
+        BudgetError: also where the disk does not suffice.
+    """
+    call = _call(model, given, tokens, options)
+
+    def room(taken: int, free: int) -> None:
+        if (copies - 1) * taken > free:
+            raise BudgetError(no_room(f"the edges so far take {size_of(taken)}, and need {size_of(copies * taken)}", folder, free))
+
+    def found() -> Iterator[Graph | LazyGraph]:
+        with Scratch(folder, room) as scratch:
+            yield from call.graphs(scratch, copies)
+
+    return found()
 
 
 def check(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLike, **options: Unpack[GraphOptions]) -> None:
@@ -114,14 +147,22 @@ class _Call:
         self.call = graph_record(model, given, asked, self.precision)
         self.free, self.needed = free_memory(), 0
 
-    def run(self) -> list[Graph]:
-        """Pack by pack."""
+    def graphs(self, scratch: Scratch | None = None, copies: int = 0) -> Iterator[Graph | LazyGraph]:
+        """Pack by pack.
+
+        Args:
+            scratch, copies: where edges are, and how much of the disk they take; see `stream`. None is memory, which holds all graphs.
+        """
         doing = f"building graphs of {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
         with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
             numbered = enumerate(track(self.prompts, self.options.progress))
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
-            found = self._whole(opened) if self.asked.max_nodes is None else self._expanded(opened)
-            return list(refusing(found, self._refuse))
+            if self.asked.max_nodes is not None:
+                yield from self._expanded(opened, is_alone=scratch is not None)
+            elif scratch is None:
+                yield from self._whole(opened)
+            else:
+                yield from self._on_disk(opened, scratch, copies)
 
     def plan(self) -> Plan:
         """The same, counted."""
@@ -133,7 +174,7 @@ class _Call:
                 joints.append(self._joint((ids, opened)))
             else:
                 part = self._mattering(ids, opened)
-                some += refusing((self._planned(ids, opened, each) for each in [part]), self._refuse)
+                some.append(self._planned(ids, opened, part))
                 result += result_bytes(part.whole, self.options.keep)
             del opened
         packed = refusing(packs(joints, lambda joint: joint, budget, plan_joint), self._refuse)
@@ -148,30 +189,57 @@ class _Call:
         return self._joint((ids, opened.only(torch.cat(rows))))
 
     def _planned(self, ids: Tensor, opened: Opened, some: Joint) -> JointPlan:
-        """The plan of some rows of a prompt."""
-        return plan_joint(some, self.options.budget, every=self._joint((ids, opened)))
+        """The plan of some rows of a prompt. Raises BudgetError with what is enough for all prompts."""
+        [plan] = refusing((plan_joint(each, self.options.budget, every=self._joint((ids, opened))) for each in [some]), self._refuse)
+        return plan
 
     def _whole(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
         """All rows, pack by pack."""
         first = 0
-        for pack, plan in packs(opened, self._joint, self.options.budget, plan_joint):
+        for pack, plan in self._packs(opened):
             self._grow(plan.joint)
-            growing = [GraphRows(each, self.options.keep) for _, each in pack]
-            self._fill(growing, [each for _, each in pack], plan)
+            growing = self._filled(pack, plan, None)
             for (ids, _), rows in zip(pack, growing, strict=True):
                 yield of_prompt_number(first, rows.graph, self.ends.model, ids, self.call)
                 first += 1
             del pack, plan, growing
 
-    def _fill(self, growing: Sequence["GraphRows"], pack: Sequence[Opened], plan: JointPlan) -> None:
-        """Compute the rows of a pack."""
-        for number, found in found_rows([each.bundle for each in pack], plan, self.precision, self.options.impl):
+    def _on_disk(self, opened: Iterator[Prompted], scratch: Scratch, copies: int) -> Iterator[LazyGraph]:
+        """The same with edges that are on the disk until the next pack."""
+        first = 0
+        for pack, plan in self._packs(opened):
+            needed = copies * disk_bytes(plan.joint.whole, self.options.keep)
+            check_disk(needed, self.options.keep, scratch.folder, disk_usage(scratch.folder).free)
+            growing = self._filled(pack, plan, scratch)
+            scratch.check()
+            for (ids, _), rows in zip(pack, growing, strict=True):
+                yield of_prompt_number(first, rows.lazy, self.ends.model, ids, self.call)
+                first += 1
+            del pack, plan, growing
+            scratch.clear()
+
+    def _packs(self, opened: Iterator[Prompted]) -> Iterator[tuple[list[Prompted], JointPlan]]:
+        """Prompts in packs. Raises BudgetError with what is enough for all prompts."""
+        return refusing(packs(opened, self._joint, self.options.budget, plan_joint), self._refuse)
+
+    def _filled(self, pack: Sequence[Prompted], plan: JointPlan, scratch: Scratch | None) -> list[GraphRows]:
+        """The rows of a pack."""
+        growing = [GraphRows(each, self.options.keep, scratch=scratch) for _, each in pack]
+        bundles = [each.bundle for _, each in pack]
+        for number, found in found_rows(bundles, plan, self.precision, self.options.impl):
             growing[number].add(found)
             del found  # before the next is computed
+        return growing
 
-    def _expanded(self, opened: Iterator[Prompted]) -> Iterator[Graph]:
-        """The rows that matter, prompt by prompt."""
+    def _expanded(self, opened: Iterator[Prompted], *, is_alone: bool) -> Iterator[Graph]:
+        """The rows that matter, prompt by prompt.
+
+        Args:
+            is_alone: whether each graph is let go of before the next.
+        """
         for number, prompted in enumerate(opened):
+            if is_alone:
+                self.needed, self.free = 0, free_memory()
             yield of_prompt_number(number, self._expand, *prompted)
             del prompted
 

@@ -1,6 +1,6 @@
 """An attribution graph of one prompt: direct effects between its nodes, as sparse rows that say what they leave out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,58 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
+AT_ONCE = 1 << 20
+"""Edges that are read or written together, about: of a row that has more, all."""
+
+
+class Accounts(Rowed):
+    """What rows say without their edges."""
+
+    nodes: Nodes
+    l1: Float[Tensor, " targets"]
+    tokens: Int[Tensor, " positions"]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """How much there is, and how far rows add up."""
+        return (
+            f"{len(self.tokens)} tokens, {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges; "
+            f"remainder at most {self.worst:.1e} of its row's scale"
+        )
+
+    @property
+    def scale(self) -> Float[Tensor, " targets"]:
+        """The sum of the sizes of all that each row is made of: what a remainder is compared with."""
+        return self.l1 + self.own.abs()
+
+    @property
+    def worst(self) -> float:
+        """The largest remainder of a row, of its scale; 0 where there are no rows."""
+        share = self.remainder.abs() / self.scale.clamp_min(torch.finfo(self.scale.dtype).tiny)
+        return float(share.max()) if len(share) else 0.0
+
+    @property
+    def row_of(self) -> Int[Tensor, " nodes"]:
+        """The row of each node, or -1 where none was computed."""
+        found = torch.full((len(self.nodes),), -1)
+        found[self.targets] = torch.arange(len(self.targets))
+        return found
+
+    def blocks(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """Runs of rows, ascending, with about `AT_ONCE` edges each."""
+        end = len(self.targets) if end is None else end
+        while first < end:
+            most = self.indptr[first] + AT_ONCE
+            upto = min(end, max(first + 1, int(torch.searchsorted(self.indptr, most, right=True)) - 1))
+            yield first, upto
+            first = upto
+
+
 @dataclass(frozen=True, repr=False)
-class Graph(Rowed):
+class Graph(Accounts):
     """Direct effects on targets. Row r is that of node `targets[r]`, and holds the edges `indptr[r]:indptr[r+1]`.
 
     An edge's weight is an attribution: the derivative of the target by the source, with every other node held, times the source's
@@ -63,34 +113,23 @@ class Graph(Rowed):
         if len(self.strings) != len(self.tokens):
             raise InputError(f"strings: {len(self.strings)} of them for {len(self.tokens)} tokens.")
 
-    def __repr__(self) -> str:
-        return (
-            f"Graph({len(self.tokens)} tokens, {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges; "
-            f"remainder at most {self.worst:.1e} of its row's scale)"
-        )
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.weight.dtype
+
+    def sources_of(self, first: int, end: int) -> Int[Tensor, " edges"]:
+        """The numbers of the nodes that the edges of the rows `first:end` come from."""
+        return self.indices[int(self.indptr[first]) : int(self.indptr[end])]
+
+    def weights_of(self, first: int, end: int) -> Float[Tensor, " edges"]:
+        """Their weights."""
+        return self.weight[int(self.indptr[first]) : int(self.indptr[end])]
 
     @property
     def dropped(self) -> Float[Tensor, " targets"]:
         """The attribution of each row that `keep` has dropped."""
         return self.total - torch.zeros_like(self.total).index_add(0, self.row, self.weight)
-
-    @property
-    def scale(self) -> Float[Tensor, " targets"]:
-        """The sum of the sizes of all that each row is made of: what a remainder is compared with."""
-        return self.l1 + self.own.abs()
-
-    @property
-    def worst(self) -> float:
-        """The largest remainder of a row, of its scale; 0 where there are no rows."""
-        share = self.remainder.abs() / self.scale.clamp_min(torch.finfo(self.scale.dtype).tiny)
-        return float(share.max()) if len(share) else 0.0
-
-    @property
-    def row_of(self) -> Int[Tensor, " nodes"]:
-        """The row of each node, or -1 where none was computed."""
-        found = torch.full((len(self.nodes),), -1)
-        found[self.targets] = torch.arange(len(self.targets))
-        return found
 
     def to_scipy(self) -> "scipy.sparse.csr_matrix":
         """The adjacency matrix [nodes, nodes], entry (target, source)."""

@@ -71,6 +71,11 @@ class Nodes:
         found = {kind: sum(each.size for each in self.sets if each.kind == kind) for kind in KINDS}
         return f"Nodes({', '.join(f'{count:,} {kind}s' for kind, count in found.items() if count)})"
 
+    @property
+    def number_type(self) -> torch.dtype:
+        """The narrowest type that the numbers of all nodes fit."""
+        return torch.int32 if len(self) <= 1 << 31 else torch.int64
+
     @cached_property
     def first(self) -> tuple[int, ...]:
         """Where each set begins, and behind the last where it ends."""

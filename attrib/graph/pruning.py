@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
+from attrib.graph.lazy import LazyGraph
 from attrib.graph.nodes import NodeKind
 from attrib.graph.scoring import edge_influence, influence, of_kinds, shares
 
@@ -28,7 +29,7 @@ class Pruned(NamedTuple):
 
 
 def prune(
-    graph: Graph,
+    graph: Graph | LazyGraph,
     nodes: float = 0.8,
     edges: float = 0.98,
     pinned: Sequence[int] = (),
@@ -49,6 +50,7 @@ def prune(
     are, so that what is pruned counts as dropped.
 
     Args:
+        graph: of a lazy one memory holds the edges between the nodes of step 1; others are read, block by block, and let go of.
         nodes, edges: shares between 0 and 1.
         pinned: numbers of nodes that stay, even without edges.
         normalise, without: see `influence`; `normalise` is asked in the first step alone. Nodes of kinds in `without` go, unless pinned.
@@ -60,12 +62,10 @@ def prune(
     is_pinned = _pinned(graph, pinned)
     always = of_kinds(graph, "ALWAYS", ALWAYS) | is_pinned
     chosen = most(influence(graph, normalise=normalise, without=without), nodes) | always
-    inner = chosen[graph.indices] & chosen[graph.target]
-    between = graph.only(inner)
+    between = graph.only(chosen[graph.indices] & chosen[graph.target]) if isinstance(graph, Graph) else graph.between(chosen)
     strong = most(edge_influence(between, shares(between, normalise="kept", without=without)), edges)
-    kept = inner.masked_scatter(inner, strong)
-    stays = _connected(graph, chosen, kept, always).nonzero()[:, 0]
-    return Pruned(graph.only(kept).take(stays), stays)
+    stays = _connected(between, chosen, strong, always).nonzero()[:, 0]
+    return Pruned(between.only(strong).take(stays), stays)
 
 
 def most(score: Float[Tensor, " items"], share: float) -> Bool[Tensor, " items"]:
@@ -95,7 +95,7 @@ def _connected(
         source, target, chosen = source[still], target[still], stays
 
 
-def _pinned(graph: Graph, pinned: Sequence[int]) -> Bool[Tensor, " nodes"]:
+def _pinned(graph: Graph | LazyGraph, pinned: Sequence[int]) -> Bool[Tensor, " nodes"]:
     count, found = len(graph.nodes), torch.zeros(len(graph.nodes), dtype=torch.bool)
     for node in pinned:
         if isinstance(node, bool) or int(node) != node or not 0 <= node < count:
@@ -104,7 +104,7 @@ def _pinned(graph: Graph, pinned: Sequence[int]) -> Bool[Tensor, " nodes"]:
     return found
 
 
-def _check(graph: Graph, nodes: float, edges: float) -> None:
+def _check(graph: Graph | LazyGraph, nodes: float, edges: float) -> None:
     for name, share in (("nodes", nodes), ("edges", edges)):
         if not 0 <= share <= 1:  # nor is NaN
             raise InputError(f"{name}: {share}; expected a share of the influence, between 0 and 1.")

@@ -18,7 +18,7 @@ class Rowed:
     total: Float[Tensor, " targets"]
 
     def __len__(self) -> int:
-        return self.indices.shape[0]
+        return int(self.indptr[-1])
 
     @cached_property
     def row(self) -> Int[Tensor, " edges"]:

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from attrib.core.fingerprints import sha256_of
 from attrib.core.finite import require_finite
+from attrib.core.scratch import Scratch
 from attrib.core.types import Keep
 from attrib.engine.bundle import Found
 from attrib.engine.sweep.cells import pieces_of
 from attrib.graph.columns import Columns
 from attrib.graph.ends import Opened
 from attrib.graph.graph import Graph
-from attrib.graph.selected import Selected, runs_of
+from attrib.graph.lazy import LazyGraph
+from attrib.graph.selected import Ordered, Selected, runs_of
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model
 
@@ -31,10 +33,16 @@ Watching = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 class GraphRows:
     """One prompt's rows, as sweeps give them."""
 
-    def __init__(self, opened: Opened, keep: Keep, watching: Watching | None = None) -> None:
+    def __init__(self, opened: Opened, keep: Keep, watching: Watching | None = None, scratch: Scratch | None = None) -> None:
+        """None yet.
+
+        Args:
+            scratch: where edges are written down; None is memory.
+        """
         self.opened, self.keep, self.watching = opened, keep, watching
         self.columns, self.select = Columns(opened), pieces_of(opened.bundle.model.device).select
-        self.selected = Selected(self.columns.activation.dtype)
+        dtype = self.columns.activation.dtype
+        self.selected = Selected(dtype) if scratch is None else Selected(dtype, scratch.column, opened.nodes.number_type)
 
     def add(self, found: Found, chosen: Bool[Tensor, " rows"] | None = None) -> None:
         """Take rows that a sweep has found.
@@ -73,11 +81,29 @@ class GraphRows:
 
     def graph(self, model: Model, ids: Tensor, call: dict[str, Any]) -> Graph:
         """All of them, once."""
-        opened = self.opened
-        targets, indptr, indices, weight, total, l1 = self.selected.in_order()
-        require_finite({"the gradients of a graph": l1}, position=opened.nodes.position[targets])
-        call = call | {"tokens": {"sha256": sha256_of([ids])}}
-        value, own, importance = (column[targets] for column in (opened.value, opened.own, opened.importance))
+        ordered, columns = self._ordered()
+        indices, weight = ordered.whole()
         return Graph(
-            opened.nodes, targets, indptr, indices, weight, value, own, total, l1, importance, ids.cpu(), token_strings(model, ids), call
+            self.opened.nodes, ordered.targets, ordered.indptr, indices, weight, tokens=ids.cpu(), strings=token_strings(model, ids),
+            call=_of_prompt(call, ids), **columns,
         )  # fmt: skip
+
+    def lazy(self, model: Model, ids: Tensor, call: dict[str, Any]) -> LazyGraph:
+        """The same with edges that stay where they were written down."""
+        ordered, columns = self._ordered()
+        return LazyGraph(
+            self.opened.nodes, ordered.targets, ordered.indptr, tokens=ids.cpu(), strings=token_strings(model, ids),
+            call=_of_prompt(call, ids), edges=ordered, **columns,
+        )  # fmt: skip
+
+    def _ordered(self) -> tuple[Ordered, dict[str, Tensor]]:
+        """The rows in order, and what is known of each. Raises NotFiniteError."""
+        opened, ordered = self.opened, self.selected.ordered()
+        targets = ordered.targets
+        require_finite({"the gradients of a graph": ordered.l1}, position=opened.nodes.position[targets])
+        columns = {name: getattr(opened, name)[targets] for name in ("value", "own", "importance")}
+        return ordered, columns | {"total": ordered.total, "l1": ordered.l1}
+
+
+def _of_prompt(call: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+    return call | {"tokens": {"sha256": sha256_of([ids])}}

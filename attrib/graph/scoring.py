@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
+from attrib.graph.lazy import LazyGraph
 from attrib.graph.nodes import KINDS, TARGET_KINDS, NodeKind
 
 NORMALISE = ("all", "kept")
@@ -37,10 +38,11 @@ class Scores(NamedTuple):
     """Of what nodes are made of, the share that is known not to come from errors, each node counted by its influence."""
 
 
-def influence(graph: Graph, *, normalise: str = "all", without: Collection[str] = ()) -> Float[Tensor, " nodes"]:
+def influence(graph: Graph | LazyGraph, *, normalise: str = "all", without: Collection[str] = ()) -> Float[Tensor, " nodes"]:
     """How much of the outputs is reached through each node, in float64. An output's own importance is not part of its influence.
 
     Args:
+        graph: of a lazy one a block of rows is read at a time, each once.
         normalise: "all" divides a row by all that it is made of, so that what `keep` dropped reaches nothing; "kept" by its edges.
         without: kinds of nodes whose edges do not count, neither as paths nor in what a row is divided by. With "all" that
             cannot be known of edges which `keep` dropped: those count.
@@ -48,7 +50,25 @@ def influence(graph: Graph, *, normalise: str = "all", without: Collection[str] 
     Raises:
         InputError: for NaN, for a negative importance, and for an edge that leads to its own set or an earlier one.
     """
-    return spread(graph, shares(graph, normalise=normalise, without=without))
+    if isinstance(graph, Graph):
+        return spread(graph, shares(graph, normalise=normalise, without=without))
+    return _walked(graph, normalise, without, ())[0]
+
+
+def _walked(
+    graph: LazyGraph, normalise: str, without: Collection[str], unexplained: Collection[str]
+) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " targets"]]:
+    """Influence, and of each row the share of what is not known to be explained, by one pass over the edges of a file."""
+    found, unknown = torch.zeros(len(graph.nodes), dtype=torch.float64), torch.zeros(len(graph.targets), dtype=torch.float64)
+    is_unexplained = of_kinds(graph, "unexplained", unexplained)
+    for of_set in reversed(graph.sets()):
+        for first, end in graph.blocks(*of_set):  # of one set: no row of it is asked before all rows that lead to it
+            block, rows = graph.rows(first, end), slice(first, end)
+            counted, whole = _parts(block, normalise, without)
+            share, reached = _of_rows(block, counted, whole), found[block.targets] + block.importance.double()
+            found.index_add_(0, block.indices, share * reached[block.row])
+            unknown[rows] = _unknown(block, share, whole, is_unexplained)
+    return found, unknown
 
 
 def shares(graph: Graph, *, normalise: str = "all", without: Collection[str] = ()) -> Float[Tensor, " edges"]:
@@ -75,7 +95,7 @@ def edge_influence(graph: Graph, share: Float[Tensor, " edges"]) -> Float[Tensor
 
 
 def scores(
-    graph: Graph,
+    graph: Graph | LazyGraph,
     *,
     normalise: str = "all",
     without: Collection[str] = CONSTANTS,
@@ -84,6 +104,7 @@ def scores(
     """The replacement score and the completeness score of circuit-tracer, on a graph that may have dropped edges.
 
     Args:
+        graph: see `influence`.
         normalise: see `influence`. With "all", what was dropped counts in `completeness` as not known to be explained.
         without: kinds that are left out, as if they were not there. circuit-tracer has no nodes for constants; with an empty
             `without` they count as explained.
@@ -92,20 +113,29 @@ def scores(
     Raises:
         InputError: for a kind in `unexplained` that edges go to, and as `influence`.
     """
-    counted, whole = _parts(graph, normalise, without)
-    share = _of_rows(graph, counted, whole)
-    found, is_unexplained = spread(graph, share), of_kinds(graph, "unexplained", unexplained)
-    is_leaf = ~of_kinds(graph, "TARGET_KINDS", TARGET_KINDS)
+    is_unexplained, is_leaf = of_kinds(graph, "unexplained", unexplained), ~of_kinds(graph, "TARGET_KINDS", TARGET_KINDS)
     if wrong := [kind for kind in unexplained if kind in TARGET_KINDS]:
         raise InputError(f"unexplained: {wrong[0]!r}, which other nodes explain; expected kinds that edges only come from.")
+    if isinstance(graph, Graph):
+        counted, whole = _parts(graph, normalise, without)
+        share = _of_rows(graph, counted, whole)
+        found, unknown = spread(graph, share), _unknown(graph, share, whole, is_unexplained)
+    else:
+        found, unknown = _walked(graph, normalise, without, unexplained)
     of_errors, of_leaves = (float(found[chosen].sum()) for chosen in (is_unexplained, is_leaf))
-    unknown = (whole > 0).double() - _per_row(graph, share * ~is_unexplained[graph.indices])
     reached, importance = found[graph.targets] + graph.importance, float(graph.importance.sum())
     everything = float(found.sum()) + importance  # leaves are what they are, so they count as complete
     return Scores(1 - _ratio(of_errors, of_leaves), 1 - _ratio(float((unknown * reached).sum()), everything))
 
 
-def of_kinds(graph: Graph, argument: str, kinds: Collection[str]) -> Bool[Tensor, " nodes"]:
+def _unknown(
+    graph: Graph, share: Float[Tensor, " edges"], whole: Float[Tensor, " targets"], is_unexplained: Bool[Tensor, " nodes"]
+) -> Float[Tensor, " targets"]:
+    """Of each row the share of what it is made of that is not known to be explained."""
+    return (whole > 0).double() - _per_row(graph, share * ~is_unexplained[graph.indices])
+
+
+def of_kinds(graph: Graph | LazyGraph, argument: str, kinds: Collection[str]) -> Bool[Tensor, " nodes"]:
     """Which nodes are of these kinds. Raises InputError, by the argument's name, for a word that is no kind."""
     if wrong := [kind for kind in kinds if kind not in KINDS] if not isinstance(kinds, str) else [kinds]:
         raise InputError(f"{argument}: {wrong[0]!r}; expected kinds in a list, each among {', '.join(KINDS)}.")

@@ -5,7 +5,7 @@ sorted but the rows themselves, and memory holds one column twice at most.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attrib.core.edges import Growing
 from attrib.core.keep import kept
+from attrib.core.scratch import Column
 from attrib.core.slices import ptr_of
 from attrib.core.sparse import to_csr
 from attrib.core.types import Keep
@@ -22,9 +23,15 @@ from attrib.core.types import Keep
 class Selected:
     """What is kept of rows, in the order in which they come."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.rows, self.counts, self.sources = list[Tensor](), list[Tensor](), _Sources()
-        self.weight, self.total, self.l1 = (Growing() for _ in range(3))
+    def __init__(self, dtype: torch.dtype, column: Callable[[torch.dtype], Column] = lambda _: Growing(), node: torch.dtype = torch.int64):
+        """None yet.
+
+        Args:
+            column: makes what the edges are written down in; usually memory has them.
+            node: a type that every node's number fits.
+        """
+        self.rows, self.counts, self.sources = list[Tensor](), list[Tensor](), _Sources(column(node))
+        self.weight, self.total, self.l1 = column(dtype), Growing(), Growing()
         self.none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=dtype)
 
     def add(
@@ -48,55 +55,104 @@ class Selected:
             column.add(part.cpu())
         return l1
 
-    def in_order(self) -> tuple[Tensor, ...]:
-        """The nodes of all rows, ascending; where the edges of each begin; their sources and weights; the totals. No edges stay."""
+    def ordered(self) -> "Ordered":
+        """All rows by their nodes, ascending. Edges stay where they are. Once."""
         (whole, real), counts = self.none, torch.cat([self.none[0], *self.counts])
         node = torch.cat([whole, *self.rows])
-        order, ptr = node.argsort(), ptr_of(counts)
+        order = node.argsort()
         runs = runs_of(order)
-        entries = [(int(ptr[first]), int(ptr[end])) for first, end in runs]
-        weight, indices = self.weight.in_order(entries, real), self.sources.in_order(entries)
-        return node[order], ptr_of(counts[order]), indices, weight, self.total.in_order(runs, real), self.l1.in_order(runs, real)
+        total, l1 = self.total.in_order(runs, real), self.l1.in_order(runs, real)
+        return Ordered(node[order], ptr_of(counts[order]), total, l1, real.dtype, order, ptr_of(counts), self.sources, self.weight)
+
+
+class Ordered(NamedTuple):
+    """Rows in order of their nodes, with edges that are read when they are asked for."""
+
+    targets: Int[Tensor, " rows"]
+    indptr: Int[Tensor, " rows_plus_1"]
+    total: Float[Tensor, " rows"]
+    l1: Float[Tensor, " rows"]
+    dtype: torch.dtype
+    """Of the weights."""
+    came: Int[Tensor, " rows"]
+    """As which each of them came."""
+    ptr: Int[Tensor, " rows_plus_1"]
+    """Where the edges of each begin, in the order in which they came."""
+    columns: "_Sources"
+    weight: Column
+
+    def sources(self, first: int, end: int) -> Int[Tensor, " edges"]:
+        """The sources of the edges of some rows."""
+        found = torch.empty(self._count(first, end), dtype=torch.int64)
+        self.columns.read(self._entries(first, end), found)
+        return found
+
+    def weights(self, first: int, end: int) -> Float[Tensor, " edges"]:
+        """The weights of the edges of some rows."""
+        found = torch.empty(self._count(first, end), dtype=self.dtype)
+        self.weight.read(self._entries(first, end), found)
+        return found
+
+    def whole(self) -> tuple[Int[Tensor, " edges"], Float[Tensor, " edges"]]:
+        """The sources and the weights of all edges, once: one column is there twice at most."""
+        weights = self.weights(0, len(self.targets))
+        self.weight.clear()
+        sources = self.sources(0, len(self.targets))
+        self.columns.clear()
+        return sources, weights
+
+    def _count(self, first: int, end: int) -> int:
+        return int(self.indptr[end] - self.indptr[first])
+
+    def _entries(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Where these rows' edges lie, as runs."""
+        return [(int(self.ptr[begin]), int(self.ptr[upto])) for begin, upto in runs_of(self.came[first:end])]
 
 
 class _Sources:
     """The source of each entry. Of rows that keep everything it is written down once for all of them."""
 
-    def __init__(self) -> None:
-        self.chosen, self.parts = Growing(), list[_Part]()
+    def __init__(self, chosen: Column) -> None:
+        self.chosen, self.parts = chosen, list[_Part]()
 
     def add(self, sources: Int[Tensor, " entries"]) -> None:
         """Of entries that were chosen."""
-        self.parts.append(_Part(self.end, len(sources), self.chosen.size, None))
+        self.parts.append(_Part(self.end, len(sources), self.chosen.size, 0))
         self.chosen.add(sources)
 
     def add_all(self, sources: Int[Tensor, " columns"], rows: int) -> None:
         """Of so many rows that have the same."""
         if rows and len(sources):
-            self.parts.append(_Part(self.end, len(sources) * rows, 0, sources))
+            self.parts.append(_Part(self.end, len(sources) * rows, self.chosen.size, len(sources)))
+            self.chosen.add(sources)
 
     @property
     def end(self) -> int:
         """How many entries there are."""
         return self.parts[-1].first + self.parts[-1].size if self.parts else 0
 
-    def in_order(self, runs: Sequence[tuple[int, int]]) -> Int[Tensor, " entries"]:
-        """Those of runs of entries, one behind the other, each of whole rows. It is empty afterwards."""
-        found, at, begins = torch.empty(sum(end - first for first, end in runs), dtype=torch.int64), 0, [part.first for part in self.parts]
+    def read(self, runs: Sequence[tuple[int, int]], into: Int[Tensor, " entries"]) -> None:
+        """Copy those of runs of entries, one behind the other, each of whole rows."""
+        at, begins = 0, [part.first for part in self.parts]
         for start, end in runs:
             first, number = start, bisect_right(begins, start) - 1
             while first < end:
                 part = self.parts[number]
                 upto = min(end, part.first + part.size)
-                into = found[at : at + upto - first]
-                if part.same is None:
-                    begin = part.chosen + first - part.first
-                    self.chosen.read([(begin, begin + upto - first)], into)
+                found = into[at : at + upto - first]
+                if part.columns:
+                    same = into.new_empty(part.columns)
+                    self.chosen.read([(part.chosen, part.chosen + part.columns)], same)
+                    found.view(-1, part.columns).copy_(same)
                 else:
-                    into.view(-1, len(part.same)).copy_(part.same)
+                    begin = part.chosen + first - part.first
+                    self.chosen.read([(begin, begin + upto - first)], found)
                 at, first, number = at + upto - first, upto, number + 1
-        self.chosen, self.parts = Growing(), []
-        return found
+
+    def clear(self) -> None:
+        """Let go of all of it."""
+        self.chosen.clear()
+        self.parts.clear()
 
 
 class _Part(NamedTuple):
@@ -105,9 +161,9 @@ class _Part(NamedTuple):
     first: int
     size: int
     chosen: int
-    """Where those that were chosen begin."""
-    same: Int[Tensor, " columns"] | None
-    """The sources of each row, where all are the same."""
+    """Where their sources begin."""
+    columns: int
+    """How many sources each row has, where all have the same, which are written down once; else 0."""
 
 
 def runs_of(numbers: Int[Tensor, " numbers"]) -> list[tuple[int, int]]:

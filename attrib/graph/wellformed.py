@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
+from attrib.graph.lazy import LazyGraph
 from attrib.graph.nodes import KINDS, NAMED_KINDS, TARGET_KINDS, NodeSet
 
 FEWEST = 512
@@ -30,25 +31,50 @@ def fault_of_sets(sets: Sequence[NodeSet], nodes: int, labels: int | None) -> tu
 
 def checked(argument: str, graph: Graph) -> Graph:
     """The graph itself. Raises InputError, beginning with `argument`, where it is malformed."""
-    if wrong := fault_of_sets(graph.nodes.sets, len(graph.nodes), len(graph.nodes.labels)) or fault(graph):
-        raise InputError(f"{argument}: {wrong[0]}: {wrong[1]}; expected a graph as attrib's functions return it.")
+    refuse(argument, fault_of_sets(graph.nodes.sets, len(graph.nodes), len(graph.nodes.labels)) or fault(graph))
     return graph
+
+
+def refuse(argument: str, wrong: tuple[str, str] | None) -> None:
+    """Raises InputError, beginning with `argument`, where a graph has a fault."""
+    if wrong:
+        raise InputError(f"{argument}: {wrong[0]}: {wrong[1]}; expected a graph as attrib's functions return it.")
 
 
 def fault(graph: Graph) -> tuple[str, str] | None:
     """The field at fault of a graph whose sets are right, and what is wrong with it. A later check relies on the ones before it."""
-    return next(_faults(graph), None)
+    every = slice(0, len(graph.targets))
+    return fault_of_rows(graph) or fault_of_sources(graph, every, graph.indices) or fault_of_weights(graph, every, graph.weight)
 
 
-def _faults(graph: Graph) -> Iterator[tuple[str, str]]:
+def fault_of_rows(graph: Graph | LazyGraph) -> tuple[str, str] | None:
+    """The same of all but its edges."""
+    return next(_faults_of_rows(graph), None)
+
+
+def fault_of_sources(graph: Graph | LazyGraph, rows: slice, indices: Int[Tensor, " edges"]) -> tuple[str, str] | None:
+    """The same of where the edges of some rows come from, where the rest is right."""
+    return next(_faults_of_sources(graph.targets[rows], _ptr(graph, rows), indices), None)
+
+
+def fault_of_weights(graph: Graph | LazyGraph, rows: slice, weight: Float[Tensor, " edges"]) -> tuple[str, str] | None:
+    """The same of the weights of some rows, and of what they have to do with totals."""
+    return next(_faults_of_weights(len(graph.nodes), graph.total[rows], graph.l1[rows], _ptr(graph, rows), weight), None)
+
+
+def _ptr(graph: Graph | LazyGraph, rows: slice) -> Int[Tensor, " rows_plus_1"]:
+    return graph.indptr[rows.start : rows.stop + 1] - graph.indptr[rows.start]
+
+
+def _faults_of_rows(graph: Graph | LazyGraph) -> Iterator[tuple[str, str]]:
     nodes, count = graph.nodes, len(graph.nodes)
     floats = {
-        "nodes/activation": nodes.activation, "edges/data": graph.weight, "rows/value": graph.value, "rows/own": graph.own,
-        "rows/total": graph.total, "rows/l1": graph.l1, "rows/importance": graph.importance,
+        "nodes/activation": nodes.activation, "rows/value": graph.value, "rows/own": graph.own, "rows/total": graph.total,
+        "rows/l1": graph.l1, "rows/importance": graph.importance,
     }  # fmt: skip
-    for name, column in floats.items():
-        if column.dtype not in (torch.float32, torch.float64):
-            yield name, f"it is {column.dtype}, and not float32 or float64"
+    for name, dtype in ({name: column.dtype for name, column in floats.items()} | {"edges/data": graph.dtype}).items():
+        if dtype not in (torch.float32, torch.float64):
+            yield name, f"it is {dtype}, and not float32 or float64"
     if (graph.tokens < -1).any():
         yield "tokens/ids", f"{int(graph.tokens.min())}, and token ids are numbers from 0, or -1 where one is not known"
     if ((nodes.position < 0) | (nodes.position >= len(graph.tokens))).any():
@@ -63,30 +89,36 @@ def _faults(graph: Graph) -> Iterator[tuple[str, str]]:
         yield "rows/target", f"not all are of the kinds that edges go to: {', '.join(TARGET_KINDS)}"
     if graph.indptr[:1].tolist() != [0] or (graph.indptr.diff() < 0).any():
         yield "edges/indptr", f"it does not rise from 0 to {len(graph)}"
-    if len(graph) and (int(graph.indices.min()) < 0 or (graph.indices >= graph.target).any()):
-        yield "edges/indices", "not all edges come from a node before their target"
-    rises = graph.indices[1:] > graph.indices[:-1]
-    rises[(starts := graph.indptr[1:-1])[(starts > 0) & (starts < len(graph))] - 1] = True  # from the last of a row to the next one's first
-    if not rises.all():
-        yield "edges/indices", "they do not ascend within each row"
-    yield from _faults_of_numbers(graph, floats)
-
-
-def _faults_of_numbers(graph: Graph, floats: dict[str, Float[Tensor, " n"]]) -> Iterator[tuple[str, str]]:
     for name, column in floats.items():
         # what a graph of another program's file does not say is NaN
         unsaid = column.isnan() if name in ("nodes/activation", "rows/value", "rows/own") else torch.zeros_like(column, dtype=torch.bool)
         if not (column.isfinite() | unsaid).all():
             yield name, "not all are finite numbers"
-    stored, mass = (
-        torch.zeros(len(graph.targets), dtype=torch.float64).index_add(0, graph.row, weight.double())
-        for weight in (graph.weight, graph.weight.abs())
-    )
-    eps = max(torch.finfo(column.dtype).eps for column in (graph.weight, graph.total, graph.l1)) / 2
-    terms = max(FEWEST, len(graph.nodes)) * eps
+
+
+def _faults_of_sources(
+    targets: Int[Tensor, " rows"], indptr: Int[Tensor, " rows_plus_1"], indices: Int[Tensor, " edges"]
+) -> Iterator[tuple[str, str]]:
+    if len(indices) and (int(indices.min()) < 0 or (indices >= targets.repeat_interleave(indptr.diff())).any()):
+        yield "edges/indices", "not all edges come from a node before their target"
+    rises = indices[1:] > indices[:-1]
+    rises[(starts := indptr[1:-1])[(starts > 0) & (starts < len(indices))] - 1] = True  # from the last of a row to the next one's first
+    if not rises.all():
+        yield "edges/indices", "they do not ascend within each row"
+
+
+def _faults_of_weights(
+    nodes: int, total: Float[Tensor, " rows"], l1: Float[Tensor, " rows"], indptr: Int[Tensor, " rows_plus_1"], weight: Tensor
+) -> Iterator[tuple[str, str]]:
+    if not weight.isfinite().all():
+        yield "edges/data", "not all are finite numbers"
+    row = torch.arange(len(total)).repeat_interleave(indptr.diff())
+    stored, mass = (torch.zeros(len(total), dtype=torch.float64).index_add(0, row, part.double()) for part in (weight, weight.abs()))
+    eps = max(torch.finfo(column.dtype).eps for column in (weight, total, l1)) / 2
+    terms = max(FEWEST, nodes) * eps
     bound = terms / (1 - terms) if terms < 1 else torch.inf
-    l1, tiny = graph.l1.double(), torch.finfo(torch.float32).tiny
+    l1, tiny = l1.double(), torch.finfo(torch.float32).tiny
     if (mass > l1 * (1 + 2 * bound) + tiny).any():
         yield "rows/l1", "it is less than the sum of the sizes of what is stored"
-    if ((graph.total - stored).abs() > (l1 - mass).clamp_min(0) + 3 * bound * l1 + tiny).any():
+    if ((total - stored).abs() > (l1 - mass).clamp_min(0) + 3 * bound * l1 + tiny).any():
         yield "rows/total", "it is further from the sum of what is stored than the rest of l1"

@@ -1,3 +1,4 @@
+from .building import build_graphs
 from .collection import Collection, faults, open, open_collection
 from .dataset import EdgeDataset
 from .graph_collection import GraphCollection, open_graphs
@@ -17,6 +18,7 @@ __all__ = [
     "GraphCollection",
     "Graphs",
     "Store",
+    "build_graphs",
     "faults",
     "merge",
     "open",

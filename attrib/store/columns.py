@@ -1,7 +1,7 @@
 """How columns, strings and texts are put into HDF5."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,33 @@ def write_columns(group: h5py.Group, columns: dict[str, np.ndarray], filters: di
     """Each column in the fewest chunks of at most CHUNK bytes, of even length so that the last is not mostly padding."""
     for name, column in columns.items():
         if len(column):
-            length = -(-len(column) // -(-column.nbytes // CHUNK))
-            group.create_dataset(name, data=column, chunks=(length,), **filters)
+            group.create_dataset(name, data=column, chunks=(_chunk(len(column), column.dtype),), **filters)
         else:  # an empty dataset has no chunks to filter
             group.create_dataset(name, data=column)
+
+
+def write_in_parts(
+    group: h5py.Group, name: str, length: int, dtype: np.dtype[Any], parts: Iterable[np.ndarray], filters: dict[str, Any]
+) -> None:
+    """A column that is never held: the same dataset, byte by byte, as `write_columns` makes of all its parts together."""
+    if not length:
+        write_columns(group, {name: np.empty(0, dtype)}, filters)
+        return
+    chunk, at, rest = _chunk(length, dtype), 0, np.empty(0, dtype)
+    data = group.create_dataset(name, (length,), dtype, chunks=(chunk,), **filters)
+    for part in parts:
+        rest = np.concatenate([rest, part.astype(dtype, copy=False)])
+        whole = len(rest) // chunk * chunk  # each chunk is written once, and whole
+        data[at : at + whole] = rest[:whole]
+        at, rest = at + whole, rest[whole:]
+    if at + len(rest) != length:
+        raise ValueError(f"{name}: {at + len(rest)} values, and not {length}")
+    data[at:] = rest
+
+
+def _chunk(length: int, dtype: np.dtype[Any]) -> int:
+    """How many values of a column lie in a chunk."""
+    return -(-length // -(-length * dtype.itemsize // CHUNK))
 
 
 def write_strings(group: h5py.Group, strings: Sequence[str]) -> None:

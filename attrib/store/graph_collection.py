@@ -12,11 +12,13 @@ from torch import Tensor
 
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
-from attrib.store.graphs import Graphs, open_graph_file
+from attrib.graph.lazy import LazyGraph
+from attrib.store.graphs import Graphs, open_graph_file, read_lazy
 from attrib.store.handles import Handles
 from attrib.store.index import Header, Identity, Index, check_identity, index_of
 from attrib.store.listing import SHARDS, folder_of, is_one_file, listed
 from attrib.store.numbers import LIMIT, checked_number
+from attrib.store.reading import Checked
 
 NUMBER = "a prompt's number in the data set"
 
@@ -55,6 +57,11 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
         with self._file_of(number) as (graphs, place):
             return graphs[place]
 
+    def lazy(self, number: SupportsIndex) -> LazyGraph:
+        """One graph without its edges, by its prompt's number; see `Graphs.lazy`. Arguments and errors are those of `graphs[number]`."""
+        with self._group_of(number) as group:
+            return read_lazy(group, lambda: self._group_of(number))
+
     def strings(self, number: SupportsIndex) -> tuple[str, ...]:
         """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
         with self._file_of(number) as (graphs, place):
@@ -68,6 +75,11 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
             raise InputError(f"graphs: {self.path} is closed; read inside its `with` statement, or open it again.")
         with self._handles.shard(shard) as graphs:
             yield graphs, place
+
+    @contextmanager
+    def _group_of(self, number: SupportsIndex) -> Iterator[Checked]:
+        with self._file_of(number) as (graphs, place), graphs.group(place) as group:
+            yield group
 
     @property
     def is_numbered(self) -> bool:

@@ -5,22 +5,34 @@ anything is allocated, and what is read is held against what a graph is by the r
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import FormatError, InputError
 from attrib.graph.graph import Graph
+from attrib.graph.lazy import LazyGraph
 from attrib.graph.nodes import NAMED_KINDS, Nodes, NodeSet
-from attrib.graph.wellformed import checked, fault, fault_of_sets
-from attrib.store.columns import array, filters_of, integers, json_text, name_as_csr, packages, text, write_columns, write_strings
+from attrib.graph.wellformed import fault_of_rows, fault_of_sets, fault_of_sources, fault_of_weights, refuse
+from attrib.store.columns import (
+    array,
+    filters_of,
+    integers,
+    json_text,
+    name_as_csr,
+    packages,
+    text,
+    write_columns,
+    write_in_parts,
+    write_strings,
+)
 from attrib.store.layout import GRAPHS
 from attrib.store.numbers import checked_number
 from attrib.store.reading import (
@@ -43,11 +55,13 @@ from attrib.store.writing import check_output, check_size, created
 VERSION = 1
 _ROWS = ("value", "own", "total", "l1", "importance")
 _NAMES = ("kind", "site", "name")
+_FaultOf = Callable[[Graph | LazyGraph, slice, Tensor], tuple[str, str] | None]
+"""What is wrong with a column of edges of some rows."""
 
 
 def save_graphs(
     path: str | os.PathLike[str],
-    graphs: Graph | Iterable[Graph],
+    graphs: Graph | LazyGraph | Iterable[Graph | LazyGraph],
     *,
     numbers: Int[Tensor, " graphs"] | None = None,
     compression: str | None = None,
@@ -59,20 +73,20 @@ def save_graphs(
     rest as `attrib.save` has them.
 
     Args:
-        graphs: each is written as it comes, and no longer held.
+        graphs: each is written as it comes, and no longer held; of a lazy one no more than a block of rows at a time is read.
         numbers: the number in its data set of each graph's prompt.
 
     Raises:
         InputError: the path exists and `overwrite` is false, or its folder does not exist; a graph is malformed, or there is none;
             a call holds what JSON cannot; the compression is not to be had, or leaves less than a byte of each row.
     """
-    path, filters, graphs = Path(path), filters_of(compression), [graphs] if isinstance(graphs, Graph) else graphs
+    path, filters, graphs = Path(path), filters_of(compression), [graphs] if isinstance(graphs, Graph | LazyGraph) else graphs
     check_output("path", path, None, overwrite=overwrite)
     with created(path) as file:
         file.attrs.update({"format": text(GRAPHS), "format_version": VERSION, "packages": json_text(packages())})
         listing, longest = file.create_group("graphs", track_order=True), 0
         for number, graph in enumerate(graphs):
-            _write(listing.create_group(str(number)), checked(f"graphs: number {number}", graph), filters)
+            _write(listing.create_group(str(number)), graph, filters, f"graphs: number {number}")
             longest = max(longest, len(graph), len(graph.nodes), len(graph.targets) + 1)
         if not longest:
             raise InputError("graphs: got an empty sequence; expected at least one Graph.")
@@ -85,7 +99,9 @@ def save_graphs(
     return path
 
 
-def _write(group: h5py.Group, graph: Graph, filters: dict[str, Any]) -> None:
+def _write(group: h5py.Group, graph: Graph | LazyGraph, filters: dict[str, Any], argument: str) -> None:
+    """Write a graph. Raises InputError, beginning with `argument`, where it is malformed."""
+    refuse(argument, fault_of_sets(graph.nodes.sets, len(graph.nodes), len(graph.nodes.labels)) or fault_of_rows(graph))
     group.attrs["call"] = json_text(dict(graph.call))
     tokens, sets, nodes, rows, edges = (group.create_group(name) for name in ("tokens", "sets", "nodes", "rows", "edges"))
     write_columns(tokens, {"ids": integers(graph.tokens)}, filters)
@@ -97,9 +113,27 @@ def _write(group: h5py.Group, graph: Graph, filters: dict[str, Any]) -> None:
     write_columns(nodes, numbers | {"activation": array(graph.nodes.activation)}, filters)
     write_strings(nodes.create_group("labels"), graph.nodes.labels)
     write_columns(rows, {"target": integers(graph.targets)} | {name: array(getattr(graph, name)) for name in _ROWS}, filters)
-    columns = {"indptr": array(graph.indptr, np.int64), "indices": integers(graph.indices), "data": array(graph.weight)}
-    write_columns(edges, columns, filters)
+    write_columns(edges, {"indptr": array(graph.indptr, np.int64)}, filters)
+    columns = {
+        "indices": (graph.nodes.number_type, _checked(graph, argument, graph.sources_of, fault_of_sources)),
+        "data": (graph.dtype, _checked(graph, argument, graph.weights_of, fault_of_weights)),
+    }
+    for name, (dtype, parts) in columns.items():
+        write_in_parts(edges, name, len(graph), array(torch.empty(0, dtype=dtype)).dtype, parts, filters)
     name_as_csr(edges, (len(graph.targets), len(graph.nodes)))
+
+
+def _checked(
+    graph: Graph | LazyGraph,
+    argument: str,
+    of: Callable[[int, int], Tensor],
+    fault: _FaultOf,
+) -> Iterator[np.ndarray]:
+    """A column of edges, block by block of rows. Raises as `_write`."""
+    for first, end in graph.blocks():
+        part = of(first, end)
+        refuse(argument, fault(graph, slice(first, end), part))
+        yield array(part)
 
 
 class Graphs(AbstractContextManager["Graphs"]):
@@ -143,12 +177,21 @@ class Graphs(AbstractContextManager["Graphs"]):
             InputError: there is none of this number, or the file is closed.
             FormatError: what is read is damaged.
         """
-        with self._group(number) as group:
+        with self.group(number) as group:
             return _read(group)
+
+    def lazy(self, number: SupportsIndex) -> LazyGraph:
+        """One graph without its edges, of which rows are read when they are asked for, as long as the file is open.
+
+        What is read is held against what a graph is, then as now. Arguments and errors are those of `graphs[number]`.
+        """
+        at = self._place(number)
+        with self.group(at) as group:
+            return read_lazy(group, lambda: self.group(at))
 
     def strings(self, number: SupportsIndex) -> tuple[str, ...]:
         """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
-        with self._group(number) as group:
+        with self.group(number) as group:
             tokens = child(group, "tokens", h5py.Group)
             _, count = _columns(tokens, {"ids": INTEGER})
             return _strings(child(tokens, "strings", h5py.Group), count)
@@ -162,13 +205,18 @@ class Graphs(AbstractContextManager["Graphs"]):
         """Close the file. What was read from it stays."""
         self._file.close()
 
-    @contextmanager
-    def _group(self, number: SupportsIndex) -> Iterator[Checked]:
+    def _place(self, number: SupportsIndex) -> int:
         at = checked_number("graphs", number, "a graph's number")
         if not -self._count <= at < self._count:
             raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
+        return at % self._count
+
+    @contextmanager
+    def group(self, number: SupportsIndex) -> Iterator[Checked]:
+        """Where a graph lies in the file. Arguments and errors are those of `graphs[number]`."""
+        at = self._place(number)
         with self._reading() as listing:
-            yield child(listing, str(at % self._count), h5py.Group)
+            yield child(listing, str(at), h5py.Group)
 
     @contextmanager
     def _reading(self) -> Iterator[Checked]:
@@ -203,24 +251,59 @@ def faults_of_graphs(path: Path) -> Iterator[Fault]:
 
 
 def _read(group: Checked) -> Graph:
+    return read_lazy(group, lambda: nullcontext(group)).whole()  # which looks at what it reads
+
+
+def read_lazy(group: Checked, reading: Callable[[], AbstractContextManager[Checked]]) -> LazyGraph:
+    """A graph without its edges.
+
+    Args:
+        reading: gives the group again, whenever rows are asked for.
+    """
     tokens, sets, nodes, rows, edges = (child(group, name, h5py.Group) for name in ("tokens", "sets", "nodes", "rows", "edges"))
     (ids,), n_tokens = _columns(tokens, {"ids": INTEGER})
     (position, latent, activation), n_nodes = _columns(nodes, {"position": INTEGER, "latent": INTEGER, "activation": FLOAT})
     (target, value, own, total, l1, importance), n_rows = _columns(rows, {"target": INTEGER, **dict.fromkeys(_ROWS, FLOAT)})
-    (indices, weight), n_edges = _columns(edges, {"indices": INTEGER, "data": FLOAT})
+    n_edges = len(dataset(edges, "indices", INTEGER))
+    dtype = torch.from_numpy(dataset(edges, "data", FLOAT, n_edges)[0:0]).dtype
     indptr, _ = read_ptr(edges, "indptr", n_rows, n_edges, slice(0, n_rows))
     table = _read_sets(sets)
     if wrong := fault_of_sets(table, n_nodes, None):
         raise damaged(group, f"{wrong[0]}: {wrong[1]}")
     named = sum(each.size for each in table if each.kind in NAMED_KINDS)
     labels = _strings(child(nodes, "labels", h5py.Group), named)
-    graph = Graph(
-        Nodes(table, position, latent, activation, labels), target, indptr, indices, weight, value, own, total, l1, importance, ids,
-        _strings(child(tokens, "strings", h5py.Group), n_tokens), read_json(group, "call"),
+    stored = _Stored(reading, indptr, dtype)
+    graph = LazyGraph(
+        Nodes(table, position, latent, activation, labels), target, indptr, value, own, total, l1, importance, ids,
+        _strings(child(tokens, "strings", h5py.Group), n_tokens), read_json(group, "call"), stored,
     )  # fmt: skip
-    if wrong := fault(graph):
+    if wrong := fault_of_rows(graph):
         raise damaged(group, f"{wrong[0]}: {wrong[1]}")
+    stored.graph = graph
     return graph
+
+
+class _Stored:
+    """Edges of a file, which are held against the rest of their graph when they are read."""
+
+    graph: LazyGraph
+
+    def __init__(self, reading: Callable[[], AbstractContextManager[Checked]], indptr: Int[Tensor, " rows_plus_1"], dtype: torch.dtype):
+        self._reading, self._indptr, self.dtype = reading, indptr, dtype
+
+    def sources(self, first: int, end: int) -> Int[Tensor, " edges"]:
+        return self._read("indices", INTEGER, first, end, fault_of_sources)
+
+    def weights(self, first: int, end: int) -> Float[Tensor, " edges"]:
+        return self._read("data", FLOAT, first, end, fault_of_weights)
+
+    def _read(self, name: str, types: tuple[str, ...], first: int, end: int, fault: _FaultOf) -> Tensor:
+        with self._reading() as group:
+            entries = slice(int(self._indptr[first]), int(self._indptr[end]))
+            found = read_column(child(group, "edges", h5py.Group), name, types, int(self._indptr[-1]), entries)
+            if wrong := fault(self.graph, slice(first, end), found):
+                raise damaged(group, f"{wrong[0]}: {wrong[1]}")
+            return found
 
 
 def _columns(group: Checked, types: Mapping[str, tuple[str, ...]]) -> tuple[list[Tensor], int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from attrib.core.files import OVERWRITE, check_free, whole
+from attrib.core.files import OVERWRITE, check_free, named, unnamed, whole
 from attrib.core.types import AttribError, InputError
 from attrib.store.layout import GRAPHS, MERGED, STATISTICS, SURVEY, TABLES
 from attrib.store.reading import FEW, format_of, open_file, translated
@@ -56,7 +56,7 @@ def created(path: Path, **options: Any) -> Iterator[h5py.File]:
     Raises:
         OSError: where the disk does not take it.
     """
-    with whole(path) as partial, _Sink(partial, "x+") as sink:
+    with whole(path) as partial, _sink(partial) as sink:
         try:
             # HDF5 keeps checksums of its own structures from 1.10 on, and the file's length: damage is seen and not read
             with h5py.File(sink, "w", libver=("v110", "v110"), **options) as file:
@@ -65,6 +65,14 @@ def created(path: Path, **options: Any) -> Iterator[h5py.File]:
             sink.check(path, error)
             raise
         sink.check(path)
+        if not partial.exists():
+            named(sink.fileno(), partial)
+
+
+def _sink(partial: Path) -> "_Sink":
+    """A new file, without a name yet where that can be."""
+    descriptor = unnamed(partial)
+    return _Sink(partial, "x+") if descriptor is None else _Sink(descriptor, "r+")
 
 
 class _Sink(io.FileIO):

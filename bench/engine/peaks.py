@@ -1,15 +1,16 @@
-"""The most memory that large graphs take: `python -m bench.engine.peaks NAME [--minutes 10]`, without a name for the list.
+"""The most memory that large graphs take: `python -m bench.engine.peaks NAME [--minutes 10] [--out FILE]`, without a name for the list.
 
 Each is built in a process of its own, which first builds a small graph, so that what the libraries themselves take is there before. What is
 printed is how far the resident set grew beyond that at its fullest moment, beside what `attrib.graph.plan` expects and the size of the
-result. Of a graph that takes longer than `--minutes` this is the peak until then: its sweeps are all alike, each as large as the budget
-lets it be.
+result; with `--out` edges are written to that file as they are found, and are no part of it. Of a graph that takes longer than `--minutes`
+this is the peak until then: its sweeps are all alike, each as large as the budget lets it be.
 """
 
 import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,8 +19,7 @@ import typer
 
 import attrib
 from attrib.core.types import Keep, Mass, TopK
-from attrib.graph.graph import Graph
-from bench.engine.weights import GPT2, random_model, random_transcoder
+from bench.engine.weights import GPT2, Shape, random_model, random_transcoder
 
 app = typer.Typer(add_completion=False)
 
@@ -38,13 +38,18 @@ class Case(NamedTuple):
     max_nodes: int | None = None
 
 
-def gpt2(active: int, tokens: int) -> tuple[Any, list[Any], torch.Tensor]:
-    """GPT-2's shape with random weights, and a transcoder for each of its layers."""
-    model = random_model(GPT2, 12)
+def random_parts(shape: Shape, layers: int, latents: int, active: int, tokens: int) -> tuple[Any, list[Any], torch.Tensor]:
+    """A shape with random weights, and a transcoder for each of its layers."""
+    model = random_model(shape, layers)
     prompt = torch.randint(model.config.d_vocab, (tokens,), generator=torch.Generator().manual_seed(0))
-    sites = [attrib.Site(layer, "mlp_in") for layer in range(12)]
+    sites = [attrib.Site(layer, "mlp_in") for layer in range(layers)]
     read = attrib.capture(model, prompt, sites)
-    return model, [random_transcoder(at, (attrib.Site(at.layer, "mlp_out"),), 3072, active, read[at], at.layer) for at in sites], prompt
+    return model, [random_transcoder(at, (attrib.Site(at.layer, "mlp_out"),), latents, active, read[at], at.layer) for at in sites], prompt
+
+
+SMALL = Shape("small", 256, 4, 4, 64, 1024, "layer", "gelu_tanh", False, "learned")
+gpt2_20, gpt2_50 = partial(random_parts, GPT2, 12, 3072, 20), partial(random_parts, GPT2, 12, 3072, 50)
+small = partial(random_parts, SMALL, 4, 2048, 150)
 
 
 def smollm2(tokens: int) -> tuple[Any, list[Any], torch.Tensor]:
@@ -57,8 +62,12 @@ def smollm2(tokens: int) -> tuple[Any, list[Any], torch.Tensor]:
 
 
 CASES = {
-    "gpt2-32": Case("GPT-2's shape, 20 active", lambda tokens: gpt2(20, tokens), 32, TopK(100), "256MiB"),
-    "gpt2-128": Case("GPT-2's shape, 50 active", lambda tokens: gpt2(50, tokens), 128, Mass(0.98), "1.5GiB"),
+    "small-24": Case("4 layers, d 256, 150 active", small, 24, Mass(0.98), "256MiB"),
+    "small-48": Case("4 layers, d 256, 150 active", small, 48, Mass(0.98), "256MiB"),
+    "gpt2-32": Case("GPT-2's shape, 20 active", gpt2_20, 32, TopK(100), "256MiB"),
+    "gpt2-32-50": Case("GPT-2's shape, 50 active", gpt2_50, 32, Mass(0.98), "512MiB"),
+    "gpt2-64": Case("GPT-2's shape, 50 active", gpt2_50, 64, Mass(0.98), "1.5GiB"),
+    "gpt2-128": Case("GPT-2's shape, 50 active", gpt2_50, 128, Mass(0.98), "1.5GiB"),
     "smollm2-2048": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.5GiB"),
     "smollm2-2048-2000": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.8GiB", 2000),
 }
@@ -70,34 +79,51 @@ def _status(name: str, process: str | int = "self") -> int:
     return int(found[1]) << 10
 
 
-def _build(name: str, told: Any) -> None:
+def _build(name: str, out: Path | None, told: Any) -> None:
     """Build the graph, and tell when what is not measured is over."""
     torch.set_num_threads(1)
     case = CASES[name]
-    _built(case, 4)
+    _built(case, 4, None if out is None else out.with_suffix(".small.h5"))
     model, dictionaries, prompt = case.parts(case.tokens)
     for hashed in (model, *dictionaries):
         assert hashed.fingerprint
     Path("/proc/self/clear_refs").write_text("5")
     told.send(_status("VmRSS"))
     begun = time.process_time()
-    [graph] = attrib.graph.build(model, dictionaries, [prompt], **_options(case))
-    told.send((_status("VmHWM"), time.process_time() - begun, len(graph.nodes), len(graph)))
+    nodes, edges = _made(case, model, dictionaries, prompt, out)
+    told.send((_status("VmHWM"), time.process_time() - begun, nodes, edges))
+
+
+def _made(case: Case, model: Any, dictionaries: list[Any], prompt: torch.Tensor, out: Path | None) -> tuple[int, int]:
+    """Build a graph, in memory or into a file. Returns how many nodes and edges it has."""
+    if out is None:
+        [graph] = attrib.graph.build(model, dictionaries, [prompt], **_options(case))
+        return len(graph.nodes), len(graph)
+    with attrib.open_graphs(attrib.build_graphs(out, model, dictionaries, [prompt], **_options(case))) as graphs:
+        lazy = graphs.lazy(0)
+        return len(lazy.nodes), len(lazy)
 
 
 def _options(case: Case) -> dict[str, Any]:
     return {"keep": case.keep, "budget": case.budget, "max_nodes": case.max_nodes}
 
 
-def _built(case: Case, tokens: int) -> Graph:
-    model, dictionaries, prompt = case.parts(tokens)
-    return attrib.graph.build(model, dictionaries, [prompt], **_options(case))[0]
+def _built(case: Case, tokens: int, out: Path | None) -> None:
+    """A small graph of the same kind."""
+    _made(case, *case.parts(tokens), out)
+    if out is not None:
+        out.unlink()
+
+
+def _size(out: Path | None) -> str:
+    return "" if out is None else f", a file of {out.stat().st_size / 2**20:,.0f} MiB"
 
 
 @app.command()
 def main(
     name: Annotated[str | None, typer.Argument(help="which graph; none for the list")] = None,
     minutes: Annotated[float, typer.Option(help="after which a build is ended")] = 10,
+    out: Annotated[Path | None, typer.Option(help="write edges to this file as they are found, in place of holding them")] = None,
     planned: Annotated[bool, typer.Option(help="whether the plan is printed, which takes minutes for the largest")] = True,
 ) -> None:
     """Print the peak of one build. A build that fails says why, and ends this with EOFError."""
@@ -107,13 +133,16 @@ def main(
         raise typer.Exit(0 if name is None else 2)
     case = CASES[name]
     there, told = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=_build, args=(name, told))
+    child = multiprocessing.get_context("spawn").Process(target=_build, args=(name, out, told))
     child.start()
     told.close()  # the child's alone, so that its end is seen here
     before = there.recv()
     if there.poll(60 * minutes):
         most, cpu, nodes, edges = there.recv()
-        print(f"{name}: grew by {(most - before) / 2**20:,.0f} MiB; {cpu:,.0f} s CPU, {nodes:,} nodes, {edges:,} edges", flush=True)
+        print(
+            f"{name}: grew by {(most - before) / 2**20:,.0f} MiB; {cpu:,.0f} s CPU, {nodes:,} nodes, {edges:,} edges{_size(out)}",
+            flush=True,
+        )
     else:
         most = _status("VmHWM", child.pid or 0)
         print(f"{name}: grew by {(most - before) / 2**20:,.0f} MiB in its first {minutes:g} minutes, and was ended", flush=True)

@@ -1,5 +1,6 @@
 """Rows as sweeps give them: what is kept of each, in order, and rows that are asked for part by part."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attrib.core.keep import kept
+from attrib.core.scratch import Scratch
 from attrib.core.types import LINEAR, Dense, Keep, Mass, Threshold, TopK, TopLogits
 from attrib.engine.bundle import Bundle, jacobians, joint_of
 from attrib.engine.on_demand import OnDemand
@@ -24,11 +26,14 @@ from tests.support.tolerances import ROUNDING, assert_close
 RULES: list[Keep] = [Dense(), TopK(3), Mass(0.8), Threshold(1.0), Threshold(1e9)]
 
 
-@each_pair(keep=RULES, zeros=[True, False], LARGEST=[7, 1 << 23], order=["ascending", "descending", "mixed"])
-def test_what_is_kept_is_put_in_order(keep: Keep, zeros: bool, LARGEST: int, order: str, monkeypatch: pytest.MonkeyPatch):
+@each_pair(keep=RULES, zeros=[True, False], LARGEST=[7, 1 << 23], order=["ascending", "descending", "mixed"], where=["memory", "disk"])
+def test_what_is_kept_is_put_in_order(
+    keep: Keep, zeros: bool, LARGEST: int, order: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """However rows come, in pieces of whatever size: whole rows, rows without an entry, and rows of no width."""
     monkeypatch.setattr("attrib.core.edges.Growing.LARGEST", LARGEST)
-    source, selected = torch.Generator().manual_seed(0), Selected(torch.float32)
+    source, scratch = torch.Generator().manual_seed(0), Scratch(tmp_path)
+    selected = Selected(torch.float32) if where == "memory" else Selected(torch.float32, scratch.column, torch.int32)
     rows = torch.arange(10, 70, 2)[torch.randperm(30, generator=source)] if order == "mixed" else torch.arange(10, 40)
     groups = [group.sort().values for group in rows.split([1, 9, 5, 0, 15])]
     want = torch.zeros(70, 100)
@@ -38,7 +43,11 @@ def test_what_is_kept_is_put_in_order(keep: Keep, zeros: bool, LARGEST: int, ord
         weight[:, ::2] *= 0.0 if zeros else 1.0
         want[group[:, None], node] = weight * kept(keep, weight, weight)
         assert_close(selected.add(group, weight, node, keep), weight.abs().sum(1))
-    targets, indptr, indices, found, total, l1 = selected.in_order()
+    ordered = selected.ordered()
+    targets, indptr, total, l1 = ordered[:4]
+    parts = [(ordered.sources(first, first + 3), ordered.weights(first, first + 3)) for first in range(0, len(targets), 3)]
+    indices, found = ordered.whole()
+    assert all(map(torch.equal, map(torch.cat, zip(*parts, strict=True)), (indices, found)))
     assert torch.equal(targets, rows.sort().values)
     row = torch.arange(len(targets)).repeat_interleave(indptr.diff())
     assert torch.equal(torch.zeros(70, 100).index_put((targets[row], indices), found), want)
@@ -50,7 +59,8 @@ def test_what_is_kept_is_put_in_order(keep: Keep, zeros: bool, LARGEST: int, ord
 
 
 def test_of_no_rows_there_is_nothing():
-    assert [len(column) for column in Selected(torch.float64).in_order()] == [0, 1, 0, 0, 0, 0]
+    ordered = Selected(torch.float64).ordered()
+    assert [len(column) for column in (*ordered[:4], *ordered.whole())] == [0, 1, 0, 0, 0, 0]
 
 
 def test_runs_are_of_numbers_that_follow_each_other():

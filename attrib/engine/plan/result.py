@@ -1,6 +1,7 @@
 """How large a result is, and whether it fits beside what runs already: told from the rows at both ends, before any of it is computed."""
 
 from itertools import accumulate
+from pathlib import Path
 
 from attrib.core.keep import is_counted, most_kept
 from attrib.core.types import BudgetError, Keep
@@ -25,6 +26,25 @@ def result_bytes(task: Task, keep: Keep) -> int:
     number = number_size(task.itemsize)
     tables = task.n_targets * (3 * 8 + 3 * number) + task.n_sources * (2 * 8 + number)
     return edges_at_most(task, keep) * (8 + 2 * number) + tables
+
+
+def disk_bytes(task: Task, keep: Keep) -> int:
+    """Bytes of a pack's edges in a file at most: a narrow index and an attribution for each."""
+    return edges_at_most(task, keep) * (4 + number_size(task.itemsize))
+
+
+def check_disk(needed: int, keep: Keep, folder: Path, free: int) -> None:
+    """Raises BudgetError where the disk has no room for the bytes of edges whose number is known; see `fits`."""
+    if needed > free and is_counted(keep):
+        raise BudgetError(no_room(f"{keep} gives edges that take up to {size_of(needed)}", folder, free))
+
+
+def no_room(what: str, folder: Path, free: int) -> str:
+    """What is said where a disk does not suffice."""
+    return (
+        f"keep: {what} of disk while they are put in order and written, and the disk of {folder} has {size_of(free)} left. Keep fewer "
+        "edges (keep=TopK(k), Mass(0.9)), give fewer or shorter prompts, or write to another disk."
+    )
 
 
 def number_size(itemsize: int) -> int:
