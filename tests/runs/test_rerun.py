@@ -102,7 +102,12 @@ def test_products_go_to_whom_the_file_names(
     monkeypatch.setenv(who.VARIABLE, "onednn")
     monkeypatch.setattr(who, "operation", object)  # who is asked for is looked at, and all multiply as torch does
     asked = set[str]()
-    monkeypatch.setattr("attrib.engine.blocks.product._sizes", lambda a, w: asked.add(who.multiplier()) or ())
+
+    def sizes(a: torch.Tensor, w: torch.Tensor) -> tuple[int, ...]:
+        asked.add(who.multiplier())
+        return ()
+
+    monkeypatch.setattr("attrib.engine.blocks.product._sizes", sizes)
     monkeypatch.setattr("attrib.engine.blocks.product.LEAST_FLOPS", 0)
     edges = attrib.latent_to_latent(model, source, target, TOKENS[:1])
     assert (graph.call["products"], edges.call["products"]) == ("torch", "onednn")

@@ -57,7 +57,7 @@ def recorded(call: Mapping[str, Any]) -> Multiplier | None:
     Raises:
         ValueError: for whom nobody knows.
     """
-    who = call.get("products")
+    who: Multiplier | None = call.get("products")
     if who is not None and who not in get_args(Multiplier):
         raise ValueError(f"products {who!r:.40}; expected 'torch' or 'onednn'")
     return who
