@@ -93,7 +93,8 @@ def rerun(
         also = f", {one.only_one_keeps} edges at the limit kept by one alone" if one.only_one_keeps else ""
         verdict = "NOT THE SAME" if not one.is_same else "the same to rounding" if one.apart else "the same"
         named = plain(one.kind if one.kind == "graph" else f"{one.kind} {one.source} -> {one.target}")
-        print(f"{named}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}")
+        by = f"; multiplied by {one.instead}, since this torch is without the one that the file names" if one.instead else ""
+        print(f"{named}: {verdict}: {one.edges:,} edges, apart by {one.apart:.1e} of the largest{also}{by}")
     if not all(one.is_same for one in compared):
         raise InputError(f"prompt: {prompt} of {file} does not come out as it was stored.")
 

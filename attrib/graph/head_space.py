@@ -25,6 +25,7 @@ from attrib.engine.precision import Precision, products
 from attrib.engine.sweep.primal import Primal, primal
 from attrib.engine.sweep.rise import Brought, rise
 from attrib.graph.ends import Opened
+from attrib.graph.rest import rest_of
 
 
 class Vectors(NamedTuple):
@@ -171,6 +172,22 @@ class Stack(NamedTuple):
                 into.vector.index_copy_(0, at.to(part.vector.device), part.vector)
         return whole
 
+    def summed(self, first: int) -> "Stack":
+        """The same with the rows of the numbers from `first` on as one at each position, which has that number. It takes its memory."""
+        there = list(self.items())
+        rest = [int((vectors.node >= first).sum()) for _, vectors in there]
+        if not any(rest):
+            return self
+        begins = (0, *accumulate(len(vectors.node) - count + bool(count) + 1 for (_, vectors), count in zip(there, rest, strict=True)))
+        whole = Stack(self.positions, begins, self.node[: begins[-1]], self.vector[: begins[-1]])
+        for (_, vectors), count, (begin, end) in zip(there, rest, pairwise(begins), strict=True):
+            own, total = len(vectors.node) - count, vectors.vector[len(vectors.node) - count :].sum(0)
+            node, vector = vectors.node[:own].clone(), vectors.vector[:own].clone()  # which may lie where they go to
+            whole.node[begin : begin + own], whole.vector[begin : begin + own] = node, vector
+            whole.node[begin + own : end - 1], whole.vector[begin + own : end - 1] = first, total
+            whole.node[end - 1], whole.vector[end - 1] = -1, 0
+        return whole
+
     def filled(self, own: Float[Tensor, "positions heads d_head"]) -> "Stack":
         """The same with its empty rows filled, from a row for each position of the prompt."""
         last = torch.tensor(self.begins[1:], device=own.device) - 1
@@ -202,6 +219,7 @@ def in_heads(
     budget: int,
     nodes: Int[Tensor, " chosen"] | None = None,
     held: int = 0,
+    rest: int | None = None,
 ) -> Iterator[InHeads]:
     """Layer by layer what nodes bring to heads, in one way up; in several, each of some of the nodes, where the budget asks for that.
 
@@ -210,6 +228,7 @@ def in_heads(
         budget: bytes of working memory, beside the parameters.
         nodes: which are asked about; None is all of them.
         held: bytes of the budget that are taken already.
+        rest: the number from which on rows are numbered that are all other nodes together (rest.py). None is without them.
 
     Raises:
         BudgetError: where what is asked for, with the tangents of one node, does not fit.
@@ -217,6 +236,9 @@ def in_heads(
     bundle = opened.bundle
     on = primal_of(bundle, precision)
     ends, columns = chosen_sources(bundle.sources, opened.columns, nodes)
+    if rest is not None and nodes is not None:
+        others, numbers = rest_of(bundle, opened.columns, nodes, rest)
+        ends, columns = ends + others, columns + numbers
     runs = _runs(on, ends, wanted, budget, held)
     if len(runs) == 1:
         yield from _risen(on, bundle, ends, columns, wanted, precision)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
 from attrib.attribution.options import with_options
+from attrib.attribution.record import products_record
 from attrib.core.room import memory_named
 from attrib.core.slices import ptr_of
 from attrib.core.types import InputError, Site, TopLogits
@@ -125,14 +126,14 @@ def _joined(graph: Graph, routes: Routes) -> Graph:
     stored, mass = (torch.zeros(len(nodes), dtype=torch.float64).index_add(0, target, part.double()) for part in (weight, weight.abs()))
     total = torch.cat([graph.total, heads])
     l1 = routes.l1.maximum((mass[row] + (total.double() - stored[row]).abs()).to(total))
-    none = torch.zeros_like(heads)
+    none, by = torch.zeros_like(heads), products_record(routes.again.opened.bundle.model, routes.again.precision)
     value, own, importance = (
         torch.cat([column, of_heads])[place] for column, of_heads in ((graph.value, heads), (graph.own, none), (graph.importance, none))
     )
     return replace(
         graph, nodes=nodes, targets=row[place], indptr=ptr_of(torch.bincount(target, minlength=len(nodes))[row[place]]),
         indices=indices[order], weight=weight[order], value=value, own=own, total=total[place], l1=l1[place], importance=importance,
-        call={"kind": "graph with heads", "least": routes.least, "longest": routes.longest, "graph": dict(graph.call)},
+        call={"kind": "graph with heads", "least": routes.least, "longest": routes.longest, "graph": dict(graph.call)} | by,
     )  # fmt: skip
 
 

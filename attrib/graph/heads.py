@@ -22,6 +22,7 @@ from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.attribution.options import with_options
+from attrib.attribution.record import products_record
 from attrib.core.keep import kept
 from attrib.core.room import memory_named
 from attrib.core.sparse import to_csr
@@ -35,6 +36,7 @@ from attrib.graph.last_heads import LastHeads
 from attrib.graph.latents import Given
 from attrib.graph.nodes import Nodes
 from attrib.graph.outputs import Output
+from attrib.graph.pruning import most
 from attrib.models.transformer import Model
 
 STRONGEST = 256
@@ -125,12 +127,28 @@ class HeadLoadings:
         They are ranked by the sizes of the loadings that were kept. Queries of the first position, which see nothing else, are left out; in
         attention that is not causal they see as much as others.
         """
+        return self._by_size()[0][:k]
+
+    def used(self, share: float = 0.9) -> list[tuple[int, int, int, int]]:
+        """The scores that these edges use: the fewest, in the order of `scores`, that have this share of the sizes of all loadings kept.
+
+        Raises:
+            InputError: for a share that is none.
+        """
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(f"share: {share!r}; expected a share of the loadings, above 0 and at most 1.")
+        every, size = self._by_size()
+        return every[: int(most(size, share).sum())]
+
+    def _by_size(self) -> tuple[list[tuple[int, int, int, int]], Float[Tensor, " scores"]]:
+        """All of them, the largest first, and how large each is."""
         query = self.nodes.position[self.target[self.row]]
         chooses = query >= self.first_query
         named = torch.stack([self.layer, self.head, query, self.position], dim=1)[chooses]
         every, place = named.unique(dim=0, return_inverse=True)
         size = torch.zeros(len(every), dtype=self.loading.dtype).index_add(0, place, self.loading[chooses].abs())
-        return [tuple(every[at].tolist()) for at in size.argsort(descending=True, stable=True)[:k].tolist()]
+        order = size.argsort(descending=True, stable=True)
+        return [(layer, head, at, key) for layer, head, at, key in every[order].tolist()], size[order]
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -236,6 +254,7 @@ class _Loadings(LastHeads):
         indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         layer, head, position = place // (config.n_heads * length), place // length % config.n_heads, place % length
         call = {"kind": "head_loadings", "keep": repr(self.again.asked.keep), "graph": dict(graph.call)}
+        call |= products_record(self.bundle.model, self.again.precision)
         return HeadLoadings(
             graph.nodes, chosen, graph.indices[chosen], graph.target[chosen], graph.weight[chosen], self.direct, self.total, indptr, layer,
             head, position, torch.cat(self.loading), graph.strings, call, int(config.causal),

@@ -52,8 +52,8 @@ class LayerScores(NamedTuple):
 class _Side:
     """One side of the layer's scores: what every node, and behind those of each position OWN, is to its heads."""
 
-    def __init__(self, there: Stack, own: Float[Tensor, "positions heads d_head"]) -> None:
-        there = there.filled(own)
+    def __init__(self, there: Stack, own: Float[Tensor, "positions heads d_head"], rest: int) -> None:
+        there = there.summed(rest).filled(own)
         self.rows, self.node = Rows(there.vector, there.begins), there.node
         self._positions = torch.tensor(there.positions)
 
@@ -77,13 +77,17 @@ class _Side:
                 yield Sums(number[some[at].cpu()], self.node[begin + row.cpu()], weight[at, row].cpu())
 
 
-def of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep) -> LayerScores:
-    """The scores that are of a layer, of all that were asked for."""
+def of_layer(there: InHeads, scores: Int[Tensor, "scores 4"], keep: Keep, rest: int) -> LayerScores:
+    """The scores that are of a layer, of all that were asked for.
+
+    Args:
+        rest: from which number on rows are taken as one node, which has this number.
+    """
     space, config = there.space, there.space.config
     number = (scores[:, 0] == there.layer).nonzero()[:, 0]
     _, head, query, key = scores[number].to(space.W.device).unbind(1)
     shared = head // (config.n_heads // config.n_kv_heads)
-    queries, keys = _Side(there.stacks.query, space.own_queries()), _Side(there.stacks.key, space.own_keys())
+    queries, keys = _Side(there.stacks.query, space.own_queries(), rest), _Side(there.stacks.key, space.own_keys(), rest)
     at_query, at_key = queries.group(query), keys.group(key)
     scale, value = _scaled(space, head, query, key)
     pairs = strongest(queries.rows.runs(at_query, head), keys.rows.runs(at_key, shared), scale, keep)

@@ -5,7 +5,7 @@ With norms' denominators held, queries and keys are sums over the nodes below (h
     score = c q[p] · k[s] = c Σ_i Σ_j q_i · k_j + c Σ_i q_i · b_k + c Σ_j b_q · k_j + c b_q · b_k
 
 with c the scale of scores, times what a cap makes of this score where there is one. The biases are taken as one more node of each side,
-`OWN`.
+`OWN`. Where a part of a graph is explained, all nodes of its prompt that it has not are one more, `REST` (rest.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from attrib.core.types import LINEAR, InputError, Keep, Policy, TopK, TopLogits
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.precision import products
 from attrib.engine.tiles import DEFAULT_BUDGET
-from attrib.graph.again import Again, open_graph, open_prompt
+from attrib.graph.again import Again, numbers_among, open_graph, open_prompt
 from attrib.graph.given import as_given
 from attrib.graph.graph import Graph
 from attrib.graph.head_space import Wanted, in_heads, primal_of
@@ -35,6 +35,7 @@ from attrib.graph.latents import Given, reads_of
 from attrib.graph.layer_scores import OWN, LayerScores, of_layer
 from attrib.graph.nodes import Nodes
 from attrib.graph.options import EndsOptions, GraphAsked, Mlps
+from attrib.graph.rest import REST
 from attrib.models.tokens import TokensLike, token_strings
 from attrib.models.transformer import Model, ModelConfig, window
 
@@ -75,7 +76,7 @@ class QKAttribution:
     indptr: Int[Tensor, " scores_plus_1"]
     query_node: Int[Tensor, " pairs"]
     key_node: Int[Tensor, " pairs"]
-    """Numbers of nodes, or OWN; ascending by the query's node and then the key's, OWN last."""
+    """Numbers of nodes, REST or OWN; ascending by the query's node and then the key's, these two last."""
     weight: Float[Tensor, " pairs"]
     query_sums: "Marginals"
     """For each score what every node is to the query, whatever it meets: the sum of its pairs. They sum up to `total`."""
@@ -88,8 +89,10 @@ class QKAttribution:
         return len(self.layer)
 
     def __repr__(self) -> str:
+        others = f" and {self.call['rest']:,} others as one" if self.call.get("rest") else ""
         return (
-            f"QKAttribution({len(self):,} scores of {len(self.strings)} tokens, {len(self.weight):,} pairs of {len(self.nodes):,} nodes; "
+            f"QKAttribution({len(self):,} scores of {len(self.strings)} tokens, {len(self.weight):,} pairs of {len(self.nodes):,} nodes"
+            f"{others}; "
             f"remainder at most {self.worst:.1e} of the largest score)"
         )
 
@@ -116,8 +119,8 @@ class QKAttribution:
         return torch.arange(len(self)).repeat_interleave(self.indptr.diff())
 
     def label(self, node: int) -> str:
-        """A node in a few words, or "own"."""
-        return "own" if node == OWN else self.nodes.label(node)
+        """A node in a few words, or "own", or "rest"."""
+        return {OWN: "own", REST: "rest"}.get(node) or self.nodes.label(node)
 
     def name(self, score: int) -> str:
         """A score in a few words: 'attn6[3] 9 → 4'."""
@@ -142,7 +145,7 @@ class Marginals(NamedTuple):
 
     indptr: Int[Tensor, " scores_plus_1"]
     node: Int[Tensor, " sums"]
-    """Numbers of nodes, ascending, and OWN last."""
+    """Numbers of nodes, ascending, and REST and OWN last."""
     weight: Float[Tensor, " sums"]
 
 
@@ -177,7 +180,8 @@ def qk_attribution(
 
     Args:
         dictionaries: as `build` takes them.
-        prompt: one prompt, or a graph of it, whose options are then taken over.
+        prompt: one prompt, or a graph of it, whose options are then taken over. Of a part of a graph, as `prune` leaves it, its nodes are
+            told apart, and all others of the prompt are one node, `REST`: few of them go up, and sums are the same.
         scores: which; by default all that matter to where a head looks, see `Attended`.
         keep: which pairs of each score are stored, and which marginals of each of its sides; totals are of all.
         targets: the graph's targets, with which its nodes are numbered.
@@ -196,15 +200,17 @@ def qk_attribution(
     else:
         again = open_prompt(model, several, prompt, GraphAsked(**given))
     with memory_named("attributing attention scores", "Ask for fewer of them, or keep fewer pairs (keep=TopK(k))."), torch.no_grad():
-        chosen = _choose(again, several, scores)
-        found = list[LayerScores]()
+        chosen, every = _choose(again, several, scores), len(again.opened.nodes)
+        apart = numbers_among(prompt.nodes, again.opened.nodes) if isinstance(prompt, Graph) else torch.arange(every)
+        some, found = apart if len(apart) < every else None, list[LayerScores]()
         if len(chosen):
-            for there in in_heads(again.opened, _wanted(chosen), again.precision, again.asked.budget):
+            for there in in_heads(again.opened, _wanted(chosen), again.precision, again.asked.budget, some, rest=every):
                 with products(again.precision):
-                    found.append(of_layer(there, chosen, again.asked.keep))
+                    found.append(of_layer(there, chosen, again.asked.keep, every))
     call = {"kind": "qk", "model": {"name": model.name}, "keep": repr(again.asked.keep), "scores": _text(scores)}
-    call |= products_record(model, again.precision)
-    return _result(again.opened.nodes, chosen, found, token_strings(model, again.tokens), call)
+    call |= products_record(model, again.precision) | ({} if some is None else {"rest": every - len(some)})
+    nodes = prompt.nodes if isinstance(prompt, Graph) else again.opened.nodes
+    return _result(nodes, _called(apart, every), chosen, found, token_strings(model, again.tokens), call)
 
 
 # ---------------------------------------------------------------------------------- which scores
@@ -289,8 +295,20 @@ def _wanted(scores: Int[Tensor, "scores 4"]) -> dict[int, Wanted]:
 # ------------------------------------------------------------------------------------------- all of them
 
 
+def _called(apart: Int[Tensor, " nodes"], every: int) -> Int[Tensor, " numbers"]:
+    """What the result calls each number of a prompt's nodes, that behind the last, which is the rest, and the one before the first."""
+    called = torch.full((every + 2,), REST)
+    called[apart], called[OWN] = torch.arange(len(apart)), OWN
+    return called
+
+
 def _result(
-    nodes: Nodes, chosen: Int[Tensor, "scores 4"], found: Sequence[LayerScores], strings: tuple[str, ...], call: dict[str, Any]
+    nodes: Nodes,
+    called: Int[Tensor, " numbers"],
+    chosen: Int[Tensor, "scores 4"],
+    found: Sequence[LayerScores],
+    strings: tuple[str, ...],
+    call: dict[str, Any],
 ) -> QKAttribution:
     """Scores as they were asked for, from those of each layer."""
     dtype, (layer, head, query, key) = nodes.activation.dtype, chosen.unbind(1)
@@ -300,11 +318,27 @@ def _result(
         for column in ([each.pattern for each in found], [each.value for each in found], [each.total for each in found])
     )
     indptr, query_node, key_node, weight = _by_score([each.pairs for each in found], len(chosen), 3, dtype)
+    marginals = []
+    for sums in ([each.queries for each in found], [each.keys for each in found]):
+        begins, node, sizes = _by_score(sums, len(chosen), 2, dtype)
+        marginals.append(Marginals(begins, called[node], sizes))
     return QKAttribution(
-        nodes, layer, head, query, key, pattern, value, total, indptr, query_node, key_node, weight,
-        Marginals(*_by_score([each.queries for each in found], len(chosen), 2, dtype)),
-        Marginals(*_by_score([each.keys for each in found], len(chosen), 2, dtype)), strings, call,
-    )  # fmt: skip
+        nodes,
+        layer,
+        head,
+        query,
+        key,
+        pattern,
+        value,
+        total,
+        indptr,
+        called[query_node],
+        called[key_node],
+        weight,
+        *marginals,
+        strings,
+        call,
+    )
 
 
 def _by_score(parts: Sequence[Sequence[Tensor]], scores: int, columns: int, dtype: torch.dtype) -> list[Tensor]:

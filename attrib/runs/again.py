@@ -14,6 +14,7 @@ from attrib.core.keep import RULES
 from attrib.core.rules import USUAL, Rule, takes_other, with_other
 from attrib.core.types import Difference, FormatError, InputError, Policy, Question, Site, TokenLogits, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.blocks.multiplier import is_there, multiplied_by, multiplier, recorded
 from attrib.graph.building import build
 from attrib.graph.graph import Graph
 from attrib.graph.latents import Latents
@@ -126,6 +127,20 @@ def neurons_of(named: Mapping[str, Any]) -> Neurons | None:
     if named["name"] != NAME or "sha256" in named:
         return None
     return Neurons(Site.parse(named["site"]).layer, named["k"])
+
+
+@contextmanager
+def as_recorded(call: Mapping[str, Any]) -> Iterator[str]:
+    """Have large products go to whom a result says that they went; where this torch has not that one, to whom they go anyway, who is named.
+
+    Raises:
+        FormatError: where it names whom nobody knows.
+    """
+    with readable():
+        who = recorded(call)
+    lacks = who is not None and not is_there(who)
+    with multiplied_by(None if lacks else who):
+        yield multiplier() if lacks else ""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from attrib.core.edges import Edges
 from attrib.core.types import Dense, InputError, Keep, Mass, Threshold, TopK
 from attrib.graph.graph import Graph
-from attrib.runs.again import Parts, edges_again, graph_again, rule_of
+from attrib.runs.again import Parts, as_recorded, edges_again, graph_again, rule_of
 from attrib.store import open_collection, open_shard
 from attrib.store.graph_collection import open_graph_collection
 from attrib.store.listing import SHARDS, folder_of, holds_graphs
@@ -41,10 +41,14 @@ class Compared(NamedTuple):
     """Edges that only the stored or only the new result keeps: those at the very edge of what is kept."""
     is_same: bool
     """Whether all that is rounding."""
+    instead: str = ""
+    """Who multiplied now, where this torch is without the one that did when the file was made: last digits may then differ."""
 
 
 def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> list[Compared]:
     """Make one prompt's edges again, block by block, and compare them with those of a file.
+
+    Large products go to whom the file names, where this torch has that one (`Compared.instead`).
 
     Args:
         path: a shard, or a folder of shards.
@@ -61,15 +65,21 @@ def rerun(path: str | Path, prompt: int, *, places: Places | None = None) -> lis
         with open_graph_collection(path) as graphs, _left_out(Path(path)):
             graphs.place_of(prompt)
             graph = graphs[prompt]
-        return [_compared(("graph", "", ""), _rows_of_graph(graph), _rows_of_graph(graph_again(graph, parts)), graph.call)]
+        with as_recorded(graph.call) as instead:
+            now = graph_again(graph, parts)
+        return [_compared(("graph", "", ""), _rows_of_graph(graph), _rows_of_graph(now), graph.call)._replace(instead=instead)]
     with open_collection(path) as collection, _left_out(Path(path)):
         shard, place = collection.place_of(prompt)
     with open_shard(shard) as store:
         stored = [store.edges(*block, prompts=place) for block in store.blocks]
-    return [
-        _compared((was.kind, was.sources.site, was.targets.site), _rows_of_edges(was), _rows_of_edges(edges_again(was, parts)), was.call)
-        for was in stored
-    ]
+    return [_again(was, parts) for was in stored]
+
+
+def _again(was: Edges, parts: Parts) -> Compared:
+    with as_recorded(was.call) as instead:
+        now = edges_again(was, parts)
+    named = was.kind, was.sources.site, was.targets.site
+    return _compared(named, _rows_of_edges(was), _rows_of_edges(now), was.call)._replace(instead=instead)
 
 
 @contextmanager

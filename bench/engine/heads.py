@@ -2,9 +2,11 @@
 
 SmolLM2 with the dictionaries that come with attrib: three transcoders of neighbouring layers, and all seven, which reach over most of its
 layers. By default scores are asked for up to the highest layer that moves a latent; `all layers` has those above as well, up to the
-logits. Remainders are looked at before anything is timed; graph and scores are then computed in turns, and CPU times are medians.
+logits. `pruned` is of the pruned graph: the scores that its edges use, which are found first, and the scores of all layers. Remainders are
+looked at before anything is timed; graph and scores are then computed in turns, CPU times are medians, and products are counted.
 """
 
+from collections.abc import Callable
 from statistics import median
 from typing import Annotated
 
@@ -12,8 +14,8 @@ import torch
 import typer
 
 import attrib
-from attrib.graph import Attended, Graph, QKAttribution, build, qk_attribution
-from bench.measure import timed
+from attrib.graph import Attended, Graph, QKAttribution, build, head_loadings, prune, qk_attribution
+from bench.measure import flops, timed
 
 app = typer.Typer(add_completion=False)
 
@@ -27,33 +29,43 @@ SETS = {
 }  # fmt: skip
 
 
+def explanations(
+    model: attrib.Model, dictionaries: list[attrib.Dictionary], whole: Graph, layers: bool
+) -> dict[str, Callable[[], QKAttribution]]:
+    """What is timed: scores of the whole graph, and of what pruning leaves of it."""
+    pruned, every = prune(whole).graph, Attended(layers=tuple(range(model.config.n_layers)))
+
+    def used() -> QKAttribution:
+        return qk_attribution(model, dictionaries, pruned, head_loadings(model, dictionaries, pruned, len(pruned)).used(0.9))
+
+    found = {"default": lambda: qk_attribution(model, dictionaries, whole), "pruned, used": used}
+    if layers:
+        found["pruned, all layers"] = lambda: qk_attribution(model, dictionaries, pruned, every)
+        found["all layers"] = lambda: qk_attribution(model, dictionaries, whole, every)
+    return found
+
+
 @app.command()
 def main(rounds: Annotated[int, typer.Option(help="how often each is computed")] = 3, layers: bool = True) -> None:
-    """Print the CPU seconds of a graph and of scores of its heads, and their ratio."""
+    """Print the CPU seconds and products of a graph and of scores of its heads, and their ratios."""
     model, device = attrib.load_model("smollm2-135m"), torch.device("cpu")
-    choices = {"default": Attended()} | ({"all layers": Attended(layers=tuple(range(model.config.n_layers)))} if layers else {})
     for name, sites in SETS.items():
         dictionaries = [attrib.load_dictionary(f"{model.name}/blocks.{site}") for site in sites]
 
         def graph(dictionaries: list[attrib.Dictionary] = dictionaries) -> Graph:
             return build(model, dictionaries, TEXT)[0]
 
-        built = graph()
-        for choice, scores in choices.items():
-
-            def explained(
-                dictionaries: list[attrib.Dictionary] = dictionaries, built: Graph = built, scores: Attended = scores
-            ) -> QKAttribution:
-                return qk_attribution(model, dictionaries, built, scores)
-
-            found = explained()
+        built, of_graph = flops(graph)
+        for choice, explained in explanations(model, dictionaries, built, layers).items():
+            found, of_scores = flops(explained)
             if not found.worst < 1e-4:
                 raise SystemExit(f"{name}, {choice}: a remainder of {found.worst:.1e} of the largest score")
             times = [(timed(graph, device)[1].cpu, timed(explained, device)[1].cpu) for _ in range(rounds)]
-            of_graph, of_scores = (median(column) for column in zip(*times, strict=True))
+            beside, seconds = (median(column) for column in zip(*times, strict=True))
             print(
-                f"{name:<18} {choice:<11} {len(built.nodes):>6,} nodes {len(found):>7,} scores   "
-                f"graph {of_graph:6.2f} s   scores {of_scores:6.2f} s   ratio {of_scores / of_graph:5.2f}",
+                f"{name:<18} {choice:<18} {len(found.nodes):>6,} nodes {len(found):>7,} scores   "
+                f"graph {beside:6.2f} s {of_graph / 1e9:7.1f} GFLOP   scores {seconds:6.2f} s {of_scores / 1e9:7.1f} GFLOP   "
+                f"ratio {seconds / beside:5.2f}, of products {of_scores / of_graph:5.2f}",
                 flush=True,
             )
 

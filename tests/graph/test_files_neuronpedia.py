@@ -283,6 +283,68 @@ def test_circuit_tracers_own_files_are_read_with_their_collisions(path: Path):
     assert edges_of(from_neuronpedia(put(path, found))) == EDGES
 
 
+def with_attention() -> Json:
+    """As Neuronpedia's other generator writes it: two layers, in each a dictionary for attention before that for the MLP."""
+
+    def plain(name: str, kind: str, layer: int | str, at: int, clerp: str = "", **more: Any) -> Json:
+        return {
+            "node_id": name,
+            "jsNodeId": name,
+            "feature": None,
+            "feature_type": kind,
+            "layer": layer,
+            "ctx_idx": at,
+            "clerp": clerp,
+        } | more
+
+    traced = {
+        "pair_wise_contributors": [["E_4_1", "E_3_0", 0.5], ["0_lor_1_1", "0_bias_lorsa_bQ_1", -0.25]],
+        "top_q_marginal_contributors": [["0_lor_1_1", 0.75]], "top_k_marginal_contributors": [["0_bias_lorsa_bQ_1", 0.125]],
+    }  # fmt: skip
+    nodes = [
+        plain("E_3_0", "embedding", "E", 0, 'Emb: "x"', activation=None), plain("E_4_1", "embedding", "E", 1),
+        plain("0_cro_1_1", LATENT, 0, 1, "F2", activation=2.0, feature=2), plain("0_lor_1_1", "lorsa", 0, 1, "F2", activation=3.0),
+        plain("1_lor_1_1", "lorsa", 1, 1, activation=4.0, qk_tracing_results=traced), plain("0_error_attn_1", "lorsa error", 0, 1),
+        plain("0_error_mlp_1", ERROR, 0, 1), plain("2_8_1", LOGIT, 2, 1, 'Logit " a" (p=0.625)', token_prob=0.625, influence=0.5),
+    ]  # fmt: skip
+    links = [
+        ("E_4_1", "0_lor_1_1"),
+        ("0_lor_1_1", "0_cro_1_1"),
+        ("0_error_attn_1", "0_cro_1_1"),
+        ("0_error_mlp_1", "1_lor_1_1"),
+        ("1_lor_1_1", "2_8_1"),
+    ]
+    return {
+        "metadata": {"slug": "s", "scan": "qwen3", "prompt_tokens": ["x", "y"], "prompt": "xy"}, "qParams": {}, "nodes": nodes,
+        "links": [{"source": source, "target": target, "weight": 1.0 + at} for at, (source, target) in enumerate(links)],
+        "qk_only_nodes": {"0_bias_lorsa_bQ_1": plain("0_bias_lorsa_bQ_1", "bias", 0, 1)},
+    }  # fmt: skip
+
+
+def test_graphs_with_dictionaries_for_attention_are_read(path: Path):
+    graph = from_neuronpedia(put(path, with_attention()))
+    low, high = (("latent", f"blocks.{layer}.hook_resid_pre", 1, 1) for layer in (0, 1))
+    passed, left = ("latent", f"blocks.0.{IN}", 1, 1), ("error", "blocks.0.hook_attn_out", 1, -1)
+    end = ("logit", "blocks.1.hook_resid_post", 1, 8)  # one above the last layer
+    want = [(low, ("token", "embed", 1, 4)), (passed, low), (passed, left), (high, ("error", f"blocks.0.{OUT}", 1, -1)), (end, high)]
+    assert edges_of(graph) == {edge: 1.0 + at for at, edge in enumerate(want)}
+    assert graph.nodes.activation[graph.nodes.of_kind("latent")].tolist() == [3.0, 2.0, 4.0]
+    # who is in its queries and keys is written again under the new ids, and what is none of the nodes too
+    found = read(to_neuronpedia(graph, path.with_name("again.json")))
+    [traced] = [each["qk_tracing_results"] for each in found["nodes"] if "qk_tracing_results" in each]
+    assert traced["pair_wise_contributors"] == [["E_4_1", "E_3_0", 0.5], ["0_1_1", "0_bias_lorsa_bQ_1", -0.25]]
+    assert found["qk_only_nodes"] == with_attention()["qk_only_nodes"]
+    assert same(from_neuronpedia(path.with_name("again.json")), graph)
+    # but not where some of them are gone, which a frontend would look up
+    part = graph.take(torch.tensor([node for node in range(len(graph.nodes)) if graph.nodes.activation[node] != 3.0]))
+    assert not [each for each in read(to_neuronpedia(part, path.with_name("part.json")))["nodes"] if "qk_tracing_results" in each]
+    for wrong in (3, {"pair_wise_contributors": 3}, {"pair_wise_contributors": [3]}):
+        document = with_attention()
+        document["nodes"][4]["qk_tracing_results"] = wrong
+        with pytest.raises(FormatError, match="nodes: '1_lor_1_1': qk_tracing_results: not an object of lists of lists"):
+            from_neuronpedia(put(path, document))
+
+
 def linked(*links: tuple[str, str], shuffled: bool = False) -> Json:
     document = theirs()
     document["links"] = [{"source": source, "target": target, "weight": 1.0 + number} for number, (source, target) in enumerate(links)]
@@ -369,7 +431,7 @@ WRONG: dict[str, tuple[Callable[[Json], Any], str]] = {
     "another layer": (at("nodes", 0, "layer", value="1"), "not the id of a latent in layer 1 at position 1"),
     "a layer that is none": (at("nodes", 4, "layer", value="one"), "layer: 'one', and not a number from 0"),
     "layers without end": (at("nodes", 4, "layer", value="999999999"), "nodes: of 1000000000 layers"),
-    "a kind that attrib has not": (at("nodes", 0, "feature_type", value="lorsa"), "feature_type: 'lorsa', and attrib reads 'cross layer"),
+    "a kind that attrib has not": (at("nodes", 0, "feature_type", value="bias"), "feature_type: 'bias', and attrib reads 'cross layer"),
     "an id of another kind": (at("nodes", 7, "node_id", value="embedding"), "nodes: 'embedding': not the id of a token"),
     "an activation that is none": (at("nodes", 0, "activation", value="2"), "activation: '2', and not a finite number"),
     "an activation without end": (at("nodes", 0, "activation", value=10**400), "activation: 1000.*, and not a finite number"),

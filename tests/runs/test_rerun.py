@@ -13,6 +13,8 @@ import torch
 import attrib
 from attrib.core.keep import RULES
 from attrib.core.types import FormatError, InputError, UnsupportedError
+from attrib.engine.blocks import multiplier as who
+from attrib.graph.building import build as build_graphs
 from attrib.jobs.folder import places_of
 from attrib.jobs.run import run
 from attrib.runs.rerun import Compared, _least, rerun
@@ -87,6 +89,42 @@ def test_shards_without_numbers_are_counted_on(tmp_path: Path, beside: Path, par
         assert found.is_same
     with pytest.raises(InputError, match="prompt: 3 is not among the 3 prompts of"):
         rerun(tmp_path, 3, places=places(beside))
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_products_go_to_whom_the_file_names(
+    tmp_path: Path, beside: Path, parts: Any, command: Command, lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is named is asked for, and not whom the environment names; and who multiplies instead is said where this torch lacks him."""
+    model, (source, target, _) = parts
+    monkeypatch.setenv(who.VARIABLE, "torch")
+    graph = build_graphs(model, [source], TOKENS[0])[0]
+    monkeypatch.setenv(who.VARIABLE, "onednn")
+    monkeypatch.setattr(who, "operation", object)  # who is asked for is looked at, and all multiply as torch does
+    asked = set[str]()
+
+    def sizes(a: torch.Tensor, w: torch.Tensor) -> tuple[int, ...]:
+        asked.add(who.multiplier())
+        return ()
+
+    monkeypatch.setattr("attrib.engine.blocks.product._sizes", sizes)
+    monkeypatch.setattr("attrib.engine.blocks.product.LEAST_FLOPS", 0)
+    edges = attrib.latent_to_latent(model, source, target, TOKENS[:1])
+    assert (graph.call["products"], edges.call["products"]) == ("torch", "onednn")
+    monkeypatch.setenv(who.VARIABLE, "torch")
+    if lacks:
+        monkeypatch.setattr(who, "operation", lambda: None)
+    for number, (made, one) in enumerate((("torch", graph), ("onednn", edges))):
+        path = attrib.save(tmp_path / f"{number}.h5", one)
+        asked.clear()
+        [found] = rerun(path, 0, places=places(beside))
+        instead = "torch" if lacks and made == "onednn" else ""
+        assert (found.is_same, found.instead) == (True, instead)
+        assert asked == {instead or made}
+        ran = command("rerun", path, "--prompt", 0, *(f"--at={name}={at}" for name, at in places(beside).items()))
+        assert ran.status == 0, ran.err
+        assert ("; multiplied by torch, since this torch is without the one that the file names" in ran.out) == bool(instead)
+    assert who.multiplier() == "torch", "it is pinned for more than the rerun"
 
 
 def test_a_changed_value_is_seen(tmp_path: Path, beside: Path, parts: Any) -> None:
@@ -196,6 +234,8 @@ def test_what_a_file_does_not_hold_is_named(tmp_path: Path, beside: Path, parts:
         ({"policy": {"attention": "exact"}, "budget": None}, FormatError, "it does not say how these edges were made"),
         ({"source": "tokens"}, FormatError, "it does not say how these edges were made"),
         ({"cuts": 5}, FormatError, "it does not say how these edges were made"),
+        ({"products": "mkl"}, FormatError, "products 'mkl'; expected 'torch' or 'onednn'"),
+        ({"products": ["onednn"]}, FormatError, "products .*; expected 'torch' or 'onednn'"),
     ],
 )
 def test_a_call_from_elsewhere_runs_nothing(

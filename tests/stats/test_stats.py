@@ -368,12 +368,15 @@ def test_the_calls_keep_what_they_share() -> None:
         return replace(random_edges(0), call=call)
 
     model = {"name": "here", "sha256": "m"}
-    first = with_call(model=model, keep="TopK(1)", cuts=[{"name": "a", "sha256": "c"}], prompts={"count": 1})
-    second = with_call(model=model | {"name": "there"}, keep="TopK(1)", cuts=[{"name": "b", "sha256": "c"}], prompts={"count": 2})
-    third = with_call(model=model, keep="Dense()", cuts=[{"name": "a", "sha256": "c"}])
+    first = with_call(model=model, keep="TopK(1)", cuts=[{"name": "a", "sha256": "c"}], prompts={"count": 1}, products="torch")
+    second = with_call(
+        model=model | {"name": "there"}, keep="TopK(1)", cuts=[{"name": "b", "sha256": "c"}], prompts={"count": 2}, products="torch"
+    )
+    third = with_call(model=model, keep="Dense()", cuts=[{"name": "a", "sha256": "c"}], products="onednn")  # whoever multiplied
     parts = [stats.of(edges) for edges in (first, second, third)]
     calls = [merged(nesting, parts).part().call for nesting in ((0, 1, 2), ((2, 0), 1), (0, (2, 1)))]
     assert calls == [{"cuts": [{"sha256": "c"}], "model": {"sha256": "m"}}] * 3
+    assert stats.merge(parts[0], parts[1]).part().call["products"] == "torch"
 
 
 def test_a_prompt_of_two_edges_of_a_pair_counts_once() -> None:

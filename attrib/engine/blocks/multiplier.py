@@ -7,7 +7,7 @@ two processes on one machine choose the same, and what they compute has the same
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -49,6 +49,18 @@ def multiplied_by(who: Multiplier | None) -> Iterator[None]:
 def is_there(who: Multiplier) -> bool:
     """Whether this torch can give products to it."""
     return who == "torch" or operation() is not None
+
+
+def recorded(call: Mapping[str, Any]) -> Multiplier | None:
+    """Who multiplied what a result says of its making; None where it says nothing: on a GPU, in float64, and before it was written down.
+
+    Raises:
+        ValueError: for whom nobody knows.
+    """
+    who: Multiplier | None = call.get("products")
+    if who is not None and who not in get_args(Multiplier):
+        raise ValueError(f"products {who!r:.40}; expected 'torch' or 'onednn'")
+    return who
 
 
 def multiplier() -> Multiplier:

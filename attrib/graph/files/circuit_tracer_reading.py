@@ -104,6 +104,7 @@ def _found(
         + [-1 if virtual else each.vocab_idx for virtual, each in zip(is_virtual, logits, strict=True)],
         activation=values.tolist() + [1.0] * (errors + positions) + [float("nan")] * len(logits),
         label=[""] * (n_latents + errors) + labels + [each.token_str for each in logits],
+        is_attention=[False] * (n_latents + errors + positions + len(logits)),
     )  # fmt: skip
 
 

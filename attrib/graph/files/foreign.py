@@ -18,6 +18,8 @@ from attrib.graph.nodes import NAMED_KINDS, TARGET_KINDS, NodeKind, Nodes, NodeS
 
 HOOKS = ("mlp.hook_in", "hook_mlp_out")
 """Where transcoders read and write by default; files of graphs do not say it."""
+ATTENTION_HOOKS = ("hook_resid_pre", "hook_attn_out")
+"""Where dictionaries that stand for attention do: the stream before its norm, and what it adds."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Found:
     activation: list[float]
     label: list[str]
     """Of tokens, logits and targets."""
+    is_attention: list[bool]
+    """Of latents and errors, whether they are of a dictionary that stands for attention, which comes before its layer's MLP."""
 
 
 def layer_of(each: NodeSet) -> int:
@@ -68,21 +72,23 @@ def arranged(
     count = len(found.kind)
     rank, position, latent = (np.zeros(count, np.int64) for _ in range(3))
     for node, kind in enumerate(found.kind):
-        rank[node] = {"token": 0, "latent": 1 + 2 * found.layer[node], "error": 2 + 2 * found.layer[node]}.get(kind, 0)
+        if kind in ("latent", "error"):
+            rank[node] = 1 + 4 * found.layer[node] + 2 * (not found.is_attention[node]) + (kind == "error")
         position[node], latent[node] = found.position[node], found.latent[node]
         if kind in ("logit", "target"):  # they stay in their order; a set has one kind
             after = node and found.kind[node - 1] in ("logit", "target")
-            rank[node] = (rank[node - 1] + (found.kind[node - 1] != kind)) if after else 2 * layers + 1
+            rank[node] = (rank[node - 1] + (found.kind[node - 1] != kind)) if after else 4 * layers + 1
             position[node], latent[node] = node, 0
     order = np.lexsort((latent, position, rank))
     sets: list[NodeSet] = []
     for _, first, size in zip(*np.unique(rank[order], return_index=True, return_counts=True), strict=True):
         node = int(order[first])
         kind, layer = found.kind[node], found.layer[node]
+        reads, writes = ATTENTION_HOOKS if found.is_attention[node] else hooks
         site, name = {
             "token": ("embed", ""),
-            "latent": (f"blocks.{layer}.{hooks[0]}", names[layer] if kind == "latent" else ""),
-            "error": (f"blocks.{layer}.{hooks[1]}", ""),
+            "latent": (f"blocks.{layer}.{reads}", names[layer] if kind == "latent" and not found.is_attention[node] else ""),
+            "error": (f"blocks.{layer}.{writes}", ""),
         }.get(kind, (f"blocks.{layers - 1}.hook_resid_post", ""))
         sets.append(NodeSet(kind, site, name, int(size)))
     listed = order.tolist()

@@ -45,8 +45,7 @@ def names_of(nodes: Nodes, layers: int) -> list[Named]:
     position, latent = nodes.position.tolist(), nodes.latent.tolist()
     for number, each in enumerate(nodes.sets):
         rows = range(nodes.first[number], nodes.first[number + 1])
-        if not rows:
-            continue
+        # a set counts that nothing is left of: what is known under an id stays that node's where others are taken out
         layer = "E" if each.kind in ("token", "position") else str(layers + 1 if each.kind in ("logit", "target") else layer_of(each))
         is_first_error = each.kind == "error" and layer not in errors
         for node in rows:

@@ -19,6 +19,7 @@ class Document:
         self.query: dict[str, Any] = self._part(root, "qParams", dict, "") if "qParams" in root else {}
         self.nodes: list[Any] = self._part(root, "nodes", list, "")
         self.links: list[Any] = self._part(root, "links", list, "")
+        self.others: dict[str, Any] = self._part(root, "qk_only_nodes", dict, "") if "qk_only_nodes" in root else {}
 
     def error(self, wrong: str) -> FormatError:
         """The error for what is wrong with the file."""

@@ -3,12 +3,15 @@
 circuit-tracer calls the error of layer l at position p `0_l_p`, as it calls latent l of layer 0 at p. Which of the two a link comes from
 is found from what an edge can be, since it comes from below, and from circuit-tracer's order: nodes, the targets of links, and the
 sources of a target all rise by (latents, errors, tokens, logits), then layer, position and index.
+
+Neuronpedia's other generator, which puts dictionaries in for attention too (`lorsa`), has ids of its own that say the kind, and logits one
+layer above the last, where circuit-tracer has them two above it.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -25,16 +28,18 @@ from attrib.graph.nodes import NodeKind
 Ambiguous = Literal["refuse", "latent", "error"]
 _MOST_LAYERS = 1 << 16
 _KINDS: dict[str, NodeKind] = {
-    "cross layer transcoder": "latent", "mlp reconstruction error": "error", "embedding": "token", "logit": "logit",
+    "cross layer transcoder": "latent", "mlp reconstruction error": "error", "embedding": "token", "logit": "logit", "lorsa": "latent",
+    "lorsa error": "error",
 }  # fmt: skip
 _IDS = {
-    "latent": re.compile(r"(\d{1,9})_(\d{1,18})_(\d{1,9})"),
+    "latent": re.compile(r"(\d{1,9})_(?:cro_|lor_)?(\d{1,18})_(\d{1,9})"),
     "token": re.compile(r"(E)_(\d{1,18})_(\d{1,9})"),
     "logit": re.compile(r"(\d{1,9})_(\d{1,18})_(\d{1,9})"),
 }
 _LOGIT = re.compile(r'[^"]*"(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
 """What circuit-tracer shows of a logit: its text and probability."""
 _ORDER = ("latent", "error", "token", "logit")
+_SAYS_ITS_KIND = re.compile(r"\d+_(cro|lor|error)_.*")
 
 
 class _Node(NamedTuple):
@@ -46,14 +51,10 @@ class _Node(NamedTuple):
     latent: int
     activation: float
     label: str
+    is_attention: bool
     probability: float
     influence: float | None
     clerp: str
-
-    @property
-    def layers(self) -> int:
-        """How many layers there are at least. Logits stand two above the last."""
-        return self.layer - 1 if self.kind == "logit" else self.layer + 1
 
     @property
     def rank(self) -> tuple[int, int, int, int]:
@@ -66,10 +67,12 @@ def read_foreign(document: Document, hooks: tuple[str, str], ambiguous: Ambiguou
     strings = document.strings("prompt_tokens")
     listed = [_node(document, document.node(node), strings) for node in document.nodes]
     parsed = sorted(listed, key=lambda node: node.kind == "logit")  # arranged() takes logits last, in their order
-    again = [key for key, count in Counter((node.kind, node.layer, node.position, node.latent) for node in parsed).items() if count > 1]
+    keys = Counter((node.kind, node.layer, node.position, node.latent, node.is_attention) for node in parsed)
+    again = [key[:4] for key, count in keys.items() if count > 1]
     if again:
         raise document.error("nodes: two {} nodes of layer {}, position {}, number {}".format(*again[0]))
-    layers = max((node.layers for node in parsed), default=0)
+    above = 0 if any(_SAYS_ITS_KIND.fullmatch(node.node_id) for node in parsed) else 1  # how far logits stand above the last layer and one
+    layers = max((node.layer - above if node.kind == "logit" else node.layer + 1 for node in parsed), default=0)
     if not 0 < layers < _MOST_LAYERS:
         raise document.error(f"nodes: of {layers} layers, and not 1 to {_MOST_LAYERS:,}")
     dictionaries = document.strings("transcoder_list")
@@ -121,7 +124,7 @@ def _node(document: Document, found: dict[str, Any], strings: Sequence[str]) -> 
     return _Node(
         name, kind, int(layer), position, latent, {"latent": said.get("activation", math.nan), "logit": math.nan}.get(kind, 1.0),
         strings[position] if kind == "token" else text[1] if kind == "logit" and text else shown if kind == "logit" else "",
-        probability, said.get("influence"), shown,
+        found["feature_type"].startswith("lorsa"), probability, said.get("influence"), shown,
     )  # fmt: skip
 
 
@@ -186,6 +189,15 @@ def _by_order(ours: Sequence[_Node], targets: Sequence[int], sources: list[list[
     return kept
 
 
+def _traced(document: Document, node: dict[str, Any], renamed: Callable[[Any], Any]) -> dict[str, list[Any]]:
+    """Who is in the queries and keys of a latent that stands for attention: lists of ids and a number."""
+    found = node["qk_tracing_results"]
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(entries, list) and all(isinstance(entry, list) for entry in entries) for entries in lists):
+        raise document.error(f"nodes: {node['node_id'][:60]!r}: qk_tracing_results: not an object of lists of lists")
+    return {side: renamed(entries) for side, entries in found.items()}
+
+
 def _beside(document: Document, ours: Sequence[_Node], ids: Sequence[str]) -> dict[str, Any]:
     """What the file says beside the graph, under the ids that attrib gives."""
     new = {node.node_id: name for node, name in sorted(zip(ours, ids, strict=True), key=lambda pair: pair[0].kind == "latent")}
@@ -198,5 +210,10 @@ def _beside(document: Document, ours: Sequence[_Node], ids: Sequence[str]) -> di
         "qParams": {name: renamed(value) for name, value in document.query.items()},
         "clerps": {name: node.clerp for node, name in zip(ours, ids, strict=True) if node.clerp and node.kind == "latent"},
     }
+    traced = {
+        new[node["node_id"]]: _traced(document, node, renamed) for node in document.nodes if node.get("qk_tracing_results") is not None
+    }
+    if traced:
+        beside |= {"qk_tracing_results": traced, "qk_only_nodes": document.others}
     shares = [node.influence for node in ours]
     return beside | ({} if all(share is None for share in shares) else {"influence": shares})

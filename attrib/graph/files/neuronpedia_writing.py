@@ -86,13 +86,30 @@ def to_neuronpedia(
         "nodes": nodes,
         "links": links,
         OWN: written_own(graph),
-    }
+    } | _queries(known, nodes)
     listing["graphs"] = [each for each in listing["graphs"] if each.get("slug") != path.stem] + [about]
     texts = {path: _as_json(document), path.parent / LISTING: _as_json(listing)}
     for file, text in texts.items():
         with whole(file) as partial:
             partial.write_text(text, encoding="ascii")
     return path
+
+
+def _queries(known: Mapping[str, Any], nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the file that the graph was read from said of queries and keys, put to the nodes again: the nodes that are none besides.
+
+    A node of whose contributors some have been taken out since has none: a frontend looks all of them up.
+    """
+    others, found = known.get("qk_only_nodes", {}), known.get("qk_tracing_results", {})
+    if not found:
+        return {}
+    there = {node["node_id"] for node in nodes} | set(others)
+    for node in nodes:
+        result = found.get(node["node_id"], {})
+        named = {part for entries in result.values() for entry in entries for part in entry if isinstance(part, str)}
+        if result and named <= there:
+            node["qk_tracing_results"] = result
+    return {"qk_only_nodes": others}
 
 
 def _as_json(document: dict[str, Any]) -> str:
