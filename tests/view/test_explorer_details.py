@@ -12,13 +12,14 @@ import torch
 import attrib
 from attrib.causal import Agreement
 from attrib.core.types import InputError
-from attrib.graph import HeadLoadings, QKAttribution, head_loadings, logit_weights, qk_attribution
+from attrib.graph import HeadLoadings, QKAttribution, head_loadings, influence, logit_weights, qk_attribution
 from attrib.graph.graph import Graph
 from attrib.graph.layer_scores import OWN
 from attrib.latents.surveyed import Survey
 from attrib.view.explorer.details import Details
 from attrib.view.explorer.fitting import Most, fitted
 from attrib.view.explorer.graph_payload import packed
+from attrib.view.explorer.latent_details import latent_columns
 from attrib.view.explorer.limits import EXAMPLES, TOKENS
 from tests.support.attribution_cases import characters
 from tests.support.builders import build, prompt
@@ -187,29 +188,34 @@ def test_nobody_is_left_out_of_the_panels(opened: Opened) -> None:
 
 def test_a_smaller_page_numbers_what_it_holds_anew() -> None:
     graph, details = made()
-    _, _, heads, _, verified = known()
-    most = Most(len(graph.nodes) - 20, 60)
-    part = fitted(graph, most)
+    _, _, heads, scores, verified = known()
+    part = fitted(graph, most := Most(len(graph.nodes) // 2, len(graph) // 2))
     assert torch.equal(part.graph.weight, graph.weight[part.edges])
     assert torch.equal(part.graph.nodes.latent, graph.nodes.latent[part.nodes])
     header, columns = unpacked(packed(graph, most, details=details))
-    for name, weights in (("heads", dict(zip(heads.edge.tolist(), heads.weight.tolist(), strict=True))),
-                          ("verified", dict(zip(verified.table.edge, verified.table.predicted, strict=True)))):  # fmt: skip
-        kept = [weight for edge, weight in weights.items() if edge in set(part.edges.tolist())]
-        assert 0 < len(kept) < len(weights)
-        assert sorted({float(columns["weight"][edge]) for edge in columns[f"{name} edge"]}) == pytest.approx(sorted(kept), rel=1e-6)
-    assert any(node < -1 for node in columns["scores key node"].tolist())  # some are told by name
-    assert header["others"]
+    there = set(part.edges.tolist())
+    for name, weights in (
+        ("heads", dict(zip(heads.edge.tolist(), heads.weight.tolist(), strict=True))),
+        ("verified", dict(zip(verified.table.edge, verified.table.predicted, strict=True))),
+    ):
+        kept = {edge: weight for edge, weight in weights.items() if edge in there}
+        shown = {int(part.edges[edge]): float(columns["weight"][edge]) for edge in columns[f"{name} edge"].tolist()}
+        assert shown == pytest.approx(kept, rel=1e-6)
+    assert len(columns["heads edge"])
+    wanted = set[str]()
+    for score in range(len(scores)):
+        begin, end = scores.indptr[score : score + 2].tolist()
+        for pair in sorted(range(begin, end), key=lambda pair: -abs(float(scores.weight[pair])))[:20]:
+            ends = {int(scores.query_node[pair]), int(scores.key_node[pair])} - {OWN, *part.nodes.tolist()}
+            wanted |= {scores.label(node) for node in ends}
+    assert set(header["others"]) == wanted != set()
 
 
-def test_of_too_many_latents_those_of_largest_influence_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_latents_those_of_largest_influence_are_told_of() -> None:
     graph, details = made()
-    monkeypatch.setattr("attrib.view.explorer.latent_details.latent_columns.__defaults__", (3,))
-    header, columns = unpacked(packed(graph, Most(), details=details))
-    of_latents = graph.nodes.of_kind("latent")
-    found = attrib.graph.influence(graph)
-    score: dict[tuple[int, int], float] = {}
-    for node in of_latents.tolist():
+    header, columns, _ = latent_columns(graph, details, 3)
+    found, score = influence(graph), dict[tuple[int, int], float]()
+    for node in graph.nodes.of_kind("latent").tolist():
         key = int(graph.nodes.set_of[node]), int(graph.nodes.latent[node])
         score[key] = score.get(key, 0.0) + float(found[node])
     best = sorted(score, key=lambda key: -score[key])[:3]
@@ -243,11 +249,15 @@ def test_what_is_of_another_graph_is_refused() -> None:
         attrib.view.graph(other, model=details.model)
 
 
+def examples_of(graph: Graph, survey: Survey, node: int) -> list[Any]:
+    return survey.of(graph.nodes.sets[int(graph.nodes.set_of[node])].name).top(int(graph.nodes.latent[node]))
+
+
 def test_hostile_examples_are_text(chromium: Any, tmp_path: Path) -> None:
     graph, survey, *_ = known()
     strings = {token: f"{HOSTILE}{token}\u202e" for token in range(60)}
     hostile = Survey(tuple(replace(part, strings=strings) for part in survey.parts))
-    node = int(graph.nodes.of_kind("latent")[0])
+    node = next(node for node in graph.nodes.of_kind("latent").tolist() if examples_of(graph, hostile, node))
     opened = Opened(chromium, tmp_path, packed(graph, Most(), details=Details(hostile)), hash=f"#s={node}")
     opened.page.on("dialog", lambda _: opened.complaints.append("a dialog"))
     text = opened.page.text_content(".examples")
