@@ -30,9 +30,10 @@ def relative(predicted: "np.ndarray", measured: "np.ndarray") -> "np.ndarray":
 class Agreement:
     """Edges that were measured by interventions on their sources.
 
-    `table` has a line for each edge and step: `pair` (the sites), `step`, `prompt`, `source` and `target` (by name), `predicted` (the
-    edge's attribution), `measured` (the change of the target for the whole of the source), `error` (measured less predicted),
-    `relative` (its size, of the larger of the two) and `silent` (whether the target, a latent, was inactive in a pass).
+    `table` has a line for each edge and step: `pair` (the sites), `step`, `prompt`, `edge` (its number in the result or graph that was
+    measured), `source` and `target` (by name), `predicted` (the edge's attribution), `measured` (the change of the target for the whole
+    of the source), `error` (measured less predicted), `relative` (its size, of the larger of the two) and `silent` (whether the target,
+    a latent, was inactive in a pass).
     `passes` has a line for each pair and step: how many `sources` were intervened on, and how many latents of the
     target's dictionary were `activated` by that, in all.
     """

@@ -106,7 +106,7 @@ def made(lines: list[dict[str, Any]], passes: list[dict[str, Any]], call: dict[s
     """The result, of what was measured."""
     import pandas as pd
 
-    columns = ["pair", "step", "prompt", "source", "target", "predicted", "measured", "silent"]
+    columns = ["pair", "step", "prompt", "edge", "source", "target", "predicted", "measured", "silent"]
     table = pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True) if lines else pd.DataFrame(columns=columns)
     table["error"] = table.measured - table.predicted
     table["relative"] = relative(table.predicted.to_numpy(float), table.measured.to_numpy(float))
@@ -268,7 +268,7 @@ def _measure(
             entries = found.entry.tolist()
             sources, targets = part.indices[found.entry].tolist(), part.row[found.entry].tolist()
             lines.append({
-                "pair": pair, "step": found.step, "prompt": prompt,
+                "pair": pair, "step": found.step, "prompt": prompt, "edge": (found.entry + first).numpy(),
                 "source": [node_label(part.sources, i, part.prompts.strings) for i in sources],
                 "target": [node_label(part.targets, j, part.prompts.strings) for j in targets],
                 "predicted": part.attribution[entries].double().numpy(), "measured": found.measured.double().numpy(),
@@ -295,7 +295,7 @@ def _measure_graph(
         sources, targets = graph.indices[found.entry].tolist(), graph.target[found.entry].tolist()
         pairs = [f"{kind_of[i]} -> {kind_of[j]}" for i, j in zip(sources, targets, strict=True)]
         lines.append({
-            "pair": pairs, "step": found.step, "prompt": number,
+            "pair": pairs, "step": found.step, "prompt": number, "edge": found.entry.numpy(),
             "source": [graph.nodes.label(i) for i in sources], "target": [graph.nodes.label(j) for j in targets],
             "predicted": graph.weight[found.entry].double().numpy(), "measured": found.measured.double().numpy(),
             "silent": False,

@@ -1,18 +1,21 @@
 """`attrib view` and `attrib serve`: graphs as pages that a browser shows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attrib.cli.details import Asked, Heads, ModelName, Places, Scores, Surveys, Verify
 from attrib.core.types import InputError
 from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.terminal import plain
 
 if TYPE_CHECKING:
+    from attrib.graph import Graph
     from attrib.latents.labels import Labels
-    from attrib.view.explorer.graph_payload import Most
+    from attrib.view.explorer.fitting import Most
 
 File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or a folder of them, such as a job's")]
 LabelFiles = Annotated[
@@ -34,29 +37,65 @@ def view(
             "Of edges it may be repeated, so that prompts are compared"
         ),
     ] = None,
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another file of graphs, one of which is shown beside this one")] = None,
+    beside_prompt: Annotated[
+        int | None, typer.Option("--beside-prompt", help="As --prompt, of the graph beside; without it the same prompt of --beside")
+    ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="Match positions of both prompts by the tokens that they share, not by their numbers")
+    ] = False,
     labels: LabelFiles = None,
     neuronpedia: Links = None,
+    survey: Surveys = None,
+    model: ModelName = None,
+    at: Places = None,
+    heads: Heads = None,
+    qk: Scores = None,
+    verify: Verify = None,
     max_nodes: Annotated[int | None, typer.Option(help=f"Nodes in a graph's page at most, usually {NODES:,}", min=1)] = None,
     max_edges: Annotated[int, typer.Option(help="Edges in a page at most, of edges in each matrix", min=0)] = EDGES,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file")] = False,
 ) -> None:
     """Write the explorer of a graph, or of a prompt's edges: one page of HTML that holds all it needs, and opens without a network."""
     from attrib.core.files import check_free, whole
-    from attrib.view.explorer.graph_payload import Most
+    from attrib.view.explorer.fitting import Most
 
     check_free("--html", html, overwrite=overwrite)
     if _holds_graphs(file):
+        asked = Asked(file, tuple(survey or ()), model, tuple(at or ()), heads, qk, verify)
+        asked.check()
+        told = _Told(Most(NODES if max_nodes is None else max_nodes, max_edges), _labels(labels), _links(neuronpedia), asked)
         if len(prompt or []) > 1:
-            raise InputError(f"--prompt: {len(prompt or [])} of them; expected one, since a page shows one graph.")
-        made = _of_graph(file, prompt, Most(NODES if max_nodes is None else max_nodes, max_edges), _labels(labels), _links(neuronpedia))
+            raise InputError(f"--prompt: {len(prompt or [])} of them; expected one, and another as --beside-prompt.")
+        if beside is None and beside_prompt is None:
+            if align:
+                raise InputError("--align: it has no effect on one graph; give another by --beside or --beside-prompt.")
+            made = told.page(_graph(file, prompt[0] if prompt else None))
+        else:
+            other = beside or file
+            numbers = prompt[0] if prompt else None, beside_prompt if beside_prompt is not None else prompt[0] if prompt else None
+            made = told.beside(_graph(file, numbers[0]), _graph(other, numbers[1]), _names((file, other), numbers), align)
     else:
-        of_graphs = {"--labels": labels, "--neuronpedia": neuronpedia, "--max-nodes": max_nodes}
+        of_graphs = {
+            "--beside": beside, "--beside-prompt": beside_prompt, "--align": align or None, "--labels": labels,
+            "--neuronpedia": neuronpedia, "--survey": survey, "--model": model, "--at": at, "--heads": heads, "--qk": qk,
+            "--verify": verify, "--max-nodes": max_nodes,
+        }  # fmt: skip
         if given := [name for name, value in of_graphs.items() if value is not None]:
             raise InputError(f"{given[0]}: it has no effect on edges, which {file} holds; leave it out.")
         made = _of_edges(file, prompt, max_edges)
     with whole(html) as partial:
         partial.write_text(made, encoding="utf-8")
     print(plain(f"{html}: {html.stat().st_size / 1e6:.1f} MB"))
+
+
+def _names(files: tuple[Path, Path], numbers: tuple[int | None, int | None]) -> tuple[str, str]:
+    """What two graphs are called: by what tells them apart."""
+    first, second = (f"prompt {0 if number is None else number}" for number in numbers)
+    if files[0] == files[1]:
+        return first, second
+    names = [file.name for file in files] if files[0].name != files[1].name else [str(file) for file in files]
+    return f"{names[0]}, {first}", f"{names[1]}, {second}"
 
 
 def _holds_graphs(file: Path) -> bool:
@@ -68,14 +107,40 @@ def _holds_graphs(file: Path) -> bool:
     return first is not None and format_at(folder_of(file) / first.name) == GRAPHS
 
 
-def _of_graph(file: Path, prompt: list[int] | None, most: "Most", labels: "Labels", links: dict[str, str]) -> str:
+def _graph(file: Path, number: int | None) -> "Graph":
     import attrib
 
     with attrib.open_graphs(file) as graphs:
         if not len(graphs):
             raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-        graph = graphs[prompt[0]] if prompt else next(iter(graphs))
-    return _page(graph, most, labels, links)
+        return next(iter(graphs)) if number is None else graphs[number]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """How graphs are shown, whichever they are."""
+
+    most: "Most"
+    labels: "Labels"
+    links: dict[str, str]
+    asked: Asked
+
+    def page(self, graph: "Graph") -> str:
+        """The page of a graph."""
+        from attrib.view.explorer.graph_payload import packed
+        from attrib.view.explorer.page import page
+
+        details = self.asked.of(graph, self.most)
+        return page("".join(graph.strings), packed(graph, self.most, self.labels, self.links, details))
+
+    def beside(self, first: "Graph", second: "Graph", names: tuple[str, str], align: bool) -> str:
+        """The page of two graphs."""
+        from attrib.view.explorer.beside_payload import packed_beside
+        from attrib.view.explorer.page import page
+
+        details = self.asked.of(first, self.most), self.asked.of(second, self.most)
+        data = packed_beside((first, second), names, self.most, self.labels, self.links, details, aligned=align)
+        return page(" | ".join(names), data)
 
 
 def _of_edges(file: Path, prompts: list[int] | None, max_edges: int) -> str:
@@ -96,22 +161,30 @@ def serve(
     port: Annotated[int, typer.Option(help="0 for any that is free", min=0, max=65535)] = 0,
     labels: LabelFiles = None,
     neuronpedia: Links = None,
+    survey: Surveys = None,
+    model: ModelName = None,
+    at: Places = None,
+    heads: Heads = None,
+    qk: Scores = None,
+    verify: Verify = None,
     max_nodes: Annotated[int, typer.Option(help="Nodes in a page at most, those of largest influence", min=1)] = 10 * NODES,
     max_edges: Annotated[int, typer.Option(help="Edges in a page at most", min=0)] = 5 * EDGES,
 ) -> None:
     """Serve the explorer of all graphs of a file or folder, to this machine alone, until Ctrl-C."""
     import attrib
-    from attrib.view.explorer.graph_payload import Most
+    from attrib.view.explorer.fitting import Most
     from attrib.view.explorer.server import Explorer
 
-    named, links, most = _labels(labels), _links(neuronpedia), Most(max_nodes, max_edges)
+    asked = Asked(file, tuple(survey or ()), model, tuple(at or ()), heads, qk, verify)
+    asked.check()
+    told = _Told(Most(max_nodes, max_edges), _labels(labels), _links(neuronpedia), asked)
     with attrib.open_graphs(file) as graphs:
         numbers: Sequence[int] = graphs.numbers.tolist()
         places = {number: number if file.is_dir() else place for place, number in enumerate(numbers)}
         with Explorer(
             numbers,
             lambda number: "".join(graphs.strings(places[number])),
-            lambda number: _page(graphs[places[number]], most, named, links),
+            lambda number: told.page(graphs[places[number]]),
             port,
         ) as server:
             print(plain(f"{len(numbers):,} graphs at {server.address}"), flush=True)
@@ -119,13 +192,6 @@ def serve(
                 server.serve_forever()
             except KeyboardInterrupt:
                 print("stopped")
-
-
-def _page(graph: Any, most: "Most", labels: "Labels", links: dict[str, str]) -> str:
-    from attrib.view.explorer.graph_payload import packed
-    from attrib.view.explorer.page import page
-
-    return page("".join(graph.strings), packed(graph, most, labels, links))
 
 
 def _labels(files: list[Path] | None) -> "Labels":

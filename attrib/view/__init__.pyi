@@ -1,10 +1,11 @@
 from .figures import bars, curves, heatmap, histogram, labels_of, scatter
 from .highlighting import highlighted
-from .pages import Page, graph, matrix
+from .pages import Page, beside, graph, matrix
 
 __all__ = [
     "Page",
     "bars",
+    "beside",
     "curves",
     "graph",
     "heatmap",

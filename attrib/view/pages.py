@@ -4,13 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from attrib.adapters.given import as_dictionaries, as_model, takes
+from attrib.causal.agreement import Agreement
 from attrib.core.edges import Edges
 from attrib.core.files import check_free, whole
 from attrib.core.types import InputError
+from attrib.dictionaries.dictionary import Dictionary
 from attrib.graph.graph import Graph
+from attrib.graph.heads import HeadLoadings
+from attrib.graph.qk import QKAttribution
 from attrib.latents.labels import Labels
-from attrib.view.explorer.graph_payload import Most, packed
+from attrib.latents.surveyed import Survey
+from attrib.models.transformer import Model
+from attrib.view.explorer.beside_payload import packed_beside
+from attrib.view.explorer.details import Details, made_with
+from attrib.view.explorer.fitting import Most
+from attrib.view.explorer.graph_payload import packed
 from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.explorer.matrix_payload import packed_edges
 from attrib.view.explorer.page import page
@@ -40,6 +51,11 @@ class Page:
         return path
 
 
+def _as_model(given: Any, argument: str) -> Model | None:
+    return None if given is None else as_model(given, argument)
+
+
+@takes(model=_as_model, dictionaries=as_dictionaries)
 def graph(
     graph: Graph,
     *,
@@ -47,6 +63,12 @@ def graph(
     links: Mapping[str, str] | None = None,
     max_nodes: int = NODES,
     max_edges: int = EDGES,
+    survey: Survey | None = None,
+    model: Model | None = None,
+    dictionaries: Sequence[Dictionary] = (),
+    heads: HeadLoadings | None = None,
+    scores: QKAttribution | None = None,
+    verified: Agreement | None = None,
 ) -> Page:
     """The explorer of a graph; see docs/explorer.md.
 
@@ -54,11 +76,50 @@ def graph(
         labels: what latents are called, as `attrib.latents.read_labels` reads or `token_labels` makes them.
         links: by a dictionary's name, the address of its latents up to a latent's number.
         max_nodes, max_edges: of a larger graph, those of largest influence are there.
+        survey: where the graph's latents are active in a corpus, as `attrib.latents.survey` gives and `attrib.latents.open` reads.
+        model: that the graph was built with: a latent's panel then has the tokens that it raises and lowers most by the weights alone.
+        dictionaries: that the graph was built with, for this; those that are missing are loaded by the names that the graph tells.
+        heads: edges of the graph by heads, as `attrib.graph.head_loadings` gives them.
+        scores: why heads look where they look, as `attrib.graph.qk_attribution` gives it.
+        verified: edges against interventions, as `attrib.causal.verify` gives them of this graph alone.
 
     Raises:
-        InputError: for limits below what cannot be left out, and as `attrib.graph.influence`.
+        InputError: for limits below what cannot be left out, for what was made of another graph, model or dictionary, and as
+            `attrib.graph.influence`.
     """
-    return Page(page("".join(graph.strings), packed(graph, Most(max_nodes, max_edges), labels, links)))
+    given = () if model is None else made_with(graph, model, dictionaries, {})
+    details = Details(survey, model, given, heads, scores, verified)
+    return Page(page("".join(graph.strings), packed(graph, Most(max_nodes, max_edges), labels, links, details)))
+
+
+@takes(model=_as_model, dictionaries=as_dictionaries)
+def beside(
+    first: Graph,
+    second: Graph,
+    *,
+    names: tuple[str, str] = ("first", "second"),
+    aligned: bool = False,
+    labels: Labels | None = None,
+    links: Mapping[str, str] | None = None,
+    max_nodes: int = NODES,
+    max_edges: int = EDGES,
+    survey: Survey | None = None,
+    model: Model | None = None,
+    dictionaries: Sequence[Dictionary] = (),
+) -> Page:
+    """The explorer of two graphs beside each other, with what differs between them: of two prompts, or of one prompt in two ways.
+
+    Args:
+        names: what the graphs are called.
+        aligned: match positions by the tokens that both prompts have, for prompts of different lengths; else by their numbers.
+
+    The other arguments, and the errors, are those of `graph`, for both; and those of `attrib.graph.compare`, which says what differs.
+    """
+    details = [Details(survey, model, () if model is None else made_with(one, model, dictionaries, {})) for one in (first, second)]
+    most = Most(max_nodes, max_edges)
+    return Page(
+        page(" | ".join(names), packed_beside((first, second), names, most, labels, links, (details[0], details[1]), aligned=aligned))
+    )
 
 
 def matrix(edges: Edges | Sequence[Edges], *, max_edges: int = EDGES) -> Page:

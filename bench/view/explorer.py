@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from attrib.view.explorer.graph_payload import Most, packed
+from attrib.view.explorer.fitting import Most
+from attrib.view.explorer.graph_payload import packed
 from attrib.view.explorer.page import page
 from tests.support.pages import CHROMIUM, large_graph
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from attrib.graph.graph import Graph
@@ -91,6 +92,16 @@ class Opened:
         """Close it, and raise AssertionError where the browser complained."""
         self.context.close()
         assert not self.complaints, json.dumps(self.complaints[:5])
+
+
+def axe_finds(opened: Opened) -> Any:
+    """The faults that axe finds, each with where it is; the test is skipped where axe is not there."""
+    axe = Path(__file__).parents[2] / "attrib/view/explorer/web/node_modules/axe-core/axe.min.js"
+    if not axe.exists():
+        pytest.skip("axe-core is not there: `make explorer` installs it")
+    return opened.ask(
+        f"async () => {{ {axe.read_text()}; return (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)]); }}"
+    )
 
 
 def large_graph(nodes: int, edges: int, positions: int = 60, layers: int = 12, seed: int = 0) -> Graph:

@@ -10,9 +10,10 @@ import torch
 
 from attrib.graph import Key, influence, key_of, prune, read_supernodes
 from attrib.latents.labels import Label, Labels
-from attrib.view.explorer.graph_payload import Most, fitted, packed
+from attrib.view.explorer.fitting import Most, fitted
+from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser, large_graph
+from tests.support.pages import CANNOT, Opened, axe_finds, browser, large_graph
 from tests.view.test_explorer_payload import hostile
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
@@ -35,7 +36,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Opened]:
 
 def test_influence_and_pruning_are_those_of_the_package(opened: Opened) -> None:
     found = opened.ask("() => Array.from(explorer.scene.influence)")
-    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), influence(fitted(GRAPH, Most())), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), influence(fitted(GRAPH, Most()).graph), rtol=1e-6, atol=1e-9)
     single = random_graph(positions=5, latents=9)
     for nodes, edges in ((0.8, 0.98), (0.5, 0.9), (1.0, 1.0), (0.0, 0.5), (0.95, 0.3)):
         theirs = opened.ask(
@@ -300,18 +301,12 @@ def test_hostile_strings_are_shown_and_never_run(chromium: Any, tmp_path: Path) 
 
 def test_nobody_is_left_out(opened: Opened) -> None:
     """axe finds no fault, on light and on dark, with a node chosen and a group made."""
-    axe = Path(__file__).parents[2] / "attrib/view/explorer/web/node_modules/axe-core/axe.min.js"
-    if not axe.exists():
-        pytest.skip("axe-core is not there: `make explorer` installs it")
     opened.ask(
         "node => explorer.change({selected: node, pinned: [node], search: 'layer', groups: [{name: 'x', nodes: [1, 2]}]})",
         int(GRAPH.targets[3]),
     )
     for _ in range(2):
-        found = opened.ask(
-            f"async () => {{ {axe.read_text()}; return (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)]); }}"
-        )
-        assert found == []
+        assert axe_finds(opened) == []
         opened.page.click("button:text-matches('^(Dark|Light)$')")
 
 
@@ -320,7 +315,7 @@ def test_a_large_graph_opens_and_answers(chromium: Any, tmp_path: Path) -> None:
     graph = large_graph(5_000, 100_000)
     opened = Opened(chromium, tmp_path, packed(graph, Most()), hash="#n=1&e=1")
     assert opened.bytes < 10e6
-    small = fitted(graph, Most())
+    small = fitted(graph, Most()).graph
     assert opened.ask("() => [explorer.graph.size, explorer.graph.edges]") == [len(small.nodes), len(small)]
     assert opened.counts()[0] > 4_000
     opened.close()

@@ -18,7 +18,8 @@ from attrib.core.types import InputError
 from attrib.graph import influence
 from attrib.graph.graph import Graph
 from attrib.latents.labels import Label, Labels
-from attrib.view.explorer.graph_payload import Most, fitted, packed
+from attrib.view.explorer.fitting import Most, fitted
+from attrib.view.explorer.graph_payload import packed
 from attrib.view.explorer.page import page
 from tests.support.graphs import random_graph
 from tests.support.typed import Command
@@ -60,7 +61,7 @@ def test_the_same_graph_makes_the_same_bytes() -> None:
 
 def test_of_a_larger_graph_what_has_most_influence_stays_and_the_page_says_so() -> None:
     most = Most(nodes=30, edges=40)
-    small = fitted(GRAPH, most)
+    small = fitted(GRAPH, most).graph
     always = set(GRAPH.nodes.of_kind("token", "logit", "target").tolist())
     score = influence(GRAPH)
     others = sorted(set(range(len(GRAPH.nodes))) - always, key=lambda node: (-float(score[node]), node))[: 30 - len(always)]

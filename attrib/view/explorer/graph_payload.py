@@ -1,82 +1,69 @@
-"""What the page of a graph is given: the graph, or of one that is larger the parts through which most of its outputs is reached."""
+"""What the page of a graph is given: its nodes and edges, and what is known of them beside the graph."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from attrib.core.types import InputError, Site
+from attrib.core.types import Site
 from attrib.graph.graph import Graph
 from attrib.graph.nodes import NodeSet
-from attrib.graph.pruning import ALWAYS
-from attrib.graph.scoring import edge_influence, influence, of_kinds, scores, shares
+from attrib.graph.scoring import scores
 from attrib.latents.labels import Labels
-from attrib.view.explorer.limits import EDGES, NODES
+from attrib.view.explorer.details import Columns, Details
+from attrib.view.explorer.edge_details import edge_columns
+from attrib.view.explorer.fitting import Fitted, Most, fitted
+from attrib.view.explorer.latent_details import latent_columns
 from attrib.view.explorer.payload import left_out, pack
 
 FORMAT = "attrib explorer"
+NOTHING = Details()
 _EMBEDDINGS, _OUTPUTS = ("token", "position"), ("logit", "target")
 
 
-class Most(NamedTuple):
-    """How much of a graph a page holds at most."""
-
-    nodes: int = NODES
-    edges: int = EDGES
-
-
-def packed(graph: Graph, most: Most, labels: Labels | None = None, links: Mapping[str, str] | None = None) -> bytes:
+def packed(
+    graph: Graph, most: Most, labels: Labels | None = None, links: Mapping[str, str] | None = None, details: Details = NOTHING
+) -> bytes:
     """A graph for a page.
 
     Args:
         graph: of what is beyond `most`, the nodes and edges of least influence are left out, and the page says so.
         labels: what latents are called.
         links: by a dictionary's name, the address at which Neuronpedia shows its latents, up to the latent's number.
+        details: what else is known of its nodes and edges.
 
     Raises:
-        InputError: for limits below what cannot be left out, and as `attrib.graph.influence`.
+        InputError: for limits below what cannot be left out, for details of another graph, and as `attrib.graph.influence`.
     """
-    small = fitted(graph, most)
-    nodes = small.nodes
-    integers = {"position": nodes.position, "latent": nodes.latent, "targets": small.targets}
-    integers |= {"indptr": small.indptr, "indices": small.indices}
-    floats = {name: getattr(small, name) for name in ("weight", "value", "own", "total", "l1", "importance")}
-    header = _header(graph, small, labels or Labels(()), links or {})
-    return pack(FORMAT, header, integers, floats | {"activation": nodes.activation})
+    return pack(FORMAT, *columns_of(fitted(graph, most), labels, links, details, last_layer(graph)))
 
 
-def fitted(graph: Graph, most: Most) -> Graph:
-    """The graph, or of one that is larger the nodes and then the edges of largest influence. Tokens, logits and targets stay."""
-    always = of_kinds(graph, "ALWAYS", ALWAYS)
-    if most.nodes < int(always.sum()):
-        raise InputError(f"max_nodes: {most.nodes}; expected at least the {int(always.sum())} tokens, logits and targets, which stay.")
-    if most.edges < 0:
-        raise InputError(f"max_edges: {most.edges}; expected at least 0.")
-    if len(graph.nodes) > most.nodes:
-        score = influence(graph).masked_fill(always, torch.inf)
-        graph = graph.take(_largest(score, most.nodes).nonzero()[:, 0])
-    if len(graph) > most.edges:
-        graph = graph.only(_largest(edge_influence(graph, shares(graph)), most.edges))
-    return graph
+def columns_of(part: Fitted, labels: Labels | None, links: Mapping[str, str] | None, details: Details, last: int) -> Columns:
+    """What a page is told of what it holds of a graph.
+
+    Args:
+        last: the highest layer that the page has a place for.
+    """
+    graph, nodes = part.graph, part.graph.nodes
+    integers = {"position": nodes.position, "latent": nodes.latent, "targets": graph.targets}
+    integers |= {"indptr": graph.indptr, "indices": graph.indices}
+    floats = {name: getattr(graph, name) for name in ("weight", "value", "own", "total", "l1", "importance")}
+    header = _header(part.whole, graph, labels or Labels(()), links or {}, last)
+    of_graph = Columns(header, integers, floats | {"activation": nodes.activation})
+    header["facts"] += _told(details)
+    return of_graph | latent_columns(graph, details) | edge_columns(part, details)
 
 
-def _largest(score: Tensor, count: int) -> Bool[Tensor, " items"]:
-    kept = torch.zeros(len(score), dtype=torch.bool)
-    kept[score.sort(descending=True, stable=True).indices[:count]] = True
-    return kept
+def last_layer(*graphs: Graph) -> int:
+    """The highest layer at which one of the graphs has a place; -1 where none has."""
+    layers = [_layer(each) for graph in graphs for each in graph.nodes.sets]
+    return max((layer for layer in layers if layer is not None), default=-1)
 
 
-def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str]) -> dict[str, Any]:
+def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str], last: int) -> dict[str, Any]:
     counts = ("nodes", len(whole.nodes), len(graph.nodes)), ("edges", len(whole), len(graph))
-    layers = [_layer(each) for each in graph.nodes.sets]
-    last = max((layer for layer in layers if layer is not None), default=-1)
     levels = ["embed", *(f"layer {layer}" for layer in range(last + 1)), "logits"]
-    sets = [
-        each._asdict() | {"level": _level(each, layer, len(levels)), "link": links.get(each.name, "")}
-        for each, layer in zip(graph.nodes.sets, layers, strict=True)
-    ]
+    sets = [each._asdict() | {"level": _level(each, len(levels)), "link": links.get(each.name, "")} for each in graph.nodes.sets]
     return {
         "title": "".join(graph.strings), "facts": _facts(whole), "tokens": graph.strings,
         "sets": sets, "levels": levels, "labels": graph.nodes.labels, "explanations": _explanations(graph, labels),
@@ -84,8 +71,19 @@ def _header(whole: Graph, graph: Graph, labels: Labels, links: Mapping[str, str]
     }  # fmt: skip
 
 
-def _level(each: NodeSet, layer: int | None, levels: int) -> int:
+def _told(details: Details) -> list[tuple[str, str]]:
+    """How many edges and scores more is told of."""
+    counts = {
+        "edges by heads": details.heads and len(details.heads),
+        "attention scores": details.scores and len(details.scores),
+        "edges intervened on": details.verified and details.verified.table["edge"].nunique(),
+    }
+    return [(name, f"{count:,}") for name, count in counts.items() if count is not None]
+
+
+def _level(each: NodeSet, levels: int) -> int:
     """Embeddings below, then layers, outputs above."""
+    layer = _layer(each)
     return levels - 1 if each.kind in _OUTPUTS else 0 if layer is None else layer + 1
 
 

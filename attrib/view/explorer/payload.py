@@ -19,7 +19,10 @@ VERSION = 1
 
 
 def pack(format: str, header: Mapping[str, Any], integers: Mapping[str, Tensor], floats: Mapping[str, Tensor]) -> bytes:
-    """A header and its columns, the same bytes each time. Raises InputError for a number that float32 cannot hold."""
+    """A header and its columns, the same bytes each time. Raises InputError for a number that float32 or int32 cannot hold."""
+    for name, whole in integers.items():
+        if len(whole) and not -(1 << 31) <= int(whole.min()) <= int(whole.max()) < 1 << 31:
+            raise InputError(f"{name}: it holds whole numbers up to {int(whole.max())}, which int32, which a page has, cannot.")
     columns = {name: column.numpy().astype("<i4") for name, column in integers.items()}
     columns |= {name: column.float().numpy().astype("<f4") for name, column in floats.items()}
     arrays, offset = [], 0
@@ -28,8 +31,8 @@ def pack(format: str, header: Mapping[str, Any], integers: Mapping[str, Tensor],
             raise InputError(f"{name}: it holds numbers that float32, which a page has, cannot; expected finite ones.")
         arrays.append({"name": name, "type": column.dtype.str[1:], "length": len(column), "offset": offset})
         offset += _aligned(column.nbytes)
-    whole = {"format": format, "version": VERSION, **header, "arrays": arrays}
-    text = json.dumps(whole, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    everything = {"format": format, "version": VERSION, **header, "arrays": arrays}
+    text = json.dumps(everything, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
     first = len(text).to_bytes(4, "little") + text
     parts = [
         first.ljust(_aligned(len(first)), b"\0"),

@@ -2,25 +2,35 @@
 
 import { useRef, useState } from "preact/hooks";
 import { SHAPES, type Theme } from "./colours";
-import { KINDS } from "./graph";
-import { csv, download, png, readSupernodes, supernodes, svg } from "./saving";
-import type { Scene, Shown } from "./shown";
-import { canRedo, canUndo, change, redo, undo, USUAL, type State } from "./state";
+import type { Kind } from "./payload";
+import { download } from "./saving";
+import { canRedo, canUndo, change, redo, undo, USUAL, type Group, type State } from "./state";
 import { visible } from "./text";
 
+/** What nodes are called, by the numbers that the page's state has. */
+export interface Names {
+  short: (node: number) => string;
+  explanation: (node: number) => [string, string] | undefined;
+  supernodes: (groups: Group[]) => Blob;
+  readSupernodes: (text: string) => { groups: Group[]; missing: number };
+}
+
 interface Props {
-  scene: Scene;
-  shown: Shown;
+  names: Names;
+  kinds: readonly Kind[];
+  levels: string[];
+  /** How much is shown, in words. */
+  counts: string[];
   chosen: State;
   theme: Theme;
   found: number[];
+  /** What the reader can take away as a picture and as a table. */
+  taken: { svg: () => Blob; png: () => Promise<Blob>; csv: () => Blob };
   say: (text: string) => void;
   toggleTheme: () => void;
 }
 
-export function Controls({ scene, shown, chosen, theme, found, say, toggleTheme }: Props) {
-  const { graph } = scene;
-  const kinds = KINDS.filter((kind) => graph.header.sets.some((set) => set.kind === kind && set.size > 0));
+export function Controls({ names, kinds, levels, counts, chosen, theme, found, taken, say, toggleTheme }: Props) {
   return (
     <nav class="controls" aria-label="Controls">
       <section>
@@ -42,10 +52,7 @@ export function Controls({ scene, shown, chosen, theme, found, say, toggleTheme 
             }}
           />
         </label>
-        <p class="counts" id="counts">
-          {shown.items.length.toLocaleString("en")} of {graph.size.toLocaleString("en")} nodes, {shown.lines.length.toLocaleString("en")} of{" "}
-          {graph.edges.toLocaleString("en")} edges
-        </p>
+        <div id="counts">{counts.map((each) => <p class="counts" key={each}>{each}</p>)}</div>
       </section>
       <section>
         <h2>Kinds</h2>
@@ -63,7 +70,7 @@ export function Controls({ scene, shown, chosen, theme, found, say, toggleTheme 
           </label>
         ))}
       </section>
-      <Levels scene={scene} chosen={chosen} />
+      <Levels levels={levels} chosen={chosen} />
       <section>
         <h2>Search</h2>
         <input
@@ -80,30 +87,21 @@ export function Controls({ scene, shown, chosen, theme, found, say, toggleTheme 
             {found.slice(0, 30).map((node) => (
               <li key={node}>
                 <button onClick={() => change({ selected: node, edge: null })}>
-                  <bdi>{graph.short(node)}</bdi>
+                  <bdi>{names.short(node)}</bdi>
                 </button>
-                {graph.explanation(node) && <small>{visible(graph.explanation(node)![0])}</small>}
+                {names.explanation(node) && <small>{visible(names.explanation(node)![0])}</small>}
               </li>
             ))}
             <li class="more">{found.length.toLocaleString("en")} found{found.length > 30 ? ", 30 listed" : ""}</li>
           </ul>
         )}
       </section>
-      <Groups scene={scene} chosen={chosen} say={say} />
+      <Groups names={names} chosen={chosen} say={say} />
       <section class="buttons">
         <h2>Take away</h2>
-        <button onClick={() => download("graph.svg", svg(graph, shown, chosen, theme, { item: null, edge: chosen.edge, matches: new Set() }))}>SVG</button>
-        <button
-          onClick={() =>
-            png(graph, shown, chosen, theme, { item: null, edge: chosen.edge, matches: new Set() }).then(
-              (made) => download("graph.png", made),
-              (error: Error) => say(error.message),
-            )
-          }
-        >
-          PNG
-        </button>
-        <button onClick={() => download("edges.csv", csv(graph, shown))}>CSV</button>
+        <button onClick={() => download("graph.svg", taken.svg())}>SVG</button>
+        <button onClick={() => taken.png().then((made) => download("graph.png", made), (error: Error) => say(error.message))}>PNG</button>
+        <button onClick={() => download("edges.csv", taken.csv())}>CSV</button>
       </section>
       <section class="buttons">
         <button onClick={undo} disabled={!canUndo.value} aria-keyshortcuts="Control+Z">Undo</button>
@@ -135,8 +133,7 @@ function Slider({ label, name, value, power = 1 }: { label: string; name: "nodes
   );
 }
 
-function Levels({ scene, chosen }: { scene: Scene; chosen: State }) {
-  const { levels } = scene.graph.header;
+function Levels({ levels, chosen }: { levels: string[]; chosen: State }) {
   const [first, last] = chosen.levels ?? [0, levels.length - 1];
   const pick = (begin: number, end: number) => change({ levels: begin === 0 && end === levels.length - 1 ? null : [Math.min(begin, end), Math.max(begin, end)] });
   const options = levels.map((name, level) => <option key={level} value={level}>{visible(name)}</option>);
@@ -156,8 +153,7 @@ function Levels({ scene, chosen }: { scene: Scene; chosen: State }) {
   );
 }
 
-function Groups({ scene, chosen, say }: { scene: Scene; chosen: State; say: (text: string) => void }) {
-  const { graph } = scene;
+function Groups({ names, chosen, say }: { names: Names; chosen: State; say: (text: string) => void }) {
   const [name, setName] = useState("");
   const file = useRef<HTMLInputElement>(null);
   const grouped = new Set(chosen.groups.flatMap((each) => each.nodes));
@@ -174,7 +170,7 @@ function Groups({ scene, chosen, say }: { scene: Scene; chosen: State; say: (tex
     if (!given) return;
     try {
       if (given.size > 4 << 20) throw new Error("it has more than 4 MiB");
-      const { groups, missing } = readSupernodes(graph, await given.text());
+      const { groups, missing } = names.readSupernodes(await given.text());
       change({ groups });
       say(`${groups.length} groups loaded${missing ? `; ${missing} of their nodes are not in this graph` : ""}.`);
     } catch (error) {
@@ -191,8 +187,8 @@ function Groups({ scene, chosen, say }: { scene: Scene; chosen: State; say: (tex
       <ul class="pinned" id="pinned">
         {chosen.pinned.map((node) => (
           <li key={node}>
-            <button onClick={() => change({ selected: node, edge: null })}><bdi>{graph.short(node)}</bdi></button>
-            <button aria-label={`Unpin ${graph.short(node)}`} onClick={() => change({ pinned: chosen.pinned.filter((each) => each !== node) })}>×</button>
+            <button onClick={() => change({ selected: node, edge: null })}><bdi>{names.short(node)}</bdi></button>
+            <button aria-label={`Unpin ${names.short(node)}`} onClick={() => change({ pinned: chosen.pinned.filter((each) => each !== node) })}>×</button>
           </li>
         ))}
       </ul>
@@ -214,7 +210,7 @@ function Groups({ scene, chosen, say }: { scene: Scene; chosen: State; say: (tex
         ))}
       </ul>
       <span class="buttons">
-        <button onClick={() => download("supernodes.json", supernodes(graph, chosen.groups))} disabled={!chosen.groups.length}>Save groups</button>
+        <button onClick={() => download("supernodes.json", names.supernodes(chosen.groups))} disabled={!chosen.groups.length}>Save groups</button>
         <button onClick={() => file.current!.click()}>Load groups</button>
         <input
           ref={file}

@@ -1,5 +1,6 @@
 // The graph as the page holds it: columns of numbers, rows of edges by target, and the same edges by source.
 
+import { Details } from "./details";
 import type { Header, Kind, NodeSet, Payload } from "./payload";
 import { visible } from "./text";
 
@@ -33,11 +34,20 @@ export class Graph {
   /** For each node, the edges out of it: out[outptr[n] … outptr[n + 1]]. */
   readonly outptr: Int32Array;
   readonly out: Int32Array;
+  /** How many columns the picture has: one for each position, and where two graphs stand beside each other those of both. */
+  readonly columns: number;
+  /** What is known of nodes and edges beside the graph. */
+  readonly details: Details;
+  private readonly columnOf: readonly number[];
   private readonly names = new Map<number, string>();
   private readonly explained = new Map<string, [string, string]>();
 
-  constructor({ header, arrays }: Payload) {
+  constructor(payload: Payload) {
+    const { header, arrays } = payload;
     this.header = header;
+    this.details = new Details(payload);
+    this.columnOf = header.columns ?? header.tokens.map((_, position) => position);
+    this.columns = header.width ?? header.tokens.length;
     const integers = (name: string) => arrays[name] as Int32Array;
     const floats = (name: string) => arrays[name] as Float32Array;
     this.position = integers("position");
@@ -90,6 +100,16 @@ export class Graph {
 
   level(node: number): number {
     return this.set(node).level;
+  }
+
+  /** The column that a node stands in. */
+  column(node: number): number {
+    return this.columnOf[this.position[node]];
+  }
+
+  /** The column of a position. */
+  columnAt(position: number): number {
+    return this.columnOf[position];
   }
 
   /** The string of a token, logit or target; undefined for others. */

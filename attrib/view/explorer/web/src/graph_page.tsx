@@ -1,22 +1,24 @@
 // The page of a graph, drawn again whenever the reader chooses something.
 
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { theme as themeOf } from "./colours";
-import { Controls } from "./controls";
-import { Graph } from "./graph";
+import { Controls, type Names } from "./controls";
+import { Graph, KINDS } from "./graph";
 import { GraphView } from "./graph_view";
 import { alongEdges, prune, shares } from "./influence";
+import { useAddress, useDark } from "./page_hooks";
 import { Panel } from "./panels";
-import type { Payload } from "./payload";
-import { Scene } from "./shown";
-import { change, fromAddress, redo, state, toAddress, undo } from "./state";
+import type { Kind, Payload } from "./payload";
+import { csv, keyOf, matching, png, readSupernodes, supernodes, svg } from "./saving";
+import { Scene, type Shown } from "./shown";
+import { change, fromAddress, state } from "./state";
 import { Strip } from "./strip";
 import { visible } from "./text";
 
 function GraphPage({ scene }: { scene: Scene }) {
   const { graph } = scene;
   const chosen = state.value;
-  const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
+  const [dark, setDark] = useDark();
   const [said, setSaid] = useState("");
   const theme = themeOf(dark);
   const shown = useMemo(
@@ -26,33 +28,7 @@ function GraphPage({ scene }: { scene: Scene }) {
   const found = useMemo(() => search(scene, chosen.search), [chosen.search]);
   const matches = useMemo(() => new Set(found), [found]);
 
-  useEffect(() => {
-    document.documentElement.dataset.theme = dark ? "dark" : "light";
-  }, [dark]);
-  useEffect(() => {
-    const timer = setTimeout(() => history.replaceState(null, "", `#${toAddress(chosen)}`), 150);
-    return () => clearTimeout(timer);
-  }, [chosen]);
-  useEffect(() => {
-    const press = (event: KeyboardEvent) => {
-      const inText = event.target instanceof HTMLInputElement && ["search", "text", "number"].includes(event.target.type);
-      if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !inText) {
-        event.preventDefault();
-        if (event.shiftKey) redo();
-        else undo();
-      } else if (event.key === "/" && !inText) {
-        event.preventDefault();
-        document.getElementById("search")!.focus();
-      }
-    };
-    const turn = () => change(readAddress(graph));
-    addEventListener("keydown", press);
-    addEventListener("hashchange", turn);
-    return () => {
-      removeEventListener("keydown", press);
-      removeEventListener("hashchange", turn);
-    };
-  }, []);
+  useAddress(chosen, () => readAddress(graph));
 
   const now = chosen.selected === null ? "" : `${graph.short(chosen.selected)}, influence ${scene.influence[chosen.selected].toPrecision(3)}`;
   return (
@@ -62,7 +38,22 @@ function GraphPage({ scene }: { scene: Scene }) {
         <Strip scene={scene} chosen={chosen} />
       </header>
       <main>
-        <Controls scene={scene} shown={shown} chosen={chosen} theme={theme} found={found} say={setSaid} toggleTheme={() => setDark(!dark)} />
+        <Controls
+          names={namesOf(graph)}
+          kinds={kindsOf(graph)}
+          levels={graph.header.levels}
+          counts={[counted(graph, shown)]}
+          chosen={chosen}
+          theme={theme}
+          found={found}
+          taken={{
+            svg: () => svg([{ graph, shown, state: chosen }], graph.header.title, theme),
+            png: () => png([{ graph, shown, state: chosen }], theme),
+            csv: () => csv(graph, shown),
+          }}
+          say={setSaid}
+          toggleTheme={() => setDark(!dark)}
+        />
         <GraphView scene={scene} shown={shown} chosen={chosen} theme={theme} matches={matches} />
         <Panel scene={scene} chosen={chosen} theme={theme} />
       </main>
@@ -71,8 +62,28 @@ function GraphPage({ scene }: { scene: Scene }) {
   );
 }
 
+/** The kinds of which a graph has nodes. */
+export function kindsOf(graph: Graph): Kind[] {
+  return KINDS.filter((kind) => graph.header.sets.some((set) => set.kind === kind && set.size > 0));
+}
+
+/** How much of a graph is shown. */
+export function counted(graph: Graph, shown: Shown): string {
+  const of = (some: number, all: number, what: string) => `${some.toLocaleString("en")} of ${all.toLocaleString("en")} ${what}`;
+  return `${of(shown.items.length, graph.size, "nodes")}, ${of(shown.lines.length, graph.edges, "edges")}`;
+}
+
+function namesOf(graph: Graph): Names {
+  return {
+    short: (node) => graph.short(node),
+    explanation: (node) => graph.explanation(node),
+    supernodes: (groups) => supernodes(groups, (node) => keyOf(graph, node)),
+    readSupernodes: (text) => readSupernodes(text, (key) => matching(graph, key), (node) => graph.short(node)),
+  };
+}
+
 /** Nodes whose site, number, string or label holds all words, the most influential first. */
-function search(scene: Scene, text: string): number[] {
+export function search(scene: Scene, text: string): number[] {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return [];
   const { graph, influence } = scene;
@@ -94,5 +105,5 @@ export function graphPage(payload: Payload) {
   const graph = new Graph(payload);
   const scene = new Scene(graph);
   state.value = readAddress(graph);
-  return { page: <GraphPage scene={scene} />, parts: { graph, scene, state, change, influence: { shares, alongEdges, prune } } };
+  return { page: <GraphPage scene={scene} />, parts: { graph, scene, state, change, influence: { shares, alongEdges, prune }, visible } };
 }

@@ -3,9 +3,12 @@
 import { useEffect, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import { CanvasSurface, draw, RADIUS, type Lit } from "./picture";
-import type { Scene, Item, Line, Shown } from "./shown";
-import { change, togglePin, type State } from "./state";
-import { number, signed } from "./text";
+import type { Signal } from "@preact/signals";
+import type { ZoomTransform } from "d3-zoom";
+import type { Item } from "./layout";
+import type { Scene, Line, Shown } from "./shown";
+import type { State } from "./state";
+import { number, signed, visible } from "./text";
 import { useZoomed, WAYS } from "./zoomed";
 
 interface Props {
@@ -14,11 +17,17 @@ interface Props {
   chosen: State;
   theme: Theme;
   matches: ReadonlySet<number>;
+  id?: string;
+  /** What the graph is called, where there are several. */
+  name?: string;
+  /** How views that move together are moved. */
+  moved?: Signal<ZoomTransform | null>;
 }
 
 const MARGIN = 36;
 
-export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
+export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", name, moved }: Props) {
+  const { choose, togglePin } = scene.choosing;
   const [hovered, setHovered] = useState<Item | null>(null);
   const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
     [0.02, 20],
@@ -27,6 +36,7 @@ export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
       return { scale, left: Math.max(0, (width - scale * shown.width) / 2), top: 0 };
     },
     [],
+    moved,
   );
 
   const lit: Lit = { item: hovered && shown.items.includes(hovered) ? hovered : null, edge: chosen.edge, matches };
@@ -54,21 +64,21 @@ export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
     if (item) {
       const [node] = item.nodes;
       if (event.shiftKey) togglePin(node);
-      else change({ selected: node, edge: null });
+      else choose({ selected: node, edge: null });
       return;
     }
     const line = lineAt(pointed(event).on, linesSeen(shown, chosen), 5 / transform.k);
-    if (line && line.edge >= 0) change({ edge: line.edge });
-    else if (chosen.selected !== null || chosen.edge !== null) change({ selected: null, edge: null });
+    if (line && line.edge >= 0) choose({ edge: line.edge });
+    else if (chosen.selected !== null || chosen.edge !== null) choose({ selected: null, edge: null });
   };
 
   const press = (event: KeyboardEvent) => {
     if (WAYS[event.key]) {
       const next = neighbour(shown, chosen.selected, WAYS[event.key]);
-      if (next !== null) change({ selected: next, edge: null }, "selected");
+      if (next !== null) choose({ selected: next, edge: null }, "selected");
     } else if (event.key === "Enter" || event.key === "p") {
       if (chosen.selected !== null) togglePin(chosen.selected);
-    } else if (event.key === "Escape") change({ selected: null, edge: null });
+    } else if (event.key === "Escape") choose({ selected: null, edge: null });
     else if (!scaledBy(event.key)) return;
     event.preventDefault();
   };
@@ -79,10 +89,10 @@ export function GraphView({ scene, shown, chosen, theme, matches }: Props) {
     <div class="graph-view">
       <canvas
         ref={canvas}
-        id="graph"
+        id={id}
         tabIndex={0}
         role="application"
-        aria-label="Attribution graph. Arrow keys go from node to node, Enter pins, plus and minus scale, 0 shows all."
+        aria-label={`Attribution graph${name === undefined ? "" : ` of ${visible(name)}`}. Arrow keys go from node to node, Enter pins, plus and minus scale, 0 shows all.`}
         onClick={click}
         onMouseMove={(event) => setHovered(itemAt(event))}
         onMouseLeave={() => setHovered(null)}

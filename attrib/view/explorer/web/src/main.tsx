@@ -1,16 +1,27 @@
 // The page unpacks what it was given, and shows it as what it is.
 
 import { render } from "preact";
+import { besidePage } from "./beside_page";
 import { graphPage } from "./graph_page";
 import { matrixPage } from "./matrix_page";
-import { MATRICES, unpack, type Header, type MatricesHeader, type Payload } from "./payload";
+import { BESIDE, MATRICES, unpack, type AnyHeader, type BesideHeader, type Header, type MatricesHeader, type Payload } from "./payload";
+
+function shownAs(payload: Payload<AnyHeader>) {
+  switch (payload.header.format) {
+    case MATRICES:
+      return matrixPage(payload as Payload<MatricesHeader>);
+    case BESIDE:
+      return besidePage(payload as Payload<BesideHeader>);
+    default:
+      return graphPage(payload as Payload<Header>);
+  }
+}
 
 async function start(): Promise<void> {
   const root = document.getElementById("page")!;
   try {
     const payload = await unpack(document.getElementById("data")!.textContent!.trim());
-    const isMatrices = payload.header.format === MATRICES;
-    const { page, parts } = isMatrices ? matrixPage(payload as Payload<MatricesHeader>) : graphPage(payload as Payload<Header>);
+    const { page, parts } = shownAs(payload);
     Object.assign(window, { explorer: parts });
     root.textContent = "";
     render(page, root);

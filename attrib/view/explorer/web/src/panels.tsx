@@ -1,8 +1,9 @@
 // The right side: what is known of the node or the edge that was chosen.
 
 import type { Theme } from "./colours";
+import { EdgeDetails, NodeDetails } from "./detail_panels";
 import type { Scene } from "./shown";
-import { change, togglePin, type State } from "./state";
+import type { State } from "./state";
 import { number, percent, signed, visible } from "./text";
 
 interface Props {
@@ -16,16 +17,16 @@ const LISTED = 40;
 export function Panel({ scene, chosen, theme }: Props) {
   return (
     <aside class="panel" aria-label="Details">
-      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} />}
-      {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} /> : chosen.edge === null && <About scene={scene} />}
+      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} id="edge" />}
+      {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} id="node" /> : chosen.edge === null && <About scene={scene} />}
     </aside>
   );
 }
 
-function About({ scene }: { scene: Scene }) {
+export function About({ scene, id = "about" }: { scene: Scene; id?: string }) {
   const { header } = scene.graph;
   return (
-    <section id="about">
+    <section id={id}>
       <h2>Graph</h2>
       <dl>
         {header.facts.map(([name, value]) => (
@@ -44,7 +45,7 @@ function About({ scene }: { scene: Scene }) {
   );
 }
 
-function NodePanel({ scene, node, chosen, theme }: { scene: Scene; node: number; chosen: State; theme: Theme }) {
+export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; node: number; chosen: State; theme: Theme; id: string }) {
   const { graph, influence } = scene;
   const set = graph.set(node);
   const row = graph.rowOf[node];
@@ -54,11 +55,11 @@ function NodePanel({ scene, node, chosen, theme }: { scene: Scene; node: number;
   const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
   const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
   return (
-    <section id="node">
+    <section id={id}>
       <h2><bdi>{graph.short(node)}</bdi></h2>
       {told && <p class="told"><bdi>{visible(told[0], 400)}</bdi> <small>({visible(told[1])})</small></p>}
       <p class="buttons">
-        <button onClick={() => togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
+        <button onClick={() => scene.choosing.togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
         {link && <a href={link} target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
       </p>
       <dl>
@@ -73,7 +74,7 @@ function NodePanel({ scene, node, chosen, theme }: { scene: Scene; node: number;
       {row >= 0 && (
         <>
           <h3>What it is made of</h3>
-          <table class="sum" id="accounting">
+          <table class="sum" id={id === "node" ? "accounting" : undefined}>
             <tbody>
               <tr><th scope="row">own</th><td>{signed(graph.own[row])}</td></tr>
               <tr><th scope="row">edges here</th><td>{signed(kept)}</td></tr>
@@ -84,6 +85,7 @@ function NodePanel({ scene, node, chosen, theme }: { scene: Scene; node: number;
           </table>
         </>
       )}
+      <NodeDetails scene={scene} node={node} />
       <Edges scene={scene} title="Into it" edges={graph.incoming(node)} end={(edge) => graph.source[edge]} whole={row < 0 ? 0 : graph.l1[row]} theme={theme} />
       <Edges scene={scene} title="Out of it" edges={graph.outgoing(node)} end={(edge) => graph.target[edge]} whole={0} theme={theme} />
     </section>
@@ -105,11 +107,11 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
           return (
             <li key={edge}>
               <span class="bar" aria-hidden="true" style={{ width: `${(100 * Math.abs(weight)) / most}%`, background: weight > 0 ? theme.positive : theme.negative }} />
-              <button class="end" onClick={() => change({ selected: node, edge: null })}>
+              <button class="end" onClick={() => scene.choosing.choose({ selected: node, edge: null })}>
                 <bdi>{graph.short(node)}</bdi>
                 {graph.explanation(node) && <small><bdi>{visible(graph.explanation(node)![0])}</bdi></small>}
               </button>
-              <button class="weight" title="The edge" onClick={() => change({ edge })}>
+              <button class="weight" title="The edge" onClick={() => scene.choosing.choose({ edge })}>
                 {signed(weight)}
                 {whole > 0 && <small>{percent(Math.abs(weight) / whole)}</small>}
               </button>
@@ -121,7 +123,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
   );
 }
 
-function EdgePanel({ scene, edge }: { scene: Scene; edge: number }) {
+export function EdgePanel({ scene, edge, id }: { scene: Scene; edge: number; id: string }) {
   const { graph } = scene;
   const [source, target] = [graph.source[edge], graph.target[edge]];
   const row = graph.rowOf[target];
@@ -129,11 +131,11 @@ function EdgePanel({ scene, edge }: { scene: Scene; edge: number }) {
   const active = graph.activation[source];
   const rank = graph.incoming(target).filter((each) => Math.abs(graph.weight[each]) > Math.abs(weight)).length + 1;
   return (
-    <section id="edge">
+    <section id={id}>
       <h2>Edge</h2>
       <p class="ends">
-        <button onClick={() => change({ selected: source })}><bdi>{graph.short(source)}</bdi></button> →{" "}
-        <button onClick={() => change({ selected: target })}><bdi>{graph.short(target)}</bdi></button>
+        <button onClick={() => scene.choosing.choose({ selected: source })}><bdi>{graph.short(source)}</bdi></button> →{" "}
+        <button onClick={() => scene.choosing.choose({ selected: target })}><bdi>{graph.short(target)}</bdi></button>
       </p>
       <dl>
         <dt>Attribution</dt><dd>{signed(weight)}</dd>
@@ -141,7 +143,8 @@ function EdgePanel({ scene, edge }: { scene: Scene; edge: number }) {
         <dt>Share of its row</dt><dd>{graph.l1[row] > 0 ? percent(Math.abs(weight) / graph.l1[row]) : "—"}</dd>
         <dt>Rank in its row</dt><dd>{rank} of {graph.incoming(target).length}</dd>
       </dl>
-      <button onClick={() => change({ edge: null })}>Close</button>
+      <EdgeDetails scene={scene} edge={edge} />
+      <button onClick={() => scene.choosing.choose({ edge: null })}>Close</button>
     </section>
   );
 }

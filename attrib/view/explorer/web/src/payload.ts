@@ -31,6 +31,19 @@ export interface Header {
   epsilon: number;
   /** What the page leaves out of the graph, in words; empty where it leaves nothing out. */
   left_out: string;
+  /** Of a graph that stands beside another: the column of each position, and how many columns there are. */
+  columns?: number[];
+  width?: number;
+  /** How many latents no more is told of than the graph says, where more is told of others. */
+  latents_left_out?: number;
+  /** How many tokens are told at either end of a latent's logit weights, and the strings of all of them. */
+  logits_each?: number;
+  logit_strings?: string[];
+  /** The strings of examples, and for each set of latents with any what is known of its corpus. */
+  example_strings?: string[];
+  corpora?: Record<number, { places: number; score: string }>;
+  /** Names of nodes of attention scores that the page does not hold. */
+  others?: string[];
   arrays: { name: string; type: "f4" | "i4"; length: number; offset: number }[];
 }
 
@@ -59,6 +72,25 @@ export interface MatricesHeader {
   arrays: Header["arrays"];
 }
 
+/** Two graphs: their columns are named "0 …" and "1 …". */
+export interface BesideHeader {
+  format: string;
+  version: number;
+  title: string;
+  names: [string, string];
+  graphs: [Header, Header];
+  /** How many nodes there are in both graphs together, the same ones counted once; a node's key is below it. */
+  keys: number;
+  /** How many nodes each whole graph has that the other has not. */
+  nodes_alone: [number, number];
+  /** How many edges both whole graphs have, and each alone. */
+  edges: { both: number; alone: [number, number] };
+  differences_left_out: number;
+  /** Names of the ends of differences that neither graph of the page holds, by key. */
+  others: Record<string, string>;
+  arrays: Header["arrays"];
+}
+
 type Numbers = Float32Array | Int32Array;
 
 export interface Payload<Of = Header> {
@@ -68,19 +100,22 @@ export interface Payload<Of = Header> {
 
 export const GRAPH = "attrib explorer";
 export const MATRICES = "attrib matrices";
+export const BESIDE = "attrib graphs beside";
+export type AnyHeader = Header | MatricesHeader | BesideHeader;
+const FORMATS = [GRAPH, MATRICES, BESIDE];
 const VERSION = 1;
 
-export async function unpack(base64: string): Promise<Payload<Header | MatricesHeader>> {
+export async function unpack(base64: string): Promise<Payload<AnyHeader>> {
   const packed = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return decode(await new Response(stream).arrayBuffer());
 }
 
-export function decode(buffer: ArrayBuffer): Payload<Header | MatricesHeader> {
+export function decode(buffer: ArrayBuffer): Payload<AnyHeader> {
   const length = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header | MatricesHeader;
-  if (![GRAPH, MATRICES].includes(header.format) || header.version !== VERSION) {
-    throw new Error(`this page reads ${GRAPH} and ${MATRICES} of version ${VERSION}, not ${header.format} of version ${header.version}`);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as AnyHeader;
+  if (!FORMATS.includes(header.format) || header.version !== VERSION) {
+    throw new Error(`this page reads ${FORMATS.join(", ")} of version ${VERSION}, not ${header.format} of version ${header.version}`);
   }
   const begin = Math.ceil((4 + length) / 8) * 8;
   const arrays: Record<string, Numbers> = {};
@@ -89,4 +124,11 @@ export function decode(buffer: ArrayBuffer): Payload<Header | MatricesHeader> {
     arrays[each.name] = new Type(buffer, begin + each.offset, each.length);
   }
   return { header, arrays };
+}
+
+/** One of two graphs beside each other, as if it were alone. */
+export function graphOf({ header, arrays }: Payload<BesideHeader>, number: 0 | 1): Payload {
+  const prefix = `${number} `;
+  const own = Object.entries(arrays).filter(([name]) => name.startsWith(prefix));
+  return { header: header.graphs[number], arrays: Object.fromEntries(own.map(([name, column]) => [name.slice(prefix.length), column])) };
 }

@@ -3,7 +3,8 @@
 import { SHAPES, type Theme } from "./colours";
 import type { Graph } from "./graph";
 import type { Kind } from "./payload";
-import type { Item, Line, Shown } from "./shown";
+import type { Item } from "./layout";
+import type { Line, Shown } from "./shown";
 import type { State } from "./state";
 import { visible } from "./text";
 
@@ -26,7 +27,7 @@ export interface Lit {
 
 export function draw(surface: Surface, graph: Graph, shown: Shown, state: State, theme: Theme, lit: Lit): void {
   frame(surface, graph, shown, theme);
-  const largest = shown.lines.length ? Math.abs(shown.lines[0].weight) : 1;
+  const largest = shown.largest || 1;
   const stroke = (line: Line, opacity: number) => {
     const share = Math.abs(line.weight) / largest;
     const colour = line.weight > 0 ? theme.positive : theme.negative;
@@ -68,10 +69,11 @@ function frame(surface: Surface, graph: Graph, shown: Shown, theme: Theme): void
     surface.rule([0, y + height], [shown.width, y + height], theme.line);
     surface.text(visible(graph.header.levels[level], 10), [6, y + height / 2 + 4], theme.faint, 11, "start");
   }
-  shown.columns.forEach(({ x, width }, position) => {
-    surface.rule([x, 0], [x, shown.height], theme.line);
+  for (const { x } of shown.columns) surface.rule([x, 0], [x, shown.height], theme.line);
+  graph.header.tokens.forEach((string, position) => {
+    const { x, width } = shown.columns[graph.columnAt(position)];
     const longest = Math.max(3, Math.floor(width / 6));
-    const token = visible(graph.header.tokens[position], longest);
+    const token = visible(string, longest);
     surface.text(token, [x + width / 2, shown.height + 12], theme.text, 10, "middle");
     surface.text(String(position), [x + width / 2, shown.height + 25], theme.faint, 9, "middle");
   });
@@ -144,6 +146,34 @@ export class CanvasSurface implements Surface {
     context.font = `${size}px system-ui, sans-serif`;
     context.textAlign = anchor === "middle" ? "center" : anchor;
     context.fillText(text, x, y);
+  }
+}
+
+/** Another surface, moved to the right. */
+export class ShiftedSurface implements Surface {
+  constructor(
+    private readonly on: Surface,
+    private readonly left: number,
+  ) {}
+
+  private moved([x, y]: [number, number]): [number, number] {
+    return [x + this.left, y];
+  }
+
+  curve(from: [number, number], to: [number, number], colour: string, width: number, opacity: number): void {
+    this.on.curve(this.moved(from), this.moved(to), colour, width, opacity);
+  }
+
+  shape(points: [number, number][] | null, at: [number, number], radius: number, fill: string, edge: string, width: number): void {
+    this.on.shape(points && points.map((each) => this.moved(each)), this.moved(at), radius, fill, edge, width);
+  }
+
+  rule(from: [number, number], to: [number, number], colour: string): void {
+    this.on.rule(this.moved(from), this.moved(to), colour);
+  }
+
+  text(text: string, at: [number, number], colour: string, size: number, anchor: "start" | "middle" | "end"): void {
+    this.on.text(text, this.moved(at), colour, size, anchor);
   }
 }
 

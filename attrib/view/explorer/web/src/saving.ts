@@ -3,7 +3,7 @@
 import type { Theme } from "./colours";
 import type { Graph } from "./graph";
 import { KINDS } from "./graph";
-import { CanvasSurface, draw, SvgSurface, type Lit } from "./picture";
+import { CanvasSurface, draw, ShiftedSurface, SvgSurface, type Surface } from "./picture";
 import type { Shown } from "./shown";
 import type { Group, State } from "./state";
 
@@ -17,25 +17,48 @@ export function download(name: string, content: Blob): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-export function svg(graph: Graph, shown: Shown, state: State, theme: Theme, lit: Lit): Blob {
-  const surface = new SvgSurface(shown.width, shown.height + MARGIN, theme.ground, graph.header.title);
-  draw(surface, graph, shown, state, theme, lit);
+/** A graph as it is shown. */
+export interface Picture {
+  graph: Graph;
+  shown: Shown;
+  state: State;
+}
+
+/** Graphs from left to right. */
+export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
+  const [width, height] = extent(pictures);
+  const surface = new SvgSurface(width, height, theme.ground, title);
+  drawAll(surface, pictures, theme);
   return new Blob([new XMLSerializer().serializeToString(surface.root)], { type: "image/svg+xml" });
 }
 
-export async function png(graph: Graph, shown: Shown, state: State, theme: Theme, lit: Lit): Promise<Blob> {
+export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
   const canvas = document.createElement("canvas");
-  const scale = Math.min(2, 16000 / shown.width, 16000 / (shown.height + MARGIN));
-  canvas.width = Math.ceil(shown.width * scale);
-  canvas.height = Math.ceil((shown.height + MARGIN) * scale);
+  const [width, height] = extent(pictures);
+  const scale = Math.min(2, 16000 / width, 16000 / height);
+  canvas.width = Math.ceil(width * scale);
+  canvas.height = Math.ceil(height * scale);
   const context = canvas.getContext("2d")!;
   context.fillStyle = theme.ground;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
-  draw(new CanvasSurface(context), graph, shown, state, theme, lit);
+  drawAll(new CanvasSurface(context), pictures, theme);
   return new Promise((resolve, reject) =>
     canvas.toBlob((made) => (made ? resolve(made) : reject(new Error("this picture is too large for a PNG; take the SVG")))),
   );
+}
+
+function extent(pictures: Picture[]): [number, number] {
+  return [pictures.reduce((sum, { shown }) => sum + shown.width, 0), Math.max(...pictures.map(({ shown }) => shown.height)) + MARGIN];
+}
+
+function drawAll(surface: Surface, pictures: Picture[], theme: Theme): void {
+  let left = 0;
+  for (const { graph, shown, state } of pictures) {
+    const own = left ? new ShiftedSurface(surface, left) : surface;
+    draw(own, graph, shown, state, theme, { item: null, edge: state.edge, matches: new Set() });
+    left += shown.width;
+  }
 }
 
 /** The edges that are shown, one a line, strongest first. */
@@ -63,7 +86,7 @@ function quoted(text: string): string {
 const FORMAT = "attrib supernodes";
 const VERSION = 1;
 
-interface Key {
+export interface Key {
   kind: string;
   site: string;
   latent?: number;
@@ -71,7 +94,7 @@ interface Key {
   name?: string;
 }
 
-function keyOf(graph: Graph, node: number): Key {
+export function keyOf(graph: Graph, node: number): Key {
   const set = graph.set(node);
   const found: Key = { kind: set.kind, site: set.site, position: graph.position[node] };
   if (graph.latent[node] >= 0) found.latent = graph.latent[node];
@@ -81,17 +104,17 @@ function keyOf(graph: Graph, node: number): Key {
 }
 
 /** Groups as a file of attrib's supernodes. */
-export function supernodes(graph: Graph, groups: Group[]): Blob {
+export function supernodes(groups: Group[], key: (node: number) => Key): Blob {
   const whole = {
     format: FORMAT,
     version: VERSION,
-    supernodes: Object.fromEntries(groups.map((each) => [each.name, each.nodes.map((node) => keyOf(graph, node))])),
+    supernodes: Object.fromEntries(groups.map((each) => [each.name, each.nodes.map(key)])),
   };
   return new Blob([JSON.stringify(whole, null, 1)], { type: "application/json" });
 }
 
-/** The groups of a file; an error says what is wrong with it. Nodes that this graph does not have are counted, not taken. */
-export function readSupernodes(graph: Graph, text: string): { groups: Group[]; missing: number } {
+/** The groups of a file; an error says what is wrong with it. Nodes that are not found are counted, not taken. */
+export function readSupernodes(text: string, find: (key: Key) => number[], short: (node: number) => string): { groups: Group[]; missing: number } {
   const whole = object(JSON.parse(text), "the file");
   if (whole.format !== FORMAT || whole.version !== VERSION) {
     throw new Error(`it is ${String(whole.format)} of version ${String(whole.version)}, not ${FORMAT} of version ${VERSION}`);
@@ -103,11 +126,11 @@ export function readSupernodes(graph: Graph, text: string): { groups: Group[]; m
     if (!Array.isArray(keys) || !keys.length) throw new Error(`${name} has no list of nodes`);
     const nodes = new Set<number>();
     for (const each of keys) {
-      const found = matching(graph, key(each, name));
+      const found = find(key(each, name));
       if (!found.length) missing++;
       for (const node of found) {
         const other = used.get(node);
-        if (other !== undefined && other !== name) throw new Error(`${graph.short(node)} is in ${other} and in ${name}`);
+        if (other !== undefined && other !== name) throw new Error(`${short(node)} is in ${other} and in ${name}`);
         used.set(node, name);
         nodes.add(node);
       }
@@ -135,7 +158,8 @@ function key(value: unknown, name: string): Key {
   return found as unknown as Key;
 }
 
-function matching(graph: Graph, wanted: Key): number[] {
+/** The nodes of a graph that a key is of. */
+export function matching(graph: Graph, wanted: Key): number[] {
   const found: number[] = [];
   for (let node = 0; node < graph.size; node++) {
     const set = graph.set(node);

@@ -25,5 +25,5 @@ export function signed(value: number): string {
 }
 
 export function percent(share: number): string {
-  return `${(100 * share).toPrecision(3)}%`;
+  return `${(100 * share).toPrecision(3)}%`.replace("-", "−");
 }

@@ -1,5 +1,6 @@
 // A canvas that is moved and scaled by mouse, wheel, touch and keyboard, and drawn again when anything of it changes.
 
+import type { Signal } from "@preact/signals";
 import { select } from "d3-selection";
 import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
@@ -7,7 +8,8 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 /** How a whole picture lies in a window of this width and height: scaled, then moved. */
 export type Fitting = (width: number, height: number) => { scale: number; left: number; top: number };
 
-export function useZoomed(scales: [number, number], fitting: Fitting, whole: unknown[]) {
+/** `moved`, where it is given, is what this canvas and others move by together. */
+export function useZoomed(scales: [number, number], fitting: Fitting, whole: unknown[], moved?: Signal<ZoomTransform | null>) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const [size, setSize] = useState<[number, number]>([0, 0]);
   const [transform, setTransform] = useState<ZoomTransform>(zoomIdentity);
@@ -21,6 +23,7 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
         .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
           dragged.current = true;
           setTransform(event.transform);
+          if (moved) moved.value = event.transform;
         }),
     [],
   );
@@ -38,6 +41,12 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
     return () => observer.disconnect();
   }, []);
   useEffect(fit, whole);
+  const together = moved?.value ?? null;
+  useEffect(() => {
+    if (!together) return;
+    Object.assign(canvas.current!, { __zoom: together }); // where d3 keeps it; no event, so nothing is moved twice
+    setTransform(together);
+  }, [together]);
 
   /** The canvas at its size on this screen, emptied, in pixels of the page. */
   const context = (ground: string): CanvasRenderingContext2D => {

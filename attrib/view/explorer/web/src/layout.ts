@@ -1,0 +1,116 @@
+// Where nodes stand: a column for each position, a row for each level. What is the same in two graphs stands at the same place in both.
+
+import type { Graph } from "./graph";
+
+/** A node, or a group of nodes that are drawn as one. */
+export interface Item {
+  /** The node's number; of a group, the number of nodes and the group's place. */
+  id: number;
+  nodes: number[];
+  group: string | null;
+  x: number;
+  y: number;
+}
+
+export interface Place {
+  columns: { x: number; width: number }[];
+  rows: { level: number; y: number; height: number }[];
+  width: number;
+  height: number;
+}
+
+/** Items of a graph, before they have a place. */
+export interface Unplaced {
+  graph: Graph;
+  influence: Float64Array;
+  items: Item[];
+  /** What an item is called in all graphs; items of one name share their place. */
+  name: (item: Item) => string | number;
+}
+
+interface Slot {
+  weight: number;
+  id: number;
+  items: Item[];
+}
+
+export const STEP = 14;
+const GAP = 12;
+const LEFT = 64;
+/** How many times as wide as high a picture is at most and at least. */
+const WIDEST = 1.6;
+const NARROWEST = 0.8;
+
+/** Give all items their places. A cell's items stand in lines, the most influential first. */
+export function place(graphs: Unplaced[]): Place {
+  const [{ graph }] = graphs;
+  const cells = new Map<string, Slot[]>();
+  const named = new Map<string, Map<string | number, Slot>>();
+  for (const each of graphs) {
+    for (const item of each.items) {
+      const node = item.nodes.reduce((best, one) => (each.influence[one] > each.influence[best] ? one : best));
+      const key = `${each.graph.column(node)} ${each.graph.level(node)}`;
+      const weight = item.nodes.reduce((sum, one) => sum + each.influence[one], 0);
+      let cell = cells.get(key);
+      if (!cell) {
+        cells.set(key, (cell = []));
+        named.set(key, new Map());
+      }
+      const name = each.name(item);
+      const slot = named.get(key)!.get(name);
+      if (slot) {
+        slot.items.push(item);
+        slot.weight = Math.max(slot.weight, weight);
+      } else {
+        const made = { weight, id: item.id, items: [item] };
+        cell.push(made);
+        named.get(key)!.set(name, made);
+      }
+    }
+  }
+  const across = new Array<number>(graph.columns).fill(2);
+  const lines = new Array<number>(graph.header.levels.length).fill(0);
+  for (const [key, cell] of cells) {
+    const [column, level] = key.split(" ").map(Number);
+    const wide = Math.ceil(Math.sqrt(2 * cell.length));
+    across[column] = Math.max(across[column], wide);
+    lines[level] = Math.max(lines[level], 1);
+  }
+  for (const [key, cell] of cells) {
+    const [column, level] = key.split(" ").map(Number);
+    lines[level] = Math.max(lines[level], Math.ceil(cell.length / across[column]));
+  }
+  // a long prompt makes a wide picture and a deep model a high one: rows or columns then stand apart, so that edges can be followed
+  const full = lines.filter((count) => count > 0);
+  const wide = across.reduce((sum, count) => sum + count * STEP + GAP, LEFT);
+  const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
+  const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
+  const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
+  let x = LEFT;
+  const columns = across.map((count) => {
+    const column = { x, width: count * STEP + aside };
+    x += column.width;
+    return column;
+  });
+  let y = GAP;
+  const rows: Place["rows"] = [];
+  for (let level = lines.length - 1; level >= 0; level--) {
+    if (!lines[level]) continue;
+    const height = lines[level] * STEP + apart;
+    rows.push({ level, y, height });
+    y += height;
+  }
+  const rowOf = new Map(rows.map((row) => [row.level, row]));
+  for (const [key, cell] of cells) {
+    const [column, level] = key.split(" ").map(Number);
+    const row = rowOf.get(level)!;
+    cell.sort((a, b) => b.weight - a.weight || a.id - b.id);
+    cell.forEach((slot, at) => {
+      for (const item of slot.items) {
+        item.x = columns[column].x + aside / 2 + STEP * ((at % across[column]) + 0.5);
+        item.y = row.y + apart / 2 + STEP * (Math.floor(at / across[column]) + 0.5);
+      }
+    });
+  }
+  return { columns, rows, width: x, height: y + GAP };
+}
