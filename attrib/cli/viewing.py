@@ -48,7 +48,9 @@ def view(
     if _holds_graphs(file):
         if len(prompt or []) > 1:
             raise InputError(f"--prompt: {len(prompt or [])} of them; expected one, since a page shows one graph.")
-        made = _of_graph(file, prompt, Most(NODES if max_nodes is None else max_nodes, max_edges), _labels(labels), _links(neuronpedia))
+        made = _of_graph(
+            file, prompt, Most(NODES if max_nodes is None else max_nodes, max_edges), labels_from(labels), links_from(neuronpedia)
+        )
     else:
         of_graphs = {"--labels": labels, "--neuronpedia": neuronpedia, "--max-nodes": max_nodes}
         if given := [name for name, value in of_graphs.items() if value is not None]:
@@ -104,7 +106,7 @@ def serve(
     from attrib.view.explorer.graph_payload import Most
     from attrib.view.explorer.server import Explorer
 
-    named, links, most = _labels(labels), _links(neuronpedia), Most(max_nodes, max_edges)
+    named, links, most = labels_from(labels), links_from(neuronpedia), Most(max_nodes, max_edges)
     with attrib.open_graphs(file) as graphs:
         numbers: Sequence[int] = graphs.numbers.tolist()
         places = {number: number if file.is_dir() else place for place, number in enumerate(numbers)}
@@ -128,7 +130,8 @@ def _page(graph: Any, most: "Most", labels: "Labels", links: dict[str, str]) -> 
     return page("".join(graph.strings), packed(graph, most, labels, links))
 
 
-def _labels(files: list[Path] | None) -> "Labels":
+def labels_from(files: list[Path] | None) -> "Labels":
+    """The labels of all files."""
     from attrib.latents import Labels, read_labels
 
     found = Labels(())
@@ -137,7 +140,8 @@ def _labels(files: list[Path] | None) -> "Labels":
     return found
 
 
-def _links(given: list[str] | None) -> dict[str, str]:
+def links_from(given: list[str] | None) -> dict[str, str]:
+    """By a dictionary's name, the address of its latents, from NAME=MODEL/ID. Raises InputError."""
     from attrib.latents.links import latents_at
 
     found = {}

@@ -8,13 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.shown import in_html
 from attrib.core.slices import counts_of, entries_of, ptr_of
 from attrib.core.types import InputError
-from attrib.graph.nodes import Nodes
+from attrib.graph.nodes import KINDS, Nodes
 from attrib.graph.rowed import Rowed
 
 if TYPE_CHECKING:
     import scipy.sparse
+
+LONGEST = 200
+"""Characters of a prompt that a notebook shows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +72,17 @@ class Graph(Rowed):
             f"Graph({len(self.tokens)} tokens, {len(self.nodes):,} nodes, {len(self.targets):,} rows, {len(self):,} edges; "
             f"remainder at most {self.worst:.1e} of its row's scale)"
         )
+
+    def _repr_html_(self) -> str:
+        """What kinds of nodes there are, and how much comes from each, for notebooks."""
+        kinds = torch.tensor([KINDS.index(each.kind) for each in self.nodes.sets])[self.nodes.set_of]
+        nodes = torch.bincount(kinds, minlength=len(KINDS)).tolist()
+        edges = torch.bincount(kinds[self.indices], minlength=len(KINDS)).tolist()
+        sizes = torch.zeros(len(KINDS), dtype=torch.float64).index_add(0, kinds[self.indices], self.weight.abs().double()).tolist()
+        rows = [(kind, f"{nodes[at]:,}", f"{edges[at]:,}", sizes[at]) for at, kind in enumerate(KINDS) if nodes[at]]
+        text = "".join(self.strings)
+        said = f"{self!r}\n{text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}"
+        return in_html(said, ("kind", "nodes", "edges from them", "Σ|attribution|"), rows)
 
     @property
     def dropped(self) -> Float[Tensor, " targets"]:

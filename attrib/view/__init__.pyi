@@ -1,11 +1,15 @@
 from .figures import bars, curves, heatmap, histogram, labels_of, scatter
 from .highlighting import highlighted
+from .latent_pages.gathered import Table
+from .latent_pages.making import dashboard, task_dashboard
 from .pages import Page, graph, matrix
 
 __all__ = [
     "Page",
+    "Table",
     "bars",
     "curves",
+    "dashboard",
     "graph",
     "heatmap",
     "highlighted",
@@ -13,4 +17,5 @@ __all__ = [
     "labels_of",
     "matrix",
     "scatter",
+    "task_dashboard",
 ]
