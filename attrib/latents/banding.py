@@ -28,15 +28,16 @@ def quantile_bands(survey: LatentSurvey, latent: int, count: int = 5, *, example
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"count: {count!r}; expected a whole number of bands, at least 1.")
     counts = survey.counts(latent)
-    upto = counts.cumsum()
-    if not upto[-1]:
+    filled = np.flatnonzero(counts)
+    if not len(filled):
         return []
-    ends = sorted({int(np.abs(upto * count - upto[-1] * band).argmin()) + 1 for band in range(1, count + 1)})
+    upto = counts[filled].cumsum()
+    lasts = sorted({int(np.abs(upto * count - upto[-1] * band).argmin()) for band in range(1, count + 1)})
     found = []
-    for first, last in zip([int(np.flatnonzero(counts)[0]), *ends[:-1]], ends, strict=True):
-        inside = np.flatnonzero(counts[first:last]) + first  # without the empty bins at either end
-        low, high = (float(edges()[at]) for at in (inside[0], inside[-1] + 1))
-        there = [one for one in survey.examples(latent, low, high) if first <= int(bins_of(np.array([one.value]))[0]) < last]
-        places = int(counts[first:last].sum())
+    for first, last in zip([0, *(last + 1 for last in lasts[:-1])], lasts, strict=True):
+        bins = filled[first : last + 1]
+        low, high = (float(edges()[at]) for at in (bins[0], bins[-1] + 1))
+        there = [one for one in survey.examples(latent, low, high) if bins[0] <= bins_of(np.array([one.value]))[0] <= bins[-1]]
+        places = int(counts[bins].sum())
         found.append(Band(low, high, places, places / int(upto[-1]), tuple(there[:examples])))
     return found[::-1]

@@ -12,7 +12,7 @@ from attrib.view.pages import Page
 LEVELS = 20
 """Depths of a colour, beside none: a page may have classes of style, and no style of its own on an element."""
 DEEPEST = 0.75
-LONGEST = 2_000
+LONGEST = 200
 """Characters of a token that are shown."""
 _COLOURS = {"p": (0, 114, 178), "n": (199, 78, 0)}
 """Above zero, and below."""

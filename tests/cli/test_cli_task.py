@@ -62,7 +62,7 @@ def test_run_writes_what_the_function_gives_and_shows_every_table(files: Path, t
     both = [part for layer in (1, 2) for part in ("-d", files / f"layer-{layer}")]
     paged = command("task", "page", tmp_path / "out", "--html", tmp_path / "l.html", "-m", files / "model", *both, "--top", 1)
     assert paged.status == 0, paged.err
-    for words in ("Effect by ablation", "Logits", "Parents, layer-1", "Children, layer-2"):
+    for words in ("Effect by ablation", "Logits", "Parents, ", "Children, "):
         assert words in (tmp_path / "l.html").read_text(), words
     assert "--model: has no effect" in command("task", "page", tmp_path / "out", "--html", tmp_path / "m.html", "-m", files / "model").err
     csv = command("task", "show", tmp_path / "out", "--csv", "samples").out

@@ -46,7 +46,11 @@ def test_a_graph_says_what_comes_from_which_kind() -> None:
     for kind in ("token", "latent", "error"):
         nodes = graph.nodes.of_kind(kind)
         from_it = torch.isin(graph.indices, nodes)
-        assert found.loc[kind].tolist() == [f"{len(nodes):,}", f"{int(from_it.sum()):,}", f"{float(graph.weight[from_it].abs().sum()):.4g}"]
+        assert found.loc[kind].tolist() == [
+            f"{len(nodes):,}",
+            f"{int(from_it.sum()):,}",
+            f"{float(graph.weight[from_it].double().abs().sum()):.4g}",
+        ]
 
 
 def test_a_survey_says_what_it_saw() -> None:

@@ -159,8 +159,9 @@ def gathered(
     for group in groups:
         weights = None
         if model is not None and group.dictionary is not None:
-            # of several dictionaries each may be another's relative, and none its own
-            kin = [other for other in others if len(groups) == 1 or other.fingerprint != group.dictionary.fingerprint]
+            kin = [other for other in others if other.fingerprint != group.dictionary.fingerprint]
+            if len(groups) == 1 and len(kin) < len(others):  # of several dictionaries each may be another's relative
+                raise InputError(f"others: {group.name} is the dictionary itself; expected earlier or later ones.")
             weights = weighed(model, group.dictionary, group.latents, kin, expected, k, budget)
         link = links.get(group.name, group.link)
         shown.append(Group(group.name, group.site, group.latents, group.d_sae, group.dictionary, group.part, link, weights))

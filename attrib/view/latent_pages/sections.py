@@ -11,6 +11,7 @@ from attrib.core.shown import harmless
 from attrib.graph.ov import OVNorms
 from attrib.graph.vocabulary import TokenWeights
 from attrib.latents.banding import quantile_bands
+from attrib.latents.labels import LONGEST as OF_A_LABEL
 from attrib.latents.surveyed import Example, LatentSurvey
 from attrib.view.highlighting import sequence, shown_token
 from attrib.view.latent_pages.charts import heat_map, histogram, log_bins
@@ -22,7 +23,7 @@ CELLS = 200_000
 """Cells of all heat maps of a page: the heads of a large model, for many latents, are tables alone."""
 LONGEST = 60
 """Characters of a label in a table of relatives, and in the index."""
-_PARTS = {"reads": "tokens read", "writes": "logits", "heads before": "heads before", "heads behind": "heads behind"}
+_PARTS = {"reads": "Tokens read", "writes": "Logits", "heads before": "Heads that it reads", "heads behind": "Heads that read it"}
 
 
 def anchor(group: int, latent: int) -> str:
@@ -50,7 +51,7 @@ class Sections:
         """The latent at a place of a group."""
         latent = group.latents[at]
         labels = self.found.named(group.name, latent)
-        called = "".join(f"<p>{_text(label.text)} <small>({_text(label.source)})</small></p>" for label in labels)
+        called = "".join(f"<p>{_text(_cut(label.text, OF_A_LABEL))} <small>({_text(label.source)})</small></p>" for label in labels)
         link = (
             "" if group.link is None else f'<p><a href="{escape(group.link)}{latent}" rel="noreferrer" target="_blank">Neuronpedia</a></p>'
         )
@@ -173,7 +174,7 @@ def index_row(found: Gathered, group: Group, at: int, id: str) -> str:
     if group.part is not None:
         words += dict.fromkeys(one.token for one in group.part.top(latent))
     called = f" {_text(_cut(labels[0], LONGEST))}" if labels else ""
-    return f'<li data-of="{id}" data-words="{_text(" ".join(words))}"><a href="#{id}">{latent}</a>{called}</li>'
+    return f'<li data-of="{id}" data-words="{_text(" ".join(_cut(word, LONGEST) for word in words))}"><a href="#{id}">{latent}</a>{called}</li>'
 
 
 def not_here(found: Gathered) -> list[str]:
@@ -193,7 +194,7 @@ def not_here(found: Gathered) -> list[str]:
         said.append("Parents and children: give the model, and other dictionaries (others=, --other NAME).")
     for group in found.groups:
         faults = {} if group.weights is None else group.weights.faults
-        said += [f"{_PARTS.get(part, part).capitalize()} of {group.name}: {reason}" for part, reason in faults.items()]
+        said += [f"{_PARTS.get(part, part)} of {group.name}: {reason}" for part, reason in faults.items()]
     return said
 
 

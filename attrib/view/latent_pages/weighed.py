@@ -92,7 +92,7 @@ def weighed(
     behind = where_possible("heads behind", lambda: ov_norms(model, dictionary, chosen, of="decoder", budget=budget))
     kin = [
         where_possible(
-            f"parents and children in {other.name}",
+            f"Parents and children in {other.name}",
             partial(relatives, model, dictionary, chosen, [other], k=k, expected=expected, budget=budget),
         )
         for other in others
