@@ -174,7 +174,8 @@ def index_row(found: Gathered, group: Group, at: int, id: str) -> str:
     if group.part is not None:
         words += dict.fromkeys(one.token for one in group.part.top(latent))
     called = f" {_text(_cut(labels[0], LONGEST))}" if labels else ""
-    return f'<li data-of="{id}" data-words="{_text(" ".join(_cut(word, LONGEST) for word in words))}"><a href="#{id}">{latent}</a>{called}</li>'
+    found_by = _text(" ".join(_cut(word, LONGEST) for word in words))
+    return f'<li data-of="{id}" data-words="{found_by}"><a href="#{id}">{latent}</a>{called}</li>'
 
 
 def not_here(found: Gathered) -> list[str]:
