@@ -43,6 +43,7 @@ class Opened:
         self.bytes = file.stat().st_size
         self.context = browser.new_context(viewport={"width": 1400, "height": 860}, accept_downloads=True)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # a page with plotly.js in it is 5 MB, and a machine may be busy
         self.complaints: list[str] = []
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
