@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from attrib.core.rules import USUAL, rule_text
+from attrib.core.shown import SHOWN, in_html
 from attrib.core.types import Site
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.plan.choose import PackPlan
@@ -71,12 +72,10 @@ class Plan:
         return "\n".join([*lines, *(f"  {pack}" for pack in self.packs)])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{part}</td><td>{flops / 1e9:,.3f}</td><td>{size / 1e6:,.1f}</td></tr>" for part, flops, size in self._parts
-        )
-        head = "<tr><th>part</th><th>GFLOP</th><th>MB moved</th></tr>"
-        packs = "<br>".join(map(str, self.packs[:10])) + ("<br>…" if len(self.packs) > 10 else "")
-        return f"<div><p>{str(self).splitlines()[0]}</p><table>{head}{rows}</table><p>{packs}</p></div>"
+        """What each part costs, for notebooks."""
+        packs = [*map(str, self.packs[:SHOWN]), *(["…"] if len(self.packs) > SHOWN else [])]
+        rows = [(part, f"{flops / 1e9:,.3f}", f"{size / 1e6:,.1f}") for part, flops, size in self._parts]
+        return in_html("\n".join([str(self).splitlines()[0], *packs]), ("part", "GFLOP", "MB moved"), rows)
 
     @property
     def _parts(self) -> list[tuple[Part, int, int]]:

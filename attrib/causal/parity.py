@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from inspect import signature
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from attrib.causal.agreement import Agreement, correlation, slope
 from attrib.causal.rankings import Ranking
 from attrib.causal.verifying import verify
 from attrib.core.edges import Edges
-from attrib.core.optional import needed
+from attrib.core.plotted import add_points, panels
 from attrib.core.rules import Rule, parse_rule, rule_text
+from attrib.core.shown import frame_in_html
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class Parity:
         count = len(next(iter(self.scores.values())))
         return f"Parity of {len(self.scores)} rules over {count:,} scores:\n{self.table.round(4).to_string(index=False)}"
 
+    def _repr_html_(self) -> str:
+        return frame_in_html(repr(self).splitlines()[0], self.table)
+
     def points(self, a: str, b: str, *, seed: int = 0) -> "pd.DataFrame":
         """What the figure shows of two rules: their scores, of at most 2,000 things drawn by the seed. InputError for an unknown rule."""
         import pandas as pd
@@ -59,20 +64,16 @@ class Parity:
 
     def figure(self) -> "go.Figure":
         """Each two rules against each other, with the line on which they are one. Raises InputError where plotly is not installed."""
-        go, subplots = (needed(f"plotly.{part}", "figure", "view") for part in ("graph_objects", "subplots"))
         pairs = list(combinations(self.scores, 2))
         lines = [self.table[(self.table.a == a) & (self.table.b == b)].iloc[0] for a, b in pairs]
         titles = [f"r = {line.correlation:.3f}, slope {line.slope:.3f}" for line in lines]
-        made = subplots.make_subplots(rows=1, cols=len(pairs), subplot_titles=titles)
+        made = panels(titles)
         for column, (a, b) in enumerate(pairs, start=1):
             points = self.points(a, b)
-            ends = [float(points[[a, b]].min().min()), float(points[[a, b]].max().max())]
-            marks = {"size": 4, "opacity": 0.5}
-            made.add_trace(go.Scatter(x=points[a], y=points[b], mode="markers", marker=marks, showlegend=False), row=1, col=column)
-            made.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line={"dash": "dot"}, showlegend=False), row=1, col=column)
-            made.update_xaxes(title_text=a, row=1, col=column)
-            made.update_yaxes(title_text=b, row=1, col=column)
-        return made  # type: ignore[no-any-return]
+            add_points(made, points[a], points[b], marker={"size": 4, "opacity": 0.5}, row=1, col=column)
+            made.update_xaxes(title_text=escape(a), row=1, col=column)
+            made.update_yaxes(title_text=escape(b), row=1, col=column)
+        return made
 
 
 def compare(rules: Mapping[str, Any], *, tops: Sequence[int] = TOPS) -> Parity:

@@ -8,7 +8,8 @@ import typer
 
 from attrib.cli.bars import counted
 from attrib.cli.components import pca_command
-from attrib.cli.shared import ModelName, latents_of
+from attrib.cli.pages import page_command
+from attrib.cli.shared import ModelName, labels_beside, latents_of
 from attrib.core.types import InputError
 from attrib.view.terminal import facts, own, plain, table
 from attrib.view.terminal import show as print_table
@@ -28,6 +29,7 @@ ORDERS = ("density", "maximum", "mean", "prompts")
 WHERE = ("token", "context", "label")
 
 app.command("pca")(pca_command)
+app.command("page")(page_command)
 
 
 @app.command("survey")
@@ -283,7 +285,7 @@ def label_command(
     from attrib import latents
     from attrib.core.files import check_free
 
-    path = _beside(file) if out is None else out
+    path = labels_beside(file) if out is None else out
     check_free("out", path, overwrite=overwrite)
     survey = latents.open(file)
     parts = list(survey) if dictionary is None else [survey.of(dictionary)]
@@ -340,15 +342,11 @@ def _marked(one: "Example", width: int) -> str:
     return f"{''.join(before)}<<{one.token}>>{''.join(behind)}"
 
 
-def _beside(file: Path) -> Path:
-    return file.with_suffix(".labels.jsonl")
-
-
 def _known(file: Path, given: Path | None, *parts: "LatentSurvey") -> "Labels":
     """The labels that were given or lie beside the survey; else those that its own tokens make."""
     from attrib import latents
 
-    path = given or _beside(file)
+    path = given or labels_beside(file)
     if given is not None or path.is_file():
         return latents.read_labels(path, dictionary=parts[0].asked.dictionary if len(parts) == 1 and given else None)
     made = latents.Labels(())

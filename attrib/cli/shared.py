@@ -16,6 +16,11 @@ Dtype = Annotated[str | None, typer.Option(help="float32 or float64")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N")]
 
 
+def labels_beside(survey: Path) -> Path:
+    """Where the labels of a survey are looked for."""
+    return survey.with_suffix(".labels.jsonl")
+
+
 def latents_of(given: str) -> list[int] | slice:
     """Latents as they are typed: numbers with commas, or FIRST:LAST. Raises InputError."""
     try:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from attrib.cli.pages import task_page_command
 from attrib.cli.shared import ModelName
 from attrib.core.types import InputError
 from attrib.view.terminal import own, plain, table
@@ -22,6 +23,9 @@ GENERATED = ("agreement", "indirect-objects")
 NAMED = ("rte", "boolq")
 
 Top = Annotated[int, typer.Option(help="Rows of a table: latents of each sign and dictionary, and samples", min=1)]
+
+
+app.command("page")(task_page_command)
 
 
 @app.command()
@@ -109,11 +113,9 @@ def show(
 
 
 def _write_figure(figure: Any, file: Path) -> None:
-    from attrib.core.files import check_free, whole
+    from attrib.core.plotted import write_figure
 
-    check_free("figure", file, overwrite=True)
-    with whole(file) as partial:
-        partial.write_text(figure.to_html(include_plotlyjs="cdn"))
+    write_figure(file, figure, overwrite=True, argument="figure")
     print(plain(f"{file}: written"))
 
 

@@ -64,7 +64,7 @@ def view(
     if _holds_graphs(file):
         asked = Asked(file, tuple(survey or ()), model, tuple(at or ()), heads, qk, verify)
         asked.check()
-        told = _Told(Most(NODES if max_nodes is None else max_nodes, max_edges), _labels(labels), _links(neuronpedia), asked)
+        told = _Told(Most(NODES if max_nodes is None else max_nodes, max_edges), labels_from(labels), links_from(neuronpedia), asked)
         if len(prompt or []) > 1:
             raise InputError(f"--prompt: {len(prompt or [])} of them; expected one, and another as --beside-prompt.")
         if beside is None and beside_prompt is None:
@@ -177,7 +177,7 @@ def serve(
 
     asked = Asked(file, tuple(survey or ()), model, tuple(at or ()), heads, qk, verify)
     asked.check()
-    told = _Told(Most(max_nodes, max_edges), _labels(labels), _links(neuronpedia), asked)
+    told = _Told(Most(max_nodes, max_edges), labels_from(labels), links_from(neuronpedia), asked)
     with attrib.open_graphs(file) as graphs:
         numbers: Sequence[int] = graphs.numbers.tolist()
         places = {number: number if file.is_dir() else place for place, number in enumerate(numbers)}
@@ -194,7 +194,8 @@ def serve(
                 print("stopped")
 
 
-def _labels(files: list[Path] | None) -> "Labels":
+def labels_from(files: list[Path] | None) -> "Labels":
+    """The labels of all files."""
     from attrib.latents import Labels, read_labels
 
     found = Labels(())
@@ -203,7 +204,8 @@ def _labels(files: list[Path] | None) -> "Labels":
     return found
 
 
-def _links(given: list[str] | None) -> dict[str, str]:
+def links_from(given: list[str] | None) -> dict[str, str]:
+    """By a dictionary's name, the address of its latents, from NAME=MODEL/ID. Raises InputError."""
     from attrib.latents.links import latents_at
 
     found = {}

@@ -8,7 +8,6 @@ the order in which they were asked for.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.room import memory_named
+from attrib.core.shown import SHOWN, frame_in_html
 from attrib.core.slices import Chosen, counts_of, entries_of, join_ptr, part_of, ptr_of, taken
 from attrib.core.types import BIAS, ERROR, EdgeKind, InputError, NodeKind
 
@@ -27,8 +27,6 @@ Value = Literal["gradient", "attribution"]
 
 _KINDS = {ERROR: "error", BIAS: "bias"}
 """What stands among latents and is none."""
-SHOWN = 8
-"""Edges that a notebook shows of a result."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,8 +167,7 @@ class Edges:
 
     def _repr_html_(self) -> str:
         """The strongest edges as a small table, for notebooks."""
-        shown = self.top(SHOWN).to_html(index=False, border=0, float_format="{:.4g}".format)
-        return f"<div><p>{escape(repr(self))}; the strongest:</p>{shown}</div>"
+        return frame_in_html(f"{self!r}; the strongest:", self.top(SHOWN))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,8 +1,56 @@
-"""How objects that hold tensors are shown: one line, with shapes in place of numbers, in characters that every terminal has."""
+"""How objects are shown: in one line, with shapes in place of tensors' numbers; in a notebook, as a small table beside that line."""
 
-from typing import Any, TypeVar
+import unicodedata
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Kind = TypeVar("Kind", bound=type)
+SHOWN = 8
+"""Rows of a table that a notebook shows of an object that has many."""
+_JOINERS = "\u200c\u200d"
+"""They turn nothing around, and Persian and emoji are written with them."""
+
+
+def harmless(text: object) -> str:
+    r"""Text of any origin on one line.
+
+    Control characters (an ESC could move a cursor or rename a window), marks that turn the direction of writing, and halves of
+    surrogate pairs, become escapes such as \x1b.
+    """
+    return "".join(char if _is_shown(char) else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+
+
+def in_html(said: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """What a notebook shows of an object: what is said of it, and a small table. No text of it is read as markup.
+
+    Args:
+        said: one line, or several.
+        head: names of the columns; where there are none, the first cell of each row is its name.
+    """
+    lines = "<br>".join(escape(harmless(line)) for line in said.split("\n"))
+    names = "".join(f'<th scope="col">{escape(harmless(name))}</th>' for name in head)
+    first = "td" if head else 'th scope="row"'
+    cells = [[_cell(value) for value in row] for row in rows]
+    body = "".join(f"<tr><{first}>{row[0]}</{first[:2]}>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in cells)
+    table = f"<table>{f'<thead><tr>{names}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>" if cells else ""
+    return f"<div><p>{lines}</p>{table}</div>"
+
+
+def frame_in_html(said: str, frame: "pd.DataFrame") -> str:
+    """The same of a frame of pandas, all of whose rows are shown."""
+    return in_html(said, [str(name) for name in frame.columns], frame.itertuples(index=False, name=None))
+
+
+def _cell(value: object) -> str:
+    return escape(harmless(f"{value:.4g}" if isinstance(value, float) else value))
 
 
 def shown(value: Any) -> str:

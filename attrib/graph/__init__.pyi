@@ -11,6 +11,7 @@ from .graph import Graph
 from .headed import with_heads
 from .heads import HeadLoadings, head_loadings
 from .keys import Key, KeyTable, key_of
+from .kin import relatives
 from .latents import Latents
 from .layer_scores import OWN
 from .lazy import LazyGraph
@@ -93,6 +94,7 @@ __all__ = [
     "prune",
     "qk_attribution",
     "read_supernodes",
+    "relatives",
     "scores",
     "select",
     "sources",

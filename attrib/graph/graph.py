@@ -8,13 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.shown import in_html
 from attrib.core.slices import counts_of, entries_of, ptr_of
 from attrib.core.types import InputError
-from attrib.graph.nodes import Nodes
+from attrib.graph.nodes import KINDS, Nodes
 from attrib.graph.rowed import Rowed
 
 if TYPE_CHECKING:
     import scipy.sparse
+
+LONGEST = 200
+"""Characters of a prompt that a notebook shows."""
 
 
 AT_ONCE = 1 << 20
@@ -125,6 +129,17 @@ class Graph(Accounts):
     def weights_of(self, first: int, end: int) -> Float[Tensor, " edges"]:
         """Their weights."""
         return self.weight[int(self.indptr[first]) : int(self.indptr[end])]
+
+    def _repr_html_(self) -> str:
+        """What kinds of nodes there are, and how much comes from each, for notebooks."""
+        kinds = torch.tensor([KINDS.index(each.kind) for each in self.nodes.sets])[self.nodes.set_of]
+        nodes = torch.bincount(kinds, minlength=len(KINDS)).tolist()
+        edges = torch.bincount(kinds[self.indices], minlength=len(KINDS)).tolist()
+        sizes = torch.zeros(len(KINDS), dtype=torch.float64).index_add(0, kinds[self.indices], self.weight.abs().double()).tolist()
+        rows = [(kind, f"{nodes[at]:,}", f"{edges[at]:,}", sizes[at]) for at, kind in enumerate(KINDS) if nodes[at]]
+        text = "".join(self.strings)
+        said = f"{self!r}\n{text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}"
+        return in_html(said, ("kind", "nodes", "edges from them", "Σ|attribution|"), rows)
 
     @property
     def dropped(self) -> Float[Tensor, " targets"]:

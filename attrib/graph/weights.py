@@ -29,6 +29,7 @@ from attrib.adapters.given import as_bytes, as_model, takes
 from attrib.core.edges import Growing
 from attrib.core.keep import check_keep, kept, most_kept
 from attrib.core.room import free_memory, memory_named
+from attrib.core.shown import SHOWN, frame_in_html
 from attrib.core.slices import ptr_of
 from attrib.core.sparse import to_csr
 from attrib.core.types import BudgetError, InputError, Keep, TopK
@@ -96,6 +97,10 @@ class VirtualWeights:
         rows, columns = self.shape
         way = "" if self.attention is None else f" through heads {', '.join(map(str, self.heads))} of layer {self.attention}"
         return f"VirtualWeights({self.source} -> {self.target}{way}: {rows:,} targets x {columns:,} sources, {len(self):,} kept)"
+
+    def _repr_html_(self) -> str:
+        """The strongest as a small table, for notebooks."""
+        return frame_in_html(f"{self!r}; the strongest:", self.top(SHOWN))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,3 +1,4 @@
+from .banding import quantile_bands
 from .evaluating import ByWay, Evaluation, Quality, evaluate
 from .files import faults, open, save
 from .finding import Found, search
@@ -33,6 +34,7 @@ __all__ = [
     "neuronpedia_list",
     "open",
     "pca",
+    "quantile_bands",
     "read_labels",
     "save",
     "save_labels",

@@ -76,18 +76,25 @@ def token_labels(survey: Survey | LatentSurvey, *, k: int = 5, least: float = 0.
 def token_shares(part: LatentSurvey, latent: int) -> dict[int, float]:
     """By token id, its share of the sum of a latent's largest scores; where none were kept, of the sampled ones."""
     weights: dict[int, float] = {}
-    for one in part.top(latent) or part.examples(latent):
-        if one.value > 0:
-            weights[one.ids[one.at]] = weights.get(one.ids[one.at], 0.0) + one.value
+    for token, value in part.top_tokens(latent) or [(one.ids[one.at], one.value) for one in part.examples(latent)]:
+        if value > 0:
+            weights[token] = weights.get(token, 0.0) + value
     total = sum(weights.values())
     return dict(sorted(((token, weight / total) for token, weight in weights.items()), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _by_tokens(part: LatentSurvey, k: int, least: float) -> Iterator[Label]:
     for latent in part.latents[np.flatnonzero(part.count)].tolist():
-        named = [(part.string(token), share) for token, share in token_shares(part, latent).items() if share >= least][:k]
-        if named:
-            yield Label(part.asked.dictionary, latent, ", ".join(f"{string!r} {share:.0%}" for string, share in named), "tokens")
+        if label := token_label(part, latent, k, least):
+            yield label
+
+
+def token_label(part: LatentSurvey, latent: int, k: int = 5, least: float = 0.05) -> Label | None:
+    """What `token_labels` calls one latent; None where it calls it nothing."""
+    named = [(part.string(token), share) for token, share in token_shares(part, latent).items() if share >= least][:k]
+    if not named:
+        return None
+    return Label(part.asked.dictionary, latent, ", ".join(f"{string!r} {share:.0%}" for string, share in named), "tokens")
 
 
 def logit_labels(model: Any, dictionary: Any, latents: Any = None, *, k: int = 5) -> Labels:

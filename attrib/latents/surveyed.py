@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from attrib.core.labels import unnamed
+from attrib.core.shown import in_html
 from attrib.core.types import InputError
 from attrib.latents.bins import BINS, STEPS, band_of, bins_of, edges
 from attrib.latents.places import Places, hashes_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SCORES: tuple[str, ...] = get_args(Score)
 """What a survey may be of."""
+SUMMARY = ("dictionary", "score", "latents", "never active", "median density", "prompts", "places")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,16 @@ class LatentSurvey:
             f"{self.places:,} places)"
         )
 
+    def _repr_html_(self) -> str:
+        return in_html(repr(self), SUMMARY, [self.summary])
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """In words, what `SUMMARY` names."""
+        never, of = int((self.active == 0).sum()), f"{len(self.latents):,} of {self.asked.d_sae:,}"
+        density = f"{float(np.median(self.density)):.3%}" if len(self.latents) else ""
+        return self.asked.dictionary, self.asked.score, of, f"{never:,}", density, f"{count(self.prompts):,}", f"{self.places:,}"
+
     # ----------------------------------------------------------------------------- numbers of all latents
 
     @property
@@ -166,9 +178,13 @@ class LatentSurvey:
 
     # ----------------------------------------------------------------------------------- of one latent
 
+    def counts(self, latent: int) -> Int64[np.ndarray, " all_bins"]:
+        """How many places each of the survey's bins has, empty ones too; `histogram` leaves those out at either end."""
+        return self.tally.histogram[self._at(latent)]
+
     def histogram(self, latent: int) -> tuple[Float64[np.ndarray, " edges"], Int64[np.ndarray, " bins"]]:
         """The edges of the bins from the first to the last that is not empty, and how many places each has. Four bins are an octave."""
-        counts = self.tally.histogram[self._at(latent)]
+        counts = self.counts(latent)
         filled = np.flatnonzero(counts)
         if not len(filled):
             return np.empty(0), np.empty(0, np.int64)
@@ -198,6 +214,11 @@ class LatentSurvey:
     def top(self, latent: int, count: int | None = None) -> list[Example]:
         """The places of largest score, the largest first."""
         return self._examples(self.tally.top, self._rows(self.tally.top, latent)[:count])
+
+    def top_tokens(self, latent: int) -> list[tuple[int, float]]:
+        """The token ids at which these scores are, with each score: what `top` says, without what stands around."""
+        there = self.tally.top.take(self._rows(self.tally.top, latent))
+        return list(zip(there.tokens[:, self.asked.limits.before].tolist(), there.value.tolist(), strict=True))
 
     def examples(self, latent: int, low: float = -np.inf, high: float = np.inf, count: int | None = None) -> list[Example]:
         """Sampled places whose score is from `low` up to `high`, in the order of their draw.
@@ -271,6 +292,10 @@ class Survey:
 
     def __repr__(self) -> str:
         return f"Survey({', '.join(part.asked.dictionary for part in self.parts)})"
+
+    def _repr_html_(self) -> str:
+        """A row for each dictionary, for notebooks."""
+        return in_html(f"Survey of {len(self.parts)} dictionaries", SUMMARY, [part.summary for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from attrib.core.shown import SHOWN, in_html
 from attrib.core.types import InputError
 from attrib.stats.accumulate import Held
 from attrib.stats.fixed import UNIT
@@ -104,6 +105,16 @@ class Statistics:
 
     def __repr__(self) -> str:
         return f"Statistics(within {self.memory:,} bytes a block, {len(self.parts)} blocks: {'; '.join(map(repr, self.parts))})"
+
+    def _repr_html_(self) -> str:
+        """A row for each block, for notebooks."""
+        rows = [
+            (str(part.block), *(("table", f"{part.pairs:,}", 0.0) if part.pairs is not None else ("sketch", "", part.found_from)))
+            for part in self.parts[:SHOWN]
+        ]
+        more = f"; the first {SHOWN} blocks:" if len(self.parts) > SHOWN else ""
+        said = f"Statistics within {self.memory:,} bytes a block, {len(self.parts)} blocks{more}"
+        return in_html(said, ("block", "held as", "pairs", "found from l1"), rows)
 
     @property
     def blocks(self) -> list[Block]:

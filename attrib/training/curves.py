@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from attrib.core.files import check_free, whole
-from attrib.core.optional import needed
+from attrib.core.plotted import panels, plotly, write_figure
 from attrib.core.types import FormatError, InputError
 
 Row = dict[str, int | float]
@@ -96,23 +97,21 @@ def curves_page(path: str | Path, curves: Mapping[str, Sequence[Row]]) -> None:
     Raises:
         InputError: where plotly is not installed, there is no curve, or the page's folder is not there.
     """
-    graph_objects, subplots = (needed(f"plotly.{part}", "curves", "view") for part in ("graph_objects", "subplots"))
+    graph_objects = plotly("curves")
     if not curves:
         raise InputError("curves: none; expected those of one dictionary at least.")
-    path = Path(path)
-    check_free("curves", path, overwrite=True)
+    check_free("curves", Path(path), overwrite=True)
     colours = graph_objects.Figure().layout.template.layout.colorway or ("#636efa",)
-    figure = subplots.make_subplots(rows=len(FIGURES), cols=1, shared_xaxes=True, subplot_titles=[title for title, _ in FIGURES.values()])
+    figure = panels([title for title, _ in FIGURES.values()], down=True, shared_xaxes=True)
     for number, (name, rows) in enumerate(curves.items()):
         for place, key in enumerate(FIGURES, 1):
             line = graph_objects.Scatter(
-                x=[row["samples"] for row in rows], y=[row[key] for row in rows], name=name, legendgroup=name, showlegend=place == 1,
-                line={"color": colours[number % len(colours)]},
+                x=[row["samples"] for row in rows], y=[row[key] for row in rows], name=escape(name), legendgroup=name,
+                showlegend=place == 1, line={"color": colours[number % len(colours)]},
             )  # fmt: skip
             figure.add_trace(line, row=place, col=1)
     for place, (_, axis) in enumerate(FIGURES.values(), 1):
         figure.update_yaxes(type=axis, row=place, col=1)
     figure.update_xaxes(title_text="samples", row=len(FIGURES), col=1)
     figure.update_layout(height=260 * len(FIGURES), hovermode="x unified")
-    with whole(path) as partial:
-        partial.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
+    write_figure(path, figure, title="curves", overwrite=True, argument="curves")

@@ -1,12 +1,16 @@
 from .figures import bars, curves, heatmap, histogram, labels_of, scatter
 from .highlighting import highlighted
+from .latent_pages.gathered import Table
+from .latent_pages.making import dashboard, task_dashboard
 from .pages import Page, beside, graph, matrix
 
 __all__ = [
     "Page",
+    "Table",
     "bars",
     "beside",
     "curves",
+    "dashboard",
     "graph",
     "heatmap",
     "highlighted",
@@ -14,4 +18,5 @@ __all__ = [
     "labels_of",
     "matrix",
     "scatter",
+    "task_dashboard",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
-from attrib.core.optional import needed
+from attrib.core.plotted import add_points, plotly
 from attrib.core.types import BIAS, ERROR, InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def heatmap(
         InputError: for a prompt or target that is not there, a result without edges, and more than 2,000 rows or columns. Where plotly
             is not installed.
     """
-    go = needed("plotly.graph_objects", "figure", "view")
+    go = plotly()
     if value not in ("attribution", "gradient"):
         raise InputError(f"value: {value!r}; expected 'attribution' or 'gradient'.")
     one = edges.prompt(prompt)
@@ -91,7 +91,7 @@ def bars(values: Numbers, labels: Sequence[str], *, title: str = "", unit: str =
     Raises:
         InputError: where there are not as many labels as values; where plotly is not installed.
     """
-    go = needed("plotly.graph_objects", "figure", "view")
+    go = plotly()
     heights = column("values", values)
     if len(labels) != len(heights):
         raise InputError(f"labels: {len(labels)} of them for {len(heights)} values.")
@@ -115,14 +115,12 @@ def scatter(
     Raises:
         InputError: where the lengths differ; where plotly is not installed.
     """
-    go = needed("plotly.graph_objects", "figure", "view")
+    go = plotly()
     across, up = column("x", x), column("y", y)
     if len(across) != len(up) or (labels is not None and len(labels) != len(up)):
         raise InputError(f"y: {len(up)} numbers for {len(across)} of x and {len(labels or across)} labels; expected as many.")
-    figure = go.Figure(go.Scatter(x=across, y=up, mode="markers", marker={"color": _BLUE, "size": 5}, text=_texts(labels or [])))
-    if diagonal and len(across):
-        ends = [float(min(across.min(), up.min())), float(max(across.max(), up.max()))]
-        figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line={"dash": "dot", "color": "#888888"}, hoverinfo="skip"))
+    figure = go.Figure()
+    add_points(figure, across, up, texts=_texts(labels or []), diagonal=diagonal, marker={"color": _BLUE, "size": 5})
     figure.update_layout(xaxis_title=escape(names[0]), yaxis_title=escape(names[1]), showlegend=False)
     return figure
 
@@ -140,7 +138,7 @@ def histogram(
     Raises:
         InputError: for counts that do not go with their edges; where plotly is not installed.
     """
-    go = needed("plotly.graph_objects", "figure", "view")
+    go = plotly()
     left_out, name = 0, escape(unit)
     if isinstance(values, tuple):
         edges, counts = column("values", values[0]), column("values", values[1])
@@ -171,7 +169,7 @@ def curves(
     Raises:
         InputError: where a line has other numbers of places and of values; where plotly is not installed.
     """
-    go = needed("plotly.graph_objects", "figure", "view")
+    go = plotly()
     figure = go.Figure()
     for name, (x, y) in lines.items():
         across, up = column("lines", x), column("lines", y)

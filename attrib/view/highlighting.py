@@ -3,17 +3,27 @@
 from collections.abc import Sequence
 from html import escape
 
+from attrib.core.sealed import sealed
+from attrib.core.shown import harmless
 from attrib.core.types import InputError
 from attrib.view.figures import Numbers, column
 from attrib.view.pages import Page
-from attrib.view.terminal import plain
 
-_POSITIVE, _NEGATIVE = (0, 114, 178), (199, 78, 0)
-_STYLE = (
-    ":root{color-scheme:light dark}body{font:14px/2 system-ui,sans-serif;margin:8px}"
-    "span{white-space:pre-wrap;border-radius:3px;padding:2px 0}small{color:GrayText}p{margin:0 0 6px}"
+LEVELS = 20
+"""Depths of a colour, beside none: a page may have classes of style, and no style of its own on an element."""
+DEEPEST = 0.75
+LONGEST = 200
+"""Characters of a token that are shown."""
+_COLOURS = {"p": (0, 114, 178), "n": (199, 78, 0)}
+"""Above zero, and below."""
+COLOURED = "".join(
+    f".{sign}{level}{{background:rgba({red},{green},{blue},{DEEPEST * level / LEVELS:.4g})}}"
+    for sign, (red, green, blue) in _COLOURS.items()
+    for level in range(1, LEVELS + 1)
 )
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""The style of all classes that `sequence` gives tokens."""
+TOKENS = ".tokens{white-space:pre-wrap;overflow-wrap:anywhere}.tokens span{border-radius:3px;padding:2px 0}.tokens u{font-weight:600}"
+_STYLE = ":root{color-scheme:light dark}body{font:14px/2 system-ui,sans-serif;margin:8px}small{color:GrayText}p{margin:0 0 6px}"
 
 
 def highlighted(
@@ -38,24 +48,42 @@ def highlighted(
         raise InputError(f"values: {numbers[wrong[0]]} of token {wrong[0]}; expected finite numbers.")
     if marked is not None and not 0 <= marked < len(strings):
         raise InputError(f"marked: {marked}; expected a token's place, 0 to {len(strings) - 1}.")
-    body = sequence(strings, numbers.tolist(), largest, marked)
-    head = f"<p><small>{escape(plain(title))}</small></p>" if title else ""
+    body = sequence(strings, numbers.tolist(), largest, marked, of_zero=True)
+    head = f"<p><small>{escape(harmless(title))}</small></p>" if title else ""
     return Page(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(plain(title)) or 'tokens'}</title><style>{_STYLE}</style>{head}<p>{body}</p></html>",
+        sealed(harmless(title) or "tokens", f'{head}<p class="tokens">{body}</p>', style=_STYLE + TOKENS + COLOURED),
         height=120 + 24 * (sum(map(len, strings)) // 110),
     )
 
 
-def sequence(strings: Sequence[str], values: Sequence[float], largest: float | None = None, marked: int | None = None) -> str:
-    """The same as a run of HTML that stands within a page."""
+def sequence(
+    strings: Sequence[str], values: Sequence[float], largest: float | None = None, marked: int | None = None, *, of_zero: bool = False
+) -> str:
+    """The same as a run of HTML that stands within a page with the style `COLOURED` and, around it, the class of `TOKENS`.
+
+    Args:
+        of_zero: whether tokens of value zero say that too; else they are plain text, which keeps a page of many sequences small.
+    """
     most = largest if largest is not None else max(map(abs, values), default=0.0)
-    return "".join(_token(string, value, most, place == marked) for place, (string, value) in enumerate(zip(strings, values, strict=True)))
+    tokens = enumerate(zip(strings, values, strict=True))
+    return "".join(_token(string, value, most, place == marked, of_zero) for place, (string, value) in tokens)
 
 
-def _token(string: str, value: float, most: float, is_marked: bool) -> str:
-    red, green, blue = _POSITIVE if value > 0 else _NEGATIVE
-    opacity = 0.75 * min(1.0, abs(value) / most) if most > 0 else 0.0
-    line = ";text-decoration:underline" if is_marked else ""
-    text = escape(plain(string.replace("\n", "⏎")))
-    return f'<span style="background:rgba({red},{green},{blue},{opacity:.3f}){line}" title="{value:.4g}">{text}</span>'
+def level_of(value: float, most: float) -> int:
+    """The depth of a value's colour, of `LEVELS`; at least 1 of what is not zero."""
+    return max(1, round(LEVELS * min(1.0, abs(value) / most))) if value and most > 0 else 0
+
+
+def shown_token(string: str) -> str:
+    """A token as text of a page: line ends as a sign, what is too long cut, nothing that could act."""
+    found = harmless(string.replace("\n", "⏎"))
+    return escape(found if len(found) <= LONGEST else f"{found[: LONGEST - 1]}…")
+
+
+def _token(string: str, value: float, most: float, is_marked: bool, of_zero: bool) -> str:
+    text = f"<u>{shown_token(string)}</u>" if is_marked else shown_token(string)
+    if not value and not of_zero:
+        return text
+    level = level_of(value, most)
+    kind = f' class="{"p" if value > 0 else "n"}{level}"' if level else ""
+    return f'<span{kind} title="{value:.4g}">{text}</span>'

@@ -5,7 +5,6 @@ Nothing here is markup: a bracket in a prompt is a bracket.
 
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
@@ -14,18 +13,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-_JOINERS = "\u200c\u200d"
-"""They turn nothing around, and Persian and emoji are written with them."""
+from attrib.core.shown import harmless
+
 _SIGNS = {"→": "->", "Σ": "sum ", "≥": ">=", "≤": "<=", "±": "+-"}
 
 
 def plain(text: object) -> str:
-    r"""Text of any origin on one line, as the output can show it.
-
-    Control characters (an ESC could move the cursor or rename the window), marks that turn the direction of writing, halves of
-    surrogate pairs, and what the output's encoding has not, become escapes such as \x1b.
-    """
-    found = "".join(char if _is_shown(char) else char.encode("unicode_escape").decode() for char in str(text))
+    r"""Text of any origin on one line, as the output can show it: `harmless`, with escapes also for what its encoding has not."""
+    found = harmless(text)
     encoding = _encoding()
     return found.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -43,10 +38,6 @@ def own(text: str) -> str:
         except UnicodeEncodeError:
             text = text.replace(sign, ascii_sign)
     return text
-
-
-def _is_shown(char: str) -> bool:
-    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
 def _encoding() -> str:

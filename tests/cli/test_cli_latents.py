@@ -220,3 +220,24 @@ def test_a_file_is_verified_as_a_survey(folder: Path, tmp_path: Path):
     ran = CliRunner().invoke(whole, ["verify-file", str(path)])
     assert "/parts/0" in ran.output
     assert ran.exit_code == 1
+
+
+def test_a_page_is_written_whole_or_not_at_all(folder: Path, tmp_path: Path):
+    out, survey = tmp_path / "page.html", folder / "s.h5"
+    said = printed("page", "0,3", "--survey", survey, "-d", folder / SITES[0], "--html", out)
+    assert str(out) in said
+    assert re.findall(r'<a href="#(.*?)">', out.read_text()) == ["l0-0", "l0-3"]
+    before = out.read_bytes()
+    wrong = [
+        (["0", "--survey", survey, "-d", folder / SITES[0], "--html", out], "exists already"),
+        (["0", "--survey", survey, "--html", tmp_path / "new.html"], "dictionary: none was named"),
+        (["0", "--html", tmp_path / "new.html"], "--dictionary: missing"),
+        (["80", "-d", folder / SITES[0], "--html", tmp_path / "new.html"], "latents: 80 is no latent"),
+        (["0", "-d", folder / SITES[0], "--other", folder / SITES[1], "--html", tmp_path / "new.html"], "--other: has no effect"),
+        (["a", "-d", folder / SITES[0], "--html", tmp_path / "new.html"], "latents: 'a'"),
+        (["0", "-d", folder / SITES[0], "--neuronpedia", "x", "--html", tmp_path / "new.html"], "--neuronpedia: 'x'"),
+    ]
+    for words, message in wrong:
+        assert message in fault("page", *words)
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

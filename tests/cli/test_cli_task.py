@@ -58,6 +58,13 @@ def test_run_writes_what_the_function_gives_and_shows_every_table(files: Path, t
     assert "r = " in (tmp_path / "p.html").read_text()
     assert "--per-batch: has no effect" in command("task", "show", tmp_path / "out", "--per-batch").err
     assert "does not exist" in command("task", "show", tmp_path / "out", "--parity", tmp_path / "no" / "p.html").err
+    assert not [page for page in ("p.html", "e.html") if "<script src" in (tmp_path / page).read_text()], "they load nothing"
+    both = [part for layer in (1, 2) for part in ("-d", files / f"layer-{layer}")]
+    paged = command("task", "page", tmp_path / "out", "--html", tmp_path / "l.html", "-m", files / "model", *both, "--top", 1)
+    assert paged.status == 0, paged.err
+    for words in ("Effect by ablation", "Logits", "Parents, ", "Children, "):
+        assert words in (tmp_path / "l.html").read_text(), words
+    assert "--model: has no effect" in command("task", "page", tmp_path / "out", "--html", tmp_path / "m.html", "-m", files / "model").err
     csv = command("task", "show", tmp_path / "out", "--csv", "samples").out
     read = pd.read_csv(io.StringIO(csv), dtype={"right": str, "wrong": str, "said": str})
     pd.testing.assert_frame_equal(read, expected.samples, check_dtype=False)

@@ -35,12 +35,16 @@ def browser() -> Iterator[Any]:
 class Opened:
     """A page that was opened, and what its browser complained about."""
 
-    def __init__(self, browser: Any, folder: Path, data: bytes, title: str = "a test", hash: str = "") -> None:
+    def __init__(
+        self, browser: Any, folder: Path, data: bytes | str, title: str = "a test", hash: str = "", *, wait_for: str = "canvas"
+    ) -> None:
+        """Open the explorer of some data, or a page as it is."""
         file = folder / "page.html"
-        file.write_text(page(title, data), encoding="utf-8")
+        file.write_text(data if isinstance(data, str) else page(title, data), encoding="utf-8", errors="replace")
         self.bytes = file.stat().st_size
         self.context = browser.new_context(viewport={"width": 1400, "height": 860}, accept_downloads=True)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # a page with plotly.js in it is 5 MB, and a machine may be busy
         self.complaints: list[str] = []
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -48,7 +52,7 @@ class Opened:
             "request", lambda asked: self.complaints.append(asked.url) if not asked.url.startswith(("file:", "blob:", "data:")) else None
         )
         self.page.goto(file.as_uri() + hash)
-        self.page.wait_for_selector("canvas")
+        self.page.wait_for_selector(wait_for)
 
     def state(self, name: str) -> Any:
         """A field of what the reader has chosen."""

@@ -85,7 +85,7 @@ def test_dictionaries_from_text(command: Command, text: Path, tmp_path: Path) ->
     assert found["density"]["dead"] + sum(found["density"]["latents"]) == 40, "each latent is dead or in one bin"
     readme, page = (out / "README.md").read_text(), (out / "curves.html").read_text()
     assert f"| `{RESID}` | 40 | {found['explained_variance']:.3f} | 4.0 |" in readme
-    assert not re.search(r"<(script|link|img)[^>]* (src|href)=", page), "it opens without a network"
+    assert not re.search(r"<(script|link|img)[^>]* (src|href)=(?!\"data:)", page), "it opens without a network"
     assert all(word in page for word in ("explained variance", "dead latents", "learning rate", RESID, MLP_OUT))
 
     # once more: nothing is trained again, and the card's own file says the same

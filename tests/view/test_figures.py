@@ -99,9 +99,12 @@ def test_points_lines_and_counts() -> None:
 
 def test_a_text_is_coloured_by_its_numbers() -> None:
     page = attrib.view.highlighted(["a", " b", HOSTILE], [2.0, -1.0, 0.0], marked=1)
-    spans = re.findall(r'<span style="background:rgba\((\d+),\d+,\d+,([\d.]+)\)([^"]*)" title="([^"]*)">([^<]*)</span>', page.html)
-    assert [(red, float(depth), title) for red, depth, _, title, _ in spans] == [("0", 0.75, "2"), ("199", 0.375, "-1"), ("199", 0.0, "0")]
-    assert [bool(line) for _, _, line, _, _ in spans] == [False, True, False]
+    spans = re.findall(r'<span(?: class="(\w+)")? title="([^"]*)">(<u>)?([^<]*)', page.html)
+    assert [(level, title) for level, title, _, _ in spans] == [("p20", "2"), ("n10", "-1"), ("", "0")]
+    assert [bool(line) for _, _, line, _ in spans] == [False, True, False]
+    depths = {name: float(depth) for name, depth in re.findall(r"\.([pn]\d+)\{background:rgba\([\d,]+,([\d.]+)\)", page.html)}
+    assert (depths["p20"], depths["n10"]) == (0.75, 0.375)
+    assert "unsafe" not in page.html
     assert "<script" not in page.html
     assert "<img" not in page.html
 

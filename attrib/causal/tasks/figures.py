@@ -1,10 +1,11 @@
 """Figures of a run's effects, with plotly: one operation against another, and each latent's effect, over all samples or batch by batch."""
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from attrib.causal.tasks.frames import LATENTS, check_frame
 from attrib.causal.tasks.tables import one_against_another
-from attrib.core.optional import needed
+from attrib.core.plotted import add_points, panels, plotly
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
@@ -20,19 +21,14 @@ def parity_figure(latents: "pd.DataFrame", one: str = "ablation", other: str = "
     Raises:
         InputError: as `one_against_another`, and where plotly is not installed.
     """
-    go, subplots = (needed(f"plotly.{name}", "figure", "view") for name in ("graph_objects", "subplots"))
     table = one_against_another(latents, one, other)
     r = table.attrs["r"]
-    figure = subplots.make_subplots(rows=1, cols=len(r), subplot_titles=[f"{name}, r = {value:.3f}" for name, value in r.items()])
+    figure = panels([f"{name}, r = {value:.3f}" for name, value in r.items()])
     for column, name in enumerate(r, 1):
         part = table[table["dictionary"] == name]
-        ends = [float(min(part[one].min(), part[other].min())), float(max(part[one].max(), part[other].max()))]
-        points = {"x": part[other], "y": part[one], "text": [f"latent {latent}" for latent in part["latent"]], "mode": "markers"}
-        figure.add_trace(go.Scatter(**points, name=name, showlegend=False), row=1, col=column)
-        line = {"x": ends, "y": ends, "mode": "lines", "line": {"dash": "dot"}}
-        figure.add_trace(go.Scatter(**line, showlegend=False, hoverinfo="skip"), row=1, col=column)
-        figure.update_xaxes(title_text=f"total by {other}, in logits", row=1, col=column)
-        figure.update_yaxes(title_text=f"total by {one}, in logits", row=1, col=column)
+        add_points(figure, part[other], part[one], texts=[f"latent {latent}" for latent in part["latent"]], row=1, col=column)
+        figure.update_xaxes(title_text=escape(f"total by {other}, in logits"), row=1, col=column)
+        figure.update_yaxes(title_text=escape(f"total by {one}, in logits"), row=1, col=column)
     return figure
 
 
@@ -48,7 +44,7 @@ def effects_figure(latents: "pd.DataFrame", operation: str = "ablation", *, batc
     Raises:
         InputError: for what is no frame of latents, or has no rows of this operation; a batch below 1; where plotly is not installed.
     """
-    go, subplots = (needed(f"plotly.{name}", "figure", "view") for name in ("graph_objects", "subplots"))
+    go = plotly()
     check_frame(latents, LATENTS, "latents")
     if batch is not None and batch < 1:
         raise InputError(f"batch: {batch}; expected at least 1.")
@@ -58,11 +54,11 @@ def effects_figure(latents: "pd.DataFrame", operation: str = "ablation", *, batc
     of_batch = rows["example"] * 0 if batch is None else rows["example"] // batch
     totals = rows.assign(batch=of_batch).groupby(["dictionary", "batch", "latent"], sort=False)["effect"].sum().reset_index()
     names = list(rows["dictionary"].unique())
-    figure = subplots.make_subplots(rows=len(names), cols=1, subplot_titles=names)
+    figure = panels(names, down=True)
     for (name, number), part in totals.groupby(["dictionary", "batch"], sort=False):
         label = "all examples" if batch is None else f"examples {number * batch} to {number * batch + batch - 1}"
         trace = go.Scatter(x=part["latent"], y=part["effect"], mode="markers", name=label, legendgroup=label, showlegend=name == names[0])
         figure.add_trace(trace, row=names.index(name) + 1, col=1)
-    figure.update_yaxes(title_text=f"by {operation}, in logits")
+    figure.update_yaxes(title_text=escape(f"by {operation}, in logits"))
     figure.update_xaxes(title_text="latent", row=len(names), col=1)
     return figure
