@@ -3,10 +3,12 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import attrib
 
@@ -23,34 +25,40 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+suppress_warnings = ["ref.python"]  # the names of axes in shapes are taken for references, of which some could mean several things
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = "attrib"
-html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
 
-CODE = re.compile(r"`([^`]+)`")
+MARKED = re.compile(r"^[ \t]*(?:>>>|\.\.\.) .*$|`([^`]+)`", re.MULTILINE)
 PAGE = re.compile(r"docs/([\w-]+)\.md")
 
 
-def in_rest(line: str) -> str:
-    """A line of a docstring, which is plain text with `code`, as reST: code stays code, signs stay signs, a page of docs/ is a link."""
-    if line.lstrip().startswith((">>> ", "... ")):
-        return line
-    parts = CODE.split(line)  # text and code in turn
-    text = [PAGE.sub(r":doc:`/docs/\1`", re.sub(r"([\\*|]|(?<=\w)_\b)", r"\\\1", part)) for part in parts[::2]]
-    code = [f"``{part}``" for part in parts[1::2]]
-    # reST ends code only before a space or a sign
-    joined = [text[0], *(between for pair in zip(code, text[1:], strict=True) for between in pair)]
-    return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", "".join(joined))
+def in_rest(text: str) -> str:
+    """A docstring, which is plain text with `code` and doctests, as reST: code stays code, signs stay signs, a page of docs/ is a link."""
+    parts, end = [], 0
+    for found in MARKED.finditer(text):
+        parts.append(_plain(text[end : found.start()]))
+        end = found.end()
+        if found[1] is None:
+            parts.append(found[0])
+        else:
+            code = " ".join(found[1].split())
+            parts.append(f"``{code}``" + ("\\ " if text[end : end + 1].isalnum() else ""))  # reST ends code before a space or a sign alone
+    return "".join((*parts, _plain(text[end:])))
+
+
+def _plain(text: str) -> str:
+    return PAGE.sub(r":doc:`/docs/\1`", re.sub(r"([\\*|]|(?<=\w)_\b)", r"\\\1", text))
 
 
 def docstring(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Docstrings as reST, before napoleon reads their sections."""
-    lines[:] = map(in_rest, lines)
+    lines[:] = in_rest("\n".join(lines)).splitlines()
 
 
 def signature(app: Sphinx, what: str, name: str, found: Any, options: Any, shown: str | None, returned: str | None) -> Any:
@@ -71,6 +79,11 @@ def signature(app: Sphinx, what: str, name: str, found: Any, options: Any, shown
 
 
 def setup(app: Sphinx) -> None:
-    """Before napoleon, whose priority is 500."""
+    """Docstrings before napoleon, whose priority is 500. A function with overloads is shown once, as it is defined."""
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("attrib.") and "@overload" in inspect.getsource(module):
+            analyzer = ModuleAnalyzer.for_module(name)
+            analyzer.analyze()
+            analyzer.overloads.clear()
     app.connect("autodoc-process-docstring", docstring, priority=400)
     app.connect("autodoc-process-signature", signature)

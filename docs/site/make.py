@@ -43,11 +43,10 @@ def main(arguments: list[str]) -> int:
     if set(arguments) - {"--tiny"}:
         raise SystemExit("usage: python docs/site/make.py [--tiny]")
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(HERE)]
+    import notebooks
     import plotly.offline
     import reference
     from sphinx.cmd.build import main as sphinx
-
-    import notebooks
 
     made = ROOT / "out" / "docs"
     source = made / "source"
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
     (source / "_static" / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
     shutil.rmtree(ROOT / "site", ignore_errors=True)
     options = ["-b", "html", "-c", str(HERE), "-d", str(made / "read"), "--fail-on-warning", "--keep-going", "--quiet", "-j", "auto"]
-    return sphinx([*options, str(source), str(ROOT / "site")])
+    return sphinx([*options, "-D", f"html_static_path={source / '_static'}", str(source), str(ROOT / "site")])
 
 
 def lay_out(source: Path) -> list[str]:

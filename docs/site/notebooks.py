@@ -44,7 +44,7 @@ PICTURES: dict[tuple[str, str], Callable[[pd.DataFrame], Any]] = {
     ("workshop", "C27"): _bars("source_token", "attribution"),
     ("workshop", "C29"): _bars("source_latent", "attribution"),
 }
-"""Of the rows of a notebook that are pictures there. What has not the columns of the picture, such as a share beside a heat map, is a table."""
+"""Rows that are pictures in a notebook. What lacks the columns of the picture, such as a share beside a heat map, is a table."""
 
 
 def write(root: Path, folder: Path, kept: Path, *, is_tiny: bool) -> list[str]:

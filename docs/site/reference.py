@@ -17,16 +17,9 @@ ORDER = (
 
 
 def packages(root: Path) -> list[str]:
-    """All that have public names: those with a stub, and those whose `__init__` says `__all__`."""
-    found = [str(path.parent.relative_to(root)).replace("/", ".") for path in (root / "attrib").rglob("__init__.py*") if _public(path)]
-    return sorted(set(found), key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-
-
-def _public(path: Path) -> list[str]:
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+    """All whose names are public: those with a stub, and those that are named above."""
+    found = {".".join(path.parent.relative_to(root).parts) for path in (root / "attrib").rglob("__init__.pyi")}
+    return sorted(found | {*ORDER}, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def page(package: str) -> str:
@@ -37,8 +30,9 @@ def page(package: str) -> str:
     for name in names:
         found = getattr(module, name)
         if inspect.ismodule(found):
-            if found.__name__.count(".") > 1:  # a package has a page of its own
-                parts.append(f"{found.__name__}\n{'-' * len(found.__name__)}\n\n.. automodule:: {found.__name__}\n   :members:\n")
+            if not hasattr(found, "__path__"):  # a package has a page of its own
+                title = f"{found.__name__}\n{'-' * len(found.__name__)}\n"  # of its names the public ones are indexed on other pages
+                parts.append(f"{title}\n.. automodule:: {found.__name__}\n   :members:\n   :no-index:\n")
         else:
             parts.append("\n".join(_entry(package, name, found)) + "\n")
     return "\n".join(parts)
