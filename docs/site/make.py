@@ -9,12 +9,13 @@ same page here and there. `--tiny` runs the examples on a random model, which ta
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
-SECTIONS = {
+SECTIONS: dict[str, str | list[str]] = {
     "Start": ["docs/guides/ten-minutes", "docs/guides/when-not", "docs/glossary"],
     "Coming from": [
         "docs/guides/from-transformer-lens", "docs/guides/from-circuit-tracer", "docs/guides/from-nnsight", "docs/from-the-notebooks",
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
     shutil.copy(HERE / "site.css", source / "_static")
     (source / "_static" / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
     shutil.rmtree(ROOT / "site", ignore_errors=True)
-    options = ["-b", "html", "-c", str(HERE), "-d", str(made / "read"), "--fail-on-warning", "--keep-going", "--quiet", "-j", "auto"]
+    options = ["-b", "html", "-c", str(HERE), "-d", str(made / "read"), "--fail-on-warning", "--keep-going", "--quiet", "-j", "8"]
     return sphinx([*options, "-D", f"html_static_path={source / '_static'}", str(source), str(ROOT / "site")])
 
 
@@ -104,7 +105,7 @@ def _link(link: re.Match[str], page: Path, pages: dict[Path, None], source: Path
     return link[0]
 
 
-def contents(sections: dict[str, list[str]]) -> str:
+def contents(sections: Mapping[str, Sequence[str]]) -> str:
     """The table of contents at the site's left."""
     return "".join(f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(names) + "\n```\n" for title, names in sections.items())
 
