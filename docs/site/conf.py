@@ -23,7 +23,6 @@ highlight_language = "text"
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 suppress_warnings = ["ref.python"]  # the names of axes in shapes are taken for references, of which some could mean several things
 python_maximum_signature_line_length = 100

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     shutil.copy(HERE / "site.css", source / "_static")
     (source / "_static" / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
     shutil.rmtree(ROOT / "site", ignore_errors=True)
-    options = ["-b", "html", "-c", str(HERE), "-d", str(made / "read"), "--fail-on-warning", "--keep-going", "--quiet", "-j", "8"]
+    options = ["-b", "html", "-c", str(HERE), "-d", str(made / "read"), "--fail-on-warning", "--keep-going", "--quiet", "-j", "auto"]
     return sphinx([*options, "-D", f"html_static_path={source / '_static'}", str(source), str(ROOT / "site")])
 
 
