@@ -3,13 +3,14 @@
 # circuit-tracer, such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
 # make explorer: build the explorer's page from its source, with npm.  make same-explorer: whether what is built is of this source.
+# make docs: the documentation site, into site/; make docs SCRIPTS=--tiny runs the examples on a random model, which takes seconds.
 # make browser: Chromium for the tests of the page, from Debian.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check soak torture peers explorer same-explorer browser format clean
+.PHONY: demo test check docs soak torture peers explorer same-explorer browser format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -30,6 +31,11 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error, a link that leads nowhere among them
+docs: $(READY)
+	$(if $(SCRIPTS),,$(BIN)/attrib fetch smollm2-135m)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore docs/site/make.py $(SCRIPTS)
 
 soak: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -79,4 +85,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5 demo-graph.h5 demo.html
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5 demo-graph.h5 demo.html site out/docs
