@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.support import built_once  # noqa: E402
+
 if TYPE_CHECKING:
     from tests.support.typed import Command
+
+built_once.hasten()
 
 # Kernels are interpreted where there is no GPU. Triton reads this once, when it is first imported, and many packages import it.
 if not torch.cuda.is_available():
@@ -41,20 +45,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SLOWEST = (
     "test_jobs_ray",
-    "test_jobs_processes",
-    "test_cuts",
-    "test_plan",
-    "test_sweep",
     "test_silent_docs",
-    "test_attribution",
-    "test_jacobian",
-    "test_jobs_run",
+    "test_plan",
+    "test_build",
+    "test_silent_stopped",
+    "test_jobs_graphs",
+    "test_jobs_processes",
     "test_bench_kernels",
+    "test_rows",
+    "test_jacobian",
+    "test_bench",
+    "test_cuts",
+    "test_sweep",
+    "test_attribution",
+    "test_jobs_run",
     "test_any_shape",
     "test_silent_random_configurations",
-    "test_bench",
     "test_path",
     "test_rerun",
+    "test_silent_global_settings",
     "test_precision",
 )
 """Files that begin first, since the whole is done when the last file is."""

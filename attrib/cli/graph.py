@@ -20,7 +20,7 @@ from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
-    from attrib.graph import Graph, LazyGraph
+    from attrib.graph import Graph, LazyGraph, PathFilter
     from attrib.store import GraphCollection, Graphs
 
 
@@ -47,6 +47,8 @@ NodeShare = Annotated[
     float, typer.Option("--nodes", "--node-threshold", help="Share of the influence that the nodes left have", min=0, max=1)
 ]
 EdgeShare = Annotated[float, typer.Option("--edges", "--edge-threshold", help="Share that the edges left have", min=0, max=1)]
+PathKinds = Annotated[list[str] | None, typer.Option("--kind", help="Kinds of nodes that may lie on a path; may be repeated. Usually all")]
+PathContribution = Annotated[str, typer.Option("--contribution", help="What an edge counts: raw, share or capped")]
 TOP = 8
 
 
@@ -223,18 +225,65 @@ def paths(
     number: Number = None,
     top: Annotated[int, typer.Option(help="Paths of each output", min=1)] = TOP,
     into: Annotated[int | None, typer.Option(help="Into the node of this number; usually into each logit and target")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kinds of nodes that may lie on a path; may be repeated. Usually all")] = None,
-    contribution: Annotated[str, typer.Option(help="What an edge counts: raw, share or capped")] = "raw",
+    kind: PathKinds = None,
+    contribution: PathContribution = "raw",
 ) -> None:
     """The strongest paths into the outputs of a graph, exactly."""
-    from attrib.graph import PathFilter, Where, strongest
+    from attrib.graph import strongest
 
     graph = _read(file, number)
     ends = graph.nodes.of_kind("logit", "target").tolist() if into is None else [into]
-    which = PathFilter(through=Where(kind=tuple(kind))) if kind else PathFilter()
     for node in ends:
-        for path in strongest(graph, node, top, which=which, contribution=contribution):  # type: ignore[arg-type]
+        for path in strongest(graph, node, top, which=_through(kind), contribution=contribution):  # type: ignore[arg-type]
             print(plain(path.text(graph.nodes)))
+
+
+@app.command()
+def tree(
+    file: File,
+    number: Number = None,
+    top: Annotated[int, typer.Option(help="Paths in the tree", min=1)] = TOP,
+    into: Annotated[int | None, typer.Option(help="Into the node of this number; usually into the most important output")] = None,
+    logit: Annotated[str | None, typer.Option(help="Into the output of this name, its space left out or not")] = None,
+    kind: PathKinds = None,
+    contribution: PathContribution = "raw",
+) -> None:
+    """The strongest paths into one output as a tree, in which what they share stands once. Usually of the most probable logit."""
+    from attrib.graph import strongest
+    from attrib.view.branches import tree as tree_of
+
+    graph = _read(file, number)
+    if into is not None and logit is not None:
+        raise InputError("--logit: it has no effect beside --into; give one of them.")
+    node = into if into is not None else _output(graph, logit)
+    found = strongest(graph, node, top, which=_through(kind), contribution=contribution)  # type: ignore[arg-type]
+    if not found:
+        print(plain(f"{graph.nodes.label(node)}: no path of that kind leads to it"))
+        return
+    row = int(graph.row_of[node])
+    print_table(tree_of(graph, found, f": {graph.value[row]:.4g}, by its {len(found)} strongest paths"))
+
+
+def _output(graph: "Graph", name: str | None) -> int:
+    """The logit or target of this name, else the most important one."""
+    outputs = graph.nodes.of_kind("logit", "target")
+    if not len(outputs):
+        raise InputError("file: the graph has no outputs; say with --into of which node.")
+    labels = graph.nodes.labels[-len(outputs) :]
+    if name is None:
+        return int(outputs[graph.importance[graph.row_of[outputs]].argmax()])
+    named = [node for node, label in zip(outputs.tolist(), labels, strict=True) if name in (label, label.strip())]
+    if len(named) != 1:
+        fault = "is none of the outputs" if not named else "is the name of several outputs; say with --into which. They are"
+        raise InputError(f"--logit: {name!r} {fault} {', '.join(map(repr, labels))}.")
+    return named[0]
+
+
+def _through(kinds: list[str] | None) -> "PathFilter":
+    """Paths through nodes of these kinds alone, or all."""
+    from attrib.graph import PathFilter, Where
+
+    return PathFilter(through=Where(kind=tuple(kinds))) if kinds else PathFilter()
 
 
 @app.command()

@@ -11,6 +11,7 @@ from attrib.cli.components import pca_command
 from attrib.cli.pages import page_command
 from attrib.cli.shared import ModelName, labels_beside, latents_of
 from attrib.core.types import InputError
+from attrib.view.sparks import spark
 from attrib.view.terminal import facts, own, plain, table
 from attrib.view.terminal import show as print_table
 
@@ -189,6 +190,8 @@ def examples_command(
     }
     if row["count"]:
         bounds = part.percentiles(latent, (5, 50, 95))
+        edges, counts = part.histogram(latent)
+        rows["scores"] = f"from {edges[0]:.3g} {spark(counts.tolist())} to {edges[-1]:.3g}, four bars an octave"
         rows["mean, deviation, maximum"] = f"{row['mean']:.4g}, {part.std[part.latents == latent][0]:.4g}, {row['maximum']:.4g}"
         rows["percentiles"] = ", ".join(f"{p}%: {low:.3g} to {high:.3g}" for p, (low, high) in zip((5, 50, 95), bounds, strict=True))
     for label in known.of(part.asked.dictionary, latent):

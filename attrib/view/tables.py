@@ -4,18 +4,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes
 from attrib.core.types import BIAS, ERROR
 from attrib.view.chosen import Chosen
-from attrib.view.terminal import own, plain, table
+from attrib.view.strip import strip
+from attrib.view.terminal import columns, isolated, own, plain, table
 
 
-def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table | str]:
-    """The summary of all prompts, then the strongest of the chosen edges of some. Prompts go by their numbers in the data set."""
+def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table | Text | str]:
+    """The summary of all prompts, then of some what their tokens are worth, and the strongest of the chosen edges.
+
+    Prompts go by their numbers in the data set.
+    """
     yield summary(edges)
     where = "at or before" if is_causal(edges) else "and"
     yield f"pairs: an active source {where} an active target; stored: of them; kept: of {own('Σ')}|attribution|\n"
@@ -23,6 +28,7 @@ def tables(edges: Edges, prompts: list[int], chosen: Chosen) -> Iterator[Table |
     for number in prompts:
         one = edges.prompt(places[number])
         order = chosen.order(one)
+        yield from of_tokens(one, order, chosen, number)
         text = plain("".join(one.prompts.strings))
         yield strongest(one, order[: chosen.top], f'prompt {number}: "{text}"\n{len(one):,} edges stored; the strongest{chosen.words}')
         if edges.targets.kind == "latent":
@@ -46,6 +52,27 @@ def summary(edges: Edges) -> Table:
         ])  # fmt: skip
     title = f"{plain(edges.kind)}: {plain(edges.sources.site)} {own('→')} {plain(edges.targets.site)}{put_in(edges)}{of_rule(edges)}"
     return table(title, (), names, rows)
+
+
+def of_tokens(one: Edges, order: Int[Tensor, " chosen"], chosen: Chosen, number: int) -> Iterator[Text | str]:
+    """From which tokens of a prompt the chosen edges come, as its text with bars; nothing where no edge is chosen."""
+    if not len(order):
+        return
+    sizes = by_token(one, order)
+    most = int(sizes.argmax())
+    largest = f"{float(sizes[most]):.4g} at {isolated(plain(repr(one.prompts.strings[most])))} ({most})"
+    yield own(f"prompt {number}: Σ|attribution| of the stored edges from each token{chosen.words}\nthe largest: ") + largest
+    yield strip(one.prompts.strings, sizes.tolist(), columns())
+
+
+def by_token(one: Edges, order: Int[Tensor, " chosen"]) -> Float[Tensor, " tokens"]:
+    """The sizes of the attributions of some edges of one prompt, summed by the token that their source stands at. Biases stand at none."""
+    source = one.indices[order]
+    if one.sources.kind == "latent":
+        is_placed = one.sources.latent[source] != BIAS
+        order, source = order[is_placed], source[is_placed]
+    sums = torch.zeros(len(one.prompts.ids), dtype=torch.float64)
+    return sums.index_add(0, one.sources.position[source], one.attribution[order].abs().double())
 
 
 def put_in(edges: Edges) -> str:
@@ -95,7 +122,7 @@ def strongest(one: Edges, order: torch.Tensor, title: str) -> Table:
 def node_name(one: Edges, nodes: Nodes, row: int) -> str:
     """How a table names a node: its latent or label, and the token it stands at."""
     position = int(nodes.position[row])
-    token = plain(f"{one.prompts.strings[position]!r} ({position})")
+    token = f"{isolated(plain(repr(one.prompts.strings[position])))} ({position})"
     match nodes.kind:
         case "token":
             return token
@@ -105,7 +132,7 @@ def node_name(one: Edges, nodes: Nodes, row: int) -> str:
                 return "bias"
             return f"{'error' if latent == ERROR else latent} at {token}"
         case "error":
-            return plain(f"error at {token}")
+            return f"error at {token}"
     label = nodes.labels[row] if nodes.labels else str(int(nodes.latent[row]))
     if nodes.probability is None or nodes.probability[row].isnan():
         return plain(f"{label} = {float(nodes.activation[row]):.3g}")

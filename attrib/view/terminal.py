@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,11 @@ from rich.text import Text
 from attrib.core.shown import harmless
 
 _SIGNS = {"→": "->", "Σ": "sum ", "≥": ">=", "≤": "<=", "±": "+-"}
+_SIGNS |= dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True))
+_ISOLATED = "\u2068{}\u2069"
+"""Between the two, text is turned as its own first letter asks, and what stands around it is not."""
+_SIGNS |= dict.fromkeys(_ISOLATED.format(""), "")
+_LEFTWARD = ("R", "AL", "AN")
 
 
 def plain(text: object) -> str:
@@ -40,6 +45,11 @@ def own(text: str) -> str:
     return text
 
 
+def isolated(text: str) -> str:
+    """Text that `plain` gave, kept apart if it is written from right to left, so that what stands beside it stays where it is."""
+    return own(_ISOLATED.format(text)) if any(unicodedata.bidirectional(char) in _LEFTWARD for char in text) else text
+
+
 def _encoding() -> str:
     return getattr(sys.stdout, "encoding", None) or "utf-8"
 
@@ -51,6 +61,12 @@ def console() -> Console:
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = 1 << 14
     return found
+
+
+def columns() -> int:
+    """How many columns a text is to be broken into: those of the terminal, and 80 where there is none."""
+    on = console()
+    return on.width if on.is_terminal or "COLUMNS" in os.environ else 80
 
 
 def table(title: str, labels: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> Table:
@@ -80,14 +96,17 @@ def facts(rows: Mapping[str, object]) -> Table:
     return table("", ("", ""), (), [(name, message(value)) for name, value in rows.items()], header=False)
 
 
-def show(printed: Table | str) -> None:
-    """Print a table, or a line. Where room is short a table gives up its frame, then folds its labels, then goes over the edge."""
+def show(printed: RenderableType) -> None:
+    """Print a table, a line, or text that is in lines already.
+
+    Where room is short a table gives up its frame, then folds its labels, then goes over the edge.
+    """
     on = console()
     if isinstance(printed, Table):
         if _widths(on, printed).maximum > on.width:
             printed.box, printed.show_edge, printed.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
         on.width = max(on.width, _widths(on, printed).minimum)
-    on.print(printed)
+    on.print(printed, soft_wrap=isinstance(printed, Text))
 
 
 def _widths(on: Console, printed: Table) -> Measurement:

@@ -141,10 +141,16 @@ def test_where_kernels_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, devic
 
 
 def test_it_runs_without_attrib_and_torch_compile_is_measured_or_said_to_fail(tmp_path: Path) -> None:
-    """In a process of its own: here the hook wraps every function, and all of attrib is imported."""
+    """In a process of its own: here the hook wraps every function, and all of attrib is imported.
+
+    What torch.compile captures is run as it is: to have a C++ compiler make it faster takes longer than all else in this file.
+    """
     program = """
 import sys
+from functools import partial
+import torch
 from bench.kernels.run import app
+torch.compile = partial(torch.compile, backend="eager")
 print(sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2].split())), file=sys.stderr)
 app(["--device", "cpu", "--case", "attention-tangent-gpt2-T32-rows64-float32", "--json", sys.argv[1]], standalone_mode=False)
 """

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it writes, what it prints, and what it refuses before computing."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -374,6 +375,12 @@ def test_show_prints_the_strongest_edges(shown_file: Path, command: Command) -> 
     assert f"│ {pairs:,} │ {len(one):,} │ {len(one) / pairs:.2%} │" in re.sub(" +", " ", ran.out)
     assert f"{float(one.l1.sum()):.1f}" in ran.out
     assert re.search(r"p = 0\.\d{3}", ran.out), "logits are shown with their probability"
+    sums = torch.zeros(len(one.prompts.ids)).double().index_add(0, one.sources.position[one.indices], one.attribution.abs().double())
+    most = int(sums.argmax())
+    assert f"from each token\nthe largest: {float(sums[most]):.4g} at {one.prompts.strings[most]!r} ({most})\n" in ran.out
+    heights = ["▁▂▃▄▅▆▇█"[math.ceil(float(8 * size / sums[most])) - 1] for size in sums]
+    bars = "".join(height * len(string) for height, string in zip(heights, one.prompts.strings, strict=True))
+    assert f"\n{''.join(one.prompts.strings)}\n{bars}\n" in ran.out
 
 
 def test_show_leaves_out_early_positions(shown_file: Path, command: Command) -> None:

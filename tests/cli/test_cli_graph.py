@@ -76,6 +76,17 @@ def test_what_a_file_of_graphs_says(files: Path, tmp_path: Path, command: Comman
     paths = command("graph", "paths", out, "--top", 2, "--kind", "latent", "--kind", "token", "--kind", "logit")
     assert paths.status == 0, paths.err
     assert paths.out.count(" <- token") == 4
+    node = int(graphs[0].nodes.of_kind("logit")[0])
+    chosen = command("graph", "tree", out, "--top", 3, "--into", node)
+    first = attrib.graph.strongest(graphs[0], node, 1)[0]
+    assert chosen.out.startswith(f"{graphs[0].nodes.short(node)}: {graphs[0].value[graphs[0].row_of[node]]:.4g}, by its 3 strongest paths")
+    assert f"\n├── {first.weights[0]:+.3g} {graphs[0].nodes.short(first.nodes[1])}" in chosen.out
+    label = graphs[0].nodes.labels[-1]
+    assert command("graph", "tree", out, "--logit", label).out.startswith(f"logit {label!r}@")
+    probable = int(graphs[0].nodes.of_kind("logit")[graphs[0].importance[graphs[0].row_of[graphs[0].nodes.of_kind("logit")]].argmax()])
+    assert command("graph", "tree", out, "--top", 1).out.startswith(graphs[0].nodes.short(probable))
+    assert "--logit: 'none' is none of the outputs" in command("graph", "tree", out, "--logit", "none").err
+    assert "beside --into" in command("graph", "tree", out, "--logit", "none", "--into", node).err
     compared = command("graph", "diff", out, tmp_path / "p.h5", "--top", 1)
     assert compared.status == 0, compared.err
     assert "in the first alone" in compared.out

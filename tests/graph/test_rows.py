@@ -1,5 +1,6 @@
 """Rows as sweeps give them: what is kept of each, in order, and rows that are asked for part by part."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.support.covering import each_pair
 from tests.support.cut_cases import SETS, ours
 from tests.support.tolerances import ROUNDING, assert_close
 
+POSITIONS = 8
+"""Of the prompt, whose rows are asked for one at a time, too."""
 RULES: list[Keep] = [Dense(), TopK(3), Mass(0.8), Threshold(1.0), Threshold(1e9)]
 
 
@@ -68,14 +71,17 @@ def test_runs_are_of_numbers_that_follow_each_other():
     assert runs_of(torch.arange(0)) == []
 
 
+@cache
 def opened(family: Family, which: str) -> Any:
     model = build(family, torch.float64)
     ends = GraphEnds(model, tuple(ours(SETS[which](model))), (TopLogits(3),), LINEAR, None, "exact", True, 0)
-    return ends.open(prompt(11, seed=2))
+    return ends.open(prompt(POSITIONS, seed=2))
 
 
-def plain(there: Any) -> Tensor:
+@cache
+def plain(family: Family, which: str) -> Tensor:
     """[nodes, nodes], from the Jacobian of each pair of ends."""
+    there = opened(family, which)
     bundle: Bundle = there.bundle
     whole = torch.zeros(len(there.nodes), len(there.nodes), dtype=bundle.model.dtype)
     for _, (source, target, place, gradient) in jacobians(
@@ -88,9 +94,9 @@ def plain(there: Any) -> Tensor:
 @pytest.mark.parametrize("which", ["transcoders", "all", "residual"])
 def test_a_row_sees_what_is_before_it(which: str):
     there = opened("gpt2", which)
-    columns, whole = Columns(there), plain(there)
+    columns, whole = Columns(there), plain("gpt2", which)
     for target, nodes in enumerate(there.rows):
-        for position in range(11):
+        for position in range(POSITIONS):
             here = nodes[there.nodes.position[nodes] == position]
             seen = columns.seen(target, position)
             beyond = torch.ones(len(there.nodes), dtype=torch.bool).index_fill(0, seen.node, False)
@@ -124,7 +130,7 @@ def dense(there: Any, rows: GraphRows, chosen: Tensor, **asked: Any) -> Tensor:
 )  # fmt: skip
 def test_rows_by_parts_are_those_of_the_whole(family: Family, which: str, meets: str | None, most: int, at_once: int):
     there = opened(family, which)
-    want = plain(there)
+    want = plain(family, which)
     shuffled = torch.randperm(len(there.nodes), generator=torch.Generator().manual_seed(1))
     got = dense(there, GraphRows(there, Dense()), shuffled, meets=meets, most=most, at_once=at_once)
     assert_close(got, want, ROUNDING)
