@@ -48,7 +48,8 @@ def room_of(file: Path) -> str:
     return "" if first.startswith("__init__") else first
 
 
-FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
+FILES = [file for file in sorted(PACKAGE.rglob("*.py*")) if file.suffix in (".py", ".pyi") and "shipped" not in file.parts]
+"""Without the package that holds the shipped dictionaries, which is a distribution of its own and has no code."""
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES if file.suffix == ".py"}
 
 

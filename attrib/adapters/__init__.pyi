@@ -1,6 +1,7 @@
-from .dictionaries import SHIPPED, load_dictionaries, load_dictionary, shipped
+from .dictionaries import load_dictionaries, load_dictionary
 from .dictionaries.sae_lens import from_sae_lens
 from .dictionaries.sae_lens_writing import save_dictionary
+from .dictionaries.shipping import shipped, shipped_folder
 from .dictionaries.tensors import from_tensors
 from .given import as_dictionary, as_model
 from .models import LENS_OPTIONS, SMOLLM2, load_model
@@ -10,7 +11,6 @@ from .models.transformer_lens import from_transformer_lens
 
 __all__ = [
     "LENS_OPTIONS",
-    "SHIPPED",
     "SMOLLM2",
     "Check",
     "as_dictionary",
@@ -25,4 +25,5 @@ __all__ = [
     "load_model",
     "save_dictionary",
     "shipped",
+    "shipped_folder",
 ]

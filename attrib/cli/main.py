@@ -117,6 +117,7 @@ def info() -> None:
 
     from attrib.adapters import SMOLLM2, shipped
     from attrib.adapters.dictionaries.kinds import KINDS
+    from attrib.adapters.dictionaries.shipping import told
     from attrib.adapters.models.families import FAMILIES
     from attrib.adapters.models.smollm2 import cache_folder
     from attrib.engine.blocks.multiplier import VARIABLE, multiplier
@@ -131,13 +132,14 @@ def info() -> None:
     rows: dict[str, Any] = {
         "models": f"{SMOLLM2} ({'fetched' if cached else f'run `attrib fetch {SMOLLM2}`'}), local folders, TransformerLens names",
         "architectures": ", ".join(sorted(FAMILIES)),
-        "dictionaries": "\n".join(shipped()) or "none shipped",
+        "dictionaries": "\n".join(shipped()) or told(),
         **{f"of {library}": "\n".join(kinds) for library, kinds in _kinds(KINDS).items()},
         "cache": cache_folder(),
         "devices": ", ".join(["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]),
         "products": f"{multiplier()} (float32 on a CPU; {VARIABLE} in the environment says otherwise)",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("attrib", "torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
+        "attrib": attrib.__version__,
+        **{name: version(name) for name in ("torch", "transformers", "transformer-lens", "sae-lens", "h5py", "triton")},
     }
     print_table(facts(rows))
 

@@ -1,4 +1,4 @@
-"""Packages that attrib does not depend on, which only some forms of files need."""
+"""Packages that attrib does not depend on: each comes with an extra, and is imported where it is used."""
 
 import importlib
 from typing import Any
@@ -12,4 +12,6 @@ def needed(name: str, argument: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(f"{argument}: needs the package {package}, which is not installed; pip install 'attrib[{extra}]'.") from error
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name in (package, None)
+        why = "is not installed" if is_missing else f"does not import ({error})"
+        raise InputError(f"{argument}: needs the package {package}, which {why}; pip install 'attrib[{extra}]'.") from error

@@ -1,16 +1,3 @@
-"""Which attrib this is."""
+"""Which attrib this is: the one place that says so. The build reads it from here."""
 
-from importlib import metadata
-
-HERE = "0.1.0"
-"""The version in pyproject.toml, for a copy of the source that nobody installed."""
-
-
-def _installed() -> str:
-    try:
-        return metadata.version("attrib")
-    except metadata.PackageNotFoundError:
-        return HERE
-
-
-__version__ = _installed()
+__version__ = "0.1.0"

@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 from jaxtyping import Int
 
+from attrib.core.optional import needed
 from attrib.core.types import InputError
-from attrib.store.layout import CHUNK, import_plugin
+from attrib.core.version import __version__
+from attrib.store.layout import CHUNK
 
 if TYPE_CHECKING:  # statistics are read without torch, which takes longer to import than they do
     from torch import Tensor
@@ -25,9 +27,9 @@ def filters_of(compression: str | None) -> dict[str, Any]:
         case "gzip" | "lzf":
             return {"compression": compression, "shuffle": True}
         case "blosc-lz4":
-            return dict(import_plugin("compression: 'blosc-lz4'").Blosc(cname="lz4"))
+            return dict(needed("hdf5plugin", "compression: 'blosc-lz4'", "jobs").Blosc(cname="lz4"))
         case "zstd":
-            return dict(import_plugin("compression: 'zstd'").Zstd())
+            return dict(needed("hdf5plugin", "compression: 'zstd'", "jobs").Zstd())
     raise InputError(f"compression: {compression!r}; expected None, 'gzip', 'lzf', 'blosc-lz4' or 'zstd'.")
 
 
@@ -124,5 +126,6 @@ def text(value: str) -> np.ndarray:
 
 @cache
 def packages() -> dict[str, str]:
-    """Versions of what makes the numbers and the file. attrib is absent where it runs from a checkout that is not installed."""
-    return {found.name: found.version for found in metadata.distributions() if found.name in ("attrib", "torch", "numpy", "h5py")}
+    """Versions of what makes the numbers and the file."""
+    found = {of.name: of.version for of in metadata.distributions() if of.name in ("h5py", "numpy", "torch")}
+    return {"attrib": __version__, **dict(sorted(found.items()))}

@@ -1,11 +1,8 @@
 """What a shard is called: its format's version, its blocks, the filters that it may use."""
 
-import importlib
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
-
-from attrib.core.types import InputError
 
 FORMAT, VERSION = "attrib", 1
 RULED = 2
@@ -60,11 +57,3 @@ class Block(NamedTuple):
     def group(self) -> str:
         """The name of the block's group: its parts percent-encoded and joined by ':', so that no two blocks share one."""
         return ":".join(quote(part, safe="") for part in self)
-
-
-def import_plugin(wanted_by: str) -> Any:
-    """Import hdf5plugin, which gives HDF5 its filters. Raises InputError, beginning with `wanted_by`, where it is missing."""
-    try:
-        return importlib.import_module("hdf5plugin")
-    except ImportError as error:
-        raise InputError(f"{wanted_by} needs the package hdf5plugin, which is not installed; pip install 'attrib[jobs]'.") from error

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from attrib.core.files import check_file
+from attrib.core.optional import needed
 from attrib.core.types import AttribError, FormatError, InputError, logits_as_now
 from attrib.store.layout import (
     CHAINS,
@@ -26,7 +27,6 @@ from attrib.store.layout import (
     VERSIONS,
     Codec,
     filter_name,
-    import_plugin,
 )
 from attrib.store.packed import Packed
 
@@ -231,7 +231,7 @@ def dataset(group: h5py.Group, name: str, dtypes: tuple[str, ...], length: int |
         names = ["none"] if dtypes is BYTE else [" and ".join(map(filter_name, one)) or "none" for one in CHAINS]
         raise damaged(data, f"the filters {' and '.join(map(filter_name, chain))} are not as attrib writes them: {', or '.join(names)}")
     if chain and chain[-1] in PLUGINS:
-        import_plugin(f"{group.file.filename}: compressed, and reading it")
+        needed("hdf5plugin", f"{group.file.filename}: compressed, and to be read", "jobs")
     _check_storage(data, created.get_layout(), bool(chain))
     if not chain:
         return known.setdefault(key, Column(data, None))

@@ -12,6 +12,7 @@ import torch
 from attrib.adapters import load_dictionary
 from attrib.adapters.given import as_model, takes
 from attrib.core.files import sync
+from attrib.core.optional import needed
 from attrib.core.room import memory_named
 from attrib.core.shown import in_one_line
 from attrib.core.types import InputError, warn
@@ -78,6 +79,7 @@ def train(
     for key, site in (("reads", asked.site), ("writes", asked.site_out)):
         check_site(model, site, key)
     check_new(out)
+    needed("sae_lens", "train", "lens")
     folder = out.with_name(f".{out.name}.training") if work is None else Path(work)
     _warn_of_threshold(asked)
     store = _stored(model, data, asked, folder, context)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from attrib.adapters import load_dictionary, load_model
+from attrib.core.optional import needed
 from attrib.core.types import InputError
 from attrib.latents.evaluating import Evaluation, Quality, evaluate
 from attrib.models.transformer import Model, check_site
@@ -128,6 +129,8 @@ def train_several(
     for one in described.dictionary:
         if (out / one.folder).exists():
             check_trained(out, one.folder, one.as_training, trained_as(out / one.folder))
+        else:
+            needed("sae_lens", "train", "lens")
     model = load_model(described.model, device=described.dictionary[0].device)
     for number, one in enumerate(described.dictionary):
         for key, site in (("reads", one.site), ("writes", one.site_out)):

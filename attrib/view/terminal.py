@@ -5,6 +5,7 @@ Nothing here is markup: a bracket in a prompt is a bracket.
 
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box

@@ -23,4 +23,4 @@ def module_of(package: str, impl: Impl) -> Any:
     try:
         return import_module(f"{package}.{impl}")
     except ImportError as error:
-        raise ImportError("impl: 'triton' needs the triton package. Install attrib[gpu], or use impl='reference'.") from error
+        raise ImportError("impl: 'triton' needs the package triton; pip install 'attrib[gpu]', or use impl='reference'.") from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.adapters import SHIPPED, shipped
+from attrib.adapters import shipped, shipped_folder
 from tests.support.tolerances import FOREIGN, assert_close
 
 SAES = [name for name in shipped() if name.endswith("hook_resid_pre")]
@@ -49,7 +49,7 @@ def model(smollm2_folder: Path) -> attrib.Model:
 def sae(name: str) -> Any:
     from sae_lens import SAE
 
-    return SAE.load_from_disk(SHIPPED / name, dtype="float32")
+    return SAE.load_from_disk(shipped_folder(name), dtype="float32")
 
 
 def start(llama: Any, ids: Tensor, name: str, stop: int) -> Ends:
@@ -88,7 +88,7 @@ def test_pairs_are_short_long_and_late() -> None:
 
 
 def test_all_of_them_leave_room_under_32_mb_for_the_rest() -> None:
-    assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) <= 30e6
+    assert sum(f.stat().st_size for f in shipped_folder("smollm2-135m").rglob("*") if f.is_file()) <= 30e6
 
 
 @pytest.mark.parametrize("name", SAES)
@@ -106,12 +106,12 @@ def test_sae_lens_reads_them_alike(name: str, llama: Any, model: attrib.Model) -
 @pytest.mark.parametrize("name", SAES)
 def test_the_card_has_its_numbers(name: str) -> None:
     folder, _, site = name.partition("/")
-    card = json.loads((SHIPPED / folder / "card.json").read_text())
+    card = json.loads((shipped_folder(folder) / "card.json").read_text())
     found = card["results"][site]
     first_half = attrib.load_dictionary(name).site.layer < 15
     assert found["explained_variance"] >= (0.85 if first_half else 0.75)
     assert found["cross_entropy_original"] < found["cross_entropy_spliced"] < found["cross_entropy_zero"]
-    assert f"{found['explained_variance']:.3f}" in (SHIPPED / folder / "README.md").read_text()
+    assert f"{found['explained_variance']:.3f}" in (shipped_folder(folder) / "README.md").read_text()
 
 
 def test_latent_to_latent_on_the_real_model(llama: Any, model: attrib.Model) -> None:

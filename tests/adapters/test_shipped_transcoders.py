@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import attrib
-from attrib.adapters import SHIPPED, shipped
+from attrib.adapters import shipped, shipped_folder
 from tests.adapters.test_shipped import ROWS, TEXT, llama, model, rows, sae  # noqa: F401
 from tests.support.tolerances import FOREIGN, assert_close
 
@@ -119,12 +119,12 @@ def test_explained_variance_on_other_prose(name: str, llama: Any, model: attrib.
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_has_its_numbers(name: str) -> None:
     folder, _, site = name.partition("/")
-    card = json.loads((SHIPPED / folder / "card-transcoders.json").read_text())
+    card = json.loads((shipped_folder(folder) / "card-transcoders.json").read_text())
     found = card["results"][site]
     assert found["explained_variance"] >= FLOOR
     assert found["cross_entropy_original"] < found["cross_entropy_spliced"] < found["cross_entropy_zero"]
     assert found["density"]["dead"] + sum(found["density"]["latents"]) == attrib.load_dictionary(name).d_sae
-    line = next(line for line in (SHIPPED / folder / "README.md").read_text().splitlines() if f"`{site}`" in line)
+    line = next(line for line in (shipped_folder(folder) / "README.md").read_text().splitlines() if f"`{site}`" in line)
     assert f"{found['explained_variance']:.3f}" in line
 
 

@@ -23,7 +23,7 @@ def imports_of(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
                 # `from attrib import models` imports attrib.models: each name may be a module of its own
                 yield from (f"{base}.{alias.name}" for alias in names)
             case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__" | "needed"),
                 args=[ast.Constant(value=str(name)), *_],
             ):
                 yield name

@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from attrib.core.types import InputError, Site, natural
+from attrib.adapters.dictionaries.shipping import is_shipped, shipped_folder, told, why_not_shipped
+from attrib.core.types import InputError, Site
 from attrib.dictionaries.dictionary import Dictionary
-
-SHIPPED = Path(__file__).parents[2] / "shipped"
 
 
 def load_dictionary(
@@ -52,9 +51,9 @@ def load_dictionary(
         _refuse_lazy(name, lazy, "is a pickle")
         _refuse_options(name, site=site, writes=writes)
         return transcoder_circuits.load_file(path)
-    if str(name) in shipped():
+    if is_shipped(str(name)):
         _refuse_options(name, writes=writes)
-        return sae_lens.load_folder(SHIPPED / name, name=str(name), site=site, lazy=lazy)
+        return sae_lens.load_folder(shipped_folder(str(name)), name=str(name), site=site, lazy=lazy)
     if path.is_dir():
         if (path / circuit_tracer.CONFIG).is_file():
             raise InputError(f"layer: missing; {name} has a dictionary for every layer. Give layer=, or use load_dictionaries.")
@@ -67,11 +66,10 @@ def load_dictionary(
     release, slash, sae_id = str(name).partition("/")
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or not slash:
         raise InputError(
-            f"dictionary: {name} is no folder, no file of transcoder_circuits, and not of the form release/sae_id. "
-            f"Shipped: {', '.join(shipped())}."
+            f"dictionary: {name} is no folder, no file of transcoder_circuits, and not of the form release/sae_id. Shipped: {told()}."
         )
-    if (SHIPPED / release).is_dir():
-        raise InputError(f"dictionary: {name} is not shipped; there are {', '.join(shipped())}.")
+    if why := why_not_shipped(name):
+        raise InputError(why)
     _refuse_options(name, site=site, writes=writes)
     _refuse_lazy(name, lazy, "is a release, which sae-lens loads whole")
     return sae_lens.load_release(release, sae_id)
@@ -119,8 +117,3 @@ def _refuse_options(name: str | Path, **options: object) -> None:
     """Raises InputError for an option that would change nothing."""
     if given := [key for key, value in options.items() if value is not None]:
         raise InputError(f"{given[0]}: given, but {name} says itself where it reads and writes; leave {given[0]}= out.")
-
-
-def shipped() -> list[str]:
-    """Names of the dictionaries that come with attrib, layer by layer."""
-    return sorted((f"{cfg.parent.parent.name}/{cfg.parent.name}" for cfg in SHIPPED.glob("*/*/cfg.json")), key=natural)

@@ -26,6 +26,7 @@ from attrib.adapters.dictionaries.tensors import (
     trained_at,
 )
 from attrib.adapters.keys import SAE_LENS, check_keys, check_sizes
+from attrib.core.optional import needed
 from attrib.core.types import BEFORE_NORM, FetchError, FormatError, InputError, Site, UnsupportedError
 from attrib.core.weights import OpenedFile
 from attrib.dictionaries.dictionary import COMPETING, Dictionary, Normalisation
@@ -278,13 +279,12 @@ def load_release(release: str, sae_id: str) -> Dictionary:
     """A dictionary of a sae-lens release, by name, in float32. Needs a model hub.
 
     Raises:
-        InputError: where the release or id is unknown to sae-lens, with its own list of what there is.
+        InputError: where sae-lens is not installed, or the release or id is unknown to it, with its own list of what there is.
         FetchError: where the hub cannot be reached.
     """
-    from sae_lens import SAE
-
+    sae_lens = needed("sae_lens", f"dictionary: {release}/{sae_id} is no folder, and as a release of sae-lens", "lens")
     try:
-        sae = SAE.from_pretrained(release, sae_id, dtype="float32")
+        sae = sae_lens.SAE.from_pretrained(release, sae_id, dtype="float32")
     except ValueError as error:
         raise InputError(f"dictionary: sae-lens does not know {release!r}, {sae_id!r}: {error}") from error
     except OSError as error:

@@ -9,6 +9,7 @@ import torch
 from attrib.adapters.loading import make_private, no_bars
 from attrib.adapters.models.check import check_model
 from attrib.core.devices import check_device, check_dtype
+from attrib.core.optional import needed
 from attrib.core.types import InputError
 from attrib.models.transformer import Model
 
@@ -68,13 +69,12 @@ def load_model(name: Any, *, device: torch.device | str | None = None, dtype: to
 
 def _load_lens(name: str, options: dict[str, Any]) -> Model:
     """A model that TransformerLens knows."""
-    from transformer_lens import HookedTransformer
-
     from attrib.adapters.models.transformer_lens import from_transformer_lens
 
+    transformer_lens = needed("transformer_lens", f"model: {name!r} is no folder, and as a name of TransformerLens", "lens")
     try:
         with no_bars():
-            model = HookedTransformer.from_pretrained(name, **options)
+            model = transformer_lens.HookedTransformer.from_pretrained(name, **options)
     except (ValueError, OSError) as error:
         raise InputError(
             f"model: {name!r} is neither {SMOLLM2!r}, nor a local folder, nor a model that TransformerLens could load: "

@@ -38,7 +38,9 @@ def check_impl(impl: Impl) -> None:
     try:
         import triton
     except ImportError:
-        raise InputError("method: 'adjoint-triton' needs triton, which is not installed. Install attrib[gpu], or use 'adjoint'.") from None
+        raise InputError(
+            "method: 'adjoint-triton' needs the package triton, which is not installed; pip install 'attrib[gpu]', or use 'adjoint'."
+        ) from None
     if not torch.cuda.is_available() and not triton.knobs.runtime.interpret:
         raise InputError("method: 'adjoint-triton' needs CUDA, and there is none here. Use 'adjoint', or set TRITON_INTERPRET=1 to try it.")
 

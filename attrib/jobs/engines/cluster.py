@@ -55,7 +55,7 @@ def cluster(job: Job, shards: Sequence[Shard], attempts: int, *, address: str | 
         JobError: where the job cannot go on, or the cluster is lost.
     """
     if not _is_installed("ray"):
-        raise InputError("engine: ray is not installed; pip install 'attrib[ray]'.")
+        raise InputError("engine: needs the package ray, which is not installed; pip install 'attrib[ray]'.")
     if device not in (None, "cpu", "cuda"):
         raise InputError(f"device: {device!r}; ray chooses among its own. Give cpu or cuda, or leave it out.")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
