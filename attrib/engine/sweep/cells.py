@@ -55,7 +55,7 @@ def even(total: int, size: int) -> int:
 
 def pieces_of(device: torch.device) -> Pieces:
     """The largest pieces that are of use on a device."""
-    return ON_CUDA if device.type == "cuda" else ON_CPU
+    return ON_CPU if device.type == "cpu" else ON_CUDA
 
 
 class Band(NamedTuple):
