@@ -113,7 +113,7 @@ def _looked_up(tensor: Tensor, key: tuple[object, ...]) -> str:
 def moved(before: Any, after: Any) -> None:
     """Remember that `after` holds what `before` does, on another device, so that nothing is copied back to be hashed."""
     pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves(after), strict=True)
-    told = [(old, new.detach()) for old, new in pairs if new.dtype == old.dtype and not on_host(new)]
+    told = [(old, new.detach()) for old, new in pairs if new is not old and new.dtype == old.dtype and not on_host(new)]
     for key, what in zip(_keys([new for _, new in told]), contents([old for old, _ in told]), strict=True):
         _remember(key, what)
 
@@ -155,7 +155,9 @@ def sums(flats: Sequence[Shaped[Tensor, " _"]]) -> list[bytes]:
         weights = torch.stack([weight, _mixed(weight)])
         found += [(number, (weights[:, : len(part)] * part).sum(1)) for number, part in parts.items()]
     pieces = [bytearray() for _ in flats]
-    for number, numbers in zip((number for number, _ in found), torch.stack([each for _, each in found]).cpu() if found else (), strict=True):
+    for number, numbers in zip(
+        (number for number, _ in found), torch.stack([each for _, each in found]).cpu() if found else (), strict=True
+    ):
         pieces[number] += numbers.numpy().tobytes()
     return [bytes(piece) for piece in pieces]
 

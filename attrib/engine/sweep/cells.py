@@ -142,7 +142,7 @@ class Cells(NamedTuple):
         """The cells at a position, in order of rows: of all that live there, or of some rows by their place among those known here."""
         if first is None or end is None:
             first, end = self.alive[position]
-        return self.start[first:end] + position * self.step[first:end]
+        return torch.add(self.start[first:end], self.step[first:end], alpha=position)
 
 
 def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> Cells:
@@ -155,7 +155,9 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
             alive[t] = (first if end else band.row, band.row + band.rows)
     start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
     step = [band.rows for band in bands for _ in range(band.rows)]
-    return Cells(torch.tensor(start, device=device, dtype=torch.long), torch.tensor(step, device=device, dtype=torch.long), tuple(alive))
+    # in one copy, behind which the host need not wait for a device
+    lies = torch.tensor([start, step], dtype=torch.long).to(device, non_blocking=True)
+    return Cells(lies[0], lies[1], tuple(alive))
 
 
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:
