@@ -1,9 +1,10 @@
 """Devices and dtypes as users give them, by name or as torch's own, and held against what there is."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from attrib.core.types import InputError
@@ -39,6 +40,11 @@ def check_dtype(given: torch.dtype | str) -> torch.dtype:
     if found is None:
         raise InputError(f"dtype: {given!r}; expected one of {', '.join(named)}.")
     return found
+
+
+def to_device(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]:
+    """Whole numbers of the host, in lists of one length, on a device; behind which the host need not wait, as it does for torch.tensor."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def to_host(tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_device
+
 
 class Pieces(NamedTuple):
     """In what pieces a sweep goes, in cells: enough for products to be fast, few enough to take little memory."""
@@ -155,9 +157,7 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
             alive[t] = (first if end else band.row, band.row + band.rows)
     start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
     step = [band.rows for band in bands for _ in range(band.rows)]
-    # in one copy, behind which the host need not wait for a device
-    lies = torch.tensor([start, step], dtype=torch.long).to(device, non_blocking=True)
-    return Cells(lies[0], lies[1], tuple(alive))
+    return Cells(*to_device([start, step], device).unbind(), tuple(alive))
 
 
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:
