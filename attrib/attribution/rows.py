@@ -15,6 +15,7 @@ from torch import Tensor
 from attrib.attribution.needs import Needs
 from attrib.attribution.options import Options
 from attrib.attribution.ruled import change_by, gradient_of_metric, together_of
+from attrib.core.devices import to_host
 from attrib.core.edges import Edges, Growing, Nodes, Prompts
 from attrib.core.finite import require_finite
 from attrib.core.keep import kept
@@ -63,10 +64,9 @@ def target_nodes(
 ) -> Nodes:
     """The table of one prompt's targets."""
     named = "logits" if is_logit and labels[:1] != ("direction",) else str(site)
-    return Nodes(
-        "logit" if is_logit else "latent", named, _ptr(len(targets.position)), targets.position.cpu(), targets.latent.cpu(),
-        _wide(targets.value).cpu(), labels, None if probability is None else _wide(probability).cpu(),
-    )  # fmt: skip
+    position, latent, value = to_host([targets.position, targets.latent, _wide(targets.value)])
+    probability = None if probability is None else _wide(probability).cpu()
+    return Nodes("logit" if is_logit else "latent", named, _ptr(len(position)), position, latent, value, labels, probability)
 
 
 def metric_edges(
@@ -156,8 +156,8 @@ class EdgeRows:
                 wide, value = torch.cat([left[:, None], wide], dim=1), torch.cat([value.new_ones(1), value])
             self.rows += len(wide)
             found = self.select(wide, value, self.keep)
-            for column, piece in zip(self.growing, found._replace(indptr=found.indptr.diff()), strict=True):
-                column.add(piece.cpu())
+            for column, piece in zip(self.growing, to_host(found._replace(indptr=found.indptr.diff())), strict=True):
+                column.add(piece)
 
     def edges(self, model: Model, ids: Tensor, call: dict[str, Any]) -> Edges:
         """All rows that have come.
@@ -197,7 +197,7 @@ def source_nodes(model: Model, kind: NodeKind, site: Site, sources: Sources, cha
         site: where latents are read, or errors stand.
         change: what gradients are multiplied by, where that is not the sources' values.
     """
-    position, latent, value = (column.cpu() for column in sources[:3])
+    position, latent, value = to_host(sources[:3])
     value, step = _wide(value), None if change is None else _wide(change).cpu()
     if kind == "token":
         return Nodes(kind, "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent), change=step)

@@ -1,6 +1,11 @@
 """Devices and dtypes as users give them, by name or as torch's own, and held against what there is."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
 
 from attrib.core.types import InputError
 
@@ -34,4 +39,22 @@ def check_dtype(given: torch.dtype | str) -> torch.dtype:
     found = named.get(str(given).removeprefix("torch."))
     if found is None:
         raise InputError(f"dtype: {given!r}; expected one of {', '.join(named)}.")
+    return found
+
+
+def to_device(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]:
+    """Whole numbers of the host, in lists of one length, on a device; behind which the host need not wait, as it does for torch.tensor."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def to_host(tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:
+    """The same tensors on the host. What lies on one device comes in one copy, for which alone the host waits."""
+    found = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        # wide numbers first, so that each begins at a multiple of its size
+        there = sorted((n for n, tensor in enumerate(tensors) if tensor.device == device), key=lambda n: -tensors[n].itemsize)
+        sent = [tensors[n].contiguous().flatten().view(torch.uint8) for n in there]
+        come = torch.cat(sent).cpu().split([len(part) for part in sent])
+        for n, part in zip(there, come, strict=True):
+            found[n] = part.view(tensors[n].dtype).view(tensors[n].shape)
     return found

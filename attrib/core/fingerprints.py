@@ -10,7 +10,7 @@ checksum where and as they lie, and contents are remembered by it. So nothing de
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -73,9 +73,9 @@ _SEALED = "_sealed"
 
 def fingerprint(params: Any, *facts: object) -> str:
     """SHA-256, in hexadecimal digits, over static facts, as Python writes them, and the content of every tensor of a pytree, in order."""
-    digest = hashlib.sha256("".join(map(repr, facts)).encode())
-    for leaf in pytree.tree_leaves(params):
-        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}{content(leaf)}".encode())
+    digest, leaves = hashlib.sha256("".join(map(repr, facts)).encode()), pytree.tree_leaves(params)
+    for leaf, found in zip(leaves, contents(leaves), strict=True):
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}{found}".encode())
     return digest.hexdigest()
 
 
@@ -88,12 +88,23 @@ def sha256_of(params: Any, *facts: object) -> str:
     return digest.hexdigest()
 
 
-def content(tensor: Shaped[Tensor, "..."]) -> str:
-    """XXH3-128 of a tensor's bytes, row by row, in hexadecimal digits; the same for every layout and device."""
-    tensor = tensor.detach()
-    if on_host(tensor) and tensor.is_contiguous():
-        return str(xxhash.xxh3_128_hexdigest(_bytes(tensor)))
-    key = _key(tensor)
+def contents(tensors: Sequence[Tensor]) -> list[str]:
+    """XXH3-128 of each tensor's bytes, row by row, in hexadecimal digits; the same for every layout and device.
+
+    An accelerator is asked once for all that it holds.
+    """
+    found = [str(xxhash.xxh3_128_hexdigest(_bytes(each.detach()))) if _is_plain(each) else None for each in tensors]
+    others = [tensor.detach() for tensor, known in zip(tensors, found, strict=True) if known is None]
+    looked_up = iter(_looked_up(tensor, key) for tensor, key in zip(others, _keys(others), strict=True))
+    return [next(looked_up) if known is None else known for known in found]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's bytes lie row by row, and here."""
+    return on_host(tensor) and tensor.is_contiguous()
+
+
+def _looked_up(tensor: Tensor, key: tuple[object, ...]) -> str:
     if key not in _known:
         _remember(key, str(xxhash.xxh3_128_hexdigest(_bytes(tensor.cpu().contiguous()))))
     return _known[key]
@@ -101,9 +112,10 @@ def content(tensor: Shaped[Tensor, "..."]) -> str:
 
 def moved(before: Any, after: Any) -> None:
     """Remember that `after` holds what `before` does, on another device, so that nothing is copied back to be hashed."""
-    for old, new in zip(pytree.tree_leaves(before), pytree.tree_leaves(after), strict=True):
-        if new.dtype == old.dtype and not on_host(new):
-            _remember(_key(new.detach()), content(old))
+    pairs = zip(pytree.tree_leaves(before), pytree.tree_leaves(after), strict=True)
+    told = [(old, new.detach()) for old, new in pairs if new is not old and new.dtype == old.dtype and not on_host(new)]
+    for key, what in zip(_keys([new for _, new in told]), contents([old for old, _ in told]), strict=True):
+        _remember(key, what)
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -111,30 +123,49 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _key(tensor: Tensor) -> tuple[object, ...]:
-    """What tells contents apart without bringing them into order, or to the host."""
-    order = sorted(range(tensor.ndim), key=lambda dim: -int(tensor.stride()[dim]))
-    laid = tensor.permute(order)
-    laid = (laid if laid.is_contiguous() else tensor.contiguous()).flatten()
-    quick = xxhash.xxh3_128_digest(_bytes(laid)) if on_host(tensor) else sums(laid)
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device.type, quick
+def _keys(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    """What tells each tensor's contents apart without bringing them into order, or to the host."""
+    quick = dict[int, bytes]()
+    away = [number for number, tensor in enumerate(tensors) if not on_host(tensor)]
+    for device in dict.fromkeys(tensors[number].device for number in away):
+        there = [number for number in away if tensors[number].device == device]
+        quick |= zip(there, sums([_laid(tensors[number]) for number in there]), strict=True)
+    for number in set(range(len(tensors))) - set(away):
+        quick[number] = xxhash.xxh3_128_digest(_bytes(_laid(tensors[number])))
+    return [(each.dtype, each.shape, each.stride(), each.device.type, quick[number]) for number, each in enumerate(tensors)]
 
 
-def sums(flat: Shaped[Tensor, " n"]) -> bytes:
-    """Two sums of all 32-bit words, modulo 2^64, each word times a number that is mixed from its place.
+def _laid(tensor: Tensor) -> Shaped[Tensor, " n"]:
+    """A tensor's numbers as they lie in memory, where they lie together."""
+    laid = tensor.permute(sorted(range(tensor.ndim), key=lambda dim: -int(tensor.stride()[dim])))
+    return (laid if laid.is_contiguous() else tensor.contiguous()).flatten()
+
+
+def sums(flats: Sequence[Shaped[Tensor, " _"]]) -> list[bytes]:
+    """Of each tensor of one device: two sums of all 32-bit words, modulo 2^64, each word times a number that is mixed from its place.
 
     Exact in any order, so the same on every device and at every call. Two contents that differ have the same
-    sums by chance alone.
+    sums by chance alone. Numbers are mixed once for all tensors, and the device is asked once.
     """
+    words, found = [_words(flat) for flat in flats], list[tuple[int, Tensor]]()
+    for first in range(0, max(map(len, words), default=0), PIECE):
+        parts = {number: each[first : first + PIECE] for number, each in enumerate(words) if first < len(each)}
+        longest = max(map(len, parts.values()))
+        weight = _mixed(torch.arange(first + 1, first + 1 + longest, device=words[0].device))
+        weights = torch.stack([weight, _mixed(weight)])
+        found += [(number, (weights[:, : len(part)] * part).sum(1)) for number, part in parts.items()]
+    pieces = [bytearray() for _ in flats]
+    for number, numbers in zip(
+        (number for number, _ in found), torch.stack([each for _, each in found]).cpu() if found else (), strict=True
+    ):
+        pieces[number] += numbers.numpy().tobytes()
+    return [bytes(piece) for piece in pieces]
+
+
+def _words(flat: Shaped[Tensor, " n"]) -> Shaped[Tensor, " words"]:
+    """The same memory as 32-bit words, or as bytes where it does not divide into these."""
     whole = flat.nbytes % 4 == 0 and (flat.storage_offset() * flat.itemsize) % 4 == 0
-    words = flat.view(torch.int32 if whole else torch.uint8)
-    found = []
-    for first in range(0, len(words), PIECE):
-        part = words[first : first + PIECE].to(torch.int64)
-        place = torch.arange(first + 1, first + 1 + len(part), device=part.device)
-        first_weight = _mixed(place)
-        found.append(torch.stack([(part * weight).sum() for weight in (first_weight, _mixed(first_weight))]))
-    return torch.stack(found).cpu().numpy().tobytes() if found else b""
+    return flat.view(torch.int32 if whole else torch.uint8)
 
 
 def _mixed(place: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ def largest(size: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor, "rows c
         return torch.ones_like(size, dtype=torch.bool)
     least = size.topk(k).values[:, -1:]
     found = ~(size < least)
+    if size.device.type != "cpu":  # which rows are crowded would have to be waited for
+        return _with_the_first_ties(size, least, k)
     crowded = (found.sum(-1) > k).nonzero()[:, 0]  # more are equal to the least than there is room for, or it is NaN
     found[crowded] = _with_the_first_ties(size[crowded], least[crowded], k)
     return found

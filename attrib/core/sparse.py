@@ -13,7 +13,8 @@ from attrib.core.types import SparseLatents
 
 def select(latents: SparseLatents, mask: Bool[Tensor, " active"]) -> SparseLatents:
     """The latents where `mask` is true."""
-    return SparseLatents(*(column[mask] for column in latents))
+    place = mask.nonzero()[:, 0]  # which each column would look for anew
+    return SparseLatents(*(column[place] for column in latents))
 
 
 def canonical(latents: SparseLatents) -> SparseLatents:

@@ -408,7 +408,7 @@ def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "pos
     for first, pre in tiles:
         on = _passes(dictionary.config.rule, pre, dictionary.params.threshold[first : first + pre.shape[1]])
         position, latent = on.nonzero(as_tuple=True)
-        found.append((position, latent + first, pre[on]))
+        found.append((position, latent + first, pre[position, latent]))  # and not by the mask, which would be looked through again
     return canonical(SparseLatents(*(torch.cat(column) for column in zip(*found, strict=True))))
 
 
@@ -423,7 +423,8 @@ def _first_of_k(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor,
     assert best is not None  # a dictionary has at least one latent
     value, latent = best
     on = _passes(rule, value, torch.zeros_like(value))
-    return SparseLatents(on.nonzero()[:, 0], latent[on], value[on])
+    position, place = on.nonzero(as_tuple=True)
+    return SparseLatents(position, latent[position, place], value[position, place])
 
 
 def _winners(
@@ -433,7 +434,8 @@ def _winners(
     size = cast(Tensor, _competes(rule, pre))
     k = min(k, pre.shape[1])
     won = _largest(size, k)  # k in every row, so what it selects is a rectangle
-    return pre[won].view(len(pre), k), latent[won].view(len(pre), k)
+    columns = torch.nonzero_static(won, size=len(pre) * k)[:, 1].view(len(pre), k)
+    return pre.gather(1, columns), latent.gather(1, columns)
 
 
 def wins_at(

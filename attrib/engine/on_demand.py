@@ -4,16 +4,18 @@ Targets below the place to which sources are lifted are read as tangents pass th
 rows of others are swept as they are asked for. Which rows matter may hang on those before (graph/expand.py).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from attrib.engine.blocks.kernels import Impl
-from attrib.engine.bundle import Bundle, Found, Order, share, sweep
+from attrib.engine.bundle import Bundle, Found, Order, Shared, share, sweep
 from attrib.engine.halves import in_halves
-from attrib.engine.plan.choose_joint import JointPlan, rows_at_once
+from attrib.engine.plan.choose_joint import JointPlan, in_smaller_pieces, rows_at_once
 from attrib.engine.plan.joined import lift_held
 from attrib.engine.precision import Precision
 
@@ -27,9 +29,16 @@ class OnDemand:
         Args:
             plan: where both sides meet.
             budget: bytes of working memory, which the plan fits into.
+
+        Warns:
+            UserWarning: where the device ran out of memory, and nothing is lifted.
         """
         self.bundle, self.precision = bundle, precision
-        shared = share([bundle], plan, precision, impl)
+        shared = _shared(bundle, plan, precision, impl)
+        if shared is None:  # and only now, when nothing of what was begun is held any more
+            warnings.warn("out of memory while sources were lifted; going on without, in smaller pieces.", stacklevel=2)
+            plan = in_smaller_pieces(replace(plan.joint, meets=None), plan)
+            shared = share([bundle], plan, precision, impl)
         self.shared = shared._replace(on=shared.on.remembering())
         self.below = [Found(rows.orders[0], 0, rows.blocks) for rows in self.shared.below]
         self.shared.below.clear()
@@ -57,6 +66,16 @@ class OnDemand:
                 yield Found(rows.orders[0], 0, rows.blocks), None
                 del rows
             del done  # before the next sweep fills another
+
+
+def _shared(bundle: Bundle, plan: JointPlan, precision: Precision, impl: Impl) -> Shared | None:
+    """What all parts share; None where the device has too little memory left for what is lifted."""
+    try:
+        return share([bundle], plan, precision, impl)
+    except torch.OutOfMemoryError:
+        if plan.joint.meets is None:
+            raise
+    return None
 
 
 def _among(order: Order, asked: Sequence[Int[Tensor, " _"]]) -> Bool[Tensor, " rows"]:

@@ -22,7 +22,7 @@ from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.memory import Way
 from attrib.engine.plan.task import NOTHING_OPENED, Task
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
-from attrib.engine.sweep.cells import cone, pieces_of
+from attrib.engine.sweep.cells import cone_of, pieces_of
 from attrib.engine.sweep.meet import Lifted, empty, lift, meet, reverse
 from attrib.engine.sweep.primal import Primal, Seeds, cast_blocks, primal, seeds, walked
 from attrib.engine.transforms import Tile
@@ -57,6 +57,7 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     """
     precision = precision or precision_of(paths[0].through.model, None)
     orders, scattered = [path.targets.position.argsort(stable=True) for path in paths], dict[int, Tensor]()
+    is_sorted = [bool((order.diff() == 1).all()) for order in orders]
 
     def chosen(first: int, end: int) -> list[Int[Tensor, " rows"]]:
         return [order[first:end] if len(paths) == 1 else order for order in orders]
@@ -73,7 +74,7 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             return
         (first, end, is_last), found = done
         for number, (rows, gradient) in enumerate(zip(chosen(first, end), found, strict=True)):
-            if bool((orders[number].diff() == 1).all()):
+            if is_sorted[number]:
                 yield number, Tile(first if len(paths) == 1 else 0, gradient)
                 continue
             # targets that are not sorted by position: their rows go back to their places
@@ -183,7 +184,7 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
         return _Shared(on, sources, between, None)
-    up = cone([position.tolist() for position in positions], lengths, "up", on.pieces.band, causal=run.model.config.causal)
+    up = cone_of(next(iter(sources.values())).at, "up", on.pieces.band, causal=run.model.config.causal)
     with products(precision):
         return _Shared(on, sources, between, lift(on, run.start, sources, up, plan.task.meeting(plan.layer).up, between))
 
@@ -197,7 +198,7 @@ def _sweep(
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
-        down = cone([position.tolist() for position in positions], on.lengths, "down", on.pieces.band, causal=on.model.config.causal)
+        down = cone_of(targets.at, "down", on.pieces.band, causal=on.model.config.causal)
         if lifted is not None:
             return meet(on, stop, targets, down, sources, lifted, plan.task.meeting(plan.layer).down, between)
         found = empty(on, targets, next(iter(sources.values())))

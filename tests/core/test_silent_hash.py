@@ -10,7 +10,7 @@ import torch
 
 import attrib
 from attrib.core import fingerprints
-from attrib.core.fingerprints import Fingerprinted, content, fingerprint, seal, sha256_of, sums
+from attrib.core.fingerprints import Fingerprinted, contents, fingerprint, seal, sha256_of, sums
 from attrib.jobs.run import run
 from attrib.jobs.verify import verify
 from attrib.runs.rerun import rerun
@@ -63,7 +63,7 @@ def test_the_layout_makes_no_difference(how: str, dtype: torch.dtype):
     tensor = builders.normal(5, 9).to(dtype)
     laid = LAID[how](tensor)
     assert torch.equal(laid, tensor)
-    assert content(laid) == content(tensor)
+    assert contents([laid, tensor])[0] == contents([tensor])[0]
     assert fingerprint([laid]) == fingerprint([tensor])
 
 
@@ -89,12 +89,13 @@ def test_quick_sums_tell_contents_apart(piece: int, dtype: torch.dtype, monkeypa
     marked = [one_hot.index_fill(0, torch.tensor(rows), -1) for rows in ([1, 3], [1, 5])]
     turned = [one_hot.flip(0), one_hot.flip(1), one_hot.roll(1, 0), -one_hot, one_hot * 2, one_hot.T.contiguous()]
     seen = [one_hot, torch.zeros(11, 9), torch.ones(11, 9), *marked, *turned]
-    found = [sums(matrix.to(dtype).flatten()) for matrix in seen]
+    found = sums([matrix.to(dtype).flatten() for matrix in seen])
+    assert found[1:3] == [*sums([seen[1].to(dtype).flatten()]), *sums([seen[2].to(dtype).flatten()])], "alone and among others"
     assert len(set(found)) == len(seen)
     again = turned[0].to(dtype).flatten()
-    assert sums(again) == found[5]
-    assert sums(torch.cat([again[:1], again])[1:]) == found[5], "wherever in memory it begins"
-    assert sums(again[:0]) == b""
+    assert sums([again]) == [found[5]]
+    assert sums([torch.cat([again[:1], again])[1:]]) == [found[5]], "wherever in memory it begins"
+    assert sums([again[:0], again]) == [b"", found[5]]
 
 
 class Elsewhere:
@@ -148,7 +149,7 @@ def test_what_was_moved_is_not_copied_back(elsewhere: type[Elsewhere], monkeypat
 
 def test_as_many_contents_as_fit_are_remembered(elsewhere: type[Elsewhere], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fingerprints, "MOST_KNOWN", 2)
-    found = [content(torch.full((3,), number)) for number in (0.0, 1.0, 2.0, 0.0)]
+    found = contents([torch.full((3,), number) for number in (0.0, 1.0, 2.0, 0.0)])
     assert len(fingerprints._known) == 2
     assert (found[0], len(set(found))) == (found[3], 3)
 

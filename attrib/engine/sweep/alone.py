@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import Between
-from attrib.engine.sweep.cells import cone
+from attrib.engine.sweep.cells import cone_of
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.steps import Flat
@@ -41,7 +41,7 @@ class Alone(Down):
             read: is given the place, the rows, and whether it is what the model brings there.
             take: is given each layer whose attention they meet, and the cotangents of its z.
         """
-        down = cone([targets.token.tolist()], primal.lengths, "down", primal.pieces.band, causal=primal.model.config.causal)
+        down = cone_of(targets.at, "down", primal.pieces.band, causal=primal.model.config.causal)
         super().__init__(primal, stop, down, wanted, brought=brought, stops_below=stops_below, between=between)
         self.own, self.tell, self.take = targets, read, take
 

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_device
+
 
 class Pieces(NamedTuple):
     """In what pieces a sweep goes, in cells: enough for products to be fast, few enough to take little memory."""
@@ -55,7 +57,7 @@ def even(total: int, size: int) -> int:
 
 def pieces_of(device: torch.device) -> Pieces:
     """The largest pieces that are of use on a device."""
-    return ON_CUDA if device.type == "cuda" else ON_CPU
+    return ON_CPU if device.type == "cpu" else ON_CUDA
 
 
 class Band(NamedTuple):
@@ -142,7 +144,7 @@ class Cells(NamedTuple):
         """The cells at a position, in order of rows: of all that live there, or of some rows by their place among those known here."""
         if first is None or end is None:
             first, end = self.alive[position]
-        return self.start[first:end] + position * self.step[first:end]
+        return torch.add(self.start[first:end], self.step[first:end], alpha=position)
 
 
 def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> Cells:
@@ -155,7 +157,7 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
             alive[t] = (first if end else band.row, band.row + band.rows)
     start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
     step = [band.rows for band in bands for _ in range(band.rows)]
-    return Cells(torch.tensor(start, device=device, dtype=torch.long), torch.tensor(step, device=device, dtype=torch.long), tuple(alive))
+    return Cells(*to_device([start, step], device).unbind(), tuple(alive))
 
 
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:

@@ -19,7 +19,7 @@ from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.blocks.product import add_product, product
 from attrib.engine.sweep.cells import Cone, cells_of, even
 from attrib.engine.sweep.compute import Down
-from attrib.engine.sweep.primal import Primal, Seeds, attentions_between, bounds
+from attrib.engine.sweep.primal import Primal, Seeds, attentions_between
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
 from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads
 from attrib.engine.sweep.up import Up
@@ -42,7 +42,6 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
 
     The rows that live at a position are gathered once for all sets, in pieces that a processor's cache holds.
     """
-    begins = [bounds(primal, seeded) for seeded, _ in sources]
     for prompt, length in enumerate(primal.lengths):
         bands = [band for band in cone.bands if band.prompt == prompt]
         if not bands:
@@ -50,8 +49,8 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
         cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
         for t, (first, end) in enumerate(cells.alive):
             there = list[tuple[Tensor, Tensor]]()
-            for (seeded, out), at in zip(sources, begins, strict=True):
-                low, high = at[prompt][t : t + 2]
+            for seeded, out in sources:
+                low, high = seeded.begins[prompt][t : t + 2]
                 if low < high:
                     there.append((seeded.value[(start := seeded.first(prompt)) + low : start + high].T, out[prompt][:, low:high]))
             size = even(end - first, primal.pieces.chunk)
@@ -73,8 +72,7 @@ def add_rows(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], ou
 
 def contract_seeded(primal: Primal, targets: Seeds, sources: Seeds, out: Sequence[Tensor]) -> None:
     """Contract where both sides are seeded: only rows at one position meet."""
-    at_target, at_source = bounds(primal, targets), bounds(primal, sources)
-    for prompt, (rows, columns) in enumerate(zip(at_target, at_source, strict=True)):
+    for prompt, (rows, columns) in enumerate(zip(targets.begins, sources.begins, strict=True)):
         first_row, first_column = targets.first(prompt), sources.first(prompt)
         for (r0, r1), (c0, c1) in zip(pairwise(rows), pairwise(columns), strict=True):
             g, x = targets.value[first_row + r0 : first_row + r1], sources.value[first_column + c0 : first_column + c1]
@@ -128,7 +126,7 @@ def reverse(
 
 def heads_pay(primal: Primal, cone: Cone, sources: Seeds) -> bool:
     """Whether pushing the sources into head space is fewer products than pulling the cone out of it."""
-    at = bounds(primal, sources)
+    at = sources.begins
     met = sum(band.rows * (at[band.prompt][band.end] - at[band.prompt][band.begin]) for band in cone.bands)
     return met + len(sources.value) * primal.model.config.d_model < cone.cells * primal.model.config.d_model
 

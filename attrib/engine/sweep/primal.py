@@ -6,6 +6,7 @@ tokens alone, so one call serves all prompts; attention is the only part that se
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -211,8 +212,18 @@ class Seeds(NamedTuple):
     token: Int[Tensor, " rows"]
     """Packed index of the position."""
     value: Float[Tensor, "rows width"]
-    counts: tuple[int, ...]
-    """Rows of each prompt."""
+    begins: tuple[tuple[int, ...], ...]
+    """For each prompt, where the rows of each of its positions begin, counted within the prompt; and where the last ends."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each prompt."""
+        return tuple(begins[-1] for begins in self.begins)
+
+    @property
+    def at(self) -> list[list[int]]:
+        """How many rows each position of each prompt has."""
+        return [[end - begin for begin, end in pairwise(begins)] for begins in self.begins]
 
     def first(self, prompt: int) -> int:
         """The first row of a prompt."""
@@ -225,18 +236,12 @@ class Seeds(NamedTuple):
 
 
 def seeds(pack: Primal, position: Sequence[Int[Tensor, " _"]], value: Sequence[Float[Tensor, "_ width"]]) -> Seeds:
-    """Put the rows of a pack's prompts, each sorted by position, behind each other."""
+    """Put the rows of a pack's prompts, each sorted by position, behind each other. Their device is asked once where they lie."""
     token = torch.cat([at + pack.first(prompt) for prompt, at in enumerate(position)])
     rows = value[0] if len(value) == 1 else torch.cat(list(value))
-    return Seeds(token, rows.to(pack.weights.dtype), tuple(len(at) for at in position))
-
-
-def bounds(primal: Primal, rows: Seeds) -> list[list[int]]:
-    """For each prompt, where the rows of each of its positions begin, counted within the prompt; and where the last ends."""
-    edges = torch.arange(sum(primal.lengths) + 1, device=rows.token.device)
-    at = torch.searchsorted(rows.token, edges).tolist()
-    found = []
-    for prompt, length in enumerate(primal.lengths):
-        first = primal.first(prompt)
-        found.append([begin - at[first] for begin in at[first : first + length + 1]])
-    return found
+    at = torch.searchsorted(token, torch.arange(sum(pack.lengths) + 1, device=token.device)).tolist()
+    begins = []
+    for prompt, length in enumerate(pack.lengths):
+        first = pack.first(prompt)
+        begins.append(tuple(begin - at[first] for begin in at[first : first + length + 1]))
+    return Seeds(token, rows.to(pack.weights.dtype), tuple(begins))

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_device
 from attrib.core.types import Policy
 from attrib.engine.blocks.attention import (
     AttentionPoint,
@@ -393,5 +394,5 @@ def _tokens(primal: Primal, pieces: Sequence[tuple[Band, int, int]]) -> Int[Tens
     firsts = [primal.first(band.prompt) for band, _, _ in pieces]
     position = [first + t for first, (_, lo, hi) in zip(firsts, pieces, strict=True) for t in range(lo, hi)]
     count = [band.rows for band, lo, hi in pieces for _ in range(lo, hi)]
-    at, times = (torch.tensor(numbers, dtype=torch.int64, device=primal.model.device) for numbers in (position, count))
+    at, times = to_device([position, count], primal.model.device).unbind()
     return at.repeat_interleave(times, output_size=sum(count))

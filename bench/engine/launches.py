@@ -1,0 +1,69 @@
+"""What one attribution would ask of a GPU: launches, waits, copies, bytes and FLOPs by the line that asks, on a device that is not there.
+
+    python -m bench.engine.launches                  the small cases, which tests/engine/test_pretend.py holds to ceilings
+    python -m bench.engine.launches --case gpt2-linear --case gpt2-exact
+    python -m bench.engine.launches --lines 40 --budget 16 --case gpt2-exact
+
+Counts are no times. Where products take most of the time a GPU needs about `FLOPs / rate`; where launches do, about 5 µs for each.
+The device, and what is counted, is described in tests/support/pretend.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import typer
+
+import attrib
+from attrib.core.edges import Edges
+from attrib.core.types import EXACT, LINEAR, TopK
+from bench.engine.cases import GIB, Problem, latents
+from bench.engine.weights import GPT2, Shape
+from tests.support.pretend import NAME, Counts, pretending
+
+SMALL = Shape("small", 48, 4, 4, 12, 96, "layer", "gelu_tanh", False, "learned", d_vocab=100, n_ctx=128)
+"""GPT-2's parts, small enough that a test can count them."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A problem whose counts are known."""
+
+    build: Callable[[], Problem]
+    what: str
+
+
+CASES: dict[str, Counted] = {
+    f"{size}-{named}": Counted(partial(build, policy=policy), what)
+    for named, policy in (("linear", LINEAR), ("exact", EXACT))
+    for size, build, what in (
+        ("small", partial(latents, SMALL, 0, 3, 32, d_sae=4096, active=(8, 8)), "small shape, 0→3, 32 positions, 8 active"),
+        ("gpt2", partial(latents, GPT2, 0, 3, 128, active=(50, 50)), "GPT-2's shape, 0→3, 128 positions, 50 active"),
+    )
+}
+
+
+def counted(problem: Problem, budget: int) -> tuple[Edges, Counts]:
+    """The result on the device that is not there, and what was asked of it once all weights were there."""
+    assert problem.source is not None and not isinstance(problem.target, attrib.TopLogits)
+    with pretending() as device:
+        model, source, target = (each.to(device=NAME) for each in (problem.model, problem.source, problem.target))
+        device.begin()
+        found = attrib.latent_to_latent(model, source, target, problem.tokens, policy=problem.policy, keep=TopK(20), budget=budget)
+        return found, device.counts
+
+
+def main(
+    case: Annotated[list[str] | None, typer.Option(help="Which, of " + ", ".join(CASES) + "; the small ones.")] = None,
+    budget: Annotated[float, typer.Option(help="Working memory in GiB.")] = 16,
+    lines: Annotated[int, typer.Option(help="How many lines are shown.")] = 20,
+) -> None:
+    """Count, and print a table for each case."""
+    for name in case or [name for name in CASES if name.startswith("small")]:
+        _, counts = counted(CASES[name].build(), int(budget * GIB))
+        print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{counts.table(lines)}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

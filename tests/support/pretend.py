@@ -1,0 +1,405 @@
+"""A device that is not there: tensors that say they are on it, and behave as on CUDA where that differs from a CPU.
+
+    with pretending() as device:
+        model, source, target = (each.to(device=NAME) for each in (model, source, target))
+        device.begin()
+        attrib.latent_to_latent(model, source, target, tokens)
+    print(device.counts.table())
+
+A tensor there (`There`) wraps one of the host, and every operation of torch comes by here (a TorchDispatchMode), below autograd and
+torch.func's transforms. What CUDA refuses is refused: operands of which some are on the host. It is stricter in one thing: CUDA takes
+indices from the host for a tensor of its own and copies them without a word, at every call; here they are refused too.
+
+What is counted, by the line of attrib that asked:
+
+launches    operations that compute. Views and memory without values are none; sorting or `nonzero` are one, and several kernels on CUDA
+waits       moments at which the host stops until the device has done all that it was given: it needs a number (`item`, `tolist`,
+            `bool`), or a size that hangs on values (`nonzero`, masks as indices, `unique`), or it copies without `non_blocking=True`,
+            in either direction
+copies      to the device, and to the host, with their bytes
+bytes       that launches read and write, each operand once
+FLOPs       of products, by torch's own formulas
+
+The memory that is held is counted too, by storage. `limit` is how much there is: beyond it torch.OutOfMemoryError, as CUDA says it.
+
+Not told: races, cuBLAS's rounding, kernels of Triton, and what an allocator loses between blocks.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+NAME = "pretend"
+ROOT = str(Path(__file__).parents[2]) + "/"
+WATCHED = ("attrib/", "kernels/attrib_kernels/")
+"""Whose lines are counted."""
+
+WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_efficientzerotensor",
+                  "_unsafe_view", "_local_scalar_dense"}  # fmt: skip
+"""Operations that launch nothing; views launch nothing either."""
+NEEDS_SIZE = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive", "equal", "isin", "histc",
+              "_local_scalar_dense"}  # fmt: skip
+"""Operations whose answer, or its size, the host waits for."""
+INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
+TAKES_A_NUMBER = {"fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "index_put", "index_put_", "copy_", "fill"}
+"""Operations beside the pointwise ones that take a number of the host, as a tensor without dimensions."""
+
+
+class MixedDevices(RuntimeError):
+    """Operands on two devices."""
+
+
+@dataclass
+class Count:
+    """What one line asked for."""
+
+    launches: int = 0
+    waits: int = 0
+    to_device: int = 0
+    to_host: int = 0
+    copied: int = 0
+    """Bytes, in both directions."""
+    bytes: int = 0
+    flops: int = 0
+
+    def __iadd__(self, other: "Count") -> "Count":
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+class Counts:
+    """Counts by line: "attrib/engine/tiles.py:36 task_of"."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, Count] = defaultdict(Count)
+        self.peak = 0
+        """Bytes held at the fullest moment."""
+
+    @property
+    def total(self) -> Count:
+        """All lines together."""
+        total = Count()
+        for count in self.lines.values():
+            total += count
+        return total
+
+    def of_files(self) -> dict[str, Count]:
+        """The same by file."""
+        found: dict[str, Count] = defaultdict(Count)
+        for line, count in self.lines.items():
+            found[line.partition(":")[0]] += count
+        return found
+
+    def table(self, most: int = 20, by: Callable[[Count], int] = lambda count: count.launches + 2 * count.waits) -> str:
+        """The lines that ask for most, and all together."""
+        rows = sorted(self.lines.items(), key=lambda item: -by(item[1]))[:most]
+        written = [f"{'launches':>9} {'waits':>6} {'to dev':>6} {'to host':>7} {'MFLOP':>10} {'MB':>8}  line"]
+        for line, count in [*rows, ("all", self.total)]:
+            written.append(
+                f"{count.launches:>9} {count.waits:>6} {count.to_device:>6} {count.to_host:>7} "
+                f"{count.flops / 1e6:>10.1f} {count.bytes / 1e6:>8.1f}  {line}"
+            )
+        return "\n".join(written)
+
+
+class _Held:
+    """The memory of one storage, which all its views hold."""
+
+    def __init__(self, device: "Device", size: int) -> None:
+        self.device, self.size = device, size
+        device.held += size
+
+    def __del__(self) -> None:
+        self.device.held -= self.size
+
+
+class There(torch.Tensor):
+    """A tensor on the device, which wraps one of the host."""
+
+    here: Tensor
+    memory: _Held
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, here: Tensor, memory: _Held) -> "There":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=torch.device(NAME, 0)
+        )
+        made.here, made.memory = here, memory
+        return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({list(self.shape)}, {self.dtype})"
+
+    def tolist(self) -> Any:
+        """A copy to the host, which torch does not dispatch."""
+        return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        """Refused, as CUDA refuses it."""
+        raise TypeError(f"can't convert a {NAME}:0 tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+
+    __array__ = numpy
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func}: a tensor of {NAME} outside of `pretending()`")
+
+
+class Device(TorchDispatchMode):
+    """The device, while it lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self.held = 0
+        self.limit: int | None = None
+        """Bytes that the device has."""
+        self.refused = 0
+        """How often there was too little memory."""
+        self.storages: WeakValueDictionary[int, _Held] = WeakValueDictionary()
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self.counts = Counts()
+        self.counts.peak = self.held
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [each for each in flat if isinstance(each, Tensor)]
+        there = [each for each in tensors if isinstance(each, There)]
+        name = func._schema.name.partition("::")[2]
+        asked = kwargs.get("device")
+        to = None if asked is None else torch.device(asked)
+        if not there and (to is None or to.type != NAME):
+            return func(*args, **kwargs)
+        if to is not None and to.type == "meta":  # torch's own question about shapes
+            return func(*pytree.tree_map(_here, args), **pytree.tree_map(_here, kwargs))
+        if torch.Tag.inplace_view in func.tags:
+            func(args[0].here, *args[1:], **kwargs)
+            with no_dispatch():  # the wrapper's own shape
+                func(*args, **kwargs)
+            return args[0]
+        if name == "_to_copy":
+            return self._copied(func, args, kwargs, to)
+        count = self.counts.lines[_line()]
+        if name == "copy_" and len(there) == 1 and isinstance(args[1], Tensor):
+            self._count_copy(count, args[1], isinstance(args[0], There), kwargs.get("non_blocking", len(args) > 2 and args[2]))
+            _here(args[0]).copy_(_here(args[1]))
+            return args[0]
+        if there and (to is None or to.type == NAME):
+            self._require_there(func, name, tensors)
+        if name == "_efficientzerotensor":  # a tangent of zeros, which must not be none to the operations below
+            return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")))
+        plain = [torch.device("cpu") if isinstance(each, torch.device) else _here(each) for each in flat]
+        on_host = to is not None and to.type == "cpu"
+        plain_args, plain_kwargs = pytree.tree_unflatten(plain, spec)
+        out = func(*plain_args, **plain_kwargs)
+        if name in NEEDS_SIZE or (name == "repeat_interleave" and kwargs.get("output_size") is None) or _is_masked(name, args):
+            count.waits += 1
+        if name == "_local_scalar_dense":
+            count.to_host, count.copied = count.to_host + 1, count.copied + there[0].element_size()
+            return out
+        if on_host:
+            return out
+        outs = [each for each in pytree.tree_leaves(out) if isinstance(each, Tensor)]
+        if name not in WITHOUT_VALUES and not _is_view(func):
+            count.launches += 1
+            known = {id(each) for each in plain}
+            count.bytes += sum(map(_touched, tensors)) + sum(_touched(each) for each in outs if id(each) not in known)
+            if (formula := _formula(name)) is not None:
+                count.flops += formula(*plain_args, **plain_kwargs, out_val=out)
+        written = {id(_here(each)): each for each in _written(func, args, kwargs)}
+
+        def given_back(each: Any) -> Any:
+            if not isinstance(each, Tensor):
+                return each
+            return written[id(each)] if id(each) in written else self.wrap(each)
+
+        return pytree.tree_map(given_back, out)
+
+    def wrap(self, here: Tensor) -> There:
+        """A tensor of the host as one of the device; new memory is taken for a new storage."""
+        storage = here.untyped_storage()
+        memory = self.storages.get(storage._cdata)
+        if memory is None:
+            if self.limit is not None and self.held + storage.nbytes() > self.limit:
+                self.refused += 1
+                raise torch.OutOfMemoryError(
+                    f"CUDA out of memory. Tried to allocate {storage.nbytes()} bytes in {_line()}; {self.held} of {self.limit} are held."
+                )
+            memory = self.storages[storage._cdata] = _Held(self, storage.nbytes())
+            self.counts.peak = max(self.counts.peak, self.held)
+        return There(here, memory)
+
+    def _copied(self, func: Any, args: Any, kwargs: Any, to: torch.device | None) -> Tensor:
+        """To another dtype or device."""
+        (given,) = args
+        is_there, count = isinstance(given, There), self.counts.lines[_line()]
+        goes_there = is_there if to is None else to.type == NAME
+        out = func(_here(given), **{**kwargs, "device": torch.device("cpu"), "non_blocking": False})
+        if out.untyped_storage()._cdata == _here(given).untyped_storage()._cdata:
+            out = out.clone()
+        if is_there != goes_there:
+            self._count_copy(count, out, goes_there, kwargs.get("non_blocking", False))
+        else:
+            count.launches += 1
+            count.bytes += _touched(given) + _touched(out)
+        return self.wrap(out) if goes_there else out
+
+    def _count_copy(self, count: Count, moved: Tensor, to_device: bool, is_background: bool) -> None:
+        count.copied += moved.numel() * moved.element_size()
+        if to_device:
+            count.to_device += 1
+        else:
+            count.to_host += 1
+        count.waits += not is_background
+
+    def _require_there(self, func: Any, name: str, tensors: list[Tensor]) -> None:
+        takes_numbers = torch.Tag.pointwise in func.tags or name in TAKES_A_NUMBER
+        here = [each for each in tensors if not isinstance(each, There) and not (each.ndim == 0 and takes_numbers)]
+        if here:
+            raise MixedDevices(
+                f"{_line()}: {func}: Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu; "
+                f"on cpu: {', '.join(str(list(each.shape)) for each in here)}."
+            )
+
+
+def _here(given: Any) -> Any:
+    return given.here if isinstance(given, There) else given
+
+
+def _is_masked(name: str, args: Any) -> bool:
+    """Whether an operation indexes by a mask, whose true entries are looked for; a number where it is true needs no look."""
+    if name not in INDEXING or not any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
+        return False
+    return len(args) < 3 or isinstance(args[2], There) or args[2].ndim > 0
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+
+
+@cache
+def _formula(name: str) -> Any:
+    """How many FLOPs a product takes; what is written in place is counted as what is not."""
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+    return flop_registry.get(packet)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that an operation writes into, and gives back."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            yield from (each for each in pytree.tree_leaves(value) if isinstance(each, Tensor))
+
+
+def _touched(tensor: Tensor) -> int:
+    """Bytes that are read or written of it: what is expanded lies there once."""
+    count = tensor.element_size()
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else min(size, 1)
+    return count
+
+
+@cache
+def _watched(code: CodeType) -> str | None:
+    """The file that is counted, and None for others'."""
+    path = code.co_filename.removeprefix(ROOT)
+    return path if path.startswith(WATCHED) else None
+
+
+def _line() -> str:
+    """The innermost line of attrib, or else of who called torch."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if (path := _watched(frame.f_code)) is not None:
+            return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+class _Module:
+    """What torch asks of a backend's module."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """Only while someone pretends, so that no library finds an accelerator else."""
+        return _STANDS[0]
+
+    is_initialized = staticmethod(lambda: True)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: int(_STANDS[0]))
+    manual_seed_all = staticmethod(lambda seed: None)
+    synchronize = staticmethod(lambda *_: None)
+
+
+_STANDS = [False]
+
+
+@cache
+def _register() -> None:
+    """Give torch's backend for others a name, and the guards and hooks that autograd asks it for; once in a process."""
+    from torch.utils.backend_registration import _DummyPrivateUse1Hook, _setup_privateuseone_for_python_backend
+
+    class Hook(_DummyPrivateUse1Hook):
+        def is_available(self) -> bool:
+            return _STANDS[0]
+
+        def has_primary_context(self, dev_id: int) -> bool:
+            return _STANDS[0]
+
+    _setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Module, hook=Hook())
+
+
+@contextmanager
+def pretending(limit: int | None = None) -> Iterator[Device]:
+    """Have the device, and attrib take its name.
+
+    Args:
+        limit: bytes that it has.
+    """
+    from attrib.core import devices
+
+    _register()
+    real, lifted = devices.check_device, torch._C._only_lift_cpu_tensors()
+
+    def check_device(given: Any) -> torch.device:
+        device = torch.device(given) if isinstance(given, str | torch.device) else None
+        return torch.device(NAME, 0) if device is not None and device.type == NAME else real(given)
+
+    named = [module for name, module in sys.modules.items() if name.startswith("attrib") and vars(module).get("check_device") is real]
+    device = Device()
+    device.limit = limit
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor of the host first, and copies it
+    _STANDS[0] = True
+    try:
+        for module in named:
+            module.check_device = check_device  # type: ignore[attr-defined]
+        # backward passes of a device go to a thread of its own, which torch starts for devices that it has met at its first backward
+        with device, torch.autograd.set_multithreading_enabled(False):
+            yield device
+    finally:
+        _STANDS[0] = False
+        torch._C._set_only_lift_cpu_tensors(lifted)
+        for module in named:
+            module.check_device = real  # type: ignore[attr-defined]
