@@ -119,7 +119,8 @@ def dense(there: Any, rows: GraphRows, chosen: Tensor, **asked: Any) -> Tensor:
     for some in chosen.split(asked.get("at_once", len(chosen))):
         for found, of_them in on_demand.rows([torch.isin(own, some).nonzero()[:, 0] for own in there.rows]):
             rows.add(found, of_them)
-    targets, indptr, indices, weight, *_ = rows.selected.in_order()
+    ordered = rows.selected.ordered()
+    (targets, indptr), (indices, weight) = ordered[:2], ordered.whole()
     row = torch.arange(len(targets)).repeat_interleave(indptr.diff())
     return torch.zeros(len(there.nodes), len(there.nodes), dtype=weight.dtype).index_put((targets[row], indices), weight)
 
