@@ -318,27 +318,15 @@ def _result(
         for column in ([each.pattern for each in found], [each.value for each in found], [each.total for each in found])
     )
     indptr, query_node, key_node, weight = _by_score([each.pairs for each in found], len(chosen), 3, dtype)
-    marginals = []
-    for sums in ([each.queries for each in found], [each.keys for each in found]):
-        begins, node, sizes = _by_score(sums, len(chosen), 2, dtype)
-        marginals.append(Marginals(begins, called[node], sizes))
+
+    def marginals(sums: Sequence[Sequence[Tensor]]) -> Marginals:
+        begins, node, size = _by_score(sums, len(chosen), 2, dtype)
+        return Marginals(begins, called[node], size)
+
     return QKAttribution(
-        nodes,
-        layer,
-        head,
-        query,
-        key,
-        pattern,
-        value,
-        total,
-        indptr,
-        called[query_node],
-        called[key_node],
-        weight,
-        *marginals,
-        strings,
-        call,
-    )
+        nodes, layer, head, query, key, pattern, value, total, indptr, called[query_node], called[key_node], weight,
+        marginals([each.queries for each in found]), marginals([each.keys for each in found]), strings, call,
+    )  # fmt: skip
 
 
 def _by_score(parts: Sequence[Sequence[Tensor]], scores: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
