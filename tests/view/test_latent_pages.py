@@ -291,5 +291,5 @@ def test_a_figures_page_draws_itself_and_asks_no_network(chromium: Any, tmp_path
     drawn = tasks.parity_figure(frame(LATENTS, {name: table.get(name, pd.Series([0] * 4)).tolist() for name in LATENTS}))
     file = write_figure(tmp_path / "f.html", drawn, title=HOSTILE)
     opened = Opened(chromium, tmp_path, file.read_text(encoding="utf-8"), wait_for=".main-svg")
-    assert opened.page.locator(".point").count() == 2
+    opened.until('() => document.querySelectorAll(".point").length === 2')  # plotly draws behind the load
     opened.close()
