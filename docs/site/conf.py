@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 4  # as GitHub names them, where these pages are read too
 highlight_language = "text"
+smartquotes = False  # quotes are often code
 
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
@@ -57,6 +58,8 @@ def _plain(text: str) -> str:
 
 def docstring(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Docstrings as reST, before napoleon reads their sections."""
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a field of which its author said nothing
+        lines.clear()
     lines[:] = in_rest("\n".join(lines)).splitlines()
 
 

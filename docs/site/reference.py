@@ -46,8 +46,8 @@ def _entry(package: str, name: str, found: Any) -> Iterator[str]:
     elif callable(found) and hasattr(found, "__name__"):
         yield f".. autofunction:: {package}.{name}"
     else:
-        yield f".. py:data:: {package}.{name}"
-        yield "   :no-index:" if name.startswith("__") else ""
+        yield f".. py:data:: {name}"
+        yield f"   :module: {package}"
         value = repr(found)
         yield f"\n   {_told(package, name)}\n\n   ::\n\n      {value if len(value) < 200 else value[:200] + ' …'}\n"
 
