@@ -20,6 +20,7 @@ import typer
 import attrib
 from attrib.cli import main as cli
 from attrib.jobs.engines import choose as choosing
+from attrib.runs import again, spec
 from tests.support.job_cases import here
 from tests.support.root import ROOT
 
@@ -75,10 +76,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path) -> It
     os.chdir(before)
 
 
+LOADED: dict[str, Any] = {}
+
+
+def loaded_once(patched: pytest.MonkeyPatch) -> None:
+    """What the commands and several pages load by name is loaded, and its weights hashed, once for all of them."""
+    for load in (attrib.load_model, attrib.load_dictionary):
+        once = LOADED.setdefault(load.__name__, cache(load))
+        for place in (attrib, spec, again):
+            patched.setattr(place, load.__name__, once)
+
+
 def typed(words: list[str]) -> str:
     """What a command prints, in this process, which also does a job's shards."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(out):
+        loaded_once(patched)
         patched.setattr(sys, "argv", [*words])
         patched.setattr(choosing, "local", lambda job, shards, attempts, devices, timeout: here(job, shards, attempts))
         try:
@@ -98,16 +111,12 @@ def test_the_commands_of_a_corpus_do_what_the_readme_says(corpus: Callable[[str]
     assert any(Path("tables").iterdir())
 
 
-LOADED: dict[str, Any] = {}
-
-
 @pytest.mark.parametrize("page", PYTHON)
 def test_the_python_of_a_page_runs(
     page: str, corpus: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From top to bottom, in one namespace; and it prints what stands beneath it as text."""
-    for load in (attrib.load_model, attrib.load_dictionary):  # what several pages load by name is loaded once
-        monkeypatch.setattr(attrib, load.__name__, LOADED.setdefault(load.__name__, cache(load)))
+    loaded_once(monkeypatch)
     names: dict[str, Any] = {"__name__": "__main__"}
     for code in PYTHON[page]:
         exec(compile(code, page, "exec"), names)

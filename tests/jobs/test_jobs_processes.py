@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,15 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield corpus(tmp_path_factory.mktemp("corpus"), LENGTHS, has_model=False)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, beside: Path) -> Path:
+    """A job of which nothing is done. Nothing is changed in it."""
+    return make_job(tmp_path_factory.mktemp("made") / "job", beside).folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, beside: Path) -> Path:
-    return make_job(tmp_path / "job", beside).folder
+def folder(tmp_path: Path, made: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "job"))
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
