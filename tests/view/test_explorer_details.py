@@ -189,26 +189,31 @@ def test_nobody_is_left_out_of_the_panels(opened: Opened) -> None:
 def test_a_smaller_page_numbers_what_it_holds_anew() -> None:
     graph, details = made()
     _, _, heads, scores, verified = known()
-    part = fitted(graph, most := Most(len(graph.nodes) // 2, len(graph) // 2))
-    assert torch.equal(part.graph.weight, graph.weight[part.edges])
-    assert torch.equal(part.graph.nodes.latent, graph.nodes.latent[part.nodes])
-    header, columns = unpacked(packed(graph, most, details=details))
-    there = set(part.edges.tolist())
-    for name, weights in (
-        ("heads", dict(zip(heads.edge.tolist(), heads.weight.tolist(), strict=True))),
-        ("verified", dict(zip(verified.table.edge, verified.table.predicted, strict=True))),
-    ):
-        kept = {edge: weight for edge, weight in weights.items() if edge in there}
-        shown = {int(part.edges[edge]): float(columns["weight"][edge]) for edge in columns[f"{name} edge"].tolist()}
-        assert shown == pytest.approx(kept, rel=1e-6)
-    assert len(columns["heads edge"])
-    wanted = set[str]()
-    for score in range(len(scores)):
-        begin, end = scores.indptr[score : score + 2].tolist()
-        for pair in sorted(range(begin, end), key=lambda pair: -abs(float(scores.weight[pair])))[:20]:
-            ends = {int(scores.query_node[pair]), int(scores.key_node[pair])} - {OWN, *part.nodes.tolist()}
-            wanted |= {scores.label(node) for node in ends}
-    assert set(header["others"]) == wanted != set()
+    stay = len(graph.nodes.of_kind("token", "logit", "target"))
+    told = list[int]()
+    for most in (Most(len(graph.nodes) // 2, len(graph) // 2), Most(stay + 3)):
+        part = fitted(graph, most)
+        assert torch.equal(part.graph.weight, graph.weight[part.edges])
+        assert torch.equal(part.graph.nodes.latent, graph.nodes.latent[part.nodes])
+        header, columns = unpacked(packed(graph, most, details=details))
+        there = set(part.edges.tolist())
+        for name, weights in (
+            ("heads", dict(zip(heads.edge.tolist(), heads.weight.tolist(), strict=True))),
+            ("verified", dict(zip(verified.table.edge, verified.table.predicted, strict=True))),
+        ):
+            kept = {edge: weight for edge, weight in weights.items() if edge in there}
+            shown = {int(part.edges[edge]): float(columns["weight"][edge]) for edge in columns[f"{name} edge"].tolist()}
+            assert shown == pytest.approx(kept, rel=1e-6)
+        told.append(len(columns["heads edge"]))
+        wanted = set[str]()
+        for score in range(len(scores)):
+            begin, end = scores.indptr[score : score + 2].tolist()
+            for pair in sorted(range(begin, end), key=lambda pair: -abs(float(scores.weight[pair])))[:20]:
+                ends = {int(scores.query_node[pair]), int(scores.key_node[pair])} - {OWN, *part.nodes.tolist()}
+                wanted |= {scores.label(node) for node in ends}
+        assert set(header["others"]) == wanted
+    assert told[0] > told[1]
+    assert wanted
 
 
 def test_of_too_many_latents_those_of_largest_influence_are_told_of() -> None:
@@ -224,11 +229,20 @@ def test_of_too_many_latents_those_of_largest_influence_are_told_of() -> None:
     assert header["latents_left_out"] == len(score) - 3
 
 
+def test_an_intervention_without_a_number_is_told_as_one() -> None:
+    graph, *_, verified = known()
+    table = verified.table.copy()
+    table.loc[table.index[3], "measured"] = float("nan")
+    _, columns = unpacked(packed(graph, Most(), details=Details(verified=replace(verified, table=table))))
+    assert columns["verified is_number"].tolist() == [int(at != 3) for at in range(len(table))]
+    assert columns["verified measured"][4] == pytest.approx(table.measured.iloc[4], rel=1e-6)
+
+
 def test_what_is_of_another_graph_is_refused() -> None:
     graph, details = made()
     _, survey, heads, scores, verified = known()
     other = random_graph()
-    weaker = replace(graph, weight=graph.weight * 2)
+    weaker = replace(graph, weight=graph.weight / 2)
     part = survey.parts[0]
     renamed, changed = (
         Survey((replace(part, asked=replace(part.asked, **facts)),)) for facts in ({"dictionary": "x"}, {"dictionary_sha256": "0" * 64})

@@ -84,8 +84,10 @@ def _verified(part: Fitted, verified: Agreement) -> Columns:
         raise InputError("verified: is not of the graph's edges; expected what `attrib.causal.verify` gives of this graph alone.")
     place = part.places("edges")[edge]
     here = (place >= 0).nonzero()[:, 0]
-    of_table = {name: torch.from_numpy(table[name].to_numpy(dtype=float, copy=True))[here] for name in ("step", "measured")}
-    return Columns({}, {"verified edge": place[here]}, {f"verified {name}": column for name, column in of_table.items()})
+    step, measured = (torch.from_numpy(table[name].to_numpy(dtype=float, copy=True))[here] for name in ("step", "measured"))
+    is_number = measured.isfinite()  # a pass may give none, where all that a norm reads is left out
+    integers = {"verified edge": place[here], "verified is_number": is_number.long()}
+    return Columns({}, integers, {"verified step": step, "verified measured": measured.where(is_number, 0.0)})
 
 
 def _checked(argument: str, graph: Graph, edge: Int[Tensor, " edges"]) -> Int[Tensor, " edges"]:

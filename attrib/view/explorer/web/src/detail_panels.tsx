@@ -103,8 +103,8 @@ function Verified({ predicted, measured }: { predicted: number; measured: Measur
           <tr key={each.step}>
             <th scope="row">{Number(each.step.toPrecision(3)) === 1 ? "all of it" : `± ${percent(each.step)}`}</th>
             <td>{signed(predicted)}</td>
-            <td>{signed(each.measured)}</td>
-            <td>{signed(each.measured - predicted)}</td>
+            <td>{each.measured === null ? "no number" : signed(each.measured)}</td>
+            <td>{each.measured === null ? "" : signed(each.measured - predicted)}</td>
           </tr>
         ))}
       </Table>

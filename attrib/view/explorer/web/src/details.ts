@@ -68,7 +68,8 @@ export interface Score {
 
 export interface Measured {
   step: number;
-  measured: number;
+  /** Null where the intervention gave no number. */
+  measured: number | null;
 }
 
 export class Details {
@@ -161,7 +162,10 @@ export class Details {
   }
 
   measured(edge: number): Measured[] {
-    return (this.measuredOf.get(edge) ?? []).map((at) => ({ step: this.column("verified step")[at], measured: this.column("verified measured")[at] }));
+    return (this.measuredOf.get(edge) ?? []).map((at) => ({
+      step: this.column("verified step")[at],
+      measured: this.column("verified is_number")[at] ? this.column("verified measured")[at] : null,
+    }));
   }
 }
 
