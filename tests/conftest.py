@@ -1,9 +1,11 @@
 """Shape and type checks over both packages, installed before anything imports them; offline; threads; shared fixtures."""
 
 import gc
+from collections.abc import Iterator
 
-from tests.support import checked
+from tests.support import checked, missing
 
+missing.block()
 checked.install("attrib", "attrib_kernels")
 # A process of tests holds a million objects, most of them of modules. To look through them for cycles every few thousand new ones
 # takes a fifteenth of its time, and finds next to nothing.
@@ -13,7 +15,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -73,6 +75,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, and else in the order in which they are found."""
     place = {name: number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[Any]:
+    """A fixture that needs a package which is not there skips its tests."""
+    return (yield from _skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
+    """And so does a test."""
+    return (yield from _skipping())
+
+
+def _skipping() -> Iterator[Any]:
+    try:
+        return (yield)
+    except Exception as error:
+        if (name := missing.foreign_of(error)) is not None:
+            pytest.skip(f"{name} is not installed")
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -53,9 +53,9 @@ def run(
     target = known_to(model, target, "target") if isinstance(target, Dictionary) else target
     start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error, bias)
     options = replace(options, positions=positions)
-    call = call_record(kind, model, source, target, prompts, options, precision, error, bias, needs.others)
     doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
     with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+        call = call_record(kind, model, source, target, prompts, options, precision, error, bias, needs.others)
         model, source, target, put_in = needs.in_precision()
         done = track(prompts, options.progress)
         if kind == "latent_to_metric":

@@ -46,7 +46,8 @@ CASES: dict[str, Counted] = {
 
 def counted(problem: Problem, budget: int) -> tuple[Edges, Counts]:
     """The result on the device that is not there, and what was asked of it once all weights were there."""
-    assert problem.source is not None and not isinstance(problem.target, attrib.TopLogits)
+    assert problem.source is not None
+    assert isinstance(problem.target, attrib.Dictionary)
     with pretending() as device:
         model, source, target = (each.to(device=NAME) for each in (problem.model, problem.source, problem.target))
         device.begin()

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE
 from torch import Tensor, nn
 
 import attrib
@@ -29,6 +28,8 @@ from attrib.dictionaries.dictionary import decode, encode, reconstruct
 from tests.support.builders import dictionary, normal
 from tests.support.tolerances import DICTIONARY, assert_close
 from tests.support.zips import repacked
+
+SAE = pytest.importorskip("sae_lens").SAE
 
 D_IN, D_SAE, D_OUT = 12, 40, 10
 WAYS = ("zip", "legacy", "pickle", "gzip", "gzip of a zip")

@@ -6,13 +6,14 @@ are perturbed away from the values that hide mistakes: biases from zero, norm we
 """
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 import attrib
+from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import SITE_KINDS, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import ABSENT, MLP, Block, Model
@@ -397,5 +398,35 @@ def sae(
 
 
 def dictionary(kind: str, site: Site | str = "blocks.1.hook_resid_pre", dtype: torch.dtype = torch.float32, **options: Any) -> Dictionary:
-    """attrib's dictionary of a random SAE at a site; options as for `sae`."""
-    return attrib.from_sae_lens(sae(kind, options.pop("d_in", D_MODEL), dtype, site=site, **options))
+    """attrib's dictionary of a random SAE at a site; options as for `sae`. Without sae-lens, one of the same kind and other numbers."""
+    d_in = options.pop("d_in", D_MODEL)
+    try:
+        made = sae(kind, d_in, dtype, site=site, **options)
+    except ModuleNotFoundError:
+        if kind not in KINDS or set(options) - {"d_sae", "k", "seed", "apply_b_dec_to_input"}:
+            raise
+        return _without_sae_lens(kind, d_in, dtype, site=site, **options)
+    return attrib.from_sae_lens(made)
+
+
+def _without_sae_lens(
+    kind: str,
+    d_in: int,
+    dtype: torch.dtype,
+    *,
+    site: Site | str,
+    d_sae: int = 80,
+    k: int = 6,
+    seed: int = 3,
+    apply_b_dec_to_input: bool = True,
+) -> Dictionary:
+    """A random dictionary of one of KINDS, by its tensors."""
+    noise = partial(normal, dtype=dtype)
+    size = 0.5 + 1.5 * torch.rand(d_sae, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    rows = noise(d_sae, d_in, seed=seed + 1)
+    own = {"standard": {}, "topk": {"k": k}, "jumprelu": {"threshold": noise(d_sae, seed=seed + 2).abs() / 2 - 0.1}}
+    return from_tensors(
+        site=site, W_enc=noise(d_in, d_sae, seed=seed) * d_in**-0.5, W_dec=rows / rows.norm(dim=-1, keepdim=True) * size,
+        b_enc=0.2 * noise(d_sae, seed=seed + 3), b_dec=0.2 * noise(d_in, seed=seed + 4),
+        apply_b_dec_to_input=apply_b_dec_to_input, **own[kind],
+    )  # fmt: skip

@@ -27,23 +27,21 @@ Not told: races, cuBLAS's rounding, kernels of Triton, and what an allocator los
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from types import CodeType
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-NAME = "pretend"
+NAME, HOST = "pretend", torch.device("cpu")
 ROOT = str(Path(__file__).parents[2]) + "/"
 WATCHED = ("attrib/", "kernels/attrib_kernels/")
 """Whose lines are counted."""
@@ -59,7 +57,7 @@ TAKES_A_NUMBER = {"fill_", "masked_fill", "masked_fill_", "index_fill", "index_f
 """Operations beside the pointwise ones that take a number of the host, as a tensor without dimensions."""
 
 
-class MixedDevices(RuntimeError):
+class MixedDevicesError(RuntimeError):
     """Operands on two devices."""
 
 
@@ -181,17 +179,17 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        flat, spec = pytree.tree_flatten((args, kwargs))
-        tensors = [each for each in flat if isinstance(each, Tensor)]
+        tensors = [each for each in _leaves(args, kwargs.values()) if isinstance(each, Tensor)]
         there = [each for each in tensors if isinstance(each, There)]
-        name = func._schema.name.partition("::")[2]
+        what = _known(func)
+        name = what.name
         asked = kwargs.get("device")
         to = None if asked is None else torch.device(asked)
         if not there and (to is None or to.type != NAME):
             return func(*args, **kwargs)
         if to is not None and to.type == "meta":  # torch's own question about shapes
-            return func(*pytree.tree_map(_here, args), **pytree.tree_map(_here, kwargs))
-        if torch.Tag.inplace_view in func.tags:
+            return func(*map(_here, args), **{key: _here(each) for key, each in kwargs.items()})
+        if what.is_inplace_view:
             func(args[0].here, *args[1:], **kwargs)
             with no_dispatch():  # the wrapper's own shape
                 func(*args, **kwargs)
@@ -204,35 +202,33 @@ class Device(TorchDispatchMode):
             _here(args[0]).copy_(_here(args[1]))
             return args[0]
         if there and (to is None or to.type == NAME):
-            self._require_there(func, name, tensors)
+            self._require_there(what, tensors)
         if name == "_efficientzerotensor":  # a tangent of zeros, which must not be none to the operations below
             return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")))
-        plain = [torch.device("cpu") if isinstance(each, torch.device) else _here(each) for each in flat]
-        on_host = to is not None and to.type == "cpu"
-        plain_args, plain_kwargs = pytree.tree_unflatten(plain, spec)
+        plain_args = [_here(each) for each in args]
+        plain_kwargs = {key: HOST if isinstance(each, torch.device) else _here(each) for key, each in kwargs.items()}
         out = func(*plain_args, **plain_kwargs)
         if name in NEEDS_SIZE or (name == "repeat_interleave" and kwargs.get("output_size") is None) or _is_masked(name, args):
             count.waits += 1
         if name == "_local_scalar_dense":
             count.to_host, count.copied = count.to_host + 1, count.copied + there[0].element_size()
             return out
-        if on_host:
+        if to is not None and to.type == "cpu":
             return out
-        outs = [each for each in pytree.tree_leaves(out) if isinstance(each, Tensor)]
-        if name not in WITHOUT_VALUES and not _is_view(func):
+        written = {id(_here(each)): each for each in what.written(args, kwargs)}
+        if what.launches:
             count.launches += 1
-            known = {id(each) for each in plain}
-            count.bytes += sum(map(_touched, tensors)) + sum(_touched(each) for each in outs if id(each) not in known)
-            if (formula := _formula(name)) is not None:
-                count.flops += formula(*plain_args, **plain_kwargs, out_val=out)
-        written = {id(_here(each)): each for each in _written(func, args, kwargs)}
+            made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
+            count.bytes += sum(map(_touched, tensors)) + sum(map(_touched, made))
+            if what.formula is not None:
+                count.flops += what.formula(*plain_args, **plain_kwargs, out_val=out)
 
         def given_back(each: Any) -> Any:
             if not isinstance(each, Tensor):
                 return each
             return written[id(each)] if id(each) in written else self.wrap(each)
 
-        return pytree.tree_map(given_back, out)
+        return type(out)(map(given_back, out)) if type(out) in (list, tuple) else given_back(out)
 
     def wrap(self, here: Tensor) -> There:
         """A tensor of the host as one of the device; new memory is taken for a new storage."""
@@ -253,7 +249,7 @@ class Device(TorchDispatchMode):
         (given,) = args
         is_there, count = isinstance(given, There), self.counts.lines[_line()]
         goes_there = is_there if to is None else to.type == NAME
-        out = func(_here(given), **{**kwargs, "device": torch.device("cpu"), "non_blocking": False})
+        out = func(_here(given), **{**kwargs, "device": HOST, "non_blocking": False})
         if out.untyped_storage()._cdata == _here(given).untyped_storage()._cdata:
             out = out.clone()
         if is_there != goes_there:
@@ -271,18 +267,55 @@ class Device(TorchDispatchMode):
             count.to_host += 1
         count.waits += not is_background
 
-    def _require_there(self, func: Any, name: str, tensors: list[Tensor]) -> None:
-        takes_numbers = torch.Tag.pointwise in func.tags or name in TAKES_A_NUMBER
-        here = [each for each in tensors if not isinstance(each, There) and not (each.ndim == 0 and takes_numbers)]
+    def _require_there(self, what: "_Operation", tensors: list[Tensor]) -> None:
+        here = [each for each in tensors if not isinstance(each, There) and not (each.ndim == 0 and what.takes_numbers)]
         if here:
-            raise MixedDevices(
-                f"{_line()}: {func}: Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu; "
-                f"on cpu: {', '.join(str(list(each.shape)) for each in here)}."
+            raise MixedDevicesError(
+                f"{_line()}: {what.func}: Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and "
+                f"cpu; on cpu: {', '.join(str(list(each.shape)) for each in here)}."
             )
 
 
 def _here(given: Any) -> Any:
-    return given.here if isinstance(given, There) else given
+    """What torch computes with: tensors of the host, also in a list."""
+    if isinstance(given, There):
+        return given.here
+    return [_here(each) for each in given] if type(given) in (list, tuple) else given
+
+
+def _leaves(*groups: Iterable[Any]) -> Iterator[Any]:
+    """What an operation is given: operations take nothing that is nested deeper than a list."""
+    for group in groups:
+        for each in group:
+            if type(each) in (list, tuple):
+                yield from each
+            else:
+                yield each
+
+
+class _Operation:
+    """What is known of an operation of torch."""
+
+    def __init__(self, func: Any) -> None:
+        self.func, self.name = func, func._schema.name.partition("::")[2]
+        self.is_inplace_view = torch.Tag.inplace_view in func.tags
+        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        self.launches = self.name not in WITHOUT_VALUES and not is_view
+        # what is written in place is counted as what is not
+        self.formula = flop_registry.get(getattr(torch.ops.aten, self.name.rstrip("_"), None))
+        self.takes_numbers = torch.Tag.pointwise in func.tags or self.name in TAKES_A_NUMBER
+        arguments = enumerate(func._schema.arguments)
+        self.writes = [(number, each.name) for number, each in arguments if each.alias_info is not None and each.alias_info.is_write]
+
+    def written(self, args: Any, kwargs: Any) -> Iterator[Tensor]:
+        """The tensors that it writes into, and gives back."""
+        values = (args[number] if number < len(args) else kwargs.get(name) for number, name in self.writes)
+        return (each for each in _leaves(values) if isinstance(each, Tensor))
+
+
+@cache
+def _known(func: Any) -> _Operation:
+    return _Operation(func)
 
 
 def _is_masked(name: str, args: Any) -> bool:
@@ -290,26 +323,6 @@ def _is_masked(name: str, args: Any) -> bool:
     if name not in INDEXING or not any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
         return False
     return len(args) < 3 or isinstance(args[2], There) or args[2].ndim > 0
-
-
-@cache
-def _is_view(func: Any) -> bool:
-    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
-
-
-@cache
-def _formula(name: str) -> Any:
-    """How many FLOPs a product takes; what is written in place is counted as what is not."""
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
-    return flop_registry.get(packet)
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors that an operation writes into, and gives back."""
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            yield from (each for each in pytree.tree_leaves(value) if isinstance(each, Tensor))
 
 
 def _touched(tensor: Tensor) -> int:
@@ -321,18 +334,19 @@ def _touched(tensor: Tensor) -> int:
 
 
 @cache
-def _watched(code: CodeType) -> str | None:
+def _watched(path: str) -> str | None:
     """The file that is counted, and None for others'."""
-    path = code.co_filename.removeprefix(ROOT)
+    path = path.removeprefix(ROOT)
     return path if path.startswith(WATCHED) else None
 
 
 def _line() -> str:
-    """The innermost line of attrib, or else of who called torch."""
+    """The innermost line of attrib."""
     frame = sys._getframe(1)
     while frame is not None:
-        if (path := _watched(frame.f_code)) is not None:
-            return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
+        code = frame.f_code
+        if (path := _watched(code.co_filename)) is not None:
+            return f"{path}:{frame.f_lineno} {code.co_name}"
         frame = frame.f_back
     return "elsewhere"
 

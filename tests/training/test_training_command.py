@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sae_lens
 import torch
 
 import attrib
@@ -21,6 +20,8 @@ from attrib.training.card import read_card, with_run
 from attrib.training.densities import density, density_report, sparkline
 from tests.support.builders import build
 from tests.support.typed import Command
+
+sae_lens = pytest.importorskip("sae_lens")
 
 RESID, MLP_IN, MLP_OUT = "blocks.1.hook_resid_pre", "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
 LETTERS = " \nabcdefghijklmnopqrstuvwxyz"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sae_lens
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +15,8 @@ from attrib.training.biases import SAMPLE, initial_bias
 from attrib.training.fitting import trainer_of
 from attrib.training.modules import fold_scales, mean_norm_scale, wanted
 from tests.support.builders import build
+
+sae_lens = pytest.importorskip("sae_lens")
 
 RESID, Z, MLP_IN, MLP_OUT = "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
 OWN: dict[str, dict[str, Any]] = {

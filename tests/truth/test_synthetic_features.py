@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from sae_lens.synthetic import ActivationGenerator, FeatureDictionary, init_sae_to_match_feature_dict
 from torch import Tensor
 
 import attrib
@@ -22,6 +21,10 @@ from attrib.dictionaries.dictionary import Dictionary
 from tests.support.builders import sae
 from tests.support.compiled import auroc
 from tests.support.tolerances import assert_close
+
+synthetic = pytest.importorskip("sae_lens.synthetic")
+ActivationGenerator, FeatureDictionary = synthetic.ActivationGenerator, synthetic.FeatureDictionary
+init_sae_to_match_feature_dict = synthetic.init_sae_to_match_feature_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
