@@ -5,12 +5,15 @@
 # make explorer: build the explorer's page from its source, with npm.  make same-explorer: whether what is built is of this source.
 # make docs: the documentation site, into site/; make docs SCRIPTS=--tiny runs the examples on a random model, which takes seconds.
 # make browser: Chromium for the tests of the page, from Debian.
+# make wheels: what is published, in dist/, and whether it holds what it should.
+# make pythons: tests of every room on each Python that attrib is for, with the newest versions of what it depends on; PYTHONS=3.13 for
+# one of them. make oldest: the same with the oldest versions that pyproject.toml allows. Environments of their own, of some GB each.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check docs soak torture peers explorer same-explorer browser format clean
+.PHONY: demo test check docs soak torture peers explorer same-explorer browser wheels pythons oldest format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -73,6 +76,36 @@ browser:
 	apt-get update --quiet=2
 	apt-get install --yes --quiet=2 --no-install-recommends chromium
 
+wheels: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist/of-tree .
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist attrib/shipped
+	$(BIN)/python -m tests.support.wheels dist
+
+PYTHONS := 3.11 3.12 3.13
+UV := .venv-uv/bin/uv
+EACH_ROOM := core/test_types.py core/test_edges.py core/test_sparse.py models/test_model.py dictionaries/test_dictionary.py \
+    adapters/test_sources.py adapters/test_silent_configs.py adapters/test_shipping.py passes/test_cached.py engine/test_segment.py \
+    engine/test_adjoint.py paths/test_path.py attribution/test_sites.py attribution/test_rules.py graph/test_graph.py graph/test_rows.py \
+    graph/test_files_networks.py graph/test_prune.py store/test_store.py stats/test_stats.py export/test_export.py runs/test_prompts.py \
+    latents/test_survey.py causal/test_intervene.py causal/test_sampling.py training/test_training_values.py jobs/test_jobs_queue.py \
+    view/test_figures.py view/test_explorer_payload.py cli/test_cli_heads.py kernels/test_kernels_mlp.py test_release.py
+pythons: $(PYTHONS:%=on-%)
+oldest: on-oldest
+on-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(EACH_ROOM:%=tests/%)
+
+.PRECIOUS: .venv-%/.ready
+.venv-%/.ready: pyproject.toml $(UV)
+	$(UV) venv --quiet --clear --python $(subst oldest,$(firstword $(PYTHONS)),$*) .venv-$*
+	$(UV) pip install --quiet --python .venv-$*/bin/python $(if $(filter oldest,$*),--resolution lowest-direct) --editable ".[dev]"
+	touch $@
+
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -85,4 +118,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5 demo-graph.h5 demo.html site out/docs
+	rm -rf .venv .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo.h5 demo-graph.h5 demo.html site out/docs

@@ -509,7 +509,7 @@ def test_a_device_that_ray_has_not(folder: Path) -> None:
 
 def test_ray_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"ray is not installed; pip install 'attrib\[ray\]'"):
+    with pytest.raises(InputError, match=r"needs the package ray, which is not installed; pip install 'attrib\[ray\]'"):
         next(cluster(open_job(folder), open_job(folder).shards, 1, address=None, device=None))
 
 

@@ -381,7 +381,7 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "attrib_kernels.attention_adjoint.triton", raising=False)
     monkeypatch.delattr(package, "triton", raising=False)
     c = case(3, 2, 2, 1, 4, torch.float32)
-    with pytest.raises(ImportError, match=r"needs the triton package\. Install attrib\[gpu\], or use impl='reference'"):
+    with pytest.raises(ImportError, match=r"needs the package triton; pip install 'attrib\[gpu\]', or use impl='reference'"):
         attention_adjoint(c.cotangent, *c.primal, impl="triton")
 
 

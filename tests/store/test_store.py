@@ -291,7 +291,7 @@ def test_compression_by_plugin(tmp_path: Path, compression: str) -> None:
 @pytest.mark.parametrize("compression", ["blosc-lz4", "zstd"])
 def test_a_missing_plugin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    with pytest.raises(InputError, match=rf"compression: '{compression}' needs the package hdf5plugin.*pip install 'attrib\[jobs\]'"):
+    with pytest.raises(InputError, match=rf"compression: '{compression}': needs the package hdf5plugin.*pip install 'attrib\[jobs\]'"):
         save(tmp_path / "shard.h5", archive_edges(), compression=compression)
     assert not list(tmp_path.iterdir())
 
@@ -710,7 +710,7 @@ def test_a_file_that_needs_the_missing_plugin_says_so(shard: Path, monkeypatch: 
     edit(shard, set_data(f"{BLOCK}/total", np.zeros(3, np.float32), chunks=(3,), compression="gzip", shuffle=True))
     monkeypatch.setattr(reading, "PLUGINS", {Codec.DEFLATE})
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    with pytest.raises(InputError, match=r"shard\.h5: compressed, and reading it needs the package hdf5plugin"):
+    with pytest.raises(InputError, match=r"shard\.h5: compressed, and to be read: needs the package hdf5plugin"):
         read_all(shard)
 
 

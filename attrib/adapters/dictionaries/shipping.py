@@ -51,8 +51,11 @@ def why_not_shipped(name: str) -> str:
 
 
 def told() -> str:
-    """The names of those that are there, for an error."""
-    return ", ".join(shipped()) or "none, before pip install " + " ".join(f"'attrib[{extra}]'" for extra in EXTRAS.values())
+    """The names of those that are there, for an error that may be about something else."""
+    try:
+        return ", ".join(shipped()) or "none, before pip install " + " ".join(f"'attrib[{extra}]'" for extra in EXTRAS.values())
+    except InputError as broken:
+        return f"none that can be read ({broken})"
 
 
 def _models() -> set[str]:
