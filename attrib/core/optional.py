@@ -12,6 +12,6 @@ def needed(name: str, argument: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        is_missing = isinstance(error, ModuleNotFoundError) and error.name in (package, None)
+        is_missing = isinstance(error, ModuleNotFoundError) and (error.name or package).partition(".")[0] == package
         why = "is not installed" if is_missing else f"does not import ({error})"
         raise InputError(f"{argument}: needs the package {package}, which {why}; pip install 'attrib[{extra}]'.") from error
