@@ -49,7 +49,7 @@ def counted(problem: Problem, budget: int) -> tuple[Edges, Counts]:
     assert problem.source is not None
     assert isinstance(problem.target, attrib.Dictionary)
     with pretending() as device:
-        model, source, target = (each.to(device=NAME) for each in (problem.model, problem.source, problem.target))
+        model, source, target = problem.model.to(device=NAME), problem.source.to(device=NAME), problem.target.to(device=NAME)
         device.begin()
         found = attrib.latent_to_latent(model, source, target, problem.tokens, policy=problem.policy, keep=TopK(20), budget=budget)
         return found, device.counts

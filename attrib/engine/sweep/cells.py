@@ -157,7 +157,8 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
             alive[t] = (first if end else band.row, band.row + band.rows)
     start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
     step = [band.rows for band in bands for _ in range(band.rows)]
-    return Cells(*to_device([start, step], device).unbind(), tuple(alive))
+    first_cells, steps = to_device([start, step], device).unbind()
+    return Cells(first_cells, steps, tuple(alive))
 
 
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:
