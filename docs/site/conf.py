@@ -63,6 +63,21 @@ def docstring(app: Sphinx, what: str, name: str, found: Any, options: Any, lines
     lines[:] = in_rest("\n".join(lines)).splitlines()
 
 
+def attribute(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """What is said of a field, which napoleon would cut at its first colon, taking what stands before for a type."""
+    if what in ("attribute", "data"):
+        said[name] = [*lines]
+
+
+def whole_attribute(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """That again, after napoleon."""
+    if name in said:
+        lines[:] = said.pop(name)
+
+
+said: dict[str, list[str]] = {}
+
+
 def signature(app: Sphinx, what: str, name: str, found: Any, options: Any, shown: str | None, returned: str | None) -> Any:
     """A signature as its author wrote it: with the names of types and the shapes, and not what they come to."""
     function = inspect.unwrap(found)
@@ -88,4 +103,6 @@ def setup(app: Sphinx) -> None:
             analyzer.analyze()
             analyzer.overloads.clear()
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-docstring", attribute, priority=450)
+    app.connect("autodoc-process-docstring", whole_attribute, priority=550)
     app.connect("autodoc-process-signature", signature)
