@@ -53,7 +53,8 @@ def to_host(tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
         # wide numbers first, so that each begins at a multiple of its size
         there = sorted((n for n, tensor in enumerate(tensors) if tensor.device == device), key=lambda n: -tensors[n].itemsize)
-        sent = [tensors[n].contiguous().flatten().view(torch.uint8) for n in there]
+        # a single number counts as contiguous whatever its stride, and only numbers with a stride of 1 are bytes in a row
+        sent = [tensors[n].contiguous().as_strided((tensors[n].numel(),), (1,)).view(torch.uint8) for n in there]
         come = torch.cat(sent).cpu().split([len(part) for part in sent])
         for n, part in zip(there, come, strict=True):
             found[n] = part.view(tensors[n].dtype).view(tensors[n].shape)

@@ -108,7 +108,7 @@ KINDS: dict[str, Callable[[Put, Policy], Any]] = {
         put(MODEL), put(lens(1)), put(lens(1, "standard", where="hook_resid_mid")), put(IDS), policy=policy
     ),
     "heads to an MLP": lambda put, policy: attrib.latent_to_latent(
-        put(MODEL), put(lens(0, where="attn.hook_z")), put(lens(2, where="hook_mlp_out")), put(IDS), policy=policy
+        put(MODEL), put(lens(0, where="attn.hook_z", family="llama")), put(lens(2, where="hook_mlp_out")), put(IDS), policy=policy
     ),
     "a pack": lambda put, policy: attrib.latent_to_latent(put(MODEL), put(lens(0)), put(lens(3)), put(PACK), policy=policy, keep=Mass(0.9)),
     "token ids of the host": lambda put, policy: attrib.token_to_latent(
@@ -186,11 +186,12 @@ def test_every_precision(dtype: Any):
 def test_cuts(which: str, effect: Any):
     model = build("gpt2", DOUBLE)
     options: dict[str, Any] = {"effect": effect}
+    end = "hook_resid_mid" if which == "all" else "hook_resid_post"  # where no cut is
 
     def call(put: Put) -> Any:
         on, cuts = put(model), put(ours(SETS[which](model)))
         return (
-            attrib.token_to_latent(on, put(lens(3, "standard", where="hook_resid_post")), put(PACK), cuts=cuts, **options),
+            attrib.token_to_latent(on, put(lens(3, "standard", where=end)), put(PACK), cuts=cuts, **options),
             attrib.latent_to_logit(on, cuts[0], put(IDS), cuts=cuts[1:], logits=TopLogits(3), error=False, **options),
         )
 
@@ -228,7 +229,7 @@ OTHERS: dict[str, Callable[[Put], Any]] = {
     ),
     "activations": lambda put: {str(site): value for site, value in attrib.capture(put(MODEL), put(IDS), SITES).items()},
     "heads": lambda put: attrib.attention_heads(put(MODEL), 2, put(normal(9, 32, dtype=DOUBLE)))._asdict(),
-    "dictionaries put in": lambda put: attrib.replace(put(MODEL), put(ours(SETS["all"](MODEL)))).forward(put(IDS)),
+    "dictionaries put in": lambda put: attrib.replace(put(MODEL), put(ours(SETS["all"](MODEL)))).run(put(IDS)),
     "interventions": lambda put: intervene(put(MODEL), put([lens(1)]), put(IDS), EDITS),
     "continuations": lambda put: generate(put(MODEL), put(PACK), max_tokens=3),
 }
