@@ -8,7 +8,6 @@ import typer
 from attrib.cli.shared import labels_beside, latents_of
 from attrib.cli.viewing import LabelFiles, Links, labels_from, links_from
 from attrib.core.types import InputError
-from attrib.engine.plan.result import size_of
 from attrib.view.terminal import plain
 
 if TYPE_CHECKING:
@@ -111,4 +110,4 @@ def _labels(given: list[Path] | None, survey: Path | None) -> "Labels":
 
 def _write(made: "Page", html: Path, overwrite: bool) -> None:
     made.save(html, overwrite=overwrite)
-    print(plain(f"{html}: {size_of(html.stat().st_size)}"))
+    print(plain(f"{html}: {html.stat().st_size / 1e6:.1f} MB"))
