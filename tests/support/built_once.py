@@ -5,6 +5,7 @@ which is more than what most commands of tests do. A command that has run is non
 """
 
 from functools import cache
+from typing import Any
 
 import typer.main
 import typer.testing
@@ -12,4 +13,17 @@ import typer.testing
 
 def hasten() -> None:
     """Build the commands of an application once from now on."""
-    typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
+    built = cache(typer.main.get_command)
+
+    def fresh(app: typer.Typer) -> Any:
+        return forgetful(built(app))
+
+    typer.main.get_command = typer.testing._get_command = fresh
+
+
+def forgetful(command: Any) -> Any:
+    """The command without the --help that it keeps from its last call, whose names are those that this call gave it."""
+    command._help_option = None
+    for each in getattr(command, "commands", {}).values():
+        forgetful(each)
+    return command

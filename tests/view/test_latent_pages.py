@@ -288,6 +288,7 @@ def test_search_and_bands_do_what_they_say_and_axe_finds_nothing(chromium: Any, 
 
 def test_a_figures_page_draws_itself_and_asks_no_network(chromium: Any, tmp_path: Path) -> None:
     table = pd.DataFrame({"operation": ["ablation", "gradient"] * 2, "latent": [1, 1, 2, 2], "effect": [1.0, 2.0, 3.0, 5.0]})
+    table["dictionary"], table["kept"] = "one", True
     drawn = tasks.parity_figure(frame(LATENTS, {name: table.get(name, pd.Series([0] * 4)).tolist() for name in LATENTS}))
     file = write_figure(tmp_path / "f.html", drawn, title=HOSTILE)
     opened = Opened(chromium, tmp_path, file.read_text(encoding="utf-8"), wait_for=".main-svg")
