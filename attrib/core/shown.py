@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=type)
 SHOWN = 8
 """Rows of a table that a notebook shows of an object that has many."""
+BARS = "▁▂▃▄▅▆▇█"
+"""From the lowest to the highest. Where a terminal's encoding has them not, they are the digits 1 to 8."""
 _JOINERS = "\u200c\u200d"
 """They turn nothing around, and Persian and emoji are written with them."""
 

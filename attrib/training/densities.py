@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attrib.core.shown import BARS
 from attrib.dictionaries.dictionary import Dictionary, encode
 from attrib.training.activations import ActivationStore, Rows
 
@@ -40,4 +41,4 @@ def sparkline(report: dict[str, Any]) -> str:
     """The histogram in a line of text; a bar that is not empty is seen."""
     counts = np.array(report["latents"])
     heights = np.ceil(counts / max(1, counts.max()) * 8).astype(int)
-    return "".join("·▁▂▃▄▅▆▇█"[height] for height in heights)
+    return "".join(("·" + BARS)[height] for height in heights)

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterable
 
+from attrib.core.shown import BARS
 from attrib.view.terminal import own
 
-BARS = "▁▂▃▄▅▆▇█"
-"""From the lowest to the highest. Where the output's encoding has them not, they are the digits 1 to 8."""
 NOT_FINITE = "?"
 
 

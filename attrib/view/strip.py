@@ -12,8 +12,9 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
+from attrib.core.shown import BARS
 from attrib.core.types import InputError
-from attrib.view.sparks import BARS, NOT_FINITE, bar, level
+from attrib.view.sparks import NOT_FINITE, bar, level
 from attrib.view.terminal import isolated, own, plain
 
 MOST_LINES = 12

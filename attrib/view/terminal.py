@@ -14,10 +14,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from attrib.core.shown import harmless
+from attrib.core.shown import BARS, harmless
 
 _SIGNS = {"→": "->", "Σ": "sum ", "≥": ">=", "≤": "<=", "±": "+-"}
-_SIGNS |= dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True))
+_SIGNS |= dict(zip(BARS, "12345678", strict=True))
 _ISOLATED = "\u2068{}\u2069"
 """Between the two, text is turned as its own first letter asks, and what stands around it is not."""
 _SIGNS |= dict.fromkeys(_ISOLATED.format(""), "")

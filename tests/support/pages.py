@@ -98,13 +98,16 @@ class Opened:
         assert not self.complaints, json.dumps(self.complaints[:5])
 
 
+AXE = Path(__file__).parents[2] / "attrib/view/explorer/web/node_modules/axe-core/axe.min.js"
+"""Which `make explorer` installs."""
+
+
 def axe_finds(opened: Opened) -> Any:
     """The faults that axe finds, each with where it is; the test is skipped where axe is not there."""
-    axe = Path(__file__).parents[2] / "attrib/view/explorer/web/node_modules/axe-core/axe.min.js"
-    if not axe.exists():
+    if not AXE.exists():
         pytest.skip("axe-core is not there: `make explorer` installs it")
     return opened.ask(
-        f"async () => {{ {axe.read_text()}; return (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)]); }}"
+        f"async () => {{ {AXE.read_text()}; return (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)]); }}"
     )
 
 

@@ -24,7 +24,7 @@ from tests.graph.test_weights import made, norm_map, ov_map, read, written
 from tests.latents.test_survey import CORPUS
 from tests.support.attribution_cases import characters
 from tests.support.builders import build
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import AXE, CANNOT, Opened, axe_finds, browser
 from tests.view.test_explorer_payload import HOSTILE
 
 K = 4
@@ -278,11 +278,9 @@ def test_search_and_bands_do_what_they_say_and_axe_finds_nothing(chromium: Any, 
     opened.page.click("#bands")
     bands = opened.page.locator("main details")
     assert bands.count() == opened.page.locator("main details[open]").count() > 3
-    axe = Path(__file__).parents[2] / "attrib/view/explorer/web/node_modules/axe-core/axe.min.js"
-    for scheme in ("light", "dark") if axe.exists() else ():
+    for scheme in ("light", "dark") if AXE.exists() else ():
         opened.page.emulate_media(color_scheme=scheme)
-        run = "return (await axe.run()).violations.map((v) => [v.id, v.nodes.map((n) => n.html)]);"
-        assert opened.ask(f"async () => {{ {axe.read_text()}; {run} }}") == []
+        assert axe_finds(opened) == []
     opened.close()
 
 
