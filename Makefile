@@ -1,4 +1,5 @@
-# make demo: first light.  make test: the tests.  make check: lint and types.  make soak: a job, disturbed for 10 minutes.
+# make demo: first light.  make test: of each test's cases those in which each value is.  make thorough: all cases of all tests.
+# make check: lint and types.  make soak: a job, disturbed for 10 minutes.
 # make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another
 # circuit-tracer, such as a folder with its source.
 # make torture: thousands of random calls against torch.func.
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check docs soak torture peers explorer same-explorer browser wheels pythons oldest format clean
+.PHONY: demo test thorough check docs soak torture peers explorer same-explorer browser wheels pythons oldest format clean
 
 demo: $(READY)
 	$(BIN)/attrib fetch smollm2-135m
@@ -27,8 +28,12 @@ demo: $(READY)
 # are cores, since tests of jobs wait for others. A file is one process's, in the order of tests/conftest.py, so that what its
 # tests share is made once
 PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(SIDE_BY_SIDE) --some
+
+thorough: $(READY)
+	$(SIDE_BY_SIDE)
 
 check: $(READY)
 	$(BIN)/ruff check .

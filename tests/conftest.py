@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.support import built_once  # noqa: E402
+from tests.support.some import some  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.support.typed import Command
@@ -71,8 +72,16 @@ SLOWEST = (
 """Files that begin first, since the whole is done when the last file is."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make test` asks for."""
+    parser.addoption("--some", action="store_true", help="of each test's cases a few in which each value is, and no long tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest files first, and else in the order in which they are found."""
+    if config.getoption("--some"):
+        items[:], left_out = some(items)
+        config.hook.pytest_deselected(items=left_out)
     place = {name: number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))
 

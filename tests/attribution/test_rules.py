@@ -207,6 +207,7 @@ def test_with_dictionaries_on_the_way(rule: Any):
         assert (edges.gap - gap.detach()).abs().max() <= 1e-9
 
 
+@pytest.mark.long
 def test_an_integral_is_complete_in_the_limit():
     """Gauss-Legendre's gap falls with the number of nodes to rounding, where a target is smooth; midpoints' by a quarter each time."""
     model, source, (ids,) = build("gpt2", torch.float64), Lens("standard").dictionary("gpt2"), prompts(5)

@@ -140,6 +140,7 @@ def test_where_kernels_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, devic
         kernels.prepared(device)
 
 
+@pytest.mark.long
 def test_it_runs_without_attrib_and_torch_compile_is_measured_or_said_to_fail(tmp_path: Path) -> None:
     """In a process of its own: here the hook wraps every function, and all of attrib is imported.
 

@@ -150,6 +150,7 @@ run_task(build("gpt2"), many(), operations=["base"], batch=4, out=sys.argv[1], p
 """
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
     said = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True}

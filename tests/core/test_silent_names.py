@@ -42,6 +42,7 @@ def test_an_old_name_is_the_new_one_and_warns_once_at_the_callers_line(tmp_path:
     assert str(warned[0].message) == f"{old} is now called {OLD[old]}; the old name will go in a later version."
 
 
+@pytest.mark.long
 def test_an_old_name_warns_at_the_callers_line_under_the_type_checks_too(tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text("import attrib\nattrib.Tokens\nfrom attrib import logits\nfrom attrib.core.types import Tokens\n")
@@ -69,6 +70,7 @@ def test_a_name_that_never_was_is_still_an_error(module: str):
         exec(f"from {module} import nonsense")
 
 
+@pytest.mark.long
 def test_nothing_here_uses_an_old_name():
     used = []
     for file in [file for folder in ("attrib", "kernels", "bench", "examples", "tests") for file in (ROOT / folder).rglob("*.py")]:

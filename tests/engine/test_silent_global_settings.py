@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.root import ROOT
 
 PROGRAM = '''
@@ -125,5 +127,6 @@ def child(program: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.long
 def test_settings_of_products_are_read_and_put_back_also_without_the_newer_interface():
     assert child(PROGRAM) == ["older", "done", "12"]

@@ -391,6 +391,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     counts = (3, 23)
     for count in counts:

@@ -144,7 +144,7 @@ def test_an_mlp_that_is_a_leaf_moves_what_a_frozen_one_does():
 # ------------------------------------------------------------------------------------ budgets, packs, what is kept
 
 
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", [FEW[0], *(pytest.param(family, marks=pytest.mark.long) for family in FEW[1:])])
 def test_budgets_packs_and_precision_change_nothing(family: Family):
     model = build(family, torch.float64)
     prompts = [prompt(length, seed=length) for length in (9, 1, 6)]

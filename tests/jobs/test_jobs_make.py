@@ -162,6 +162,7 @@ for name, count, prompts in (("warm", 50, 4), ("few", 100, 1), ("many", 3_000, 4
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_prompts(tmp_path: Path, beside: Path) -> None:
     """What Python and numpy allocate is counted, from the model on: in the resident set, 5% of torch's half gigabyte would hide a leak.
 

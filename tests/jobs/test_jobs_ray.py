@@ -226,6 +226,7 @@ def command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
+@pytest.mark.long
 def test_processes_are_killed_and_a_shard_always_fails(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, here: Engine) -> None:
     """Both are the shard's fault: it is tried as often as was said, and no more."""
     (*_, bad) = open_job(folder).shards
@@ -250,6 +251,7 @@ def test_processes_are_killed_and_a_shard_always_fails(folder: Path, undisturbed
     assert_done(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_the_driver_is_ended_by_a_signal(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, here: Engine) -> None:
     with command(folder, "--address", head.address) as ended:
         wait_for(lambda: len(written(folder)) > 1)
@@ -266,6 +268,7 @@ def test_the_driver_is_ended_by_a_signal(folder: Path, undisturbed: Undisturbed,
     assert_done(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_gpus_are_asked_for(folder: Path, head: Any, add: Callable[..., Any]) -> None:
     """A node that has them in name only: that is where the actor goes, and what it says is the job's error."""
     if torch.cuda.is_available():
@@ -287,6 +290,7 @@ def test_nodes_are_killed_and_one_joins(folder: Path, undisturbed: Undisturbed, 
     assert_done(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_a_node_without_memory(folder: Path, head: Any, add: Callable[..., Any]) -> None:
     """Its actors are killed while they load the model, and no shard is blamed."""
     for other in tuple(head.worker_nodes):
@@ -297,6 +301,7 @@ def test_a_node_without_memory(folder: Path, head: Any, add: Callable[..., Any])
     assert not list(failures(open_job(folder)))
 
 
+@pytest.mark.long
 def test_the_head_is_killed_and_the_job_goes_on_elsewhere(
     folder: Path, undisturbed: Undisturbed, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +326,7 @@ def test_the_head_is_killed_and_the_job_goes_on_elsewhere(
     assert_done(folder, undisturbed)
 
 
+@pytest.mark.long
 def test_the_head_is_restarted(folder: Path, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its memory is in Redis, it comes back, and the job goes on as if nothing had happened."""
     server = shutil.which("redis-server")

@@ -62,6 +62,7 @@ print(resource_tracker._resource_tracker._fd)
 """
 
 
+@pytest.mark.long
 def test_a_worker_makes_no_semaphore(tmp_path: Path) -> None:
     """One that is killed leaves it behind, and Python says so beside the one line. The bars of other libraries make them."""
     folder = make_job(tmp_path / "job", corpus(tmp_path / "corpus", (3,))).folder

@@ -202,6 +202,7 @@ for count in (4, 12):
 """
 
 
+@pytest.mark.long
 def test_building_takes_no_more_memory_for_more_shards(tmp_path: Path) -> None:
     """numpy's arrays are traced; torch's are of one run of prompts of one shard.
 

@@ -172,6 +172,7 @@ attrib.build_graphs(sys.argv[1], *parts(), PROMPTS)
 """
 
 
+@pytest.mark.long
 def test_what_is_killed_leaves_nothing(tmp_path: Path) -> None:
     if (probe := unnamed(tmp_path / "probe")) is None:
         pytest.skip("this disk has no files without a name")
@@ -280,6 +281,7 @@ with Scratch(Path(sys.argv[1])) as scratch:
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_edges(tmp_path: Path) -> None:
     took = list[list[int]]()
     least = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what was let go of is given back to the system, and not counted

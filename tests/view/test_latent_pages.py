@@ -284,6 +284,7 @@ def test_search_and_bands_do_what_they_say_and_axe_finds_nothing(chromium: Any, 
     opened.close()
 
 
+@pytest.mark.long
 def test_a_figures_page_draws_itself_and_asks_no_network(chromium: Any, tmp_path: Path) -> None:
     table = pd.DataFrame({"operation": ["ablation", "gradient"] * 2, "latent": [1, 1, 2, 2], "effect": [1.0, 2.0, 3.0, 5.0]})
     table["dictionary"], table["kept"] = "one", True
