@@ -17,6 +17,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 GROUPS = ("pair", "step")
 SUMMARY = (
     *GROUPS, "edges", "slope", "correlation", "slope_all", "correlation_all", "median", "q90", "q99", "largest", "mass_error", "silent",
+    "no_number",
 )  # fmt: skip
 
 
@@ -32,8 +33,8 @@ class Agreement:
 
     `table` has a line for each edge and step: `pair` (the sites), `step`, `prompt`, `edge` (its number in the result or graph that was
     measured), `source` and `target` (by name), `predicted` (the edge's attribution), `measured` (the change of the target for the whole
-    of the source), `error` (measured less predicted), `relative` (its size, of the larger of the two) and `silent` (whether the target,
-    a latent, was inactive in a pass).
+    of the source; NaN where a pass leaves what its dtype holds, see docs/agreement.md), `error` (measured less predicted), `relative`
+    (its size, of the larger of the two) and `silent` (whether the target, a latent, was inactive in a pass).
     `passes` has a line for each pair and step: how many `sources` were intervened on, and how many latents of the
     target's dictionary were `activated` by that, in all.
     """
@@ -52,6 +53,7 @@ class Agreement:
             lines.append(
                 f"  {one.pair}, step {one.step:g}: {one.edges:,} edges of {one.sources:,} sources, slope {one.slope:.4g}, correlation "
                 f"{one.correlation:.4g}, relative error {one.median:.2g} (median), {one.largest:.2g} (largest), {one.silent} silent"
+                + (f", {one.no_number} without a number" if one.no_number else "")
             )
         return "\n".join(lines)
 
@@ -61,21 +63,24 @@ class Agreement:
         `slope` is that of measured on predicted through the origin; `median`, `q90`, `q99` and `largest` are of the relative error;
         `mass_error` is Σ|measured - predicted| / Σ|predicted|, in which strong edges count for more. Slope and correlation are of the
         edges whose target stays active, which is what a derivative speaks of; `slope_all` and `correlation_all` are of all, and
-        `silent` says how many the others are. What cannot be told, since nothing is predicted or varies, is NaN.
+        `silent` says how many the others are. What cannot be told, since nothing is predicted or varies, is NaN. `no_number` counts
+        measurements that gave none, as `measured` of the table says; the figures beside it are of the others.
         """
         import pandas as pd
 
         found = []
         for (pair, step), part in self.table.groupby(list(GROUPS), sort=False):
-            predicted, measured = part.predicted.to_numpy(), part.measured.to_numpy()
-            stays, size = ~part.silent.to_numpy(bool), float(np.abs(predicted).sum())
-            quantiles = np.quantile(part.relative, QUANTILES)
+            known = part[np.isfinite(part.measured)]
+            predicted, measured = known.predicted.to_numpy(), known.measured.to_numpy()
+            stays, size = ~known.silent.to_numpy(bool), float(np.abs(predicted).sum())
+            quantiles = np.quantile(known.relative, QUANTILES) if len(known) else [np.nan] * len(QUANTILES)
             found.append(
                 {"pair": pair, "step": step, "edges": len(part), "slope": slope(predicted[stays], measured[stays])}
                 | {"correlation": correlation(predicted[stays], measured[stays])}
                 | {"slope_all": slope(predicted, measured), "correlation_all": correlation(predicted, measured)}
-                | {"median": quantiles[0], "q90": quantiles[1], "q99": quantiles[2], "largest": part.relative.max()}
-                | {"mass_error": float(np.abs(measured - predicted).sum()) / size if size else np.nan, "silent": int(part.silent.sum())}
+                | {"median": quantiles[0], "q90": quantiles[1], "q99": quantiles[2], "largest": known.relative.max()}
+                | {"mass_error": float(np.abs(measured - predicted).sum()) / size if size else np.nan, "silent": int(known.silent.sum())}
+                | {"no_number": len(part) - len(known)}
             )
         return pd.DataFrame(found, columns=list(SUMMARY)).merge(self.passes, on=list(GROUPS), how="left")
 
@@ -121,17 +126,26 @@ def plain_records(table: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def slope(predicted: "np.ndarray", measured: "np.ndarray") -> float:
     """Of measured on predicted, through the origin; NaN where nothing is predicted."""
-    squares = float(predicted @ predicted)
-    return float(predicted @ measured) / squares if squares > 0 else float("nan")
+    (x, x_size), (y, y_size) = _scaled(predicted), _scaled(measured)
+    squares = float(x @ x)
+    return float(x @ y) / squares * (y_size / x_size) if squares > 0 else float("nan")
 
 
 def correlation(a: "np.ndarray", b: "np.ndarray") -> float:
     """Pearson's, NaN where one of the two does not vary."""
     if len(a) < 2:
         return float("nan")
+    (a, _), (b, _) = _scaled(a), _scaled(b)
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / size if size > 0 else float("nan")
+
+
+def _scaled(values: "np.ndarray") -> tuple["np.ndarray", float]:
+    """Numbers over a power of two near the largest, which loses nothing, and that power: the squares of what a pass gives may be too
+    large for a number."""
+    size = 2.0 ** np.frexp(np.abs(values).max(initial=0))[1]
+    return values / size, float(size)
 
 
 def checked_steps(steps: Any) -> tuple[float, ...]:

@@ -1,9 +1,11 @@
 """`verify`: edges and graphs held against interventions, by what is at hand and what their records say of how they were made."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -16,12 +18,15 @@ from attrib.causal.measuring import Question, measure
 from attrib.causal.readings import LogitNodes, Reading
 from attrib.core.edges import Edges, Nodes
 from attrib.core.room import memory_named
-from attrib.core.types import Difference, Direction, ErrorAt, InputError, Policy, TokenLogits, TopLogits, UnsupportedError
+from attrib.core.types import AttribWarning, Difference, Direction, ErrorAt, InputError, Policy, TokenLogits, TopLogits, UnsupportedError
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.graph.graph import Graph
 from attrib.models.transformer import Model
 from attrib.paths.targets import as_logits
 from attrib.runs.again import Parts, neurons_of, readable, rule_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DTYPES = ("float64", "float32")
 SOURCES = 32
@@ -108,10 +113,26 @@ def made(lines: list[dict[str, Any]], passes: list[dict[str, Any]], call: dict[s
 
     columns = ["pair", "step", "prompt", "edge", "source", "target", "predicted", "measured", "silent"]
     table = pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True) if lines else pd.DataFrame(columns=columns)
+    table["measured"] = table.measured.where(np.isfinite(table.measured.to_numpy(float)))
+    _tell_of_no_number(table, str(call["dtype"]))
     table["error"] = table.measured - table.predicted
     table["relative"] = relative(table.predicted.to_numpy(float), table.measured.to_numpy(float))
     found = pd.DataFrame(passes, columns=[*GROUPS, "sources", "activated"])
     return Agreement(table, found.groupby(list(GROUPS), sort=False, as_index=False).sum(), call)
+
+
+def _tell_of_no_number(table: "pd.DataFrame", dtype: str) -> None:
+    without = table[table.measured.isna()]
+    if len(without):
+        first = without.iloc[0]
+        warnings.warn(
+            f"steps: {len(without):,} of {len(table):,} measurements have no number, first {first.source} -> {first.target} at step "
+            f"{first.step:g}: with that source changed, the model's values leave what {dtype} holds. Where norms are held, nothing keeps "
+            "small what MLPs read, and each that is gated about squares it. These are NaN, and left out of the summary's figures; a "
+            "smaller step measures them.",
+            AttribWarning,
+            stacklevel=2,
+        )
 
 
 class Known:

@@ -78,7 +78,11 @@ def verify(
         raise InputError(f"{file}: no edge to measure in the prompts that were looked at. Name others with --prompt.")
     summary = found.summary()
     most = tolerance if tolerance is not None else TOLERANCES[dtype]
-    wrong_ones = summary[(summary.step <= SMALL) & ~(summary["median"] <= most)]
+    small = summary[summary.step <= SMALL]
+    if len(without := small[small.no_number > 0]):
+        first = without.iloc[0]
+        raise InputError(f"{first.pair}: {first.no_number:,} of {first.edges:,} edges have no number at a step of {first.step:g}.")
+    wrong_ones = small[~(small["median"] <= most)]
     if len(wrong_ones):
         first = wrong_ones.iloc[0]
         raise InputError(
@@ -88,9 +92,12 @@ def verify(
 
 
 def _print(found: "Agreement", top: int) -> None:
-    numbers = ("step", "sources", "edges", "slope", "correlation", "median", "q99", "largest", "silent", "activated")
-    rows = [[plain(one["pair"]), *(_number(one[name]) for name in numbers)] for one in found.summary().to_dict("records")]
-    print_table(table_of("measured against predicted; median to largest are of the relative error", ("edges from and to",), numbers, rows))
+    summary = found.summary()
+    numbers = ["step", "sources", "edges", "slope", "correlation", "median", "q99", "largest", "silent", "activated"]
+    numbers += ["no_number"] if summary.no_number.any() else []
+    rows = [[plain(one["pair"]), *(_number(one[name]) for name in numbers)] for one in summary.to_dict("records")]
+    heads = [name.replace("_", " ") for name in numbers]
+    print_table(table_of("measured against predicted; median to largest are of the relative error", ("edges from and to",), heads, rows))
     for step in found.call["steps"] if top and len(found) else ():
         lines = [
             [

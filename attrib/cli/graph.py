@@ -21,7 +21,6 @@ from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
     from attrib.graph import Graph, LazyGraph, PathFilter
-    from attrib.store import GraphCollection, Graphs
 
 
 class _OrBuild(TyperGroup):
@@ -140,7 +139,7 @@ def build(
             graphs = attrib.graph.build(loaded, nodes_of, texts, progress=progress, **asked)
     if out is not None:
         with attrib.open_graphs(out) as stored:
-            written = told([stored.lazy(number) for number in range(len(stored))])
+            written = told([stored.lazy(number) for number in stored.numbers])
     else:
         written = told(graphs)
     for path in [out, *written] if out is not None else written:
@@ -171,8 +170,8 @@ def show(
     top: Annotated[int, typer.Option(help="Edges of each output, and nodes", min=1)] = TOP,
 ) -> None:
     """What a graph is made of: how far its rows add up, its scores, the strongest edges of its outputs, its most influential nodes."""
-    with _opened(file, number) as (graphs, at):
-        _show(graphs.lazy(at), top)
+    with _opened(file, number) as graph:
+        _show(graph, top)
 
 
 def _show(graph: "LazyGraph", top: int) -> None:
@@ -204,15 +203,14 @@ def prune(
 ) -> None:
     """Keep, of every graph of a file, the nodes and edges that carry most of the influence."""
     import attrib
-    from attrib.store.graphs import Graphs, save_graphs
+    from attrib.store.graphs import save_graphs
 
     _check_apart(file, out)
     with attrib.open_graphs(file) as graphs:
 
         def pruned() -> Iterator["Graph"]:  # one after another: a folder may hold more than memory does, and so may a graph
-            for place, number in enumerate(graphs.numbers.tolist()):
-                lazy = graphs.lazy(place if isinstance(graphs, Graphs) else number)
-                smaller = attrib.graph.prune(lazy, nodes, edges).graph
+            for number in graphs.numbers.tolist():
+                smaller = attrib.graph.prune(graphs.lazy(number), nodes, edges).graph
                 print(plain(f"{number}: {smaller}"))
                 yield smaller
 
@@ -339,21 +337,19 @@ def export(
 
 
 def _read(file: Path, number: int | None) -> "Graph":
-    with _opened(file, number) as (graphs, at):
-        return graphs[at]
+    with _opened(file, number) as graph:
+        return graph.whole()
 
 
 @contextmanager
-def _opened(file: Path, number: int | None) -> Iterator[tuple["Graphs | GraphCollection", int]]:
-    """A file of graphs, or a folder of such, and which graph of it is meant."""
+def _opened(file: Path, number: int | None) -> Iterator["LazyGraph"]:
+    """The graph of a file or a folder that is meant; the first where none is named."""
     import attrib
 
     with attrib.open_graphs(file) as graphs:
-        if number is None:
-            if not len(graphs):
-                raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-            number = int(graphs.numbers[0]) if isinstance(graphs, attrib.store.GraphCollection) else 0
-        yield graphs, number
+        if number is None and not len(graphs):
+            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
+        yield graphs.lazy(graphs.numbers[0] if number is None else graphs.number_of(number))
 
 
 def _check_apart(file: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import platform
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ def _keep_out_of_files() -> None:
 
 
 def main() -> None:
-    """Entry point: every error that attrib raises on purpose becomes one message and exit status 1."""
+    """Entry point: every error becomes one message, which says whose it is, and exit status 1."""
     _keep_out_of_files()
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -185,16 +186,34 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (AttribError, OSError, MemoryError, RuntimeError) as error:
-        is_ours = isinstance(error, AttribError)
-        if debug or not (is_ours or isinstance(error, OSError) or is_out_of_memory(error)):
+    except Exception as error:
+        if debug:
             raise
-        if is_ours:
-            said = str(error)
-        else:
-            said = _of_system(error) if isinstance(error, OSError) else f"out of memory ({first_line(error)}). {LESS_MEMORY}"
-        print(f"error: {message(said) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {message(_said(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _said(error: Exception) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, AttribError):
+        return str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return _of_system(error) or type(error).__name__
+    if is_out_of_memory(error):
+        return f"out of memory ({first_line(error)}). {LESS_MEMORY}"
+    name, raised_in = f"{type(error).__name__}: {str(error).strip()}".rstrip(": "), _raised_in(error)
+    if raised_in in OURS:
+        return f"{name}\nThis is a fault of attrib. Give --debug for its traceback, and report it."
+    return f"{name}\nSo says {raised_in}, a library that attrib calls; --debug gives the traceback."
+
+
+OURS = ("attrib", "attrib_kernels", "__main__")
+
+
+def _raised_in(error: Exception) -> str:
+    """The package whose code raised an error: the innermost one that is no part of Python."""
+    packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((package for package in reversed(packages) if package not in sys.stdlib_module_names), OURS[0])
 
 
 def _of_system(error: OSError) -> str:

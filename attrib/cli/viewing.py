@@ -180,11 +180,10 @@ def serve(
     told = _Told(Most(max_nodes, max_edges), labels_from(labels), links_from(neuronpedia), asked)
     with attrib.open_graphs(file) as graphs:
         numbers: Sequence[int] = graphs.numbers.tolist()
-        places = {number: number if file.is_dir() else place for place, number in enumerate(numbers)}
         with Explorer(
             numbers,
-            lambda number: "".join(graphs.strings(places[number])),
-            lambda number: told.page(graphs[places[number]]),
+            lambda number: "".join(graphs.strings(number)),
+            lambda number: told.page(graphs.lazy(number).whole()),
             port,
         ) as server:
             print(plain(f"{len(numbers):,} graphs at {server.address}"), flush=True)

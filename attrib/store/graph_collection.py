@@ -13,14 +13,12 @@ from torch import Tensor
 from attrib.core.types import InputError
 from attrib.graph.graph import Graph
 from attrib.graph.lazy import LazyGraph
-from attrib.store.graphs import Graphs, open_graph_file, read_lazy
+from attrib.store.graphs import NUMBER, Graphs, open_graph_file, read_lazy, read_tokens
 from attrib.store.handles import Handles
 from attrib.store.index import Header, Identity, Index, check_identity, index_of
 from attrib.store.listing import SHARDS, folder_of, is_one_file, listed
 from attrib.store.numbers import LIMIT, checked_number
 from attrib.store.reading import Checked
-
-NUMBER = "a prompt's number in the data set"
 
 
 class GraphCollection(AbstractContextManager["GraphCollection"]):
@@ -57,20 +55,26 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
         with self._file_of(number) as (graphs, place):
             return graphs[place]
 
-    def lazy(self, number: SupportsIndex) -> LazyGraph:
-        """One graph without its edges, by its prompt's number; see `Graphs.lazy`. Arguments and errors are those of `graphs[number]`."""
-        with self._group_of(number) as group:
-            return read_lazy(group, lambda: self._group_of(number))
+    def lazy(self, prompt: SupportsIndex) -> LazyGraph:
+        """The graph of one prompt without its edges, by the prompt's number; see `Graphs.lazy`. Raises as `graphs[number]`."""
+        with self._group_of(prompt) as group:
+            return read_lazy(group, lambda: self._group_of(prompt))
 
-    def strings(self, number: SupportsIndex) -> tuple[str, ...]:
+    def strings(self, prompt: SupportsIndex) -> tuple[str, ...]:
         """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
-        with self._file_of(number) as (graphs, place):
-            return graphs.strings(place)
+        with self._group_of(prompt) as group:
+            return read_tokens(group)
+
+    def number_of(self, number: SupportsIndex) -> int:
+        """The prompt's number of `graphs[number]`: itself, and of a negative one that which it stands for. Raises InputError as that."""
+        at = checked_number("graphs", number, NUMBER)
+        at = int(self.numbers[at]) if -len(self) <= at < 0 else at
+        self._found("graphs", at)
+        return at
 
     @contextmanager
     def _file_of(self, number: SupportsIndex) -> Iterator[tuple[Graphs, int]]:
-        at = checked_number("graphs", number, NUMBER)
-        shard, place = self._found("graphs", int(self.numbers[at]) if -len(self) <= at < 0 else at)
+        shard, place = self._found("graphs", self.number_of(number))
         if self._closed:
             raise InputError(f"graphs: {self.path} is closed; read inside its `with` statement, or open it again.")
         with self._handles.shard(shard) as graphs:

@@ -34,7 +34,7 @@ from attrib.store.columns import (
     write_strings,
 )
 from attrib.store.layout import GRAPHS
-from attrib.store.numbers import checked_number
+from attrib.store.numbers import LIMIT, checked_number
 from attrib.store.reading import (
     BYTE,
     FLOAT,
@@ -53,6 +53,7 @@ from attrib.store.rows import read_column, read_ptr, read_strings
 from attrib.store.writing import check_output, check_size, created
 
 VERSION = 1
+NUMBER = "a prompt's number in the data set"
 _ROWS = ("value", "own", "total", "l1", "importance")
 _NAMES = ("kind", "site", "name")
 _FaultOf = Callable[[Graph | LazyGraph, slice, Tensor], tuple[str, str] | None]
@@ -180,21 +181,31 @@ class Graphs(AbstractContextManager["Graphs"]):
         with self.group(number) as group:
             return _read(group)
 
-    def lazy(self, number: SupportsIndex) -> LazyGraph:
-        """One graph without its edges, of which rows are read when they are asked for, as long as the file is open.
+    def lazy(self, prompt: SupportsIndex) -> LazyGraph:
+        """The graph of one prompt without its edges, of which rows are read when they are asked for, as long as the file is open.
 
-        What is read is held against what a graph is, then as now. Arguments and errors are those of `graphs[number]`.
+        What is read is held against what a graph is, then as now.
+
+        Args:
+            prompt: its number in the data set, one of `numbers`: as `attrib.store.GraphCollection.lazy` takes it, and not a place. Where
+                the file says no numbers the two are one; a negative one counts from the end.
+
+        Raises:
+            InputError: there is none of this number, or the file is closed.
+            FormatError: what is read is damaged.
         """
-        at = self._place(number)
-        with self.group(at) as group:
-            return read_lazy(group, lambda: self.group(at))
+        place = self._place_of(prompt)
+        with self.group(place) as group:
+            return read_lazy(group, lambda: self.group(place))
 
-    def strings(self, number: SupportsIndex) -> tuple[str, ...]:
-        """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `graphs[number]`."""
-        with self.group(number) as group:
-            tokens = child(group, "tokens", h5py.Group)
-            _, count = _columns(tokens, {"ids": INTEGER})
-            return _strings(child(tokens, "strings", h5py.Group), count)
+    def strings(self, prompt: SupportsIndex) -> tuple[str, ...]:
+        """The tokens of one prompt, without the rest of its graph. Arguments and errors as of `lazy`."""
+        with self.group(self._place_of(prompt)) as group:
+            return read_tokens(group)
+
+    def number_of(self, place: SupportsIndex) -> int:
+        """The prompt's number of the graph `graphs[place]`, whose errors it has."""
+        return int(self.numbers[self._place(place)])
 
     @property
     def descriptor(self) -> int:
@@ -210,6 +221,16 @@ class Graphs(AbstractContextManager["Graphs"]):
         if not -self._count <= at < self._count:
             raise InputError(f"graphs: {at} is outside the {self._count} graphs of {self.path}.")
         return at % self._count
+
+    def _place_of(self, prompt: SupportsIndex) -> int:
+        number = checked_number("prompt", prompt, NUMBER)
+        if -self._count <= number < 0:
+            return number % self._count
+        found = (self.numbers == number).nonzero()[:, 0] if 0 <= number < LIMIT else self.numbers[:0]
+        if not len(found):
+            has = f"numbers {int(self.numbers.min())} to {int(self.numbers.max())}" if self._count else "none"
+            raise InputError(f"prompt: {number} is not among the {self._count} prompts of {self.path} ({has}).")
+        return int(found[0])
 
     @contextmanager
     def group(self, number: SupportsIndex) -> Iterator[Checked]:
@@ -248,6 +269,13 @@ def faults_of_graphs(path: Path) -> Iterator[Fault]:
                     yield Fault.of_error(path, error)
     except FormatError as error:
         yield Fault.of_error(path, error)
+
+
+def read_tokens(group: Checked) -> tuple[str, ...]:
+    """The tokens of a graph's prompt."""
+    tokens = child(group, "tokens", h5py.Group)
+    _, count = _columns(tokens, {"ids": INTEGER})
+    return _strings(child(tokens, "strings", h5py.Group), count)
 
 
 def _read(group: Checked) -> Graph:

@@ -229,7 +229,7 @@ def test_no_edge_is_read_before_it_is_asked_for(stored: Path, monkeypatch: pytes
 
     monkeypatch.setattr("attrib.store.graphs.read_column", read)
     with attrib.open_graphs(stored) as graphs:
-        lazy = graphs.lazy(0)
+        lazy = graphs.lazy(7)
         assert lazy.worst < 1e-9
         assert asked == []
         count = int(lazy.indptr[3] - lazy.indptr[2])
@@ -242,13 +242,13 @@ def test_damage_is_found_in_the_rows_that_are_read(stored: Path) -> None:
         file["graphs/0/edges/indices"][-1] = 1 << 20
         file["graphs/1/edges/data"][0] = np.inf
     with attrib.open_graphs(stored) as graphs:
-        lazy = graphs.lazy(0)
+        lazy = graphs.lazy(7)
         rows = len(lazy.targets)
         lazy.rows(0, rows - 1)
         with pytest.raises(FormatError, match="edges/indices: not all edges come from a node before their target"):
             lazy.rows(rows - 1, rows)
         with pytest.raises(FormatError, match="edges/data: not all are finite"):
-            influence(graphs.lazy(1))
+            influence(graphs.lazy(3))
 
 
 MEASURED = """
