@@ -13,7 +13,7 @@ import torch
 
 from attrib.core.positions import Positions, numbers_of
 from attrib.core.types import Difference, Direction, Effect, Logits, Policy, Site, TokenLogits, TopLogits
-from attrib.dictionaries.dictionary import COMPETING, TILE, Dictionary
+from attrib.dictionaries.dictionary import COMPETING, Dictionary, tile_columns
 from attrib.engine.bundle import Bundle
 from attrib.engine.plan.cost import Cost, model_pass, plain_mlp
 from attrib.engine.plan.task import Opened, Task
@@ -191,7 +191,7 @@ class Opening:
 
     def _encoding(self, dictionary: Dictionary, tokens: int, count: int) -> int:
         """What sparse encoding is made in: a tile of columns at a time, ranked where latents compete, and the active ones sorted."""
-        columns = min(TILE, dictionary.d_sae)
+        columns = min(tile_columns(tokens, dictionary.params.b_enc.device), dictionary.d_sae)
         ranked = 7 if dictionary.config.rule in COMPETING else 3
         held = dictionary.d_in * columns if dictionary.config.lazy else 0
         normed = 0 if dictionary.config.normalisation == "none" else 4 * tokens * dictionary.d_in

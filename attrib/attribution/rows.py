@@ -138,6 +138,7 @@ class EdgeRows:
             of_bias: the targets' values, where a first source is to hold what the others leave of each.
         """
         self.kind, self.source_table, self.target_table, self.keep = kind, source_table, target_table, options.keep
+        self.budget = options.budget
         self.select = partial(compact, impl="triton") if options.impl == "triton" else _select
         self.value = _wide(sources.value if change is None else change)
         self.of_bias, self.rows = of_bias, 0
@@ -148,7 +149,7 @@ class EdgeRows:
     def add(self, gradient: Float[Tensor, "rows columns"]) -> None:
         """Select from the next rows where they lie, and move only what is kept; sources beyond their width have no gradient."""
         width = gradient.shape[1]
-        at_once = max(1, pieces_of(gradient.device).select // max(1, width))
+        at_once = max(1, pieces_of(gradient.device).within(self.budget).select // max(1, width))
         for rows in gradient.split(at_once):
             wide, value = _wide(rows), self.value[:width]
             if self.of_bias is not None:

@@ -145,15 +145,16 @@ def sums(flats: Sequence[Shaped[Tensor, " _"]]) -> list[bytes]:
     """Of each tensor of one device: two sums of all 32-bit words, modulo 2^64, each word times a number that is mixed from its place.
 
     Exact in any order, so the same on every device and at every call. Two contents that differ have the same
-    sums by chance alone. Numbers are mixed once for all tensors, and the device is asked once.
+    sums by chance alone. Long tensors are summed piece by piece, and all sums are given: places count from the beginning of a
+    piece, so numbers are mixed once for all pieces of all tensors. The device is asked once.
     """
-    words, found = [_words(flat) for flat in flats], list[tuple[int, Tensor]]()
-    for first in range(0, max(map(len, words), default=0), PIECE):
-        parts = {number: each[first : first + PIECE] for number, each in enumerate(words) if first < len(each)}
-        longest = max(map(len, parts.values()))
-        weight = _mixed(torch.arange(first + 1, first + 1 + longest, device=words[0].device))
+    words = [_words(flat) for flat in flats]
+    parts = [(number, part) for number, each in enumerate(words) for part in each.split(PIECE) if len(part)]
+    longest, found = max((len(part) for _, part in parts), default=0), list[tuple[int, Tensor]]()
+    if longest:
+        weight = _mixed(torch.arange(1, 1 + longest, device=words[0].device))
         weights = torch.stack([weight, _mixed(weight)])
-        found += [(number, (weights[:, : len(part)] * part).sum(1)) for number, part in parts.items()]
+        found = [(number, (weights[:, : len(part)] * part).sum(1)) for number, part in parts]
     pieces = [bytearray() for _ in flats]
     for number, numbers in zip(
         (number for number, _ in found), torch.stack([each for _, each in found]).cpu() if found else (), strict=True

@@ -49,7 +49,10 @@ Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 NO_SKIP = torch.empty(0, 0)
 
 TILE = 2048
-"""Encoder columns that sparse encoding looks at together."""
+"""Encoder columns that sparse encoding looks at together on a CPU, and at least."""
+
+MOST_OF_A_TILE = 1 << 22
+"""Pre-activations that it makes at once on an accelerator, where each tile is waited for."""
 
 
 class DictionaryParams(NamedTuple):
@@ -353,17 +356,23 @@ def selected(dictionary: Dictionary) -> Dictionary:
 # ------------------------------------------------------------------------------- sparse from the start
 
 
-def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *, tile: int = TILE) -> SparseLatents:
+def tile_columns(positions: int, device: torch.device) -> int:
+    """How many encoder columns are multiplied together: on an accelerator, which is waited for after each tile, as many as do no harm."""
+    return TILE if device.type == "cpu" else max(TILE, MOST_OF_A_TILE // max(positions, 1))
+
+
+def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "positions d_in"], *, tile: int | None = None) -> SparseLatents:
     """The active latents of one prompt, sorted by (position, latent), without a dense [positions, d_sae].
 
     Args:
-        tile: how many encoder columns are multiplied together. Memory is a few times [positions, tile], and
+        tile: how many encoder columns are multiplied together; None is `tile_columns`. Memory is a few times [positions, tile], and
             for rules with competition [positions, k + tile], beside the active latents themselves.
 
     Raises:
         InputError: for a tile without columns.
         NotFiniteError: where a pre-activation is NaN or infinite.
     """
+    tile = tile_columns(len(x), x.device) if tile is None else tile
     if tile < 1:
         raise InputError(f"tile: {tile} encoder columns; expected at least 1. Leave it out for {TILE}.")
     sums: list[Tensor] = []
@@ -444,7 +453,7 @@ def wins_at(
     position: Int[Tensor, " targets"],
     latent: Int[Tensor, " targets"],
     *,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Bool[Tensor, " targets"]:
     """Which of the given latents are active on `x`, competition included: the `gate` of `encode_at`."""
     return holds(encode_sparse(dictionary, x, tile=tile), position, latent)

@@ -155,7 +155,7 @@ def joint_of(bundles: Sequence[Bundle]) -> Joint:
     ]
     return Joint(
         one.model.config, one.policy, one.start, one.stop, tuple(targets), tuple(sources), one.model.dtype.itemsize,
-        pieces_of(one.model.device), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
+        pieces_of(one.model.device).narrow.within(0), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
     )  # fmt: skip
 
 

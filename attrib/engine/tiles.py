@@ -37,6 +37,7 @@ def task_of(paths: Sequence[Path]) -> Task:
     targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
     sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
     walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
+    pieces = pieces.narrow if paths[0].between.passing else pieces  # what waits in dictionaries goes position by position
     between = together([p.between for p in paths], [len(p.x) for p in paths])
     passed = tuple(passed_of(passing, [len(p.x) for p in paths]) for passing in between.passing)
     return Task(
@@ -184,7 +185,7 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
         return _Shared(on, sources, between, None)
-    up = cone_of(next(iter(sources.values())).at, "up", on.pieces.band, causal=run.model.config.causal)
+    up = cone_of(next(iter(sources.values())).at, "up", on.pieces.band, causal=run.model.config.causal, span=on.pieces.span)
     with products(precision):
         return _Shared(on, sources, between, lift(on, run.start, sources, up, plan.task.meeting(plan.layer).up, between))
 
@@ -198,7 +199,7 @@ def _sweep(
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
         targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
-        down = cone_of(targets.at, "down", on.pieces.band, causal=on.model.config.causal)
+        down = cone_of(targets.at, "down", on.pieces.band, causal=on.model.config.causal, span=on.pieces.span)
         if lifted is not None:
             return meet(on, stop, targets, down, sources, lifted, plan.task.meeting(plan.layer).down, between)
         found = empty(on, targets, next(iter(sources.values())))

@@ -6,7 +6,7 @@ the nodes do is counted apart.
 
 from attrib.core.positions import numbers_of
 from attrib.core.types import Difference, Direction, Site
-from attrib.dictionaries.dictionary import TILE
+from attrib.dictionaries.dictionary import tile_columns
 from attrib.engine.plan.cost import Cost, model_pass
 from attrib.engine.plan.task import Opened as OpenedBytes
 from attrib.graph.ends import READ_AT_ONCE, GraphEnds, Opened
@@ -28,7 +28,8 @@ def opened_bytes(ends: GraphEnds, opened: Opened, itemsize: int) -> OpenedBytes:
     streams = tokens * sum({site.depth: width(config, site) for site in bundle.streams}.values())
     passing = sum(tokens * (2 * d_in + 2) for d_in in (ends.dictionaries[number].d_in for number in ends.skips))
     patterns = 3 * config.n_heads * tokens**2 + 6 * tokens * max(d, config.n_heads * config.d_head)
-    encoding = max((d.d_in * min(TILE, d.d_sae) * d.config.lazy + 8 * tokens * min(TILE, d.d_sae) for d in ends.dictionaries), default=0)
+    tiles = [(d, min(tile_columns(tokens, d.params.b_enc.device), d.d_sae)) for d in ends.dictionaries]
+    encoding = max((columns * (d.d_in * d.config.lazy + 8 * tokens) for d, columns in tiles), default=0)
     most_read = max((_reading(ends, opened, number) for number in range(len(bundle.targets))), default=0)
     largest = max((end.sources.direction.numel() for end in bundle.sources), default=0)  # a set, and the parts that it is made of
     through = tokens * config.d_mlp * (8 if config.gated else 5)

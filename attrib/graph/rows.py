@@ -40,7 +40,7 @@ class GraphRows:
             scratch: where edges are written down; None is memory.
         """
         self.opened, self.keep, self.watching = opened, keep, watching
-        self.columns, self.select = Columns(opened), pieces_of(opened.bundle.model.device).select
+        self.columns, self.select = Columns(opened), pieces_of(opened.bundle.model.device).within(0).select
         dtype = self.columns.activation.dtype
         self.selected = Selected(dtype) if scratch is None else Selected(dtype, scratch.column, opened.nodes.number_type)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from attrib.adapters.given import as_dictionary, takes
 from attrib.core.types import InputError, SparseLatents, warn
 from attrib.dictionaries import dictionary as on
-from attrib.dictionaries.dictionary import TILE, Dictionary, InputScale
+from attrib.dictionaries.dictionary import Dictionary, InputScale
 from attrib.passes import capture as capturing
 from attrib.passes.capture import Leaves
 
@@ -36,7 +36,7 @@ def encode(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) ->
 
 
 @takes(dictionary=as_dictionary)
-def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], *, tile: int = TILE) -> SparseLatents:
+def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"], *, tile: int | None = None) -> SparseLatents:
     """The active latents of one prompt: position, latent and value of each, sorted by (position, latent).
 
     A dense [positions, d_sae] is never formed. How many are active depends on the data, so this is no function for vmap: `encode` is,
@@ -44,7 +44,8 @@ def encode_sparse(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_i
 
     Args:
         x: the value at `dictionary.site` of one prompt, [positions, d_in].
-        tile: how many encoder columns are multiplied together; memory is a few times [positions, tile].
+        tile: how many encoder columns are multiplied together; None is 2048, and more on an accelerator.
+            Memory is a few times [positions, tile].
 
     Raises:
         InputError: for another shape, or a tile without columns.

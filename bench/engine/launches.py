@@ -44,13 +44,22 @@ CASES: dict[str, Counted] = {
 }
 
 
-def counted(problem: Problem, budget: int) -> tuple[Edges, Counts]:
-    """The result on the device that is not there, and what was asked of it once all weights were there."""
+ENGINE = "attrib/engine/"
+"""Where nothing that the host does hangs on floating numbers: counts are the same without the arithmetic, which a test holds."""
+
+
+def counted(problem: Problem, budget: int, *, computes: bool = True) -> tuple[Edges, Counts]:
+    """The result on the device that is not there, and what was asked of it once all weights were there.
+
+    Args:
+        computes: whether the engine's arithmetic is done: without, counts are the same in a fraction of the time, and edges are zeros.
+    """
     assert problem.source is not None
     assert isinstance(problem.target, attrib.Dictionary)
     with pretending() as device:
         model, source, target = problem.model.to(device=NAME), problem.source.to(device=NAME), problem.target.to(device=NAME)
         device.begin()
+        device.is_left_out = None if computes else lambda line: line.startswith(ENGINE)
         found = attrib.latent_to_latent(model, source, target, problem.tokens, policy=problem.policy, keep=TopK(20), budget=budget)
         return found, device.counts
 
@@ -62,7 +71,7 @@ def main(
 ) -> None:
     """Count, and print a table for each case."""
     for name in case or [name for name in CASES if name.startswith("small")]:
-        _, counts = counted(CASES[name].build(), int(budget * GIB))
+        _, counts = counted(CASES[name].build(), int(budget * GIB), computes=False)
         print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{counts.table(lines)}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
 
 

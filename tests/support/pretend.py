@@ -171,6 +171,8 @@ class Device(TorchDispatchMode):
         self.refused = 0
         """How often there was too little memory."""
         self.storages: WeakValueDictionary[int, _Held] = WeakValueDictionary()
+        self.is_left_out: Callable[[str], bool] | None = None
+        """Of a line of attrib, whether the arithmetic of floating numbers is left out there, and zeros stand for what it makes."""
 
     def begin(self) -> None:
         """Count from here on."""
@@ -196,7 +198,8 @@ class Device(TorchDispatchMode):
             return args[0]
         if name == "_to_copy":
             return self._copied(func, args, kwargs, to)
-        count = self.counts.lines[_line()]
+        line = _line()
+        count = self.counts.lines[line]
         if name == "copy_" and len(there) == 1 and isinstance(args[1], Tensor):
             self._count_copy(count, args[1], isinstance(args[0], There), kwargs.get("non_blocking", len(args) > 2 and args[2]))
             _here(args[0]).copy_(_here(args[1]))
@@ -207,7 +210,9 @@ class Device(TorchDispatchMode):
             return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")))
         plain_args = [_here(each) for each in args]
         plain_kwargs = {key: HOST if isinstance(each, torch.device) else _here(each) for key, each in kwargs.items()}
-        out = func(*plain_args, **plain_kwargs)
+        is_left_out = what.launches and self.is_left_out is not None and self.is_left_out(line) and name not in NEEDS_SIZE
+        out = _without_arithmetic(what, func, plain_args, plain_kwargs) if is_left_out else None
+        out = func(*plain_args, **plain_kwargs) if out is None else out
         if name in NEEDS_SIZE or (name == "repeat_interleave" and kwargs.get("output_size") is None) or _is_masked(name, args):
             count.waits += 1
         if name == "_local_scalar_dense":
@@ -316,6 +321,33 @@ class _Operation:
 @cache
 def _known(func: Any) -> _Operation:
     return _Operation(func)
+
+
+def _without_arithmetic(what: _Operation, func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation gives, with zeros where it would give floating numbers; None where it gives others, which are computed."""
+
+    def elsewhere(each: Any) -> Any:
+        if isinstance(each, Tensor):
+            return torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta")
+        if isinstance(each, torch.device):
+            return torch.device("meta")
+        return [elsewhere(part) for part in each] if type(each) in (list, tuple) else each
+
+    written = list(what.written(args, kwargs))
+    if written:
+        if len(written) > 1 or not written[0].is_floating_point() or len(func._schema.returns) != 1:
+            return None
+        return written[0]
+    made = func(*map(elsewhere, args), **{key: elsewhere(each) for key, each in kwargs.items()})
+    if not isinstance(made, Tensor) or not made.is_floating_point():
+        return None
+    return _zeros(made)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Zeros that lie as a tensor without memory does; pages that nobody touches take none of the host's."""
+    size = 1 + sum((length - 1) * stride for length, stride in zip(like.shape, like.stride(), strict=True)) if like.numel() else 0
+    return torch.zeros(size, dtype=like.dtype).as_strided(like.shape, like.stride())
 
 
 def _is_masked(name: str, args: Any) -> bool:

@@ -195,6 +195,22 @@ def mlp_fold(
         for slope, W in zip(slopes[1:], reading[1:], strict=True):
             read.addcmul_(slope, W)
         product_into(weights.W_out.T, read, M)
+    return _whole(folds, norm, policy, leave)
+
+
+def mlp_folds(
+    weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None = None
+) -> Float[Tensor, "positions d_model d_model"]:
+    """What `mlp_fold` gives, of all positions in one product: [positions, d_mlp, d_model] are held at once."""
+    slopes, reading = [slope[:, :, None] for slope in point.slopes], [W.T for W in weights.W_in]
+    read = slopes[0] * reading[0]
+    for slope, W in zip(slopes[1:], reading[1:], strict=True):
+        read.addcmul_(slope, W)
+    return _whole(weights.W_out.T @ read, norm, policy, leave)
+
+
+def _whole(folds: Rows, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None) -> Rows:
+    """With the norms about the matrices, and the residual, in place."""
     norm_map(norm, folds, policy)
     if leave is not None:
         folds.copy_(leave(folds.mT).mT)

@@ -86,6 +86,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     Raises:
         BudgetError: where no way fits with even one target at a time; names the smallest budget that would do.
     """
+    task = replace(task, pieces=task.pieces.within(budget))
     best: PackPlan | None = None
     least = None
     is_too_far = False
@@ -114,6 +115,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
 
 def least_memory(task: Task) -> int:
     """The smallest budget with which there is a plan: that of the way whose single row takes least."""
+    task = replace(task, pieces=task.pieces.within(0))
     last = _part(task, max(0, task.n_targets - 1), task.n_targets) if len(task.targets) == 1 else task
     parts = ((option, task if option.way == "forward" else last) for option in _options(task))
     return min(_memory(cut, option) for option, part in parts for cut in _in_pieces(part))

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Literal
 
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.task import Counts, Task
-from attrib.engine.sweep.cells import Rectangle, rectangles
+from attrib.engine.sweep.cells import Rectangle, read_runs, rectangles
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.seeded import fold_rows
@@ -153,6 +153,9 @@ def spread_down(task: Task, cost: Cost) -> None:
     for band in task.bands(up=False):
         n, end = band.rows, band.end
         cost.mm("spread", n, task.d_q, d)
+        if band.is_wide:
+            _wide_down(task, cost, n, end)
+            continue
         cost.mm("spread", end, c.n_heads, n * d)
         if exact:
             cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
@@ -177,6 +180,9 @@ def spread_up(task: Task, cost: Cost) -> None:
         for band in block.bands:
             n, reach = band.rows, band.end - band.begin
             cost.mm("spread", n, task.d_q, d)
+            if band.is_wide:
+                _wide_up(task, cost, n, reach, band.seeded[-1][0] + 1)
+                continue
             cost.mm("spread", reach, c.n_heads, n * d)
             if exact:
                 cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
@@ -185,6 +191,37 @@ def spread_up(task: Task, cost: Cost) -> None:
                 cost.mm("spread", n, c.d_head, len(c.seen(band.seed, band.end)), batch=2 * c.n_heads)
                 cost.mm("spread", n, task.d_q, d)
     attention_point(task, cost)
+
+
+def _wide_down(task: Task, cost: Cost, n: int, end: int) -> None:
+    """`attention_pull_wide` of so many rows that see up to some position, but for the values' way through their matrix."""
+    c, d = task.config, task.config.d_model
+    cost.mm("spread", end, c.n_heads, d, batch=n)
+    if task.policy.attention != "exact":
+        return
+    cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+    if c.positions == "rotary" or c.qk_norm != "none":
+        cost.mm("spread", end, c.n_heads // c.n_kv_heads, c.d_head, batch=n * c.n_kv_heads)
+        cost.mm("spread", end * n, c.n_kv_heads * c.d_head, d)
+    else:
+        cost.mm("spread", n, task.d_q, d)
+        cost.mm("spread", end, c.n_heads, d, batch=n)
+    cost.mm("spread", n, task.d_q, d)
+
+
+def _wide_up(task: Task, cost: Cost, n: int, reach: int, end: int) -> None:
+    """`attention_push_wide` of so many rows, the last of them seeded before `end`, to so many positions, but for the same."""
+    c, d = task.config, task.config.d_model
+    cost.mm("spread", reach, c.n_heads, d, batch=n)
+    if task.policy.attention != "exact":
+        return
+    cost.mm("spread", n, c.d_head, reach, batch=c.n_heads)
+    cost.mm("spread", n, task.d_q, d)
+    cost.mm("spread", reach, c.n_heads, d, batch=n)
+    cost.mm("spread", reach, task.d_q, d)
+    cost.mm("spread", n, c.n_heads, d, batch=reach)
+    cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+    cost.mm("spread", n, task.d_q, d)
 
 
 def spread_heads(task: Task, cost: Cost) -> None:
@@ -198,6 +235,11 @@ def spread_heads(task: Task, cost: Cost) -> None:
 def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     """A cone against what is seeded on the other side, at each position."""
     alive, others = (task.up(), task.targets) if up else (task.down(), task.sources)
+    if task.span > 1:
+        for rows, seeded in zip(alive, others, strict=True):
+            for begin, end, widest in read_runs(task.span, rows, [0, *accumulate(seeded)]):
+                cost.mm("readout", rows[begin], width, widest, batch=end - begin)
+        return
     for n, m in zip(chain(*alive), chain(*others), strict=True):
         cost.mm("readout", n, width, m)
 

@@ -111,8 +111,16 @@ class Sizes:
 
     def gathered(self, is_down: bool) -> int:
         """Rows of the largest piece in which those that live at a position are gathered, to be read out there."""
-        alive = self.task.down() if is_down else self.task.up()
-        return self.once("gathered", is_down, True, lambda: max(even(rows, self.task.pieces.chunk) for rows in set().union(*alive)))
+        alive, span = self.task.down() if is_down else self.task.up(), self.task.span
+        most = max(1, self.task.pieces.chunk // span)
+        return span * self.once("gathered", is_down, True, lambda: max(even(rows, most) for rows in set().union(*alive)))
+
+    def read_wide(self, is_down: bool) -> int:
+        """What rows of several positions are read out in, beside those that are gathered."""
+        if self.task.span == 1:
+            return 0
+        most = max(map(max, self.seeds(not is_down)))
+        return 4 * self.gathered(is_down) * most + self.task.span * most * self.task.config.d_model
 
     # ------------------------------------------------------------------------------------------ attention
 
@@ -160,6 +168,9 @@ class Sizes:
             # what all rows share is of size [heads, positions, d] where it differs by position
             shared = longest if self.turns or not is_down else 1
             band += c.n_heads * (shared * c.d_model + longest * c.d_head + 2 * reach)
+        if task.span > 1:
+            wide = (self._wide(band) for band in task.bands(up=not is_down) if band.is_wide)
+            band, reach = max(band, *wide, 0), max(reach, *(each.cells for each in task.bands(up=not is_down)))
         if not is_down:
             alone = (block for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block) if is_alone)
             band = max(band, *(self.seeded(block) for block in alone), 0)
@@ -167,6 +178,16 @@ class Sizes:
         rows, normed = (0, 0) if is_down else (task.n_sources * task.d_heads, task.n_sources * c.d_model)
         # softmaxes are made before the rows: what that takes is gone by then
         return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, normed, band, reach * c.d_model if is_down else 0)
+
+    def _wide(self, band: Band) -> int:
+        """What the rows of several positions are spread in."""
+        c, reach = self.task.config, band.end - band.begin
+        if not self.is_exact:
+            return band.rows * c.n_heads * (c.d_model + 3 * reach)
+        keys = 4 * band.cells * self.d_kv if self.turns else 0
+        longest = max(map(len, self.task.targets))
+        by_head = 2 * band.rows * c.d_model + 6 * band.rows * longest + reach * c.d_model
+        return c.n_heads * by_head + 6 * band.rows * self.task.d_q + keys
 
     def spread_heads(self) -> int:
         """Tangents from seeds to z, block by block."""
@@ -192,6 +213,7 @@ class Sizes:
         task, d = self.task, self.task.config.d_model
         chunk = self.chunk(is_down=True)
         read = chunk * (d + 2 * task.d_heads) + min(chunk, self.gathered(is_down=True)) * (d + task.d_heads)
+        read += 2 * self.read_wide(is_down=True)
         read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
         return self.points + task.n_sources * (d + task.d_heads) + read
 
@@ -216,6 +238,8 @@ class Sizes:
         sizes = [seeds[b][t] * sum(plain[b][lives(t, len(plain[b])).start : lives(t, len(plain[b])).stop]) for b, t in at]
         alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
         short = sum(size for size in sizes if size <= piece // 3)
+        if task.span > 1:  # stretches are those of wide bands
+            alone = short = min(self.cells(is_down, True), piece)
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         return self._layer_mlp(alive, rest)
@@ -229,7 +253,7 @@ class Sizes:
         """The point and the weights of an MLP, with a fold or with the rows that are not folded."""
         task, d, f = self.task, self.task.config.d_model, self.task.config.d_mlp
         most = max(map(max, alive))
-        fold = d * f + 2 * d * d + 2 * most * d if most > fold_rows(task.config) else 0
+        fold = task.span * (d * f + 2 * d * d + 2 * most * d) if most > fold_rows(task.config) else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
         return weights + self.slopes + max(5 * task.tokens * f, fold, rest)
 
@@ -251,7 +275,7 @@ class Sizes:
 
     def read(self, width: int) -> int:
         """A cone against what is seeded on the other side: its rows are gathered, position by position."""
-        return self.gathered(is_down=True) * width
+        return self.gathered(is_down=True) * width + self.read_wide(is_down=True)
 
     def meeting(self, passes_mlp: bool, width: int) -> int:
         """Both sides, a position at a time, at one place or about the MLP between them."""
@@ -260,10 +284,11 @@ class Sizes:
         fewer = max(min(a, b) for rows, others in zip(down, up, strict=True) for a, b in zip(rows, others, strict=True))
         rows = max(map(max, down)) + max(map(max, up))
         if not passes_mlp:
-            return rows * width
+            return task.span * rows * width
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
         weights = c.d_model * task.d_hidden + self.slopes
-        return weights + max(5 * task.tokens * c.d_mlp, (rows + fewer) * c.d_model + through)
+        again = 2 * fewer if task.span > 1 else fewer  # moved, and laid row by row
+        return weights + max(5 * task.tokens * c.d_mlp, task.span * ((rows + again) * c.d_model + through))
 
     # --------------------------------------------------------------------------------------- dictionaries
 

@@ -10,7 +10,7 @@ from attrib.core.types import Policy, Site
 from attrib.engine.blocks.attention import QUERY_BLOCK
 from attrib.engine.blocks.passing import Passed, place_of
 from attrib.engine.sweep.ascent import Meeting, meeting
-from attrib.engine.sweep.cells import ON_CPU, Band, Pieces, cone_of
+from attrib.engine.sweep.cells import ON_CPU, Band, Cone, Pieces, cone_of
 from attrib.engine.sweep.primal import BESIDE, attentions_between
 from attrib.models.transformer import ModelConfig
 
@@ -37,9 +37,16 @@ NOTHING_OPENED = Opened(0, 0, 0)
 
 
 @lru_cache(maxsize=256)
-def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, causal: bool = True) -> tuple[Band, ...]:
+def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, causal: bool = True, span: int = 1) -> tuple[Band, ...]:
     """The bands of a cone, for which every step of every way of a plan asks again."""
-    return cone_of(counts, "up" if up else "down", most, causal=causal).bands
+    return cone_of(counts, "up" if up else "down", most, causal=causal, span=span).bands
+
+
+@lru_cache(maxsize=256)
+def alive_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, span: int) -> tuple[tuple[int, ...], ...]:
+    """How many rows of wide bands there are at each position of each prompt, with those that are zeros there."""
+    cone = Cone(bands_of(counts, up, most, True, span))
+    return tuple(tuple(cone.rows_at(prompt, len(rows))) for prompt, rows in enumerate(counts))
 
 
 @dataclass(frozen=True)
@@ -167,23 +174,32 @@ class Task:
 
     def bands(self, up: bool) -> tuple[Band, ...]:
         """Bands of the tangents' cone, or of the cotangents'; the floor has no reason to cut them."""
-        return bands_of(self.sources if up else self.targets, up, self.most, self.config.causal)
+        return bands_of(self.sources if up else self.targets, up, self.most, self.config.causal, self.span)
+
+    @property
+    def span(self) -> int:
+        """How many positions share a band; the floor multiplies no zeros."""
+        return 1 if self.is_floor or self.passed else self.pieces.span
 
     @property
     def most(self) -> int:
         """Cells of a band at most, where it has more than one row."""
         return 1 << 62 if self.is_floor else self.pieces.band
 
-    def down(self) -> list[list[int]]:
+    def down(self) -> Counts:
         """Cotangents alive at each position: those seeded there or later; all, where attention is not causal."""
         if not self.config.causal:
             return _everywhere(self.targets)
+        if self.span > 1:
+            return alive_of(self.targets, False, self.most, self.span)
         return [list(accumulate(reversed(rows)))[::-1] for rows in self.targets]
 
-    def up(self) -> list[list[int]]:
+    def up(self) -> Counts:
         """Tangents alive at each position: those seeded there or before; all, where attention is not causal."""
         if not self.config.causal:
             return _everywhere(self.sources)
+        if self.span > 1:
+            return alive_of(self.sources, True, self.most, self.span)
         return [list(accumulate(rows)) for rows in self.sources]
 
 

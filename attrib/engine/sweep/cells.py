@@ -6,6 +6,10 @@ prompt or of many, lie one behind the other in a flat [cells, width]. So a produ
 one product over all prompts and positions, and no masked cell is ever computed. Attention alone goes band by
 band, and small bands in *blocks*: neighbours as one rectangle, with zeros where a row does not live.
 
+On a device that is asked for every product, and computes a few zeros in less time than that takes, rows of
+neighbouring positions form one *wide* band (`Pieces.span`): a rectangle as well, whose cells outside the cone are zeros. They stay
+zeros in every step, since all are linear and causal; what is asked for band by band, or position by position, is asked for less often.
+
 Where attention is not causal every position sees all others, and a row lives on all of them once it has been spread.
 """
 
@@ -35,19 +39,31 @@ class Pieces(NamedTuple):
     """Cells of a pack of prompts: beyond, its products are large enough, and more prompts would only take memory."""
     select: int
     """Numbers of a tile that are selected from at once, whole rows of it: ranking takes several times their memory."""
+    span: int = 1
+    """How many neighbouring positions share a wide band, and go through folds and meetings together; 1 where no zeros are multiplied."""
 
     @property
     def smaller(self) -> "Pieces":
         """Those of a sweep, for where these leave too little memory to the rows themselves; the least are those of a CPU."""
         band, chunk, mlp = (max(size // 4, least) for size, least in zip(self[:3], ON_CPU[:3], strict=True))
-        return self._replace(band=band, chunk=chunk, mlp=mlp)
+        return self._replace(band=band, chunk=chunk, mlp=mlp, span=max(self.span // 4, 1))
+
+    def within(self, budget: int) -> "Pieces":
+        """The same where so many bytes are there to work with: what a tile is selected in takes a quarter of them, or the least."""
+        return self._replace(select=min(self.select, max(budget // 128, 1 << 22)))
+
+    @property
+    def narrow(self) -> "Pieces":
+        """The same without wide bands."""
+        return self._replace(span=1)
 
 
 ON_CPU = Pieces(1024, 512, 512, 1 << 14, 1 << 16)
 """Measured: larger ones are not faster there."""
 
-ON_CUDA = Pieces(1 << 16, 1 << 16, 1 << 15, 1 << 18, 1 << 22)
-"""Not measured: a product of a few hundred rows would leave most of a GPU idle."""
+ON_CUDA = Pieces(1 << 18, 1 << 18, 1 << 17, 1 << 18, 1 << 26, span=16)
+"""Not measured: a product of a few hundred rows would leave most of a GPU idle, and asking for one takes it about 5 µs, in which an
+H200 multiplies 2 GFLOP. Where they take too much memory a plan goes on to smaller ones."""
 
 
 def even(total: int, size: int) -> int:
@@ -73,11 +89,18 @@ class Band(NamedTuple):
     """Where its cells begin in the flat array."""
     seed: int
     """The position at which its rows were seeded: the last of a cotangent's, the first of a tangent's, where attention is causal."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """Of a wide band: the positions at which its rows were seeded, ascending, and how many at each."""
 
     @property
-    def at(self) -> int:
-        """Where that is among its own positions."""
-        return self.seed - self.begin
+    def is_wide(self) -> bool:
+        """Whether its rows were seeded at several positions, or live on fewer positions than it has."""
+        return bool(self.runs)
+
+    @property
+    def seeded(self) -> tuple[tuple[int, int], ...]:
+        """The positions at which its rows were seeded, ascending, and how many at each."""
+        return self.runs or ((self.seed, self.rows),)
 
     @property
     def cells(self) -> int:
@@ -127,9 +150,25 @@ def seeded_cone(cone: Cone) -> Cone:
     """The cone of the rows at the positions where they are seeded, and nowhere else."""
     bands, offset = [], 0
     for band in cone.bands:
-        bands.append(band._replace(begin=band.seed, end=band.seed + 1, offset=offset))
-        offset += band.rows
+        row = band.row
+        for position, rows in band.seeded:
+            bands.append(Band(band.prompt, position, position + 1, row, rows, offset, position))
+            row, offset = row + rows, offset + rows
     return Cone(tuple(bands))
+
+
+def seed_cells(cone: Cone, device: torch.device) -> Int[Tensor, " rows"]:
+    """The cell of every row at the position where it was seeded."""
+    first, count = [], []
+    for band in cone.bands:
+        row = 0
+        for position, rows in band.seeded:
+            first.append(band.offset + (position - band.begin) * band.rows + row - sum(count))
+            count.append(rows)
+            row += rows
+    total = sum(count)
+    begins, times = to_device([first, count], device).unbind()
+    return torch.arange(total, device=device) + begins.repeat_interleave(times, output_size=total)
 
 
 class Cells(NamedTuple):
@@ -145,6 +184,46 @@ class Cells(NamedTuple):
         if first is None or end is None:
             first, end = self.alive[position]
         return torch.add(self.start[first:end], self.step[first:end], alpha=position)
+
+    def over(self, begin: int, end: int, first: int | None = None, last: int | None = None) -> Int[Tensor, " cells"]:
+        """The cells at several positions at which the same rows live, or of some of these rows, as `at` has them: position by position."""
+        if end - begin == 1:
+            return self.at(begin, first, last)
+        if first is None or last is None:
+            first, last = self.alive[begin]
+        position = torch.arange(begin, end, device=self.start.device)[:, None]
+        return torch.addcmul(self.start[first:last], self.step[first:last], position).flatten()
+
+    def by_row(self, begin: int, end: int) -> Int[Tensor, " cells"]:
+        """The same, row by row."""
+        first, last = self.alive[begin]
+        position = torch.arange(begin, end, device=self.start.device)
+        return torch.addcmul(self.start[first:last, None], self.step[first:last, None], position).flatten()
+
+
+def together(most: int, *kinds: Sequence[object]) -> Iterator[tuple[int, int]]:
+    """Runs of at most so many positions, `[begin, end)`, that are of one kind each."""
+    for _, run in groupby(range(len(kinds[0])), key=lambda t: (t // most, *(kind[t] for kind in kinds))):
+        positions = list(run)
+        yield positions[0], positions[-1] + 1
+
+
+def read_runs(most: int, alive: Sequence[object], begins: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of positions in which rows are read out against what is seeded there, and the most that is seeded at one of them.
+
+    Each position is filled up to that with what is not looked at; where it is more than half of all, they go one by one.
+
+    Args:
+        most: positions of a run.
+        alive: which rows live at each position.
+        begins: where what is seeded at each position begins, and where the last ends.
+    """
+    for begin, end in together(most, alive):
+        counts = [begins[t + 1] - begins[t] for t in range(begin, end)]
+        if 0 < max(counts) * len(counts) <= 2 * sum(counts):
+            yield begin, end, max(counts)
+        else:
+            yield from ((t, t + 1, count) for t, count in zip(range(begin, end), counts, strict=True) if count)
 
 
 def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> Cells:
@@ -256,13 +335,29 @@ def cone(
     return cone_of(counts, direction, most, causal=causal)
 
 
-def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band, *, causal: bool = True) -> Cone:
-    """The cone by how many rows are seeded at each position of each prompt."""
+def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = ON_CPU.band, *, causal: bool = True, span: int = 1) -> Cone:
+    """The cone by how many rows are seeded at each position of each prompt.
+
+    Args:
+        most: cells of one band.
+        span: how many neighbouring positions share a band, where that has no more cells than `most`; where attention is not causal, one.
+    """
     bands: list[Band] = []
     offset = 0
     for prompt, seeded in enumerate(counts):
-        row = 0
+        row, wide_to = 0, 0
         for position, count in enumerate(seeded):
+            if position < wide_to:
+                continue
+            if causal and span > 1 and position % span == 0:
+                upto = min(position + span, len(seeded))
+                begin, end = (position, len(seeded)) if direction == "up" else (0, upto)
+                rows = sum(seeded[position:upto])
+                if rows and rows * (end - begin) <= most:
+                    runs = tuple((at, seeded[at]) for at in range(position, upto) if seeded[at])
+                    bands.append(Band(prompt, begin, end, row, rows, offset, runs[0 if direction == "up" else -1][0], runs))
+                    row, offset, wide_to = row + rows, offset + bands[-1].cells, upto
+                    continue
             begin = position if causal and direction == "up" else 0
             end = position + 1 if causal and direction == "down" else len(seeded)
             for rows in _cut(count, max(1, most // (end - begin))):

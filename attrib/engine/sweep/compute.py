@@ -9,7 +9,7 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import NOTHING, Between
 from attrib.engine.blocks.product import product
-from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, seed_cells, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.steps import Flat, leaving_rows, pull_attention, pull_to_mlp_in, spread_down, through_mlp, through_norm_2
@@ -126,10 +126,8 @@ class Down(Descent[Tensor]):
 
     def _widened(self, rows: Tensor) -> Tensor:
         """Rows at their own positions, as cells of the cone."""
-        out, seeds = rows.new_zeros(self.down.cells, rows.shape[1]), self.targets._replace(value=rows)
-        for band in self.down.bands:
-            band.of(out)[band.at] = seeds.rows(band)
-        return out
+        out = rows.new_zeros(self.down.cells, rows.shape[1])
+        return out.index_copy_(0, seed_cells(self.down, rows.device), rows)
 
     def enter(self, number: int, site: Site, rows: Tensor) -> None:
         """Rows become numbers of the terms that are active at their position, and what the skip connection reads."""

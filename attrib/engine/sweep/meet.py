@@ -13,14 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attrib.core.devices import to_device
 from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
 from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.blocks.product import add_product, product
-from attrib.engine.sweep.cells import Cone, cells_of, even
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, even, read_runs, together
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between
-from attrib.engine.sweep.seeded import fold_rows, layer_mlp, with_mlp
+from attrib.engine.sweep.seeded import LayerMLP, fold_rows, layer_mlp, with_mlp
 from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads
 from attrib.engine.sweep.up import Up
 
@@ -47,6 +48,10 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
         if not bands:
             continue
         cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
+        if primal.pieces.span > 1:
+            for seeded, out in sources:
+                _contract_wide(primal, prompt, cells, before, rows, seeded, out[prompt])
+            continue
         for t, (first, end) in enumerate(cells.alive):
             there = list[tuple[Tensor, Tensor]]()
             for seeded, out in sources:
@@ -60,6 +65,28 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
                 for directions, into in there:
                     add_rows(here, directions, into[begin:upto])
                 del here  # a piece is gone before the next is gathered: see sizes.py
+
+
+def _contract_wide(primal: Primal, prompt: int, cells: Cells, before: int, rows: Flat, seeded: Seeds, out: Tensor) -> None:
+    """`contract` of several positions at once, with as many seeds at each as at the one that has most."""
+    begins, value, most = seeded.begins[prompt], seeded.value, primal.pieces.chunk
+    for begin, end, widest in read_runs(primal.pieces.span, cells.alive, begins):
+        (first, last), low, high, positions = cells.alive[begin], begins[begin], begins[end], end - begin
+        own = seeded.first(prompt)
+        here, is_filled = value[own + low : own + high], widest * positions > high - low
+        if is_filled:
+            filled = [own + min(begins[t] + n, begins[-1] - 1) for t in range(begin, end) for n in range(widest)]
+            chosen = [(t - begin) * widest + n for t in range(begin, end) for n in range(begins[t + 1] - begins[t])]
+            into_filled, into_chosen = (to_device(numbers, value.device) for numbers in (filled, chosen))
+            here = value.index_select(0, into_filled)
+        directions = here.view(positions, widest, -1).mT
+        size = even(last - first, max(1, most // positions))
+        for row in range(first, last, size):
+            upto = min(row + size, last)
+            there = rows.index_select(0, cells.over(begin, end, row - before, upto - before)).view(positions, upto - row, -1)
+            found = (there @ directions).transpose(0, 1).reshape(upto - row, -1)
+            out[row:upto, low:high] += found.index_select(1, into_chosen) if is_filled else found
+            del there, found  # a piece is gone before the next is gathered: see sizes.py
 
 
 def add_rows(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:
@@ -248,6 +275,9 @@ def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone
     """
     passes = layer is not None and primal.passes_mlp(layer)
     mlp, pays, space = layer_mlp(primal, layer) if layer is not None and passes else None, fold_rows(primal.model.config), None
+    if primal.pieces.span > 1:
+        _meet_wide(primal, mlp, down, g, up, x, out)
+        return
     most = [max(max(cone.rows_at(b, length)) for b, length in enumerate(primal.lengths)) for cone in (down, up)]
     gathered = [flat.new_empty(rows, flat.shape[1]) for flat, rows in zip((g, x), most, strict=True)]
     for prompt, length in enumerate(primal.lengths):
@@ -272,3 +302,31 @@ def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone
                 moved = rows + mlp.change(rows[None], at, is_up)[0]
             g_t, x_t = (cotangents, moved) if is_up else (moved, tangents)
             add_rows(g_t, x_t.T, out[prompt][low : low + len(g_t), left : left + len(x_t)])
+
+
+def _meet_wide(primal: Primal, mlp: LayerMLP | None, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
+    """`meet_at_mlp` of several positions at once: their sum is one product, whose inner side is all of them."""
+    pays = fold_rows(primal.model.config)
+    for prompt, length in enumerate(primal.lengths):
+        first = primal.first(prompt)
+        g_cells, x_cells = (cells_of(cone, prompt, length, g.device) for cone in (down, up))
+        for begin, end in together(primal.pieces.span, g_cells.alive, x_cells.alive):
+            (low, low_end), (left, left_end) = g_cells.alive[begin], x_cells.alive[begin]
+            counts, positions, at = (low_end - low, left_end - left), end - begin, slice(first + begin, first + end)
+            if not min(counts):
+                continue
+            is_up = counts[1] < counts[0]
+            here = [flat.index_select(0, cells.by_row(begin, end)) for flat, cells in ((g, g_cells), (x, x_cells))]
+            if mlp is not None:
+                rows = here[is_up].view(counts[is_up], positions, -1).transpose(0, 1)
+                if counts[is_up] > pays:
+                    M = mlp.folds(at)
+                    moved = rows @ (M.mT if is_up else M)
+                    del M
+                else:
+                    moved = rows + mlp.change(rows, at, is_up)
+                here[is_up] = moved.transpose(0, 1).reshape(here[is_up].shape)
+                del rows, moved
+            cotangents, tangents = (part.view(count, -1) for part, count in zip(here, counts, strict=True))
+            add_rows(cotangents, tangents.T, out[prompt][low:low_end, left:left_end])
+            del here, cotangents, tangents  # these positions are gone before the next are gathered: see sizes.py

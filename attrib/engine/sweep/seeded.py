@@ -18,6 +18,7 @@ from attrib.engine.blocks.norm_mlp import (
     leave_pull,
     leave_push,
     mlp_fold,
+    mlp_folds,
     mlp_pull,
     mlp_push,
     mlp_weights,
@@ -73,6 +74,12 @@ class LayerMLP(NamedTuple):
         leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
         (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space, leave)
         return M
+
+    def folds(self, at: slice) -> Float[Tensor, "positions d_model d_model"]:
+        """The same at several positions."""
+        assert self.gain is None
+        leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
+        return mlp_folds(self.weights, self.point.at(at), self.norm.at(at), self.policy, leave)
 
 
 def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:

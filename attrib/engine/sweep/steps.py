@@ -34,6 +34,7 @@ from attrib.engine.blocks.attention import (
     attention_push_at,
     attention_weights,
 )
+from attrib.engine.blocks.attention_wide import attention_pull_wide, attention_push_wide
 from attrib.engine.blocks.norm_mlp import (
     Leaving,
     NormPoint,
@@ -49,7 +50,7 @@ from attrib.engine.blocks.norm_mlp import (
     norm_push,
 )
 from attrib.engine.blocks.product import add_product, product, product_into
-from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles
+from attrib.engine.sweep.cells import Band, Cone, Rectangle, cells_of, even, rectangles, seed_cells, together
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
 
@@ -143,15 +144,22 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
     points, config = primal.attentions(layer), primal.model.config
     out = z.value.new_empty(cone.cells, config.d_model)
-    beside = None if stream is None else z._replace(value=stream)
     for band in cone.bands:
-        g = attention_pull_at(
-            points[band.prompt], weights, z.rows(band), band.seed, config.attention_scale, primal.policy, band.of(out), causal=config.causal
-        )
-        norm_map(norm.at(primal.tokens(band)), g, primal.policy)
-        if beside is not None:
-            g[band.at] += beside.rows(band)
+        point, rows, scale, into = points[band.prompt], z.rows(band), config.attention_scale, band.of(out)
+        if band.is_wide:
+            attention_pull_wide(point, weights, rows, _positions(primal, z, band), scale, primal.policy, into)
+        else:
+            attention_pull_at(point, weights, rows, band.seed, scale, primal.policy, into, causal=config.causal)
+        norm_map(norm.at(primal.tokens(band)), into, primal.policy)
+    if stream is not None:
+        out.index_add_(0, seed_cells(cone, out.device), stream)
     return out
+
+
+def _positions(primal: Primal, rows: Seeds, band: Band) -> Int[Tensor, " rows"]:
+    """The position of each of a band's rows."""
+    first = rows.first(band.prompt) + band.row
+    return rows.token[first : first + band.rows] - primal.first(band.prompt)
 
 
 def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None) -> Flat:
@@ -169,15 +177,17 @@ def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Se
             product_into(_spread_block(primal, point, pushed, block), weights.W_out, out[block.part])
             continue
         for band in block.bands:
-            attention_push_at(
-                point, weights, pushed.rows(band), band.seed, config.attention_scale, primal.policy, band.of(out), causal=config.causal
-            )
+            rows, scale, into = pushed.rows(band), config.attention_scale, band.of(out)
+            if band.is_wide:
+                end = band.seeded[-1][0] + 1
+                attention_push_wide(point, weights, rows, _positions(primal, sources, band), end, scale, primal.policy, into)
+            else:
+                attention_push_at(point, weights, rows, band.seed, scale, primal.policy, into, causal=config.causal)
     leaving = primal.leaving_1(layer, points)
-    for band in cone.bands:
-        if leaving is not None:
-            band.of(out).copy_(leave_push(config, leaving, band.of(out), primal.tokens(band), primal.policy))
-        if beside is not None:
-            band.of(out)[band.at] += beside.rows(band)
+    for band in cone.bands if leaving is not None else ():
+        band.of(out).copy_(leave_push(config, leaving, band.of(out), primal.tokens(band), primal.policy))
+    if beside is not None:
+        out.index_add_(0, seed_cells(cone, out.device), beside.value)
     return out
 
 
@@ -205,8 +215,10 @@ def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: R
     seeded = pushed.value.new_zeros(block.end - block.begin, block.rows, pushed.value.shape[1])
     row = 0
     for band in block.bands:
-        seeded[band.seed - block.begin, row : row + band.rows] = pushed.rows(band)
-        row += band.rows
+        parts = pushed.rows(band).split([rows for _, rows in band.seeded])
+        for (position, rows), part in zip(band.seeded, parts, strict=True):
+            seeded[position - block.begin, row : row + rows] = part
+            row += rows
     config = primal.model.config
     moved = attention_push(point, seeded, config.attention_scale, primal.policy, primal.impl, causal=config.causal)
     z = moved.new_empty(block.part.stop - block.part.start, moved.shape[-1])
@@ -338,14 +350,20 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
     for prompt, of_prompt in enumerate(folds):
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
         cells = cells_of(cone, prompt, len(of_prompt), rows.device) if any(of_prompt) else None
-        for t in (t for t, folded in enumerate(of_prompt) if folded):
-            assert cells is not None
-            space = space or fold_space(mlp.weights)
-            M, here = mlp.fold(slice(first + t, first + t + 1), space), cells.at(t)
+        for begin, end in () if cells is None else together(primal.pieces.span, of_prompt, cells.alive):
+            if not of_prompt[begin]:
+                continue
+            at, here = slice(first + begin, first + end), cells.over(begin, end)
             given = rows.index_select(0, here)
-            moved = product(given, M.T if up else M)
+            if end - begin == 1:
+                space = space or fold_space(mlp.weights)
+                M = mlp.fold(at, space)
+                moved = product(given, M.T if up else M)
+            else:
+                M = mlp.folds(at)
+                moved = (given.view(end - begin, -1, given.shape[1]) @ (M.mT if up else M)).view_as(given)
             rows.index_copy_(0, here, moved.sub_(given) if is_alone else moved)
-            del given, moved
+            del given, moved, M
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
     del space
     for pieces in _pieces(rest, primal.pieces.mlp):

@@ -9,7 +9,7 @@ from torch import Tensor
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.sweep.ascent import Ascent
-from attrib.engine.sweep.cells import Cells, Cone, cells_of, seeded_cone
+from attrib.engine.sweep.cells import Cells, Cone, cells_of, seed_cells, seeded_cone
 from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import with_mlp
 from attrib.engine.sweep.steps import (
@@ -134,10 +134,8 @@ class Up(Ascent[Tensor]):
 
     def widen(self, rows: Tensor) -> Tensor:
         """Zeros but at the position where each row was seeded."""
-        out, seeds = rows.new_zeros(self.up.cells, rows.shape[1]), self._seeds(rows)
-        for band in self.up.bands:
-            band.of(out)[band.at] = seeds.rows(band)
-        return out
+        out = rows.new_zeros(self.up.cells, rows.shape[1])
+        return out.index_copy_(0, seed_cells(self.up, rows.device), rows)
 
     def widen_waiting(self) -> None:
         """What skip connections read; what is held by position as it is has nothing to be widened, where attention is causal."""

@@ -1,0 +1,106 @@
+"""Rows of neighbouring positions in one rectangle, as on a GPU: the same Jacobians in every way, and no number where none belongs."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
+from attrib.engine.sweep.cells import ON_CPU, Direction, cells_of, cone_of, read_runs, seed_cells, seeded_cone, together
+from attrib.engine.sweep.steps import spread_down, spread_up
+from attrib.models.transformer import width
+from tests.engine.test_sweep import BESIDE, LENGTHS, SOURCES, TARGETS, Pack, assert_all_ways, make
+from tests.support.builders import Family
+from tests.support.covering import each_pair
+
+WIDE = ON_CPU._replace(span=4)
+
+
+def widened(pack: Pack, span: int, most: int = WIDE.band) -> Pack:
+    """The same on cones of wide bands."""
+    causal = pack.on.model.config.causal
+    down, up = (
+        cone_of(rows.at, direction, most, causal=causal, span=span) for rows, direction in ((pack.targets, "down"), (pack.sources, "up"))
+    )
+    return pack._replace(down=down, up=up)
+
+
+@each_pair(
+    lambda row: row["ends"][0] != "resid_mid" or row["family"] not in BESIDE,
+    family=["gpt2", "llama", "gemma2", "olmo2", "phi"],
+    policy=[EXACT, LINEAR, Policy("exact", "frozen", "exact"), Policy("frozen", "exact", "exact")],
+    ends=[("resid_pre", "resid_pre"), ("z", "attn_out"), ("resid_mid", "resid_post")],
+    span=[2, 4, 8],
+)
+def test_every_family_in_every_way(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind], span: int):
+    pack = make(family, Site(0, ends[0]), Site(3, ends[1]), policy, (0, 2), pieces=WIDE._replace(span=span))
+    names = assert_all_ways(widened(pack, span))
+    assert {"forward, once", "both at layer 1, once"} <= {*names}
+
+
+@pytest.mark.parametrize("most", [4, 12])
+def test_too_large_ones_stay_narrow(most: int):
+    pack = make("gpt2", Site(0, "resid_pre"), Site(3, "resid_pre"), EXACT, (0, 2), pieces=WIDE._replace(band=most, chunk=most, mlp=most))
+    assert_all_ways(widened(pack, 4, most))
+
+
+def test_folds_of_several_positions(monkeypatch: pytest.MonkeyPatch):
+    """Where a fold pays from the first row on."""
+    for name in ("steps", "meet"):
+        monkeypatch.setattr(f"attrib.engine.sweep.{name}.fold_rows", lambda config: 0)
+    for family in ("llama", "gemma2"):
+        assert_all_ways(widened(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), EXACT, (0, 2), pieces=WIDE), 4))
+
+
+@pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "olmo2"])
+def test_cells_outside_the_cone_are_zeros(family: Family, policy: Policy):
+    pack = make(family, Site(1, "resid_pre"), Site(1, "z"), policy, (0, 2), pieces=WIDE)
+    on, d = pack.on, width(pack.on.model.config, Site(1, "resid_pre"))
+    for direction, counts in (("down", pack.targets), ("up", pack.sources)):
+        narrow = {direction: cone_of(counts.at, direction), "wide": cone_of(counts.at, direction, span=4)}
+        if direction == "down":
+            found, wide = (spread_down(on, 1, counts, None, cone) for cone in narrow.values())
+        else:
+            found, wide = (spread_up(on, 1, counts, cone, None) for cone in narrow.values())
+        assert found.shape[1] == wide.shape[1] == d
+        assert len(wide) > len(found), "else nothing is outside"
+        assert wide.any(1).sum() == found.any(1).sum()
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_where_rows_lie(direction: Direction):
+    lengths, counts = (LENGTHS[0], LENGTHS[2]), (TARGETS[0], TARGETS[2])
+    narrow, wide = cone_of(counts, direction), cone_of(counts, direction, span=4)
+    assert len(wide.bands) < len(narrow.bands)
+    assert [band[:2] + band[3:] for band in seeded_cone(wide).bands] == [band[:2] + band[3:] for band in seeded_cone(narrow).bands]
+    at = [t for rows in counts for t, count in enumerate(rows) for _ in range(count)]
+    row = 0
+    for prompt, length in enumerate(lengths):
+        cells = cells_of(wide, prompt, length, torch.device("cpu"))
+        for number in range(sum(counts[prompt])):
+            assert seed_cells(wide, torch.device("cpu"))[row] == cells.start[number] + cells.step[number] * at[row]
+            row += 1
+        for begin, end in together(4, cells.alive):
+            several = cells.over(begin, end).view(end - begin, -1)
+            assert torch.equal(several, torch.stack([cells.at(t) for t in range(begin, end)]))
+            assert torch.equal(cells.by_row(begin, end).view(-1, end - begin), several.T)
+
+
+def test_runs_that_would_be_mostly_empty_go_one_by_one():
+    alive = [(0, 3)] * 8
+    counts = [2, 2, 1, 2, 9, 0, 1, 0]
+    begins = [sum(counts[:t]) for t in range(9)]
+    assert list(read_runs(4, alive, begins)) == [(0, 4, 2), (4, 5, 9), (6, 7, 1)]
+    assert all(end - begin <= 3 for begin, end in together(3, alive))
+    assert [end for _, end in together(3, alive)] == [3, 6, 8]
+
+
+def test_nothing_is_wide_where_it_does_not_pay():
+    assert ON_CPU.span == 1
+    assert WIDE.smaller.span == 1 == WIDE.narrow.span
+    plain = cone_of(SOURCES, "up")
+    assert cone_of(SOURCES, "up", span=1) == plain
+    assert not any(band.is_wide for band in plain.bands)
+    assert cone_of(SOURCES, "down", causal=False, span=4) == cone_of(SOURCES, "down", causal=False)
+    assert all(a.offset + a.cells == b.offset for a, b in pairwise(cone_of(SOURCES, "up", span=4).bands))
