@@ -1,12 +1,14 @@
 """`attrib verify`: a file's edges against interventions on their sources."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attrib.core.types import InputError
+from attrib.view.sparks import in_cells
 from attrib.view.terminal import plain
 from attrib.view.terminal import show as print_table
 from attrib.view.terminal import table as table_of
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 SMALL = 0.01
 """Steps up to here are held to the tolerance: larger ones tell how far a derivative reaches, which is no fault."""
 TOLERANCES = {"float64": 1e-3, "float32": 0.05}
+LEAST = -8
+"""Errors of up to 10 to this power are drawn as one bar."""
 PROMPTS = 4
 """Prompts that are drawn where none is named."""
 
@@ -98,6 +102,10 @@ def _print(found: "Agreement", top: int) -> None:
     rows = [[plain(one["pair"]), *(_number(one[name]) for name in numbers)] for one in summary.to_dict("records")]
     heads = [name.replace("_", " ") for name in numbers]
     print_table(table_of("measured against predicted; median to largest are of the relative error", ("edges from and to",), heads, rows))
+    if len(found):
+        drawn = [(plain(pair), f"{step:g}", in_cells(counts)) for pair, step, counts in _decades(found)]
+        title = f"edges by their relative error: a bar a decade, from up to {10.0**LEAST:.0e} to above 1"
+        print_table(table_of(title, ("edges from and to",), ("step", "edges"), drawn))
     for step in found.call["steps"] if top and len(found) else ():
         lines = [
             [
@@ -112,6 +120,16 @@ def _print(found: "Agreement", top: int) -> None:
             for one in found.worst(top, step=step, pair=pair).to_dict("records")
         ]
         print_table(table_of(f"furthest apart at step {step:g}", ("source", "target"), ("prompt", "predicted", "measured", ""), lines))
+
+
+def _decades(found: "Agreement") -> Iterator[tuple[str, float, list[int]]]:
+    """Of each pair and step, how many edges have an error of each decade; those of no number have none."""
+    import numpy as np
+
+    for (pair, step), part in found.table.groupby(["pair", "step"], sort=False):
+        errors = part.relative.to_numpy(float)
+        decade = np.ceil(np.log10(np.maximum(errors[np.isfinite(errors)], 10.0**LEAST))).astype(int) - LEAST
+        yield pair, step, np.bincount(decade, minlength=2 - LEAST).tolist()
 
 
 def _number(value: Any) -> str:

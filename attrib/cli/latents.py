@@ -147,6 +147,7 @@ def top_command(
     import numpy as np
 
     from attrib import latents
+    from attrib.view.octaves import octaves_of
 
     if by not in ORDERS:
         raise InputError(f"by: {by!r}; expected {', '.join(ORDERS[:-1])} or {ORDERS[-1]}.")
@@ -155,15 +156,17 @@ def top_command(
     values = {"density": part.density, "maximum": part.maximum, "mean": part.mean, "prompts": part.distinct_prompts}
     alive = np.flatnonzero(part.count)
     order = alive[np.argsort(values[by][alive] * (1 if least else -1), kind="stable")][:top]
+    scores = octaves_of([part.counts(int(part.latents[at])) for at in order])
     rows = [
         (
             _label(known, part, int(part.latents[at])), str(part.latents[at]), f"{part.density[at]:.3%}", f"{part.distinct_prompts[at]:,}",
-            f"{part.mean[at]:.3g}", f"{part.maximum[at]:.3g}",
+            f"{part.mean[at]:.3g}", f"{part.maximum[at]:.3g}", drawn,
         )
-        for at in order
+        for at, drawn in zip(order, scores.lines(), strict=True)
     ]  # fmt: skip
     title = plain(f"{part.asked.dictionary}: {len(order)} latents by {'least ' if least else ''}{by}")
-    print_table(table(title, ("label",), ("latent", "density", "prompts", "mean", "maximum"), rows))
+    title += f"\nscores: a bar an octave, from {scores.low:.3g} to {scores.high:.3g}" if len(order) else ""
+    print_table(table(title, ("label",), ("latent", "density", "prompts", "mean", "maximum", "scores"), rows))
 
 
 @app.command("examples")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from attrib.core.types import InputError, natural
+from attrib.view.sparks import in_cells
 from attrib.view.terminal import own, plain, table
 from attrib.view.terminal import show as print_table
 
@@ -21,6 +22,8 @@ BlockName = Annotated[str | None, typer.Option(help="A part of the block's name 
 Top = Annotated[int, typer.Option(help="Pairs in the table", min=1)]
 By = Annotated[str, typer.Option(help="l1, sum, mean, max or count")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
+DRAWN = 60
+"""Pairs that have a bar above the table, at most: the first, which are the largest."""
 # so that the latent -1 is no option
 _LATENTS = {"ignore_unknown_options": True}
 
@@ -58,7 +61,7 @@ def top_parents(file: File, latent: Latent, block: BlockName = None, top: Top = 
     from attrib import stats
 
     part = _chosen(stats.open(file), block)
-    _print_pairs(part, part.top(part.parents(latent), top, by), f"sources of target {latent}", "source")
+    _print_pairs(part, part.top(part.parents(latent), top, by), f"sources of target {latent}", "source", by)
 
 
 @app.command("top-children", context_settings=_LATENTS)
@@ -67,7 +70,7 @@ def top_children(file: File, latent: Latent, block: BlockName = None, top: Top =
     from attrib import stats
 
     part = _chosen(stats.open(file), block)
-    _print_pairs(part, part.top(part.children(latent), top, by), f"targets of source {latent}", "target")
+    _print_pairs(part, part.top(part.children(latent), top, by), f"targets of source {latent}", "target", by)
 
 
 @app.command()
@@ -89,7 +92,7 @@ def _bounds(part: "BlockStatistics", max_pairs: int) -> list[str]:
     return ["sketch", f"over {max_pairs:,}", own(f"l1 ≥ {part.found_from:.3g}"), f"< {part.error:.3g} (p = {part.confidence:.3f})"]
 
 
-def _print_pairs(part: "BlockStatistics", columns: dict[str, Any], what: str, end: str) -> None:
+def _print_pairs(part: "BlockStatistics", columns: dict[str, Any], what: str, end: str, by: str) -> None:
     count = len(columns["l1"])
     if not count and part.is_exact:
         print_table(plain(f"{part.block}: no edges stored for the {what}"))
@@ -97,6 +100,8 @@ def _print_pairs(part: "BlockStatistics", columns: dict[str, Any], what: str, en
     names = (end, "count", "prompts", "l1", "sum", "mean", "std", "one\nsign", "maximum", "at\nprompt", "target\nat", "source\nat")
     rows = [list(map(own, _cells({name: column[row] for name, column in columns.items()}, end))) for row in range(count)]
     title = plain(part.block) + f"\n{count} {what}" + ("" if part.is_exact else ", of a sketch")
+    sizes = columns["maximum" if by == "max" else by][:DRAWN]
+    title += f"\n{by} {in_cells(map(float, sizes))}"
     print_table(table(title, (), names, rows))
     if not part.is_exact:
         print_table(

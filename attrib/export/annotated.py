@@ -126,7 +126,9 @@ def _begin(anndata: Any, root: Any, name: str, dtype: Any, chunk: int) -> None:
     """A matrix without rows, of the types and chunks that it will have."""
     empty = scipy.sparse.csr_array((0, 0), dtype=dtype)
     empty.indices = empty.indices.astype(np.int64)
-    anndata.io.write_elem(root, name, empty, dataset_kwargs={"chunks": (chunk,), "indptr_dtype": np.dtype(np.int64)})
+    folder, _, key = name.rpartition("/")
+    there = root[folder] if folder else root  # anndata 0.13 takes no path for a key; it has made the group of layers
+    anndata.io.write_elem(there, key, empty, dataset_kwargs={"chunks": (chunk,), "indptr_dtype": np.dtype(np.int64)})
 
 
 def _append(anndata: Any, group: Any, matrix: scipy.sparse.csr_array) -> None:

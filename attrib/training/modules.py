@@ -67,7 +67,7 @@ def fold_scales(sae: Any, reads: float, writes: float) -> None:
     """Make a module take values x and give values y where so far x · reads came and y · writes was given.
 
     The threshold of batchtopk is in units of decoder rows of length 1, and so shrinks with what is written. (sae-lens' own
-    `fold_activation_norm_scaling_factor` leaves it as it is.)
+    `fold_activation_norm_scaling_factor` left it as it was up to 6.54.0, and divides it in 6.54.12.)
     """
     sae.W_enc.mul_(reads)
     sae.W_dec.div_(writes)

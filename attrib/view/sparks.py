@@ -28,6 +28,11 @@ def spark(values: Iterable[float | int], largest: float | int | None = None) -> 
     return own("".join(bar(level(value, most)) if math.isfinite(value) else NOT_FINITE for value in found))
 
 
+def in_cells(values: Iterable[float | int]) -> str:
+    """`spark` for the cell of a table, beside others that it stands under: a point for zero, since blanks at a cell's end are cut."""
+    return spark(values).replace(" ", ".")
+
+
 def bar(height: int) -> str:
     """The bar of this height, 0 to 8."""
     return BARS[height - 1] if height else " "

@@ -45,7 +45,7 @@ def command_of(module: str, error: Exception) -> Any:
 @pytest.mark.parametrize(
     ("module", "error", "said"),
     [
-        ("transformers.utils", ValueError("needs\n  accelerate"), "error: ValueError: needs\n  accelerate\nSo says transformers, a library"),
+        ("transformers.utils", ValueError("needs\n  accelerate"), "error: ValueError: needs\n  accelerate\nSo says transformers, a "),
         ("json.decoder", KeyError(), "error: KeyError\nThis is a fault of attrib. Give --debug"),
         ("attrib.core", TypeError("\x1b[2J"), "error: TypeError: \\x1b[2J\nThis is a fault of attrib. Give --debug"),
         ("torch", RuntimeError("can't allocate memory: much"), "error: out of memory ("),

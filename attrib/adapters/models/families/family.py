@@ -55,7 +55,7 @@ class Family:
     places: Callable[[Any], Places]
     """Where the sites are, from the transformers config."""
     rotary: str = ""
-    """The module that gives rotary tables, or (GPT-J) the table; empty where positions are learned."""
+    """The module that gives rotary tables, or (GPT-J) the table, by its path; empty where positions are learned."""
     refuse: Mapping[str, tuple[str, tuple[Any, ...]]] | None = None
     """Fields of the config that change the computation: what they ask for, and the values that attrib computes."""
     buffers: Sequence[str] = (r".*rotary_emb\..*inv_freq",)
@@ -115,10 +115,12 @@ def no_rotary(like: Tensor) -> Rotary:
 
 
 def module_at(model: Any, path: str) -> Any:
-    """The submodule or buffer at a dotted path; list entries by number."""
-    for part in path.split(".") if path else ():
-        model = model[int(part)] if part.isdigit() else getattr(model, part)
-    return model
+    """The submodule or buffer at a dotted path; list entries by number. Of several paths with | between, the first that is there."""
+    first, _, others = path.partition("|")
+    found = model
+    for part in first.split(".") if first else ():
+        found = found[int(part)] if part.isdigit() else getattr(found, part, None) if others else getattr(found, part)
+    return module_at(model, others) if found is None else found
 
 
 def rotary_of(model: Any, family: Family, config: ModelConfig, like: Tensor) -> Rotary:

@@ -226,8 +226,8 @@ FAMILIES: dict[str, Family] = {
         _gptj,
         _gptj_params,
         lambda config: Places("transformer.h", "attn.out_proj", "attn.out_proj", "", "mlp", "mlp"),
-        rotary="transformer.h.0.attn.embed_positions",
-        buffers=(r".*\.attn\.(masked_)?bias", r".*\.attn\.embed_positions"),
+        rotary="transformer.rotary_emb.embed_positions|transformer.h.0.attn.embed_positions",  # the first from transformers 5.24 on
+        buffers=(r".*\.attn\.(masked_)?bias", r".*\.(attn|rotary_emb)\.embed_positions"),
     ),
     "gpt_neox": Family(
         _gpt_neox,
