@@ -41,6 +41,7 @@ def run_each(
         sources: dictionaries, or None for the tokens.
     """
     check_error(error, bias)
+    model = options.there(model)
     prompts = to_prompts(model, tokens)
     sources, targets = known_ends(model, sources, targets, options)
     pairs = [(source, target) for source in sources for target in targets]

@@ -30,7 +30,7 @@ from attrib.core.room import free_memory, memory_named
 from attrib.core.rules import Gradient, GradientTimesActivation, rule_text
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.engine.bundle import Bundle, Piece, chosen_rows, jacobians, joint_of, sampled_rows_error
+from attrib.engine.bundle import Bundle, Piece, chosen_rows, joint_of, sampled_rows_error
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
@@ -133,6 +133,7 @@ def swept(
     model: Model, sources: Any, targets: Any, tokens: TokensLike, options: Options, error: ErrorAs = True, bias: bool = False
 ) -> dict[tuple[int, int], Edges]:
     """`jacobian` of what was found good, where errors may be sources too, and all that is constant."""
+    model = options.there(model)
     return _Call(model, tuple(sources), tuple(targets), to_prompts(model, tokens), options, error, bias).run()
 
 
@@ -161,7 +162,7 @@ class _Call:
         error: ErrorAs = True,
         bias: bool = False,
     ) -> None:
-        self.prompts, self.error, self.bias = prompts, error, bias
+        self.team, self.prompts, self.error, self.bias = options.team(model), prompts, error, bias
         options = replace(options, positions=plain_positions(options.positions, [len(ids) for ids in prompts]))
         # every pair's record names them, so each is hashed once
         sealed = {id(one): seal(one) for one in (*sources, *targets, *options.cuts) if isinstance(one, Dictionary)}
@@ -204,7 +205,8 @@ class _Call:
         """Sweep by sweep, pack by pack."""
         doing = f"attributing {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
         sampled = None
-        with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+        remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
+        with memory_named(doing, remedy), self.team:
             done = iter(track(self.prompts * len(self.groups), self.options.progress))
             for ends, sources, targets in self.groups:
                 for first, pack, pieces in self._swept(ends, done):
@@ -223,7 +225,7 @@ class _Call:
         planned, first = packs(opened, partial(self._joint, ends), self.options.budget, plan_joint), 0
         for pack, plan in refusing(planned, lambda: self._refuse(ends)):
             self._grow(ends, plan.joint)
-            yield first, pack, jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
+            yield first, pack, self.team.jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
             first += len(pack)
             del pack, plan
 
@@ -318,7 +320,7 @@ class _PairRows:
         if self.whole is None:
             self.rows.add(piece.gradient)
         else:
-            self.whole[piece.place.to(piece.gradient.device), : piece.gradient.shape[1]] = piece.gradient
+            self.whole[piece.place.to(self.whole.device), : piece.gradient.shape[1]] = piece.gradient.to(self.whole.device)
 
     def edges(self, ids: Tensor) -> Edges:
         """All of them."""

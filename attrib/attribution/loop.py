@@ -24,7 +24,8 @@ from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import packs, plan_pack, refusing
-from attrib.engine.tiles import adjoint, sampled_error, task_of
+from attrib.engine.spread import Team
+from attrib.engine.tiles import sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
 from attrib.models.tokens import TokensLike
 from attrib.models.transformer import Model
@@ -47,6 +48,7 @@ def run(
 ) -> Edges:
     """Check everything, then attribute pack by pack and join."""
     check_error(error, bias)
+    model = options.there(model)
     cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")
@@ -54,7 +56,8 @@ def run(
     start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error, bias)
     options = replace(options, positions=positions)
     doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
-    with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+    remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
+    with memory_named(doing, remedy), options.team(model) as team:
         call = call_record(kind, model, source, target, prompts, options, precision, error, bias, needs.others)
         model, source, target, put_in = needs.in_precision()
         done = track(prompts, options.progress)
@@ -67,7 +70,8 @@ def run(
         opened = partial(path_of, model, source, target, **put_in, **others)
         paths = ((ids, of_prompt_number(n, partial(opened, asked=needs.asked(n)), ids)) for n, ids in enumerate(done))
         by_rule = isinstance(options.rule, IntegratedGradients | Ablation)
-        jacobians = (_by_rule if by_rule else _by_transforms if needs.is_reference else _by_adjoint)(paths, needs, prompts, options.impl)
+        swept = _by_rule if by_rule else _by_transforms if needs.is_reference else partial(_by_adjoint, team)
+        jacobians = swept(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
         parts: list[Edges] = []
         for ids, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
@@ -116,13 +120,13 @@ def _by_rule(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], imp
         yield ids, found, tiles_of(found, needs, len(ids), number, impl)
 
 
-def _by_adjoint(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
+def _by_adjoint(team: Team, paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
     """The written sweeps, pack by pack."""
     grow = needs.growing(prompts)
     planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget, plan_pack)
     for pack, plan in refusing(planned, lambda: needs.refuse(prompts)):
         grow(plan.task)
-        tiles = adjoint([found for _, found in pack], plan, needs.precision, impl)
+        tiles = team.adjoint([found for _, found in pack], plan, needs.precision, impl)
         if len(pack) == 1:
             yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
         else:

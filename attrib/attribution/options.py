@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
@@ -9,14 +10,16 @@ import torch
 from torch import Tensor
 
 from attrib.attribution.needs import Needs
+from attrib.core.devices import Devices, check_devices
 from attrib.core.keep import check_keep
 from attrib.core.positions import Positions, PositionsLike, plain_positions
-from attrib.core.rules import USUAL, Ablation, Patching, Rule, check_rule, is_usual, other_prompts, rule_text
+from attrib.core.rules import USUAL, Ablation, IntegratedGradients, Patching, Rule, check_rule, is_usual, other_prompts, rule_text
 from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, MLPTreatment, Policy, Progress, Site, Treatment
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.precision import Precision, precision_of
+from attrib.engine.spread import Team
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -52,6 +55,7 @@ class MetricOptions(CommonOptions, total=False):
 
     method: Method
     progress: bool | Progress
+    device: Devices | None
 
 
 class PlanOptions(CommonOptions, total=False):
@@ -80,6 +84,7 @@ class Options:
     precision_rows: int | None = None
     progress: bool | Progress = False
     rule: Rule = USUAL
+    device: Devices | None = None
     result_fits: bool = True
     """Whether the result has to fit into memory: a plan only tells its size."""
 
@@ -95,6 +100,26 @@ class Options:
         if self.method not in get_args(Method):
             raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
         check_impl(self.impl)
+        if len(self.devices) > 1:
+            if self.method == "torch.func":
+                raise InputError("device: several, and method='torch.func' goes row by row on one; expected 'adjoint' or 'adjoint-triton'.")
+            if isinstance(self.rule, IntegratedGradients | Ablation):
+                raise InputError(
+                    f"device: several, and the rule {rule_text(self.rule)} looks at more points than one; expected one device."
+                )
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Those that were named; none where the model's own is meant."""
+        return () if self.device is None else check_devices(self.device)
+
+    def there(self, model: Model) -> Model:
+        """The model on the first of them, which opens prompts."""
+        return model.to(device=self.devices[0]) if self.devices else model
+
+    def team(self, model: Model) -> Team:
+        """All of them, to share the sweeps of a model that is on the first."""
+        return Team(self.devices or (model.device,), self.budget)
 
     @property
     def impl(self) -> Impl:
@@ -178,6 +203,8 @@ def check_call(
 ) -> Call:
     """Raise what is wrong with a call's arguments."""
     precision = precision_of(model, options.dtype)
+    if kind == "latent_to_metric" and len(options.devices) > 1:
+        raise InputError("device: several, and a metric has one row for a prompt, which cannot be split; expected one device.")
     if precision.is_reduced and (options.method == "torch.func" or kind == "latent_to_metric"):
         raise InputError(f"dtype: {precision.name} is a precision of the adjoint sweep; expected float32 or float64 here.")
     if options.precision_rows and options.method == "torch.func":

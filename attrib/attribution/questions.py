@@ -108,6 +108,9 @@ def latent_to_latent(
             are off is `call["precision_error"]`. None is 16 where the products have fewer digits than the result, else 0. That takes
             up to 1 GiB where `budget` is less.
         progress: True for a bar, or a function called with (prompts done, prompts in all).
+        device: where it is computed: a name or torch.device, to which the model and the dictionaries are brought; or several that share the
+            rows of each sweep, as a list, "cuda:0,cuda:1" or "all". Each of them has a copy of the model and `budget` bytes; docs/gpu.md.
+            None is where the model is.
 
     Raises:
         InputError: for a bad argument, before anything is computed.

@@ -151,9 +151,9 @@ class EdgeRows:
         width = gradient.shape[1]
         at_once = max(1, pieces_of(gradient.device).within(self.budget).select // max(1, width))
         for rows in gradient.split(at_once):
-            wide, value = _wide(rows), self.value[:width]
+            wide, value = _wide(rows), self.value[:width].to(gradient.device)
             if self.of_bias is not None:
-                left = _wide(self.of_bias[self.rows : self.rows + len(wide)]) - wide @ value
+                left = _wide(self.of_bias[self.rows : self.rows + len(wide)]).to(wide.device) - wide @ value
                 wide, value = torch.cat([left[:, None], wide], dim=1), torch.cat([value.new_ones(1), value])
             self.rows += len(wide)
             found = self.select(wide, value, self.keep)

@@ -81,7 +81,7 @@ def build(
     mlps: Annotated[str, typer.Option(help="MLPs without a dictionary: exact, or leaf")] = "exact",
     demean: Annotated[bool, typer.Option(help="Read logits less their mean")] = True,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; several that share the work as cuda:0,cuda:1, or all")] = "cpu",
     budget: Annotated[str, typer.Option(help="Working memory, as 512MiB or 2GiB")] = "1GiB",
     slug: Annotated[str | None, typer.Option(help="Also write the graph, pruned, as SLUG.json for circuit-tracer's frontend")] = None,
     graph_file_dir: Annotated[Path | None, typer.Option(help="The folder of these files, with graph-metadata.json beside them")] = None,
@@ -94,6 +94,7 @@ def build(
 ) -> None:
     """Build the graphs of prompts, and write them to one file. `attrib graph "PROMPT" ...` does the same."""
     import attrib
+    from attrib.core.devices import check_devices
     from attrib.core.keep import parse_keep
     from attrib.graph import Latents, Span
 
@@ -120,12 +121,13 @@ def build(
     targets: Any = attrib.TopLogits(top_logits, mass) if span is None else Span(span)
     if logit_token or latent:
         targets = attrib.TokenLogits(logit_token) if logit_token else Latents(list(map(_latent, latent or [])))
-    loaded = attrib.load_model(model, device=device)
+    first, *others = check_devices(device)
+    loaded = attrib.load_model(model, device=first)
     asked: dict[str, Any] = {
         "policy": POLICIES[policy], "targets": targets, "keep": kept, "mlps": mlps, "demean": demean, "skip_positions": skip_positions,
-        "max_nodes": max_nodes, "dtype": dtype, "budget": budget,
+        "max_nodes": max_nodes, "dtype": dtype, "budget": budget, "device": [first, *others],
     }  # fmt: skip
-    nodes_of = [_given(name, device) for name in dictionaries or []]
+    nodes_of = [_given(name, first) for name in dictionaries or []]
 
     def told(graphs: "Sequence[Graph | LazyGraph]") -> list[Path]:
         for number, graph in enumerate(graphs):
@@ -148,7 +150,7 @@ def build(
         print(plain(f"to see them, where circuit-tracer is installed: {command(shown.folder)}"))
 
 
-def _given(name: str, device: str) -> Any:
+def _given(name: str, device: Any) -> Any:
     """A dictionary by its name, or an MLP's own units by `neurons:LAYER`."""
     import attrib
     from attrib.graph.neurons import neurons_named

@@ -89,7 +89,9 @@ def _own(name: str, allowed: list[Path]) -> str | None:
 def run(
     folder: Folder,
     engine: Annotated[str, typer.Option(help="local, ray, rank (torchrun, SLURM), or auto: rank where such a launch is seen")] = "auto",
-    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:N; may be repeated. Usually all of CUDA, else cpu")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda, cuda:N or all; may be repeated. Usually all of CUDA, else cpu")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on each device. Usually 1; on a CPU, as its threads allow")] = None,
     address: Annotated[str | None, typer.Option(help="Of a ray cluster; none starts one here")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="How often a shard is tried")] = 3,

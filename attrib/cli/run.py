@@ -46,7 +46,7 @@ def _options(
     dtype: Annotated[str | None, typer.Option(help="float32, float64, or float32 with products in tf32 (CUDA) or bfloat16")] = None,
     precision_rows: Annotated[int | None, typer.Option(help="Rows whose error against float64 is measured and written")] = None,
     method: Annotated[str | None, typer.Option(help="adjoint, adjoint-triton or torch.func (the slow reference)")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N; several that share the work as cuda:0,cuda:1, or all")] = None,
     budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB or 2GiB")] = None,
     position: Annotated[
         list[str] | None, typer.Option(help="Target position, negative from the end, may be repeated; or last, all, or a slice as 1:")

@@ -1,6 +1,8 @@
 """Devices and dtypes as users give them, by name or as torch's own, and held against what there is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,42 @@ def check_device(given: torch.device | str | int) -> torch.device:
         case "cuda":
             raise InputError(f"device: {str(given)!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices.")
     raise InputError(f"device: {str(given)!r}; attrib computes on cpu, cuda or cuda:N.")
+
+
+Devices = torch.device | str | int | Sequence[torch.device | str | int]
+"""One device, or several that share the work; "all" are those of the machine, and "cuda:0,cuda:1" are two."""
+
+
+def check_devices(given: Devices) -> tuple[torch.device, ...]:
+    """The devices that are meant, in their order. Raises InputError for none, for one twice, and for several that are not GPUs."""
+    named = list(given.split(",")) if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else [given]
+    if named == ["all"]:
+        if not (found := every_device()):
+            raise InputError("device: 'all', and this machine has no CUDA device; expected cpu.")
+        return found
+    if "all" in named:
+        raise InputError(f"device: {given!r}; 'all' stands alone.")
+    if not named:
+        raise InputError("device: none; expected one, a list of them, or 'all'.")
+    devices = [check_device(one.strip() if isinstance(one, str) else one) for one in named]
+    if len(devices) == 1:
+        return tuple(devices)
+    devices = [torch.device(one.type, one.index or 0) for one in devices]
+    if twice := [one for number, one in enumerate(devices) if one in devices[:number]]:
+        raise InputError(f"device: {twice[0]} is named twice; expected each device once.")
+    if strange := [one for one in devices if one.type == "cpu"]:
+        raise InputError(f"device: {strange[0].type} beside others; expected several CUDA devices, or cpu alone.")
+    return tuple(devices)
+
+
+def every_device() -> tuple[torch.device, ...]:
+    """Every CUDA device of this machine."""
+    return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+
+
+def entering(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """How another thread comes to compute on a device, behind what this one has asked of it: on the stream that is current here."""
+    return partial(torch.cuda.stream, torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext
 
 
 def check_dtype(given: torch.dtype | str) -> torch.dtype:

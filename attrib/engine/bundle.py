@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.core.types import Policy, Site
@@ -169,6 +169,11 @@ class Found(NamedTuple):
     blocks: Sequence[Block]
     """Of all of these; rows are numbered as each one's order has them."""
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where they lie; None where nothing was found."""
+        return self.blocks[0].rows[self.prompt].device if self.blocks else None
+
     def fill(self, runs: Sequence[tuple[int, int]], counts: Sequence[int], into: Float[Tensor, "rows columns"]) -> None:
         """Write some rows, by the first so many sources of each set, side by side.
 
@@ -193,7 +198,7 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
     The arguments and warnings are those of `found_rows`.
     """
     for number, found in found_rows(bundles, plan, precision, impl):
-        yield from ((number, piece) for piece in _pieces(bundles[number], found))
+        yield from ((number, piece) for piece in pieces(bundles[number], found))
         del found  # before the next sweep fills another
 
 
@@ -241,11 +246,15 @@ class Rows(NamedTuple):
     blocks: list[Block]
 
 
-def _pieces(bundle: Bundle, found: Found) -> Iterator[Piece]:
-    """Pair by pair."""
+def pieces(bundle: Bundle, found: Found, taken: Bool[Tensor, " rows"] | None = None) -> Iterator[Piece]:
+    """Rows that were found, pair by pair.
+
+    Args:
+        taken: which of them; None is all.
+    """
     of_set, place = found.order
     for target, end in enumerate(bundle.targets):
-        chosen = (of_set == target).nonzero().squeeze(1)
+        chosen = ((of_set == target) if taken is None else (of_set == target) & taken).nonzero().squeeze(1)
         for source in range(len(bundle.sources)) if len(chosen) else ():
             if source not in end.barred:
                 yield Piece(source, target, place[chosen], _gradient(bundle, source, found, chosen))

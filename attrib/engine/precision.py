@@ -6,6 +6,7 @@ their operands to 11 bits on CUDA, bfloat16 keeps all rows of a sweep in 8 bits;
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Condition, get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,49 @@ def precision_of(model: Model, dtype: torch.dtype | str | None) -> Precision:
 @contextmanager
 def products(precision: Precision) -> Iterator[None]:
     """Matrix products as the precision wants them, on CUDA and, where a CPU could round too, there; and as they were afterwards.
+
+    The settings are the process's, and threads may compute at once: those that want the same have it together, and others wait for them.
+    """
+    with _wanted.by(precision):
+        yield
+
+
+class _Wanted:
+    """Who has the process's settings, and what they are."""
+
+    def __init__(self) -> None:
+        self.changed, self.holders, self.tf32, self.set = Condition(), list[int](), False, ExitStack()
+
+    @contextmanager
+    def by(self, precision: Precision) -> Iterator[None]:
+        """Have them for a while."""
+        own = get_ident()
+        if own in self.holders and self.tf32 != precision.tf32:  # within its own, for which it would wait
+            with _setting(precision):
+                yield
+            return
+        with self.changed:
+            self.changed.wait_for(lambda: not self.holders or self.tf32 == precision.tf32)
+            if not self.holders:
+                self.tf32 = precision.tf32
+                self.set.enter_context(_setting(precision))
+            self.holders.append(own)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.holders.remove(own)
+                if not self.holders:
+                    self.set.close()
+                    self.changed.notify_all()
+
+
+_wanted = _Wanted()
+
+
+@contextmanager
+def _setting(precision: Precision) -> Iterator[None]:
+    """The process's settings, changed and put back.
 
     torch has two interfaces to one setting, and raises at what reads the older one while the newer one says otherwise.
     So the newer one alone is used, which can always be read; and the older one of a torch that has no other.

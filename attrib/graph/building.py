@@ -21,7 +21,7 @@ from attrib.core.positions import plain_positions
 from attrib.core.room import free_memory, memory_named
 from attrib.core.scratch import Scratch
 from attrib.core.types import BudgetError
-from attrib.engine.bundle import found_rows, joint_of
+from attrib.engine.bundle import joint_of
 from attrib.engine.on_demand import OnDemand
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
@@ -69,7 +69,8 @@ def build(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
         max_nodes: how many latents stay at most, those through which most of the targets is reached; None is all. Rows of others are not
             computed where that takes fewer products, and edges from them count as dropped.
         block: with `max_nodes`, how many rows are computed before it is asked again which ones matter.
-        dtype, budget, method, progress: as of `latent_to_latent`; method is "adjoint" or "adjoint-triton".
+        dtype, budget, method, progress, device: as of `latent_to_latent`; method is "adjoint" or "adjoint-triton", and several devices
+            take all rows (`max_nodes` None).
         rule: gradient times activation alone, which makes rows add up.
 
     Raises:
@@ -128,6 +129,7 @@ def check(model: Model, dictionaries: Given | Sequence[Given], tokens: TokensLik
 
 def _call(model: Model, dictionaries: Any, tokens: TokensLike, options: Any) -> "_Call":
     asked = GraphAsked(**options)
+    model = asked.common.there(model)
     prompts = to_prompts(model, tokens)
     asked = asked.at(plain_positions(asked.positions, [len(ids) for ids in prompts]))
     return _Call(seal(model), as_sealed(model, dictionaries), prompts, asked)
@@ -143,6 +145,7 @@ class _Call:
     def __init__(self, model: Model, given: Sequence[Given], prompts: list[Tensor], asked: GraphAsked) -> None:
         self.model, self.given = model, given
         self.prompts, self.asked, self.options, self.precision = prompts, asked, asked.common, precision_of(model, asked.dtype)
+        self.team = self.options.team(model)
         self.ends = ends_of(model, given, asked, self.precision, prompts)
         self.call = graph_record(model, given, asked, self.precision)
         self.free, self.needed = free_memory(), 0
@@ -154,7 +157,8 @@ class _Call:
             scratch, copies: where edges are, and how much of the disk they take; see `stream`. None is memory, which holds all graphs.
         """
         doing = f"building graphs of {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
-        with memory_named(doing, "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."):
+        remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
+        with memory_named(doing, remedy), self.team:
             numbered = enumerate(track(self.prompts, self.options.progress))
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
             if self.asked.max_nodes is not None:
@@ -226,8 +230,8 @@ class _Call:
         """The rows of a pack."""
         growing = [GraphRows(each, self.options.keep, scratch=scratch) for _, each in pack]
         bundles = [each.bundle for _, each in pack]
-        for number, found in found_rows(bundles, plan, self.precision, self.options.impl):
-            growing[number].add(found)
+        for number, found, chosen in self.team.found_rows(bundles, plan, self.precision, self.options.impl):
+            growing[number].add(found, chosen)
             del found  # before the next is computed
         return growing
 

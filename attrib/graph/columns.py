@@ -27,6 +27,12 @@ class Seen(NamedTuple):
     """The node of each, ascending."""
     activation: Float[Tensor, " seen"]
 
+    def on(self, device: torch.device | None) -> "Seen":
+        """The same for rows that lie on a device; None is where these do."""
+        if device in (None, self.activation.device):
+            return self
+        return self._replace(order=self.order.to(device), activation=self.activation.to(device))
+
 
 class Columns:
     """The sources of one prompt, in order of nodes."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 
 from attrib.attribution.options import Method, Options
+from attrib.core.devices import Devices
 from attrib.core.positions import PositionsLike
 from attrib.core.rules import USUAL, Rule, is_usual, rule_text
 from attrib.core.types import LINEAR, InputError, Keep, Mass, Policy, Progress, TopLogits
@@ -45,6 +46,7 @@ class GraphOptions(GraphPlanOptions, total=False):
 
     method: Method
     progress: bool | Progress
+    device: Devices | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class GraphAsked:
     method: Method = "adjoint"
     progress: bool | Progress = False
     rule: Rule = USUAL
+    device: Devices | None = None
 
     def __post_init__(self) -> None:
         assert self.common  # which checks what all attributions have
@@ -88,6 +91,10 @@ class GraphAsked:
         _check_count("block", self.block, 1, "how many rows are computed between two rankings")
         if self.max_nodes is not None:
             _check_count("max_nodes", self.max_nodes, 0, "how many latents stay at most, or None for all")
+            if len(self.common.devices) > 1:
+                raise InputError(
+                    "device: several, and with max_nodes each block of rows is chosen by those before it; expected one device, or all rows."
+                )
         object.__setattr__(self, "targets", as_outputs(self.targets))
 
     @property
@@ -101,7 +108,7 @@ class GraphAsked:
         """Those that every attribution has."""
         return Options(
             policy=self.policy, keep=self.keep, positions=self.positions, dtype=self.dtype, budget=self.budget, method=self.method,
-            progress=self.progress, rule=self.rule,
+            progress=self.progress, rule=self.rule, device=self.device,
         )  # fmt: skip
 
     def at(self, positions: PositionsLike) -> "GraphAsked":

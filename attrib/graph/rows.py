@@ -71,8 +71,8 @@ class GraphRows:
 
     def _take(self, found: Found, target: int, rows: Int[Tensor, " rows"], nodes: Int[Tensor, " rows"], last: int) -> None:
         """Select from rows, by their numbers in the sweep, up to a position."""
-        seen = self.columns.seen(target, last)
-        side_by_side = self.columns.activation.new_empty(len(rows), len(seen.node))
+        seen = self.columns.seen(target, last).on(found.device)
+        side_by_side = seen.activation.new_empty(len(rows), len(seen.node))
         found.fill(runs_of(rows), seen.counts, side_by_side)
         weight = side_by_side.index_select(1, seen.order).mul_(seen.activation)
         l1 = self.selected.add(nodes, weight, seen.node, self.keep)

@@ -16,7 +16,7 @@ from attrib.attribution.planned import Plan
 from attrib.core.rules import rule_text, takes_other
 from attrib.core.types import InputError, Progress
 from attrib.runs.prompts import Messages, read, read_pairs
-from attrib.runs.spec import Loaded, Results, Work, check_device, checked, load, toml_table
+from attrib.runs.spec import Loaded, Results, Work, check_devices, checked, load, toml_table
 from attrib.store.writing import check_output
 
 CORRUPT = ("corrupt", "corrupt_prompt", "corrupt_field")
@@ -38,7 +38,8 @@ class RunFile(Work):
     """The key or column of the file of prompts that holds them, in place of another file."""
     out: Path | None = None
     """The file to write; a plan needs none."""
-    device: str = "cpu"
+    device: Annotated[str | list[str], Field(min_length=1)] = "cpu"
+    """One, or several that share the rows of every sweep: a list, "cuda:0,cuda:1", or "all"."""
     overwrite: bool = False
 
     @model_validator(mode="after")
@@ -157,4 +158,5 @@ def _ready(run: RunFile) -> tuple[Loaded, list[str | Tensor | Messages], list[st
     if run.out is not None:
         check_output("out", run.out, None, overwrite=run.overwrite)
     prompts, corrupt = prompts_of(run), corrupt_of(run)
-    return load(run, check_device(run.device)), prompts, corrupt
+    devices = check_devices(run.device)
+    return load(run, devices[0], devices=devices), prompts, corrupt

@@ -35,6 +35,7 @@ from attrib.attribution.options import check as check_attribution
 from attrib.attribution.plan import plan
 from attrib.attribution.planned import Plan
 from attrib.core.devices import check_device as check_device
+from attrib.core.devices import check_devices as check_devices
 from attrib.core.edges import Edges
 from attrib.core.fingerprints import seal
 from attrib.core.keep import keep_text, parse_keep
@@ -338,11 +339,13 @@ class Loaded:
     work: Work
     model: Model
     dictionaries: dict[str, Dictionary]
+    devices: tuple[torch.device, ...] = ()
+    """Those that share the work, the first of which holds the model, where there are several."""
 
     @property
     def _options(self) -> dict[str, Any]:
         work = self.work
-        return {
+        return ({"device": self.devices} if len(self.devices) > 1 else {}) | {
             "policy": POLICIES[work.policy], "keep": work.keep, "dtype": work.dtype, "budget": int(work.budget),
             "positions": work.positions, "method": work.method, "precision_rows": work.precision_rows,
         }  # fmt: skip
@@ -453,19 +456,22 @@ class Loaded:
         return [found] if isinstance(found, Edges) else found
 
 
-def load(work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None) -> Loaded:
+def load(
+    work: Work, device: torch.device, places: Mapping[str, str | Path] | None = None, devices: tuple[torch.device, ...] = ()
+) -> Loaded:
     """The model and dictionaries of a work. Raises what `load_model` and `load_dictionary` raise.
 
     Warns once of each dictionary that was made for another model, and not again for every prompt.
 
     Args:
         places: where those lie whose names are not enough to find them.
+        devices: that share the work, where there are several; the first is `device`.
     """
     for item in work.attribution:  # before the model, which takes time
         if item.metric is not None:
             metric_of(item.metric)
     model, dictionaries = load_parts(work.model, work.dictionaries, work.special_tokens, device, places or {})
-    return Loaded(work, model, dictionaries)
+    return Loaded(work, model, dictionaries, devices)
 
 
 def load_parts(

@@ -22,13 +22,17 @@ FLOPs       of products, by torch's own formulas
 
 The memory that is held is counted too, by storage. `limit` is how much there is: beyond it torch.OutOfMemoryError, as CUDA says it.
 
+There can be several (`pretending(count=2)`): "pretend:0" and "pretend:1" are no more to be mixed than either with the host, `limit` is of
+each, and `launched` says how much each was asked for. Threads that attrib starts for a device see it too.
+
 Not told: races, cuBLAS's rounding, kernels of Triton, and what an allocator loses between blocks.
 """
 
 import sys
-from collections import defaultdict
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -118,12 +122,14 @@ class Counts:
 class _Held:
     """The memory of one storage, which all its views hold."""
 
-    def __init__(self, device: "Device", size: int) -> None:
-        self.device, self.size = device, size
+    def __init__(self, device: "Device", size: int, index: int) -> None:
+        self.device, self.size, self.index = device, size, index
         device.held += size
+        device.held_on[index] += size
 
     def __del__(self) -> None:
         self.device.held -= self.size
+        self.device.held_on[self.index] -= self.size
 
 
 class There(torch.Tensor):
@@ -136,7 +142,12 @@ class There(torch.Tensor):
     @staticmethod
     def __new__(cls, here: Tensor, memory: _Held) -> "There":
         made = torch.Tensor._make_wrapper_subclass(
-            cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype, device=torch.device(NAME, 0)
+            cls,
+            here.shape,
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            device=torch.device(NAME, memory.index),
         )
         made.here, made.memory = here, memory
         return made
@@ -150,7 +161,7 @@ class There(torch.Tensor):
 
     def numpy(self, **_: Any) -> Any:
         """Refused, as CUDA refuses it."""
-        raise TypeError(f"can't convert a {NAME}:0 tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(f"can't convert a {self.device} tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
 
     __array__ = numpy
 
@@ -160,12 +171,18 @@ class There(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """The device, while it lasts."""
+    """The device, while it lasts; or several."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 1) -> None:
         super().__init__()
+        self.count = count
         self.counts = Counts()
+        self.launched = Counter[int]()
+        """How many launches each was asked for."""
+        self.lock = threading.RLock()
         self.held = 0
+        self.held_on = Counter[int]()
+        """The same by device."""
         self.limit: int | None = None
         """Bytes that the device has."""
         self.refused = 0
@@ -177,10 +194,14 @@ class Device(TorchDispatchMode):
     def begin(self) -> None:
         """Count from here on."""
         self.counts = Counts()
+        self.launched.clear()
         self.counts.peak = self.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with self.lock:
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = [each for each in _leaves(args, kwargs.values()) if isinstance(each, Tensor)]
         there = [each for each in tensors if isinstance(each, There)]
         what = _known(func)
@@ -200,14 +221,15 @@ class Device(TorchDispatchMode):
             return self._copied(func, args, kwargs, to)
         line = _line()
         count = self.counts.lines[line]
-        if name == "copy_" and len(there) == 1 and isinstance(args[1], Tensor):
+        if name == "copy_" and isinstance(args[1], Tensor) and len({each.device for each in tensors}) == 2:
             self._count_copy(count, args[1], isinstance(args[0], There), kwargs.get("non_blocking", len(args) > 2 and args[2]))
             _here(args[0]).copy_(_here(args[1]))
             return args[0]
         if there and (to is None or to.type == NAME):
             self._require_there(what, tensors)
+        on = there[0].memory.index if there else (to.index or 0 if to is not None else 0)
         if name == "_efficientzerotensor":  # a tangent of zeros, which must not be none to the operations below
-            return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")))
+            return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")), on)
         plain_args = [_here(each) for each in args]
         plain_kwargs = {key: HOST if isinstance(each, torch.device) else _here(each) for key, each in kwargs.items()}
         is_left_out = what.launches and self.is_left_out is not None and self.is_left_out(line) and name not in NEEDS_SIZE
@@ -223,6 +245,7 @@ class Device(TorchDispatchMode):
         written = {id(_here(each)): each for each in what.written(args, kwargs)}
         if what.launches:
             count.launches += 1
+            self.launched[on] += 1
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
             count.bytes += sum(map(_touched, tensors)) + sum(map(_touched, made))
             if what.formula is not None:
@@ -231,21 +254,22 @@ class Device(TorchDispatchMode):
         def given_back(each: Any) -> Any:
             if not isinstance(each, Tensor):
                 return each
-            return written[id(each)] if id(each) in written else self.wrap(each)
+            return written[id(each)] if id(each) in written else self.wrap(each, on)
 
         return type(out)(map(given_back, out)) if type(out) in (list, tuple) else given_back(out)
 
-    def wrap(self, here: Tensor) -> There:
+    def wrap(self, here: Tensor, index: int = 0) -> There:
         """A tensor of the host as one of the device; new memory is taken for a new storage."""
         storage = here.untyped_storage()
         memory = self.storages.get(storage._cdata)
         if memory is None:
-            if self.limit is not None and self.held + storage.nbytes() > self.limit:
+            if self.limit is not None and self.held_on[index] + storage.nbytes() > self.limit:
                 self.refused += 1
                 raise torch.OutOfMemoryError(
-                    f"CUDA out of memory. Tried to allocate {storage.nbytes()} bytes in {_line()}; {self.held} of {self.limit} are held."
+                    f"CUDA out of memory. Tried to allocate {storage.nbytes()} bytes in {_line()}; {self.held_on[index]} of "
+                    f"{self.limit} are held."
                 )
-            memory = self.storages[storage._cdata] = _Held(self, storage.nbytes())
+            memory = self.storages[storage._cdata] = _Held(self, storage.nbytes(), index)
             self.counts.peak = max(self.counts.peak, self.held)
         return There(here, memory)
 
@@ -254,15 +278,18 @@ class Device(TorchDispatchMode):
         (given,) = args
         is_there, count = isinstance(given, There), self.counts.lines[_line()]
         goes_there = is_there if to is None else to.type == NAME
+        before = given.memory.index if is_there else 0
+        on = before if to is None or to.index is None else to.index
         out = func(_here(given), **{**kwargs, "device": HOST, "non_blocking": False})
         if out.untyped_storage()._cdata == _here(given).untyped_storage()._cdata:
             out = out.clone()
-        if is_there != goes_there:
+        if is_there != goes_there or (is_there and on != before):
             self._count_copy(count, out, goes_there, kwargs.get("non_blocking", False))
         else:
             count.launches += 1
+            self.launched[on] += 1
             count.bytes += _touched(given) + _touched(out)
-        return self.wrap(out) if goes_there else out
+        return self.wrap(out, on) if goes_there else out
 
     def _count_copy(self, count: Count, moved: Tensor, to_device: bool, is_background: bool) -> None:
         count.copied += moved.numel() * moved.element_size()
@@ -278,6 +305,10 @@ class Device(TorchDispatchMode):
             raise MixedDevicesError(
                 f"{_line()}: {what.func}: Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and "
                 f"cpu; on cpu: {', '.join(str(list(each.shape)) for each in here)}."
+            )
+        if len(found := {str(each.device) for each in tensors if isinstance(each, There)}) > 1:
+            raise MixedDevicesError(
+                f"{_line()}: {what.func}: Expected all tensors to be on the same device, but found {' and '.join(sorted(found))}."
             )
 
 
@@ -389,17 +420,18 @@ class _Module:
     @staticmethod
     def is_available() -> bool:
         """Only while someone pretends, so that no library finds an accelerator else."""
-        return _STANDS[0]
+        return bool(_STANDS[0])
 
     is_initialized = staticmethod(lambda: True)
     _is_in_bad_fork = staticmethod(lambda: False)
     current_device = staticmethod(lambda: 0)
-    device_count = staticmethod(lambda: int(_STANDS[0]))
+    device_count = staticmethod(lambda: _STANDS[0])
     manual_seed_all = staticmethod(lambda seed: None)
     synchronize = staticmethod(lambda *_: None)
 
 
-_STANDS = [False]
+_STANDS = [0]
+"""How many there are."""
 
 
 @cache
@@ -409,43 +441,69 @@ def _register() -> None:
 
     class Hook(_DummyPrivateUse1Hook):
         def is_available(self) -> bool:
-            return _STANDS[0]
+            return bool(_STANDS[0])
 
         def has_primary_context(self, dev_id: int) -> bool:
-            return _STANDS[0]
+            return dev_id < _STANDS[0]
 
     _setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Module, hook=Hook())
 
 
+class _Beside(TorchDispatchMode):
+    """The device in another thread."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.device.__torch_dispatch__(func, types, args, kwargs)
+
+
 @contextmanager
-def pretending(limit: int | None = None) -> Iterator[Device]:
+def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
     """Have the device, and attrib take its name.
 
     Args:
         limit: bytes that it has.
+        count: how many there are.
     """
     from attrib.core import devices
 
     _register()
-    real, lifted = devices.check_device, torch._C._only_lift_cpu_tensors()
+    lifted = torch._C._only_lift_cpu_tensors()
+    real = {name: getattr(devices, name) for name in ("check_device", "every_device", "entering")}
 
     def check_device(given: Any) -> torch.device:
-        device = torch.device(given) if isinstance(given, str | torch.device) else None
-        return torch.device(NAME, 0) if device is not None and device.type == NAME else real(given)
+        if not str(given).startswith(NAME):
+            return real["check_device"](given)
+        found = torch.device(given)
+        assert (found.index or 0) < count
+        return torch.device(NAME, found.index or 0)
 
-    named = [module for name, module in sys.modules.items() if name.startswith("attrib") and vars(module).get("check_device") is real]
-    device = Device()
+    @contextmanager
+    def beside() -> Iterator[None]:
+        with _Beside(device), torch.autograd.set_multithreading_enabled(False):
+            yield
+
+    put = {
+        "check_device": check_device, "every_device": lambda: tuple(torch.device(NAME, index) for index in range(count)),
+        "entering": lambda where: beside if where.type == NAME else nullcontext,
+    }  # fmt: skip
+    modules = [module for name, module in sys.modules.items() if name.startswith("attrib")]
+    named = [(module, name) for module in modules for name, own in real.items() if vars(module).get(name) is own]
+    device = Device(count)
     device.limit = limit
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor of the host first, and copies it
-    _STANDS[0] = True
+    _STANDS[0] = count
     try:
-        for module in named:
-            module.check_device = check_device  # type: ignore[attr-defined]
+        for module, name in named:
+            setattr(module, name, put[name])
         # backward passes of a device go to a thread of its own, which torch starts for devices that it has met at its first backward
         with device, torch.autograd.set_multithreading_enabled(False):
             yield device
     finally:
-        _STANDS[0] = False
+        _STANDS[0] = 0
         torch._C._set_only_lift_cpu_tensors(lifted)
-        for module in named:
-            module.check_device = real  # type: ignore[attr-defined]
+        for module, name in named:
+            setattr(module, name, real[name])

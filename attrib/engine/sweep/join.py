@@ -81,7 +81,7 @@ class Block(NamedTuple):
         """A run of rows `[first, end)` of one set of targets, by the first of one set; None where the block has none of it."""
         if source not in self.columns:
             return None
-        begin, end = torch.searchsorted(self.rows[prompt], self.rows[prompt].new_tensor(rows)).tolist()
+        begin, end = torch.searchsorted(self.rows[prompt], torch.tensor(rows, device=self.rows[prompt].device)).tolist()
         if begin == end:
             return None
         assert end - begin == rows[1] - rows[0]

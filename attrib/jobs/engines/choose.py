@@ -13,7 +13,7 @@ from attrib.jobs.engines.cluster import cluster
 from attrib.jobs.engines.launch import launch_of, ranked
 from attrib.jobs.engines.local import local
 from attrib.jobs.folder import open_job
-from attrib.runs.spec import check_device
+from attrib.runs.spec import check_devices
 
 NAMES = ("auto", "local", "ray", "rank")
 
@@ -25,7 +25,7 @@ def choose(
 
     Args:
         name: one of `NAMES`; auto is rank where the environment tells of a launch of several processes, else local.
-        devices: None is every CUDA device, or the CPU where there is none.
+        devices: each one, several as `check_devices` reads them, or "all". None is every CUDA device, or the CPU where there is none.
         workers: processes on each device, but for ray. None is 1; on a CPU as many as its cores have threads for.
         timeout: seconds without a word of a worker that has a shard, after which it is ended; not with ray. None is no end.
         address: of a ray cluster; None is RAY_ADDRESS of the environment, or else one that is started on this machine.
@@ -52,9 +52,7 @@ def choose(
     if launch is not None and (name == "rank" or launch.world > 1):
         device = devices[0] if devices else f"cuda:{launch.on_machine % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
         return partial(ranked, launch=launch, device=device, timeout=timeout), (launch.name, launch.rank, launch.world)
-    named = list(devices or ([f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]))
-    for device in named:
-        check_device(device)
+    named = [str(device) for given in devices or ["all" if torch.cuda.is_available() else "cpu"] for device in check_devices(given)]
     each = [workers or (max(1, _cores() // threads) if device == "cpu" else 1) for device in named]
     of_each = [device for device, count in zip(named, each, strict=True) for _ in range(count)]
     return partial(local, devices=of_each, timeout=timeout), None
