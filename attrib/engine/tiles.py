@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_host
 from attrib.core.types import Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import Between, in_float64, passed_of, place_of, together
 from attrib.engine.halves import in_halves
 from attrib.engine.path import Path, Targets
-from attrib.engine.plan.choose import PackPlan, plan_pack
+from attrib.engine.plan.choose import PackPlan, part_of, plan_pack
 from attrib.engine.plan.memory import Way
 from attrib.engine.plan.task import NOTHING_OPENED, Task
 from attrib.engine.precision import Error, Precision, error_of, precision_of, products
@@ -34,8 +35,10 @@ DEFAULT_BUDGET = 1 << 30
 def task_of(paths: Sequence[Path]) -> Task:
     """What a pack of paths, which differ in their prompts alone, asks of the engine."""
     run, x = paths[0].through, paths[0].x
-    targets = tuple(tuple(torch.bincount(p.targets.position, minlength=len(p.x)).tolist()) for p in paths)
-    sources = tuple(tuple(torch.bincount(p.sources.position, minlength=len(p.x)).tolist()) for p in paths)
+    at = to_host([rows.position for p in paths for rows in (p.targets, p.sources)])  # which is waited for once, and not for each count
+    lengths = [len(p.x) for p in paths for _ in ("targets", "sources")]
+    counts = [tuple(torch.bincount(each, minlength=length).tolist()) for each, length in zip(at, lengths, strict=True)]
+    targets, sources = tuple(counts[::2]), tuple(counts[1::2])
     walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
     pieces = pieces.narrow if paths[0].between.passing else pieces  # what waits in dictionaries goes position by position
     between = together([p.between for p in paths], [len(p.x) for p in paths])
@@ -66,7 +69,7 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
     swept = in_halves(
         plan.sweeps,
         partial(_share, paths, plan, precision, impl),
-        lambda shared, first, end: _sweep(shared, plan, precision, paths, chosen(first, end)),
+        lambda shared, first, end: _sweep(shared, plan, precision, paths, chosen(first, end), part_of(plan.task, first, end).targets),
         lambda is_shared: len(paths) > 1 or (is_shared and plan.way in ("forward", "both")),
     )
     for done in swept:
@@ -181,7 +184,8 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
     widths = [width(run.model.config, site) for site in paths[0].writes]
     directions = zip(*(path.sources.direction.split(widths, dim=1) for path in paths), strict=True)
     positions = [path.sources.position for path in paths]
-    sources = {place_of(at): seeds(on, positions, list(rows)) for at, rows in zip(paths[0].writes, directions, strict=True)}
+    counts = plan.task.sources
+    sources = {place_of(at): seeds(on, positions, list(rows), counts) for at, rows in zip(paths[0].writes, directions, strict=True)}
     between = together([path.between for path in paths], lengths)
     if plan.way not in ("forward", "both"):
         return _Shared(on, sources, between, None)
@@ -192,13 +196,18 @@ def _share(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Im
 
 @torch.no_grad()
 def _sweep(
-    shared: _Shared, plan: PackPlan, precision: Precision, paths: Sequence[Path], chosen: Sequence[Int[Tensor, " _"]]
+    shared: _Shared,
+    plan: PackPlan,
+    precision: Precision,
+    paths: Sequence[Path],
+    chosen: Sequence[Int[Tensor, " _"]],
+    counts: Sequence[Sequence[int]],
 ) -> list[Float[Tensor, "_ _"]]:
-    """One sweep over the chosen targets of each path."""
+    """One sweep over the chosen targets of each path, of which there are so many at each position."""
     on, sources, between, lifted = shared
     stop, positions = paths[0].through.stop, [path.targets.position[rows] for path, rows in zip(paths, chosen, strict=True)]
     with products(precision):
-        targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)])
+        targets = seeds(on, positions, [path.targets.cotangent[rows] for path, rows in zip(paths, chosen, strict=True)], counts)
         down = cone_of(targets.at, "down", on.pieces.band, causal=on.model.config.causal, span=on.pieces.span)
         if lifted is not None:
             return meet(on, stop, targets, down, sources, lifted, plan.task.meeting(plan.layer).down, between)

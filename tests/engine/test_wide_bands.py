@@ -1,17 +1,25 @@
 """Rows of neighbouring positions in one rectangle, as on a GPU: the same Jacobians in every way, and no number where none belongs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+import attrib
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
-from attrib.engine.sweep.cells import ON_CPU, Direction, cells_of, cone_of, read_runs, seed_cells, seeded_cone, together
+from attrib.engine.sweep.cells import ON_CPU, Cone, Direction, cells_of, cone_of, read_runs, seed_cells, seeded_cone, together
 from attrib.engine.sweep.steps import spread_down, spread_up
+from attrib.engine.tiles import adjoint, task_of
 from attrib.models.transformer import width
+from bench.engine.cases import latents
+from bench.engine.launches import SMALL
+from tests.attribution.test_plan import WAYS, assert_counted, forced, held, paths
 from tests.engine.test_sweep import BESIDE, LENGTHS, SOURCES, TARGETS, Pack, assert_all_ways, make
 from tests.support.builders import Family
 from tests.support.covering import each_pair
+from tests.support.measured import measured
+from tests.support.pretend import NAME, pretending
 
 WIDE = ON_CPU._replace(span=4)
 
@@ -104,3 +112,25 @@ def test_nothing_is_wide_where_it_does_not_pay():
     assert not any(band.is_wide for band in plain.bands)
     assert cone_of(SOURCES, "down", causal=False, span=4) == cone_of(SOURCES, "down", causal=False)
     assert all(a.offset + a.cells == b.offset for a, b in pairwise(cone_of(SOURCES, "up", span=4).bands))
+
+
+@pytest.mark.parametrize(("family", "policy"), [("llama", EXACT), ("gemma2", LINEAR)], ids=str)
+def test_operations_and_memory_are_those_planned(family: Family, policy: Policy):
+    (found,) = paths(family, policy, (16,))
+    plans = forced(replace(task_of([found]), pieces=WIDE))
+    assert [(plan.way, plan.layer) for plan in plans] == WAYS
+    for plan in plans:
+        got = measured(lambda plan=plan: [tile.gradient.numel() for _, tile in adjoint([found], plan)])
+        assert_counted(got.flops, plan.cost.total, (plan.way, plan.layer))
+        assert 0.75 * plan.peak < got.peak + held(found) < 1.05 * plan.peak, (plan.way, plan.layer)
+
+
+def test_a_gpu_is_asked_for_less():
+    problem = latents(SMALL, 0, 3, 32, d_sae=256, active=(8, 8))
+    with pretending():
+        model, source, target = (each.to(device=NAME) for each in (problem.model, problem.source, problem.target))
+        task = task_of([attrib.path(model, source, target, problem.tokens)])
+        assert task.span > 1
+    assert Cone(task.bands(up=True)).cells > sum(map(sum, replace(task, pieces=ON_CPU).up())), "else nothing is wide"
+    assert task.pieces.within(1 << 30).select < task.pieces.within(64 << 30).select
+    assert ON_CPU.within(0) == ON_CPU

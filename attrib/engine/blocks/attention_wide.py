@@ -74,7 +74,8 @@ def attention_pull_wide(
         keys = rearrange(keys, "kv n s d -> s n kv d")
         keys = turn(keys, point.cos[:end, None, None], point.sin[:end, None, None], back=True) if turns else keys.contiguous()
         head_norm_pull(point.k_norm.at(slice(end)), keys, policy)
-        out.view(end * rows, -1).addmm_(keys.view(end * rows, -1), W_K.T)
+        flat = out.view(end * rows, -1)
+        torch.addmm(flat, keys.view(end * rows, -1), W_K.T, out=flat)
         del keys
     else:
         through = rearrange(q, "kv g n d -> kv (g n) d") @ rearrange(W_K, "m (kv d) -> kv d m", kv=kv)

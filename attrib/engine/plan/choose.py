@@ -100,7 +100,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
             least = smallest if least is None else min(least, smallest)
             if sweeps is None:
                 continue
-            cost = sum((option.cost(_part(cut, first, end)) for first, end in sweeps), Cost(task.itemsize))
+            cost = sum((option.cost(part_of(cut, first, end)) for first, end in sweeps), Cost(task.itemsize))
             if option.lifted is not None:
                 cost = cost + option.lifted(cut)
             if best is None or cost.total < best.cost.total:
@@ -116,7 +116,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
 def least_memory(task: Task) -> int:
     """The smallest budget with which there is a plan: that of the way whose single row takes least."""
     task = replace(task, pieces=task.pieces.within(0))
-    last = _part(task, max(0, task.n_targets - 1), task.n_targets) if len(task.targets) == 1 else task
+    last = part_of(task, max(0, task.n_targets - 1), task.n_targets) if len(task.targets) == 1 else task
     parts = ((option, task if option.way == "forward" else last) for option in _options(task))
     return min(_memory(cut, option) for option, part in parts for cut in _in_pieces(part))
 
@@ -210,7 +210,7 @@ def _whole(option: _Option, task: Task) -> Cost:
     return cost if option.lifted is None else cost + option.lifted(task)
 
 
-def _part(task: Task, first: int, end: int) -> Task:
+def part_of(task: Task, first: int, end: int) -> Task:
     """The task of a run of targets. A pack of many prompts is not cut."""
     if first == 0 and end == task.n_targets:
         return task
@@ -228,7 +228,7 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
         return (((0, count),) if whole <= budget else None), whole, whole
     if len(task.targets) > 1 or option.way == "forward":
         return None, whole, whole
-    smallest = _memory(_part(task, count - 1, count), option)
+    smallest = _memory(part_of(task, count - 1, count), option)
     if smallest > budget:
         return None, smallest, smallest
     sweeps, first, peak = [], 0, 0
@@ -242,7 +242,7 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
 
 def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
     """The peak of a sweep over some targets."""
-    return _memory(_part(task, first, first + rows), option)
+    return _memory(part_of(task, first, first + rows), option)
 
 
 def _memory(task: Task, option: _Option) -> int:

@@ -159,7 +159,7 @@ def seeded_cone(cone: Cone) -> Cone:
 
 def seed_cells(cone: Cone, device: torch.device) -> Int[Tensor, " rows"]:
     """The cell of every row at the position where it was seeded."""
-    first, count = [], []
+    first, count = list[int](), list[int]()
     for band in cone.bands:
         row = 0
         for position, rows in band.seeded:

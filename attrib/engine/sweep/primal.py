@@ -6,7 +6,7 @@ tokens alone, so one call serves all prompts; attention is the only part that se
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -235,10 +235,21 @@ class Seeds(NamedTuple):
         return self.value[first : first + band.rows]
 
 
-def seeds(pack: Primal, position: Sequence[Int[Tensor, " _"]], value: Sequence[Float[Tensor, "_ width"]]) -> Seeds:
-    """Put the rows of a pack's prompts, each sorted by position, behind each other. Their device is asked once where they lie."""
+def seeds(
+    pack: Primal,
+    position: Sequence[Int[Tensor, " _"]],
+    value: Sequence[Float[Tensor, "_ width"]],
+    counts: Sequence[Sequence[int]] | None = None,
+) -> Seeds:
+    """Put the rows of a pack's prompts, each sorted by position, behind each other.
+
+    Args:
+        counts: how many there are at each position of each prompt; None asks their device, once.
+    """
     token = torch.cat([at + pack.first(prompt) for prompt, at in enumerate(position)])
     rows = value[0] if len(value) == 1 else torch.cat(list(value))
+    if counts is not None:
+        return Seeds(token, rows.to(pack.weights.dtype), tuple((0, *accumulate(each)) for each in counts))
     at = torch.searchsorted(token, torch.arange(sum(pack.lengths) + 1, device=token.device)).tolist()
     begins = []
     for prompt, length in enumerate(pack.lengths):
