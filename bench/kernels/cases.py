@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
 from attrib_kernels.compact import Rule, compact
+from attrib_kernels.impl import Precision
 from torch import Tensor
 
 Impl = Literal["reference", "triton"]
@@ -56,6 +57,8 @@ class Case(ABC):
     name: str
     dtype: torch.dtype
     quick: bool = False
+    precision: Precision = "tf32x3"
+    """How float32 numbers are multiplied: as float32 but for a bit or two, or rounded to TF32, by torch too."""
 
     waits_for_host: ClassVar[bool] = False
     """Whether the host must know a number in the middle: such a call cannot be captured in a CUDA graph."""
@@ -118,9 +121,9 @@ class Attention(Case):
         scale, frozen = self.d_head**-0.5, self.kind == "frozen"
         if self.kind == "tangent":
             return lambda q_dot, k_dot, v_dot, a, q, k, v, z: attention_tangent(
-                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, impl=impl
+                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, impl=impl, precision=self.precision
             )
-        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, impl=impl, frozen=frozen)
+        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, impl=impl, frozen=frozen, precision=self.precision)
 
     def least_bytes(self, tensors: Tensors, results: Results) -> int:
         """Without the primal, which all rows share."""
@@ -211,9 +214,10 @@ def attention_cases() -> Iterator[Case]:
         heads, kv_heads, d_head = HEADS[model]
         sizes = {"positions": positions, "rows": rows, "heads": heads, "kv_heads": kv_heads, "d_head": d_head}
         for kind in ("adjoint", "frozen", "tangent"):
+            name, quick = f"attention-{kind}-{model}-T{positions}-rows{rows}", (model, positions, rows) == ATTENTION[0]
             for dtype in (FLOAT32, BFLOAT16):
-                name = f"attention-{kind}-{model}-T{positions}-rows{rows}-{dtype_name(dtype)}"
-                yield Attention(name=name, dtype=dtype, quick=(model, positions, rows) == ATTENTION[0], kind=kind, **sizes)
+                yield Attention(name=f"{name}-{dtype_name(dtype)}", dtype=dtype, quick=quick, kind=kind, **sizes)
+            yield Attention(name=f"{name}-float32-tf32", dtype=FLOAT32, quick=quick, precision="tf32", kind=kind, **sizes)
 
 
 def compact_cases() -> Iterator[Case]:

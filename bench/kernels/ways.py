@@ -23,6 +23,9 @@ from bench.kernels.cases import Case, Results, Tensors
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 """Relative Frobenius errors that pass: two to three times what rounding the result and every operand of a product costs."""
 
+TF32 = 3e-3
+"""The same where the operands of float32 products are rounded to 11 bits."""
+
 WAYS = ("torch", "torch.compile", "triton", "cuda_graph")
 
 Run = Callable[[], Any]
@@ -100,7 +103,7 @@ def check(case: Case, device: torch.device, graphs: bool) -> Checked:
                 faults.append(f"{name} failed: {failed[name]}")
             continue
         ways[name], errors[name] = run, max(distances.values())
-        bound = BOUNDS[case.dtype]
+        bound = TF32 if case.precision == "tf32" else BOUNDS[case.dtype]
         faults += [f"{name}: {part} is {x:.1e} from float64; the bound is {bound:.0e}" for part, x in distances.items() if not x <= bound]
         if name == "torch":
             least_bytes = case.least_bytes(tensors, got)
@@ -120,7 +123,21 @@ def makers(case: Case, tensors: Tensors, graphs: bool) -> dict[str, Callable[[],
     }
     if graphs and not case.waits_for_host:
         made["cuda_graph"] = lambda: captured(fast)
-    return made
+    return {name: partial(rounding, make) for name, make in made.items()} if case.precision == "tf32" else made
+
+
+def rounding(make: Callable[[], Run]) -> Run:
+    """A way that is made, and then called, while torch rounds the operands of its own float32 products to TF32."""
+
+    def rounded(run: Run) -> Any:
+        matmul = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        try:
+            return run()
+        finally:
+            matmul.fp32_precision = before
+
+    return partial(rounded, rounded(make))
 
 
 def compiled(case: Case, tensors: Tensors) -> Run:

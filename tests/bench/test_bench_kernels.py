@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.root import ROOT
-
-# Triton's own functions become interpreted when triton is first imported, or never.
-os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
 from jaxtyping import install_import_hook
 from torch import Tensor
 from typer.testing import CliRunner
 
+from tests.support.kernel_device import DEVICE
+from tests.support.root import ROOT
+
+if DEVICE == "cuda":
+    pytest.skip("kernels are interpreted in these tests; on a GPU run `python -m bench.kernels`", allow_module_level=True)
 pytest.importorskip("triton")
 
 from attrib_kernels.attention_adjoint import triton as attention_kernel

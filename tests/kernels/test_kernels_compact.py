@@ -7,11 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from tests.support.root import ROOT
-
-# Triton's own functions become interpreted when triton is first imported, or never.
-os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
 from attrib_kernels.compact import Compacted, compact
@@ -27,9 +22,11 @@ from attrib.core.keep import kept
 from attrib.core.sparse import to_csr
 from attrib.core.types import Dense, Mass, Threshold, TopK
 from tests.support.builders import normal
+from tests.support.kernel_device import DEVICE
+from tests.support.root import ROOT
 
 triton = pytest.importorskip("triton")
-assert type(triton.language.sum).__name__ == "InterpretedFunction", (
+assert DEVICE == "cuda" or type(triton.language.sum).__name__ == "InterpretedFunction", (
     "triton was imported before TRITON_INTERPRET=1 was set, so its functions cannot be interpreted: set it in the shell"
 )
 
@@ -61,13 +58,17 @@ FINITE = st.sampled_from([0.0, 0.0, 0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 3.25])
 ANY = st.one_of(FINITE, st.sampled_from([float("nan"), float("inf"), -float("inf"), 2.0**-7]))
 
 
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 2) -> Tensor:
+    return normal(*shape, dtype=dtype, seed=seed).to(DEVICE)
+
+
 @st.composite
-def tiles(draw: st.DrawFn, numbers: Any = FINITE) -> tuple[Tensor, Tensor]:
+def tiles(draw: st.DrawFn, elements: Any = FINITE) -> tuple[Tensor, Tensor]:
     """A gradient [rows, columns] and an activation [columns] of one dtype, either of which may be empty."""
     rows, columns = draw(st.integers(0, 4)), draw(st.integers(0, 9))
-    gradient, activation = (draw(arrays.arrays("float64", shape, elements=numbers)) for shape in ((rows, columns), (columns,)))
+    gradient, activation = (draw(arrays.arrays("float64", shape, elements=elements)) for shape in ((rows, columns), (columns,)))
     dtype = draw(st.sampled_from(DTYPES))
-    return torch.from_numpy(gradient).to(dtype), torch.from_numpy(activation).to(dtype)
+    return torch.from_numpy(gradient).to(DEVICE, dtype), torch.from_numpy(activation).to(DEVICE, dtype)
 
 
 def wanted(gradient: Tensor, activation: Tensor, rule: str, amount: float) -> Compacted:
@@ -127,7 +128,7 @@ def test_the_kernel_is_attribs(rule: str, numbers: Any, data: st.DataObject):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_kernel_in_its_own_blocks_on_rows_longer_than_a_program(rule: str):
-    gradient, activation = normal(2, SPAN + 37), normal(SPAN + 37, seed=3)
+    gradient, activation = numbers(2, SPAN + 37), numbers(SPAN + 37, seed=3)
     gradient[0, ::3] = 0
     gradient[:, 100:1500] = gradient[:, 100:101]  # a tie across blocks, whatever the cut
     activation[100:1500] = activation[100]
@@ -142,7 +143,7 @@ def test_the_kernel_in_its_own_blocks_on_rows_longer_than_a_program(rule: str):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_are_rounded_once(dtype: torch.dtype):
-    gradient, activation = normal(3, 700, dtype=dtype), normal(700, dtype=dtype, seed=3)
+    gradient, activation = numbers(3, 700, dtype=dtype), numbers(700, dtype=dtype, seed=3)
     got = compact(gradient, activation, "dense", impl="triton")
     attribution = (gradient * activation).double()
     half = torch.finfo(dtype).eps / 2
@@ -153,7 +154,7 @@ def test_sums_are_rounded_once(dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attributions_are_rounded_to_the_tile_before_they_are_judged(dtype: torch.dtype):
-    gradient, activation = normal(4, 90, dtype=dtype), normal(90, dtype=dtype, seed=3)
+    gradient, activation = numbers(4, 90, dtype=dtype), numbers(90, dtype=dtype, seed=3)
     bound = float((gradient * activation)[1, 7].abs())  # reached exactly by one entry
     got, want = compact(gradient, activation, "threshold", bound, impl="triton"), wanted(gradient, activation, "threshold", bound)
     assert_same(got._replace(total=want.total, l1=want.l1), want)
@@ -164,7 +165,7 @@ def test_attributions_are_rounded_to_the_tile_before_they_are_judged(dtype: torc
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (3, 1), (1, 17)])
 def test_small_and_empty_tiles(impl: Any, rule: Any, shape: tuple[int, int]):
-    gradient, activation = normal(*shape, dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)
+    gradient, activation = numbers(*shape, dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64, device=DEVICE)
     gradient[-1:] = 0  # a row of zeros, the last
     amount = AMOUNTS[rule][0]
     got = compact(gradient, activation, rule, amount, impl=impl)
@@ -176,7 +177,7 @@ def test_small_and_empty_tiles(impl: Any, rule: Any, shape: tuple[int, int]):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_tile_with_strides(impl: Any, rule: Any):
-    whole, activation = normal(11, 10, dtype=torch.float64), normal(22, dtype=torch.float64, seed=3)
+    whole, activation = numbers(11, 10, dtype=torch.float64), numbers(22, dtype=torch.float64, seed=3)
     amount = AMOUNTS[rule][len(AMOUNTS[rule]) // 2]
     for tile in (whole.T, whole.T[:, ::2], whole.T.flip(0), whole[:1].T.expand(10, 11)):
         own = activation[: 2 * tile.shape[1] : 2]
@@ -188,8 +189,8 @@ def test_a_tile_with_strides(impl: Any, rule: Any):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_the_result_carries_no_graph(impl: Any):
-    gradient = normal(2, 3).requires_grad_()
-    assert not any(t.requires_grad for t in compact(gradient, normal(3), "dense", impl=impl))
+    gradient = numbers(2, 3).requires_grad_()
+    assert not any(t.requires_grad for t in compact(gradient, numbers(3), "dense", impl=impl))
 
 
 # ------------------------------------------------------------------------------------------- refusals

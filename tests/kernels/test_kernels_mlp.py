@@ -10,9 +10,9 @@ from torch.func import jvp
 from torch.nn import functional as F
 
 from tests.support.builders import normal
+from tests.support.kernel_device import DEVICE
 from tests.support.tolerances import assert_close
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GATED = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 EVERY = pytest.mark.parametrize("activation", ACTIVATIONS)
 

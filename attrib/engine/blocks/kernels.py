@@ -56,7 +56,7 @@ def attention_pull(
     frozen: bool,
 ) -> AttentionCotangents | FrozenCotangents:
     """Cotangents of (rotated) queries, keys and values by the Triton kernel."""
-    return attention_adjoint(o, pattern, q, k, v, z, scale, impl="triton", frozen=frozen)
+    return attention_adjoint(o, pattern, q, k, v, z, scale, impl="triton", frozen=frozen, precision=_precision())
 
 
 def attention_push(
@@ -69,7 +69,12 @@ def attention_push(
     scale: float,
 ) -> Float[Tensor, "positions rows heads d_head"]:
     """Tangents of z by the Triton kernel."""
-    return attention_tangent(tangents, pattern, q, k, v, z, scale, impl="triton")
+    return attention_tangent(tangents, pattern, q, k, v, z, scale, impl="triton", precision=_precision())
+
+
+def _precision() -> Literal["tf32", "tf32x3"]:
+    """How kernels multiply float32 numbers: in TF32 where torch does, which `dtype="tf32"` asks for, and else as exactly as float32."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def compact(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], keep: Keep, impl: Impl) -> Compacted:

@@ -9,7 +9,7 @@ from typing import Literal, overload
 from attrib_kernels.attention_adjoint.arguments import check_arguments
 from attrib_kernels.attention_adjoint.reference import AttentionCotangents, FrozenCotangents, Keys, Pattern, Queries, Rows
 from attrib_kernels.attention_adjoint.rule import pull, push
-from attrib_kernels.impl import Impl
+from attrib_kernels.impl import Impl, Precision, check_precision
 
 __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "attention_tangent", "check_arguments"]
 
@@ -17,17 +17,17 @@ __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "atte
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: Literal[False] = False,
+    *, impl: Impl, frozen: Literal[False] = False, precision: Precision = "tf32",
 ) -> AttentionCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: Literal[True],
+    *, impl: Impl, frozen: Literal[True], precision: Precision = "tf32",
 ) -> FrozenCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: bool,
+    *, impl: Impl, frozen: bool, precision: Precision = "tf32",
 ) -> AttentionCotangents | FrozenCotangents: ...  # fmt: skip
 def attention_adjoint(
     cotangent: Rows,
@@ -40,6 +40,7 @@ def attention_adjoint(
     *,
     impl: Impl,
     frozen: bool = False,
+    precision: Precision = "tf32",
 ) -> AttentionCotangents | FrozenCotangents:
     """Cotangents of queries, keys and values from cotangents of z.
 
@@ -51,6 +52,8 @@ def attention_adjoint(
         scale: the factor of q·k before the softmax.
         frozen: the pattern is a constant; q and k are then None in the result.
         impl: "reference" (plain torch) or "triton" (CUDA, or CPU under TRITON_INTERPRET=1; no float64).
+        precision: how the Triton kernels multiply float32 numbers: "tf32" in one product, "tf32x3" in three, which lose a bit or two,
+            "ieee" without tensor cores. The reference multiplies as torch is set.
 
     Returns:
         The cotangents in the dtype of the arguments, each with one row for each row of `cotangent`.
@@ -60,7 +63,8 @@ def attention_adjoint(
         ImportError: for impl="triton" without triton.
     """
     check_arguments(q=q, k=k, v=v, z=z, pattern=pattern, cotangent=cotangent)
-    out = pull(cotangent, pattern, q, k, v, z, scale, frozen, impl)
+    check_precision(precision)
+    out = pull(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision)
     return FrozenCotangents(None, None, *out) if frozen else AttentionCotangents(*out)
 
 
@@ -74,6 +78,7 @@ def attention_tangent(
     scale: float,
     *,
     impl: Impl,
+    precision: Precision = "tf32",
 ) -> Rows:
     """The tangent of z from tangents of queries, keys and values: the transpose of `attention_adjoint`.
 
@@ -85,4 +90,5 @@ def attention_tangent(
     """
     carried = {"tangents__v": tangents.v} if tangents.q is None else {f"tangents__{name}": x for name, x in tangents._asdict().items()}
     check_arguments(q=q, k=k, v=v, z=z, pattern=pattern, **carried)
-    return push(*tangents, pattern, q, k, v, z, scale, impl)
+    check_precision(precision)
+    return push(*tangents, pattern, q, k, v, z, scale, impl, precision)

@@ -1,19 +1,20 @@
 """The attention adjoint and its tangent map on tiles: nothing of size [rows, heads, positions, positions] exists.
 
-Cotangent rows share one primal, so every product here has the rows on one side. With r the row:
+Cotangent rows share one primal, so a query's part is one matrix for all of them. With r the row:
 
-    dq[t,r]   = o[t,r] @ C[t],    C[t] = scale Σ_s a[t,s] (v[s] - z[t]) k[s]^T       one [d, d] matrix for all rows
-    da[t,r,s] = o[t,r] @ v[s]^T                                                       [(t r), d] @ [d, s]
-    dk[s,r]   = scale Σ_t (da[t,r,s] - o[t,r]·z[t]) a[t,s] q[t]                       [d, t] @ [t, (r s)]
-    dv[s,r]   = Σ_t a[t,s] o[t,r]                                                     [s, t] @ [t, (r d)]
+    dq[t,r] = o[t,r] @ C[t],    C[t] = scale Σ_s a[t,s] (v[s] - z[t]) k[s]^T         [d, d], one for all rows
+    da[s,t] = v[s] @ o[t,r]^T                                                        [s, d] @ [d, t]
+    dk[s,r] = scale Σ_t (da[s,t] - o[t,r]·z[t]) a[t,s] q[t]                          [s, t] @ [t, d]
+    dv[s,r] = Σ_t a[t,s] o[t,r]                                                      [s, t] @ [t, d]
 
-The queries' kernel has one program for each (head, t); the keys' kernel one for each (key head, block of s,
-block of r), which goes over the blocks of t below its keys (Dao et al. 2022, arXiv:2205.14135, section 3 and
-appendix B.4). Sums are in float32. Runs on CUDA, and on CPU tensors under TRITON_INTERPRET=1.
+The queries' kernel has one program for each (head, t) and some rows; the keys' kernel one for each (row, key head, block of s), which
+goes over the blocks of t below its keys (Dao et al. 2022, arXiv:2205.14135, section 3 and appendix B.4). Scores stand as [s, t]
+there, so that they come out of one product as the next one reads them. o·z is made where the queries' kernel has o at hand, and read
+by the keys' kernel. Sums are in float32. Runs on CUDA, and on CPU tensors under TRITON_INTERPRET=1.
 """
 
 import typing
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -28,35 +29,61 @@ from attrib_kernels.attention_adjoint.reference import (
     Queries,
     Rows,
 )
+from attrib_kernels.impl import Precision
 
-ACCUMULATOR = {2: 8192, 4: 4096}
-"""Numbers in one float32 accumulator, by the bytes of an operand. The keys' kernel has two accumulators and must leave registers free."""
-STAGES = {2: 2, 4: 1}
-"""Loads in flight, by the bytes of an operand: shared memory stays below what an A100 and an H100 have."""
+LENGTHS = ("positions", "rows", "rows_each", "heads")
+"""Arguments that no kernel is compiled for: Triton would make one for a number that is 1, one for what 16 divides, and one for others."""
 
-
-class Blocks(NamedTuple):
-    """Sizes of the tiles; each is a power of two, and at least 16 where it is a side of a matrix product alone."""
-
-    width: int
-    """d_head, padded."""
-    column: int
-    """Columns of C that one program of the queries' kernel makes."""
-    position: int
-    """Positions in a tile: queries or keys."""
-    row: int
-    """Cotangent rows in a tile of the keys' and the tangent's kernel."""
-    apply: int
-    """Cotangent rows in one product with C."""
+Kernel = Literal["queries", "keys", "tangent"]
+Products = Literal["tf32", "tf32x3", "ieee", "16-bit"]
 
 
-def blocks(positions: int, rows: int, d_head: int, itemsize: int) -> Blocks:
-    """Tiles that keep each accumulator at `ACCUMULATOR` numbers or fewer, up to a d_head of 256."""
-    most, width = ACCUMULATOR[itemsize], max(16, triton.next_power_of_2(d_head))
-    position = 16 if positions <= 16 or 32 * width > most else 32
-    row = min(triton.next_power_of_2(rows), max(1, most // (position * width)))
-    column = min(width, max(16, most // width))
-    return Blocks(width, column, position, row, apply=max(16, min(64, triton.next_power_of_2(rows))))
+class Tiles(NamedTuple):
+    """How a kernel is cut; positions, rows and columns are powers of two, and at least 16 as sides of a matrix product."""
+
+    outer: int
+    """Positions that a program is for (keys, or queries of the tangent); in the queries' kernel, keys that go into C at once. 64 are
+    what a warpgroup of Hopper multiplies at once; of fewer, Triton makes the tensor-core instructions of the generation before."""
+    inner: int
+    """Positions that go by at once in its loop; in the queries' kernel, cotangent rows in one product with C."""
+    warps: int
+    stages: int
+    """Tiles in shared memory: one is multiplied, others are on their way."""
+    column: int = 0
+    """Columns of C that one program of the queries' kernel makes; 0 are all."""
+
+
+TILES: dict[tuple[Kernel, Products], dict[int, Tiles]] = {
+    ("queries", "tf32"): {64: Tiles(64, 64, 4, 2), 128: Tiles(32, 64, 8, 2, 64), 256: Tiles(16, 64, 8, 1, 64)},
+    ("queries", "tf32x3"): {64: Tiles(32, 64, 4, 2), 128: Tiles(16, 32, 8, 1, 64), 256: Tiles(16, 16, 8, 1, 32)},
+    ("queries", "ieee"): {64: Tiles(16, 16, 4, 1, 32), 256: Tiles(16, 16, 8, 1, 32)},
+    ("queries", "16-bit"): {64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 64, 8, 1, 64)},
+    ("keys", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 2)},
+    ("keys", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
+    ("keys", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
+    ("keys", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 16, 8, 2)},
+    ("tangent", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(32, 16, 8, 2), 256: Tiles(16, 16, 8, 2)},
+    ("tangent", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
+    ("tangent", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
+    ("tangent", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 1)},
+}
+"""By kernel and products, the tiles up to a width of heads: as large as go without spilled registers on compute capability 8.0 and 9.0.
+`python -m bench.kernels.compiled` compiles them, and tests hold its table."""
+
+
+def width_of(d_head: int) -> int:
+    """d_head, padded to what a tile can be."""
+    return max(16, triton.next_power_of_2(d_head))
+
+
+def tiles(kernel: Kernel, d_head: int, dtype: torch.dtype, precision: Precision, positions: int) -> Tiles:
+    """The tiles of a kernel; short prompts get smaller ones, so that less of a tile is empty."""
+    width, products = width_of(d_head), precision if dtype == torch.float32 else "16-bit"
+    by_width = TILES[kernel, products]
+    chosen = by_width[min((known for known in by_width if known >= width), default=max(by_width))]
+    outer = min(chosen.outer, max(16, triton.next_power_of_2(positions)))
+    inner = chosen.inner if kernel == "queries" else min(chosen.inner, outer)
+    return chosen._replace(outer=outer, inner=inner, column=min(width, chosen.column or width))
 
 
 # ------------------------------------------------------------------------------------------ kernels
@@ -65,33 +92,25 @@ def blocks(positions: int, rows: int, d_head: int, itemsize: int) -> Blocks:
 @triton.jit
 @typing.no_type_check
 def _load(ptr, at, keep, e, D: tl.constexpr, DTYPE: tl.constexpr):
-    """Vectors of D numbers that begin at `at` (of any rank); zero where not `keep`, and in the padding of D."""
-    return tl.load(ptr + tl.expand_dims(at, -1) + e, mask=tl.expand_dims(keep, -1) & (e < D), other=0.0).to(DTYPE)
+    """Vectors of D numbers that begin at `at`, as rows; zero where not `keep`, and in the padding of D."""
+    return tl.load(ptr + at[:, None] + e[None, :], mask=keep[:, None] & (e < D)[None, :], other=0.0).to(DTYPE)
 
 
 @triton.jit
 @typing.no_type_check
 def _store(ptr, at, keep, e, value, D: tl.constexpr):
     """The counterpart of `_load`."""
-    tl.store(ptr + tl.expand_dims(at, -1) + e, value.to(ptr.dtype.element_ty), mask=tl.expand_dims(keep, -1) & (e < D))
+    tl.store(ptr + at[:, None] + e[None, :], value.to(ptr.dtype.element_ty), mask=keep[:, None] & (e < D)[None, :])
 
 
-@triton.jit
-@typing.no_type_check
-def _load_pattern(ptr, head, t, s, positions, DTYPE: tl.constexpr):
-    """a[t,s] of one head, zero where query t does not see key s."""
-    at = ((head * positions + t).to(tl.int64) * positions)[:, None] + s[None, :]
-    return tl.load(ptr + at, mask=(s[None, :] <= t[:, None]) & (t < positions)[:, None], other=0.0).to(DTYPE)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _query_kernel(
-    o_ptr, a_ptr, k_ptr, v_ptr, z_ptr, dq_ptr, positions, rows, rows_each, heads, scale,
+    o_ptr, a_ptr, k_ptr, v_ptr, z_ptr, dq_ptr, oz_ptr, positions, rows, rows_each, heads, scale,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, COLUMN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq[t] = o[t] @ C[t] for one (head, t), a block of columns of C and `rows_each` rows."""
+    """dq[t] = o[t] @ C[t], and o[t]·z[t], for one (head, t), a block of columns of C and `rows_each` rows."""
     t = positions - 1 - tl.program_id(0) // heads  # late queries see most keys: they start first
     head = tl.program_id(0) % heads
     e, c = tl.arange(0, WIDTH), tl.program_id(2) * COLUMN + tl.arange(0, COLUMN)
@@ -111,97 +130,96 @@ def _query_kernel(
     for first in range(begin, min(begin + rows_each, rows), BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)
         at = ((t.to(tl.int64) * rows + r) * heads + head) * D
-        dq = tl.dot(_load(o_ptr, at, r < rows, e, D, OPERAND), C, input_precision=PRECISION)
-        _store(dq_ptr, at, r < rows, c, dq, D)
+        o = _load(o_ptr, at, r < rows, e, D, OPERAND)
+        _store(dq_ptr, at, r < rows, c, tl.dot(o, C, input_precision=PRECISION), D)
+        if tl.program_id(2) == 0:
+            oz = tl.sum(o.to(tl.float32) * z[None, :], axis=1)
+            tl.store(oz_ptr + (head.to(tl.int64) * rows + r) * positions + t, oz, mask=r < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _key_kernel(
-    o_ptr, a_ptr, q_ptr, v_ptr, z_ptr, dk_ptr, dv_ptr, positions, rows, heads, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    o_ptr, a_ptr, q_ptr, v_ptr, oz_ptr, dk_ptr, dv_ptr, positions, rows, heads, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv (dv alone where FROZEN) of a block of keys of one key head, for a block of rows."""
-    key_blocks, kv_heads = tl.cdiv(positions, BLOCK), heads // GROUP
-    kv, first_key = tl.program_id(0) // key_blocks, tl.program_id(0) % key_blocks * BLOCK
-    e, s = tl.arange(0, WIDTH), first_key + tl.arange(0, BLOCK)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    v = _load(v_ptr, (kv * positions + s) * D, s < positions, e, D, OPERAND)
+    """dk and dv (dv alone where FROZEN) of a block of keys of one key head, for one row."""
+    key_blocks, kv_heads = tl.cdiv(positions, KEYS), heads // GROUP
+    part = tl.program_id(0) % (kv_heads * key_blocks)
+    r = tl.program_id(0) // (kv_heads * key_blocks)
+    kv, first_key = part // key_blocks, part % key_blocks * KEYS
+    e, s = tl.arange(0, WIDTH), first_key + tl.arange(0, KEYS)
+    here = s < positions
+    if not FROZEN:
+        v = _load(v_ptr, (kv * positions + s) * D, here, e, D, OPERAND)
 
-    dv = tl.zeros((BLOCK, BLOCK_R * WIDTH), dtype=tl.float32)
-    dk = tl.zeros((WIDTH, BLOCK_R * BLOCK), dtype=tl.float32)
+    dv = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
+    dk = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
     for member in range(GROUP):
         head = kv * GROUP + member
         for first in range(first_key, positions, BLOCK):  # queries before the keys see none of them
             t = first + tl.arange(0, BLOCK)
-            at = ((t.to(tl.int64)[:, None] * rows + r[None, :]) * heads + head) * D
-            o = _load(o_ptr, at, (t < positions)[:, None] & (r < rows)[None, :], e, D, OPERAND)
-            a = _load_pattern(a_ptr, head, t, s, positions, OPERAND)
-            dv = tl.dot(tl.trans(a), tl.reshape(o, (BLOCK, BLOCK_R * WIDTH)), dv, input_precision=PRECISION)
+            o = _load(o_ptr, ((t.to(tl.int64) * rows + r) * heads + head) * D, t < positions, e, D, OPERAND)
+            at = ((head * positions + t).to(tl.int64) * positions)[None, :] + s[:, None]
+            a = tl.load(a_ptr + at, mask=(s[:, None] <= t[None, :]) & (t < positions)[None, :], other=0.0)  # [s, t]
+            dv = tl.dot(a.to(OPERAND), o, dv, input_precision=PRECISION)
             if not FROZEN:
-                at = (head * positions + t) * D
-                q = _load(q_ptr, at, t < positions, e, D, OPERAND)
-                z = _load(z_ptr, at, t < positions, e, D, tl.float32)
-                oz = tl.sum(o.to(tl.float32) * z[:, None, :], axis=2)
-                da = tl.dot(tl.reshape(o, (BLOCK * BLOCK_R, WIDTH)), tl.trans(v), input_precision=PRECISION)
-                ds = (tl.reshape(da, (BLOCK, BLOCK_R, BLOCK)) - oz[:, :, None]) * a.to(tl.float32)[:, None, :]
-                dk = tl.dot(tl.trans(q), tl.reshape(ds, (BLOCK, BLOCK_R * BLOCK)).to(OPERAND), dk, input_precision=PRECISION)
+                q = _load(q_ptr, (head * positions + t) * D, t < positions, e, D, OPERAND)
+                oz = tl.load(oz_ptr + (head.to(tl.int64) * rows + r) * positions + t, mask=t < positions, other=0.0)
+                da = tl.dot(v, tl.trans(o), input_precision=PRECISION)
+                ds = (da - oz[None, :]) * a.to(tl.float32)
+                dk = tl.dot(ds.to(OPERAND), q, dk, input_precision=PRECISION)
 
-    at = ((s.to(tl.int64)[:, None] * rows + r[None, :]) * kv_heads + kv) * D
-    _store(dv_ptr, at, (s < positions)[:, None] & (r < rows)[None, :], e, tl.reshape(dv, (BLOCK, BLOCK_R, WIDTH)), D)
+    at = ((s.to(tl.int64) * rows + r) * kv_heads + kv) * D
+    _store(dv_ptr, at, here, e, dv, D)
     if not FROZEN:
-        at = ((s.to(tl.int64)[None, :] * rows + r[:, None]) * kv_heads + kv) * D
-        dk = tl.reshape(tl.trans(dk), (BLOCK_R, BLOCK, WIDTH)) * scale
-        _store(dk_ptr, at, (s < positions)[None, :] & (r < rows)[:, None], e, dk, D)
+        _store(dk_ptr, at, here, e, dk * scale, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _tangent_kernel(
     q_dot_ptr, k_dot_ptr, v_dot_ptr, a_ptr, q_ptr, k_ptr, v_ptr, z_ptr, z_dot_ptr, positions, rows, heads, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
-    """The tangent of z at a block of queries of one head, for a block of rows."""
-    query_blocks, kv_heads = tl.cdiv(positions, BLOCK), heads // GROUP
-    head, first_query = tl.program_id(0) // query_blocks, (query_blocks - 1 - tl.program_id(0) % query_blocks) * BLOCK
+    """The tangent of z at a block of queries of one head, for one row."""
+    query_blocks, kv_heads = tl.cdiv(positions, QUERIES), heads // GROUP
+    part = tl.program_id(0) % (heads * query_blocks)
+    r = tl.program_id(0) // (heads * query_blocks)
+    head, first_query = part // query_blocks, (query_blocks - 1 - part % query_blocks) * QUERIES
     kv = head // GROUP
-    e, t = tl.arange(0, WIDTH), first_query + tl.arange(0, BLOCK)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    at = ((t.to(tl.int64)[:, None] * rows + r[None, :]) * heads + head) * D
-    here = (t < positions)[:, None] & (r < rows)[None, :]
-    at_query = (head * positions + t) * D
+    e, t = tl.arange(0, WIDTH), first_query + tl.arange(0, QUERIES)
+    at = ((t.to(tl.int64) * rows + r) * heads + head) * D
+    at_query, here = (head * positions + t) * D, t < positions
 
-    z_dot = tl.zeros((BLOCK, BLOCK_R * WIDTH), dtype=tl.float32)
-    moved = tl.zeros((BLOCK * BLOCK_R, WIDTH), dtype=tl.float32)  # Σ_s w[t,r,s] v[s]
-    weight = tl.zeros((BLOCK, BLOCK_R), dtype=tl.float32)  # Σ_s w[t,r,s]
+    z_dot = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+    weight = tl.zeros((QUERIES,), dtype=tl.float32)  # Σ_s w[t,s]
     if not FROZEN:
-        q = _load(q_ptr, at_query, t < positions, e, D, OPERAND)
-        q_dot = tl.reshape(_load(q_dot_ptr, at, here, e, D, OPERAND), (BLOCK * BLOCK_R, WIDTH))
-    for first in range(0, min(first_query + BLOCK, positions), BLOCK):
+        q = _load(q_ptr, at_query, here, e, D, OPERAND)
+        q_dot = _load(q_dot_ptr, at, here, e, D, OPERAND)
+    for first in range(0, min(first_query + QUERIES, positions), BLOCK):
         s = first + tl.arange(0, BLOCK)
-        a = _load_pattern(a_ptr, head, t, s, positions, OPERAND)
-        at_v = ((s.to(tl.int64)[:, None] * rows + r[None, :]) * kv_heads + kv) * D
-        v_dot = _load(v_dot_ptr, at_v, (s < positions)[:, None] & (r < rows)[None, :], e, D, OPERAND)
-        z_dot = tl.dot(a, tl.reshape(v_dot, (BLOCK, BLOCK_R * WIDTH)), z_dot, input_precision=PRECISION)
+        seen = s < positions
+        at_a = ((head * positions + t).to(tl.int64) * positions)[:, None] + s[None, :]
+        a = tl.load(a_ptr + at_a, mask=(s[None, :] <= t[:, None]) & here[:, None], other=0.0)
+        at_key = ((s.to(tl.int64) * rows + r) * kv_heads + kv) * D
         if not FROZEN:
-            at_key = (kv * positions + s) * D
-            k = _load(k_ptr, at_key, s < positions, e, D, OPERAND)
-            v = _load(v_ptr, at_key, s < positions, e, D, OPERAND)
-            at_k = ((s.to(tl.int64)[None, :] * rows + r[:, None]) * kv_heads + kv) * D
-            k_dot = _load(k_dot_ptr, at_k, (s < positions)[None, :] & (r < rows)[:, None], e, D, OPERAND)
-            k_dot = tl.trans(tl.reshape(k_dot, (BLOCK_R * BLOCK, WIDTH)))
-            score = tl.reshape(tl.dot(q_dot, tl.trans(k), input_precision=PRECISION), (BLOCK, BLOCK_R, BLOCK))
-            score += tl.reshape(tl.dot(q, k_dot, input_precision=PRECISION), (BLOCK, BLOCK_R, BLOCK))
-            w = score * a.to(tl.float32)[:, None, :] * scale
-            weight += tl.sum(w, axis=2)
-            moved = tl.dot(tl.reshape(w, (BLOCK * BLOCK_R, BLOCK)).to(OPERAND), v, moved, input_precision=PRECISION)
+            at_s = (kv * positions + s) * D
+            k = _load(k_ptr, at_s, seen, e, D, OPERAND)
+            k_dot = _load(k_dot_ptr, at_key, seen, e, D, OPERAND)
+            v = _load(v_ptr, at_s, seen, e, D, OPERAND)
+            w = tl.dot(q_dot, tl.trans(k), input_precision=PRECISION)
+            w = tl.dot(q, tl.trans(k_dot), w, input_precision=PRECISION)
+            w = w * a.to(tl.float32) * scale
+            weight += tl.sum(w, axis=1)
+            z_dot = tl.dot(w.to(OPERAND), v, z_dot, input_precision=PRECISION)
+        v_dot = _load(v_dot_ptr, at_key, seen, e, D, OPERAND)
+        z_dot = tl.dot(a.to(OPERAND), v_dot, z_dot, input_precision=PRECISION)
 
-    z_dot = tl.reshape(z_dot, (BLOCK, BLOCK_R, WIDTH))
     if not FROZEN:
-        z = _load(z_ptr, at_query, t < positions, e, D, tl.float32)
-        z_dot += tl.reshape(moved, (BLOCK, BLOCK_R, WIDTH)) - weight[:, :, None] * z[:, None, :]
+        z_dot -= weight[:, None] * _load(z_ptr, at_query, here, e, D, tl.float32)
     _store(z_dot_ptr, at, here, e, z_dot, D)
 
 
@@ -209,8 +227,9 @@ def _tangent_kernel(
 
 
 def adjoint(
-    cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, *, frozen: bool = False
-) -> AttentionCotangents | FrozenCotangents:
+    cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
+    *, frozen: bool = False, precision: Precision = "tf32",
+) -> AttentionCotangents | FrozenCotangents:  # fmt: skip
     """Compute what `reference.adjoint` does. Arguments that are not contiguous are copied.
 
     Raises:
@@ -219,29 +238,33 @@ def adjoint(
     _check_reach(cotangent)
     o, a, q, k, v, z = (x.contiguous() for x in (cotangent, pattern, q, k, v, z))
     positions, rows, heads, d_head = o.shape
-    b, group = blocks(positions, rows, d_head, o.element_size()), heads // len(k)
-    shape = {"GROUP": group, "D": d_head, "WIDTH": b.width, "BLOCK": b.position} | _products(o)
+    fixed, which = _fixed(o, heads // len(k), precision), (d_head, o.dtype, precision, positions)
     dv = o.new_empty(positions, rows, len(k), d_head)
-    dk = dv if frozen else torch.empty_like(dv)
-    if o.numel():
-        grid = (len(k) * triton.cdiv(positions, b.position), triton.cdiv(rows, b.row))
-        _key_kernel[grid](o, a, q, v, z, dk, dv, positions, rows, heads, scale, BLOCK_R=b.row, FROZEN=frozen, num_warps=8, **shape)
-    if frozen:
-        return FrozenCotangents(None, None, dv)
-    dq = torch.empty_like(o)
-    if o.numel():
+    dq, dk, oz = dv, dv, dv  # where frozen none of these is touched; a kernel wants some tensor all the same
+    if not frozen:
+        dq, dk, oz = torch.empty_like(o), torch.empty_like(dv), o.new_empty(heads, rows, positions, dtype=torch.float32)
+    if o.numel() and not frozen:
+        b = tiles("queries", *which)
         # C takes as long as a product with positions/2 rows: done for 4·positions rows at a time, that is an eighth more
-        each = triton.cdiv(4 * positions, b.apply) * b.apply
-        queries = (heads * positions, triton.cdiv(rows, each), triton.cdiv(d_head, b.column))
-        _query_kernel[queries](
-            o, a, k, v, z, dq, positions, rows, each, heads, scale, COLUMN=b.column, BLOCK_R=b.apply, num_warps=4, **shape
-        )
-    return AttentionCotangents(dq, dk, dv)
+        each = triton.cdiv(4 * positions, b.inner) * b.inner
+        grid = (heads * positions, triton.cdiv(rows, each), triton.cdiv(d_head, b.column))
+        _query_kernel[grid](
+            o, a, k, v, z, dq, oz, positions, rows, each, heads, scale,
+            COLUMN=b.column, BLOCK=b.outer, BLOCK_R=b.inner, num_warps=b.warps, num_stages=b.stages, **fixed,
+        )  # fmt: skip
+    if o.numel():
+        b = tiles("keys", *which)
+        _key_kernel[(rows * len(k) * triton.cdiv(positions, b.outer),)](
+            o, a, q, v, oz, dk, dv, positions, rows, heads, scale,
+            KEYS=b.outer, BLOCK=b.inner, FROZEN=frozen, num_warps=b.warps, num_stages=b.stages, **fixed,
+        )  # fmt: skip
+    return FrozenCotangents(None, None, dv) if frozen else AttentionCotangents(dq, dk, dv)
 
 
 def tangent(
-    tangents: AttentionCotangents | FrozenCotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float
-) -> Rows:
+    tangents: AttentionCotangents | FrozenCotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
+    *, precision: Precision = "tf32",
+) -> Rows:  # fmt: skip
     """Compute what `reference.tangent` does. Arguments that are not contiguous are copied.
 
     Raises:
@@ -253,30 +276,25 @@ def tangent(
     q_dot, k_dot = (v_dot, v_dot) if tangents.q is None else (tangents.q.contiguous(), tangents.k.contiguous())
     a, q, k, v, z = (x.contiguous() for x in (pattern, q, k, v, z))
     (positions, rows, kv_heads, d_head), heads = v_dot.shape, len(q)
-    b = blocks(positions, rows, d_head, v_dot.element_size())
     z_dot = v_dot.new_empty(positions, rows, heads, d_head)
     if z_dot.numel():
-        grid = (heads * triton.cdiv(positions, b.position), triton.cdiv(rows, b.row))
-        _tangent_kernel[grid](
+        b, fixed = tiles("tangent", d_head, v_dot.dtype, precision, positions), _fixed(v_dot, heads // kv_heads, precision)
+        _tangent_kernel[(rows * heads * triton.cdiv(positions, b.outer),)](
             q_dot, k_dot, v_dot, a, q, k, v, z, z_dot, positions, rows, heads, scale,
-            GROUP=heads // kv_heads, D=d_head, WIDTH=b.width, BLOCK=b.position, BLOCK_R=b.row,
-            FROZEN=tangents.q is None, num_warps=8, **_products(v_dot),
+            QUERIES=b.outer, BLOCK=b.inner, FROZEN=tangents.q is None, num_warps=b.warps, num_stages=b.stages, **fixed,
         )  # fmt: skip
     return z_dot
 
 
-def _products(x: Tensor) -> dict[str, Any]:
-    """How matrix products of a dtype are taken.
-
-    Float32 ones are made of three TF32 products, which lose no more than a bit or two, or of one where torch's
-    own CUDA products are TF32.
-    """
+def _fixed(x: Tensor, group: int, precision: Precision) -> dict[str, Any]:
+    """What every kernel is compiled for: heads, and how matrix products of a dtype are taken."""
     operand = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
     if x.device.type == "cpu" and operand == tl.bfloat16:
         operand = tl.float32  # the interpreter would multiply the bits of bfloat16 as integers
-    one = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    precision = "ieee" if x.dtype != torch.float32 else "tf32" if one else "tf32x3"
-    return {"OPERAND": operand, "PRECISION": precision, "num_stages": STAGES[x.element_size()]}
+    d_head = x.shape[-1]
+    # of 16-bit operands there is one product alone, which Triton calls "ieee"
+    how = precision if x.dtype == torch.float32 else "ieee"
+    return {"GROUP": group, "D": d_head, "WIDTH": width_of(d_head), "OPERAND": operand, "PRECISION": how}
 
 
 def _check_reach(x: Tensor) -> None:
