@@ -194,7 +194,7 @@ def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
         assert not rest
         assert_close(tile.gradient, next(adjoint([found], plan_pack(task_of([found]), 1 << 40)))[1].gradient, FOREIGN)
     assert ON_CPU.smaller == ON_CPU
-    assert ON_CUDA.smaller[3:] == ON_CUDA[3:]
+    assert ON_CUDA.smaller[3:5] == ON_CUDA[3:5]
 
 
 def test_what_is_selected_at_once_is_in_the_plan():
