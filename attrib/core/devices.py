@@ -41,7 +41,7 @@ Devices = torch.device | str | int | Sequence[torch.device | str | int]
 
 def check_devices(given: Devices) -> tuple[torch.device, ...]:
     """The devices that are meant, in their order. Raises InputError for none, for one twice, and for several that are not GPUs."""
-    named = list(given.split(",")) if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else [given]
+    named: list[Any] = list(given.split(",")) if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else [given]
     if named == ["all"]:
         if not (found := every_device()):
             raise InputError("device: 'all', and this machine has no CUDA device; expected cpu.")

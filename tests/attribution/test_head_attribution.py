@@ -108,6 +108,9 @@ def test_latents_pieces_and_means():
     assert len(none.to_pandas()) == len(none.share)
 
 
+pytest.importorskip("sae_lens", exc_type=ImportError)  # of which the cases below are made
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -65,6 +65,9 @@ def test_all_spliced_in_without_errors(family: str):
         ]
 
 
+pytest.importorskip("sae_lens", exc_type=ImportError)  # of which the cases below are made
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -140,6 +140,7 @@ KINDS: dict[str, Callable[[Put, Policy], Any]] = {
         put(MODEL), put(lens(0)), put(lens(3)), put(PACK), policy=policy, budget=600_000, keep=Mass(0.5)
     ),
 }
+pytest.importorskip("transformers", exc_type=ImportError)  # of which the cases below are made
 MODEL = build("llama", DOUBLE)
 
 

@@ -26,6 +26,7 @@ from tests.support.tolerances import ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 
+pytest.importorskip("sae_lens", exc_type=ImportError)  # of which the cases below are made
 TWO = [f"{NAME}:0", f"{NAME}:1"]
 IDS, PACK = prompt(5), [prompt(length, seed=length) for length in (3, 1)]
 MODEL, GPT2 = build("llama", DOUBLE), build("gpt2", DOUBLE)

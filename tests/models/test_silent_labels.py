@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
 import attrib
 from attrib.adapters.models.text import backend_labels
@@ -58,11 +57,15 @@ def test_labels_read_as_the_token_does_in_context(make: Any, wanted: dict[str, s
 
 
 def test_a_prompt_shows_its_spaces():
+    from transformers import PreTrainedTokenizerFast
+
     model = with_tokenizer(PreTrainedTokenizerFast(tokenizer_object=wordpiece(), unk_token="[UNK]"))
     assert token_strings(model, to_prompts(model, "play playing")[0]) == (" play", " play", "ing")
 
 
 def test_rows_of_the_vocabulary_without_text_are_named_by_their_id():
+    from transformers import PreTrainedTokenizerFast
+
     model = with_tokenizer(PreTrainedTokenizerFast(tokenizer_object=wordpiece(), unk_token="[UNK]"))
     assert token_strings(model, torch.tensor([5, 6, 299])) == ("##.", "<id 6>", "<id 299>")
 

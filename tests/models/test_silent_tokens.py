@@ -9,7 +9,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import attrib
 from attrib.adapters.models.text import from_tokenizers
@@ -154,6 +153,8 @@ def test_text_that_begins_with_the_first_token_is_not_given_another():
 @pytest.mark.parametrize("prepends", [True, False])
 @pytest.mark.parametrize("template", ["$A", "<s> $A", "<s> $A </s>"])
 def test_a_transformer_lens_model_reads_what_its_own_to_tokens_gives(template: str, prepends: bool, tmp_path: Path):
+    from transformers import AutoTokenizer
+
     words(template).save_pretrained(tmp_path)
     foreign = hooked("gpt2")
     foreign.set_tokenizer(AutoTokenizer.from_pretrained(tmp_path, local_files_only=True))  # it reads it again from where it lies
@@ -167,6 +168,8 @@ def test_a_transformer_lens_model_reads_what_its_own_to_tokens_gives(template: s
 
 
 def test_special_tokens_in_text():
+    from transformers import PreTrainedTokenizerFast
+
     backend = byte_level()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"

@@ -64,6 +64,7 @@ def test_a_direction_is_left_as_it_is():
     assert as_logits(given) is given
 
 
+pytest.importorskip("transformers", exc_type=ImportError)  # of which the cases below are made
 UNIGRAM = Tokenizer(models.Unigram([("<u>", 0.0), ("cat", -1.0)], unk_id=0))
 
 

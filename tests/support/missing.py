@@ -1,6 +1,7 @@
 """Tests without the packages that attrib reads foreign models and dictionaries with: those that need one are skipped, and say which.
 
-`ATTRIB_WITHOUT=sae_lens,transformer_lens pytest` takes packages for missing that are there, to see that the rest does without them.
+`ATTRIB_WITHOUT=sae_lens,transformer_lens,transformers pytest` takes packages for missing that are there, to see that the rest does
+without them.
 """
 
 import os
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 
-FOREIGN = ("sae_lens", "transformer_lens")
+FOREIGN = ("sae_lens", "transformer_lens", "transformers")
 """The packages whose tests are skipped where they are missing. Of any other one a test fails."""
 
 

@@ -430,7 +430,7 @@ class _Module:
     synchronize = staticmethod(lambda *_: None)
 
 
-_STANDS = [0]
+_STANDS: list[int] = [0]
 """How many there are."""
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
 
 import attrib
 from attrib.models.transformer import Model
@@ -19,6 +18,8 @@ CHAT = "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s> {% endfor %
 
 def words(template: str | None = None, *, specials: Iterable[str] = ("<s>", "</s>", "<pad>"), chat: bool = False, **names: str) -> Any:
     """A transformers tokenizer of whole words, with a template such as "<s> $A </s>"."""
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([*specials])
