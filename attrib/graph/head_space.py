@@ -240,6 +240,7 @@ def in_heads(
         others, numbers = rest_of(bundle, opened.columns, nodes, rest)
         ends, columns = ends + others, columns + numbers
     runs = _runs(on, ends, wanted, budget, held)
+    ends, columns = without_silent(ends, columns)  # which are room to spare in what was forecast
     if len(runs) == 1:
         yield from _risen(on, bundle, ends, columns, wanted, precision)
         return
@@ -281,6 +282,13 @@ def chosen_sources(
         found.append(part._replace(sources=part.sources._replace(direction=scaled)))
         numbers.append(node[chosen])
     return found, numbers
+
+
+def without_silent(ends: Sequence[SourceEnd], columns: Sequence[Tensor]) -> tuple[list[SourceEnd], list[Tensor]]:
+    """The sources that bring anything: a bias that a model has not is a node at every position, whose rows would go up as zeros."""
+    loud = [end.sources.direction.any(dim=1) for end in ends]
+    some = [_some(end, chosen) for end, chosen in zip(ends, loud, strict=True)]
+    return some, [node[chosen.cpu()] for node, chosen in zip(columns, loud, strict=True)]
 
 
 def _most(on: Primal, ends: Sequence[SourceEnd], layer: int, wanted: Wanted) -> int:

@@ -72,7 +72,7 @@ class _Side:
                 place = head[some], _turns(head[some])
                 at_head = meets.new_zeros(len(rows), int(place[1].max()) + 1, meets.shape[1])
                 at_head[place] = meets[some]
-                weight = (at_head @ rows)[place]
+                weight = (at_head @ rows).flatten(0, 1).index_select(0, place[0] * at_head.shape[1] + place[1])
                 at, row = kept(keep, weight, weight).nonzero(as_tuple=True)
                 yield Sums(number[some[at].cpu()], self.node[begin + row.cpu()], weight[at, row].cpu())
 

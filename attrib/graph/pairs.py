@@ -1,8 +1,9 @@
 """The pairs that a rule keeps of bilinear forms, without all pairs where a bound will do.
 
 With rows l_i and r_j the weight of a pair is l_i · r_j, and no larger than |l_i| |r_j|. So where a rule keeps by size, rows that are too
-short for any of their pairs to be kept are left out before products are taken, and what is kept is the same. Forms that share their
-rows, as the scores of a layer do, are looked at together: of each only a few rows are left, and small products are slow one by one.
+short for any of their pairs to be kept are left out before products are taken, and each row meets only those that are long enough for it;
+what is kept is the same. Forms that share their rows, as the scores of a layer do, are looked at together: of each only a few rows are
+left, and small products are slow one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ AT_ONCE = 1 << 20
 """Numbers that are looked at together: products of many forms, or one form alone where it has more."""
 
 _LEAST = 16
-"""Rows that are taken at least: forms are put together whose rows are as many, up to the next power of two."""
+"""Rows that are taken at least: blocks are put together whose rows are as many, up to the next power of two."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Runs(NamedTuple):
     def vectors(self, row: Int[Tensor, "forms some"]) -> Float[Tensor, "forms some d_head"]:
         """Those of rows of each."""
         heads, d_head = self.of.vector.shape[1:]
-        return self.of.vector.flatten(0, 1)[(row * heads + self.head[:, None])].view(*row.shape, d_head)
+        place = (row * heads + self.head[:, None]).flatten()
+        return self.of.vector.flatten(0, 1).index_select(0, place).view(*row.shape, d_head)
 
 
 class Pairs(NamedTuple):
@@ -112,9 +114,7 @@ def strongest(left: Runs, right: Runs, scale: Float[Tensor, " forms"], keep: Kee
     # a product that is taken again rounds otherwise, by no more than this
     rounding = 2 * left.of.vector.shape[2] * torch.finfo(scale.dtype).eps * left.longest * right.longest
     bound = (_bound(left, right, scale, keep) - rounding).clamp_min(0)
-    rows, columns = left.as_long_as(bound / right.longest), right.as_long_as(bound / left.longest)
-    parts = [_long_enough(left, right, scale, bound, rows, columns, some) for some in _alike(rows, columns, left.of.vector.shape[2])]
-    found = _in_order(parts, scale)
+    found = _in_order(list(_long_enough(left, right, scale, bound)), scale)
     match keep:
         case TopK(k):
             chosen = largest_of_runs(found.weight.abs(), found.form, k)
@@ -161,8 +161,23 @@ def _sizes(left: Runs, right: Runs, rows: int, columns: int) -> Float[Tensor, "f
     return product.abs().masked_fill(~there, 0).flatten(1)
 
 
-def _alike(rows: Int[Tensor, " forms"], columns: Int[Tensor, " forms"], d_head: int) -> Iterator[Int[Tensor, " some"]]:
-    """Forms that have about as many rows and columns to be looked at, as many together as `AT_ONCE` says."""
+def _stairs(left: Runs, right: Runs, bound: Float[Tensor, " forms"]) -> tuple[Int[Tensor, " steps"], Runs, Runs]:
+    """Blocks of the products of forms in which some may have the form's bound: the form of each, and its rows and columns.
+
+    The shorter rows are, the fewer columns are long enough for them. So a form's first rows are one step, and then twice as many each;
+    one block of all of them would have several times the products.
+    """
+    rows = left.as_long_as(bound / right.longest)
+    highest = int(rows.max()) if len(rows) else 0
+    begins = torch.tensor([0, *(_LEAST << step for step in range(highest.bit_length()))], device=rows.device)
+    form, step = (rows[:, None] > begins).nonzero(as_tuple=True)
+    begin, some, others = begins[step], left.some(form), right.some(form)
+    some = some._replace(first=some.first + begin, size=(rows[form] - begin).minimum(begin.clamp_min(_LEAST)))
+    return form, some, others._replace(size=others.as_long_as(bound[form] / some.longest))
+
+
+def _alike(rows: Int[Tensor, " blocks"], columns: Int[Tensor, " blocks"], d_head: int) -> Iterator[Int[Tensor, " some"]]:
+    """Blocks that have about as many rows and columns, as many together as `AT_ONCE` says."""
     there = ((rows > 0) & (columns > 0)).nonzero()[:, 0]
     size = torch.stack([rows[there], columns[there]], dim=1).clamp_min(_LEAST).sub(1).double().log2().floor().add(1).exp2().long()
     for each in size.unique(dim=0):
@@ -170,17 +185,19 @@ def _alike(rows: Int[Tensor, " forms"], columns: Int[Tensor, " forms"], d_head: 
         yield from some.split(max(1, AT_ONCE // max(int(each.prod()), int(each.sum()) * d_head)))
 
 
-def _long_enough(left: Runs, right: Runs, scale: Tensor, bound: Tensor, rows: Tensor, columns: Tensor, some: Int[Tensor, " some"]) -> Pairs:
-    """The pairs of some forms whose products have their bound, of so many of the longest rows of each."""
-    left, right, rows, columns = left.some(some), right.some(some), rows[some], columns[some]
-    row, column = left.longest_rows(int(rows.max())), right.longest_rows(int(columns.max()))
-    product = left.vectors(row) @ right.vectors(column).mT
-    at, i, j = (product.abs() >= bound[some][:, None, None]).nonzero(as_tuple=True)
-    is_own = (i < rows[at]) & (j < columns[at])
-    at, i, j = at[is_own], i[is_own], j[is_own]
-    weight = product[at, i, j] * scale[some][at]
-    is_there = weight != 0
-    return Pairs(some[at][is_there], row[at, i][is_there], column[at, j][is_there], weight[is_there])
+def _long_enough(left: Runs, right: Runs, scale: Float[Tensor, " forms"], bound: Float[Tensor, " forms"]) -> Iterator[Pairs]:
+    """The pairs whose products have their form's bound."""
+    every, left, right = _stairs(left, right, bound)
+    for some in _alike(left.size, right.size, left.of.vector.shape[2]):
+        form, l, r = every[some], left.some(some), right.some(some)
+        row, column = l.longest_rows(int(l.size.max())), r.longest_rows(int(r.size.max()))
+        product = l.vectors(row) @ r.vectors(column).mT
+        at, i, j = (product.abs() >= bound[form][:, None, None]).nonzero(as_tuple=True)
+        is_own = (i < l.size[at]) & (j < r.size[at])
+        at, i, j = at[is_own], i[is_own], j[is_own]
+        weight = product[at, i, j] * scale[form][at]
+        is_there = weight != 0
+        yield Pairs(form[at][is_there], row[at, i][is_there], column[at, j][is_there], weight[is_there])
 
 
 def _in_order(parts: Sequence[Pairs], like: Float[Tensor, " forms"]) -> Pairs:
