@@ -3,7 +3,8 @@
     python docs/site/make.py [--tiny]
 
 writes `site/`, which a browser opens as files. Pages are laid out in `out/docs` as they lie in the repository, so that a link leads to the
-same page here and there. `--tiny` runs the examples on a random model, which takes seconds. A warning of Sphinx is an error.
+same page here and there. Pictures of pages are taken anew (pictures.py). `--tiny` runs the examples on a random model, which takes
+seconds, and leaves the pictures as they are. A warning of Sphinx is an error.
 """
 
 import re
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
         raise SystemExit("usage: python docs/site/make.py [--tiny]")
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(HERE)]
     import notebooks
+    import pictures
     import plotly.offline
     import reference
     from sphinx.cmd.build import main as sphinx
@@ -53,6 +55,10 @@ def main(arguments: list[str]) -> int:
     source = made / "source"
     shutil.rmtree(source, ignore_errors=True)
     pages = lay_out(source)
+    if cannot := "pictures are of the real model" if arguments else pictures.can_be_taken():
+        print(f"pictures of pages are those of docs/pictures: {cannot}")
+    else:
+        pictures.take(source / "docs" / "pictures")
     lists = {
         "notebooks": [f"notebooks/{name}" for name in notebooks.write(ROOT, source / "notebooks", made / "run", is_tiny=bool(arguments))],
         "api": [f"api/{name}" for name in reference.write(ROOT, source / "api")],
