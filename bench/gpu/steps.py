@@ -65,7 +65,7 @@ Call = Callable[[torch.device, str, Engine], Tensor]
 def _calls(place: Place) -> Iterator[tuple[str, Call]]:
     """Every kind of question, small."""
     positions, d_sae = (32, 1024) if place.is_real else (4, 48)
-    many = {"d_sae": d_sae, "active": 4}
+    many = dict[str, Any](d_sae=d_sae, active=4)
     problems: dict[str, Problem] = {f"latents, {name}": place.small(policy) for name, policy in POLICIES.items()}
     problems["tokens"] = tokens_to_latents(SMALL, 2, positions, **many)
     problems["logits"] = latents_to_logits(SMALL, 1, 3, positions, k=5, **many)

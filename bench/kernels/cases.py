@@ -212,7 +212,7 @@ def attention_cases() -> Iterator[Case]:
     """GPT-2's heads at four sizes, grouped heads as SmolLM2's, and wide ones as Gemma's."""
     for model, positions, rows in ATTENTION:
         heads, kv_heads, d_head = HEADS[model]
-        sizes: dict[str, Any] = {"positions": positions, "rows": rows, "heads": heads, "kv_heads": kv_heads, "d_head": d_head}
+        sizes = dict[str, Any](positions=positions, rows=rows, heads=heads, kv_heads=kv_heads, d_head=d_head)
         for kind in ("adjoint", "frozen", "tangent"):
             name, quick = f"attention-{kind}-{model}-T{positions}-rows{rows}", (model, positions, rows) == ATTENTION[0]
             for dtype in (FLOAT32, BFLOAT16):
@@ -228,5 +228,5 @@ def compact_cases() -> Iterator[Case]:
             rules: tuple[Rule, ...] = ("dense", "threshold", "topk", "mass") if dtype == FLOAT32 else ("dense", "threshold", "topk")
             quick = size == 1600 and dtype == FLOAT32
             for rule in rules:
-                sizes: dict[str, Any] = {"rows": size, "columns": size, "positions": positions}
+                sizes = dict[str, Any](rows=size, columns=size, positions=positions)
                 yield Compact(name=f"compact-{rule}-{end}", dtype=dtype, quick=quick, rule=rule, **sizes)

@@ -349,12 +349,8 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
     space = None
     for prompt, of_prompt in enumerate(folds):
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
-        cells = cells_of(cone, prompt, len(of_prompt), rows.device) if any(of_prompt) else None
-        for begin, end in () if cells is None else together(primal.pieces.span, of_prompt, cells.alive):
-            if not of_prompt[begin]:
-                continue
-            at, here = slice(first + begin, first + end), cells.over(begin, end)
-            given = rows.index_select(0, here)
+        for begin, end, here in _folded(primal, cone, prompt, of_prompt):
+            at, given = slice(first + begin, first + end), rows.index_select(0, here)
             if end - begin == 1:
                 space = space or fold_space(mlp.weights)
                 M = mlp.fold(at, space)
@@ -381,6 +377,16 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
         if not is_one:
             for run, part in zip(runs, moved.split([run.stop - run.start for run in runs]), strict=True):
                 rows[run] = part
+
+
+def _folded(primal: Primal, cone: Cone, prompt: int, folds: Sequence[bool]) -> Iterator[tuple[int, int, Int[Tensor, " cells"]]]:
+    """Runs of a prompt's positions that are folded, together as far as a device takes them, and where their rows lie."""
+    if not any(folds):
+        return
+    cells = cells_of(cone, prompt, len(folds), primal.model.device)
+    for begin, end in together(primal.pieces.span, folds, cells.alive):
+        if folds[begin]:
+            yield begin, end, cells.over(begin, end)
 
 
 def plain_runs(folds: Sequence[bool]) -> Iterator[tuple[int, int]]:
