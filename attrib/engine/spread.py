@@ -91,8 +91,9 @@ class Team(Hands):
 
         def maker(own: Sequence[Run], device: torch.device) -> Callable[[], Iterator[tuple[int, Tile]]]:
             rows = torch.cat([order[first:end] for first, end in own])
-            part = self._path_on(replace(path, targets=Targets(*(column[rows] for column in path.targets))), device)
-            return partial(tiles.adjoint, [part], replace(plan, sweeps=_one_behind_the_other(own)), precision, impl)
+            part = replace(path, targets=Targets(*(column[rows] for column in path.targets)))
+            of_part = replace(plan, task=replace(plan.task, targets=task_of([part]).targets), sweeps=_one_behind_the_other(own))
+            return partial(tiles.adjoint, [self._path_on(part, device)], of_part, precision, impl)
 
         hands = self._round(runs, maker)
         whole: Tensor | None = None

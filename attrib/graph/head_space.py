@@ -259,10 +259,11 @@ def in_heads(
 
 
 def primal_of(bundle: Bundle, precision: Precision) -> Primal:
-    """The point of one prompt's sweeps."""
-    shut = joint_of([bundle]).whole.shut_mlps
+    """The point of one prompt's sweeps, in pieces that are not the largest: here no plan takes smaller ones where memory is short."""
+    joint = joint_of([bundle])
     return primal(
-        bundle.model, bundle.policy, bundle.start, bundle.stop, [bundle.streams], [bundle.length], dtype=precision.sweep, shut_mlps=shut
+        bundle.model, bundle.policy, bundle.start, bundle.stop, [bundle.streams], [bundle.length],
+        dtype=precision.sweep, pieces=joint.pieces.smaller, shut_mlps=joint.whole.shut_mlps,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_every_option_is_shown_with_its_default_and_no_other_is_taken(name: str)
     usual["rule"] = attrib.GradientTimesActivation()
     read = {} if name == "latent_to_metric" else {"positions": None, "precision_rows": None}
     own = {"logits": attrib.TopLogits()} if name == "latent_to_logit" else {"active": None} if name == "plan" else {}
-    running = {} if name == "plan" else {"method": "adjoint", "progress": False}
+    running = {} if name == "plan" else {"method": "adjoint", "progress": False, "device": None}
     beside = {} if name == "token_to_latent" else {"error": True}
     beside |= {"bias": False} if name in ("latent_to_latent", "latent_to_logit", "plan") else {}
     assert shown == usual | read | running | own | beside

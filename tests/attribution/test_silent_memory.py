@@ -15,6 +15,7 @@ import attrib.attribution.loop
 import attrib.attribution.needs
 import attrib.attribution.questions
 import attrib.cli.main
+import attrib.engine.tiles
 from attrib.core import room
 from attrib.core.edges import Edges, Growing, concatenated, join
 from attrib.core.keep import RULES, is_counted
@@ -85,10 +86,10 @@ def test_a_result_that_memory_cannot_hold_is_refused(rule: str, method: str, mon
     case, computed = Small(rule), list[object]()
     free = int(case.plan().result)  # of which it may take half
     monkeypatch.setattr(attrib.attribution.needs, "free_memory", lambda: free)
-    for name in ("path_of", "adjoint", "by_vjp"):
-        plain = getattr(attrib.attribution.loop, name)
+    for where, name in ((attrib.attribution.loop, "path_of"), (attrib.engine.tiles, "adjoint"), (attrib.attribution.loop, "by_vjp")):
+        plain = getattr(where, name)
         spied = lambda *a, plain=plain, name=name, **b: (computed.append(name), plain(*a, **b))[1]  # noqa: E731
-        monkeypatch.setattr(attrib.attribution.loop, name, spied)
+        monkeypatch.setattr(where, name, spied)
     with pytest.raises(
         BudgetError, match=r"keep: Dense\(\) gives a result of up to \d.* memory are free.*keep=TopK\(\d+\) or fewer"
     ) as refused:
@@ -141,7 +142,7 @@ faults = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 @faults
 def test_allocators_say_one_line(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attrib.attribution.loop, "adjoint", lambda *_: fault())
+    monkeypatch.setattr(attrib.engine.tiles, "adjoint", lambda *_: fault())
     with pytest.raises(
         OutOfMemoryError, match=r"^out of memory while attributing 2 prompt.s. of up to 9 tokens \(.*keep fewer edges"
     ) as said:
@@ -167,12 +168,16 @@ def test_so_do_the_other_calls(where: str, call: Callable[[], object], monkeypat
     assert "\n" not in str(said.value)
 
 
-def test_other_faults_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attrib.attribution.loop, "adjoint", lambda *_: fails(RuntimeError("shape mismatch")))
+def test_other_faults_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(attrib.engine.tiles, "adjoint", lambda *_: fails(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match=r"^shape mismatch$"):
         Small().run()
     monkeypatch.setattr(attrib.cli.main, "app", lambda: fails(RuntimeError("shape mismatch")))
     monkeypatch.setattr(sys, "argv", ["attrib"])
+    with pytest.raises(SystemExit):
+        attrib.cli.main.main()
+    assert capsys.readouterr().err.startswith("error: RuntimeError: shape mismatch\n")
+    monkeypatch.setattr(sys, "argv", ["attrib", "--debug"])
     with pytest.raises(RuntimeError, match=r"^shape mismatch$"):
         attrib.cli.main.main()
 

@@ -41,10 +41,10 @@ def test_a_step_on_a_device_that_is_not_there(step: str):
 
 def test_values_that_differ_and_what_fails_are_faults():
     found = steps.Found()
-    found.compare("a", torch.ones(2), torch.ones(2), 1e-4)
+    found.compare("a", torch.ones(1, 2), torch.ones(1, 2), 1e-4)
     assert not found.faults
-    found.compare("b", torch.tensor([1.0, 1.1]), torch.ones(2), 1e-4)
-    found.compare("c", torch.ones(3), torch.ones(2), 1e-4)
+    found.compare("b", torch.tensor([[1.0, 1.1]]), torch.ones(1, 2), 1e-4)
+    found.compare("c", torch.ones(1, 3), torch.ones(1, 2), 1e-4)
     with steps._guarded(found, "d"):
         raise attrib.InputError("no such thing")
     assert [fault.partition(":")[0] for fault in found.faults] == ["b", "c", "d"]

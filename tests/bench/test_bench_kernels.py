@@ -117,7 +117,8 @@ def test_a_wrong_kernel_stops_the_figures_of_its_case(monkeypatch: pytest.Monkey
 
 def test_cases_by_pattern(call: Call) -> None:
     sizes = "gpt2-T32-rows64"
-    names = [f"attention-tangent-{sizes}-float32", f"attention-tangent-{sizes}-bfloat16", "compact-dense-1600-float32"]
+    dtypes = ("float32", "bfloat16", "float32-tf32")
+    names = [*(f"attention-tangent-{sizes}-{dtype}" for dtype in dtypes), "compact-dense-1600-float32"]
     assert list(call("--case", f"attention-tangent-{sizes}-*", "--case", names[-1])[1]) == names
     result, _ = call("--case", "nothing-*")
     assert result.exit_code == 2

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -89,7 +90,8 @@ def test_numbers_and_examples_are_those_of_python(folder: Path):
     assert f"80 of 80, {(part.active == 0).sum()} never active" in shown
     densest = int(part.latents[np.argmax(part.density)])
     top = printed("top", folder / "s.h5", "--dictionary", SITES[0], "--top", 3)
-    assert f" {densest} " in top.splitlines()[4].replace("│", " ")
+    first = next(after for line, after in pairwise(top.splitlines()) if line.startswith("┡"))
+    assert f" {densest} " in first.replace("│", " ")
     least = printed("top", folder / "s.h5", "--dictionary", SITES[0], "--top", 1, "--by", "maximum", "--least")
     assert f"{np.nanmin(part.maximum):.3g}" in least
     out = printed("examples", folder / "s.h5", densest, "--dictionary", SITES[0], "--top", 2, "--width", 2)

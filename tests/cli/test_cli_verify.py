@@ -40,7 +40,7 @@ def test_true_edges_pass_and_are_told_by_pair_and_step(tmp_path: Path, beside: P
     path = attrib.save(tmp_path / "edges.h5", edges[:3])
     ran = command("verify", path, "--sources", 4, "--top", 1, *given(beside))
     assert ran.status == 0, ran.err
-    assert [ran.out.count(f"{one.sources.site} -> {one.targets.site}") for one in edges[:3]] == [2, 2, 2]
+    assert [ran.out.count(f"{one.sources.site} -> {one.targets.site}") for one in edges[:3]] == [4, 4, 4], "at two steps, in two tables"
     assert "furthest apart at step 0.001" in ran.out
     ran = command("verify", path, "--step", 1, "--sources", 99, "--prompt", 2, "--kind", "latent_to_logit", "--json", *given(beside))
     said = json.loads(ran.out)

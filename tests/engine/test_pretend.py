@@ -179,7 +179,17 @@ def test_plain_transforms(method: str):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "tf32", "bfloat16"])
 def test_every_precision(dtype: Any):
     model, source, target = build("gpt2"), lens(0, dtype=torch.float32), lens(3, dtype=torch.float32)
-    assert_same(lambda put: attrib.latent_to_latent(put(model), put(source), put(target), put(IDS), dtype=dtype, precision_rows=4))
+
+    def call(put: Put, dtype: Any = dtype) -> attrib.Edges:
+        return attrib.latent_to_latent(put(model), put(source), put(target), put(IDS), dtype=dtype, precision_rows=4)
+
+    if dtype != "bfloat16":
+        assert_same(call)
+        return
+    exact, here = (call(lambda given: given, of).dense(0) for of in ("float64", dtype))  # a device has other products, rounded elsewhere
+    with pretending():
+        found = call(there).dense(0)
+    assert 0 < (found - exact).norm() < 1.5 * (here - exact).norm()
 
 
 @pytest.mark.parametrize("effect", ["direct", "total"])

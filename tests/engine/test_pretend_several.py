@@ -111,10 +111,10 @@ def on_the_second(monkeypatch: pytest.MonkeyPatch, do: Callable[[], Any]) -> Non
     """Have something done in the second device's thread before it sweeps."""
     sweep = tiles._sweep
 
-    def swept(shared: Any, plan: Any, precision: Any, paths: Any, chosen: Any) -> Any:
+    def swept(shared: Any, plan: Any, precision: Any, paths: Any, *rows: Any) -> Any:
         if str(paths[0].x.device) == TWO[1]:
             do()
-        return sweep(shared, plan, precision, paths, chosen)
+        return sweep(shared, plan, precision, paths, *rows)
 
     monkeypatch.setattr(tiles, "_sweep", swept)
 

@@ -113,7 +113,7 @@ def test_a_disk_without_room_is_refused_with_sizes(tmp_path: Path, monkeypatch: 
     usage, swept = type("Usage", (), {"free": 10_000}), list[int]()
     monkeypatch.setattr("attrib.graph.building.disk_usage", lambda folder: usage)
     monkeypatch.setattr("attrib.core.scratch.shutil.disk_usage", lambda folder: usage)
-    monkeypatch.setattr("attrib.graph.building.found_rows", lambda *_: swept.append(1) or iter(()))
+    monkeypatch.setattr("attrib.engine.bundle.found_rows", lambda *_: swept.append(1) or iter(()))
     with pytest.raises(BudgetError, match=r"keep: Dense\(\) gives edges that take up to [\d.]+ [kM]B of disk .* has 10\.0 kB left"):
         attrib.build_graphs(tmp_path / "a.h5", model, dictionaries, PROMPTS, keep=Dense())
     assert swept == [], "refused before anything is computed"
