@@ -114,7 +114,9 @@ def test_the_sweep_on_triton_kernels(family: Family, policy: Policy, keep: Any):
     assert kernels.call["method"] == "adjoint-triton"
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma2", "olmo2", "gptj"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", *(pytest.param(family, marks=pytest.mark.long) for family in ("mistral", "qwen3", "olmo2", "gptj"))]
+)
 def test_triton_kernels_in_other_families(family: Family):
     """Windows, norms of heads, caps (which the kernels leave to torch), norms of all heads, an MLP beside attention."""
     pytest.importorskip("triton")
