@@ -13,10 +13,10 @@ import attrib
 from attrib.adapters import shipped
 from tests.support.root import ROOT
 
-LARGEST = 1_250_000
-"""Bytes of attrib's wheel, at most. It is code: of 1,233,000 bytes 1,090,000 are 3.2 million of Python, deflated file by file, which the
-tightest deflating makes less by 0.1%; names and the table of files take 83,000, and the explorer's page, minified, 51,000. Under a million
-it would have to go without its docstrings, or in two."""
+LARGEST = 1_350_000
+"""Bytes of attrib's wheel, at most, so that no data comes in unseen. It is code: of 1,255,000 bytes 1,096,000 are 3.2 million of Python,
+deflated file by file, which the tightest deflating makes less by 0.1%; names and the table of files take 83,000, and the explorer's page,
+minified, 51,000. Under a million it would have to go without its docstrings, or in two."""
 
 
 def main(folder: Path) -> None:

@@ -96,6 +96,10 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
             if is_too_far:
                 continue
         for cut in _in_pieces(task):
+            if best is not None and _whole(option, cut).total >= best.cost.total:
+                if _memory(cut, option) <= budget:
+                    break  # as below
+                continue  # several sweeps are no fewer products than one
             sweeps, peak, smallest = _sweeps(cut, option, budget)
             least = smallest if least is None else min(least, smallest)
             if sweeps is None:
@@ -231,9 +235,9 @@ def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, 
     smallest = _memory(part_of(task, count - 1, count), option)
     if smallest > budget:
         return None, smallest, smallest
-    sweeps, first, peak = [], 0, 0
+    sweeps, first, peak, rows = [], 0, 0, 0
     while first < count:
-        rows, used = most_that_fit(partial(_peak, task, option, first), count - first, budget)
+        rows, used = most_that_fit(partial(_peak, task, option, first), count - first, budget, rows)
         sweeps.append((first, first + rows))
         peak = max(peak, used)
         first += rows
@@ -250,11 +254,25 @@ def _memory(task: Task, option: _Option) -> int:
     return max(task.opened.peak, task.opened.held + peak_memory(task, option.way, option.layer))
 
 
-def most_that_fit(peak: Callable[[int], int], count: int, budget: int) -> tuple[int, int]:
-    """About the most of `count` rows that fit, at most a fiftieth fewer, and their peak; one row is known to fit."""
-    low, high, used, over = 1, count, peak(1), peak(count)
+def most_that_fit(peak: Callable[[int], int], count: int, budget: int, about: int = 0) -> tuple[int, int]:
+    """About the most of `count` rows that fit, at most a fiftieth fewer, and their peak; one row is known to fit.
+
+    Args:
+        about: how many fitted the last time, about which they are looked for first; 0 where nothing is known.
+    """
+    low, high, used, over = 1, count, 0, 0
+    for guess in (about - about // 50, about + max(1, about // 50)) if about > 1 else ():
+        if guess >= count:
+            break
+        if (needed := peak(guess)) > budget:
+            high, over = guess, needed
+            break
+        low, used = guess, needed
+    if not over:
+        over = peak(count)
     if over <= budget:
         return count, over
+    used = used or peak(1)
     while high - low > max(1, low // 50):
         # memory grows about as rows do, so the place is guessed; a tenth from both ends, so that either moves
         guess = low + round((high - low) * min(max((budget - used) / (over - used), 0.1), 0.9))
