@@ -26,7 +26,7 @@ from attrib.attribution.ruled import change_by
 from attrib.core.edges import Edges, join
 from attrib.core.fingerprints import seal
 from attrib.core.positions import Positions, plain_positions
-from attrib.core.room import free_memory, memory_named
+from attrib.core.room import KEEP_LESS, free_memory, memory_named
 from attrib.core.rules import Gradient, GradientTimesActivation, rule_text
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
@@ -205,8 +205,7 @@ class _Call:
         """Sweep by sweep, pack by pack."""
         doing = f"attributing {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
         sampled = None
-        remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
-        with memory_named(doing, remedy), self.team:
+        with memory_named(doing, KEEP_LESS), self.team:
             done = iter(track(self.prompts * len(self.groups), self.options.progress))
             for ends, sources, targets in self.groups:
                 for first, pack, pieces in self._swept(ends, done):

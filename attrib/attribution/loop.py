@@ -16,7 +16,7 @@ from attrib.attribution.rows import metric_edges, path_edges
 from attrib.attribution.ruled import tiles_of
 from attrib.core.edges import Edges, join
 from attrib.core.finite import of_prompt
-from attrib.core.room import memory_named
+from attrib.core.room import KEEP_LESS, memory_named
 from attrib.core.rules import Ablation, IntegratedGradients
 from attrib.core.types import BudgetError, EdgeKind, Progress
 from attrib.dictionaries.dictionary import Dictionary
@@ -56,8 +56,7 @@ def run(
     start, _, precision, prompts, positions, needs = check_call(kind, model, source, target, tokens, options, error, bias)
     options = replace(options, positions=positions)
     doing = f"attributing {len(prompts)} prompt(s) of up to {max(map(len, prompts))} tokens"
-    remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
-    with memory_named(doing, remedy), options.team(model) as team:
+    with memory_named(doing, KEEP_LESS), options.team(model) as team:
         call = call_record(kind, model, source, target, prompts, options, precision, error, bias, needs.others)
         model, source, target, put_in = needs.in_precision()
         done = track(prompts, options.progress)

@@ -77,7 +77,7 @@ def latents_to_metric(
     asked, precision = Options(**options), precision_of(model, options.get("dtype"))
     if len(asked.devices) > 1:
         raise InputError("device: several, and one backward pass for all dictionaries has one row; expected one device.")
-    model = model.to(device=asked.devices[0]) if asked.devices else model
+    model = asked.there(model)
     check_error(error)
     if asked.cuts or not is_usual(asked.rule) or asked.method != "adjoint" or precision.is_reduced:
         said = "cuts" if asked.cuts else "dtype" if precision.is_reduced else "method" if is_usual(asked.rule) else "rule"

@@ -25,6 +25,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
+KEEP_LESS = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
+"""What helps where edges are found."""
+
+
 @contextmanager
 def memory_named(doing: str, remedy: str = "Give fewer or shorter prompts at a time, or close what else runs.") -> Iterator[None]:
     """Say in one line what was being done where memory ran out, whichever allocator says so; around functions too.

@@ -18,7 +18,7 @@ from attrib.attribution.planned import Plan, copied_bytes, plan_of
 from attrib.attribution.record import products_record
 from attrib.core.fingerprints import seal
 from attrib.core.positions import plain_positions
-from attrib.core.room import free_memory, memory_named
+from attrib.core.room import KEEP_LESS, free_memory, memory_named
 from attrib.core.scratch import Scratch
 from attrib.core.types import BudgetError
 from attrib.engine.bundle import joint_of
@@ -157,8 +157,7 @@ class _Call:
             scratch, copies: where edges are, and how much of the disk they take; see `stream`. None is memory, which holds all graphs.
         """
         doing = f"building graphs of {len(self.prompts)} prompt(s) of up to {max(map(len, self.prompts))} tokens"
-        remedy = "Give a smaller budget, keep fewer edges (keep=TopK(k), Mass(0.9)), or give fewer or shorter prompts."
-        with memory_named(doing, remedy), self.team:
+        with memory_named(doing, KEEP_LESS), self.team:
             numbered = enumerate(track(self.prompts, self.options.progress))
             opened = ((ids, of_prompt_number(number, self.ends.open, ids)) for number, ids in numbered)
             if self.asked.max_nodes is not None:

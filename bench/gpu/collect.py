@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.output import write
+
 STATUS = {0: "right", 1: "wrong", 124: "ran out of its time", 137: "ran out of its time"}
 """How a step's process ended."""
 
@@ -58,9 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = said.parse_args(argv)
     statuses = {step: int(status) for step, _, status in (each.partition("=") for each in asked.statuses)}
     found = collected(asked.folder, statuses)
-    asked.out.mkdir(parents=True, exist_ok=True)
     name = asked.out / slug(found["device"])
-    name.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    write(name.with_suffix(".json"), found)
     name.with_suffix(".md").write_text(table(found))
     print(table(found))
     print(f"{name.with_suffix('.json')}, {name.with_suffix('.md')}")

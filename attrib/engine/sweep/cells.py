@@ -159,14 +159,13 @@ def seeded_cone(cone: Cone) -> Cone:
 
 def seed_cells(cone: Cone, device: torch.device) -> Int[Tensor, " rows"]:
     """The cell of every row at the position where it was seeded."""
-    first, count = list[int](), list[int]()
+    first, count, total = list[int](), list[int](), 0
     for band in cone.bands:
         row = 0
         for position, rows in band.seeded:
-            first.append(band.offset + (position - band.begin) * band.rows + row - sum(count))
+            first.append(band.offset + (position - band.begin) * band.rows + row - total)
             count.append(rows)
-            row += rows
-    total = sum(count)
+            row, total = row + rows, total + rows
     begins, times = to_device([first, count], device).unbind()
     return torch.arange(total, device=device) + begins.repeat_interleave(times, output_size=total)
 

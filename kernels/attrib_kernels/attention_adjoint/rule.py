@@ -25,6 +25,11 @@ PACKAGE = "attrib_kernels.attention_adjoint"
 Cotangents = AttentionCotangents | FrozenCotangents
 
 
+def _how(impl: Impl, precision: Precision) -> dict[str, Precision]:
+    """What an implementation is told of how to multiply: the reference knows of no precision."""
+    return {"precision": precision} if impl == "triton" else {}
+
+
 def _adjoint(
     cotangent: Rows,
     pattern: Pattern,
@@ -37,17 +42,15 @@ def _adjoint(
     impl: Impl,
     precision: Precision,
 ) -> Cotangents:
-    """The chosen implementation of the adjoint; the reference knows of no precision."""
-    how = {"precision": precision} if impl == "triton" else {}
-    return module_of(PACKAGE, impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen, **how)
+    """The chosen implementation of the adjoint."""
+    return module_of(PACKAGE, impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen, **_how(impl, precision))
 
 
 def _tangent(
     tangents: Cotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Impl, precision: Precision
 ) -> Rows:
     """The chosen implementation of the tangent map."""
-    how = {"precision": precision} if impl == "triton" else {}
-    return module_of(PACKAGE, impl).tangent(tangents, pattern, q, k, v, z, scale, **how)
+    return module_of(PACKAGE, impl).tangent(tangents, pattern, q, k, v, z, scale, **_how(impl, precision))
 
 
 class AttentionAdjoint(torch.autograd.Function):
