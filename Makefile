@@ -1,4 +1,4 @@
-# make demo: first light.  make test: of each test's cases those in which each value is.  make thorough: all cases of all tests.
+# make demo: first light.  make test: of each test's cases those in which each value is, or two.  make thorough: all cases of all tests.
 # make check: lint and types.  make soak: a job, disturbed for 10 minutes.
 # make peers: graphs and interventions beside circuit-tracer's, which is installed into an environment of its own; PEER=... is another
 # circuit-tracer, such as a folder with its source.

@@ -38,6 +38,7 @@ def test_words_on_a_line_are_looked_for_and_not_frames() -> None:
     assert not is_printed("───\n", printed)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_a_guide_runs(
     page: Path,

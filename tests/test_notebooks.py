@@ -48,6 +48,7 @@ def facts(table: Any) -> dict[str, float]:
 # -------------------------------------------------------------------------------------- latent attribution
 
 
+@pytest.mark.long
 def test_every_row_of_each_notebook_is_shown_and_told(
     attribution: dict[str, list[Any]], workshop: dict[str, list[Any]], tutorial: dict[str, list[Any]]
 ) -> None:

@@ -52,6 +52,7 @@ def test_the_docs_say_what_each_extra_brings():
     assert {extra: re.findall(r"[\w.-]+(?:\[.*?\])?", packages) for extra, packages in rows} == want
 
 
+@pytest.mark.long
 def test_everything_that_is_imported_is_asked_for():
     for file in CODE:
         names = {name.partition(".")[0] for name in imports_of(ast.parse(file.read_text()), package_of(file, PACKAGE))}

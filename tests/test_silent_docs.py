@@ -111,7 +111,14 @@ def test_the_commands_of_a_corpus_do_what_the_readme_says(corpus: Callable[[str]
     assert any(Path("tables").iterdir())
 
 
-@pytest.mark.parametrize("page", PYTHON)
+LONG_PAGES = {
+    f"{name}.md"
+    for name in ("agreement", "evaluation", "explorer", "generation", "graph-heads", "graphs", "interventions", "methods", "tasks")
+}
+"""Pages whose code takes more than ten seconds, on the real model."""
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long) if page in LONG_PAGES else page for page in PYTHON])
 def test_the_python_of_a_page_runs(
     page: str, corpus: Callable[[str], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

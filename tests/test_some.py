@@ -31,12 +31,22 @@ def test_alone():
 @pytest.mark.long
 def test_long():
     pass
+
+@pytest.mark.few
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "qwen", "phi"])
+def test_few(family):
+    pass
+
+@pytest.mark.few
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma", "qwen", "phi"])
+def test_few_others(family):
+    pass
 """
 
 
 @pytest.fixture
 def items(pytester: pytest.Pytester) -> list[pytest.Item]:
-    pytester.makeini("[pytest]\nmarkers = long")
+    pytester.makeini("[pytest]\nmarkers =\n    long\n    few")
     return [*pytester.getitems(CASES)]
 
 
@@ -62,3 +72,11 @@ def test_what_is_long_is_left_out_and_no_value_is(items: list[pytest.Item]) -> N
     assert not named(kept, "test_long")
     assert len(kept) + len(left_out) == len(items)
     assert [item for item in items if item in kept] == kept, "in their order"
+
+
+def test_of_those_that_take_long_two_are_kept_and_not_the_same_ones_of_each(items: list[pytest.Item]) -> None:
+    kept, left_out = some(items)
+    found = [[item.name.partition("[")[2] for item in named(kept, name)] for name in ("test_few", "test_few_others")]
+    assert [len(each) for each in found] == [2, 2]
+    assert found[0] != found[1]
+    assert len(named(left_out, "test_few")) == 3

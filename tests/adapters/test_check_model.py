@@ -37,6 +37,7 @@ def spoilt(model: Model, layer: int = 2) -> Model:
     return replace(model, params=model.params._replace(blocks=blocks))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_site_of_every_family_is_compared(family: Family, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
@@ -55,6 +56,7 @@ def test_every_site_of_every_family_is_compared(family: Family, dtype: torch.dty
     assert f"{model.name} computes the same as {type(foreign).__name__}: {len(check.errors)} places compared on" in str(check)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "opt", "gemma2"])
 def test_a_difference_is_named_and_raises_only_when_asked(family: Family):
     foreign = tiny(family)
@@ -174,6 +176,7 @@ def test_what_is_no_original():
 # ---------------------------------------------------------------------------------------------- half precision
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_half_precision_is_checked_in_its_own_dtype(family: Family, dtype: torch.dtype):
@@ -187,6 +190,7 @@ def test_half_precision_is_checked_in_its_own_dtype(family: Family, dtype: torch
     assert attrib.check_model(attrib.from_hugging_face(tiny(family)), foreign).dtype == dtype
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "change"),
     [
@@ -232,6 +236,7 @@ def test_hooked_transformers(family: str, options: str):
     assert attrib.check_model(spoilt(model, 1), foreign).first_difference == Site(1, "attn_out")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", ["raw", "all"])
 @pytest.mark.parametrize("family", ["llama", "gptj", "opt", "gemma2"])
 def test_bridges(family: Family, options: str, tmp_path: Path):

@@ -816,6 +816,7 @@ def damageable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return path, Path(shutil.copy(path, root / "copy"))
 
 
+@pytest.mark.few
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_named_or_harmless(damageable: tuple[Path, Path], data: st.DataObject):

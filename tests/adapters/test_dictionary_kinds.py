@@ -273,6 +273,7 @@ def test_which_latents_win_elsewhere(make: Callable[[], Dictionary]):
     assert torch.equal(wins_at(ours, there, position[order], latent[order]), on[position[order], latent[order]])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["standard", "topk", "abstopk"])
 def test_sparse_encoding_holds_no_more_than_a_tile(kind: str):
     """A dense tensor would be 64 times the tile; three tiles and their masks are what there is at the fullest moment."""

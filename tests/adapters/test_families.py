@@ -81,6 +81,7 @@ def test_a_prompt_longer_than_every_window_to_the_end_of_the_context(family: Fam
         forward(model, prompt(65))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_a_model_is_left_as_it_is_and_its_folder_gives_the_same(family: Family, tmp_path: Path):
     foreign = tiny(family, n_layers=2)

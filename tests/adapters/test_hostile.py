@@ -171,6 +171,7 @@ def test_any_bytes_as_toml(data: st.DataObject, tmp_path: Path) -> None:
     survives(lambda at: run_file(toml_table(at)), path)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "text",
     [
@@ -220,6 +221,7 @@ def read_all(folder: Path) -> None:
 FILES = [JOB, f"{PROMPTS}/shards.jsonl", f"{PROMPTS}/refused.jsonl", f"{RECORDS}/*.json", f"{FAILURES}/*.json"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", FILES)
 def test_any_damage_of_a_jobs_files(name: str, job: Path) -> None:
     (path,) = job.glob(name)
@@ -320,6 +322,7 @@ def load(one: Folder, folder: Path) -> None:
         assert attrib.load_dictionary(folder, layer=one.layer, lazy=lazy).fingerprint
 
 
+@pytest.mark.few
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", DICTIONARIES)
 def test_any_damage_of_a_dictionary(name: str, tmp_path: Path) -> None:
@@ -352,6 +355,7 @@ YAMLS = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", YAMLS)
 def test_a_hostile_yaml(name: str, tmp_path: Path) -> None:
     folder = transcoder_set(tmp_path)
@@ -437,6 +441,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_claims_are_refused_where_memory_is_short(tmp_path: Path) -> None:
     """What the profiler of Python does not see is not taken either: the address space of this process is closed at 256 MiB more."""
     folders = []

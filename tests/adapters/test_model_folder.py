@@ -58,6 +58,7 @@ CONTRADICTIONS: dict[str, tuple[Family, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "fields", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
 def test_a_config_that_its_weights_contradict(
     family: Family, fields: dict[str, Any], message: str, folders: dict[str, Path], tmp_path: Path
@@ -117,6 +118,7 @@ def test_any_field_may_say_anything(data: st.DataObject, folders: dict[str, Path
 # ------------------------------------------------------------------------------------------------ weights
 
 
+@pytest.mark.long
 @given(at=st.floats(0, 1), byte=st.integers(0, 255), cut=st.booleans())
 @FUZZ
 def test_weights_with_any_byte_changed(at: float, byte: int, cut: bool, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):

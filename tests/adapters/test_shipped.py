@@ -91,6 +91,7 @@ def test_all_of_them_leave_room_under_32_mb_for_the_rest() -> None:
     assert sum(f.stat().st_size for f in shipped_folder("smollm2-135m").rglob("*") if f.is_file()) <= 30e6
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", SAES)
 def test_sae_lens_reads_them_alike(name: str, llama: Any, model: attrib.Model) -> None:
     ids = torch.tensor(model.tokenizer.encode(TEXT))

@@ -92,6 +92,7 @@ def test_three_layers_one_after_another() -> None:
         assert dictionary.writes == (attrib.Site(dictionary.site.layer, "mlp_out"),)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", NAMES)
 def test_sae_lens_computes_the_same(name: str, llama: Any, model: attrib.Model) -> None:  # noqa: F811
     ids = torch.tensor(model.tokenizer.encode(TEXT))
@@ -105,6 +106,7 @@ def test_sae_lens_computes_the_same(name: str, llama: Any, model: attrib.Model) 
         assert_close(attrib.decode(dictionary, ours), sae(name)(read), what=name)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", NAMES)
 def test_explained_variance_on_other_prose(name: str, llama: Any, model: attrib.Model) -> None:  # noqa: F811
     """Of what the MLP writes, from what really enters it: a norm's weight left out or put in twice would show here."""
@@ -128,6 +130,7 @@ def test_the_card_has_its_numbers(name: str) -> None:
     assert f"{found['explained_variance']:.3f}" in line
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("target", [EIGHT, NINE, RESIDUAL])
 def test_latent_to_latent_on_the_real_model(target: str, llama: Any, model: attrib.Model) -> None:  # noqa: F811
     """From what the transcoder of layer 7 writes to later transcoders and to the SAE behind them."""

@@ -120,6 +120,7 @@ def test_every_option_is_shown_with_its_default_and_no_other_is_taken(name: str)
         function(*[None] * (len(parameters) - len(shown)), result_fits=False)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("make", [list, np.array, lambda numbers: torch.tensor(numbers, dtype=torch.int64)])
 def test_a_direction_in_any_form(make: Any):
     numbers = [number % 5 for number in range(builders.D_MODEL)]

@@ -86,6 +86,7 @@ def test_hook_mlp_in_of_parallel_blocks_is_resid_pre(family: str, tmp_path: Path
         attrib.load_dictionary(tmp_path, site="blocks.1.hook_resid_post")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "olmo2"])
 def test_a_bridge_fires_it_at_the_same_place(family: Any, tmp_path: Path):
     foreign = tiny_bridge(family, tmp_path, options="raw")
@@ -109,6 +110,7 @@ def test_a_name_that_means_two_places_is_taken_for_neither():
             call()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", SITE_KINDS)
 def test_the_name_that_is_printed_is_the_place_that_is_read(kind: Any, tmp_path: Path):
     """By its own name every site is what a bridge has in its cache under it, with norms that have weights."""

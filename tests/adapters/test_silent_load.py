@@ -37,6 +37,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"smollm2": "smollm2-135m", "folder": tmp_path / "tiny", "TransformerLens": "pythia-70m"}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["smollm2", "folder", "TransformerLens"])
 def test_options_do_what_they_say(kind: str, names: dict[str, Any]):
     name = names[kind]
@@ -78,6 +79,7 @@ def test_what_is_no_name():
 # ------------------------------------------------------------------------------------------ numbers that are none
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_a_number_that_is_none_is_found_when_a_model_is_taken_over(number: float, tmp_path: Path):
     original = builders.tiny("llama")
@@ -176,6 +178,7 @@ def test_the_command_line_says_so_in_one_line(device: str, tmp_path: Path):
     assert "Traceback" not in said
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"])
 def test_json_of_a_model_is_of_a_sensible_size(name: str, tmp_path: Path) -> None:
     """In memory some JSON takes thirty times its bytes, and transformers reads all of it."""

@@ -106,6 +106,7 @@ CALLS: dict[str, Any] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_it_is_said_once_with_both_names_and_at_the_users_line(call: Any):
     model = build("gpt2")

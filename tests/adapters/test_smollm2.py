@@ -89,6 +89,7 @@ def test_its_facts(model: Model, smollm2_folder: Path):
     assert json.loads((smollm2_folder / "config.json").read_text())["rope_parameters"]["rope_theta"] == 100_000
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("text", [EIFFEL, "def f(x):\n    return x**2  # naïve 🙂\n", "", " leading", "<|im_start|>user"])
 def test_its_tokenizer_is_transformers_own(model: Model, smollm2_folder: Path, text: str):
     from transformers import AutoTokenizer
@@ -259,6 +260,7 @@ def test_the_cache_is_where_the_environment_says(cache: Path, monkeypatch: pytes
     assert smollm2.cache_folder().name == "attrib"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("file", "damage"),
     [

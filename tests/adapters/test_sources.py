@@ -181,6 +181,7 @@ def test_what_is_no_transformer_lens_model():
 # -------------------------------------------------------------------------------------------------- bridges
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("processed", [False, True], ids=["raw", "compatible"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bridge(variant: str, processed: bool, tokenizer: Any, tmp_path: Path):
@@ -244,6 +245,7 @@ def test_a_transformers_model_with_its_tokenizer(tokenizer: Any):
     assert model.tokenizer.around == ([], [])  # this tokenizer puts nothing around a prompt
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_folder(variant: str, dtype: torch.dtype, tmp_path: Path):

@@ -499,6 +499,7 @@ def test_a_value_that_would_take_for_ever_to_write_out(tmp_path: Path):
         attrib.load_dictionary(write(tmp_path / "a.pt", value))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("way", WAYS)
 def test_cut_and_changed_files_are_errors_or_right(way: str, tmp_path: Path):
     path = tmp_path / f"a{ending(way)}"

@@ -93,16 +93,19 @@ def test_local_layers_beyond_the_first_rotary_tables():
 WIDER = ["gpt_neox-sequential", "opt-no-bias", "qwen2-window", "llama-biases", "phi3-window"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "options", "dtype"), bridge_cases())
 def test_every_site_and_the_logits_of_a_bridge(family: Any, options: str, dtype: torch.dtype, tmp_path: Path):
     assert_bridge(tiny_bridge(family, tmp_path, dtype, options=options))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("variant", WIDER)
 def test_options_of_a_bridge(variant: str, tmp_path: Path):
     assert_bridge(bridge(tiny_variant(variant), tmp_path, options="all"))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", ["fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"])
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
 def test_one_way_of_processing_a_bridge(family: Any, options: str, tmp_path: Path):
@@ -274,12 +277,14 @@ def test_center_writing_weights_takes_the_mean_off_the_stream(family: str):
             assert changed(before[name], after[name])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["llama-2", "gemma-2", "olmo-2"])
 def test_center_writing_weights_leaves_rms_norms_alone(family: str):
     _, before, _, after = pair(family, center_writing_weights=True)
     kept(before, after)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", [family for family in FAMILIES if "center_unembed" in options_of(family)])
 def test_center_unembed_takes_a_constant_off_the_logits_of_a_position(family: str):
     _, before, _, after = pair(family, center_unembed=True)
@@ -328,6 +333,7 @@ def test_hook_normalized_of_a_hooked_transformer_stands_before_the_gain(family: 
         assert changed(normalised, value) == (options == "raw")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", ["raw", "all"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_hook_normalized_of_a_bridge_stands_before_the_gain(family: Any, options: str, tmp_path: Path):

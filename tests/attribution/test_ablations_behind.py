@@ -35,6 +35,7 @@ def same(got: Tensor, want: Tensor) -> None:
     assert float((got - want).abs().max()) <= 1e-10 * float(want.abs().max())
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("cuts", [None, "direct", "total"])
 @pytest.mark.parametrize("site", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_in"])
 def test_it_is_what_ablating_each_gives(site: str, cuts: Any):
@@ -82,6 +83,7 @@ CASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("error", [True, False, "source"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_what_whole_passes_give(case: str, error: Any):
@@ -107,6 +109,7 @@ def apart(cuts: list[Dictionary], source: Dictionary | None) -> list[Dictionary]
     return [cut for cut in cuts if source is None or cut.fingerprint != source.fingerprint]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
 def test_in_parallel_blocks_and_past_norms_behind_blocks(family: Any):
     model, (ids,) = build(family, torch.float64), prompts(6)

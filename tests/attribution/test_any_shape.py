@@ -105,6 +105,7 @@ def _ends(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tup
     return arguments[1], options["logits"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("drawn", [call, through_cuts], ids=["alone", "through cuts"])
 def test_the_adjoint_is_the_reference(drawn: Any) -> None:
     """Each call with the usual budget and with a small one."""

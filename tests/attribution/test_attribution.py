@@ -79,6 +79,7 @@ def test_the_recipe_computes_what_transformers_computes(family: Family):
 # --------------------------------------------------------------- equality with the dense recipe
 
 
+@pytest.mark.few
 @every_kind
 def test_token_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     target = Lens(kind, LATE, seed=7)
@@ -87,6 +88,7 @@ def test_token_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method:
     assert_all(edges, wanted("token_to_latent", family, target))
 
 
+@pytest.mark.few
 @every_kind
 def test_latent_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source, target = lenses(kind)
@@ -97,6 +99,7 @@ def test_latent_to_latent(family: Family, kind: Kind, dtype: torch.dtype, method
     assert_all(edges, wanted("latent_to_latent", family, source, target))
 
 
+@pytest.mark.few
 @every_kind
 def test_latent_to_logit(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source, ids = Lens(kind), (7, 0, 59, 7)  # in the order asked for, also where it repeats
@@ -108,6 +111,7 @@ def test_latent_to_logit(family: Family, kind: Kind, dtype: torch.dtype, method:
     assert_all(edges, wanted("latent_to_logit", family, source, ids))
 
 
+@pytest.mark.few
 @every_kind
 def test_latent_to_metric(family: Family, kind: Kind, dtype: torch.dtype, method: Any):
     source = Lens(kind)
@@ -137,6 +141,7 @@ def test_computing_in_another_dtype_than_the_model(family: Family):
 # ------------------------------------------------------------------------------ without the error
 
 
+@pytest.mark.few
 @families
 @kinds
 def test_latent_to_latent_along_the_reconstruction_alone(family: Family, kind: Kind):
@@ -154,6 +159,7 @@ def test_latent_to_latent_along_the_reconstruction_alone(family: Family, kind: K
     assert not lost.any()
 
 
+@pytest.mark.few
 @families
 @kinds
 def test_logits_and_metrics_along_the_reconstruction_alone(family: Family, kind: Kind):
@@ -167,6 +173,7 @@ def test_logits_and_metrics_along_the_reconstruction_alone(family: Family, kind:
 # ------------------------------------------------------------------------ dictionaries and sites
 
 
+@pytest.mark.few
 @each_pair(
     family=FAMILIES,
     kind=KINDS,
@@ -216,6 +223,7 @@ SEGMENTS = [
 ]
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, ends=SEGMENTS, method=METHODS)
 def test_sites(family: Family, ends: tuple[str, str], method: Any):
     start, stop = ends
@@ -226,6 +234,7 @@ def test_sites(family: Family, ends: tuple[str, str], method: Any):
     assert_all(edges, wanted("latent_to_latent", family, source, target, lengths=(6, 2)))
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("stop", sorted({stop for _, stop in SEGMENTS}))
 def test_tokens_to_every_site(family: Family, stop: str):
@@ -234,6 +243,7 @@ def test_tokens_to_every_site(family: Family, stop: str):
     assert_all(edges, wanted("token_to_latent", family, target, lengths=(6,)))
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("start", sorted({start for start, _ in SEGMENTS} | {"blocks.3.hook_resid_post"}))
 def test_logits_and_metrics_from_every_site(family: Family, start: str):
@@ -247,6 +257,7 @@ def test_logits_and_metrics_from_every_site(family: Family, start: str):
 # ----------------------------------------------------------------------------------- policies
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, error=[True, False], method=METHODS)
 def test_linear_holds_patterns_and_denominators(family: Family, error: bool, method: Any):
     (source, target), model = lenses("standard"), build(family, torch.float64)
@@ -270,6 +281,7 @@ def test_linear_from_tokens(family: Family, method: Any):
 # -------------------------------------------------------------------------------- positions
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("positions", [0, -1, [2], [3, 0, -1], [-1, 8, 4], range(9)], ids=str)
 def test_targets_at_chosen_positions(family: Family, positions: Any):
@@ -324,6 +336,7 @@ def smallest_budget_of(family: Family, method: Any) -> int:
     return smallest_budget(partial(all_four(family)["latent_to_latent"], method=method))
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, keep=KEEPS, many=[False, True], method=METHODS)
 def test_keep_against_a_selection_from_the_dense_matrix(family: Family, keep: Keep, many: bool, method: Any):
     (source, target), model = lenses("standard"), build(family, torch.float64)
@@ -340,6 +353,7 @@ def test_keep_against_a_selection_from_the_dense_matrix(family: Family, keep: Ke
         assert_sums(part, want)  # totals are over all sources, whatever is kept
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("keep", KEEPS, ids=str)
 def test_keep_of_the_other_attributions(keep: Keep):
     source, target, model = Lens(), Lens("standard", LATE, 7), build("gpt2", torch.float64)
@@ -399,6 +413,7 @@ def refusal(call: Any, budget: int) -> str | None:
     return None
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, name=NAMES, lengths=[(5,), (1, 5, 3)], method=METHODS)
 def test_the_smallest_budget_is_enough_and_gives_the_same(family: Family, name: str, lengths: tuple[int, ...], method: Any):
     call = partial(all_four(family, torch.float64, *lengths)[name], method=method)
@@ -424,6 +439,7 @@ def test_the_logits_of_a_metric_are_in_the_budget():
 # ------------------------------------------------------------------------------ choices of logits
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("k", [1, 5, 60, 1000])
 def test_the_largest_logits(family: Family, k: int):
@@ -437,6 +453,7 @@ def test_the_largest_logits(family: Family, k: int):
     assert_edges(edges, 0, dense.latent_to_logit(reference_model(family), source.sae(family), ids, order))
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize(("k", "mass"), [(60, 0.5), (60, 0.95), (3, 0.95), (60, 1e-6)])
 def test_the_fewest_logits_that_reach_a_mass(family: Family, k: int, mass: float):
@@ -474,6 +491,7 @@ DIFFERENCES = {
 """By the label that each is to have, and the tokens whose logits are to be added and taken away."""
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, label=tuple(DIFFERENCES), policy=(attrib.EXACT, attrib.LINEAR))
 def test_a_difference_of_means(family: Family, label: str, policy: Policy):
     what, plus, minus = DIFFERENCES[label]
@@ -489,6 +507,7 @@ def test_a_difference_of_means(family: Family, label: str, policy: Policy):
     assert_edges(edges, 0, want)
 
 
+@pytest.mark.few
 @each_pair(
     family=FAMILIES,
     site=[None, "blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out", "blocks.3.attn.hook_z"],
@@ -509,6 +528,7 @@ def test_a_direction_of_the_stream(family: Family, site: str | None, positions: 
 # ------------------------------------------------------------------ prompts: alone, in a batch, as text
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, dtype=DTYPES, name=NAMES, method=METHODS)
 def test_a_prompt_gives_the_same_alone_and_in_a_batch(family: Family, dtype: torch.dtype, name: str, method: Any):
     call = partial(all_four(family, dtype)[name], method=method)
@@ -574,6 +594,7 @@ def test_the_call_is_written_into_the_result():
 # ---------------------------------------------------------------------------- arguments stay as they are
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, dtype=DTYPES, name=NAMES)
 def test_no_argument_is_changed(family: Family, dtype: torch.dtype, name: str):
     call = all_four(family, dtype)[name]

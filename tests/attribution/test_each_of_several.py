@@ -69,6 +69,7 @@ APART: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", [*SHARED, *APART], ids=lambda options: "-".join(options) or "plain")
 def test_each_source_has_what_its_own_call_gives(options: dict[str, Any], counted: list[int]):
     model, target, is_shared = build("gpt2", torch.float64), TARGET.dictionary("gpt2"), options in SHARED

@@ -102,6 +102,7 @@ def _with_held_mlps(recipe: Any, start: Site, x: torch.Tensor, moved: torch.Tens
     return logits
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu"])
 def test_rows_add_up_to_latents(kind: Any):
     source, target = (lens.dictionary("gpt2") for lens in lenses(kind))

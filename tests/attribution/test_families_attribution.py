@@ -48,6 +48,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_latent_to_latent(family: Family):
     foreign, model = sides(family)
@@ -63,6 +64,7 @@ def test_latent_to_latent(family: Family):
         assert_close(edges.dense(0), want, what=f"{start} to {stop}")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_token_to_latent_and_latent_to_logit(family: Family):
     foreign, model = sides(family)
@@ -103,6 +105,7 @@ def test_what_lies_beside_attention_in_a_parallel_block_is_no_target_of_it(famil
         attrib.latent_to_latent(model, between, target, TOKENS)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("subtracts", [True, False])
 def test_a_dictionary_from_before_a_norms_weights_reads_and_writes_there(family: Family, subtracts: bool):

@@ -27,6 +27,7 @@ def dense(found: Any, prompt_number: int) -> torch.Tensor:
     return out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
 @pytest.mark.parametrize("site", ["blocks.1.attn.hook_z", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post"])
 def test_by_position(family: str, site: str):

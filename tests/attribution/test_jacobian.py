@@ -80,6 +80,7 @@ def assert_same(got: attrib.Edges, want: attrib.Edges, tolerance: Any, what: obj
 # ------------------------------------------------------------------------- against calls of one and one
 
 
+@pytest.mark.few
 @each_pair(
     family=FEW, which=[None, *ALL_SETS], effect=["direct", "total"], policy=[EXACT, LINEAR, MIXED],
     dtype=[torch.float64, torch.float32],
@@ -108,6 +109,7 @@ def test_each_pair_is_what_its_own_call_gives(family: Family, which: str | None,
     assert moving > 1
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 @pytest.mark.parametrize("effect", ["direct", "total"])
 def test_tokens_to_logits_are_the_plain_functions(family: Family, effect: Any):
@@ -149,6 +151,7 @@ def test_rows_that_come_together_while_some_wait_in_a_skip_connection(effect: An
 # ----------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "which"), [("gpt2", "transcoders"), ("gpt2", "z"), ("gpt2", "cross"), ("llama", "attn_out"), ("llama", "residual")]
 )
@@ -178,6 +181,7 @@ def test_errors_move_what_they_move_in_transformers(family: Family, which: str, 
         assert want.abs().max() > 1e-6
 
 
+@pytest.mark.few
 @each_pair(family=FEW, which=["transcoders", "attn_out", "all"], effect=["direct", "total"], policy=[EXACT, LINEAR])
 def test_errors_are_leaves_of_the_replaced_pass(family: Family, which: str, effect: Any, policy: Policy):
     model, cuts = build(family, torch.float64), put_in(family, which)
@@ -320,6 +324,7 @@ def opened(family: Family, policy: Policy, lengths: tuple[int, ...], effect: Any
     return of_group, call
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "llama", "gpt_neox", "gemma2", BARE[0]], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)],
     effect=["direct", "total"],
@@ -334,6 +339,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths))
 
 
+@pytest.mark.few
 @each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str):
     of_group, call = opened(family, policy, (20,), effect)
@@ -349,6 +355,7 @@ def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect
     assert used <= found.opened.peak <= 3 * used
 
 
+@pytest.mark.long
 def test_one_sweep_takes_fewer_operations_than_one_for_each_pair():
     model, ids = attrib_model("gpt2", n_layers=8, **LARGE["gpt2"]), prompt(16)
     cuts = [dictionary("topk", site=f"blocks.{layer}.hook_mlp_out", d_in=WIDTH, d_sae=300, k=12) for layer in range(8)]
@@ -430,6 +437,7 @@ def test_a_plan_without_rows():
     assert joint_memory(plan.joint) == plan.peak
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "llama", "gpt_neox", "gemma2"], policy=[EXACT, LINEAR], effect=["direct", "total"], rows=[None, 4],
     lengths=[(12,), (8, 1, 5)],

@@ -76,6 +76,7 @@ def all_ends(family: Family, which: str | None, dtype: torch.dtype) -> tuple[Mod
     return model, (*sources, *map(attrib.ErrorAt, written)), tuple(targets), cuts
 
 
+@pytest.mark.few
 @each_pair(
     which=["residual", "transcoders", "cross", "attn_out", "z", "mlp_in", "every layer", None],
     family=["gpt2", "llama", "gemma2", "gpt_neox", BARE[0]], effect=["direct", "total"], policy=[EXACT, LINEAR],
@@ -120,6 +121,7 @@ def planned(family: Family = "gpt2", effect: Any = "direct", lengths: tuple[int,
     return bundles, joint_of(bundles), call
 
 
+@pytest.mark.long
 def test_the_place_with_the_fewest_products_within_the_budget_is_taken() -> None:
     bundles, joint, call = planned(lengths=(8,))
     plans = [whole(each) for each in (joint, *meetings(joint))]
@@ -186,6 +188,7 @@ def test_out_of_memory_of_a_pack_says_nothing_twice(monkeypatch: pytest.MonkeyPa
         assert_found(swept(bundles, plan, call), want, "one at a time")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("keep", [attrib.TopK(2), attrib.Threshold(0.01), attrib.Mass(0.9)])
 def test_what_is_kept_is_the_same(keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sources, targets, cuts = graph_ends("llama")
@@ -203,6 +206,7 @@ def test_what_is_kept_is_the_same(keep: Any, monkeypatch: pytest.MonkeyPatch) ->
 # ----------------------------------------------------------------------------------------- operations, memory
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "llama", "gpt_neox", "gemma2", BARE[0]], policy=[EXACT, LINEAR], lengths=[(12,), (8, 1, 5)],
     effect=["direct", "total"],
@@ -232,6 +236,7 @@ def test_operations_of_ends_within_components_are_those_planned(family: Family) 
         assert_about(flops(lambda plan=plan: list(jacobians(bundles, plan, call.precision))), plan.cost.total, 1.01, joined.meets)
 
 
+@pytest.mark.few
 @each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], policy=[EXACT, LINEAR], effect=["direct", "total"])
 def test_memory_is_within_what_is_planned(family: Family, policy: Policy, effect: str) -> None:
     of_group, call = opened(family, policy, (20,), effect)

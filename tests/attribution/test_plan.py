@@ -89,6 +89,7 @@ def assert_counted(got: int, want: int, what: object) -> None:
 # ------------------------------------------------------------------------------------- operations
 
 
+@pytest.mark.few
 @each_pair(kind=KINDS, family=FAMILIES, policy=TWO, lengths=[(12,), (8, 1, 5)])
 def test_operations_are_those_planned(family: Family, kind: str, policy: Policy, lengths: tuple[int, ...]):
     model, tokens = large(family), [prompt(length, seed=length) for length in lengths]
@@ -105,6 +106,7 @@ def test_the_least_bytes_are_no_more_than_those_planned(family: Family, kind: st
     assert 0 < plan.floor_bytes <= sum(plan.bytes_by_part.values())
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, policy=TWO, is_tight=[True, False])
 def test_operations_of_several_sweeps_and_of_the_reconstruction_alone(family: Family, policy: Policy, is_tight: bool):
     model, tokens = large(family), prompt(9)
@@ -137,6 +139,7 @@ def held(path: Path) -> int:
     return sum(rows.numel() * rows.element_size() for rows in (path.sources.direction, path.targets.cotangent))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "policy", "length"),
     [*product(LARGE, TWO, (16,)), *zip(BARE, TWO * 2, (16,) * 4, strict=True), ("gpt2", EXACT, 40), ("gpt_neox", LINEAR, 40)],
@@ -155,6 +158,7 @@ def test_operations_and_memory_of_every_way(family: Family, policy: Policy, leng
         assert_about(got.peak + held(found), plan.peak, 1.2, (plan.way, plan.layer))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "policy"), [*zip([*LARGE, *BARE], TWO * 5, strict=True)])
 def test_operations_of_every_way_with_several_prompts(family: Family, policy: Policy):
     found = paths(family, policy, (8, 1, 5))
@@ -179,6 +183,7 @@ def test_the_cheapest_way_that_fits_is_taken(family: Family):
     assert plan_pack(task, budget).cost.total >= cheapest.cost.total
 
 
+@pytest.mark.long
 @families
 def test_large_pieces_become_smaller_where_they_do_not_fit(family: Family):
     (found,) = paths(family, EXACT, (40,))
@@ -251,6 +256,7 @@ def cut_paths(family: Family, which: str, effect: Any, lengths: tuple[int, ...])
         yield [attrib.path(large(family), cuts[0], topk(3), prompt(length, seed=length), **given) for length in lengths]
 
 
+@pytest.mark.few
 @each_pair(which=[*CUTS], family=["gpt2", "gemma2", "gpt_neox"], effect=["direct", "total"])
 def test_operations_and_memory_through_cuts(family: Family, which: str, effect: str):
     for lengths in ((16,),) if family == "gpt2" else ((8, 1, 5),):
@@ -278,11 +284,13 @@ def test_a_sweep_that_holds_less_than_the_selection_from_its_rows(products: str,
     test_operations_and_memory_through_cuts("gpt2", "stream", "direct")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("which", "effect"), zip(CUTS, ["direct", "total"] * len(CUTS), strict=False))
 def test_operations_and_memory_through_cuts_where_rows_see_both_ways(which: str, effect: str):
     test_operations_and_memory_through_cuts(BARE[0], which, effect)
 
 
+@pytest.mark.few
 @each_pair(family=[*LARGE, *BARE], hook=["attn.hook_z", "hook_attn_out"], layer=[1, 3], policy=TWO)
 def test_operations_and_memory_to_a_part_of_attention(family: Family, hook: str, layer: int, policy: Policy):
     """Where targets read within the last attention, tangents come up to there."""
@@ -301,6 +309,7 @@ def test_operations_and_memory_to_a_part_of_attention(family: Family, hook: str,
 # ----------------------------------------------------------------------------------------- memory
 
 
+@pytest.mark.few
 @families
 @kinds
 def test_memory_of_a_call(family: Family, kind: str):
@@ -337,6 +346,7 @@ def test_a_tight_budget_gives_several_sweeps_and_the_same_values(family: Family,
     assert_close(got.gradient, want.gradient, FOREIGN)
 
 
+@pytest.mark.few
 @families
 @kinds
 def test_the_smallest_budget_that_is_named_will_do(family: Family, kind: str):
@@ -382,6 +392,7 @@ def test_unsorted_targets_in_several_sweeps(family: Family):
 # ------------------------------------------------------------------------------- what is known before
 
 
+@pytest.mark.few
 @families
 @kinds
 def test_topk_needs_no_forward_pass(family: Family, kind: str, monkeypatch: pytest.MonkeyPatch):

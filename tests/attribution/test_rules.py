@@ -116,6 +116,7 @@ def assert_rule(edges: attrib.Edges, rule: Any, of_prompt: Callable[[int], Recip
             assert ((part.gap - gap).abs() / scale).max() <= 1e-9
 
 
+@pytest.mark.few
 @rules
 @families
 def test_latent_to_logit(family: Family, rule: Any):
@@ -127,6 +128,7 @@ def test_latent_to_logit(family: Family, rule: Any):
     assert_rule(edges, rule, lambda number: recipe(family, source, read, None, number, rule))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
 @pytest.mark.parametrize("rule", RULES[1:], ids=rule_text)
@@ -148,6 +150,7 @@ def test_latent_to_latent(kind: Kind, rule: Any, method: Any):
     assert_rule(edges, rule, of_prompt)
 
 
+@pytest.mark.few
 @rules
 def test_token_to_latent(rule: Any):
     family: Family = "gpt2"
@@ -162,6 +165,7 @@ def test_token_to_latent(rule: Any):
     assert_rule(edges, rule, of_prompt)
 
 
+@pytest.mark.few
 @rules
 @families
 def test_latent_to_metric(family: Family, rule: Any):
@@ -170,6 +174,7 @@ def test_latent_to_metric(family: Family, rule: Any):
     assert_rule(edges, rule, lambda number: recipe(family, source, lambda logits: metric(logits)[None], None, number, rule))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES, ids=rule_text)
 def test_with_dictionaries_on_the_way(rule: Any):
     """The function of such a path is held against interventions in test_cuts.py: here each rule is what it says of that function."""
@@ -314,6 +319,7 @@ def _never(dictionary: attrib.Dictionary) -> attrib.Dictionary:
     return replace(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 1e6))
 
 
+@pytest.mark.few
 @rules
 def test_no_sources_and_no_targets(rule: Any):
     model, source, target = build("gpt2"), Lens("standard").dictionary("gpt2", torch.float32), Lens("standard", "blocks.3.hook_resid_pre")
@@ -327,6 +333,7 @@ def test_no_sources_and_no_targets(rule: Any):
     assert len(attrib.latent_to_metric(model, _never(source), prompts(*LENGTHS), metric, rule=rule)) == 0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES, ids=rule_text)
 def test_a_model_in_halves(rule: Any):
     """Results are float32; means are taken in it, so that they are as near as one gradient is."""

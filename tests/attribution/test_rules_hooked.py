@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SITE = "blocks.1.hook_resid_pre"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gemma-2", "pythia"])
 @pytest.mark.parametrize("error", [True, False])
 def test_ablations_are_those_of_hooks(family: str, error: bool):

@@ -61,6 +61,7 @@ def by_replacing(
     return jacrev(function)(leaves.activations[0])
 
 
+@pytest.mark.few
 @families
 def test_a_direction_where_the_source_itself_writes_is_its_decoder(family: Family):
     model = build(family, torch.float64)
@@ -74,6 +75,7 @@ def test_a_direction_where_the_source_itself_writes_is_its_decoder(family: Famil
         assert edges.dense(0).any(1).all()
 
 
+@pytest.mark.few
 @families
 def test_what_reads_where_the_source_writes(family: Family):
     """A dictionary that reads there and writes elsewhere."""
@@ -104,6 +106,7 @@ def sources(model: Model) -> Iterator[Dictionary]:
     yield dictionary(model, Site(0, "attn_out"), [Site(1, "mlp_in"), Site(1, "mlp_out"), Site(2, "resid_pre")], 41)
 
 
+@pytest.mark.long
 @families
 def test_every_place_of_a_block_from_every_source(family: Family):
     """With and without cuts among what the MLP reads and writes; where nothing comes through, that is said."""
@@ -135,6 +138,7 @@ def test_every_place_of_a_block_from_every_source(family: Family):
     assert answered > 20
 
 
+@pytest.mark.few
 @families
 def test_what_attention_writes_is_no_source_of_the_mlp_beside_it(family: Family):
     """It is refused, naming both places as they were given."""
@@ -164,6 +168,7 @@ def test_what_writes_before_it_reads_is_refused_alone_too():
         attrib.latent_to_logit(model, made, TOKENS)
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("begins", ["z", "attn_out"])
 def test_a_path_from_attention_to_the_mlp_beside_it_ends_where_a_cut_brought_it(family: Family, begins: Any):

@@ -59,6 +59,7 @@ def held(edges: Edges) -> int:
 # ------------------------------------------------------------------------------------------ its size
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("keep", KEEPS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @rules
@@ -140,6 +141,7 @@ FAULTS: dict[str, Callable[[], object]] = {
 faults = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 
+@pytest.mark.few
 @faults
 def test_allocators_say_one_line(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attrib.engine.tiles, "adjoint", lambda *_: fault())
@@ -160,6 +162,7 @@ CALLS: dict[str, tuple[str, Callable[[], object]]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("where", "call"), CALLS.values(), ids=CALLS)
 def test_so_do_the_other_calls(where: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(where, lambda *_, **__: FAULTS["torch"]())

@@ -126,6 +126,7 @@ GRID = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("kind", "error", "cuts"), GRID)
 def test_operations_and_memory_of_any_call(kind: str, error: bool, cuts: str):
     family = [*FAMILIES][GRID.index((kind, error, cuts)) % len(FAMILIES)]
@@ -151,12 +152,14 @@ FURTHEST: dict[str, Callable[[], Case]] = {
 """Where plans were furthest off, by which not one is now."""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", FURTHEST)
 def test_operations_and_memory_where_plans_were_furthest_off(which: str):
     case = FURTHEST[which]()
     assert_as_planned(case, case.plan())
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("dtype", "which"), [("bfloat16", "none"), ("bfloat16", "transcoders"), ("float64", "none")])
 def test_other_precisions_are_planned(dtype: str, which: str):
     """With the rows that are computed again in float64, and the parameters that are converted."""

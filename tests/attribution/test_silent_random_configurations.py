@@ -19,6 +19,7 @@ STARTS = [None, *(Site(layer, kind) for layer in range(3) for kind in ("resid_pr
 STOPS = [Site(layer, kind) for layer in range(4) for kind in ("resid_pre", "resid_mid", "attn_out", "mlp_in", "mlp_out", "resid_post")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", range(0, CALLS, 20))
 def test_silent_random_configurations(first: int):
     answered = 0
@@ -59,6 +60,7 @@ def attribute(start: Site | None, stop: Site, is_direction: bool, **options: obj
     return attrib.latent_to_latent(model, source, target, ids, **options)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"dtype": "tf32"}, {"precision_rows": 4}], ids=str)
 def test_the_stream_behind_a_block_is_the_one_before_the_next(options: dict[str, object]):
     """Named either way, from places before it and from the tokens."""

@@ -33,6 +33,7 @@ def by_hooks(foreign: Any, tokens: Tensor, read: Any) -> tuple[dict[str, Tensor]
     return {site: found[site][0].detach().flatten(1) for site in SITES}, {site: found[site].grad[0].flatten(1) for site in SITES}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gemma-2", "pythia"])
 def test_of_a_metric_and_of_logits(family: str):
     foreign, tokens = hooked(family, torch.float64), prompt(7)

@@ -77,6 +77,7 @@ def computed(way: Way) -> Rows:
 # ---------------------------------------------------------------------------------------------- values
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("shape", TINY)
 @pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("policy", POLICIES)
@@ -248,6 +249,7 @@ CUT: dict[str, Callable[[], Problem]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", [50, 1 << 20])
 def test_a_run_through_cuts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: int) -> None:
     """All rows by plain transforms, or those of four positions."""
@@ -283,6 +285,7 @@ def test_the_time_of_rows_through_cuts_is_scaled_by_those_that_come_on_top(monke
     assert compare.time_of(way, CPU).wall == pytest.approx(1 + way.of)
 
 
+@pytest.mark.long
 def test_attrib_computes_in_bfloat16_and_the_others_do_not(tiny_run: Callable[..., tuple[Any, dict[str, Any]]]) -> None:
     result, found = tiny_run("--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
@@ -294,6 +297,7 @@ def test_attrib_computes_in_bfloat16_and_the_others_do_not(tiny_run: Callable[..
             assert (1e-3 < error < 3e-2) if pair.startswith("attrib / ") else error < 1e-5, pair
 
 
+@pytest.mark.long
 @interpreted
 def test_attrib_computes_with_triton_kernels(tiny_run: Callable[..., tuple[Any, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
@@ -390,6 +394,7 @@ def test_what_another_case_times_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert run.cells(found).count("skipped") == 2
 
 
+@pytest.mark.long
 def test_quick_and_named_cases(tiny_run: Callable[..., tuple[Any, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Which cases are run: what comes of one is the same each time, and is computed once."""
     known = cache(lambda name: compare.run_case(run.all_cases()[name], Options(CPU, rounds=1, slow_rounds=1, enough_s=0.0)))
@@ -406,6 +411,7 @@ def wrong_values(wrong: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return wrong(*arguments) * 1.01
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("broken", "way"),
     [("mlp", wrong_values), ("attention", wrong_values), ("encode", lambda right, d, x: right(d, x).relu() + 1e-3)],
@@ -595,6 +601,7 @@ def test_peak_and_flops_of_known_work() -> None:
     assert (flops, used) == (2 * 50 * 40 * 50, 1_000_000)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("dtype", "operands", "tf32"), [("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)]
 )

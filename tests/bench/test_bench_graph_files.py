@@ -51,6 +51,7 @@ def test_right_files_pass(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "circuit-tracer's JSON in attrib" in capsys.readouterr().out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("wrong", ["matrix", "activation", "json"])
 def test_one_wrong_number_does_not(wrong: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     if wrong == "json":

@@ -75,6 +75,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
 # ------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.long
 def test_the_quick_cases_are_right_and_plain_torch_is_timed(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     """Attention's at the smallest of its sizes, since the interpreter takes its time."""
     monkeypatch.setattr(kernel_cases, "ATTENTION", [min(kernel_cases.ATTENTION, key=lambda sizes: sizes[1:])])
@@ -115,6 +116,7 @@ def test_a_wrong_kernel_stops_the_figures_of_its_case(monkeypatch: pytest.Monkey
     assert found["attention-adjoint-gpt2-T32-rows64-float32"]["checked"] is True
 
 
+@pytest.mark.long
 def test_cases_by_pattern(call: Call) -> None:
     sizes = "gpt2-T32-rows64"
     dtypes = ("float32", "bfloat16", "float32-tf32")
@@ -172,6 +174,7 @@ app(["--device", "cpu", "--case", "attention-tangent-gpt2-T32-rows64-float32", "
 # ------------------------------------------------------------------------------------------------ values
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_operation_is_checked_at_any_size(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
@@ -197,6 +200,7 @@ def failing(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return kernel
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("broken", "fault"),
     [

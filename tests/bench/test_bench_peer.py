@@ -86,6 +86,7 @@ def changed(graph: Graph, kind: str, by: float) -> Graph:
     return graph._replace(**{"activation" if kind == "activation" else "edges": whole})
 
 
+@pytest.mark.long
 def test_right_edges_pass_and_wrong_ones_do_not(
     case: tuple[Path, Graph], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -41,6 +41,7 @@ def check(model: Model, dictionaries: list[Dictionary], pairs: bool = False, **o
     return found
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ORACLES)
 @pytest.mark.parametrize(
     ("kind", "site"),
@@ -59,6 +60,7 @@ def test_each_is_an_intervention(family: Family, kind: str, site: str):
     assert_close(found.activation[:, 0], latents.value[at])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("policy", [EXACT, LINEAR, Policy(norm="frozen"), HELD], ids=str)
 @pytest.mark.parametrize(
     ("effect", "errors"), [("total", True), ("direct", True), ("total", False), (["total", "direct", "total"], "live")], ids=str
@@ -68,6 +70,7 @@ def test_with_other_dictionaries_behind_and_before(effect: Any, errors: Any, pol
     check(build("llama", torch.float64), [sae("topk", "blocks.1.hook_resid_pre"), *others], effect=effect, errors=errors, policy=policy)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("errors", [True, False, "live"])
 @pytest.mark.parametrize("effect", ["total", "direct"])
 def test_of_a_layer_of_a_cross_layer_transcoder(effect: str, errors: Any):
@@ -77,6 +80,7 @@ def test_of_a_layer_of_a_cross_layer_transcoder(effect: str, errors: Any):
     check(model, [middle, *others], effect=effect, errors=errors)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("number", [0, 3, 5, 7])
 def test_among_dictionaries_of_every_kind(number: int):
     """Skip connections, gates, decoder norms, and inputs that are normalised, of streams, heads, attention and MLPs."""

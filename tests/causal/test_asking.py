@@ -55,6 +55,7 @@ def test_a_model_answers_as_transformers_does(family: Any, dtype: torch.dtype) -
     assert answer_ranks(build(family, dtype), IDS, 11, k=1000).top.shape == (1, 60), "no more tokens than there are"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu"])
 def test_dictionaries_stand_alone_or_with_what_they_leave_out(kind: str) -> None:
     theirs, put_in, model = tiny("llama", torch.float64), saes(kind, torch.float64), build("llama", torch.float64)
@@ -65,6 +66,7 @@ def test_dictionaries_stand_alone_or_with_what_they_leave_out(kind: str) -> None
         check(answer_ranks(model, IDS, ANSWER, [*put_in.values()], errors=errors), one_by_one(theirs, ANSWER), ANSWER, 10)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("positions", "at"),
     [(None, range(8)), ("-1:", range(5, 8)), (slice(2, None), range(2, 8)), (-1, [5]), ([0, -2], [0, 4]), ("1:3", [1, 2])],

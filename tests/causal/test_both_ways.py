@@ -78,6 +78,7 @@ def test_edits_are_those_of_the_plain_pass(policy: Policy):
         assert_close(intervene(MODEL, SAE, ids, edits, errors="live", policy=policy), want)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("policy", "pairs"), [(EXACT, False), (LINEAR, True), (Policy("frozen", "frozen", "frozen"), False)], ids=str)
 def test_an_ablation_moves_positions_before_it(policy: Policy, pairs: bool):
     """By passes, and by one sweep where everything behind is held: the MLPs too, so that steps of any size are the derivative's."""

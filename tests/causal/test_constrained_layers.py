@@ -55,6 +55,7 @@ def by_hooks(lens: Any, given: list[attrib.Dictionary], layers: list[int], is_wh
     return logits, [read[layer] @ one.params.W_enc + one.params.b_enc for layer, one in enumerate(given)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "llama-2"])
 @pytest.mark.parametrize("layers", [[0, 1], [1, 2], [1, 3], [0, 1, 2, 3]])
 def test_edits_work_in_the_layers_that_they_are_constrained_to(family: str, layers: list[int]) -> None:

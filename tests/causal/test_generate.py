@@ -32,6 +32,7 @@ def by_whole_passes(model: Model, ids: Tensor, count: int) -> Tensor:
     return ids[-count:]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_greedy_is_a_loop_of_whole_passes(family):
     model = build(family, DOUBLE)
@@ -46,6 +47,7 @@ def test_greedy_is_a_loop_of_whole_passes(family):
         assert (one.ended, one.text) == ("length", "")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "mistral", "gemma2", "qwen3"])
 def test_greedy_is_transformers_own(family):
     original = tiny(family, DOUBLE)
@@ -79,6 +81,7 @@ def test_draws_are_by_the_distribution_and_the_hash(llama):
         ids = torch.cat([ids, token[None]])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("batch", [1, 2, 32])
 def test_a_prompt_goes_on_alike_alone_and_among_others(llama, batch):
     prompts = [*PROMPTS, PROMPTS[0]]

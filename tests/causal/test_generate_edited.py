@@ -60,6 +60,7 @@ WHERES: dict[str, tuple[Where, dict[str, object], dict[str, object]]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", WHERES)
 def test_steering_is_a_loop_of_whole_passes(model: Model, name: str):
     where, positions, options = WHERES[name]
@@ -68,6 +69,7 @@ def test_steering_is_a_loop_of_whole_passes(model: Model, name: str):
     assert found != tokens_of(model)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["topk", "standard", "jumprelu"])
 @pytest.mark.parametrize("errors", ["live", False])
 def test_a_latent_set_is_a_loop_of_whole_passes(model: Model, kind: str, errors: object):

@@ -66,6 +66,7 @@ LATENT_EDITS: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("errors", [True, False, "live"])
 @pytest.mark.parametrize("effect", ["total", "direct"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,6 +149,7 @@ def _clean_latents(lens: Any, module: Any) -> Tensor:
     return module.encode(cache["blocks.0.ln2.hook_normalized"])[0]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("policy", "frozen"),
     [(Policy(attention="frozen"), ("hook_pattern",)), (LINEAR, ("hook_pattern", "hook_scale")), (Policy(norm="frozen"), ("hook_scale",))],
@@ -366,6 +368,7 @@ def test_one_place_is_written_by_one_dictionary():
         intervene(build("gpt2"), [dictionary("standard", LATER), dictionary("topk", LATER)], IDS)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2 without MLPs", "llama without norms", "gemma2 without norms and MLPs"])
 @pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=str)
 def test_models_without_norms_or_mlps(family: Any, policy: Policy):

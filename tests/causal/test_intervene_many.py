@@ -53,6 +53,7 @@ CASES: list[tuple[Any, Policy, dict[str, Any]]] = [
 """Windows, soft caps, norms of queries and keys, parallel blocks, and attention that sees both ways among them."""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "policy", "options"), CASES, ids=[case[0] for case in CASES])
 def test_many_prompts_give_what_each_gives_alone(family: Any, policy: Policy, options: dict[str, Any]):
     model, dictionaries = put_in(family)

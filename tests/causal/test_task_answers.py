@@ -46,6 +46,7 @@ def test_the_label_gives_the_sign_and_says_what_is_correct() -> None:
     assert logit_differences(build("gpt2"), [Example(ids, (3, 11), 0), Example(ids, (3, 11), 1)]).correct.sum() == 1
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dictionaries_in_the_pass_say_what_hooked_ones_say(family: Any, kind: str) -> None:
@@ -101,6 +102,7 @@ def test_with_errors_effects_are_those_of_latent_to_logit() -> None:
         torch.testing.assert_close(found.effect[mine], row[at], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("errors", [False, True])
 def test_ablations_are_the_same_in_every_way_and_say_whether_the_answer_stays(errors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, put_in = build("gpt2", torch.float64), [*saes("standard", torch.float64).values()]

@@ -113,6 +113,7 @@ class Breaking:
         raise KilledError
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("count", [0, 3, 5, 9])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(count: int, dictionaries: list[attrib.Dictionary], tmp_path: Path) -> None:
     model, asked = build("gpt2"), {"operations": ("base", "gradient"), "batch": 4}

@@ -42,6 +42,7 @@ def agree(found: attrib.causal.Agreement, step: float, tolerance: float) -> None
     assert (stays.error.abs() <= tolerance * (stays.predicted.abs() + 1e-2 * scale)).all(), stays.loc[stays.error.abs().idxmax()]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "policy"), [*product(["gpt2", "gemma2", "gptj"], POLICIES), *product(["qwen3", "olmo2"], ["norms", "linear"])]
 )
@@ -61,6 +62,7 @@ def test_true_edges_agree(family: Any, policy: str) -> None:
     assert found.summary().pair.nunique() == 4  # two of them have the same ends
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("which", "policy", "effect"),
     [

@@ -30,6 +30,7 @@ def verified(graph: Any, model: Any, given: list[Any], **options: Any) -> Any:
     return attrib.causal.verify(graph, model, dictionaries=[d for d in given if isinstance(d, attrib.Dictionary)], **options)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "which", "options"),
     [
@@ -49,6 +50,7 @@ def test_linear_graphs_agree(family: Any, which: Any, options: dict[str, Any]) -
     assert {"token", "bias"} <= kinds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("which", "kinds"), [("all", {"error", "latent"}), ("attn_out", {"mlp", "error", "latent"})])
 def test_all_that_is_linear_agrees_at_every_step(which: str, kinds: set[str]) -> None:
     model, given, graph = built("llama", which, mlps="leaf")

@@ -261,6 +261,7 @@ def test_two_attributions_between_the_same_places_are_refused_before_computing(f
     assert not (tmp_path / "out.h5").exists()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

@@ -49,6 +49,7 @@ def test_what_is_printed_is_what_the_function_gives(files: Path, command: Comman
     assert [one["edits"] for one in found] == [[], [f"{SITE}[7]@-1:+9"]] * 2
 
 
+@pytest.mark.long
 def test_text_is_continued_and_steered(smollm2_folder: Path, command: Command) -> None:
     ran = command("generate", "The opposite of hot is", "-m", "smollm2-135m", "-n", 3)
     assert (ran.status, ran.out) == (0, "The opposite of hot is cold.\n\n"), ran.err
@@ -66,6 +67,7 @@ def test_text_is_continued_and_steered(smollm2_folder: Path, command: Command) -
     assert ran.out.splitlines()[-1] == "-- the same tokens"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -37,6 +37,7 @@ def test_what_it_prints(files: Path, command: Command) -> None:
     assert f"{want.latent[0].item()} at " in shown.out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -29,6 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_edits_move_the_next_token(smollm2_folder: Path, tmp_path: Path, command: Command):
     out = tmp_path / "after.csv"
     edits = ["-e", "blocks.27.hook_resid_pre[592]@-1=zero", "-e", "L5H1=zero"]

@@ -37,6 +37,7 @@ def options(files: Path, **changed: object) -> list[object]:
     return [part for name, value in (usual | changed).items() if value is not None for part in (f"--{name.replace('_', '-')}", value)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", ["gradient", "ig:2:corrupt", "patching", "ablation"])
 def test_run_show_and_rerun(files: Path, tmp_path: Path, command: Command, rule: str) -> None:
     out, beside = tmp_path / "out.h5", {"corrupt": files / "corrupt.jsonl"} if rule in ("ig:2:corrupt", "patching") else {}

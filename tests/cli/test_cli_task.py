@@ -77,6 +77,7 @@ def test_without_dictionaries_it_is_the_model_alone(files: Path, tmp_path: Path,
     assert "effects" not in ran.out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -114,6 +115,7 @@ def test_tasks_files_and_folders_that_are_none_are_refused(files: Path, tmp_path
     assert "has no results yet" in command("task", "show", tmp_path / "some").err
 
 
+@pytest.mark.long
 def test_the_made_tasks_run_on_the_real_model(tmp_path: Path, command: Command, smollm2_folder: Path) -> None:
     for name in ("agreement", "indirect-objects"):
         ran = command("task", "run", name, "--model", "smollm2-135m", "--out", tmp_path / name, "--n", 6)

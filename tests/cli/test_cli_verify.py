@@ -70,6 +70,7 @@ def test_a_wrong_edge_in_a_file_is_found(tmp_path: Path, beside: Path, edges: li
     assert (ran.status, "do not predict what their model does" in ran.err) == (1, True), ran.err
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -100,6 +101,7 @@ def test_another_model_is_refused(tmp_path: Path, beside: Path, edges: list[Edge
     assert (ran.status, "what is here under this name is not what the file was made with" in ran.err) == (1, True), ran.err
 
 
+@pytest.mark.long
 def test_a_file_of_graphs_is_measured_by_the_numbers_of_its_prompts(tmp_path: Path, beside: Path, command: Command) -> None:
     model, dictionaries = attrib.load_model(beside / "model"), [attrib.load_dictionary(beside / site) for site in SITES]
     graphs = attrib.graph.build(model, dictionaries, TOKENS[:2])

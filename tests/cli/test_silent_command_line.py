@@ -305,6 +305,7 @@ def test_an_encoding_without_our_signs(encoding: str, hostile_file: Path, monkey
     assert "+---" in text
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("width", [40, 80, 132])
 def test_numbers_are_never_cut(width: int, shown_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = command("show", shown_file, "--top", 4).out

@@ -26,6 +26,7 @@ EDITS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("how", EDITS)
 def test_weights_that_were_edited_in_place(how: str):
     original = builders.tiny("llama")

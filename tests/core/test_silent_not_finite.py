@@ -60,6 +60,7 @@ def ends(kind: str = "standard") -> tuple[Dictionary, Dictionary]:
     return dictionary(kind, "blocks.1.hook_resid_pre"), dictionary(kind, "blocks.3.hook_resid_pre", seed=7)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_the_embedding(kind: str, value: float):
@@ -74,6 +75,7 @@ def test_a_row_of_the_embedding(kind: str, value: float):
     assert len(call(kind, model, *ends(), [WELL])) > 0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", ["standard", "topk", "jumprelu"])
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_bias_of_a_dictionary(which: str, end: int):
@@ -99,6 +101,7 @@ def test_a_dictionary_on_the_way():
         attrib.latent_to_latent(build("gpt2"), *ends(), [WELL], cuts=[cut], effect="total")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
 @pytest.mark.parametrize("keep", [attrib.Dense(), attrib.TopK(2), attrib.Mass(0.5)], ids=str)
 def test_a_decoder(method: Any, keep: Any):

@@ -15,6 +15,7 @@ from tests.support.builders import build, dictionary, prompt
 MASK = [False] * 5 + [True, False]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("positions", "chosen"),
     [

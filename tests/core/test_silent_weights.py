@@ -274,6 +274,7 @@ def bomb(folder: Path) -> None:
                 file.write(bytes(left % len(block)))
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_what_files_hold(tmp_path: Path):
     """Peak memory of a child process: what it takes beyond Python and its packages."""
     archive, folder = tmp_path / PATH, saved(tmp_path / "json")

@@ -217,6 +217,7 @@ def first_of(row: Tensor, keep: Keep) -> set[int]:
     return {column for column in first if size[column]}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", WIDE)
 @pytest.mark.parametrize("keep", [Mass(0.98), Mass(0.5), TopK(100), TopK(3)], ids=str)

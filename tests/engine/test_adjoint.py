@@ -191,6 +191,7 @@ def case(name: str, dtype: torch.dtype, attention: str, norm: str) -> Case:
     return Case(name, dtype, Policy(attention, norm))
 
 
+@pytest.mark.few
 @each_pair(name=ATTENTION_MODELS, dtype=DTYPES, attention=TREATMENTS, norm=TREATMENTS, block=BLOCKS)
 def test_attention(case: Case, block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("attrib.engine.blocks.attention.QUERY_BLOCK", block)

@@ -30,6 +30,7 @@ def ends(k: int) -> list[attrib.Dictionary]:
     return [dictionary("topk", site=f"blocks.{layer}.hook_resid_pre", d_in=WIDTH, d_sae=200, k=k) for layer in (1, 3)]
 
 
+@pytest.mark.few
 @each_pair(family=list(LARGE), kind=KINDS, size=[(4, 1), (6, 20), (64, 20)])
 def test_allocation_of_torch_func_stays_within_the_budget(family: Family, kind: str, size: tuple[int, int]) -> None:
     positions, rows = size
@@ -54,6 +55,7 @@ def test_allocation_of_torch_func_stays_within_the_budget(family: Family, kind: 
     assert used > 0.2 * budget, f"only {used / budget:.2f} of the budget: sweeps could be wider"
 
 
+@pytest.mark.few
 @each_pair(family=list(LARGE), keep=[attrib.Threshold(1e30), attrib.TopK(1)], kind=KINDS, share=[0.6, 1.0])
 def test_allocation_of_the_adjoint_stays_within_the_budget(family: Family, kind: str, share: float, keep: Keep) -> None:
     """At a share of what one sweep needs."""

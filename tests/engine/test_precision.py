@@ -103,6 +103,7 @@ def test_bad_arguments(options: dict[str, Any], message: str):
         edges("gpt2", 4, **options)
 
 
+@pytest.mark.long
 @each_pair(family=FAMILIES, policy=[EXACT, LINEAR], keep=[attrib.Dense(), attrib.TopK(3)])
 def test_the_sweep_on_triton_kernels(family: Family, policy: Policy, keep: Any):
     pytest.importorskip("triton")

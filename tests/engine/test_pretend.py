@@ -84,6 +84,7 @@ IDS = prompt(9)
 PACK = [prompt(length, seed=length) for length in (7, 1, 4)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_family(family: Any, policy: Policy):
@@ -144,6 +145,7 @@ pytest.importorskip("transformers", exc_type=ImportError)  # of which the cases 
 MODEL = build("llama", DOUBLE)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(kind: str, policy: Policy):
@@ -157,6 +159,7 @@ RULES = [
 ]  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_every_rule(rule: Any):
     assert_same(lambda put: attrib.latent_to_logit(put(MODEL), put(lens(1)), put(PACK[0]), rule=rule, logits=TopLogits(2)))
@@ -166,6 +169,7 @@ def test_relp():
     assert_same(lambda put: attrib.latent_to_latent(put(MODEL), put(lens(0)), put(lens(3)), put(IDS), policy=RELP))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("method", ["by vjp", "by jvp", "by function"])
 def test_plain_transforms(method: str):
     options: dict[str, Any] = {"method": "torch.func"}
@@ -176,6 +180,7 @@ def test_plain_transforms(method: str):
         assert_same(lambda put: attrib.latent_to_latent(put(MODEL), put(lens(0)), put(lens(3)), put(IDS), cuts=put(cuts), **options))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", ["float32", "float64", "tf32", "bfloat16"])
 def test_every_precision(dtype: Any):
     model, source, target = build("gpt2"), lens(0, dtype=torch.float32), lens(3, dtype=torch.float32)
@@ -192,6 +197,7 @@ def test_every_precision(dtype: Any):
     assert 0 < (found - exact).norm() < 1.5 * (here - exact).norm()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("effect", ["direct", "total"])
 @pytest.mark.parametrize("which", SETS)
 def test_cuts(which: str, effect: Any):
@@ -246,6 +252,7 @@ OTHERS: dict[str, Callable[[Put], Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("what", OTHERS)
 def test_others(what: str):
     assert_same(OTHERS[what])

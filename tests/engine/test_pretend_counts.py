@@ -66,6 +66,7 @@ def problem_ends() -> tuple[attrib.Model, Dictionary, Dictionary]:
     return PROBLEM.model, PROBLEM.source, PROBLEM.target
 
 
+@pytest.mark.long
 def test_a_device_with_too_little_memory_goes_on_in_halves_or_says_so():
     want, peak = attributed(None)
     said, ended = [], 0

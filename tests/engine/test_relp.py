@@ -59,6 +59,7 @@ def test_logits_are_those_of_detached_ratios(family: Family, policy: Policy, met
             assert_same(edges.prompt(number).targets.activation, want.values, "logits")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_both_methods_agree_in_every_family(family: Family):
     model, (source, target) = build(family, torch.float64), lenses("standard")

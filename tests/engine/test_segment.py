@@ -110,6 +110,7 @@ def by_autograd(f: Function, x: Tensor, g: Tensor, **options: Any) -> Tensor:
     return torch.autograd.grad(f(x), x, g, **options)[0]
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, ends=ENDS, policy=(EXACT, LINEAR))
 def test_every_transform_gives_what_the_plain_segment_gives(family: Family, ends: tuple[Site, Site], policy: Policy):
     case = Case(family, *ends, policy)

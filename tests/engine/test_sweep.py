@@ -193,6 +193,7 @@ def test_every_pair_of_sites_in_every_way(family: Family, policy: Policy, start:
         assert_all_ways(pack)
 
 
+@pytest.mark.few
 @each_pair(policy=POLICIES, ends=[("resid_pre", "resid_pre"), ("resid_mid", "resid_post"), ("z", "resid_mid")], family=FAMILIES)
 def test_every_policy(family: Family, policy: Policy, ends: tuple[SiteKind, SiteKind]):
     names = assert_all_ways(make(family, Site(0, ends[0]), Site(3, ends[1]), policy))
@@ -203,6 +204,7 @@ BESIDE = ("gpt_neox", "gptj", "phi")
 """Families whose MLP stands beside attention, so that what it reads is written nowhere."""
 
 
+@pytest.mark.few
 @each_pair(
     lambda row: row["ends"] != ("mlp_in", "mlp_out") or (row["family"] not in BESIDE and row["policy"].mlp == "exact"),
     family=[family for family in ALL_FAMILIES if family not in FAMILIES],
@@ -221,6 +223,7 @@ def test_in_float32(family: Family, policy: Policy):
     assert_all_ways(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), policy, dtype=torch.float32), FOREIGN)
 
 
+@pytest.mark.few
 @each_pair(cells=[1, 5, 17], family=FAMILIES, policy=TWO)
 def test_pieces_of_any_size_give_the_same(family: Family, policy: Policy, cells: int):
     pack = make(family, Site(0, "mlp_in"), Site(3, "resid_pre"), policy, pieces=ON_CPU._replace(band=cells, chunk=cells, mlp=cells))
@@ -372,6 +375,7 @@ def test_sources_are_pushed_at_their_own_position(family: Family, policy: Policy
 # ---------------------------------------------------------------------------------------- 3: fold
 
 
+@pytest.mark.few
 @each_pair(least=[0, 3.5, float("inf")], family=FAMILIES, policy=TWO)  # folded, folded where many meet, and by factors
 def test_a_folded_mlp_is_the_mlp(family: Family, policy: Policy, least: float, monkeypatch: pytest.MonkeyPatch):
     counts = {"attrib.engine.sweep.seeded": 0, "attrib.engine.sweep.meet": 0}
@@ -468,6 +472,7 @@ def test_directions_give_one_matrix(family: Family, policy: Policy):
             assert_jacobians(got, found["reverse"], name)
 
 
+@pytest.mark.few
 @each_pair(stop=[Site(2, "resid_post"), Site(2, "mlp_out"), Site(3, "resid_pre"), Site(2, "z")], family=FAMILIES, policy=TWO)
 def test_one_sweep_reads_out_at_every_source_site(family: Family, policy: Policy, stop: Site):
     start = Site(0, "resid_pre")
@@ -488,6 +493,7 @@ def test_one_sweep_reads_out_at_every_source_site(family: Family, policy: Policy
             assert_close(together[site][number], torch.einsum("nd,ndme,me->nm", rows, J, columns), COMPONENT, str(site))
 
 
+@pytest.mark.few
 @each_pair(ends=[(Site(0, "resid_pre"), Site(2, "mlp_out")), (Site(1, "z"), Site(3, "resid_pre"))], family=FAMILIES, policy=TWO)
 def test_a_pack_gives_what_its_prompts_give_alone(family: Family, policy: Policy, ends: tuple[Site, Site]):
     together = dict(ways(make(family, *ends, policy)))
@@ -546,6 +552,7 @@ def test_sources_meet_in_head_space(family: Family, policy: Policy, pays: bool, 
     assert calls == ([0 if start.kind == "resid_pre" else 1] if pays else [])
 
 
+@pytest.mark.few
 @each_pair(pays=[True, False], within=["z", "attn_out", "mlp_in", "mlp_out"], family=["gpt2", "llama", "gpt_neox"], policy=TWO)
 def test_what_is_read_within_the_lowest_layer_beside_head_space(
     family: Family, policy: Policy, pays: bool, within: SiteKind, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ def widened(pack: Pack, span: int, most: int = WIDE.band) -> Pack:
     return pack._replace(down=down, up=up)
 
 
+@pytest.mark.few
 @each_pair(
     lambda row: row["ends"][0] != "resid_mid" or row["family"] not in BESIDE,
     family=["gpt2", "llama", "gemma2", "olmo2", "phi"],
@@ -60,6 +61,7 @@ def test_folds_of_several_positions(monkeypatch: pytest.MonkeyPatch):
         assert_all_ways(widened(make(family, Site(0, "resid_pre"), Site(3, "resid_pre"), EXACT, (0, 2), pieces=WIDE), 4))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("policy", [EXACT, LINEAR], ids=["exact", "linear"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "olmo2"])
 def test_cells_outside_the_cone_are_zeros(family: Family, policy: Policy):

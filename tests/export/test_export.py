@@ -136,6 +136,7 @@ def check_annotated(data: anndata.AnnData, edges: Edges) -> None:
     assert np.array_equal(data.obs["l1"], edges.l1.numpy())
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("to", "ending", "least"), [(to_anndata, "h5ad", 1), (to_anndata, "h5ad", 1 << 18), (to_zarr, "zarr", 1)])
 def test_anndata_opens_a_matrix_with_its_tables(
     tmp_path: Path,
@@ -190,6 +191,7 @@ def test_columns_of_double_precision_stay_so(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ what is exported
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("form", [str, Path, open_store, open_collection])
 def test_what_is_given_may_be_a_path_or_open(tmp_path: Path, form: Callable[[Path], Any]) -> None:
     edges = made(None, count=3, seed=2)
@@ -198,6 +200,7 @@ def test_what_is_given_may_be_a_path_or_open(tmp_path: Path, form: Callable[[Pat
     assert read["prompt"].tolist() == edges.targets.prompt[edges.row].tolist()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("to", "ending"), EXPORTS)
 def test_only_some_prompts(tmp_path: Path, shards: tuple[Path, list[list[Edges]]], to: Callable[..., Path], ending: str) -> None:
     folder, blocks = shards
@@ -215,6 +218,7 @@ def test_only_some_prompts(tmp_path: Path, shards: tuple[Path, list[list[Edges]]
         check_annotated({"h5ad": anndata.read_h5ad, "zarr": anndata.read_zarr}[ending](out / f"{FILE}.{ending}"), edges)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("to", "ending"), EXPORTS)
 def test_no_prompts_are_an_empty_table(
     tmp_path: Path, shards: tuple[Path, list[list[Edges]]], to: Callable[..., Path], ending: str
@@ -261,6 +265,7 @@ def test_an_export_is_not_written_over_unless_it_is_asked_for(tmp_path: Path, sh
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "set"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["folder", "file", "link", "the shards themselves"])
 def test_nothing_but_an_export_is_replaced(tmp_path: Path, shards: tuple[Path, list[list[Edges]]], kind: str) -> None:
     out = {"the shards themselves": shards[0]}.get(kind, tmp_path / "out")
@@ -279,6 +284,7 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path, shards: tuple[Path, l
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("to", "exists"), [(to_parquet, False), (to_anndata, False), (to_anndata, True), (to_zarr, False)])
 def test_an_export_that_fails_leaves_nothing_behind(
     tmp_path: Path,
@@ -353,6 +359,7 @@ app = typer.Typer()
 app.command()(export)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("to", "ending"), [("parquet", "parquet"), ("anndata", "h5ad"), ("zarr", "zarr")])
 def test_the_command(tmp_path: Path, shards: tuple[Path, list[list[Edges]]], to: str, ending: str) -> None:
     out = tmp_path / "out"

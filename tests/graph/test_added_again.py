@@ -351,6 +351,7 @@ def apart(got: Tensor, want: Tensor, scale: Tensor) -> float:
 CASES = {"family": list(FAMILIES), "which": list(SETS), "mlps": ["exact", "leaf"]}
 
 
+@pytest.mark.few
 @each_pair(**CASES)
 def test_what_is_added_again_moves_each_target_by_its_edge(family: str, which: str, mlps: str):
     edges, scale, moves = asked(family, which, mlps)
@@ -360,6 +361,7 @@ def test_what_is_added_again_moves_each_target_by_its_edge(family: str, which: s
     assert edges.shape[0] > 100
 
 
+@pytest.mark.few
 @each_pair(**CASES)
 def test_what_is_held_leaves_no_second_derivative(family: str, which: str, mlps: str):
     """Twice, three times, less than nothing, and all nodes together: all of it adds up."""

@@ -46,6 +46,7 @@ def graph_of(model: Model, which: str | None, tokens: Tensor = TOKENS, **options
 # ---------------------------------------------------------------------------------------------- rows add up
 
 
+@pytest.mark.few
 @each_pair(
     fits, family=[*ALL_FAMILIES, *BARE], which=[None, *SETS], mlps=["exact", "leaf"], demean=[True, False],
     dtype=[torch.float64, torch.float32],
@@ -59,6 +60,7 @@ def test_every_row_adds_up(family: Family, which: str | None, mlps: Any, demean:
     assert (graph.l1 > 0).all()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 def test_where_norms_and_patterns_move_the_remainder_says_what_is_missed(family: Family):
     model = build(family, torch.float64)
@@ -83,6 +85,7 @@ def test_first_positions_without_latents_are_error_alone():
 # --------------------------------------------------------------------------------- edges are derivatives
 
 
+@pytest.mark.few
 @each_pair(fits, family=[*FEW, *BARE], which=["transcoders", "residual", "attn_out", "z", "cross", "all"], policy=[EXACT, LINEAR])
 def test_edges_are_derivatives_of_the_replaced_pass(family: Family, which: str, policy: Any):
     """Latents, errors and embeddings against torch.func on the plain forward with everything put in."""
@@ -144,6 +147,7 @@ def test_an_mlp_that_is_a_leaf_moves_what_a_frozen_one_does():
 # ------------------------------------------------------------------------------------ budgets, packs, what is kept
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", [FEW[0], *(pytest.param(family, marks=pytest.mark.long) for family in FEW[1:])])
 def test_budgets_packs_and_precision_change_nothing(family: Family):
     model = build(family, torch.float64)
@@ -232,6 +236,7 @@ def test_what_cannot_be_asked_is_refused_by_name(options: dict[str, Any], match:
 # ------------------------------------------------------------------------------------------------- neurons
 
 
+@pytest.mark.few
 @each_pair(family=ALL_FAMILIES, k=[5, None], which=[None, "residual", "attn_out"], dtype=[torch.float64, torch.float32])
 def test_rows_add_up_where_units_of_mlps_are_latents(family: Family, k: int | None, which: str | None, dtype: torch.dtype):
     model = build(family, dtype)
@@ -243,6 +248,7 @@ def test_rows_add_up_where_units_of_mlps_are_latents(family: Family, k: int | No
     assert all(graph.nodes.sets[n].size == 5 * len(TOKENS) for n in found) == (k == 5)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 def test_a_unit_is_its_activation_and_writes_its_row(family: Family):
     """Against torch.func through the model's own MLPs, unit by unit."""
@@ -304,6 +310,7 @@ def by_hand(whole: Graph, max_nodes: int, block: int) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "llama"],
     which=["transcoders", "all", "cross"],

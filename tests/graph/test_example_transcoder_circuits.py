@@ -138,6 +138,7 @@ def made() -> Iterator[tuple[Any, Plain, dict[str, pd.DataFrame]]]:
         yield of, Plain(module, of), {row: table for row, (_, table) in module.report(of).items()}
 
 
+@pytest.mark.long
 def test_every_table_says_something_in_the_order_of_the_list(made: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     _, _, tables = made
     numbers = [int(re.findall(r"\d+", row)[0]) for row in tables]

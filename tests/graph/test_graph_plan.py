@@ -75,6 +75,7 @@ def bytes_of(value: Any, seen: dict[int, int]) -> int:
 # -------------------------------------------------------------------------------------- opening a prompt
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "gemma2", "gpt_neox"], which=[*GIVEN], policy=[EXACT, LINEAR], mlps=["exact", "leaf"], length=[1, 9, 30],
     dtype=[torch.float32, torch.float64],
@@ -92,6 +93,7 @@ def test_memory_of_opening_a_prompt_is_bounded(
     assert kept <= planned.whole <= 1.1 * kept, f"{kept / planned.whole:.3f} of what was planned"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", [*GIVEN])
 def test_targets_read_in_runs_are_those_read_at_once(which: str, monkeypatch: pytest.MonkeyPatch):
     call = call_of(large("gemma2"), GIVEN[which](), [prompt(9)], policy=EXACT)
@@ -107,6 +109,7 @@ def test_targets_read_in_runs_are_those_read_at_once(which: str, monkeypatch: py
 # ----------------------------------------------------------------------------------------- whole calls
 
 
+@pytest.mark.few
 @each_pair(family=["gpt2", "gemma2", "gpt_neox", BARE[0]], which=[*GIVEN], policy=[EXACT, LINEAR], lengths=[(11,), (5, 1, 3)])
 def test_a_plan_is_what_the_call_does(family: Family, which: str, policy: Policy, lengths: tuple[int, ...]):
     model, tokens = large(family), [prompt(length, seed=length) for length in lengths]
@@ -125,6 +128,7 @@ def test_a_plan_is_what_the_call_does(family: Family, which: str, policy: Policy
     assert 12 * sum(map(len, graphs)) <= plan.result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_nodes", [20, 150])
 def test_a_plan_of_the_rows_that_matter_is_about_what_they_take(max_nodes: int):
     model, given, tokens = large("gpt2"), GIVEN["cross"](), [prompt(11), prompt(5)]

@@ -132,6 +132,7 @@ def dense_routes(
     return found
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gpt_neox", "gemma2"])
 def test_routes_are_products_of_the_heads_that_they_pass(family: Family):
     model = build(family, torch.float64)
@@ -172,6 +173,7 @@ def test_routes_are_products_of_the_heads_that_they_pass(family: Family):
     assert compared > 200
 
 
+@pytest.mark.few
 @each_pair(
     fits, family=["gpt2", "gemma2", "gpt_neox", *BARE], which=[None, "residual", "transcoders", "z", "cross"], mlps=["exact", "leaf"]
 )
@@ -228,6 +230,7 @@ def small(least: float = 0.05, which: str = "transcoders", dtype: torch.dtype = 
     return part, with_heads(model, cuts, part, targets=UP, least=least, **options)
 
 
+@pytest.mark.long
 def test_what_is_left_out_is_said_and_the_rest_is_as_it_was():
     (part, whole), (_, some) = small(0.0), small(0.1)
     assert len(some.nodes) < len(whole.nodes) / 2
@@ -285,6 +288,7 @@ def masses(headed: Graph, part: Graph) -> dict[int, tuple[int, float]]:
     return found
 
 
+@pytest.mark.long
 def test_routes_have_at_most_so_many_heads():
     (_, one), (_, two), (_, every) = small(0.0, longest=1), small(0.0, longest=2), small(0.0)
     lengths = [max(deep(graph, node) for node in parents(graph)) for graph in (one, two, every)]
@@ -440,6 +444,7 @@ def test_a_graph_without_edges_stays_as_it_is():
     assert headed.nodes.sets == graph.nodes.sets
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -83,6 +83,7 @@ def _entered(model: Model, layer: int, seen: Any, at: int, moved: Tensor, policy
     return jvp(lambda given: enter(model.config, model.params.blocks[layer].norm_2, given, policy), (x,), (moved,))
 
 
+@pytest.mark.few
 @each_pair(fits, family=[*FEW, *BARE[:2]], which=[None, "transcoders", "attn_out"], policy=[LINEAR, EXACT])
 def test_loadings_are_what_each_head_brings_last(family: Family, which: str | None, policy: Policy):
     model = build(family, torch.float64)
@@ -133,6 +134,7 @@ def test_loadings_are_what_each_head_brings_last(family: Family, which: str | No
     assert got.abs().max() > 1e-3
 
 
+@pytest.mark.few
 @each_pair(fits, family=[*FEW, *BARE], which=[None, *SETS], policy=[LINEAR, EXACT], mlps=["exact", "leaf"])
 def test_every_edge_is_the_sum_of_its_loadings(family: Family, which: str | None, policy: Policy, mlps: Any):
     model = build(family, torch.float64)
@@ -218,6 +220,7 @@ def test_no_edges_have_no_loadings():
     assert result.worst == 0.0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("edges", "match"),
     [

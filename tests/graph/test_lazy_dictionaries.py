@@ -30,6 +30,7 @@ def both(folder: Path) -> tuple[list[attrib.Dictionary], list[attrib.Dictionary]
     return whole, maps
 
 
+@pytest.mark.few
 @each_pair(
     lambda row: row["family"] != "gpt_neox" or row["which"] == "transcoders",  # a parallel block has no resid_mid to read
     family=FAMILIES, which=list(FOLDERS), chosen=list(CHOSEN), dtype=[torch.float32, torch.float64],

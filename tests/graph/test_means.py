@@ -74,6 +74,7 @@ def assert_same(result: MeanAttributions, want: dict[Any, list[float]], places: 
     assert result.remainder.abs().max() < 1e-10 * result.value.abs().max()
 
 
+@pytest.mark.few
 @each_pair(family=["gpt2", "qwen3", "gemma2", "gpt_neox"], which=["transcoders", "residual", "attn_out", "cross"])
 def test_sums_are_those_of_a_loop_over_graphs(family: Family, which: str):
     model = build(family, torch.float64)

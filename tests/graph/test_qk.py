@@ -71,6 +71,7 @@ def in_head(model: Model, layer: int, x: Tensor, stream: Tensor, which: str, hea
 # ------------------------------------------------------------------------------------------------ scores
 
 
+@pytest.mark.few
 @each_pair(fits, family=[*FEW, BARE[0]], which=[None, *SETS], mlps=["exact", "leaf"])
 def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | None, mlps: Any):
     model = build(family, torch.float64)
@@ -97,6 +98,7 @@ def test_pairs_are_products_of_what_nodes_bring(family: Family, which: str | Non
         assert_close(result.total[score], value, 1e-10)
 
 
+@pytest.mark.few
 @each_pair(
     fits, family=[*FEW, *BARE], which=[None, "transcoders", "attn_out", "all"], dtype=[torch.float64, torch.float32], skip_positions=[0, 2]
 )
@@ -116,6 +118,7 @@ def _named(layer: int, mask: Tensor) -> Tensor:
     return torch.cat([torch.full_like(there[:, :1], layer), there], dim=1)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 def test_marginals_are_sums_of_pairs(family: Family):
     result = found(build(family, torch.float64), "all")
@@ -128,6 +131,7 @@ def test_marginals_are_sums_of_pairs(family: Family):
             assert_close(got, whole.sum(axis), ROUNDING)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("keep", [TopK(7), TopK(10_000_000), Threshold(0.01), Mass(0.8)])
 def test_what_is_kept_is_chosen_over_all_pairs(keep: Any):
     model = build("llama", torch.float64)
@@ -184,6 +188,7 @@ def test_no_forms_have_no_pairs():
         assert len(strongest(left.runs(none, none), right.runs(none, none), left.vector[:0, 0, 0], keep).weight) == 0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 def test_where_norms_and_patterns_move_the_remainder_says_what_is_missed(family: Family):
     model = build(family, torch.float64)
@@ -208,6 +213,7 @@ def test_several_ways_up_give_what_one_does():
         qk_attribution(model, cuts, TOKENS, keep=TopK(20), budget=least - 1)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "which"), [("llama", None), ("gpt2", "cross"), ("gemma2", "transcoders")])
 @pytest.mark.parametrize("policy", [LINEAR, EXACT])
 def test_a_way_up_holds_no_more_than_its_budget(family: Family, which: str | None, policy: Any):

@@ -34,6 +34,7 @@ def matrix(result: QKAttribution, score: int, called: Tensor, size: int) -> Tens
     return out.index_put((rows, columns), result.weight[pairs], accumulate=True)
 
 
+@pytest.mark.few
 @each_pair(
     fits, family=FAMILIES, which=[None, *SETS], mlps=["exact", "leaf"], share=[0.0, 0.3, 0.9], policy=[LINEAR, EXACT], skip_positions=[0, 2]
 )

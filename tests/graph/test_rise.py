@@ -40,6 +40,7 @@ def crossing(model: Model) -> list[attrib.Dictionary]:
     return found
 
 
+@pytest.mark.few
 @each_pair(fits, family=["gpt2", "llama", "gpt_neox", "olmo2", *BARE], which=["crossing", "all", "residual", None], policy=[LINEAR, EXACT])
 def test_what_goes_up_is_what_comes_down(family: Family, which: str | None, policy: Policy):
     model = build(family, torch.float64)

@@ -91,6 +91,7 @@ def plain(family: Family, which: str) -> Tensor:
     return whole
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", ["transcoders", "all", "residual"])
 def test_a_row_sees_what_is_before_it(which: str):
     there = opened("gpt2", which)
@@ -125,6 +126,7 @@ def dense(there: Any, rows: GraphRows, chosen: Tensor, **asked: Any) -> Tensor:
     return torch.zeros(len(there.nodes), len(there.nodes), dtype=weight.dtype).index_put((targets[row], indices), weight)
 
 
+@pytest.mark.few
 @each_pair(
     family=["gpt2", "llama", "gpt_neox"], which=["transcoders", "all"], meets=[None, "blocks.1.hook_resid_pre", "blocks.3.hook_resid_pre"],
     most=[1, 5, 1000], at_once=[7, 1000],

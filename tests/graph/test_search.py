@@ -95,6 +95,7 @@ def asked(graph: Graph) -> list[int]:
 # ------------------------------------------------------------------------------------------- the strongest
 
 
+@pytest.mark.few
 @every_graph
 @every_contribution
 def test_the_strongest_paths_are_those_of_all(graph: Graph, contribution: Contribution):
@@ -200,6 +201,7 @@ RULES: dict[str, tuple[PathFilter, Judge]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @every_graph
 @pytest.mark.parametrize("name", RULES)
 def test_the_strongest_that_follow_rules_are_those_of_all(name: str, graph: Graph):
@@ -212,6 +214,7 @@ def test_the_strongest_that_follow_rules_are_those_of_all(name: str, graph: Grap
         assert_same(select(graph, every, which), want)
 
 
+@pytest.mark.few
 @every_graph
 @every_contribution
 @pytest.mark.parametrize("sign", ["positive", "negative"])
@@ -232,6 +235,7 @@ def test_a_cap_bounds_no_node_that_is_not_positive():
         assert_same(every_path(graph, node, contribution="capped"), whole(graph, node, "capped"))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_some_and_drops_some(name: str):
     _, judge = RULES[name]
@@ -274,6 +278,7 @@ def test_a_filter_means_the_nodes_that_it_says(name: str):
 # ------------------------------------------------------------------------------------------------ greedy
 
 
+@pytest.mark.few
 @every_contribution
 def test_greedy_with_room_for_all_is_all_of_each_length(contribution: Contribution):
     graph = GRAPHS[1]

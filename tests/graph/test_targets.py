@@ -52,6 +52,7 @@ def some_of(cuts: list[Dictionary], reads: tuple[Tensor, ...]) -> list[tuple[int
 # --------------------------------------------------------------------------------- latents, by value
 
 
+@pytest.mark.few
 @each_pair(family=FEW, which=["transcoders", "residual", "attn_out", "z", "cross", "all"], policy=[EXACT, LINEAR])
 def test_a_latent_is_read_of_the_replaced_pass_whether_it_is_active_or_not(family: Family, which: str, policy: Policy):
     model = build(family, torch.float64)
@@ -103,6 +104,7 @@ def same_latent(graph: Graph, target: int) -> list[int]:
     return [node for node in at if torch.isclose(nodes.activation[node], nodes.activation[target], rtol=1e-5, atol=1e-6)]
 
 
+@pytest.mark.few
 @each_pair(family=FEW, k=[5, None], dtype=[torch.float64, torch.float32])
 def test_a_unit_of_an_mlp_is_a_target_whether_it_is_a_node_or_not(family: Family, k: int | None, dtype: torch.dtype):
     model = build(family, dtype)
@@ -293,6 +295,7 @@ def test_lists_are_read_as_circuit_tracer_reads_them():
         assert_close(alone.value[alone.row_of[alone.nodes.of_kind("logit")]], graph.value[rows[nodes.of_kind("logit")]], ROUNDING)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("policy", [LINEAR, EXACT])
 @pytest.mark.parametrize("family", FEW)
 def test_a_vector_behind_the_last_norm_sums_logits_before_their_cap(family: Family, policy: Policy):

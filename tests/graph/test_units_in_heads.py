@@ -55,6 +55,7 @@ def test_units_are_what_a_transcoder_of_the_same_mlp_has():
     assert of_mine.loading.abs().max() > 1e-3
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
 def test_scores_and_edges_are_whole_where_units_and_latents_are_targets(family: Family):
     model = build(family, torch.float64)

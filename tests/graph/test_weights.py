@@ -185,6 +185,7 @@ def test_with_nothing_between_the_gradient_is_the_virtual_weight(family: Family)
     assert_close(edges.dense(0, "attribution"), entries(weights) * same * edges.sources.activation, ROUNDING)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("target", ["2.mlp.hook_in", "2.hook_attn_out", "2.attn.hook_z"])
 @pytest.mark.parametrize("family", [*FAMILIES, "olmo2", "gptj"])
 def test_through_one_layer_the_gradient_is_virtual_weights_by_pattern_and_scales(family: Family, target: str) -> None:
@@ -259,6 +260,7 @@ def test_tiles_are_as_small_as_the_budget_says(monkeypatch: pytest.MonkeyPatch) 
     assert asked["rows"] == {3000}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("keep", [TopK(8), Mass(0.2), Threshold(20.0)])
 def test_no_more_is_held_than_the_budget(keep: Any) -> None:
     """Of 400 x 20,000 weights, 32 MB."""

@@ -154,6 +154,7 @@ def test_a_second_run_has_nothing_to_do_and_verify_finds_nothing(finished: Path)
     assert bytes_of(finished) == before
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("damage", ["flip", "cut", "unlink", "record"])
 def test_what_was_damaged_is_made_again(copy: Job, finished: Path, damage: str) -> None:
     shard = copy.shards[2]
@@ -166,6 +167,7 @@ def test_what_was_damaged_is_made_again(copy: Job, finished: Path, damage: str) 
     assert bytes_of(copy.folder) == bytes_of(finished)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_at_random_moments_is_replaced(folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     this, killed, chance = psutil.Process(), set[int](), random.Random(7)
     others, stop = {child.pid for child in this.children()}, threading.Event()
@@ -224,6 +226,7 @@ def without_the_strongest(graph: Graph) -> Graph:
     return graph.only(graph.weight.abs() < graph.weight.abs().max() / 2)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("change", "numbers", "words", "recompute"),
     [
@@ -255,6 +258,7 @@ def test_prompts_that_cannot_be_computed_are_left_out_by_number(tmp_path: Path, 
     assert verify(job.folder, recompute=2) == []
 
 
+@pytest.mark.long
 def test_a_budget_too_small_for_some_prompts_leaves_these_out(tmp_path: Path, beside: Path) -> None:
     budget = 600_000
     job = make_job(tmp_path / "job", beside, **asked(), budget=budget, shards={"prompts": 3})
@@ -375,6 +379,7 @@ def test_commands_for_edges_say_what_a_folder_of_graphs_is(finished: Path, tmp_p
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.long
 def test_a_folder_of_graphs_is_shown_pruned_and_exported(finished: Path, tmp_path: Path, command: Command) -> None:
     with attrib.open_graphs(finished) as graphs:
         graph, first, pruned = graphs[5], graphs[0], [attrib.graph.prune(each, 0.6).graph for each in graphs]
@@ -397,6 +402,7 @@ def test_a_folder_of_graphs_is_shown_pruned_and_exported(finished: Path, tmp_pat
 # ------------------------------------------------------------------------------------ made again
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "options",
     [
@@ -415,6 +421,7 @@ def test_a_graph_comes_out_again(beside: Path, tmp_path: Path, options: dict[str
         assert found.edges > 0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [

@@ -125,6 +125,7 @@ def rewritten(job: Job, change: Any) -> None:
     entry.write_text(json.dumps(json.loads(entry.read_text()) | now))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("change", "words"),
     [

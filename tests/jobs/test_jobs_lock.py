@@ -190,6 +190,7 @@ def test_whose_the_lock_is_can_be_read_at_every_moment(lock: Path, monkeypatch: 
     assert lock.read_bytes() == b""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "data",
     [b"", b"{", b"\xff\xfe\x00", b"[1]", b'{"host": 3}', b"x" * 10_000, b"[" * 4000]

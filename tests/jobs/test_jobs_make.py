@@ -91,6 +91,7 @@ def read_back(job: Job) -> dict[int, list[int]]:
 # -------------------------------------------------------------------------------------------- shards
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "limits", [{}, {"prompts": 1}, {"prompts": 3, "tokens": 40}, {"tokens": 1}, {"tokens": 25}, {"prompts": 1 << 62, "tokens": 1 << 62}]
 )
@@ -563,6 +564,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("way", ["absolute", "relative", "link"])
 @pytest.mark.parametrize("what", OUTSIDE)
 def test_a_config_reads_nothing_outside_its_folder(what: str, way: str, init: Command, beside: Path, tmp_path: Path) -> None:

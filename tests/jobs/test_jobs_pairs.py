@@ -34,6 +34,7 @@ def pairs(folder: Path) -> list[tuple[list[int], list[int]]]:
     return [(row["input_ids"], row["corrupt_input_ids"]) for row, (a, b) in zip(rows, PAIRS, strict=True) if a == b]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["patching", "ig:2:corrupt"])
 def test_a_job_of_pairs(tmp_path: Path, rule: str) -> None:
     beside, folder = corpus(tmp_path / "corpus", (1,)), tmp_path / "job"

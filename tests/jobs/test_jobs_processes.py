@@ -157,6 +157,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path, m
     assert_finishes(folder, beside, monkeypatch, "the last run was killed; what it had not finished is done now\n")
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Soon after it began, and again in the middle: whatever it does just then."""
     app, this, killed = typer.testing.CliRunner(), psutil.Process(), set[int]()
@@ -182,6 +183,7 @@ def test_a_worker_that_is_killed_is_replaced(folder: Path, beside: Path, monkeyp
     assert bytes_of(folder) == undisturbed(beside)
 
 
+@pytest.mark.long
 def test_a_shard_that_kills_its_worker_fails_alone(folder: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel does when memory runs out: a worker dies by SIGKILL each time that it computes one shard."""
     victim, compute = open_job(folder).shards[3], worker.compute

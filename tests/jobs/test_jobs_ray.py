@@ -279,6 +279,7 @@ def test_gpus_are_asked_for(folder: Path, head: Any, add: Callable[..., Any]) ->
     assert not written(folder)
 
 
+@pytest.mark.long
 def test_nodes_are_killed_and_one_joins(folder: Path, undisturbed: Undisturbed, head: Any, node: Any, add: Callable[..., Any]) -> None:
     """One of two: the other goes on, and each shard has one attempt, since it is not the shards' fault. Then the other, too: what is left
     is done on the new one."""
@@ -426,6 +427,7 @@ class ScriptedRay:
         return call.function(*call.arguments)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("script", "attempts", "tried", "failed"),
     [
@@ -500,6 +502,7 @@ def test_a_node_with_other_packages(folder: Path) -> None:
     assert "the same on all nodes" in said.reason
 
 
+@pytest.mark.long
 def test_no_cluster_is_there(folder: Path) -> None:
     with socket.socket() as free:  # bound, and nobody listens
         free.bind(("127.0.0.1", 0))
@@ -519,6 +522,7 @@ def test_ray_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         next(cluster(open_job(folder), open_job(folder).shards, 1, address=None, device=None))
 
 
+@pytest.mark.long
 def test_ray_is_imported_only_where_it_is_used() -> None:
     code = "import sys, attrib.cli.main, attrib.cli.job, attrib.jobs.engines.choose; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,6 +12,7 @@ from attrib.runs.rerun import rerun
 from tests.support.job_cases import SITES, corpus, here, make_job
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["ig:2", "ablation"])
 def test_a_job_by_a_rule(tmp_path: Path, rule: str) -> None:
     beside, folder = corpus(tmp_path / "corpus", (5, 1, 4)), tmp_path / "job"

@@ -176,6 +176,7 @@ class Breaks:
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("at", [1, 5])
 @pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (os, "replace"), (h5py.Group, "create_dataset"), (Path, "write_text")])
 def test_a_full_disk_stops_the_job_and_the_next_run_finishes(
@@ -202,6 +203,7 @@ def test_the_words_of_a_full_disk_are_one_line(folder: Path, monkeypatch: pytest
     )
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -242,6 +244,7 @@ def test_a_shard_that_always_fails_is_recorded_and_the_others_are_done(folder: P
     assert_undisturbed(folder, beside)
 
 
+@pytest.mark.long
 def test_a_job_of_which_nothing_can_be_done_gives_up(tmp_path: Path, beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path / "job", beside, shards={"prompts": 1})
     monkeypatch.setattr(queue, "TOO_MANY", 2)
@@ -267,6 +270,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.few
 @pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize(
     ("inner", "damage", "fault"),
@@ -320,6 +324,7 @@ def test_verify_sees_values_that_are_not_what_is_computed(folder: Path) -> None:
     assert (fault.shard, "differs by 5.0e-01 of the largest attribution" in fault.what) == (shard, True)
 
 
+@pytest.mark.few
 @pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize(
     ("columns", "fault"),
@@ -362,6 +367,7 @@ def test_verify_sees_a_shard_of_other_prompts(folder: Path) -> None:
     assert "its prompts have other numbers than the job's" in [fault.what for fault in verify(folder, recompute=0)]
 
 
+@pytest.mark.few
 @pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("count", ["edges", "prompts", "tokens"])
 def test_verify_sees_a_record_that_counts_otherwise(folder: Path, count: str) -> None:

@@ -99,6 +99,7 @@ def test_the_commands_take_it_as_any_job(finished: Path, tmp_path: Path, command
     assert "tables of a task" in command("show", finished).err
 
 
+@pytest.mark.long
 def test_it_is_killed_at_random_moments_and_comes_to_the_same_bytes(tmp_path: Path, beside: Path, finished: Path) -> None:
     folder, chance = job_of(tmp_path / "job", beside).folder, random.Random(5)
     for wanted in (1, 2):
@@ -156,6 +157,7 @@ def other_effect(found: dict[str, pd.DataFrame]) -> None:
     found["latents"].loc[found["latents"]["operation"] == "gradient", "effect"] += 1
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("change", "asked", "words", "recompute"),
     [

@@ -92,6 +92,7 @@ def test_a_lock_that_is_no_file(job: Job, victim: Path, put: Put, named: str) ->
     assert not (victim.with_name("not there")).exists()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("inner", [SHARDS, RECORDS, FAILURES])
 def test_a_folder_that_is_linked_elsewhere(job: Job, tmp_path: Path, inner: str) -> None:
     run(job.folder, here)
@@ -127,6 +128,7 @@ def test_what_was_fixed_is_not_read_from_elsewhere(job: Job, tmp_path: Path, nam
         read_all(job.folder)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("inner", [SHARDS, RECORDS, FAILURES])
 @kinds
 def test_a_file_of_a_shard_that_is_none(job: Job, beside: Path, victim: Path, inner: str, put: Put, named: str) -> None:

@@ -103,6 +103,7 @@ def test_weights_that_change_in_memory_stop_the_job(
     assert bytes_of(job.folder) == wanted
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("change", [lambda path: path.touch(), lambda path: path.unlink(), lambda path: os.replace(path, path)])
 def test_files_that_change_while_the_weights_do_not(job: Job, beside: Path, change: Callable[[Path], None]) -> None:
     ready = prepare(job.folder, "cpu")
@@ -150,6 +151,7 @@ def test_the_command_says_that_files_changed_behind_a_finished_job(job: Job, bes
     assert (unchecked.exit_code, unchecked.stderr) == (0, "")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["ids", "ptr", "number"])
 def test_a_finished_job_whose_prompts_changed(job: Job, name: str) -> None:
     run(job.folder, here)

@@ -128,6 +128,7 @@ def hangs(times: int, log: Path, ready: Ready, shard: Shard) -> Computed:
     return compute(ready, shard)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [1, 99])
 def test_a_shard_that_hangs_is_tried_again(times: int, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attrib.jobs.worker.compute", partial(hangs, times, tmp_path / "log"))

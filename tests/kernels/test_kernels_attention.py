@@ -140,6 +140,7 @@ def test_the_tangent_reference_is_the_jvp_of_attention(frozen: bool):
     assert_close(got.permute(1, 2, 0, 3), want, EXACT)
 
 
+@pytest.mark.few
 @needs_triton
 @pytest.mark.usefixtures("nan_filled")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

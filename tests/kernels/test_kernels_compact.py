@@ -107,6 +107,7 @@ def test_unwritten_memory_is_poisoned():
 # ------------------------------------------------------------------------------------- the four rules
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES)
 @settings(deadline=None, max_examples=60)
 @given(tile=tiles(ANY), data=st.data())
@@ -115,6 +116,7 @@ def test_the_reference_is_attribs(rule: str, tile: tuple[Tensor, Tensor], data: 
     assert_same(compact(*tile, rule, amount, impl="reference"), wanted(*tile, rule, amount))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("numbers", [FINITE, ANY], ids=["finite", "any"])
 @pytest.mark.parametrize("rule", RULES)
 @settings(deadline=None, max_examples=20)
@@ -126,6 +128,7 @@ def test_the_kernel_is_attribs(rule: str, numbers: Any, data: st.DataObject):
     assert_same(compact_triton(*tile, rule, amount, block=block, span=span), wanted(*tile, rule, amount))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES)
 def test_the_kernel_in_its_own_blocks_on_rows_longer_than_a_program(rule: str):
     gradient, activation = numbers(2, SPAN + 37), numbers(SPAN + 37, seed=3)
@@ -174,6 +177,7 @@ def test_small_and_empty_tiles(impl: Any, rule: Any, shape: tuple[int, int]):
     assert got.indptr.dtype == got.indices.dtype == torch.int64
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_tile_with_strides(impl: Any, rule: Any):
@@ -238,6 +242,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(activation: Tensor, message
 # --------------------------------------------------------------------- without triton, and for a device
 
 
+@pytest.mark.long
 def test_without_triton_without_a_device_and_compiled_for_one(tmp_path: Path):
     """In one process without the interpreter, which takes what the compiler would not. No device is needed to compile for one."""
     program = """

@@ -123,6 +123,7 @@ def test_lengths_are_not_compiled_for(compiler: dict[str, Any]):
 # ---------------------------------------------------------------------------------- how float32 is multiplied
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("precision", "bound"), [("tf32", 3e-3), ("tf32x3", 5e-6), ("ieee", 5e-6)])
 def test_every_precision_is_as_near_as_it_says(precision: Any, bound: float):
     """On a GPU; the interpreter rounds nothing, so that there all are as near as float32."""

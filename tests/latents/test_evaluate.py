@@ -95,6 +95,7 @@ def same(row: Quality, want: dict[str, float]) -> None:
     assert figures.keys() - want.keys() == {"latents", "tokens", "left_out"}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_figure_is_the_plain_one(family: str, name: str) -> None:

@@ -71,6 +71,7 @@ def same(one: latents.Survey, two: latents.Survey) -> bool:
     )
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("kind", "score"),
     [("standard", "activation"), ("topk", "activation"), ("abstopk", "activation"), ("gated", "pre_activation"), ("jumprelu", "decoder")],

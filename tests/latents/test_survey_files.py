@@ -140,6 +140,7 @@ EDITS: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", EDITS)
 def test_what_cannot_be_is_refused(tmp_path: Path, name: str):
     edit, message = EDITS[name]

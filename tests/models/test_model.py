@@ -46,6 +46,7 @@ POLICIES = [Policy(*parts) for parts in itertools.product(("exact", "frozen"), r
 # ------------------------------------------------------------------------------------- against transformers
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_every_site_are_transformers_own(variant: str, dtype: torch.dtype):
@@ -216,6 +217,7 @@ def piece(family: Family, ends: tuple[str, str], policy: Policy = EXACT, positio
     return (lambda x: run(x, base)), values[a]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("ends", SEGMENTS)
 def test_transforms_agree(family: Family, ends: tuple[str, str]):
@@ -319,6 +321,7 @@ def head_by_head(model: attrib.Model, layers: range, x: Tensor, policy: Policy, 
     return x, made
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
 def test_a_policy_differentiates_what_it_says(family: Family, policy: Policy):

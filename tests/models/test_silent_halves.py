@@ -24,6 +24,7 @@ def total(logits: torch.Tensor) -> torch.Tensor:
     return logits[-1].logsumexp(-1)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
 @pytest.mark.parametrize("dtype", DIGITS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)

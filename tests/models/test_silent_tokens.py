@@ -136,6 +136,7 @@ def test_a_chat_whose_content_is_no_text(message: dict[str, Any]):
 # ---------------------------------------------------------------------------------------- templates
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>", "first $A", "first second $A", "first $A second"])
 def test_the_tokenizer_s_own_template_decides(template: str | None):
     tokenizer = words(template, specials=["<s>", "</s>"])  # "first" and "second" are no special tokens

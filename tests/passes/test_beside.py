@@ -105,6 +105,7 @@ def changed_logits(model: Model, ids: Tensor, noise: Tensor, policy: Policy) -> 
     return unembed_beside(model, recorded, last, policy=policy)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_its_derivative_at_the_recorded_values_is_the_policy_s(family: Family, policy: Policy):

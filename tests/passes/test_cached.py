@@ -27,6 +27,7 @@ def in_pieces(model: Model, ids: Tensor, sizes: tuple[int, ...]) -> Tensor:
 BARE = ("gpt2 without MLPs", "llama without norms", "gemma2 without norms and MLPs")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", [*ALL_FAMILIES, *BARE])
 def test_a_pass_in_pieces_is_the_whole_pass(family):
     model, ids = build(family, DOUBLE), prompt(12)
@@ -35,6 +36,7 @@ def test_a_pass_in_pieces_is_the_whole_pass(family):
         torch.testing.assert_close(in_pieces(model, ids, sizes), whole, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("variant", WINDOWED)
 def test_windows_tables_and_caps_are_those_of_the_whole_pass(variant):
     family, options = ALL_VARIANTS[variant]

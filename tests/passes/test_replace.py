@@ -40,6 +40,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------------------------- values
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_with_errors_the_logits_are_the_models(family: Family, dtype: torch.dtype):
@@ -164,6 +165,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(("family", "policy"), [*((family, EXACT) for family in ORACLES), ("gemma2", LINEAR), ("gptj", LINEAR)])
 def test_direct_effects_with_nothing_between_are_latent_to_latent(family: Family, pair: str, policy: Policy):
@@ -178,6 +180,7 @@ def test_direct_effects_with_nothing_between_are_latent_to_latent(family: Family
     assert_close(got, want)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
 def test_direct_effects_stop_at_a_cut_of_the_stream(family: Family):
     """Exactly: not a rounding error gets through. What lies on this side of the cut is what it was."""
@@ -223,6 +226,7 @@ def test_direct_effects_around_cuts_are_transformers_own(family: Family, which: 
 # ----------------------------------------------------------------------------------------- total effect
 
 
+@pytest.mark.few
 @each_set
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.usefixtures("exact")
@@ -256,6 +260,7 @@ def test_total_effects_are_autograds_through_transformers_with_sae_lens(family: 
     assert_close(jacrev(total)(nodes.value), want, what="latents")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "olmo2"])
 def test_total_effects_are_those_of_differences(family: Family):
     replaced = put_in(family, "all")
@@ -315,6 +320,7 @@ def total_of(replaced: Replacement, leaves: CutLeaves) -> Callable[[Tensor], Ten
     return lambda x: replaced.run(x, leaves.errors)[-1]
 
 
+@pytest.mark.few
 @each_set
 def test_many_at_once_are_each_alone(which: str):
     """vmap over values, over whole leaves, and over prompts on the total way, where their active latents differ in number."""
@@ -364,6 +370,7 @@ def silent(dictionary: Dictionary) -> Dictionary:
     return changed(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 100))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", ["transcoders", "cross", "residual"])
 def test_no_latent_is_active(which: str):
     model = build("llama", torch.float64)

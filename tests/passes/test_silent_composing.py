@@ -47,6 +47,7 @@ def of_layer(model: Any, layer: int) -> Any:
 # --------------------------------------------------------------------------------------------- heads
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_patterns_are_what_transformers_gives_out(family: Family, monkeypatch: pytest.MonkeyPatch):
     keep_dtype(monkeypatch)
@@ -194,6 +195,7 @@ def test_what_is_put_is_what_transformer_lens_hooks_do(family: str, hook: str, d
                  cache["pattern"])  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_a_function_that_changes_its_value_in_place_changes_no_other(family: Family):
     """In OLMo 2 what enters the MLP is the stream itself."""
@@ -214,6 +216,7 @@ def test_a_function_that_changes_its_value_in_place_changes_no_other(family: Fam
         assert all(torch.equal(given[at], apart[at]) for at in apart)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "olmo2"])
 def test_a_walk_from_any_site_is_the_segment_from_there(family: Family):
     model = build(family, torch.float64)

@@ -124,6 +124,7 @@ WITH_CUTS = pairwise(
 """Each pair of a family, a set, a source, a target, a policy, an effect, and with or without the source's error, at least once."""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("row", WITH_CUTS, ids=named)
 def test_every_set_in_every_way_is_the_plain_function(row: dict[str, Any]):
     """Both sides meet at any layer, in the terms of dictionaries that read below it and write above it too."""
@@ -149,6 +150,7 @@ def test_every_set_in_every_way_is_the_plain_function(row: dict[str, Any]):
             assert not want[number][:, tile.gradient.shape[1] :].any()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", SHUT)
 @pytest.mark.parametrize("family", EVERY)
 def test_nothing_passes_a_cut_of_the_stream_directly(family: Family, which: str):
@@ -167,6 +169,7 @@ def test_what_would_be_replaced_twice_is_refused():
                 attribute(model, SOURCES[source](model), TARGETS[target](model), tokens, cuts=put_in("gpt2", which))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("family", "which", "effect"),
     [("gpt2", "transcoders", "direct"), ("llama", "transcoders", "total"), ("gptj", "all", "total"), ("gemma2", "every layer", "total")],
@@ -227,6 +230,7 @@ BY_AUTOGRAD = pairwise(
 """Each pair of a family, a set, an effect, and where the source is: the first dictionary of the set, or one before all of them."""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("row", BY_AUTOGRAD, ids=named)
 @pytest.mark.usefixtures("exact")
 def test_logits_are_autograds(row: dict[str, Any]):
@@ -242,6 +246,7 @@ def test_logits_are_autograds(row: dict[str, Any]):
     assert_close(got.dense(0), want)
 
 
+@pytest.mark.few
 @each_pair(family=FEW, ends=[(0, 1), (0, 3), (1, 3), (2, 3)], effect=["direct", "total"])
 @pytest.mark.usefixtures("exact")
 def test_edges_between_layers_of_a_cross_layer_transcoder(family: Family, ends: tuple[int, int], effect: str):
@@ -261,6 +266,7 @@ def test_edges_between_layers_of_a_cross_layer_transcoder(family: Family, ends: 
 # ---------------------------------------------------------------------------------------------- what it means
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "policy"), [("gpt2", EXACT), ("llama", LINEAR), ("gptj", LINEAR), ("gemma2", EXACT)])
 def test_total_effects_through_cuts_of_the_stream_are_products_of_direct_ones(family: Family, policy: Policy):
     model = build(family, torch.float64)
@@ -275,6 +281,7 @@ def test_total_effects_through_cuts_of_the_stream_are_products_of_direct_ones(fa
     assert edges(a, d).dense(0).any()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("family", FEW)
 def test_what_lies_outside_the_way_changes_nothing(family: Family):
     """Cuts before the source, after the target, and the ends themselves."""
@@ -302,6 +309,7 @@ def test_tokens_are_what_is_brought_to_a_cut_of_the_first_stream():
     assert_close(total, chain)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("which", "effect"), [("transcoders", "direct"), ("z", "total"), ("every layer", "direct"), ("every layer", "total")]
 )
@@ -340,6 +348,7 @@ def test_a_direction_is_read_off_what_stands_there(effect: str):
 # ------------------------------------------------------------------------------------------------ the sweeps
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("family", "which"), [("gpt2", "transcoders"), ("gemma2", "residual"), ("gemma2", "cross"), ("gpt2", "all")])
 def test_packs_budgets_and_pieces_change_nothing(family: Family, which: str):
     model, cuts = build(family, torch.float64), put_in(family, which)
@@ -402,6 +411,7 @@ def silent(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, params=dictionary.params._replace(b_enc=dictionary.params.b_enc - 1e3))
 
 
+@pytest.mark.few
 @each_pair(
     which=["transcoders", "cross", "z", "residual"], effect=["direct", "total"], silenced=["source", "target", "normalised target", "cuts"]
 )
@@ -445,6 +455,7 @@ def test_sites_in_any_order():
     assert_close(got, want)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["transcoders", "z"])
 def test_on_triton_kernels(which: str):
     pytest.importorskip("triton")

@@ -91,6 +91,7 @@ def by_adjoint(path: Path, chunk: int) -> Iterator[Tile]:
 # ------------------------------------------------------------------------------------- transforms
 
 
+@pytest.mark.few
 @families
 @every
 def test_every_transform_agrees_with_the_edges(family: Family, ends: tuple[Lens | None, Any]):
@@ -114,6 +115,7 @@ def test_every_transform_agrees_with_the_edges(family: Family, ends: tuple[Lens 
     assert_same(nested, torch.stack([jacrev(path.function)(v) for v in batch[:2]]), "vmap of jacrev")
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, name=list(ENDS), error=ERRORS)
 def test_finite_differences(family: Family, name: str, error: bool):
     ends = ENDS[name]
@@ -128,6 +130,7 @@ def central_differences(function: Any, values: Tensor, step: float = 1e-5) -> Te
     return ((ahead - behind) / (2 * step)).movedim(0, -1)
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, error=ERRORS, site=[MIDDLE, "blocks.1.hook_mlp_out", "blocks.3.hook_resid_post"])
 def test_the_path_to_a_metric(family: Family, error: bool, site: str):
     model, source, (ids,) = build(family, torch.float64), Lens("standard", site).dictionary(family), prompts(5)
@@ -151,6 +154,7 @@ def test_the_path_to_a_metric(family: Family, error: bool, site: str):
 # ------------------------------------------------------------------------------------- the engine
 
 
+@pytest.mark.few
 @each_pair(family=FAMILIES, name=["token to latent", "topk to jumprelu", "latent to top logits", "mlp_out to attn_out"], policy=POLICIES)
 def test_sweeps_of_any_width_and_either_direction_give_one_matrix(family: Family, name: str, policy: Policy):
     path = path_of(family, ENDS[name], 9, policy=policy)
@@ -201,6 +205,7 @@ class LargestResult(TorchDispatchMode):
 WIDE = 20_000
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -277,6 +282,7 @@ def test_a_frozen_segment_is_a_product_of_matrices_written_out_by_hand():
     assert_same(jacfwd(path.function)(sources.value), want, "jacfwd")
 
 
+@pytest.mark.long
 @families
 def test_under_linear_both_modes_agree(family: Family):
     for ends in ENDS.values():
@@ -286,6 +292,7 @@ def test_under_linear_both_modes_agree(family: Family):
         assert relative_error(edges_of(family, ends), J) > 0.01  # and it is another matrix than the exact one
 
 
+@pytest.mark.few
 @families
 @pytest.mark.parametrize("policy", [Policy(attention="frozen"), Policy(norm="frozen"), Policy(mlp="frozen")], ids=str)
 def test_each_part_is_frozen_by_itself(family: Family, policy: Policy):

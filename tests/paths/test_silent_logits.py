@@ -19,6 +19,7 @@ from tests.support.builders import build, dictionary, prompt
 from tests.support.silent_tokens import wordpiece, words
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

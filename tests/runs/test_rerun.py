@@ -57,6 +57,7 @@ def test_every_keep_rule_is_among_them() -> None:
     assert {type(options.get("keep", attrib.Dense())) for options in OPTIONS} == set(RULES.values())
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("number", range(len(OPTIONS)), ids=map(str, OPTIONS))
 def test_a_prompt_comes_out_again(tmp_path: Path, beside: Path, parts: Any, number: int) -> None:
     """Every prompt of a file with every kind of block, and one of a file for each other choice of logits: another one with other
@@ -171,6 +172,7 @@ def test_a_job_is_made_again_by_number(tmp_path: Path, beside: Path, command: Co
     assert "prompt 3 (" in command("job", "status", job.folder, "--refused").out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("number", [5, -1, 10**23])
 def test_a_prompt_that_is_not_there_names_the_file(tmp_path: Path, beside: Path, parts: Any, command: Command, number: int) -> None:
     model, (source, target, _) = parts
@@ -223,6 +225,7 @@ def test_what_a_file_does_not_hold_is_named(tmp_path: Path, beside: Path, parts:
             rerun(attrib.save(tmp_path / "shard.h5", edges, overwrite=True), 0, places=places(beside))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [

@@ -145,6 +145,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int, 
     return dict(zip(BOMBS, map(json.loads, ran.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_small_file_takes_no_more_than_it_accounts_for(bomb: str, read: dict[str, tuple[int, int, str]]) -> None:
     more, count, said = read[bomb]

@@ -59,6 +59,7 @@ WRITTEN: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", WRITTEN)
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
 def test_chats_are_read_however_parquet_writes_texts(kind: pyarrow.DataType, options: dict[str, Any], tmp_path: Path) -> None:

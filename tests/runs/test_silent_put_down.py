@@ -44,6 +44,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, longest: int = 4)
     monkeypatch.setattr(Loaded, "attribute", raising)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

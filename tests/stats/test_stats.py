@@ -344,6 +344,7 @@ def test_arguments_that_cannot_be_used_are_named() -> None:
             call()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("form", [np.int32, np.uint64, np.array, torch.tensor])
 def test_latents_of_arrays_and_tensors_are_numbers(form: Any, tmp_path: Path) -> None:
     statistics = stats.of(random_edges(0))

@@ -108,6 +108,7 @@ def test_the_latent_of_a_metric_can_be_typed(tmp_path: Path) -> None:
     assert "no edges stored for the sources of target 3" in printed("top-parents", tmp_path / "s.h5", 3)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("words", "message"),
     [

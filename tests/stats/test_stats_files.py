@@ -343,6 +343,7 @@ def test_parts_that_disagree_are_named(table: Path, change: Callable[[h5py.File]
         read_all(table)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("change", "message"),
     [

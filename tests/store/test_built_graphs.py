@@ -35,6 +35,7 @@ def parts(dtype: torch.dtype = torch.float32, which: str = "transcoders") -> tup
     return model, ours(SETS[which](model))
 
 
+@pytest.mark.few
 @each_pair(
     keep=[Dense(), TopK(3), Mass(0.8), Threshold(0.1), Threshold(1e9)],
     compression=[None, "gzip"],
@@ -75,6 +76,7 @@ class Unsound(Selected):
         return super().add(rows, weight if self.rows else weight * torch.inf, node, keep)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("which", ["scratch", "file", "interrupt", "nan"])
 def test_what_fails_leaves_nothing(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, dictionaries = parts()

@@ -138,6 +138,7 @@ def test_a_folder_opens_as_one(collection: Collection, parts: list[Edges]) -> No
     assert repr(collection).endswith("10 prompts in 5 shards, blocks: latent_to_latent blocks.0.hook_resid_pre -> blocks.2.hook_resid_pre)")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("asked", "numbers"),
     [
@@ -279,6 +280,7 @@ def test_a_latent_can_be_one_number_and_remainder_holds_what_was_sliced_away(col
     torch.testing.assert_close(some.remainder, (whole.remainder + away)[rows])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("near", [0, 3, 10_000])
 def test_a_single_shard_is_sliced_by_latent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: int) -> None:
     monkeypatch.setattr("attrib.store.shard.NEAR", near)
@@ -317,6 +319,7 @@ def test_by_shard_each_file_comes_once(collection: Collection, parts: list[Edges
     assert [edges.prompts.numbers.tolist() for edges in some] == [[4, 2], [20]]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("most", [1, 10, 10**6])
 def test_parts_are_as_large_as_asked_for(collection: Collection, parts: list[Edges], most: int) -> None:
     read = list(collection.iterate(by="shard", most=most))
@@ -375,6 +378,7 @@ def test_items_of_the_dataset(collection: Collection, parts: list[Edges]) -> Non
         dataset[10]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
 def test_a_loader_with_workers(collection: Collection, parts: list[Edges], method: str, workers: int) -> None:
     collection.edges()  # handles are open where the workers are forked
@@ -565,6 +569,7 @@ FORMS: list[Callable[[list[int]], Any]] = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("form", FORMS)
 def test_tensors_and_arrays_are_numbers_too(collection: Collection, form: Callable[[list[int]], Any]) -> None:
     latents = {"source_latents": [0, 3, 5], "target_latents": [4, 1]}
@@ -834,6 +839,7 @@ def test_a_file_system_without_locks_is_read(tmp_path: Path, monkeypatch: pytest
         assert len(shard.prompts) == 1
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("options", [{"locking": True}, {"locking": False}, {}])
 def test_a_file_that_the_process_has_open_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
     path = save(tmp_path / "shard.h5", made([0]))

@@ -47,6 +47,7 @@ def test_a_file_is_as_hdf5_itself_would_write_it(tmp_path: Path) -> None:
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 0.999])
 def test_a_disk_that_fills_up_is_one_error(tmp_path: Path, share: float) -> None:
     write(tmp_path / "a.h5")

@@ -70,6 +70,7 @@ def file(tmp_path: Path) -> Path:
     return attrib.save(tmp_path / "graphs.h5", GRAPHS)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("compression", [None, "gzip", "lzf", "blosc-lz4", "zstd"])
 def test_every_bit_comes_back(tmp_path: Path, compression: str | None):
     path = attrib.save(tmp_path / "graphs.h5", GRAPHS, compression=compression)
@@ -196,6 +197,7 @@ WRONG: dict[str, tuple[Callable[[h5py.Group], Any], str]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_be_is_named(wrong: str, file: Path):
     change, said = WRONG[wrong]
@@ -208,6 +210,7 @@ def test_what_cannot_be_is_named(wrong: str, file: Path):
         assert same(graphs[1], GRAPHS[1])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("what", ["version", "kind", "shard", "text", "pipe", "gap"])
 def test_other_files_are_told_apart(what: str, file: Path, tmp_path: Path):
     said = "not of graphs: it holds"

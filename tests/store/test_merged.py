@@ -65,6 +65,7 @@ def names(change: Callable[[list[str]], list[str]], file: h5py.File) -> None:
     table["ptr"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["../outside.h5", "/etc/passwd", "shards/../../outside.h5", "", "shards/a\0b.h5"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(job: Path, name: str) -> None:
     path = merge(job / "merged.h5", files(job))

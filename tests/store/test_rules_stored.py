@@ -31,6 +31,7 @@ def computed(**options: Any) -> Edges:
     return attrib.latent_to_logit(model, source, prompts(*LENGTHS), logits=attrib.TopLogits(2), **options)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES, ids=rule_text)
 def test_a_file_holds_all_of_a_rule(tmp_path: Path, rule: Any):
     edges = computed(rule=rule, keep=attrib.Mass(0.9))
@@ -71,6 +72,7 @@ def test_prompts_that_were_compared_with_others_are_not_the_same(tmp_path: Path)
         attrib.save(tmp_path / "both.h5", both)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("where", "what"),
     [("sources/change", "gradient times activation"), ("gap", "not a finite number"), ("attribution/data", "gradient times activation")],
@@ -112,6 +114,7 @@ def test_errors_and_biases_lie_among_the_latents(tmp_path: Path):
     assert abs(errors.attribution.sum() - table[table.source_kind == "error"].attribution.sum()) < 1e-4
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("rule", RULES[2:], ids=rule_text)
 def test_other_programs_get_what_a_rule_adds(tmp_path: Path, rule: Any):
     import anndata

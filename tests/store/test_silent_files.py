@@ -76,6 +76,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 # ------------------------------------------------------------------------------------------- honest files
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("keep", "dtype"), [(Dense(), torch.float32), (Mass(0.7), torch.float32), (TopK(3), torch.float32), (Threshold(0.05), torch.float64)]
 )
@@ -88,6 +89,7 @@ def test_an_honest_file_has_no_fault(keep: Keep, dtype: torch.dtype, tmp_path: P
         assert list(faults_of(store, keep.fraction if isinstance(keep, Mass) else float(isinstance(keep, Dense)))) == []
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_an_honest_file_has_no_fault_however_it_is_compressed(compression: str | None, honest: Path, tmp_path: Path) -> None:
     needs_plugin(compression)
@@ -241,6 +243,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_a_contradiction_is_one_clear_line(name: str, copy: Path) -> None:
     change, line = CONTRADICTIONS[name]
@@ -308,6 +311,7 @@ def cell(name: str, row: int, value: float) -> Change:
     return change
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -502,6 +506,7 @@ def read(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
     return dict(zip(BOMBS, map(json.loads, ran.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.few
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_small_file_takes_no_more_than_it_accounts_for(bomb: str, read: dict[str, tuple[int, list[str]]]) -> None:

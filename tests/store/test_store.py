@@ -218,6 +218,7 @@ def test_the_call_of_a_shard_is_what_its_blocks_share(shard: Path) -> None:
         assert [edges.call for edges in opened.values()] == [edges.call for edges in archive_edges()]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("asked", "numbers"),
     [
@@ -424,6 +425,7 @@ def test_an_ambiguous_or_missing_block_lists_the_blocks(shard: Path, asked: dict
         opened.edges(**asked)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("asked", [3, -4, [0, 3]])
 def test_a_prompt_out_of_range_is_named(shard: Path, asked: Any) -> None:
     with open_store(shard) as opened, pytest.raises(InputError, match=r"prompts: (3|-4) is outside the 3 prompts of this shard"):

@@ -61,6 +61,7 @@ CLASSES = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_sae_is_what_sae_lens_trains(architecture: str, model: attrib.Model, store: ActivationStore, tmp_path: Path) -> None:
     trained = train(model, store, USUAL | OWN[architecture] | {"architecture": architecture, "bias": "mean"}, tmp_path / "out")
@@ -95,6 +96,7 @@ def test_a_sae_is_what_sae_lens_trains(architecture: str, model: attrib.Model, s
     assert trained.curves[-1]["explained_variance"] > 0.1
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "reads", "writes", "skip", "saved"),
     [

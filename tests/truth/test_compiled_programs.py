@@ -47,6 +47,7 @@ def test_there_are_enough_programs_and_both_kinds_of_attention():
     assert all(config.norm == "none" for config in models)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", SHORT)
 def test_edges_are_those_of_the_program(name: str):
     known = compiled(name)
