@@ -80,7 +80,7 @@ def test_show_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_a_sketch_has_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.stats.test_stats_cli import wide_edges
+    from tests.stats.test_stats import wide_edges
 
     show(stats.save(tmp_path / "s.h5", stats.of(wide_edges(0, 2000), memory=256 << 10)))
     out = capsys.readouterr().out
