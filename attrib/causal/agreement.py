@@ -34,7 +34,8 @@ class Agreement:
     `table` has a line for each edge and step: `pair` (the sites), `step`, `prompt`, `edge` (its number in the result or graph that was
     measured), `source` and `target` (by name), `predicted` (the edge's attribution), `measured` (the change of the target for the whole
     of the source; NaN where a pass leaves what its dtype holds, see docs/agreement.md), `error` (measured less predicted), `relative`
-    (its size, of the larger of the two) and `silent` (whether the target, a latent, was inactive in a pass).
+    (its size, of the larger of the two), `silent` (whether the target, a latent, was inactive in a pass) and `lost` (where `measured` is
+    NaN, the site at which the pass first has what is no number; "" where that is in reading the target alone, and where all is well).
     `passes` has a line for each pair and step: how many `sources` were intervened on, and how many latents of the
     target's dictionary were `activated` by that, in all.
     """

@@ -4,7 +4,7 @@ All dictionaries are put in and stand still, as the graph has it, so a change pa
 row is its pre-activation, as in the graph, which has no gate to fall silent by.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -41,6 +41,8 @@ class MeasuredEdges(NamedTuple):
     step: float
     entry: Int[Tensor, " edges"]
     measured: Float[Tensor, " edges"]
+    lost: list[str]
+    """Of edges without a number, the place at which the source's pass leaves what the dtype holds, as `Nudged.lost` has it; else ""."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,41 @@ class GraphQuestion:
             below = self._rows(chosen, -step)
             above = primal.expand_as(below) if step == 1 else self._rows(chosen, step)
             change = (above - below) / (1 if step == 1 else 2 * step)
-            found.append(MeasuredEdges(step, entry, change[which, node]))
+            measured = change[which, node]
+            lost = self._lost(chosen[which[~measured.isfinite()].unique()], step)
+            nodes = chosen[which].tolist()
+            told = ["" if known else lost[source] for source, known in zip(nodes, measured.isfinite().tolist(), strict=True)]
+            found.append(MeasuredEdges(step, entry, measured, told))
         return found
 
     def _rows(self, chosen: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
         """Every row, by its node among all, where each of some nodes is changed alone by `factor` of what it writes."""
         value = torch.zeros(len(chosen), len(self.opened.nodes), dtype=self.ends.model.dtype)
+        for end, some, columns in self._by_end(chosen):
+            value[some] = self._read(end, columns, factor)
+        return value
+
+    def _lost(self, chosen: Int[Tensor, " passes"], step: float) -> dict[int, str]:
+        """By each of some nodes, where its passes first have what is no number; "" where that is beyond all places."""
+        found = dict[int, str]()
+        for end, some, columns in self._by_end(chosen):
+            for factor in (-step,) if step == 1 else (-step, step):
+                places = self._pass_of(end).lost(*self._changed(end, columns, factor), len(columns))
+                for node, at in zip(chosen[some].tolist(), places, strict=True):
+                    found[node] = found.get(node) or at
+        return found
+
+    def _by_end(self, chosen: Int[Tensor, " passes"]) -> Iterator[tuple[Any, Int[Tensor, " some"], Int[Tensor, " some"]]]:
+        """The nodes that are sources of each end, some at a time: which of those that are chosen, and their numbers among the end's."""
         here = self.place[chosen]
         for end, columns in zip(self.opened.bundle.sources, self.opened.columns, strict=True):
             where = torch.full((len(self.opened.nodes),), -1).index_put((columns,), torch.arange(len(columns)))[here]
             for some in (where >= 0).nonzero()[:, 0].split(max(1, ROWS // len(self.graph.tokens))):
                 if len(some):
-                    value[some] = self._read(end, where[some], factor)
-        return value
+                    yield end, some, where[some]
 
-    def _read(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
+    def _changed(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> tuple[dict[Site, Tensor], Tensor | None]:
+        """What stands more in each of some passes; for what is brought, what stands where they begin."""
         model, tokens = self.ends.model, self.graph.tokens
         places = [place(model, site) for site in end.writes]
         position, rows = end.sources.position[columns], end.sources.direction[columns] * end.sources.value[columns, None] * factor
@@ -110,15 +132,23 @@ class GraphQuestion:
         for at, part in zip(places, rows.chunk(len(places), 1), strict=True):
             change[at] = part.new_zeros(len(columns), len(tokens), part.shape[1])
             change[at][torch.arange(len(columns)), position] = part
-        pass_ = self._pass(places[0])
-        scaled = pass_.true[places[0]] + change[places[0]] if end.is_brought else None
+        if end.is_brought:
+            return {}, self._pass(places[0]).true[places[0]] + change[places[0]]
+        return change, None
+
+    def _pass_of(self, end: Any) -> Nudged:
+        return self._pass(place(self.ends.model, end.writes[0]))
+
+    def _read(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
+        model, pass_ = self.ends.model, self._pass_of(end)
+        change, scaled = self._changed(end, columns, factor)
         value = torch.zeros(len(columns), len(self.opened.nodes), dtype=model.dtype)
         targets = list(zip(self.opened.bundle.targets, self.opened.rows, self._readers, strict=True))
         for is_below in (True, False):
             read = [each for each in targets if each[0].stops_below is is_below]
             sites = {each[0].stop for each in read}
-            reached = {site for site in sites if place(model, site).depth >= places[0].depth}
-            found = pass_.values({} if end.is_brought else change, reached, scaled, brought=is_below) if reached else {}
+            reached = {site for site in sites if place(model, site).depth >= pass_.start.depth}
+            found = pass_.values(change, reached, scaled, brought=is_below) if reached else {}
             for target, nodes, function in read:
                 if target.stop in found:
                     x = found[target.stop].index_select(1, target.targets.position)

@@ -38,6 +38,8 @@ class Measured(NamedTuple):
     """Which targets, being latents, are inactive in a pass."""
     activated: int
     """How many other latents of the target's dictionary became active, in all passes of the step."""
+    lost: list[str]
+    """Of edges without a number, the place at which the source's pass leaves what the dtype holds, as `Nudged.lost` has it; else ""."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,32 @@ def measure(question: Question, edges: Edges, entry: Int[Tensor, " edges"], step
         change = (above.value - below.value) / (1 if step == 1 else 2 * step)
         silent = (below.silent | above.silent.expand_as(below.silent))[of_source, row]
         activated = int(below.activated.sum()) + (0 if step == 1 else int(above.activated.sum()))
-        found.append(Measured(step, entry, change[of_source, row], silent, activated))
+        measured = change[of_source, row]
+        lost = _lost(units, of_source[~measured.isfinite()].unique(), step)
+        told = ["" if known else lost[number] for number, known in zip(of_source.tolist(), measured.isfinite().tolist(), strict=True)]
+        found.append(Measured(step, entry, measured, silent, activated, told))
     return found
+
+
+def _lost(units: "_Units", sources: Int[Tensor, " sources"], step: float) -> dict[int, str]:
+    """By the number of each of some sources, where its passes first have what is no number; "" where that is beyond all places."""
+    found = dict[int, str]()
+    for some in _side_by_side(units, sources):
+        for factor in (-step,) if step == 1 else (-step, step):
+            places = units.opened.lost(*units.change(some, factor), len(some))
+            for number, at in zip(some.tolist(), places, strict=True):
+                found[number] = found.get(number) or at
+    return found
+
+
+def _side_by_side(units: "_Units", sources: Int[Tensor, " sources"]) -> Sequence[Int[Tensor, " some"]]:
+    return sources.split(max(1, ROWS // max(1, len(units.opened.tokens)))) if len(sources) else ()
 
 
 def _read(units: "_Units", factor: float, question: Question, targets: Nodes) -> Read:
     """All targets, by source, where each is changed alone by `factor` of its activation."""
     parts = []
-    for some in torch.arange(len(units)).split(max(1, ROWS // max(1, len(units.opened.tokens)))):
+    for some in _side_by_side(units, torch.arange(len(units))):
         change, scaled = units.change(some, factor)
         parts.append(question.reading.read(units.opened, change, targets.position, targets.latent, scaled))
     return Read(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -136,6 +136,17 @@ class Nudged:
                 break
         return found
 
+    def lost(self, change: Change, scaled: Float[Tensor, "passes positions width"] | None, passes: int) -> list[str]:
+        """Of each of some passes side by side, the first place at which a value is no longer finite, by name; "" where all are."""
+        found = [""] * passes
+        for at, value, before in self._walk(change, scaled):
+            is_known = (value.isfinite().flatten(-2).all(-1) & before.isfinite().flatten(-2).all(-1)).expand(passes)
+            for number in (~is_known).nonzero()[:, 0].tolist():
+                found[number] = found[number] or str(at)
+            if all(found):
+                break
+        return found
+
     def primal(self, site: Site) -> Float[Tensor, "positions _"]:
         """What stands at a site with no change, computed once."""
         if site not in self._primal:

@@ -13,6 +13,7 @@ from attrib.core.types import InputError
 from attrib.store import open_collection
 from attrib.store.graph_collection import open_graph_collection
 from attrib.store.listing import holds_graphs
+from attrib.store.numbers import told
 
 
 def verify_stored(
@@ -63,5 +64,5 @@ def _chosen(prompts: int | Sequence[int], there: list[int], path: str | Path, se
     if not prompts:
         raise InputError("prompts: none; expected some, or how many.")
     if absent := sorted({*prompts} - {*there}):
-        raise InputError(f"prompt: {absent[0]} is not in {path}, which has {len(there)} prompts, {there[0]} to {there[-1]}.")
+        raise InputError(f"prompt: {absent[0]} is not in {path}, which has {len(there)} prompts ({told(there)}).")
     return sorted({*prompts})

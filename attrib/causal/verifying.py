@@ -111,7 +111,7 @@ def made(lines: list[dict[str, Any]], passes: list[dict[str, Any]], call: dict[s
     """The result, of what was measured."""
     import pandas as pd
 
-    columns = ["pair", "step", "prompt", "edge", "source", "target", "predicted", "measured", "silent"]
+    columns = ["pair", "step", "prompt", "edge", "source", "target", "predicted", "measured", "silent", "lost"]
     table = pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True) if lines else pd.DataFrame(columns=columns)
     table["measured"] = table.measured.where(np.isfinite(table.measured.to_numpy(float)))
     _tell_of_no_number(table, str(call["dtype"]))
@@ -127,9 +127,9 @@ def _tell_of_no_number(table: "pd.DataFrame", dtype: str) -> None:
         first = without.iloc[0]
         warnings.warn(
             f"steps: {len(without):,} of {len(table):,} measurements have no number, first {first.source} -> {first.target} at step "
-            f"{first.step:g}: with that source changed, the model's values leave what {dtype} holds. Where norms are held, nothing keeps "
-            "small what MLPs read, and each that is gated about squares it. These are NaN, and left out of the summary's figures; a "
-            "smaller step measures them.",
+            f"{first.step:g}: with that source changed, the model's values leave what {dtype} holds, at {first.lost or 'what is read'}. "
+            "Where norms are held, nothing keeps small what MLPs read, and each that is gated about squares it. These are NaN, and left "
+            "out of the summary's figures; a smaller step measures them.",
             AttribWarning,
             stacklevel=2,
         )
@@ -293,7 +293,7 @@ def _measure(
                 "source": [node_label(part.sources, i, part.prompts.strings) for i in sources],
                 "target": [node_label(part.targets, j, part.prompts.strings) for j in targets],
                 "predicted": part.attribution[entries].double().numpy(), "measured": found.measured.double().numpy(),
-                "silent": found.silent.numpy(),
+                "silent": found.silent.numpy(), "lost": found.lost,
             })  # fmt: skip
             passes.append({"pair": pair, "step": found.step, "sources": len(set(sources)), "activated": found.activated})
 
@@ -319,7 +319,7 @@ def _measure_graph(
             "pair": pairs, "step": found.step, "prompt": number, "edge": found.entry.numpy(),
             "source": [graph.nodes.label(i) for i in sources], "target": [graph.nodes.label(j) for j in targets],
             "predicted": graph.weight[found.entry].double().numpy(), "measured": found.measured.double().numpy(),
-            "silent": False,
+            "silent": False, "lost": found.lost,
         })  # fmt: skip
         for pair in dict.fromkeys(pairs):
             among = {i for i, each in zip(sources, pairs, strict=True) if each == pair}

@@ -37,6 +37,7 @@ def show(
 ) -> None:
     """Print a result: a summary of all prompts, and the strongest edges of some."""
     from attrib.store import open_collection
+    from attrib.store.numbers import told
     from attrib.view.chosen import Chosen
 
     if as_csv and as_json:
@@ -48,7 +49,7 @@ def show(
         numbers = result.numbers.tolist()
         in_full = numbers if every else prompt or numbers[:1]
         if outside := sorted({*in_full} - {*numbers}):
-            raise InputError(f"prompt: {outside[0]} is not in {file}, which has {len(numbers)} prompts, {numbers[0]} to {numbers[-1]}.")
+            raise InputError(f"prompt: {outside[0]} is not in {file}, which has {len(numbers)} prompts ({told(numbers)}).")
         blocks = _blocks(result, kind or [])
         if chosen.latents:
             chosen.check([result.edges(*block, prompts=in_full[:1]).call for block in blocks])

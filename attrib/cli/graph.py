@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 from attrib.cli.bars import counted
 from attrib.cli.shared import ModelName
 from attrib.cli.slug import EDGES, NODES, command, for_frontend
+from attrib.cli.stored_graphs import File, Number, opened, read
 from attrib.core.types import POLICIES, InputError
 from attrib.view.terminal import plain, table
 from attrib.view.terminal import show as print_table
@@ -34,11 +34,6 @@ class _OrBuild(TyperGroup):
 
 app = typer.Typer(cls=_OrBuild, no_args_is_help=True, help="Attribution graphs: what a prompt's logits are made of, node by node.")
 
-File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or a folder of them, such as a job's")]
-Number = Annotated[
-    int | None,
-    typer.Option("--graph", help="Its place in the file, in a folder its prompt's number; negative from the end. Else the first"),
-]
 UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 """circuit-tracer writes its options with underscores: either is taken."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output")]
@@ -172,7 +167,7 @@ def show(
     top: Annotated[int, typer.Option(help="Edges of each output, and nodes", min=1)] = TOP,
 ) -> None:
     """What a graph is made of: how far its rows add up, its scores, the strongest edges of its outputs, its most influential nodes."""
-    with _opened(file, number) as graph:
+    with opened(file, number) as (_, graph):
         _show(graph, top)
 
 
@@ -231,7 +226,7 @@ def paths(
     """The strongest paths into the outputs of a graph, exactly."""
     from attrib.graph import strongest
 
-    graph = _read(file, number)
+    graph = read(file, number)
     ends = graph.nodes.of_kind("logit", "target").tolist() if into is None else [into]
     for node in ends:
         for path in strongest(graph, node, top, which=_through(kind), contribution=contribution):  # type: ignore[arg-type]
@@ -252,7 +247,7 @@ def tree(
     from attrib.graph import strongest
     from attrib.view.branches import tree as tree_of
 
-    graph = _read(file, number)
+    graph = read(file, number)
     if into is not None and logit is not None:
         raise InputError("--logit: it has no effect beside --into; give one of them.")
     node = into if into is not None else _output(graph, logit)
@@ -291,14 +286,14 @@ def diff(
     first: File,
     second: Annotated[Path, typer.Argument(help="The other file, which may be the same")],
     number: Number = None,
-    other: Annotated[int | None, typer.Option("--other", help="As --graph, of the second file")] = None,
+    other: Annotated[int | None, typer.Option("--other", help="As --prompt, of the second file")] = None,
     positions: Annotated[bool, typer.Option(help="Nodes are the same only at the same position")] = True,
     top: Annotated[int, typer.Option(help="Edges in the table", min=1)] = TOP,
 ) -> None:
     """Which edges two graphs share, and where they differ most."""
     from attrib.graph import compare
 
-    found = compare(_read(first, number), _read(second, other), positions=positions)
+    found = compare(read(first, number), read(second, other), positions=positions)
     print(plain(found))
     apart = (found.weight[:, 0] - found.weight[:, 1]).abs()
     rows = []
@@ -328,7 +323,7 @@ def export(
 
     if to not in FORMATS:
         raise InputError(f"to: {to!r}; expected {', '.join(FORMATS)}.")
-    graph = _read(file, number)
+    graph = read(file, number)
     if to == "circuit-tracer":
         attrib.graph.to_circuit_tracer(graph, out, others=others, overwrite=overwrite)  # type: ignore[arg-type]
     elif to == "neuronpedia":
@@ -336,22 +331,6 @@ def export(
     else:
         attrib.graph.write_graphml(graph, out, overwrite=overwrite)
     print(plain(f"{out}: {out.stat().st_size / 1e6:.1f} MB"))
-
-
-def _read(file: Path, number: int | None) -> "Graph":
-    with _opened(file, number) as graph:
-        return graph.whole()
-
-
-@contextmanager
-def _opened(file: Path, number: int | None) -> Iterator["LazyGraph"]:
-    """The graph of a file or a folder that is meant; the first where none is named."""
-    import attrib
-
-    with attrib.open_graphs(file) as graphs:
-        if number is None and not len(graphs):
-            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-        yield graphs.lazy(graphs.numbers[0] if number is None else graphs.number_of(number))
 
 
 def _check_apart(file: Path, out: Path) -> None:

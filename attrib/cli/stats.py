@@ -75,14 +75,21 @@ def top_children(file: File, latent: Latent, block: BlockName = None, top: Top =
 
 @app.command()
 def show(file: File) -> None:
-    """The blocks of a statistics file: their pairs, or the bounds of their sketches."""
+    """The blocks of a statistics file: their pairs and how these are spread by l1, or the bounds of their sketches."""
     from attrib import stats
+    from attrib.stats.decades import decades_of
+    from attrib.stats.sketch import Sketch
 
     opened = stats.open(file)
     parts = sorted(opened.parts, key=lambda part: natural(part.block))
-    rows = [(plain(part.block), *_bounds(part, opened.max_pairs)) for part in parts]
+    tables = {part.block: part.held for part in parts if not isinstance(part.held, Sketch) and len(part.held)}
+    spread = decades_of(list(tables.values()))
+    bars = dict(zip(tables, map(in_cells, spread.pairs.tolist()), strict=True))
+    rows = [(plain(part.block), *_bounds(part, opened.max_pairs), bars.get(part.block) or "-") for part in parts]
     title = plain(f"{file}: {len(parts)} blocks, made within {opened.memory:,} bytes each")
-    print_table(table(title, ("block", "form"), ("pairs", "are found", "error of\nl1 and sum"), rows))
+    if spread.pairs.any():
+        title += own(f"\nby l1: how many pairs have it, a bar a decade, from 1e{spread.first} to 1e{spread.last}")
+    print_table(table(title, ("block", "form"), ("pairs", "are found", "error of\nl1 and sum", "by l1"), rows))
 
 
 def _bounds(part: "BlockStatistics", max_pairs: int) -> list[str]:

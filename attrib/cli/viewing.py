@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attrib.cli.details import Asked, Heads, ModelName, Places, Scores, Surveys, Verify
+from attrib.cli.stored_graphs import NUMBER, File, opened, read
 from attrib.core.types import InputError
 from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.terminal import plain
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from attrib.latents.labels import Labels
     from attrib.view.explorer.fitting import Most
 
-File = Annotated[Path, typer.Argument(help="File of graphs that attrib wrote, or a folder of them, such as a job's")]
 LabelFiles = Annotated[
     list[Path] | None, typer.Option("--labels", help="File of labels, as `attrib latents label` writes or Neuronpedia exports; repeat it")
 ]
@@ -32,10 +32,7 @@ def view(
     html: Annotated[Path, typer.Option("--html", help="File to write")] = Path("attrib.html"),
     prompt: Annotated[
         list[int] | None,
-        typer.Option(
-            help="A prompt's number; in a file of graphs without numbers its place, negative from the end. Usually the first. "
-            "Of edges it may be repeated, so that prompts are compared"
-        ),
+        typer.Option(help=f"{NUMBER}. Of edges it may be repeated, so that prompts are compared"),
     ] = None,
     beside: Annotated[Path | None, typer.Option("--beside", help="Another file of graphs, one of which is shown beside this one")] = None,
     beside_prompt: Annotated[
@@ -58,10 +55,11 @@ def view(
 ) -> None:
     """Write the explorer of a graph, or of a prompt's edges: one page of HTML that holds all it needs, and opens without a network."""
     from attrib.core.files import check_free, whole
+    from attrib.store.listing import holds_graphs
     from attrib.view.explorer.fitting import Most
 
     check_free("--html", html, overwrite=overwrite)
-    if _holds_graphs(file):
+    if holds_graphs(file):
         asked = Asked(file, tuple(survey or ()), model, tuple(at or ()), heads, qk, verify)
         asked.check()
         told = _Told(Most(NODES if max_nodes is None else max_nodes, max_edges), labels_from(labels), links_from(neuronpedia), asked)
@@ -70,11 +68,12 @@ def view(
         if beside is None and beside_prompt is None:
             if align:
                 raise InputError("--align: it has no effect on one graph; give another by --beside or --beside-prompt.")
-            made = told.page(_graph(file, prompt[0] if prompt else None))
+            made = told.page(read(file, prompt[0] if prompt else None))
         else:
             other = beside or file
             numbers = prompt[0] if prompt else None, beside_prompt if beside_prompt is not None else prompt[0] if prompt else None
-            made = told.beside(_graph(file, numbers[0]), _graph(other, numbers[1]), _names((file, other), numbers), align)
+            with opened(file, numbers[0]) as (first, one), opened(other, numbers[1]) as (second, another):
+                made = told.beside(one.whole(), another.whole(), _names((file, other), (first, second)), align)
     else:
         of_graphs = {
             "--beside": beside, "--beside-prompt": beside_prompt, "--align": align or None, "--labels": labels,
@@ -89,31 +88,13 @@ def view(
     print(plain(f"{html}: {html.stat().st_size / 1e6:.1f} MB"))
 
 
-def _names(files: tuple[Path, Path], numbers: tuple[int | None, int | None]) -> tuple[str, str]:
+def _names(files: tuple[Path, Path], numbers: tuple[int, int]) -> tuple[str, str]:
     """What two graphs are called: by what tells them apart."""
-    first, second = (f"prompt {0 if number is None else number}" for number in numbers)
+    first, second = (f"prompt {number}" for number in numbers)
     if files[0] == files[1]:
         return first, second
     names = [file.name for file in files] if files[0].name != files[1].name else [str(file) for file in files]
     return f"{names[0]}, {first}", f"{names[1]}, {second}"
-
-
-def _holds_graphs(file: Path) -> bool:
-    from attrib.store.layout import GRAPHS
-    from attrib.store.listing import folder_of, listed
-    from attrib.store.writing import format_at
-
-    first = next(iter(listed(file)), None)
-    return first is not None and format_at(folder_of(file) / first.name) == GRAPHS
-
-
-def _graph(file: Path, number: int | None) -> "Graph":
-    import attrib
-
-    with attrib.open_graphs(file) as graphs:
-        if not len(graphs):
-            raise InputError(f"file: {file} has no graphs yet; `attrib job run` makes them.")
-        return next(iter(graphs)) if number is None else graphs[number]
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,15 @@ class StoredTable:
         """All pairs in ascending order of the key, some at a time. Raises FormatError where they are not."""
         return self._parts("by_target")
 
+    def l1(self) -> Iterator[Fixed]:
+        """The mass of every pair, some at a time, without the rest of them. Raises FormatError where a sum is none."""
+        side = self.sides["by_target"]
+        for start in range(0, len(self), PART):
+            part = Fixed(*(side[name][start : start + PART].astype(np.int64) for name in ("l1_high", "l1_low")))
+            if not fixed.are_numbers(part) or (part.high < 0).any():
+                raise self._damaged("by_target: an l1 is no fixed-point number from 0")
+            yield part
+
     def contradictions(self) -> Iterator[Fault]:
         """Where the two orders of the pairs do not hold the same. Raises FormatError where one of them is none."""
         by_target, by_source = (np.concatenate([empty().key, *(rows.key for rows in self._parts(side))]) for side in _SIDES)

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from attrib.stats.fixed import Fixed
 from attrib.stats.rows import Aggregates, pairs_of, transposed
 
 PART = 1 << 18
@@ -26,6 +27,9 @@ class Exact(Protocol):
 
     def parts(self) -> Iterator[Aggregates]:
         """All pairs, in ascending order of the key, some at a time."""
+
+    def l1(self) -> Iterator[Fixed]:
+        """The mass of every pair, in the same order, some at a time; nothing else is read."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Table:
         """All pairs, some at a time."""
         for start in range(0, len(self), PART):
             yield self.rows.take(slice(start, start + PART))
+
+    def l1(self) -> Iterator[Fixed]:
+        """The mass of every pair, some at a time."""
+        yield self.rows.l1
 
 
 def _find(key: np.ndarray, end: int) -> int:

@@ -22,7 +22,7 @@ from attrib.store.handles import Handles
 from attrib.store.index import Index, differences, index_of, shared
 from attrib.store.layout import GRAPHS, REMEDY, Block
 from attrib.store.listing import SHARDS, folder_of, holds_graphs, is_one_file, listed
-from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice
+from attrib.store.numbers import LIMIT, PROMPTS, checked_latents, checked_number, checked_numbers, checked_slice, told
 from attrib.store.reading import Fault
 from attrib.store.select import Latents, Selection, lengths
 from attrib.store.shard import Store, open_shard, the_block
@@ -220,11 +220,10 @@ class Collection(AbstractContextManager["Collection"]):
         """Where the prompts of these numbers lie. Raises InputError for one that no shard has."""
         places = self._index.places(torch.tensor([prompt if 0 <= prompt < LIMIT else -1 for prompt in asked], dtype=torch.int64))
         if (missing := (places < 0).nonzero()[:, 0]).numel():
-            numbers = self.numbers
-            has = f"numbers {numbers[0]} to {numbers[-1]}" if len(numbers) else "none"
             raise InputError(
-                f"{argument}: {asked[int(missing[0])]} is not among the {len(self)} prompts of {self.path} ({has}); expected numbers of "
-                "the data set that are there, from 0. What was written since it was opened is seen when it is opened again."
+                f"{argument}: {asked[int(missing[0])]} is not among the {len(self)} prompts of {self.path} "
+                f"({told(self.numbers.tolist())}); expected numbers of the data set that are there, from 0. What was written since it was "
+                "opened is seen when it is opened again."
             )
         return places
 

@@ -17,7 +17,7 @@ from attrib.store.graphs import NUMBER, Graphs, open_graph_file, read_lazy, read
 from attrib.store.handles import Handles
 from attrib.store.index import Header, Identity, Index, check_identity, index_of
 from attrib.store.listing import SHARDS, folder_of, is_one_file, listed
-from attrib.store.numbers import LIMIT, checked_number
+from attrib.store.numbers import LIMIT, checked_number, told
 from attrib.store.reading import Checked
 
 
@@ -52,7 +52,7 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
             InputError: there is none of this number; its file is gone or was replaced; or the collection is closed.
             FormatError: what is read is damaged.
         """
-        with self._file_of(number) as (graphs, place):
+        with self._file_of("graphs", number) as (graphs, place):
             return graphs[place]
 
     def lazy(self, prompt: SupportsIndex) -> LazyGraph:
@@ -65,24 +65,18 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
         with self._group_of(prompt) as group:
             return read_tokens(group)
 
-    def number_of(self, number: SupportsIndex) -> int:
-        """The prompt's number of `graphs[number]`: itself, and of a negative one that which it stands for. Raises InputError as that."""
-        at = checked_number("graphs", number, NUMBER)
-        at = int(self.numbers[at]) if -len(self) <= at < 0 else at
-        self._found("graphs", at)
-        return at
-
     @contextmanager
-    def _file_of(self, number: SupportsIndex) -> Iterator[tuple[Graphs, int]]:
-        shard, place = self._found("graphs", self.number_of(number))
+    def _file_of(self, argument: str, number: SupportsIndex) -> Iterator[tuple[Graphs, int]]:
+        at = checked_number(argument, number, NUMBER)
+        shard, place = self._found(argument, int(self.numbers[at]) if -len(self) <= at < 0 else at)
         if self._closed:
             raise InputError(f"graphs: {self.path} is closed; read inside its `with` statement, or open it again.")
         with self._handles.shard(shard) as graphs:
             yield graphs, place
 
     @contextmanager
-    def _group_of(self, number: SupportsIndex) -> Iterator[Checked]:
-        with self._file_of(number) as (graphs, place), graphs.group(place) as group:
+    def _group_of(self, prompt: SupportsIndex) -> Iterator[Checked]:
+        with self._file_of("prompt", prompt) as (graphs, place), graphs.group(place) as group:
             yield group
 
     @property
@@ -109,10 +103,9 @@ class GraphCollection(AbstractContextManager["GraphCollection"]):
         """The number of the file, and the graph's place there."""
         place = self._index.places(torch.tensor([number if 0 <= number < LIMIT else -1]))
         if int(place) < 0:
-            has = f"numbers {self.numbers[0]} to {self.numbers[-1]}" if len(self) else "none"
             raise InputError(
-                f"{argument}: {number} is not among the {len(self)} prompts of {self.path} ({has}); expected numbers of the data set that "
-                "are there, from 0. What was written since it was opened is seen when it is opened again."
+                f"{argument}: {number} is not among the {len(self)} prompts of {self.path} ({told(self.numbers.tolist())}); expected "
+                "numbers of the data set that are there, from 0. What was written since it was opened is seen when it is opened again."
             )
         shard = int(self._index.shard_of(place))
         return shard, int(place - self._index.ptr[shard])

@@ -34,7 +34,7 @@ from attrib.store.columns import (
     write_strings,
 )
 from attrib.store.layout import GRAPHS
-from attrib.store.numbers import LIMIT, checked_number
+from attrib.store.numbers import LIMIT, checked_number, told
 from attrib.store.reading import (
     BYTE,
     FLOAT,
@@ -203,10 +203,6 @@ class Graphs(AbstractContextManager["Graphs"]):
         with self.group(self._place_of(prompt)) as group:
             return read_tokens(group)
 
-    def number_of(self, place: SupportsIndex) -> int:
-        """The prompt's number of the graph `graphs[place]`, whose errors it has."""
-        return int(self.numbers[self._place(place)])
-
     @property
     def descriptor(self) -> int:
         """The system's number of the open file, which stays the same file whatever takes over its name."""
@@ -228,8 +224,7 @@ class Graphs(AbstractContextManager["Graphs"]):
             return number % self._count
         found = (self.numbers == number).nonzero()[:, 0] if 0 <= number < LIMIT else self.numbers[:0]
         if not len(found):
-            has = f"numbers {int(self.numbers.min())} to {int(self.numbers.max())}" if self._count else "none"
-            raise InputError(f"prompt: {number} is not among the {self._count} prompts of {self.path} ({has}).")
+            raise InputError(f"prompt: {number} is not among the {self._count} prompts of {self.path} ({told(self.numbers.tolist())}).")
         return int(found[0])
 
     @contextmanager

@@ -9,6 +9,8 @@ from attrib.core.types import InputError
 LIMIT = 1 << 63
 """What a column of integers holds is below."""
 LATENTS = "a latent's number, a vocabulary id, or -1; or several, as a list or a tensor of integers"
+LISTED = 12
+"""Numbers that an error lists, where some between them are not there."""
 PROMPTS = "a prompt's number, or several, as a slice, a list or a tensor of integers"
 
 
@@ -31,6 +33,18 @@ def checked_numbers(argument: str, given: Any, expected: str) -> list[int]:
     if {*map(type, value)} <= {int}:  # a million prompts are not gone through one by one
         return list(value)
     return [checked_number(argument, each, expected) for each in value]
+
+
+def told(numbers: Collection[int]) -> str:
+    """Which prompts there are, as an error says it: those that follow one another by the first and the last, others one by one."""
+    found = sorted(numbers)
+    if not found:
+        return "none"
+    if found[-1] - found[0] == len(found) - 1:
+        return f"numbers {found[0]} to {found[-1]}" if len(found) > 1 else f"number {found[0]}"
+    if len(found) <= LISTED:
+        return f"numbers {', '.join(map(str, found))}"
+    return f"numbers {', '.join(map(str, found[: LISTED - 1]))}, and more up to {found[-1]}"
 
 
 def checked_latents(argument: str, given: Any) -> list[int] | None:

@@ -201,7 +201,7 @@ def test_a_job_is_shown_by_number(tmp_path: Path, beside: Path, command: Command
     ran = command("show", job.folder, "--kind", "token_to_latent", "--prompt", 7)
     assert listed(ran.out) == [0, 1, 7]
     assert "5 more prompts; --all shows them too" in ran.out
-    assert f"prompt: 3 is not in {job.folder}, which has 8 prompts, 0 to 8." in command("show", job.folder, "--prompt", 3).err
+    assert f"prompt: 3 is not in {job.folder}, which has 8 prompts (numbers 0, 1, 2, 4" in command("show", job.folder, "--prompt", 3).err
 
 
 def test_what_is_not_here_any_more_is_named(tmp_path: Path, beside: Path, parts: Any, command: Command) -> None:

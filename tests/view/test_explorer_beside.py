@@ -266,7 +266,7 @@ def test_the_command_puts_two_graphs_beside_each_other(tmp_path: Path, command: 
         (("--align",), "--align: it has no effect on one graph"),
         (("--prompt", 0, "--prompt", 1), "--prompt: 2 of them; expected one, and another as --beside-prompt"),
         (("--beside", tmp_path / "none.h5"), "none.h5"),
-        (("--beside-prompt", 7), "outside the 2 graphs"),
+        (("--beside-prompt", 7), "prompt: 7 is not among the 2 prompts"),
         (("--heads", 3), "--heads: it has no effect without --model"),
         (("--verify", 3), "--verify: it has no effect without --model"),
         (("--model", "x", "--qk", 3), "--qk: it has no effect without --heads"),

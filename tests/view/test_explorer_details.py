@@ -229,15 +229,6 @@ def test_of_too_many_latents_those_of_largest_influence_are_told_of() -> None:
     assert header["latents_left_out"] == len(score) - 3
 
 
-def test_an_intervention_without_a_number_is_told_as_one() -> None:
-    graph, *_, verified = known()
-    table = verified.table.copy()
-    table.loc[table.index[3], "measured"] = float("nan")
-    _, columns = unpacked(packed(graph, Most(), details=Details(verified=replace(verified, table=table))))
-    assert columns["verified is_number"].tolist() == [int(at != 3) for at in range(len(table))]
-    assert columns["verified measured"][4] == pytest.approx(table.measured.iloc[4], rel=1e-6)
-
-
 def test_what_is_of_another_graph_is_refused() -> None:
     graph, details = made()
     _, survey, heads, scores, verified = known()

@@ -133,7 +133,7 @@ def test_the_command_writes_a_page_and_refuses_what_it_cannot(tmp_path: Path, co
     before = out.read_bytes()
     for given, said in (
         ((), "exists already"),
-        (("--overwrite", "--prompt", 7), "outside the 2 graphs"),
+        (("--overwrite", "--prompt", 7), "prompt: 7 is not among the 2 prompts"),
         (("--overwrite", "--max-nodes", 2), "max_nodes: 2"),
         (("--overwrite", "--neuronpedia", "nothing"), "--neuronpedia: 'nothing'"),
         (("--overwrite", "--labels", tmp_path / "none.csv"), "none.csv"),

@@ -1,10 +1,14 @@
 """What a page tells of edges: through which heads each goes, why these look there, and what an intervention makes of it."""
 
+from collections.abc import Mapping
+from math import isfinite
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from attrib.causal.agreement import Agreement
+from attrib.causal.lost import why_lost, why_too_large
 from attrib.core.slices import ptr_of
 from attrib.core.types import InputError
 from attrib.graph.again import places_among
@@ -85,9 +89,19 @@ def _verified(part: Fitted, verified: Agreement) -> Columns:
     place = part.places("edges")[edge]
     here = (place >= 0).nonzero()[:, 0]
     step, measured = (torch.from_numpy(table[name].to_numpy(dtype=float, copy=True))[here] for name in ("step", "measured"))
-    is_number = measured.isfinite()  # a pass may give none, where all that a norm reads is left out
-    integers = {"verified edge": place[here], "verified is_number": is_number.long()}
-    return Columns({}, integers, {"verified step": step, "verified measured": measured.where(is_number, 0.0)})
+    policy = part.whole.call.get("policy")
+    held, dtype = isinstance(policy, Mapping) and policy.get("norm") == "frozen", str(verified.call["dtype"])
+
+    def why(value: float, at: str) -> str:
+        if abs(value) <= torch.finfo(torch.float32).max:
+            return ""
+        return why_too_large(norms_are_held=held) if isfinite(value) else why_lost(at, dtype, norms_are_held=held)
+
+    told = [why(value, at) for value, at in zip(measured.tolist(), table["lost"].iloc[here.numpy()], strict=True)]
+    reasons = [each for each in dict.fromkeys(told) if each]
+    number = torch.tensor([reasons.index(each) if each else -1 for each in told], dtype=torch.int64)
+    integers = {"verified edge": place[here], "verified why": number}
+    return Columns({"reasons": reasons}, integers, {"verified step": step, "verified measured": measured.where(number < 0, 0.0)})
 
 
 def _checked(argument: str, graph: Graph, edge: Int[Tensor, " edges"]) -> Int[Tensor, " edges"]:

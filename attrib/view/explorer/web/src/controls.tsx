@@ -77,7 +77,7 @@ export function Controls({ names, kinds, levels, counts, chosen, theme, found, t
           type="search"
           id="search"
           aria-label="Search nodes by site, number, token or label"
-          placeholder="site, number, token, label"
+          placeholder="site, number, token"
           value={chosen.search}
           maxLength={200}
           onInput={(event) => change({ search: event.currentTarget.value }, "search")}

@@ -6,8 +6,39 @@ import type { Scene } from "./shown";
 import { number, percent, signed, visible } from "./text";
 
 export function NodeDetails({ scene, node }: { scene: Scene; node: number }) {
+  return (
+    <>
+      <LostMeasurements scene={scene} node={node} />
+      {scene.graph.kind(node) === "latent" && <LatentDetails scene={scene} node={node} />}
+    </>
+  );
+}
+
+function LostMeasurements({ scene, node }: { scene: Scene; node: number }) {
   const { graph } = scene;
-  if (graph.kind(node) !== "latent") return null;
+  return (
+    <>
+      {graph.details.lost(graph.outgoing(node)).map(({ step, why, measured, lost }) => (
+        <p class="note lost" key={`${step} ${why}`}>
+          Interventions on it: with {changed(step)}, {lost.toLocaleString("en")} of {measured.toLocaleString("en")} edges that were
+          verified have no number: {visible(why, 400)}
+        </p>
+      ))}
+    </>
+  );
+}
+
+/** By how much a source was changed, as part of a sentence. */
+function changed(step: number): string {
+  return isWhole(step) ? "all of it left out" : `${percent(step)} more and less of it`;
+}
+
+function isWhole(step: number): boolean {
+  return Number(step.toPrecision(3)) === 1;
+}
+
+function LatentDetails({ scene, node }: { scene: Scene; node: number }) {
+  const { graph } = scene;
   const [set, latent] = [graph.setOf[node], graph.latent[node]];
   const logits = graph.details.logits(set, latent);
   const activity = graph.details.activity(set, latent);
@@ -101,13 +132,16 @@ function Verified({ predicted, measured }: { predicted: number; measured: Measur
       <Table id="verified" head={["source changed by", "predicted", "intervened", "apart"]}>
         {measured.map((each) => (
           <tr key={each.step}>
-            <th scope="row">{Number(each.step.toPrecision(3)) === 1 ? "all of it" : `± ${percent(each.step)}`}</th>
+            <th scope="row">{isWhole(each.step) ? "all of it" : `± ${percent(each.step)}`}</th>
             <td>{signed(predicted)}</td>
             <td>{each.measured === null ? "no number" : signed(each.measured)}</td>
             <td>{each.measured === null ? "" : signed(each.measured - predicted)}</td>
           </tr>
         ))}
       </Table>
+      {measured.map(({ step, why }) => why && (
+        <p class="note lost" key={step}>No number with {changed(step)}: {visible(why, 400)}</p>
+      ))}
     </section>
   );
 }

@@ -70,6 +70,17 @@ export interface Measured {
   step: number;
   /** Null where the intervention gave no number. */
   measured: number | null;
+  /** Why it gave none; "" where it gave one. */
+  why: string;
+}
+
+/** Interventions on a node that gave no number, of one step and for one reason. */
+export interface Lost {
+  step: number;
+  why: string;
+  /** How many edges out of the node were measured so, and how many of them have no number. */
+  measured: number;
+  lost: number;
 }
 
 export class Details {
@@ -162,10 +173,28 @@ export class Details {
   }
 
   measured(edge: number): Measured[] {
-    return (this.measuredOf.get(edge) ?? []).map((at) => ({
-      step: this.column("verified step")[at],
-      measured: this.column("verified is_number")[at] ? this.column("verified measured")[at] : null,
-    }));
+    return (this.measuredOf.get(edge) ?? []).map((at) => {
+      const why = this.column("verified why")[at];
+      return {
+        step: this.column("verified step")[at],
+        measured: why < 0 ? this.column("verified measured")[at] : null,
+        why: why < 0 ? "" : this.payload.header.reasons![why],
+      };
+    });
+  }
+
+  /** What gave no number, of all that was measured of some edges. */
+  lost(edges: number[]): Lost[] {
+    const all = this.measuredOf.size ? edges.flatMap((edge) => this.measured(edge)) : [];
+    const found = new Map<string, Lost>();
+    for (const { step, why } of all) {
+      if (!why) continue;
+      const key = `${step} ${why}`;
+      const there = found.get(key) ?? { step, why, measured: all.filter((each) => each.step === step).length, lost: 0 };
+      there.lost++;
+      found.set(key, there);
+    }
+    return [...found.values()];
   }
 }
 

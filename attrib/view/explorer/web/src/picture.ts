@@ -55,13 +55,20 @@ export function draw(surface: Surface, graph: Graph, shown: Shown, state: State,
   }
   for (const item of shown.items) {
     const isPinned = item.nodes.some((node) => pinned.has(node));
-    if (item.group !== null) surface.text(visible(item.group, 24), [item.x, item.y - 9], theme.text, 10, "middle");
+    if (item.group !== null) over(surface, shown, item, visible(item.group, 24), 9, 10, theme);
     else if (isPinned || item === focus || (joined.has(item) && OUTPUTS.has(graph.kind(item.nodes[0])))) {
       const [node] = item.nodes;
       const named = graph.explanation(node)?.[0] ?? graph.short(node);
-      surface.text(visible(named, 32), [item.x, item.y - 8], theme.text, 9, "middle");
+      over(surface, shown, item, visible(named, 32), 8, 9, theme);
     }
   }
+}
+
+/** A name over an item, moved aside where it would leave the picture. */
+function over(surface: Surface, shown: Shown, item: Item, name: string, above: number, size: number, theme: Theme): void {
+  const half = 0.28 * size * name.length; // about: only a canvas could measure it, and the picture may be SVG
+  const x = Math.max(half, Math.min(item.x, shown.width - half));
+  surface.text(name, [x, item.y - above], theme.text, size, "middle");
 }
 
 function frame(surface: Surface, graph: Graph, shown: Shown, theme: Theme): void {
