@@ -1,5 +1,6 @@
 """The steps of the first day. Each gives its figures, and what is wrong in words; `bench/gpu.sh` runs each in a process of its own."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor
 import attrib
 from attrib.core.types import LINEAR, Dense, Policy, Site, TopK, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.rates import RATES
 from attrib.graph.building import build as build_graphs
 from attrib.graph.building import plan as plan_graphs
 from attrib.models.transformer import Model
@@ -191,6 +193,37 @@ def _asked(place: Place, policy: Policy) -> Figures:
     return {"predicted_launches": total.launches, "predicted_waits": total.waits}
 
 
+# ------------------------------------------------------------------------------------- asking
+
+ASKED, ROUNDS = 500, 21
+"""Operations of one sample, fewer than a queue holds, so that the host is not held up; and samples."""
+
+
+def asking(place: Place) -> Found:
+    """Seconds that the host takes to ask for an operation, and to wait for a number: what `attrib.engine.rates` has for this GPU."""
+    found = Found()
+    if not place.is_real:
+        found.figures |= {"launch": NOT_MEASURED, "wait": NOT_MEASURED}
+        return found
+    number = torch.zeros(1, device=place.device)
+
+    def seconds(ask: Callable[[], object]) -> float:
+        samples = []
+        for _ in range(ROUNDS):
+            place.synchronize()
+            begun = time.perf_counter()
+            for _ in range(ASKED):
+                ask()
+            samples.append((time.perf_counter() - begun) / ASKED)
+        return median(samples[1:])
+
+    launch = seconds(lambda: number.add_(1))
+    found.figures |= {"launch": launch, "wait": seconds(lambda: number.add_(1).item()) - launch}
+    rates = RATES.get(place.name)
+    found.figures["in the table"] = "not this GPU" if rates is None else {"launch": rates.launch, "wait": rates.wait}
+    return found
+
+
 # ------------------------------------------------------------------------------------- kernels
 
 
@@ -299,5 +332,5 @@ def _beside(place: Place, run: Callable[[], Any], dtype: Dtype, plan: attrib.Pla
 
 
 STEPS: dict[str, Callable[[Place], Found]] = {
-    "parity": parity, "budgets": budgets, "launches": launches, "kernels": kernels, "memory": memory, "floor": floor,
+    "parity": parity, "budgets": budgets, "launches": launches, "asking": asking, "kernels": kernels, "memory": memory, "floor": floor,
 }  # fmt: skip

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import attrib
+from attrib.engine.rates import RATES
 from bench.gpu import collect, steps
 from bench.gpu.place import NOT_MEASURED, place
-from bench.gpu.rates import RATES, floor_seconds
+from bench.gpu.rates import floor_seconds
 from tests.support.root import ROOT
 
 GPU = "NVIDIA H200"
@@ -27,12 +28,14 @@ def test_the_least_time_is_that_of_products_or_of_memory():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("step", ["launches", "kernels"])
+@pytest.mark.parametrize("step", ["launches", "asking", "kernels"])
 def test_a_step_on_a_device_that_is_not_there(step: str):
     with place(pretend=True) as where:
         found = steps.STEPS[step](where)
         assert not found.faults
         assert found.figures
+    if step == "asking":
+        assert found.figures == {"launch": NOT_MEASURED, "wait": NOT_MEASURED}
     if step == "kernels":
         assert found.figures == {"kernels": NOT_MEASURED}
     if step == "launches":

@@ -1,21 +1,28 @@
 """The plan of a pack of prompts: which way its Jacobian is taken, in which sweeps, and what that costs.
 
 Every way that meet.py knows gives the same numbers. The plan counts the products of each (cost.py, meeting.py), bounds its
-memory (memory.py), drops the ways that do not fit the budget, and takes the one with the fewest products. A way that
-does not fit in one sweep over all targets is cut into sweeps over runs of them.
+memory (memory.py), drops the ways that do not fit the budget, and takes the one with the fewest products; on a device that is asked
+for every one, what asking costs is added (`weight`). A way that does not fit in one sweep over all targets is cut into sweeps over
+runs of them.
+
+Looking for all of these sweeps in every way and in pieces of every size would take longer than many a run. Where they are many, their
+weight is told from a few places among the targets, and only those of the least weight are looked for.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.types import BudgetError
 from attrib.engine.plan.cost import Cost, reverse_cost
 from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.task import Task
+from attrib.engine.rates import FREE
 from attrib.engine.sweep.cells import Pieces
 
 
@@ -29,9 +36,13 @@ class PackPlan:
     """Where both sides meet, for `both`."""
     sweeps: tuple[tuple[int, int], ...]
     """Runs of targets `[first, end)` in order of position; one prompt's. A pack of many prompts has one sweep over all."""
-    cost: Cost
     peak: int
     """Bytes of working memory at the fullest moment."""
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Operations and bytes of all sweeps. Counted when it is asked for: a run does without."""
+        return _cost(_option_of(self.way, self.layer), self.task, self.sweeps)
 
     @property
     def floor(self) -> Cost:
@@ -60,13 +71,19 @@ class _Option:
 
 
 def _options(task: Task) -> Iterator[_Option]:
-    yield _Option("through" if task.is_through else "reverse" if task.layers else "local", None, reverse_cost, None)
+    yield _option_of("through" if task.is_through else "reverse" if task.layers else "local")
     if not task.layers or task.is_beside:
         return
     if task.can_meet(None):
-        yield _Option("forward", None, forward_cost, None)
+        yield _option_of("forward")
     for layer in filter(task.can_meet, task.layers[:-1]):
-        yield _Option("both", layer, partial(met_cost, layer=layer), partial(lift_cost, layer=layer))
+        yield _option_of("both", layer)
+
+
+def _option_of(way: Way, layer: int | None = None) -> _Option:
+    if way == "both":
+        return _Option(way, layer, partial(met_cost, layer=layer), partial(lift_cost, layer=layer))
+    return _Option(way, None, forward_cost if way == "forward" else reverse_cost, None)
 
 
 def _in_pieces(task: Task) -> Iterator[Task]:
@@ -77,7 +94,7 @@ def _in_pieces(task: Task) -> Iterator[Task]:
 
 
 def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
-    """The cheapest way that fits.
+    """The way that weighs least of those that fit.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
@@ -87,34 +104,64 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
         BudgetError: where no way fits with even one target at a time; names the smallest budget that would do.
     """
     task = replace(task, pieces=task.pieces.within(budget))
-    best: PackPlan | None = None
-    least = None
-    is_too_far = False
+    found, is_too_far, least = list[_Found](), False, 1 << 62
     for option in _options(task):
-        if option.lifted is not None:  # to ever higher layers, so that tangents cost as much as the last time and more
-            is_too_far = is_too_far or (best is not None and option.lifted(task).total >= best.cost.total)
+        best = min((each.weight for each in found), default=math.inf)
+        if option.lifted is not None:  # to ever higher layers, so that tangents weigh as much as the last time and more
+            is_too_far = is_too_far or (found != [] and weight(task, option.lifted(task), 0) >= best)
             if is_too_far:
                 continue
+        own = math.inf
         for cut in _in_pieces(task):
-            if best is not None and _whole(option, cut).total >= best.cost.total:
-                if _memory(cut, option) <= budget:
-                    break  # as below
-                continue  # several sweeps are no fewer products than one
-            sweeps, peak, smallest = _sweeps(cut, option, budget)
-            least = smallest if least is None else min(least, smallest)
-            if sweeps is None:
+            peak = _memory(cut, option)
+            if peak > budget:
+                smallest = _smallest(cut, option, peak)
+                least = min(least, smallest)
+                if smallest <= budget and (each := _in_sweeps(cut, option, budget, peak, smallest, min(best, own))) is not None:
+                    found.append(each)
+                    own = min(own, each.weight)
                 continue
-            cost = sum((option.cost(part_of(cut, first, end)) for first, end in sweeps), Cost(task.itemsize))
-            if option.lifted is not None:
-                cost = cost + option.lifted(cut)
-            if best is None or cost.total < best.cost.total:
-                best = PackPlan(cut, option.way, option.layer, sweeps, cost, peak)
-            if len(sweeps) == 1:
-                break  # smaller pieces would not save a product
-    if best is None:
-        assert least is not None  # there is always a way
+            least = min(least, peak)
+            one = weight(cut, _cost(option, cut, whole := ((0, cut.n_targets),)), 1)
+            found.append(_Found(one, cut, option, whole, peak))
+            if one >= own or cut.pieces.asking == FREE:
+                break  # smaller pieces would not save a product, or are asked for more often than they save
+            own = one
+    if not found:
         raise BudgetError.of(budget, prompt, least)
-    return best
+    best_found = min(found, key=lambda each: each.weight)
+    _, cut, option, sweeps, peak = best_found
+    if sweeps is None:
+        sweeps, peak = _cut(cut, option, budget, peak)
+    return PackPlan(cut, option.way, option.layer, sweeps, peak)
+
+
+class _Found(NamedTuple):
+    """A way, and pieces, that fit."""
+
+    weight: float
+    task: Task
+    option: _Option
+    sweeps: tuple[tuple[int, int], ...] | None
+    """None where the weight is told from a few of them."""
+    peak: int
+    """Bytes; without sweeps, those that one over all targets would take."""
+
+
+LAUNCHES, WAITS = 6, 4
+"""Operations that a device is asked for with each product (norms, what is gathered and moved), about, and waits with each sweep. On the
+device that is not there, LINEAR sweeps of a small model asked for 5.6 to 6.8."""
+
+
+def weight(task: Task, cost: Cost, sweeps: int) -> float:
+    """What sweeps cost, in operations of products: their own, and those that the device would do while it is asked."""
+    return float(cost.total + task.pieces.asking.launch * LAUNCHES * cost.asked + task.pieces.asking.wait * WAITS * sweeps)
+
+
+def _cost(option: _Option, task: Task, sweeps: Sequence[tuple[int, int]]) -> Cost:
+    """Count sweeps, with what is done once for all of them."""
+    cost = sum((option.cost(part_of(task, first, end)) for first, end in sweeps), Cost(task.itemsize))
+    return cost if option.lifted is None else cost + option.lifted(task)
 
 
 def least_memory(task: Task) -> int:
@@ -201,17 +248,12 @@ def floor(task: Task) -> Cost:
     costs = []
     for option in _options(task):
         # nothing masked is multiplied in blocks of one query; the bytes are those of the blocks that are used
-        unmasked, cost = (_whole(option, replace(task, queries=queries)) for queries in (1, task.queries))
+        tasks = (replace(task, queries=queries) for queries in (1, task.queries))
+        unmasked, cost = (_cost(option, each, ((0, each.n_targets),)) for each in tasks)
         cost.flops = unmasked.flops
         del cost.flops["primal"], cost.bytes["primal"]
         costs.append(cost)
     return min(costs, key=lambda cost: cost.total)
-
-
-def _whole(option: _Option, task: Task) -> Cost:
-    """The cost of a way in one sweep."""
-    cost = option.cost(task)
-    return cost if option.lifted is None else cost + option.lifted(task)
 
 
 def part_of(task: Task, first: int, end: int) -> Task:
@@ -224,24 +266,83 @@ def part_of(task: Task, first: int, end: int) -> Task:
     return replace(task, targets=(part,), beside=task.n_targets - (end - first))
 
 
-def _sweeps(task: Task, option: _Option, budget: int) -> tuple[tuple[tuple[int, int], ...] | None, int, int]:
-    """Runs of targets that fit, the peak, and the smallest budget that would do; None where one target does not fit."""
+def _smallest(task: Task, option: _Option, peak: int) -> int:
+    """The smallest budget that would do, where one sweep over all targets takes `peak`."""
     count = task.n_targets
-    whole = _memory(task, option)
-    if whole <= budget or count <= 1:
-        return (((0, count),) if whole <= budget else None), whole, whole
-    if len(task.targets) > 1 or option.way == "forward":
-        return None, whole, whole
-    smallest = _memory(part_of(task, count - 1, count), option)
-    if smallest > budget:
-        return None, smallest, smallest
-    sweeps, first, peak, rows = [], 0, 0, 0
-    while first < count:
-        rows, used = most_that_fit(partial(_peak, task, option, first), count - first, budget, rows)
+    if count <= 1 or len(task.targets) > 1 or option.way == "forward":
+        return peak
+    return _memory(part_of(task, count - 1, count), option)
+
+
+FEW = 8
+"""So many sweeps are looked for at once, in place of what they weigh."""
+PLACES = (1 / 6, 1 / 2, 5 / 6)
+"""Where sweeps are tried among the targets, to tell what all weigh: a third of the targets has sweeps as that in its middle."""
+
+
+def _in_sweeps(task: Task, option: _Option, budget: int, whole: int, smallest: int, best: float) -> _Found | None:
+    """Several sweeps over runs of targets, or what they weigh; None where that is more than another's.
+
+    Args:
+        whole, smallest: bytes of a sweep over all targets, and over one.
+        best: the least weight so far.
+    """
+    lifted = 0.0 if option.lifted is None else weight(task, option.lifted(task), 0)
+    if lifted >= best:
+        return None
+    runs, count, all_of_it, sweeps = _Runs(task, option, budget, whole, smallest), task.n_targets, lifted, 0.0
+    for place in PLACES:
+        first = int(place * count)
+        rows, _ = runs.longest(first)
+        share = count / len(PLACES) / rows
+        all_of_it += share * weight(task, option.cost(part_of(task, first, first + rows)), 1)
+        sweeps += share
+        if sweeps > FEW and all_of_it >= best:
+            return None
+    if sweeps > FEW:
+        return _Found(all_of_it, task, option, None, whole)
+    cut, peak = _cut(task, option, budget, whole)
+    return _Found(weight(task, _cost(option, task, cut), len(cut)), task, option, cut, peak)
+
+
+def _cut(task: Task, option: _Option, budget: int, whole: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """All runs of targets, each as long as fits, and the peak."""
+    runs, sweeps, first, peak = _Runs(task, option, budget, whole, _smallest(task, option, whole)), list[tuple[int, int]](), 0, 0
+    while first < task.n_targets:
+        rows, used = runs.longest(first)
         sweeps.append((first, first + rows))
-        peak = max(peak, used)
-        first += rows
-    return tuple(sweeps), peak, smallest
+        first, peak = first + rows, max(peak, used)
+    return tuple(sweeps), peak
+
+
+class _Runs:
+    """Runs of one prompt's targets, as long as fit. They are about as long as their cells take: that is where each is looked for first."""
+
+    def __init__(self, task: Task, option: _Option, budget: int, whole: int, smallest: int) -> None:
+        self.task, self.option, self.budget, self.smallest = task, option, budget, smallest
+        (rows,), causal = task.targets, task.config.causal
+        self.begins = [0, *accumulate(rows)]
+        self.lives = [position + 1 if causal else len(rows) for position in range(len(rows))]
+        self.cells = [0, *accumulate(count * lives for count, lives in zip(rows, self.lives, strict=True))]
+        self.most = self.cells[-1] * self._share(whole)
+        """Cells of a sweep, about."""
+
+    def _share(self, used: int) -> float:
+        return (self.budget - self.smallest) / max(1, used - self.smallest)
+
+    def _cells_before(self, row: int) -> int:
+        at = max(0, bisect_left(self.begins, row) - 1)
+        return self.cells[at] + (row - self.begins[at]) * self.lives[at]
+
+    def longest(self, first: int) -> tuple[int, int]:
+        """How many targets from here on fit, at most a fiftieth fewer, and the bytes that they take."""
+        before = self._cells_before(first)
+        upto = before + self.most
+        at = min(max(0, bisect_left(self.cells, upto) - 1), len(self.lives) - 1)
+        about = round(self.begins[at] + (upto - self.cells[at]) / self.lives[at]) - first
+        rows, used = most_that_fit(partial(_peak, self.task, self.option, first), self.task.n_targets - first, self.budget, about)
+        self.most = (self._cells_before(first + rows) - before) * self._share(used)
+        return rows, used
 
 
 def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
@@ -255,30 +356,29 @@ def _memory(task: Task, option: _Option) -> int:
 
 
 def most_that_fit(peak: Callable[[int], int], count: int, budget: int, about: int = 0) -> tuple[int, int]:
-    """About the most of `count` rows that fit, at most a fiftieth fewer, and their peak; one row is known to fit.
+    """About the most of `count` rows that fit, at most a fiftieth fewer, or so many that they take 99 hundredths of the budget.
+
+    Returns them with their peak. One row is known to fit.
 
     Args:
-        about: how many fitted the last time, about which they are looked for first; 0 where nothing is known.
+        about: where they are looked for first; 0 where nothing is known.
     """
-    low, high, used, over = 1, count, 0, 0
-    for guess in (about - about // 50, about + max(1, about // 50)) if about > 1 else ():
-        if guess >= count:
-            break
-        if (needed := peak(guess)) > budget:
-            high, over = guess, needed
-            break
-        low, used = guess, needed
-    if not over:
-        over = peak(count)
-    if over <= budget:
-        return count, over
-    used = used or peak(1)
-    while high - low > max(1, low // 50):
-        # memory grows about as rows do, so the place is guessed; a tenth from both ends, so that either moves
-        guess = low + round((high - low) * min(max((budget - used) / (over - used), 0.1), 0.9))
-        guess = min(max(guess, low + 1), high - 1)
-        if (needed := peak(guess)) <= budget:
-            low, used = guess, needed
+    low, used, high, at, needed = 0, 0, count + 1, 0, 0
+    guess = min(about, count) if about > 0 else count
+    while True:
+        before, least = at, needed
+        at, needed = guess, peak(guess)
+        if needed <= budget:
+            low, used = at, needed
         else:
-            high, over = guess, needed
-    return low, used
+            high = at
+        if low == count or (low and (100 * used >= 99 * budget or high - low <= max(1, low // 50))):
+            return low, used
+        if high == 1:
+            return 1, needed
+        # memory grows about as rows do: the next is where the line through the last two comes close to the budget
+        rate = (needed - least) / (at - before)
+        step = at + (0.995 * budget - needed) / rate if rate > 0 else (low + high) / 2
+        if low and high <= count:  # a tenth from both ends, so that either moves
+            step = min(max(step, low + 0.1 * (high - low)), high - 0.1 * (high - low))
+        guess = min(max(round(step), low + 1), high - 1)

@@ -8,7 +8,7 @@ pointwise work between them is bounded by the same bytes. A test holds the count
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, chain
@@ -17,11 +17,11 @@ from typing import Literal
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.task import Counts, Task
-from attrib.engine.sweep.cells import Rectangle, read_runs, rectangles
+from attrib.engine.sweep.cells import Band, Shape, blocks, read_runs
 from attrib.engine.sweep.primal import stream_sites
 from attrib.engine.sweep.route import Descent
 from attrib.engine.sweep.seeded import fold_rows
-from attrib.engine.sweep.steps import spread_blocks
+from attrib.engine.sweep.steps import spread_runs
 from attrib.models.transformer import ModelConfig, width
 
 Part = Literal["capture", "primal", "seeds", "spread", "mlp", "attention", "cuts", "readout"]
@@ -34,19 +34,24 @@ class Cost:
     itemsize: int
     flops: Counter[Part] = field(default_factory=Counter)
     bytes: Counter[Part] = field(default_factory=Counter)
+    asked: float = 0.0
+    """How many products a device is asked for, about: a batch is one, and those of several positions or bands that go together are one."""
 
-    def mm(self, part: Part, m: int, k: int, n: int, batch: int = 1) -> None:
+    def mm(self, part: Part, m: int, k: int, n: int, batch: int = 1, asked: float = 1.0) -> None:
         """Count `batch` products [m, k] @ [k, n]."""
         self.flops[part] += 2 * batch * m * k * n
         self.bytes[part] += batch * self.itemsize * (m * k + k * n + m * n)
+        self.asked += asked
 
-    def take(self, other: "Cost") -> None:
+    def take(self, other: "Cost", times: int = 1) -> None:
         """Count another's products too."""
-        self.flops.update(other.flops)
-        self.bytes.update(other.bytes)
+        for part, flops in other.flops.items():
+            self.flops[part] += times * flops
+            self.bytes[part] += times * other.bytes[part]
+        self.asked += times * other.asked
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.itemsize, self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(self.itemsize, self.flops + other.flops, self.bytes + other.bytes, self.asked + other.asked)
 
     @property
     def total(self) -> int:
@@ -60,22 +65,24 @@ class Cost:
 def mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
     """Counts through the matrices of an MLP."""
     d, f = task.config.d_model, task.config.d_mlp
-    cost.mm(part, rows, d, f)
-    cost.mm(part, rows, task.d_hidden, d)
+    pieces = rows / task.pieces.mlp  # many positions share one
+    cost.mm(part, rows, d, f, asked=pieces)
+    cost.mm(part, rows, task.d_hidden, d, asked=pieces)
 
 
 def mlp(task: Task, cost: Cost, layer: int, alive: Counts, part: Part = "mlp") -> None:
     """So many rows at each position of each prompt through the MLP of a layer."""
     if not task.passes_mlp(layer):
         return
-    d, pays = task.config.d_model, fold_rows(task.config)
-    for rows in alive:
-        for count in rows:
-            if count > pays:
-                cost.mm(part, d, task.config.d_mlp, d)
-                cost.mm(part, count, d, d)
-            elif count:
-                mlp_rows(task, cost, part, count)
+    d, pays, asked = task.config.d_model, fold_rows(task.config), 1 / task.span
+    for count, times in Counter(chain(*alive)).items():
+        one = Cost(task.itemsize)
+        if count > pays:
+            one.mm(part, d, task.config.d_mlp, d, asked=asked)
+            one.mm(part, count, d, d, asked=asked)
+        elif count:
+            mlp_rows(task, one, part, count)
+        cost.take(one, times)
     mlp_point(task, cost)
 
 
@@ -119,10 +126,11 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_h
     """A cone through an attention; `is_from_z`, from its heads' outputs on; `is_to_heads`, and no further than head space."""
     d, alive = task.config.d_model, task.up() if up else task.down()
     cells = sum(map(sum, alive))
+    chunks = cells / task.pieces.chunk
     if not is_from_z:
-        cost.mm("attention", cells, d, task.d_q)
+        cost.mm("attention", cells, d, task.d_q, asked=chunks)
     if not is_to_heads:
-        cost.mm("attention", cells, d, task.d_heads)
+        cost.mm("attention", cells, d, task.d_heads, asked=chunks)
     cost.take(attention_maps(task, up))
     attention_point(task, cost)
 
@@ -131,39 +139,42 @@ def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_h
 def attention_maps(task: Task, up: bool) -> Cost:
     """A cone through the maps of all heads of one layer: the same in every layer, and in every way of the plan."""
     cost = Cost(task.itemsize)
-    for block in rectangles(task.bands(up), task.block):
-        _maps(task, cost, "attention", block, up)
+    _maps(task, cost, "attention", (shape for _, shape in blocks(task.bands(up), task.block)), up)
     return cost
 
 
-def _maps(task: Task, cost: Cost, part: Part, block: Rectangle, up: bool) -> None:
-    """Count one block's rows through the maps of all heads."""
-    begin, length = block.begin, block.end - block.begin
-    for first, end in _queries(length, task.queries):
-        seen = end if task.config.causal else length
-        maps = [seen, seen, seen + begin, seen + begin] if up else [seen] * 4
-        for keys in maps if task.policy.attention == "exact" else maps[:1]:
-            cost.mm(part, end - first, task.config.d_head, keys, batch=block.rows * task.config.n_heads)
+def _maps(task: Task, cost: Cost, part: Part, shapes: Iterable[Shape], up: bool) -> None:
+    """Count rows of blocks through the maps of all heads; many are of one size."""
+    for (begin, end, rows), times in Counter((shape.begin, shape.end, shape.rows) for shape in shapes).items():
+        one = Cost(task.itemsize)
+        for first, upto in _queries(end - begin, task.queries):
+            seen = upto if task.config.causal else end - begin
+            maps = [seen, seen, seen + begin, seen + begin] if up else [seen] * 4
+            for keys in maps if task.policy.attention == "exact" else maps[:1]:
+                one.mm(part, upto - first, task.config.d_head, keys, batch=rows * task.config.n_heads)
+        cost.take(one, times)
 
 
 def spread_down(task: Task, cost: Cost) -> None:
     """Seeded cotangents of z to their cone."""
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
-    for band in task.bands(up=False):
-        n, end = band.rows, band.end
-        cost.mm("spread", n, task.d_q, d)
-        if band.is_wide:
-            _wide_down(task, cost, n, end)
+    for (n, end, is_wide), times in Counter((band.rows, band.end, band.is_wide) for band in task.bands(up=False)).items():
+        one = Cost(task.itemsize)
+        one.mm("spread", n, task.d_q, d)
+        if is_wide:
+            _wide_down(task, one, n, end)
+            cost.take(one, times)
             continue
-        cost.mm("spread", end, c.n_heads, n * d)
+        one.mm("spread", end, c.n_heads, n * d)
         if exact:
-            cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
-            cost.mm("spread", end if c.positions == "rotary" or c.qk_norm != "none" else 1, task.d_q, d)
+            one.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+            one.mm("spread", end if c.positions == "rotary" or c.qk_norm != "none" else 1, task.d_q, d)
             if c.qk_norm == "whole":
-                cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
-            cost.mm("spread", end * n, c.n_heads, d)
-            cost.mm("spread", n, task.d_q, d)
+                one.mm("spread", end, c.n_kv_heads * c.d_head, d)
+            one.mm("spread", end * n, c.n_heads, d)
+            one.mm("spread", n, task.d_q, d)
+        cost.take(one, times)
     attention_point(task, cost, leaves=False)
 
 
@@ -172,24 +183,30 @@ def spread_up(task: Task, cost: Cost) -> None:
     c, d = task.config, task.config.d_model
     exact = task.policy.attention == "exact"
     cost.mm("spread", task.n_sources, d, task.d_heads)
-    for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block):
-        if is_alone:
-            _maps(task, cost, "spread", block, up=True)
-            cost.mm("spread", sum(band.cells for band in block.bands), task.d_q, d)
+    shared = list[Band]()
+    for is_alone, run in spread_runs(task.bands(up=True), task.policy):
+        if not is_alone:
+            shared += run
             continue
-        for band in block.bands:
-            n, reach = band.rows, band.end - band.begin
-            cost.mm("spread", n, task.d_q, d)
-            if band.is_wide:
-                _wide_up(task, cost, n, reach, band.seeded[-1][0] + 1)
-                continue
-            cost.mm("spread", reach, c.n_heads, n * d)
-            if exact:
-                cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
-                cost.mm("spread", reach, task.d_q, d)
-                cost.mm("spread", reach * n, c.n_heads, d)
-                cost.mm("spread", n, c.d_head, len(c.seen(band.seed, band.end)), batch=2 * c.n_heads)
-                cost.mm("spread", n, task.d_q, d)
+        for bands, shape in blocks(run, task.block):
+            _maps(task, cost, "spread", [shape], up=True)
+            cost.mm("spread", sum(band.cells for band in bands), task.d_q, d)
+    kinds = ((band.rows, band.end - band.begin, band.seeded[-1][0], band.end, band.is_wide) for band in shared)
+    for (n, reach, seed, end, is_wide), times in Counter(kinds).items():
+        one = Cost(task.itemsize)
+        one.mm("spread", n, task.d_q, d)
+        if is_wide:
+            _wide_up(task, one, n, reach, seed + 1)
+            cost.take(one, times)
+            continue
+        one.mm("spread", reach, c.n_heads, n * d)
+        if exact:
+            one.mm("spread", reach, c.d_head, n, batch=c.n_heads)
+            one.mm("spread", reach, task.d_q, d)
+            one.mm("spread", reach * n, c.n_heads, d)
+            one.mm("spread", n, c.d_head, len(c.seen(seed, end)), batch=2 * c.n_heads)
+            one.mm("spread", n, task.d_q, d)
+        cost.take(one, times)
     attention_point(task, cost)
 
 
@@ -227,8 +244,7 @@ def _wide_up(task: Task, cost: Cost, n: int, reach: int, end: int) -> None:
 def spread_heads(task: Task, cost: Cost) -> None:
     """Seeded tangents of resid_pre to z, over their cone."""
     cost.mm("spread", task.n_sources, task.config.d_model, task.d_heads)
-    for block in rectangles(task.bands(up=True), task.block):
-        _maps(task, cost, "spread", block, up=True)
+    _maps(task, cost, "spread", (shape for _, shape in blocks(task.bands(up=True), task.block)), up=True)
     attention_point(task, cost, leaves=False)
 
 
@@ -240,8 +256,10 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
             for begin, end, widest in read_runs(task.span, rows, [0, *accumulate(seeded)]):
                 cost.mm("readout", rows[begin], width, widest, batch=end - begin)
         return
-    for n, m in zip(chain(*alive), chain(*others), strict=True):
-        cost.mm("readout", n, width, m)
+    for (n, m), times in Counter(zip(chain(*alive), chain(*others), strict=True)).items():
+        one = Cost(task.itemsize)
+        one.mm("readout", n, width, m, asked=1.0 if n and m else 0.0)
+        cost.take(one, times)
 
 
 def walk(task: Task, cost: Cost) -> None:

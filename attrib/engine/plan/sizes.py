@@ -6,15 +6,15 @@ order. Sizes are counts of numbers; the letters are those of the docs:
     n targets, m sources    c cells of a cone    d = d_model, f = d_mlp
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from attrib.engine.blocks.passing import Passed
 from attrib.engine.plan.task import Counts, Task
-from attrib.engine.sweep.cells import Band, Cone, Rectangle, even, rectangles
+from attrib.engine.sweep.cells import Band, Cone, Shape, blocks, even
 from attrib.engine.sweep.seeded import fold_rows
-from attrib.engine.sweep.steps import spread_blocks
+from attrib.engine.sweep.steps import spread_runs
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,21 @@ class Sizes:
     @cached_property
     def runs_down(self) -> list[list[Band]]:
         """The bands of cotangents that go through an attention together."""
-        return [bands for _, bands in Cone(self.task.bands(up=False)).chunks(self.task.pieces.chunk)]
+        return list(Cone(self.task.bands(up=False)).runs(self.task.pieces.chunk))
 
     @cached_property
     def runs_up(self) -> list[list[Band]]:
         """The bands of tangents that do."""
-        return [bands for _, bands in Cone(self.task.bands(up=True)).chunks(self.task.pieces.chunk)]
+        return list(Cone(self.task.bands(up=True)).runs(self.task.pieces.chunk))
 
     def chunk(self, is_down: bool) -> int:
         """Cells of the largest run of bands."""
         runs = self.runs_down if is_down else self.runs_up
         return self.once("chunk", is_down, True, lambda: max((sum(band.cells for band in run) for run in runs), default=0))
 
-    def rectangles(self, is_down: bool) -> Iterator[Rectangle]:
-        """In which rows pass the maps of an attention."""
-        for run in self.runs_down if is_down else self.runs_up:
-            yield from rectangles(run, self.task.block)
+    def shapes(self, is_down: bool) -> set[Shape]:
+        """Of the rectangles in which rows pass the maps of an attention: many are alike."""
+        return {shape for run in (self.runs_down if is_down else self.runs_up) for _, shape in blocks(run, self.task.block)}
 
     def gathered(self, is_down: bool) -> int:
         """Rows of the largest piece in which those that live at a position are gathered, to be read out there."""
@@ -126,9 +125,9 @@ class Sizes:
 
     def maps(self, is_down: bool) -> int:
         """What one block's attention map is made in."""
-        return self.once("maps", is_down, True, lambda: max((self.map(block, is_down) for block in self.rectangles(is_down)), default=0))
+        return self.once("maps", is_down, True, lambda: max((self.map(shape, is_down) for shape in self.shapes(is_down)), default=0))
 
-    def map(self, block: Rectangle, is_down: bool) -> int:
+    def map(self, block: Shape, is_down: bool) -> int:
         """What the maps of one block are made in."""
         task, c = self.task, self.task.config
         rows, length = block.rows, block.end - block.begin
@@ -138,7 +137,7 @@ class Sizes:
         # of each query and row: with all keys that it sees, and with those at which the rows live
         seen, own = (c.n_heads * max(count * (before + reach) for count, reach in runs) for before in (block.begin, 0))
         queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
-        gathered = rows * length * (task.d_q + task.d_heads) if len(block.bands) > 1 else 0
+        gathered = rows * length * (task.d_q + task.d_heads) if block.is_gathered else 0
         if not self.is_exact:
             return gathered + keys + queries + seen
         if is_down:
@@ -172,8 +171,8 @@ class Sizes:
             wide = (self._wide(band) for band in task.bands(up=not is_down) if band.is_wide)
             band, reach = max(band, *wide, 0), max(reach, *(each.cells for each in task.bands(up=not is_down)))
         if not is_down:
-            alone = (block for is_alone, block in spread_blocks(task.bands(up=True), task.policy, task.block) if is_alone)
-            band = max(band, *(self.seeded(block) for block in alone), 0)
+            alone = (run for is_alone, run in spread_runs(task.bands(up=True), task.policy) if is_alone)
+            band = max(band, *map(self._seeded, alone), 0)
         # tangents are in head space, and on the way there were normed
         rows, normed = (0, 0) if is_down else (task.n_sources * task.d_heads, task.n_sources * c.d_model)
         # softmaxes are made before the rows: what that takes is gone by then
@@ -191,14 +190,19 @@ class Sizes:
 
     def spread_heads(self) -> int:
         """Tangents from seeds to z, block by block."""
-        seeded = max((self.seeded(block) for block in rectangles(self.task.bands(up=True), self.task.block)), default=0)
+        seeded = self._seeded(self.task.bands(up=True))
         rows, normed = self.task.n_sources * self.task.d_heads, self.task.n_sources * self.task.config.d_model
         return self.task.config.d_model * self.task.d_heads + self.points + rows + max(2 * self.patterns, normed, seeded)
 
-    def seeded(self, block: Rectangle) -> int:
-        """Tangents at their own positions, spread as a rectangle."""
-        rectangle, cells = block.rows * (block.end - block.begin), sum(band.cells for band in block.bands)
-        gathered = rectangle * (self.task.d_q + self.task.d_heads) if len(block.bands) == 1 else 0  # else counted below
+    def _seeded(self, bands: Sequence[Band]) -> int:
+        """Tangents at their own positions, spread as rectangles."""
+        kinds = {(shape, sum(band.cells for band in block)) for block, shape in blocks(bands, self.task.block)}
+        return max((self.seeded(*kind) for kind in kinds), default=0)
+
+    def seeded(self, block: Shape, cells: int) -> int:
+        """The same as one rectangle, of so many cells in all."""
+        rectangle = block.rows * (block.end - block.begin)
+        gathered = 0 if block.is_gathered else rectangle * (self.task.d_q + self.task.d_heads)  # else counted below
         return self.map(block, is_down=False) + gathered + cells * self.task.d_q
 
     def output(self, is_down: bool, is_spread: bool) -> int:

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.devices import to_device
+from attrib.engine.rates import FREE, Asking, asking
 
 
 class Pieces(NamedTuple):
@@ -41,6 +42,8 @@ class Pieces(NamedTuple):
     """Numbers of a tile that are selected from at once, whole rows of it: ranking takes several times their memory."""
     span: int = 1
     """How many neighbouring positions share a wide band, and go through folds and meetings together; 1 where no zeros are multiplied."""
+    asking: Asking = FREE
+    """What plans weigh operations against, on a device that is asked for every one."""
 
     @property
     def smaller(self) -> "Pieces":
@@ -72,8 +75,8 @@ def even(total: int, size: int) -> int:
 
 
 def pieces_of(device: torch.device) -> Pieces:
-    """The largest pieces that are of use on a device."""
-    return ON_CPU if device.type == "cpu" else ON_CUDA
+    """The largest pieces that are of use on a device, with what asking it costs."""
+    return ON_CPU if device.type == "cpu" else ON_CUDA._replace(asking=asking(device))
 
 
 class Band(NamedTuple):
@@ -128,9 +131,13 @@ class Cone(NamedTuple):
 
     def chunks(self, size: int) -> Iterator[tuple[slice, list[Band]]]:
         """Runs of bands of about `size` cells, about equal: their part of the flat array, and the bands as they lie within it."""
+        return map(_part, self.runs(size))
+
+    def runs(self, size: int) -> Iterator[list[Band]]:
+        """The same runs, with the bands as they lie in the whole."""
         size = even(self.cells, size)
         for _, run in groupby(self.bands, key=lambda band: (band.offset + band.cells // 2) // size):
-            yield _part(list(run))
+            yield list(run)
 
     def rows_at(self, prompt: int, positions: int) -> list[int]:
         """How many rows of a prompt live at each of its positions."""
@@ -300,19 +307,35 @@ class Rectangle:
             row += band.rows
 
 
-def rectangles(bands: Sequence[Band], most: int) -> Iterator[Rectangle]:
+class Shape(NamedTuple):
+    """The size of a rectangle, which is all that plans ask of it."""
+
+    begin: int
+    end: int
+    rows: int
+    is_gathered: bool
+    """Whether it has several bands, which are put together first."""
+
+
+def blocks(bands: Sequence[Band], most: int) -> Iterator[tuple[list[Band], Shape]]:
     """Bands that lie behind each other, in blocks of one prompt whose rectangles have at most `most` cells; a larger band is alone."""
     block, begin, end, rows = list[Band](), 0, 0, 0
     for band in bands:
         if block:
-            wide, high = max(end, band.end) - min(begin, band.begin), rows + band.rows
-            if band.prompt != block[0].prompt or wide * high > most:
-                yield Rectangle(tuple(block))
-                block = []
-        begin, end, rows = (min(begin, band.begin), max(end, band.end), rows + band.rows) if block else (band.begin, band.end, band.rows)
-        block.append(band)
+            low, high, more = min(begin, band.begin), max(end, band.end), rows + band.rows
+            if band.prompt == block[0].prompt and (high - low) * more <= most:
+                block.append(band)
+                begin, end, rows = low, high, more
+                continue
+            yield block, Shape(begin, end, rows, len(block) > 1)
+        block, begin, end, rows = [band], band.begin, band.end, band.rows
     if block:
-        yield Rectangle(tuple(block))
+        yield block, Shape(begin, end, rows, len(block) > 1)
+
+
+def rectangles(bands: Sequence[Band], most: int) -> Iterator[Rectangle]:
+    """The same as rectangles."""
+    return (Rectangle(tuple(block)) for block, _ in blocks(bands, most))
 
 
 Direction = Literal["down", "up"]

@@ -205,9 +205,13 @@ def spread_blocks(bands: Sequence[Band], policy: Policy, most: int) -> Iterator[
 
     Rows of one position share most of their products in `attention_push_at`; one alone would have them all to itself.
     """
+    return ((is_alone, block) for is_alone, run in spread_runs(bands, policy) for block in rectangles(run, most))
+
+
+def spread_runs(bands: Sequence[Band], policy: Policy) -> Iterator[tuple[bool, list[Band]]]:
+    """The bands of these blocks, which are of one kind each."""
     for is_alone, run in groupby(bands, key=lambda band: band.rows == 1 and policy.attention == "exact"):
-        for block in rectangles(list(run), most):
-            yield is_alone, block
+        yield is_alone, list(run)
 
 
 def _spread_block(primal: Primal, point: AttentionPoint, pushed: Seeds, block: Rectangle) -> Float[Tensor, "cells d_q"]:

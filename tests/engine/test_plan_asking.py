@@ -1,0 +1,90 @@
+"""Plans that weigh what asking a device costs, and that are told from a few sweeps: by counts alone, nothing is computed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attrib.core.types import EXACT, LINEAR, Policy, Site
+from attrib.engine.plan import choose
+from attrib.engine.plan.choose import LAUNCHES, WAITS, most_that_fit, plan_pack, weight
+from attrib.engine.plan.task import Task
+from attrib.engine.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, asking
+from attrib.engine.sweep.cells import ON_CPU, ON_CUDA, pieces_of
+from attrib.models.transformer import ModelConfig
+
+CONFIG = ModelConfig(
+    n_layers=4, d_model=96, n_heads=4, n_kv_heads=4, d_head=24, d_mlp=384, d_vocab=100, n_ctx=256, norm="layer", eps=1e-5,
+    activation="gelu_tanh", gated=False, positions="learned", attention_scale=24**-0.5,
+)  # fmt: skip
+TIGHT = 24 << 20
+
+
+def task(policy: Policy = EXACT, costs: Asking = FREE, positions: int = 96, rows: int = 20) -> Task:
+    counts = ((rows,) * positions,)
+    ends = Site(0, "resid_pre"), Site(3, "resid_pre")
+    return Task(CONFIG, policy, *ends, counts, counts, 4, pieces=ON_CUDA._replace(asking=costs))
+
+
+def test_what_asking_costs_follows_from_the_device():
+    assert asking(torch.device("cpu")) == FREE
+    assert pieces_of(torch.device("cpu")) == ON_CPU
+    assert asking(torch.device("meta")) == Asking(round(LAUNCH * UNKNOWN.float32), round(WAIT * UNKNOWN.float32))
+    assert all(rates.launch > 0 and rates.wait > 0 for rates in RATES.values())
+
+
+def test_a_gpu_is_looked_up_by_its_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    asking.cache_clear()
+    assert asking(torch.device("cuda", 3)) == Asking(335_000_000, 670_000_000)
+    asking.cache_clear()
+
+
+@pytest.mark.parametrize("policy", [EXACT, LINEAR])
+def test_larger_pieces_win_where_asking_costs(policy: Policy):
+    free, dear = (plan_pack(task(policy, costs), TIGHT) for costs in (FREE, Asking(100_000_000, 200_000_000)))
+    assert len(free.sweeps) > 1
+    assert dear.cost.asked < free.cost.asked
+    assert dear.cost.total >= free.cost.total
+    assert max(dear.peak, free.peak) <= TIGHT
+    at = dear.task
+    assert weight(at, dear.cost, len(dear.sweeps)) <= weight(at, free.cost, len(free.sweeps))
+    assert weight(at, free.cost, 3) == free.cost.total + 1e8 * LAUNCHES * free.cost.asked + 2e8 * WAITS * 3
+
+
+@pytest.mark.parametrize("costs", [FREE, Asking(1_000_000, 2_000_000)])
+def test_plans_told_from_a_few_sweeps_weigh_as_much_as_the_least(costs: Asking, monkeypatch: pytest.MonkeyPatch):
+    wanted = task(EXACT, costs)
+    told = plan_pack(wanted, TIGHT // 3)
+    assert len(told.sweeps) > choose.FEW
+    monkeypatch.setattr(choose, "FEW", math.inf)  # all sweeps are looked for, in every way
+    exact = plan_pack(wanted, TIGHT // 3)
+    assert weight(told.task, told.cost, len(told.sweeps)) <= 1.02 * weight(exact.task, exact.cost, len(exact.sweeps))
+    assert told.sweeps[0][0] == 0
+    assert told.sweeps[-1][1] == wanted.n_targets
+    assert all(end == first for (_, end), (first, _) in zip(told.sweeps, told.sweeps[1:], strict=False))
+
+
+@pytest.mark.parametrize("fixed", [0, 300, 900])
+@pytest.mark.parametrize("slope", [1, 3, 60])
+@pytest.mark.parametrize("about", [0, 1, 7, 150, 100_000])
+def test_the_most_rows_that_fit(fixed: int, slope: int, about: int):
+    asked = list[int]()
+
+    def peak(rows: int) -> int:
+        asked.append(rows)
+        return fixed + slope * rows
+
+    count, budget = 500, 1000
+    rows, used = most_that_fit(peak, count, budget, about)
+    most = min(count, (budget - fixed) // slope)
+    assert used == fixed + slope * rows <= budget
+    assert rows >= most - max(1, most // 50) or 100 * used >= 99 * budget
+    assert len(asked) <= 12
+
+
+def test_small_pieces_are_taken_for_what_is_planned_by_counts_alone():
+    plan = plan_pack(replace(task(), pieces=ON_CPU), 1 << 40)
+    assert len(plan.sweeps) == 1
+    assert plan.task.pieces == ON_CPU._replace(select=plan.task.pieces.select)
