@@ -333,7 +333,7 @@ def test_operations_are_those_planned(family: Family, policy: Policy, lengths: t
     of_group, call = opened(family, policy, lengths, effect)
     bundles = [of_group.open(ids, None) for ids in call.prompts]
     joint = joint_of(bundles)
-    chosen, whole = plan_joint(joint, 1 << 40), JointPlan(joint, ((0, joint.n_targets),), joint_cost(joint), joint_memory(joint))
+    chosen, whole = plan_joint(joint, 1 << 40), JointPlan(joint, ((0, joint.n_targets),), joint_memory(joint))
     for plan in (chosen, whole):
         got = flops(lambda plan=plan: [piece for _, piece in jacobians(bundles, plan, call.precision)])
         assert_about(got, plan.cost.total, 1.01, (family, policy, lengths))

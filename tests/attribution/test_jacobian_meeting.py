@@ -34,7 +34,7 @@ Found = dict[tuple[int, int, int], tuple[Tensor, Tensor]]
 
 def whole(joint: Joint) -> JointPlan:
     """One sweep over all rows."""
-    return JointPlan(joint, ((0, joint.above.n_targets),), joint_cost(joint), joint_memory(joint))
+    return JointPlan(joint, ((0, joint.above.n_targets),), joint_memory(joint))
 
 
 def in_runs(joint: Joint, size: int) -> JointPlan:

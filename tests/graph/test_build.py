@@ -11,7 +11,7 @@ from torch.func import jacrev
 import attrib
 from attrib.core.types import EXACT, LINEAR, BudgetError, Dense, Difference, Direction, InputError, Mass, Site, TokenLogits, TopK, TopLogits
 from attrib.engine.bundle import sweep
-from attrib.engine.plan.choose_joint import JointPlan, joint_cost, meetings
+from attrib.engine.plan.choose_joint import JointPlan, meetings
 from attrib.engine.plan.joint import Joint
 from attrib.graph.building import build as build_graphs
 from attrib.graph.constants import embeddings
@@ -338,7 +338,7 @@ def planned_to_meet_at(place: str | None) -> Any:
 
     def plan(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
         there = joint if place is None else next(one for one in meetings(joint, every) if one.meets == Site.parse(place))
-        return JointPlan(there, ((0, there.above.n_targets),), joint_cost(there), 0)
+        return JointPlan(there, ((0, there.above.n_targets),), 0)
 
     return plan
 

@@ -10,7 +10,6 @@ weight is told from a few places among the targets, and only those of the least 
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from attrib.core.types import BudgetError
 from attrib.engine.plan.cost import Cost, reverse_cost
 from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
+from attrib.engine.plan.runs import FEW, Runs
 from attrib.engine.plan.task import Task
 from attrib.engine.rates import FREE
 from attrib.engine.sweep.cells import Pieces
@@ -132,7 +132,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     best_found = min(found, key=lambda each: each.weight)
     _, cut, option, sweeps, peak = best_found
     if sweeps is None:
-        sweeps, peak = _cut(cut, option, budget, peak)
+        sweeps, peak = _runs(cut, option, budget, peak, _smallest(cut, option, peak)).all()
     return PackPlan(cut, option.way, option.layer, sweeps, peak)
 
 
@@ -274,12 +274,6 @@ def _smallest(task: Task, option: _Option, peak: int) -> int:
     return _memory(part_of(task, count - 1, count), option)
 
 
-FEW = 8
-"""So many sweeps are looked for at once, in place of what they weigh."""
-PLACES = (1 / 6, 1 / 2, 5 / 6)
-"""Where sweeps are tried among the targets, to tell what all weigh: a third of the targets has sweeps as that in its middle."""
-
-
 def _in_sweeps(task: Task, option: _Option, budget: int, whole: int, smallest: int, best: float) -> _Found | None:
     """Several sweeps over runs of targets, or what they weigh; None where that is more than another's.
 
@@ -290,59 +284,24 @@ def _in_sweeps(task: Task, option: _Option, budget: int, whole: int, smallest: i
     lifted = 0.0 if option.lifted is None else weight(task, option.lifted(task), 0)
     if lifted >= best:
         return None
-    runs, count, all_of_it, sweeps = _Runs(task, option, budget, whole, smallest), task.n_targets, lifted, 0.0
-    for place in PLACES:
-        first = int(place * count)
-        rows, _ = runs.longest(first)
-        share = count / len(PLACES) / rows
-        all_of_it += share * weight(task, option.cost(part_of(task, first, first + rows)), 1)
-        sweeps += share
+    runs, all_of_it, sweeps = _runs(task, option, budget, whole, smallest), lifted, 0.0
+    for first, end, alike in runs.tried():
+        all_of_it += alike * weight(task, option.cost(part_of(task, first, end)), 1)
+        sweeps += alike
         if sweeps > FEW and all_of_it >= best:
             return None
     if sweeps > FEW:
         return _Found(all_of_it, task, option, None, whole)
-    cut, peak = _cut(task, option, budget, whole)
+    cut, peak = _runs(task, option, budget, whole, smallest).all()
     return _Found(weight(task, _cost(option, task, cut), len(cut)), task, option, cut, peak)
 
 
-def _cut(task: Task, option: _Option, budget: int, whole: int) -> tuple[tuple[tuple[int, int], ...], int]:
-    """All runs of targets, each as long as fits, and the peak."""
-    runs, sweeps, first, peak = _Runs(task, option, budget, whole, _smallest(task, option, whole)), list[tuple[int, int]](), 0, 0
-    while first < task.n_targets:
-        rows, used = runs.longest(first)
-        sweeps.append((first, first + rows))
-        first, peak = first + rows, max(peak, used)
-    return tuple(sweeps), peak
-
-
-class _Runs:
-    """Runs of one prompt's targets, as long as fit. They are about as long as their cells take: that is where each is looked for first."""
-
-    def __init__(self, task: Task, option: _Option, budget: int, whole: int, smallest: int) -> None:
-        self.task, self.option, self.budget, self.smallest = task, option, budget, smallest
-        (rows,), causal = task.targets, task.config.causal
-        self.begins = [0, *accumulate(rows)]
-        self.lives = [position + 1 if causal else len(rows) for position in range(len(rows))]
-        self.cells = [0, *accumulate(count * lives for count, lives in zip(rows, self.lives, strict=True))]
-        self.most = self.cells[-1] * self._share(whole)
-        """Cells of a sweep, about."""
-
-    def _share(self, used: int) -> float:
-        return (self.budget - self.smallest) / max(1, used - self.smallest)
-
-    def _cells_before(self, row: int) -> int:
-        at = max(0, bisect_left(self.begins, row) - 1)
-        return self.cells[at] + (row - self.begins[at]) * self.lives[at]
-
-    def longest(self, first: int) -> tuple[int, int]:
-        """How many targets from here on fit, at most a fiftieth fewer, and the bytes that they take."""
-        before = self._cells_before(first)
-        upto = before + self.most
-        at = min(max(0, bisect_left(self.cells, upto) - 1), len(self.lives) - 1)
-        about = round(self.begins[at] + (upto - self.cells[at]) / self.lives[at]) - first
-        rows, used = most_that_fit(partial(_peak, self.task, self.option, first), self.task.n_targets - first, self.budget, about)
-        self.most = (self._cells_before(first + rows) - before) * self._share(used)
-        return rows, used
+def _runs(task: Task, option: _Option, budget: int, whole: int, smallest: int) -> Runs:
+    """Runs of one prompt's targets. At first as many cells are expected as fit if all take `whole` bytes."""
+    (rows,), causal = task.targets, task.config.causal
+    cells = sum(count * (position + 1 if causal else len(rows)) for position, count in enumerate(rows))
+    about = cells * (budget - smallest) / max(1, whole - smallest)
+    return Runs(rows, partial(_peak, task, option), budget, causal=causal, smallest=smallest, cells=about)
 
 
 def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
@@ -353,32 +312,3 @@ def _peak(task: Task, option: _Option, first: int, rows: int) -> int:
 def _memory(task: Task, option: _Option) -> int:
     """Bytes at the fullest moment: of opening the paths, which no smaller sweep makes less, or of a sweep beside what they hold."""
     return max(task.opened.peak, task.opened.held + peak_memory(task, option.way, option.layer))
-
-
-def most_that_fit(peak: Callable[[int], int], count: int, budget: int, about: int = 0) -> tuple[int, int]:
-    """About the most of `count` rows that fit, at most a fiftieth fewer, or so many that they take 99 hundredths of the budget.
-
-    Returns them with their peak. One row is known to fit.
-
-    Args:
-        about: where they are looked for first; 0 where nothing is known.
-    """
-    low, used, high, at, needed = 0, 0, count + 1, 0, 0
-    guess = min(about, count) if about > 0 else count
-    while True:
-        before, least = at, needed
-        at, needed = guess, peak(guess)
-        if needed <= budget:
-            low, used = at, needed
-        else:
-            high = at
-        if low == count or (low and (100 * used >= 99 * budget or high - low <= max(1, low // 50))):
-            return low, used
-        if high == 1:
-            return 1, needed
-        # memory grows about as rows do: the next is where the line through the last two comes close to the budget
-        rate = (needed - least) / (at - before)
-        step = at + (0.995 * budget - needed) / rate if rate > 0 else (low + high) / 2
-        if low and high <= count:  # a tenth from both ends, so that either moves
-            step = min(max(step, low + 0.1 * (high - low)), high - 0.1 * (high - low))
-        guess = min(max(round(step), low + 1), high - 1)

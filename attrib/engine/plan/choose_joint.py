@@ -6,19 +6,21 @@ source. Products and memory are those of the same routes on counts and on sizes 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from operator import mul
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from attrib.core.types import BudgetError
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.blocks.product import beside_products
-from attrib.engine.plan.choose import most_that_fit
+from attrib.engine.plan.choose import weight
 from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joined import Kept, lift_cost, lift_held, sweep_cost, sweep_held
 from attrib.engine.plan.joint import Joint, added, part_of
 from attrib.engine.plan.memory import held_rows, selected
+from attrib.engine.plan.runs import FEW, Runs, most_that_fit
 from attrib.engine.sweep.ascent import climb
+from attrib.engine.sweep.primal import BESIDE, is_spread_above
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,14 @@ class JointPlan:
     """With the place where both sides meet."""
     sweeps: tuple[tuple[int, int], ...]
     """Runs `[first, end)` of the rows that come down, in order of position; one prompt's. A pack of many prompts has one sweep over all."""
-    cost: Cost
     peak: int
     """Bytes of working memory at the fullest moment."""
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Operations and bytes of all sweeps. Counted when it is asked for: a run does without."""
+        raised = lift_cost(self.joint)
+        return sum((sweep_cost(part_of(self.joint.above, first, end), raised) for first, end in self.sweeps), raised.cost)
 
     @property
     def way(self) -> str:
@@ -87,7 +94,7 @@ def _largest(joint: Joint) -> int:
 
 
 def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
-    """With the fewest products that fit.
+    """The meeting that weighs least of those that fit.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
@@ -97,37 +104,43 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None =
     Raises:
         BudgetError: where not even one row at a time fits; names the smallest budget that would do.
     """
-    best = _planned(joint, budget)
-    if isinstance(best, int):
-        raise BudgetError.of(budget, prompt, best)
-    for total, _, each in sorted(_counted(list(meetings(joint, every))), key=lambda one: one[:2]):
-        if total >= best.cost.total:
-            break  # and no more in several sweeps
-        found = _planned(each, budget, best.cost.total)
-        if isinstance(found, JointPlan) and found.cost.total < best.cost.total:
+    least, best = 1 << 62, None
+    weighed = [(weight(joint.whole, joint_cost(joint), 1), -1, joint), *_counted(list(meetings(joint, every)))]
+    for one, _, each in sorted(weighed, key=lambda known: known[:2]):
+        if best is not None and one >= best.weight:
+            break  # and no less in several sweeps
+        found = _planned(each, budget)
+        if isinstance(found, int):
+            least = min(least, found)
+        elif best is None or found.weight < best.weight:
             best = found
-    return best
+    if best is None:
+        raise BudgetError.of(budget, prompt, least)
+    if isinstance(best.sweeps, Runs):
+        sweeps, peak = best.sweeps.all()
+        return JointPlan(best.joint, sweeps, max(peak, best.peak))
+    return JointPlan(best.joint, best.sweeps, best.peak)
 
 
-FEW = 6
+MEETINGS = 6
 """So many meetings are all counted; of more, those around the least."""
 
 
-def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
-    """Products, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
+def _counted(every: Sequence[Joint]) -> list[tuple[float, int, Joint]]:
+    """Weight in one sweep, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
 
     Where both kinds of places of a layer are met they take turns, and each kind has its own valley: so one kind is gone down first, and
     then the neighbours of its least are asked.
     """
-    known: dict[int, int] = {}
+    known: dict[int, float] = {}
 
-    def cost(number: int) -> int:
+    def cost(number: int) -> float:
         if number not in known:
-            known[number] = joint_cost(every[number]).total
+            known[number] = weight(every[number].whole, joint_cost(every[number]), 1)
         return known[number]
 
     first, last = 0, len(every) - 1
-    while last - first > FEW:
+    while last - first > MEETINGS:
         middle = (first + last) // 4 * 2  # of one kind
         if cost(middle) <= cost(middle + 2):
             last = middle + 2
@@ -152,23 +165,32 @@ def meetings(joint: Joint, every: Joint | None = None) -> Iterator[Joint]:
             yield replace(met, targets=tuple(read))
 
 
-def _planned(joint: Joint, budget: int, most: int = 1 << 62) -> JointPlan | int:
-    """In as few sweeps as fit, in the pieces that the work asks for or in smaller ones; else the least budget that would do.
+class _Found(NamedTuple):
+    """A meeting, and pieces, that fit."""
 
-    Args:
-        most: operations beyond which the plan is of no use, and its last sweeps may be missing.
-    """
+    weight: float
+    joint: Joint
+    sweeps: tuple[tuple[int, int], ...] | Runs
+    """Runs that are yet to be looked for, where the weight is told from a few of them."""
+    peak: int
+    """Bytes at the fullest moment; of runs that are yet to be looked for, before the first."""
+
+
+def _planned(joint: Joint, budget: int) -> _Found | int:
+    """In as few sweeps as fit, in the pieces that the work asks for or in smaller ones; else the least budget that would do."""
     least = 1 << 62
     while True:
         kept, above = lift_held(joint), joint.above
         before = _lift_memory(joint, kept)
-        if (whole := max(before, _memory(above, kept))) <= budget:
-            return JointPlan(joint, ((0, above.n_targets),), joint_cost(joint), whole)
-        least = min(least, whole)
-        if before <= budget and len(joint.whole.targets) == 1 and above.n_targets > 1:
+        is_cut = len(joint.whole.targets) == 1 and above.n_targets > 1
+        if not is_cut or _least(above) <= budget:
+            if (whole := max(before, _memory(above, kept))) <= budget:
+                return _Found(weight(joint.whole, joint_cost(joint), 1), joint, ((0, above.n_targets),), whole)
+            least = min(least, whole)
+        if before <= budget and is_cut:
             smallest = _memory(part_of(above, above.n_targets - 1, above.n_targets), kept)
             if smallest <= budget:
-                return _in_sweeps(joint, kept, budget, before, most)
+                return _in_sweeps(joint, kept, budget, before, smallest)
             least = min(least, smallest)
         if joint.pieces.smaller == joint.pieces:
             return least
@@ -192,24 +214,46 @@ def refuse(prompts: Iterable[Joint], budget: int) -> NoReturn:
 def in_smaller_pieces(joint: Joint, plan: JointPlan) -> JointPlan:
     """The plan of one prompt out of a pack that was too large, in smaller pieces and one sweep, in which nothing is lifted."""
     smaller = replace(joint, pieces=plan.joint.pieces.smaller)
-    return JointPlan(smaller, ((0, joint.n_targets),), joint_cost(smaller), joint_memory(smaller))
+    return JointPlan(smaller, ((0, joint.n_targets),), joint_memory(smaller))
 
 
-def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, most: int) -> JointPlan:
-    """Runs of rows that fit, each as long as it may be.
+def _least(joint: Joint) -> int:
+    """Bytes that a way down takes at least, known without going it: rows at all positions where they live, if they come to be there."""
+    if joint.passed or any(site.kind not in BESIDE for site in joint.held):
+        return 0  # where the stream itself is cut, rows may go on in dictionaries alone
+    low = place_of(joint.start) if joint.meets is None else joint.meets
+    spread = [end.counts for end in joint.targets if is_spread_above(joint.config, low, end.stop)]
+    lives = joint.config.seen
+    cells = sum(n * len(lives(t, len(rows))) for counts in spread for rows in counts for t, n in enumerate(rows))
+    return cells * joint.config.d_model * joint.itemsize
+
+
+def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, smallest: int) -> _Found:
+    """Several sweeps over runs of rows.
 
     Args:
         before: bytes that are taken before the first.
-        most: operations with which to give up.
+        smallest: bytes that the last row takes.
     """
     raised, above = lift_cost(joint), joint.above
-    count, first, sweeps, peak, cost = above.n_targets, 0, [], before, raised.cost
-    while first < count and cost.total < most:
-        rows, used = most_that_fit(partial(_peak, above, kept, first), count - first, budget)
-        sweeps.append((first, first + rows))
-        cost += sweep_cost(part_of(above, first, first + rows), raised)
-        peak, first = max(peak, used), first + rows
-    return JointPlan(joint, tuple(sweeps), cost, peak)
+    all_of_it, sweeps = weight(joint.whole, raised.cost, 0), 0.0
+    runs = _runs(joint, kept, budget, smallest)
+    for first, end, alike in runs.tried():
+        all_of_it += alike * weight(joint.whole, sweep_cost(part_of(above, first, end), raised), 1)
+        sweeps += alike
+    if sweeps > FEW:
+        return _Found(all_of_it, joint, runs, before)
+    cut, peak = _runs(joint, kept, budget, smallest).all()
+    plan = JointPlan(joint, cut, max(peak, before))
+    return _Found(weight(joint.whole, plan.cost, len(cut)), joint, cut, plan.peak)
+
+
+def _runs(joint: Joint, kept: Kept, budget: int, smallest: int) -> Runs:
+    """Runs of one prompt's rows. At first a cell is expected to take its own row and what that is moved in."""
+    above, config = joint.above, joint.config
+    [rows] = above.whole.targets
+    cells = (budget - smallest) / (2 * config.d_model * joint.itemsize)
+    return Runs(rows, partial(_peak, above, kept), budget, causal=config.causal, smallest=smallest, cells=cells)
 
 
 def rows_at_once(joint: Joint, kept: Kept, budget: int) -> int:

@@ -11,9 +11,9 @@ from attrib.core.types import Site
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.cost import Cost, DescentCount, Moving, attention, meet_seeded, mlp_point, mlp_rows, readout
 from attrib.engine.plan.held import DownSizes, Held, Room, UpSizes, Waits, size_of_meeting, sizes_of
-from attrib.engine.plan.joint import Joint, Seeded, SourceCounts, TargetCounts, added
+from attrib.engine.plan.joint import Joint, SourceCounts, TargetCounts, added
 from attrib.engine.plan.meeting import AscentCount, count_meeting
-from attrib.engine.plan.task import Counts
+from attrib.engine.plan.task import Counts, Seeded
 from attrib.engine.sweep.ascent import Rising, ascend, reading_place
 from attrib.engine.sweep.primal import is_spread_above
 from attrib.engine.sweep.route import Joining, descend
@@ -230,7 +230,7 @@ class _JoiningSizes(DownSizes, Joining[Held]):
 
     def read_heads(self, layer: int, stream: Held, z: Held | None) -> None:
         chosen = [one for is_brought in (False, True) for one in sources_at(self.joint, self.end, self.stop, self.start, is_brought)]
-        there = sizes_of(replace(self.task, sources=added([each.counts for _, each in chosen])))
+        there = self.sizes.against(added([each.counts for _, each in chosen]))
         found = sum(_entries(self.task.targets, each.counts) for _, each in chosen)
         self._reads_heads(layer, stream, z, there, beside=found)
         for number, each in chosen:

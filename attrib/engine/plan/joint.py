@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 from attrib.core.types import Policy, Site
 from attrib.engine.blocks.passing import Passed, place_of
 from attrib.engine.plan.cost import heads_pay
-from attrib.engine.plan.task import NOTHING_OPENED, Counts, Opened, Task
+from attrib.engine.plan.task import NOTHING_OPENED, Counts, Opened, Seeded, Task
 from attrib.engine.sweep.cells import Pieces
 from attrib.models.transformer import ModelConfig
-
-Seeded = tuple[tuple[int, ...], ...]
-"""How many rows are seeded at each position of each prompt."""
 
 
 class TargetCounts(NamedTuple):

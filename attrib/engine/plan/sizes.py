@@ -7,11 +7,11 @@ order. Sizes are counts of numbers; the letters are those of the docs:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attrib.engine.blocks.passing import Passed
-from attrib.engine.plan.task import Counts, Task
+from attrib.engine.plan.task import Counts, Seeded, Task
 from attrib.engine.sweep.cells import Band, Cone, Shape, blocks, even
 from attrib.engine.sweep.seeded import fold_rows
 from attrib.engine.sweep.steps import spread_runs
@@ -22,15 +22,21 @@ class Sizes:
     """Of the steps of one piece of work, either way: `is_down` is for cotangents, else for tangents."""
 
     task: Task
-    known: dict[tuple[str, bool, bool], int] = field(default_factory=dict)
-    """Sizes that take a pass over all positions or blocks, and are asked for in every layer of every way of the plan."""
+    of_targets: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Sizes of cotangents that take a pass over all positions or blocks, and are asked for in every layer of every way of the plan."""
+    of_sources: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """The same of tangents."""
+
+    def against(self, sources: Seeded) -> "Sizes":
+        """The same with other sources: what hangs on targets alone is not counted again."""
+        return Sizes(replace(self.task, sources=sources), self.of_targets)
 
     def once(self, name: str, is_down: bool, is_spread: bool, size: Callable[[], int]) -> int:
-        """A size that is counted once."""
-        key = (name, is_down, is_spread)
-        if key not in self.known:
-            self.known[key] = size()
-        return self.known[key]
+        """A size that is counted once: it hangs on the rows of one side alone."""
+        known, key = self.of_targets if is_down else self.of_sources, (name, is_spread)
+        if key not in known:
+            known[key] = size()
+        return known[key]
 
     def seeds(self, is_down: bool) -> Counts:
         """Rows at the positions where they are seeded."""

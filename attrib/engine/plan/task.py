@@ -17,6 +17,9 @@ from attrib.models.transformer import ModelConfig
 Counts = Sequence[Sequence[int]]
 """How many rows there are at each position of each prompt."""
 
+Seeded = tuple[tuple[int, ...], ...]
+"""How many rows are seeded at each position of each prompt."""
+
 
 class Opened(NamedTuple):
     """Bytes of a path, or of the paths of a pack, beside what sweeps are counted with; see opening.py."""
@@ -37,13 +40,13 @@ NOTHING_OPENED = Opened(0, 0, 0)
 
 
 @lru_cache(maxsize=256)
-def bands_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, causal: bool = True, span: int = 1) -> tuple[Band, ...]:
+def bands_of(counts: Seeded, up: bool, most: int, causal: bool = True, span: int = 1) -> tuple[Band, ...]:
     """The bands of a cone, for which every step of every way of a plan asks again."""
     return cone_of(counts, "up" if up else "down", most, causal=causal, span=span).bands
 
 
 @lru_cache(maxsize=256)
-def alive_of(counts: tuple[tuple[int, ...], ...], up: bool, most: int, span: int) -> tuple[tuple[int, ...], ...]:
+def alive_of(counts: Seeded, up: bool, most: int, span: int) -> Seeded:
     """How many rows of wide bands there are at each position of each prompt, with those that are zeros there."""
     cone = Cone(bands_of(counts, up, most, True, span))
     return tuple(tuple(cone.rows_at(prompt, len(rows))) for prompt, rows in enumerate(counts))
@@ -57,9 +60,8 @@ class Task:
     policy: Policy
     start: Site
     stop: Site
-    targets: tuple[tuple[int, ...], ...]
-    """[prompts][positions]"""
-    sources: tuple[tuple[int, ...], ...]
+    targets: Seeded
+    sources: Seeded
     itemsize: int
     walks: bool = False
     """Whether the primal is walked again, from x, and not taken from the prompt's own pass."""
