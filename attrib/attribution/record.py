@@ -13,6 +13,7 @@ from attrib.core.types import EdgeKind, ErrorAt
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.multiplier import multiplier
 from attrib.engine.precision import Precision
+from attrib.models.tokens import on_host
 from attrib.models.transformer import Model
 
 
@@ -54,13 +55,13 @@ def call_record(
 
     what = named(target) if isinstance(target, Dictionary) else getattr(target, "__name__", None) or repr(target)
     later: dict[str, Any] = {} if is_usual(options.rule) else {"rule": rule_record(options.rule)}
-    later |= {} if others is None else {"corrupt": {"count": len(others), "sha256": sha256_of([*others])}}
+    later |= {} if others is None else {"corrupt": {"count": len(others), "sha256": sha256_of(on_host(others))}}
     later |= {"bias": True} if bias else {}
     later |= products_record(model, precision)
     return later | {
         "kind": kind, "model": {"name": model.name, "sha256": of_model} | ({} if model.config.causal else {"causal": False}),
         "tokenizer": {"sha256": model.tokenizer.sha256 if model.tokenizer else None},
-        "prompts": {"count": len(prompts), "sha256": sha256_of([*prompts])}, "source": named(source), "target": what,
+        "prompts": {"count": len(prompts), "sha256": sha256_of(on_host(prompts))}, "source": named(source), "target": what,
         "cuts": [named(cut) for cut in options.cuts], "effect": options.effect,
         "policy": options.policy._asdict(), "keep": repr(options.keep), "error": error,
         "positions": list(options.positions) if isinstance(options.positions, tuple) else options.positions,
