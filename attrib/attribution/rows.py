@@ -102,7 +102,7 @@ def metric_edges(
     last = torch.tensor([len(ids) - 1])
     table = Nodes("metric", "logits", _ptr(1), last, torch.tensor([-1]), _wide(found.value).reshape(1).cpu(), (name,))
     change = change_by(options.rule, found.sources, found.other)
-    nodes = source_nodes(model, "latent", source.site, found.sources, change, found.copies)
+    nodes = source_nodes(model, "latent", source.site, found.sources, change)
     tile = Tile(0, gradient_of_metric(found, needs, len(ids), number)[None])
     rows = EdgeRows(kind, nodes, table, found.sources, options, change)
     return _edges(rows, iter([tile]), ids, model, call, asked.other, together_of(options.rule, found))
