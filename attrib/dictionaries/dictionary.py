@@ -422,7 +422,9 @@ def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "pos
     for first, pre in tiles:
         on = _passes(dictionary.config.rule, pre, dictionary.params.threshold[first : first + pre.shape[1]])
         position, latent = on.nonzero(as_tuple=True)
-        found.append((position, latent + first, pre[position, latent]))  # and not by the mask, which would be looked through again
+        found.append((position, latent + first if first else latent, pre[position, latent]))  # the mask would be looked through again
+    if len(found) == 1:  # in order already
+        return SparseLatents(*found[0])
     return canonical(SparseLatents(*(torch.cat(column) for column in zip(*found, strict=True))))
 
 

@@ -328,14 +328,15 @@ def attention_pattern(
     """Softmax attention of grouped query heads, each group of which shares its keys; the queries are those of the last positions."""
     if not causal:
         return cap(attention_scores(q, k, scale), score_cap).softmax(-1)
-    return pattern_where(q, k, seen_keys(q.shape[-2], k.shape[-2], window, q.device), scale, score_cap)
+    hidden = hidden_keys(q.shape[-2], k.shape[-2], window, q.device)
+    return cap(attention_scores(q, k, scale), score_cap).masked_fill(hidden, -math.inf).softmax(-1)
 
 
-def seen_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
-    """Which keys the last `rows` of as many positions as there are keys see: those up to their own, within the window."""
-    own = keys - rows
-    seen = torch.ones(rows, keys, dtype=torch.bool, device=device).tril(own)
-    return seen if window is None else seen.triu(own + 1 - window)
+def hidden_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
+    """Which keys the last `rows` of as many positions as there are keys do not see: those behind their own, and before the window."""
+    own, every = keys - rows, torch.ones(rows, keys, dtype=torch.bool, device=device)
+    later = every.triu(own + 1)
+    return later if window is None else later | every.tril(own - window)
 
 
 def pattern_where(

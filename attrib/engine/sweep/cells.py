@@ -177,6 +177,8 @@ class Cells(NamedTuple):
     step: Int[Tensor, " rows"]
     alive: tuple[tuple[int, int], ...]
     """The rows `[first, end)` that live at each position: they are consecutive."""
+    position: Int[Tensor, " positions"]
+    """Every position."""
 
     def at(self, position: int, first: int | None = None, end: int | None = None) -> Int[Tensor, " alive"]:
         """The cells at a position, in order of rows: of all that live there, or of some rows by their place among those known here."""
@@ -190,14 +192,12 @@ class Cells(NamedTuple):
             return self.at(begin, first, last)
         if first is None or last is None:
             first, last = self.alive[begin]
-        position = torch.arange(begin, end, device=self.start.device)[:, None]
-        return torch.addcmul(self.start[first:last], self.step[first:last], position).flatten()
+        return torch.addcmul(self.start[first:last], self.step[first:last], self.position[begin:end, None]).flatten()
 
     def by_row(self, begin: int, end: int) -> Int[Tensor, " cells"]:
         """The same, row by row."""
         first, last = self.alive[begin]
-        position = torch.arange(begin, end, device=self.start.device)
-        return torch.addcmul(self.start[first:last, None], self.step[first:last, None], position).flatten()
+        return torch.addcmul(self.start[first:last, None], self.step[first:last, None], self.position[begin:end]).flatten()
 
 
 def together(most: int, *kinds: Sequence[object]) -> Iterator[tuple[int, int]]:
@@ -231,7 +231,7 @@ def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> C
     start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
     step = [band.rows for band in bands for _ in range(band.rows)]
     first_cells, steps = to_device([start, step], device).unbind()
-    return Cells(first_cells, steps, alive_rows(bands, positions))
+    return Cells(first_cells, steps, alive_rows(bands, positions), torch.arange(positions, device=device))
 
 
 def alive_rows(bands: Sequence[Band], positions: int) -> tuple[tuple[int, int], ...]:
