@@ -27,7 +27,7 @@ from attrib.engine.plan.choose import packs, plan_pack, refusing
 from attrib.engine.spread import Team
 from attrib.engine.tiles import sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
-from attrib.models.tokens import TokensLike
+from attrib.models.tokens import TokensLike, on_host
 from attrib.models.transformer import Model
 from attrib.paths.cuts import apart_from
 from attrib.paths.path import path_of
@@ -72,14 +72,14 @@ def run(
         swept = _by_rule if by_rule else _by_transforms if needs.is_reference else partial(_by_adjoint, team)
         jacobians = swept(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
-        parts: list[Edges] = []
-        for ids, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
+        parts, here = list[Edges](), on_host(prompts)
+        for _, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
             if needs.rows and not parts:
                 sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
                 call |= {"precision_error": sampled._asdict(), "seed": 0}
             other = needs.asked(len(parts)).other
             made = partial(path_edges, kind, model, *named, found, tiles, other=other, is_with_bias=bias)
-            parts.append(of_prompt_number(len(parts), made, ids, options, call))
+            parts.append(of_prompt_number(len(parts), made, here[len(parts)], options, call))
             del found, tiles, made
         return join(parts, release=True)
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from attrib.attribution.needs import Needs
 from attrib.attribution.options import Options
 from attrib.attribution.ruled import change_by, gradient_of_metric, together_of
-from attrib.core.devices import to_host
+from attrib.core.devices import Copies, to_host
 from attrib.core.edges import Edges, Growing, Nodes, Prompts
 from attrib.core.finite import require_finite
 from attrib.core.keep import kept
 from attrib.core.sparse import to_csr
-from attrib.core.types import BIAS, EdgeKind, Keep, NodeKind, Site
+from attrib.core.types import BIAS, EdgeKind, Keep, NodeKind, Site, TopK
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Compacted, compact
 from attrib.engine.path import Path, Sources, Targets
@@ -29,6 +29,9 @@ from attrib.engine.transforms import Tile
 from attrib.models.tokens import token_strings
 from attrib.models.transformer import Model
 from attrib.paths.path import metric_path
+
+NOTHING_HERE = Copies()
+"""No tensor has a copy on the host."""
 
 SOURCE_KINDS: dict[EdgeKind, NodeKind] = {
     "token_to_latent": "token", "latent_to_latent": "latent", "latent_to_logit": "latent", "latent_to_metric": "latent",
@@ -51,20 +54,30 @@ def path_edges(
 ) -> Edges:
     """One prompt's rows by the engine's tiles, or those of a rule."""
     is_logit = kind == "latent_to_logit"
-    table = target_nodes(is_logit, target_site, found.targets, found.labels, found.probability)
+    table = target_nodes(is_logit, target_site, found.targets, found.labels, found.probability, found.copies)
     change = change_by(options.rule, found.sources, found.other)
-    nodes = source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources, change)
+    nodes = source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources, change, found.copies)
     rows = EdgeRows(kind, nodes, table, found.sources, options, change, found.targets.value if is_with_bias else None)
     together = together_of(options.rule, found)
     return _edges(rows, tiles, ids, model, call, other, together)
 
 
 def target_nodes(
-    is_logit: bool, site: Site, targets: Targets, labels: tuple[str, ...], probability: Float[Tensor, " targets"] | None
+    is_logit: bool,
+    site: Site,
+    targets: Targets,
+    labels: tuple[str, ...],
+    probability: Float[Tensor, " targets"] | None,
+    copies: Copies = NOTHING_HERE,
 ) -> Nodes:
-    """The table of one prompt's targets."""
+    """The table of one prompt's targets.
+
+    Args:
+        copies: what of them is on the host.
+    """
     named = "logits" if is_logit and labels[:1] != ("direction",) else str(site)
-    position, latent, value = to_host([targets.position, targets.latent, _wide(targets.value)])
+    position, latent, value = copies.of(targets[:3])
+    value = _wide(value)
     probability = None if probability is None else _wide(probability).cpu()
     return Nodes("logit" if is_logit else "latent", named, _ptr(len(position)), position, latent, value, labels, probability)
 
@@ -157,7 +170,9 @@ class EdgeRows:
                 wide, value = torch.cat([left[:, None], wide], dim=1), torch.cat([value.new_ones(1), value])
             self.rows += len(wide)
             found = self.select(wide, value, self.keep)
-            for column, piece in zip(self.growing, to_host(found._replace(indptr=found.indptr.diff())), strict=True):
+            counts, *of_edges, total, l1 = to_host(found._replace(indptr=found.indptr.diff()))
+            count = int(counts.sum())  # what lies behind that means nothing; see `to_csr`
+            for column, piece in zip(self.growing, (counts, *(each[:count] for each in of_edges), total, l1), strict=True):
                 column.add(piece)
 
     def edges(self, model: Model, ids: Tensor, call: dict[str, Any]) -> Edges:
@@ -181,7 +196,7 @@ class EdgeRows:
 def _select(gradient: Float[Tensor, "rows columns"], activation: Float[Tensor, " columns"], keep: Keep) -> Compacted:
     """What is kept of a tile."""
     attribution = gradient * activation
-    indptr, indices, place = to_csr(kept(keep, gradient, attribution))
+    indptr, indices, place = to_csr(kept(keep, gradient, attribution), keep.k if isinstance(keep, TopK) else None)
     chosen, share = (part.flatten().index_select(0, place) for part in (gradient, attribution))
     return Compacted(indptr, indices, chosen, share, attribution.sum(-1), attribution.abs().sum(-1))
 
@@ -191,14 +206,22 @@ def _wide(column: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return column.float() if column.dtype in (torch.bfloat16, torch.float16) else column
 
 
-def source_nodes(model: Model, kind: NodeKind, site: Site, sources: Sources, change: Float[Tensor, " sources"] | None = None) -> Nodes:
+def source_nodes(
+    model: Model,
+    kind: NodeKind,
+    site: Site,
+    sources: Sources,
+    change: Float[Tensor, " sources"] | None = None,
+    copies: Copies = NOTHING_HERE,
+) -> Nodes:
     """The table of one prompt's sources.
 
     Args:
         site: where latents are read, or errors stand.
         change: what gradients are multiplied by, where that is not the sources' values.
+        copies: what of the sources is on the host.
     """
-    position, latent, value = to_host(sources[:3])
+    position, latent, value = copies.of(sources[:3])
     value, step = _wide(value), None if change is None else _wide(change).cpu()
     if kind == "token":
         return Nodes(kind, "embed", _ptr(len(position)), position, latent, value, token_strings(model, latent), change=step)
@@ -220,4 +243,5 @@ def _ptr(count: int) -> Int[Tensor, " two"]:
 
 
 def _prompts(model: Model, ids: Tensor) -> Prompts:
-    return Prompts(_ptr(len(ids)), ids.cpu(), token_strings(model, ids))
+    (here,) = to_host([ids])
+    return Prompts(_ptr(len(ids)), here, token_strings(model, here))

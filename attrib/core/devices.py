@@ -85,6 +85,23 @@ def to_device(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
+class Copies:
+    """Tensors of a device of which copies are on the host already."""
+
+    def __init__(self, there: Sequence[Tensor] = (), here: Sequence[Tensor] = ()) -> None:
+        self.known = {id(tensor): (tensor, copy) for tensor, copy in zip(there, here, strict=True)}
+
+    def __or__(self, others: "Copies") -> "Copies":
+        both = Copies()
+        both.known = self.known | others.known
+        return both
+
+    def of(self, tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:
+        """The same tensors on the host: those that are, as they are; others come in one copy, as `to_host` brings them."""
+        come = iter(to_host([tensor for tensor in tensors if id(tensor) not in self.known]))
+        return [self.known[id(tensor)][1] if id(tensor) in self.known else next(come) for tensor in tensors]
+
+
 def to_host(tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:
     """The same tensors on the host. What lies on one device comes in one copy, for which alone the host waits."""
     found = list(tensors)

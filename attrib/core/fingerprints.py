@@ -10,20 +10,26 @@ checksum where and as they lie, and contents are remembered by it. So nothing de
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 import xxhash
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from attrib.core.devices import to_device
+
 MOST_KNOWN = 1 << 17
 """Contents that are remembered, of about 300 bytes each; the oldest go first."""
-PIECE = 1 << 22
-"""Words that an accelerator sums at once."""
+PIECE = 1 << 23
+"""Words that an accelerator sums at once, of one tensor or of many."""
+ROW = 1 << 10
+"""Words that are summed first; where a tensor ends, its last row is filled up with zeros."""
 
 _known: dict[tuple[object, ...], str] = {}
 """Contents by dtype, shape, strides and quick checksum."""
@@ -43,10 +49,7 @@ class Fingerprinted:
     @property
     def fingerprint(self) -> str:
         """Hash of all parameters, as they are now, and of what else its numbers follow from: which one a result came from."""
-        found = self.__dict__.get(_SEALED) or self._hashed(fingerprint)
-        if self._is_fixed:
-            self.__dict__[_SEALED] = found
-        return found
+        return fingerprints([self])[0]
 
     def matches(self, sha256: str) -> bool:
         """Whether a stored hash is this one's: its fingerprint, or the SHA-256 over its bytes that version 0.1 stored."""
@@ -71,11 +74,36 @@ _SEALED = "_sealed"
 """Where `seal` puts it: no field, so that whatever is made by `dataclasses.replace` is hashed anew."""
 
 
+def fingerprints(parts: Sequence[Fingerprinted]) -> list[str]:
+    """The fingerprint of each, for all of which an accelerator is asked once."""
+    leaves, found = list[Tensor](), dict[int, str]()
+
+    def looked_at(params: Any, *_: object) -> str:
+        leaves.extend(pytree.tree_leaves(params))
+        return ""
+
+    unknown = {id(part): part for part in parts if not part.__dict__.get(_SEALED)}
+    for part in unknown.values():
+        part._hashed(looked_at)
+    known = dict(zip(map(id, leaves), contents(leaves), strict=True))
+    for number, part in unknown.items():
+        found[number] = part._hashed(partial(_digest, known))
+        if part._is_fixed:
+            part.__dict__[_SEALED] = found[number]
+    return [found.get(id(part)) or part.__dict__[_SEALED] for part in parts]
+
+
 def fingerprint(params: Any, *facts: object) -> str:
     """SHA-256, in hexadecimal digits, over static facts, as Python writes them, and the content of every tensor of a pytree, in order."""
-    digest, leaves = hashlib.sha256("".join(map(repr, facts)).encode()), pytree.tree_leaves(params)
-    for leaf, found in zip(leaves, contents(leaves), strict=True):
-        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}{found}".encode())
+    leaves = pytree.tree_leaves(params)
+    return _digest(dict(zip(map(id, leaves), contents(leaves), strict=True)), params, *facts)
+
+
+def _digest(known: Mapping[int, str], params: Any, *facts: object) -> str:
+    """A fingerprint by the contents of its tensors."""
+    digest = hashlib.sha256("".join(map(repr, facts)).encode())
+    for leaf in pytree.tree_leaves(params):
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}{known[id(leaf)]}".encode())
     return digest.hexdigest()
 
 
@@ -142,31 +170,60 @@ def _laid(tensor: Tensor) -> Shaped[Tensor, " n"]:
 
 
 def sums(flats: Sequence[Shaped[Tensor, " _"]]) -> list[bytes]:
-    """Of each tensor of one device: two sums of all 32-bit words, modulo 2^64, each word times a number that is mixed from its place.
+    """Of each tensor of one device: two sums of all 32-bit words, modulo 2^64, each word times a number of its column and one of its row.
 
     Exact in any order, so the same on every device and at every call. Two contents that differ have the same
-    sums by chance alone. Long tensors are summed piece by piece, and all sums are given: places count from the beginning of a
-    piece, so numbers are mixed once for all pieces of all tensors. The device is asked once.
+    sums by chance alone. All tensors lie one behind the other for this, in rows, and are summed piece by piece: how often the device is
+    asked for something hangs on their size and not on their number. All sums are given at once, for which alone it is waited for.
     """
     words = [_words(flat) for flat in flats]
-    parts = [(number, part) for number, each in enumerate(words) for part in each.split(PIECE) if len(part)]
-    longest, found = max((len(part) for _, part in parts), default=0), list[tuple[int, Tensor]]()
-    if longest:
-        weight = _mixed(torch.arange(1, 1 + longest, device=words[0].device))
-        weights = torch.stack([weight, _mixed(weight)])
-        found = [(number, (weights[:, : len(part)] * part).sum(1)) for number, part in parts]
-    pieces = [bytearray() for _ in flats]
-    for number, numbers in zip(
-        (number for number, _ in found), torch.stack([each for _, each in found]).cpu() if found else (), strict=True
-    ):
-        pieces[number] += numbers.numpy().tobytes()
-    return [bytes(piece) for piece in pieces]
+    rows = [-(-len(each) // ROW) for each in words]
+    if not any(rows):
+        return [b"" for _ in flats]
+    device, total = words[0].device, sum(rows)
+    mixed = _mixed(torch.arange(2, 2 + 2 * (ROW + max(rows)), device=device)).view(-1, 2)
+    columns = mixed[:ROW].T.contiguous()
+    found = [(_laid_together(piece).view(-1, 1, ROW) * columns).sum(-1) for piece in _pieces(words)]
+    of_rows = torch.cat(found) if len(found) > 1 else found[0]
+    begins, counts = to_device([[0, *accumulate(rows[:-1])], rows], device).unbind()
+    owner = torch.arange(len(rows), device=device).repeat_interleave(counts, output_size=total)
+    place = torch.arange(ROW, ROW + total, device=device) - begins.index_select(0, owner)
+    sums = of_rows.new_zeros(len(rows), 2).index_add_(0, owner, of_rows * mixed.index_select(0, place))
+    return [each.tobytes() if count else b"" for each, count in zip(sums.cpu().numpy(), rows, strict=True)]
 
 
-def _words(flat: Shaped[Tensor, " n"]) -> Shaped[Tensor, " words"]:
-    """The same memory as 32-bit words, or as bytes where it does not divide into these."""
-    whole = flat.nbytes % 4 == 0 and (flat.storage_offset() * flat.itemsize) % 4 == 0
-    return flat.view(torch.int32 if whole else torch.uint8)
+def _pieces(words: Sequence[Int[Tensor, " _"]]) -> Iterator[list[Int[Tensor, " _"]]]:
+    """Parts of the tensors in turn, PIECE words together, with zeros behind each tensor up to the end of its row."""
+    piece, room, zeros = list[Tensor](), PIECE, words[0].new_zeros(ROW)
+    for each in words:
+        for begin in _cuts(len(each), room):
+            part = each[begin : begin + room]
+            piece += [part, zeros[: -len(part) % ROW]] if len(part) % ROW else [part]
+            room -= -(-len(part) // ROW) * ROW
+            if not room:
+                yield piece
+                piece, room = [], PIECE
+    if piece:
+        yield piece
+
+
+def _cuts(length: int, first: int) -> Iterator[int]:
+    """Where the parts of so many words begin: the first has room for so many, and those behind it for PIECE."""
+    if length:
+        yield 0
+        yield from range(first, length, PIECE)
+
+
+def _laid_together(piece: list[Int[Tensor, " _"]]) -> Int[Tensor, " words"]:
+    return piece[0] if len(piece) == 1 else torch.cat(piece)
+
+
+def _words(flat: Shaped[Tensor, " n"]) -> Int[Tensor, " words"]:
+    """The same memory as 32-bit words, filled up with zeros where it does not divide into these."""
+    if flat.nbytes % 4 == 0 and (flat.storage_offset() * flat.itemsize) % 4 == 0:
+        return flat.view(torch.int32)
+    there = flat.view(torch.uint8)
+    return torch.cat([there, there.new_zeros(-len(there) % 4)]).view(torch.int32)
 
 
 def _mixed(place: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.devices import to_device
 from attrib.core.types import InputError
 
 Positions = None | int | tuple[int, ...] | str
@@ -62,7 +63,7 @@ def least_length(given: PositionsLike, most: int) -> int:
 
 def chosen_positions(positions: Positions, length: int, device: torch.device) -> Int[Tensor, " chosen"]:
     """Chosen positions, ascending and each once; negative ones count from the end, None is all."""
-    return torch.tensor(sorted(set(numbers_of(positions, length))), dtype=torch.int64, device=device)
+    return to_device(sorted(set(numbers_of(positions, length))), device)
 
 
 def numbers_of(positions: Positions, length: int, prompt: int | None = None) -> Iterable[int]:

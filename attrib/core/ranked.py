@@ -33,8 +33,9 @@ def largest(size: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor, "rows c
 
 
 def _with_the_first_ties(size: Float[Tensor, "rows columns"], least: Float[Tensor, "rows 1"], k: int) -> Bool[Tensor, "rows columns"]:
-    above = (size > least) | (size.isnan() & ~least.isnan())
-    tie = (size == least) | (size.isnan() & least.isnan())
+    none, least_is_none = size.isnan(), least.isnan()
+    above = (size > least) | (none & ~least_is_none)
+    tie = (size == least) | (none & least_is_none)
     room = k - above.sum(-1, keepdim=True)
     return above | (tie & (tie.cumsum(-1) <= room))
 

@@ -19,6 +19,7 @@ a layer of a cross-layer transcoder to mlp_out of its own and all later layers, 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple, assert_never, cast, get_args
 
 import torch
@@ -29,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from attrib.core.devices import check_device, check_dtype
 from attrib.core.fingerprints import Fingerprinted, moved
-from attrib.core.finite import require_finite, total
+from attrib.core.finite import ask, require_finite, total
 from attrib.core.shown import in_one_line
 from attrib.core.sparse import canonical, columns_of, holds
 from attrib.core.types import FormatError, InputError, Site, SparseLatents, UnsupportedError
@@ -398,10 +399,14 @@ def _require_numbers(dictionary: Dictionary, x: Float[Tensor, "*batch positions 
 
     A threshold that is NaN lets nothing pass, so it is asked for with them: InputError. An infinite one may mean that.
     """
+    # the largest is none where any is, and the only one that this leaves as it is
+    largest = dictionary.params.threshold.amax().nan_to_num(torch.nan, 0, 0)
+    ask([*sums, largest], partial(_look_for_numbers, dictionary, x))
+
+
+def _look_for_numbers(dictionary: Dictionary, x: Float[Tensor, "*batch positions d_in"]) -> None:
     threshold = dictionary.params.threshold
     wrong = threshold.isnan()
-    if bool(torch.stack([*sums, torch.zeros_like(sums[0]).masked_fill(wrong.any(), torch.nan)]).isfinite().all()):
-        return
     if wrong.any():
         raise InputError(f"threshold: nan at latent {int(wrong.nonzero()[0])} of dictionary {dictionary.name}; load it anew.")
     rows = x.flatten(0, -2)
@@ -417,7 +422,9 @@ def _above(dictionary: Dictionary, tiles: Iterator[tuple[int, Float[Tensor, "pos
     for first, pre in tiles:
         on = _passes(dictionary.config.rule, pre, dictionary.params.threshold[first : first + pre.shape[1]])
         position, latent = on.nonzero(as_tuple=True)
-        found.append((position, latent + first, pre[position, latent]))  # and not by the mask, which would be looked through again
+        found.append((position, latent + first if first else latent, pre[position, latent]))  # the mask would be looked through again
+    if len(found) == 1:  # in order already
+        return SparseLatents(*found[0])
     return canonical(SparseLatents(*(torch.cat(column) for column in zip(*found, strict=True))))
 
 

@@ -1,12 +1,13 @@
 """One prompt's path as the engine takes it: linear ends, and the segment of the model between them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import Copies
 from attrib.core.shown import record
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import NOTHING, Between
@@ -66,6 +67,8 @@ class Path:
     """How many latents of each dictionary that is put in are active, where opening the path has counted them."""
     other: Float[Tensor, " sources"] | None = None
     """The sources' values at another prompt, where the path was opened beside one."""
+    copies: Copies = field(default_factory=Copies, compare=False, repr=False)
+    """Of where sources and targets are, on the host."""
     moved: "Callable[[Float[Tensor, ' sources']], Path] | None" = None
     """The path where the sources have other values, with its own primal: what it reads there, competition included. Where asked for."""
     known: Callable[[], Known] | None = None

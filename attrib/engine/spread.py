@@ -32,7 +32,7 @@ from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint
 from attrib.engine.precision import Precision
-from attrib.engine.tiles import task_of
+from attrib.engine.tiles import order_of, task_of
 from attrib.engine.transforms import Tile
 from attrib.models.transformer import Model
 
@@ -85,8 +85,8 @@ class Team(Hands):
 
     def _one_path(self, path: Path, plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[Tile]:
         """Runs of one prompt's targets."""
-        order, count = path.targets.position.argsort(stable=True), len(self.devices)
-        is_sorted = bool((order.diff() == 1).all())
+        count, (position,) = len(self.devices), path.copies.of([path.targets.position])
+        order, is_sorted = position.argsort(stable=True).to(path.x.device, non_blocking=True), order_of(position) is None
         runs = cut_runs(plan.sweeps, _weights(plan.task.targets[0], plan.task.config.causal), count)
 
         def maker(own: Sequence[Run], device: torch.device) -> Callable[[], Iterator[tuple[int, Tile]]]:

@@ -6,14 +6,14 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attrib.core.devices import to_host
 from attrib.core.types import Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import Between, in_float64, passed_of, place_of, together
@@ -31,11 +31,15 @@ from attrib.models.transformer import Model, width
 
 DEFAULT_BUDGET = 1 << 30
 
+Rows = slice | Int[Tensor, " rows"]
+"""Which rows of a prompt."""
+
 
 def task_of(paths: Sequence[Path]) -> Task:
     """What a pack of paths, which differ in their prompts alone, asks of the engine."""
     run, x = paths[0].through, paths[0].x
-    at = to_host([rows.position for p in paths for rows in (p.targets, p.sources)])  # which is waited for once, and not for each count
+    copies = reduce(or_, (path.copies for path in paths))
+    at = copies.of([rows.position for p in paths for rows in (p.targets, p.sources)])  # waited for once at most, and not for each count
     lengths = [len(p.x) for p in paths for _ in ("targets", "sources")]
     counts = [tuple(torch.bincount(each, minlength=length).tolist()) for each, length in zip(at, lengths, strict=True)]
     targets, sources = tuple(counts[::2]), tuple(counts[1::2])
@@ -60,11 +64,15 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
         UserWarning: where the device ran out of memory and a sweep is done in halves.
     """
     precision = precision or precision_of(paths[0].through.model, None)
-    orders, scattered = [path.targets.position.argsort(stable=True) for path in paths], dict[int, Tensor]()
-    is_sorted = [bool((order.diff() == 1).all()) for order in orders]
+    scattered = dict[int, Tensor]()
+    copies = reduce(or_, (path.copies for path in paths))
+    orders = [order_of(at) for at in copies.of([path.targets.position for path in paths])]
+    device = paths[0].x.device
+    there = [None if order is None else order.to(device, non_blocking=True) for order in orders]
 
-    def chosen(first: int, end: int) -> list[Int[Tensor, " rows"]]:
-        return [order[first:end] if len(paths) == 1 else order for order in orders]
+    def chosen(first: int, end: int) -> list[Rows]:
+        some = slice(first, end) if len(paths) == 1 else slice(None)
+        return [some if order is None else order[some] for order in there]
 
     swept = in_halves(
         plan.sweeps,
@@ -78,15 +86,20 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
             return
         (first, end, is_last), found = done
         for number, (rows, gradient) in enumerate(zip(chosen(first, end), found, strict=True)):
-            if is_sorted[number]:
+            if orders[number] is None:
                 yield number, Tile(first if len(paths) == 1 else 0, gradient)
                 continue
             # targets that are not sorted by position: their rows go back to their places
-            whole = scattered.setdefault(number, gradient.new_zeros(len(orders[number]), gradient.shape[1]))
+            whole = scattered.setdefault(number, gradient.new_zeros(len(paths[number].targets.position), gradient.shape[1]))
             whole[rows] = gradient
             if len(paths) > 1 or is_last:
                 yield number, Tile(0, whole)
         del done, found, gradient  # before the next sweep fills another tile
+
+
+def order_of(position: Int[Tensor, " rows"]) -> Int[Tensor, " rows"] | None:
+    """In which order rows come that go by position; None where they do already. On the host, which is waited for elsewhere."""
+    return None if bool((position.diff() >= 0).all()) else position.argsort(stable=True)
 
 
 def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:
@@ -200,7 +213,7 @@ def _sweep(
     plan: PackPlan,
     precision: Precision,
     paths: Sequence[Path],
-    chosen: Sequence[Int[Tensor, " _"]],
+    chosen: Sequence[Rows],
     counts: Sequence[Sequence[int]],
 ) -> list[Float[Tensor, "_ _"]]:
     """One sweep over the chosen targets of each path, of which there are so many at each position."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.devices import to_host
 from attrib.core.labels import unnamed
 from attrib.core.types import InputError, warn
 from attrib.models.tokenizer import Tokenizer
@@ -30,6 +31,9 @@ _BESIDE = frozenset({"special_tokens_mask", "offset_mapping", "length"})
 class PromptIds(list[Tensor]):
     """Prompts as `to_prompts` makes them: it takes these as they are."""
 
+    here: list[Tensor] | None = None
+    """The same on the host, where they come from there."""
+
 
 def to_prompts(model: Model, tokens: TokensLike) -> PromptIds:
     """Prompts as a list of 1-D int64 tensors on the model's device.
@@ -40,11 +44,18 @@ def to_prompts(model: Model, tokens: TokensLike) -> PromptIds:
     if isinstance(tokens, PromptIds):
         return tokens
     items, _ = prompts_in(tokens)
-    prompts = PromptIds(to_ids(model, number, item) for number, item in enumerate(items))
+    prompts = to_host([to_ids(model, number, item) for number, item in enumerate(items)])
     for number, ids in enumerate(prompts):
         check_ids(model, number, ids)
     _warn_of_padding(model, [(number, prompts[number]) for number, item in enumerate(items) if _is_bare(item)])
-    return PromptIds(ids.to(device=model.device) for ids in prompts)
+    there = PromptIds(ids.to(device=model.device, non_blocking=True) for ids in prompts)
+    there.here = prompts
+    return there
+
+
+def on_host(prompts: Sequence[Int[Tensor, " _"]]) -> list[Tensor]:
+    """Prompts on the host, which need not come back from a device that they were brought to."""
+    return prompts.here if isinstance(prompts, PromptIds) and prompts.here is not None else to_host(prompts)
 
 
 def one_prompt(model: Model, tokens: TokensLike) -> Int[Tensor, " positions"]:
@@ -129,10 +140,10 @@ def check_ids(model: Model, number: int, ids: Int[Tensor, " positions"]) -> None
 
 
 def _check_vocabulary(model: Model, whose: str, ids: Int[Tensor, "*batch positions"]) -> None:
-    if int(ids.min()) < 0 or int(ids.max()) >= model.config.d_vocab:
+    least, most = (int(end) for end in to_host(torch.aminmax(ids)))
+    if least < 0 or most >= model.config.d_vocab:
         raise InputError(
-            f"tokens: {whose} has ids from {int(ids.min())} to {int(ids.max())}; "
-            f"the vocabulary of {model.name} is 0 to {model.config.d_vocab - 1}."
+            f"tokens: {whose} has ids from {least} to {most}; the vocabulary of {model.name} is 0 to {model.config.d_vocab - 1}."
         )
 
 

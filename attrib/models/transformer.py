@@ -274,6 +274,8 @@ def normalise(config: ModelConfig, norm: Norm, x: Stream, policy: Policy = EXACT
     if config.norm == "none":
         return x
     if centres(config):
+        if policy.norm == "exact" and x.dtype == norm.weight.dtype:
+            return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, config.eps)
         x = x - x.mean(-1, keepdim=True)
     return _rms(config, x, policy) * norm.weight + norm.bias
 
@@ -326,14 +328,15 @@ def attention_pattern(
     """Softmax attention of grouped query heads, each group of which shares its keys; the queries are those of the last positions."""
     if not causal:
         return cap(attention_scores(q, k, scale), score_cap).softmax(-1)
-    return pattern_where(q, k, seen_keys(q.shape[-2], k.shape[-2], window, q.device), scale, score_cap)
+    hidden = hidden_keys(q.shape[-2], k.shape[-2], window, q.device)
+    return cap(attention_scores(q, k, scale), score_cap).masked_fill(hidden, -math.inf).softmax(-1)
 
 
-def seen_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
-    """Which keys the last `rows` of as many positions as there are keys see: those up to their own, within the window."""
-    own = keys - rows
-    seen = torch.ones(rows, keys, dtype=torch.bool, device=device).tril(own)
-    return seen if window is None else seen.triu(own + 1 - window)
+def hidden_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
+    """Which keys the last `rows` of as many positions as there are keys do not see: those behind their own, and before the window."""
+    own, every = keys - rows, torch.ones(rows, keys, dtype=torch.bool, device=device)
+    later = every.triu(own + 1)
+    return later if window is None else later | every.tril(own - window)
 
 
 def pattern_where(
@@ -377,7 +380,12 @@ class Projected(NamedTuple):
 def project(model: Model, layer: int, x: Stream) -> Projected:
     """The normed stream `x` through the matrices into head space."""
     p = model.params.blocks[layer].attention
-    return Projected(x @ p.W_Q + p.b_Q, x @ p.W_K + p.b_K, x @ p.W_V + p.b_V)
+    return Projected(affine(x, p.W_Q, p.b_Q), affine(x, p.W_K, p.b_K), affine(x, p.W_V, p.b_V))
+
+
+def affine(x: Float[Tensor, "*batch d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, " d_out"]) -> Float[Tensor, "*batch d_out"]:
+    """x W + b, in one launch."""
+    return F.linear(x, W.T, b)
 
 
 def heads(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Heads:
@@ -452,7 +460,7 @@ def weighted(
 def attention_written(model: Model, layer: int, z: Float[Tensor, "*batch positions d_q"], policy: Policy = EXACT) -> Stream:
     """`attn_out` from `z`."""
     p = model.params.blocks[layer]
-    return leave(model.config, p.post_1, z @ p.attention.W_O + p.attention.b_O, policy)
+    return leave(model.config, p.post_1, affine(z, p.attention.W_O, p.attention.b_O), policy)
 
 
 def mlp(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
@@ -469,8 +477,8 @@ def activation_of(config: ModelConfig) -> Callable[[Tensor], Tensor]:
 def mlp_raw(model: Model, layer: int, x: Stream, policy: Policy = EXACT) -> Stream:
     """The MLP's own output, before the norm that some families put behind it."""
     p = model.params.blocks[layer].mlp
-    gate = x @ p.W_gate + p.b_gate if model.config.gated else None
-    return mlp_hidden(model.config, x @ p.W_in + p.b_in, gate, policy) @ p.W_out + p.b_out
+    gate = affine(x, p.W_gate, p.b_gate) if model.config.gated else None
+    return affine(mlp_hidden(model.config, affine(x, p.W_in, p.b_in), gate, policy), p.W_out, p.b_out)
 
 
 def mlp_hidden(

@@ -4,10 +4,10 @@ A pass can be told what to `put` at some sites, and goes on from there: that is 
 function of what is put, and differentiates by it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.adapters.given import as_model, takes
@@ -42,7 +42,6 @@ def forward(model: Model, tokens: TokensLike, *, put: Edits | None = None) -> Fl
     return unembed(model, last)
 
 
-@memory_named("capturing")
 @takes(model=as_model)
 def capture(
     model: Model, tokens: TokensLike, sites: Site | str | Iterable[Site | str], *, put: Edits | None = None
@@ -59,14 +58,22 @@ def capture(
             last of `sites`, which would change nothing.
     """
     wanted = {check_site(model, site, "sites") for site in ([sites] if isinstance(sites, Site | str) else sites)}
+    edits = {} if put is None else _edits_of(model, Site(0, "resid_pre"), put)
     last = max((site.depth for site in wanted), default=(0, 0))
-    start = Site(0, "resid_pre")
-    edits = {} if put is None else _edits_of(model, start, put)
     for site, _ in edits.values():
         if site.depth > last:
             raise InputError(f"put: {site} lies behind every site that is captured, so it would change nothing; leave it out.")
+    return captured(model, to_batch(model, tokens), wanted, _put(edits))
+
+
+@memory_named("capturing")
+def captured(
+    model: Model, ids: Int[Tensor, "*batch positions"], wanted: Set[Site], put: Put | None = None
+) -> dict[Site, Float[Tensor, "*batch positions _"]]:
+    """`capture` of ids that have been checked, at sites that the model has."""
     found: dict[Site, Tensor] = {}
-    for site, value in walk_model(model, start, embed(model, to_batch(model, tokens)), put=_put(edits)):
+    last = max((site.depth for site in wanted), default=(0, 0))
+    for site, value in walk_model(model, Site(0, "resid_pre"), embed(model, ids), put=put):
         if site in wanted:
             found[site] = value
         if site.depth >= last and wanted == found.keys():

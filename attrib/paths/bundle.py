@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attrib.core.finite import asked_together
 from attrib.core.positions import Positions
 from attrib.core.types import Effect, ErrorAt, InputError, Logits, Policy, Site
 from attrib.dictionaries.dictionary import Dictionary, encode_sparse
@@ -21,7 +22,7 @@ from attrib.engine.bundle import Bundle, SourceEnd, TargetEnd
 from attrib.engine.path import Sources
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, check_end, embed, place
-from attrib.passes.capture import capture, cut
+from attrib.passes.capture import captured, cut
 from attrib.passes.replacement import CutLeaves, Replacement, put_together
 from attrib.paths.cuts import Cuts, apart_from, cuts_between, is_same, nothing
 from attrib.paths.ends import read_end, stop_site
@@ -173,13 +174,14 @@ class Ends:
     # -------------------------------------------------------------------------------------- one prompt
 
     @torch.no_grad()
+    @asked_together()
     def open(self, tokens: Int[Tensor, " positions"], positions: Positions) -> Bundle:
         """One prompt's ends at the model's own pass.
 
         Raises:
             NotFiniteError: where an end, a pre-activation or a target is NaN or infinite; minus infinity may be a logit.
         """
-        seen = capture(self.model, tokens, self.seen)
+        seen = captured(self.model, tokens, self.seen)
         sites = [read_site(self.model, target) for target in self.targets]
         require_finite_ends(self.model, tokens, seen, {*map(self.start_of, self.sources), *self.stops, *sites})
         leaves = self.replaced.leaves_of(embed(self.model, tokens), seen) if self.replaced else None

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from attrib.adapters.given import as_dictionaries, as_model, as_source, as_target, takes
-from attrib.core.finite import require_finite
+from attrib.core.finite import ask, asked_together, require_finite, total
 from attrib.core.positions import Positions, PositionsLike, plain_positions
 from attrib.core.room import memory_named
 from attrib.core.sparse import union
@@ -35,7 +35,7 @@ from attrib.engine.sweep.primal import Streams, stream_sites
 from attrib.models.tokens import TokensLike, one_prompt
 from attrib.models.transformer import Model, ModelConfig, base_site, embed, place, unembed, walk
 from attrib.passes.behind import Known, known_pass
-from attrib.passes.capture import capture
+from attrib.passes.capture import captured
 from attrib.paths.cuts import Cuts, apart_from, cuts_between
 from attrib.paths.ends import beside, read_at, read_end, stop_site
 from attrib.paths.starts import latent_sources, start_at_latents, start_at_tokens, with_errors
@@ -119,7 +119,7 @@ def _open(
 ) -> _Opening:
     start = start_site(source)
     base, sites = base_site(start), stream_sites(model.config, start, stop)
-    seen = capture(model, tokens, sites_seen(model.config, source, site, stop, error and not asked.is_error_source, cuts))
+    seen = captured(model, tokens, sites_seen(model.config, source, site, stop, error and not asked.is_error_source, cuts))
     require_finite_ends(model, tokens, seen, {start, stop, site, *(() if source is None else (source.site,))})
     true_a, true_b, stream = seen[start], seen[stop], None if base is None else seen[base]
     run = segment(model, start, stop, policy=policy)
@@ -153,7 +153,7 @@ def _other(
     if tokens is None:
         return None, None
     start = start_site(source) if source is None else source.site
-    value = capture(model, tokens, [start])[start]
+    value = captured(model, tokens, {start})[start]
     require_finite({f"{start} of the corrupt prompt": value})
     return (value, None) if source is None else (None, encode_sparse(source, value))
 
@@ -197,13 +197,18 @@ def require_finite_ends(
     model: Model, tokens: Int[Tensor, " positions"], seen: Mapping[Site, Float[Tensor, "positions _"]], ends: Iterable[Site]
 ) -> None:
     """Raises NotFiniteError where the ends of a path do not hold finite numbers, for the first place of the model that does not."""
-    try:
-        require_finite({str(at): seen[at] for at in ends})
-    except NotFiniteError:
-        # attention takes NaN to positions before it as well, as 0 · NaN: so the prompt is followed from its embeddings
-        for at, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
-            require_finite({str(at): value})
-        raise
+    values = {str(at): seen[at] for at in ends}
+
+    def look() -> None:
+        try:
+            require_finite(values)
+        except NotFiniteError:
+            # attention takes NaN to positions before it as well, as 0 · NaN: so the prompt is followed from its embeddings
+            for at, value in walk(model, Site(0, "resid_pre"), embed(model, tokens)):
+                require_finite({str(at): value})
+            raise
+
+    ask([total(value) for value in values.values()], look)
 
 
 def _open_cut(
@@ -320,8 +325,11 @@ def path_of(
     if isinstance(target, Dictionary):
         target = fitted(model, target, "target")
     put_in = cuts_between(model, source, target, start_site(source), stop, cuts, effect, policy)
-    at = _open(model, source, site, stop, tokens, policy, error, put_in, asked)
-    found = _path(model, source, target, site, stop, at, positions, policy)
+    with asked_together() as answers:
+        at = _open(model, source, site, stop, tokens, policy, error, put_in, asked)
+        found = _path(model, source, target, site, stop, at, positions, policy)
+        answers.also = [*found.targets[:3], *found.sources[:3]]
+    found = replace(found, copies=answers.copies)
     return replace(found, **_movable(model, source, target, site, stop, at, positions, policy)) if asked.is_movable else found
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attrib.core.finite import require_finite
@@ -42,7 +42,7 @@ def read_latents(
             decides, for TopK, which targets still win their place.
     """
     found = encode_sparse(target, true)
-    chosen = select(found, torch.isin(found.position, chosen_positions(positions, len(true), true.device)))
+    chosen = found if positions is None else select(found, _is_chosen(positions, len(true), true.device)[found.position])
     gate = torch.ones_like(chosen.latent, dtype=torch.bool)
     if reached is not true:
         gate = wins_at(target, reached, chosen.position, chosen.latent)
@@ -51,6 +51,11 @@ def read_latents(
         return encode_at(target, rows, torch.arange(len(chosen.latent), device=rows.device), chosen.latent, gate)
 
     return Read(chosen.position, chosen.latent, function)
+
+
+def _is_chosen(positions: Positions, length: int, device: torch.device) -> Bool[Tensor, " positions"]:
+    """Whether each position is chosen."""
+    return torch.zeros(length, dtype=torch.bool, device=device).index_fill(0, chosen_positions(positions, length, device), True)
 
 
 def read_logits(
@@ -66,7 +71,7 @@ def read_logits(
         return _read_difference(model, what, at, policy)
     else:
         logits = unembed(model, x.index_select(0, at))
-        require_finite({"the logits": logits}, from_below=True, position=at)  # one that is none makes NaN of all probabilities
+        require_finite({"the logits": logits}, from_below=True, position=at, now=True)  # one that is none makes NaN of all probabilities
         log_probability = logits.log_softmax(-1)
         ids = [top_tokens(row, what) if isinstance(what, TopLogits) else token_ids(model, what.tokens, "logits") for row in log_probability]
         counts = torch.tensor([len(chosen) for chosen in ids], device=at.device)

@@ -82,10 +82,11 @@ def test_shapes_and_dtypes_make_a_difference():
 # ------------------------------------------------------------------------------------------ accelerators
 
 
-@pytest.mark.parametrize("piece", [1 << 22, 7])
+@pytest.mark.parametrize(("piece", "row"), [(1 << 23, 1 << 10), (16, 8), (6, 2)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8])
-def test_quick_sums_tell_contents_apart(piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_quick_sums_tell_contents_apart(piece: int, row: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fingerprints, "PIECE", piece)
+    monkeypatch.setattr(fingerprints, "ROW", row)
     one_hot = torch.eye(11)[:, :9]
     marked = [one_hot.index_fill(0, torch.tensor(rows), -1) for rows in ([1, 3], [1, 5])]
     turned = [one_hot.flip(0), one_hot.flip(1), one_hot.roll(1, 0), -one_hot, one_hot * 2, one_hot.T.contiguous()]

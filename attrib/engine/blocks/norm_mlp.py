@@ -26,7 +26,7 @@ from torch import Tensor
 from attrib.core.types import EXACT, Policy
 from attrib.engine.blocks import kernels as ops
 from attrib.engine.blocks.product import product, product_into
-from attrib.models.transformer import Model, ModelConfig, Norm, centres, relevance_slopes
+from attrib.models.transformer import Model, ModelConfig, Norm, affine, centres, relevance_slopes
 
 Rows = Float[Tensor, "positions rows _"]
 
@@ -48,7 +48,8 @@ class NormPoint(NamedTuple):
 def norm_point(config: ModelConfig, x: Float[Tensor, "positions d_model"]) -> NormPoint:
     """The point of either norm of a block at the stream `x`."""
     if centres(config):
-        x = x - x.mean(-1, keepdim=True)
+        unit, _, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, config.eps)
+        return NormPoint(unit, inverse.to(x.dtype))
     inverse = (x.pow(2).mean(-1, keepdim=True) + config.eps).rsqrt()
     return NormPoint(x * inverse, inverse)
 
@@ -139,10 +140,10 @@ def mlp_point(model: Model, layer: int, mlp_in: Float[Tensor, "positions d_model
     Under "relp" the slopes are those of `relevance_slopes`.
     """
     p = model.params.blocks[layer].mlp
-    gate = mlp_in @ p.W_gate + p.b_gate if model.config.gated else None
+    gate, pre = affine(mlp_in, p.W_gate, p.b_gate) if model.config.gated else None, affine(mlp_in, p.W_in, p.b_in)
     if policy.mlp == "relp":
-        return MLPPoint(relevance_slopes(model.config, mlp_in @ p.W_in + p.b_in, gate))
-    return MLPPoint(ops.slopes(mlp_in @ p.W_in + p.b_in, gate, model.config.activation))
+        return MLPPoint(relevance_slopes(model.config, pre, gate))
+    return MLPPoint(ops.slopes(pre, gate, model.config.activation))
 
 
 def mlp_pull(weights: MLPWeights, point: MLPPoint, g: Rows) -> Rows:

@@ -184,6 +184,8 @@ class Cells(NamedTuple):
     step: Int[Tensor, " rows"]
     alive: tuple[tuple[int, int], ...]
     """The rows `[first, end)` that live at each position: they are consecutive."""
+    position: Int[Tensor, " positions"]
+    """Every position."""
 
     def at(self, position: int, first: int | None = None, end: int | None = None) -> Int[Tensor, " alive"]:
         """The cells at a position, in order of rows: of all that live there, or of some rows by their place among those known here."""
@@ -197,14 +199,12 @@ class Cells(NamedTuple):
             return self.at(begin, first, last)
         if first is None or last is None:
             first, last = self.alive[begin]
-        position = torch.arange(begin, end, device=self.start.device)[:, None]
-        return torch.addcmul(self.start[first:last], self.step[first:last], position).flatten()
+        return torch.addcmul(self.start[first:last], self.step[first:last], self.position[begin:end, None]).flatten()
 
     def by_row(self, begin: int, end: int) -> Int[Tensor, " cells"]:
         """The same, row by row."""
         first, last = self.alive[begin]
-        position = torch.arange(begin, end, device=self.start.device)
-        return torch.addcmul(self.start[first:last, None], self.step[first:last, None], position).flatten()
+        return torch.addcmul(self.start[first:last, None], self.step[first:last, None], self.position[begin:end]).flatten()
 
 
 def together(most: int, *kinds: Sequence[object]) -> Iterator[tuple[int, int]]:
@@ -235,15 +235,32 @@ def read_runs(most: int, alive: Sequence[object], begins: Sequence[int]) -> Iter
 def cells_of(cone: Cone, prompt: int, positions: int, device: torch.device) -> Cells:
     """Where the cells of a prompt's rows lie."""
     bands = [band for band in cone.bands if band.prompt == prompt]
+    start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
+    step = [band.rows for band in bands for _ in range(band.rows)]
+    first_cells, steps = to_device([start, step], device).unbind()
+    return Cells(first_cells, steps, alive_rows(bands, positions), torch.arange(positions, device=device))
+
+
+def alive_rows(bands: Sequence[Band], positions: int) -> tuple[tuple[int, int], ...]:
+    """The rows `[first, end)` of one prompt that live at each position."""
     alive = [(0, 0)] * positions
     for band in bands:
         for t in range(band.begin, band.end):
             first, end = alive[t]
             alive[t] = (first if end else band.row, band.row + band.rows)
-    start = [band.offset - band.begin * band.rows + row for band in bands for row in range(band.rows)]
-    step = [band.rows for band in bands for _ in range(band.rows)]
-    first_cells, steps = to_device([start, step], device).unbind()
-    return Cells(first_cells, steps, tuple(alive))
+    return tuple(alive)
+
+
+def rows_over(
+    bands: Sequence[Band], flat: Float[Tensor, "cells width"], begin: int, end: int, first: int, last: int
+) -> Float[Tensor, "positions rows width"]:
+    """Some rows of one prompt at several positions at which the same rows live: one band's as a view, several laid side by side."""
+    parts = [
+        band.of(flat)[begin - band.begin : end - band.begin, max(first - band.row, 0) : last - band.row]
+        for band in bands
+        if band.begin <= begin < band.end and band.row < last and first < band.row + band.rows
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _part(run: list[Band]) -> tuple[slice, list[Band]]:

@@ -18,7 +18,7 @@ from attrib.core.types import Site
 from attrib.engine.blocks.norm_mlp import fold_space
 from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.blocks.product import add_product, product
-from attrib.engine.sweep.cells import Cells, Cone, cells_of, even, read_runs, together
+from attrib.engine.sweep.cells import Band, Cone, alive_rows, cells_of, even, read_runs, rows_over, together
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between
 from attrib.engine.sweep.seeded import LayerMLP, fold_rows, layer_mlp, with_mlp
@@ -47,11 +47,12 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
         bands = [band for band in cone.bands if band.prompt == prompt]
         if not bands:
             continue
-        cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
         if primal.pieces.span > 1:
+            alive = alive_rows(bands, length)
             for seeded, out in sources:
-                _contract_wide(primal, prompt, cells, before, rows, seeded, out[prompt])
+                _contract_wide(primal, prompt, alive, bands, rows, seeded, out[prompt])
             continue
+        cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
         for t, (first, end) in enumerate(cells.alive):
             there = list[tuple[Tensor, Tensor]]()
             for seeded, out in sources:
@@ -67,11 +68,13 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
                 del here  # a piece is gone before the next is gathered: see sizes.py
 
 
-def _contract_wide(primal: Primal, prompt: int, cells: Cells, before: int, rows: Flat, seeded: Seeds, out: Tensor) -> None:
+def _contract_wide(
+    primal: Primal, prompt: int, alive: Sequence[tuple[int, int]], bands: Sequence[Band], rows: Flat, seeded: Seeds, out: Tensor
+) -> None:
     """`contract` of several positions at once, with as many seeds at each as at the one that has most."""
     begins, value, most = seeded.begins[prompt], seeded.value, primal.pieces.chunk
-    for begin, end, widest in read_runs(primal.pieces.span, cells.alive, begins):
-        (first, last), low, high, positions = cells.alive[begin], begins[begin], begins[end], end - begin
+    for begin, end, widest in read_runs(primal.pieces.span, alive, begins):
+        (first, last), low, high, positions = alive[begin], begins[begin], begins[end], end - begin
         own = seeded.first(prompt)
         here, is_filled = value[own + low : own + high], widest * positions > high - low
         if is_filled:
@@ -83,10 +86,17 @@ def _contract_wide(primal: Primal, prompt: int, cells: Cells, before: int, rows:
         size = even(last - first, max(1, most // positions))
         for row in range(first, last, size):
             upto = min(row + size, last)
-            there = rows.index_select(0, cells.over(begin, end, row - before, upto - before)).view(positions, upto - row, -1)
-            found = (there @ directions).transpose(0, 1).reshape(upto - row, -1)
-            out[row:upto, low:high] += found.index_select(1, into_chosen) if is_filled else found
-            del there, found  # a piece is gone before the next is gathered: see sizes.py
+            there = rows_over(bands, rows, begin, end, row, upto)
+            into = out[row:upto, low:high]
+            if not is_filled and out.dtype == there.dtype:
+                by_position = into.unflatten(1, (positions, widest)).transpose(0, 1)
+                torch.baddbmm(by_position, there, directions, out=by_position)
+            else:
+                found = there.new_empty(upto - row, positions * widest)
+                torch.bmm(there, directions, out=found.unflatten(1, (positions, widest)).transpose(0, 1))
+                into += found.index_select(1, into_chosen) if is_filled else found
+                del found
+            del there  # a piece is gone before the next is gathered: see sizes.py
 
 
 def add_rows(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"], out: Float[Tensor, "rows width"]) -> None:

@@ -13,10 +13,10 @@ Plain, act(pre) between W_in and W_out; gated, act(gate_pre) * pre.
 gelu as Hendrycks and Gimpel have it (2016, arXiv:1606.08415). 16-bit inputs are computed in float32 and rounded once.
 """
 
-import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,9 +41,9 @@ def slopes(pre: Hidden, gate_pre: Hidden | None, activation: Activation) -> tupl
     """
     check_arguments(pre, gate_pre, activation)
     if gate_pre is None:
-        return (act_and_slope(_wide(pre), activation)[1].to(pre.dtype),)
-    act, slope = act_and_slope(_wide(gate_pre), activation)
-    return (slope * _wide(pre)).to(pre.dtype), act.to(pre.dtype)
+        return (times_slope(pre.new_ones((), dtype=_wide_dtype(pre)), _wide(pre), activation).to(pre.dtype),)
+    gate = _wide(gate_pre)
+    return times_slope(_wide(pre), gate, activation).to(pre.dtype), act(gate, activation).to(pre.dtype)
 
 
 def check_arguments(pre: Tensor, gate_pre: Tensor | None, activation: str) -> None:
@@ -58,24 +58,36 @@ def check_arguments(pre: Tensor, gate_pre: Tensor | None, activation: str) -> No
         raise ValueError(f"gate_pre: {gate_pre.dtype} on {gate_pre.device} came, and pre is {pre.dtype} on {pre.device}. Convert one.")
 
 
-def act_and_slope(x: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """act(x) and act'(x)."""
-    if activation == "relu":
-        return x.clamp(min=0), (x > 0).to(x)
-    if activation == "gelu":
-        below = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-        return x * below, below + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    y, y_slope = x, None
-    if activation == "gelu_tanh":
-        c = 2 * math.sqrt(2 / math.pi)
-        y, y_slope = c * (x + 0.044715 * x * x * x), c * (1 + 3 * 0.044715 * x * x)
-    gate = torch.sigmoid(y)
-    del y  # each of these is as large as all hidden units
-    act = x * gate
-    slope = act * (1 - gate)
-    slope = slope if y_slope is None else slope * y_slope
-    return act, gate + slope
+def act(x: Tensor, activation: Activation) -> Tensor:
+    """act(x)."""
+    match activation:
+        case "relu":
+            return x.clamp(min=0)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "silu":
+            return F.silu(x)
+
+
+def times_slope(by: Tensor, x: Tensor, activation: Activation) -> Tensor:
+    """by · act'(x), where `by` has the shape of x or is one number: torch's own derivatives, which are one launch each."""
+    by = by.expand_as(x)
+    match activation:
+        case "relu":
+            return by * (x > 0)
+        case "gelu":
+            return torch.ops.aten.gelu_backward(by, x)
+        case "gelu_tanh":
+            return torch.ops.aten.gelu_backward(by, x, approximate="tanh")
+        case "silu":
+            return torch.ops.aten.silu_backward(by, x)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(_wide_dtype(x))
