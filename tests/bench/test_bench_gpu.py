@@ -81,7 +81,7 @@ def test_steps_that_fail_are_named_and_the_others_done(tmp_path: Path):
     said = "budgets (wrong), launches (ran out of its time), kernels (failed), memory (failed with status 9)"
     assert f"not right: {said}" in ran.stderr
     found = json.loads((tmp_path / "out" / "nvidia-h200.json").read_text())
-    assert list(found["steps"]) == ["parity", "budgets", "launches", "kernels", "memory", "floor"]
+    assert list(found["steps"]) == ["parity", "budgets", "launches", "asking", "kernels", "memory", "floor"]
     assert found["steps"]["parity"]["figures"]["a"] == 0.5
     written = (tmp_path / "out" / "nvidia-h200.md").read_text()
     assert "## parity: right" in written
