@@ -130,7 +130,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture
 def exact_rms_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32 whatever it is given. Here it keeps the dtype, so that float64 models are float64."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    try:
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    except ModuleNotFoundError as error:
+        if missing.foreign_of(error) is None:
+            raise
+        return  # there is nothing to change: models are made without it
 
     def forward(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))

@@ -123,10 +123,10 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> type[Elsewhere]:
 
 
 def test_what_is_on_an_accelerator_comes_back_once(elsewhere: type[Elsewhere]):
-    model = attrib.from_hugging_face(builders.tiny("llama"))
+    model = builders.attrib_model("llama")
     first, copies = model.fingerprint, elsewhere.copies
     assert copies > 0
-    assert attrib.from_hugging_face(builders.tiny("llama")).fingerprint == first, "the same numbers in other tensors"
+    assert builders.attrib_model("llama").fingerprint == first, "the same numbers in other tensors"
     assert elsewhere.copies == copies
     model.params.W_E[3, 4] += 1
     assert model.fingerprint != first
@@ -134,7 +134,7 @@ def test_what_is_on_an_accelerator_comes_back_once(elsewhere: type[Elsewhere]):
 
 
 def test_what_was_moved_is_not_copied_back(elsewhere: type[Elsewhere], monkeypatch: pytest.MonkeyPatch):
-    model = attrib.from_hugging_face(builders.tiny("llama"))
+    model = builders.attrib_model("llama")
     with monkeypatch.context() as inside:
         inside.setattr(fingerprints, "on_host", lambda tensor: tensor.device.type == "cpu")
         want = model.fingerprint
@@ -160,7 +160,7 @@ def test_as_many_contents_as_fit_are_remembered(elsewhere: type[Elsewhere], monk
 
 
 def test_a_sealed_model_is_hashed_once_and_what_is_made_of_it_again():
-    model = attrib.from_hugging_face(builders.tiny("gpt2"))
+    model = builders.attrib_model("gpt2")
     sealed = seal(model)
     assert sealed.fingerprint == model.fingerprint
     model.params.W_E[0] += 1

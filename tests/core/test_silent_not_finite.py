@@ -21,7 +21,7 @@ from attrib.jobs.kinds.edges import EdgesKind
 from attrib.jobs.shard import _computed
 from attrib.models.transformer import Model
 from attrib.runs.spec import Loaded, Work
-from tests.support.builders import D_MODEL, build, dictionary, normal, prompt, tiny
+from tests.support.builders import D_MODEL, attrib_model, build, dictionary, normal, prompt
 
 SICK = 17
 """The token whose embedding is NaN."""
@@ -231,7 +231,7 @@ def test_a_threshold_that_was_edited(method: Any):
 @pytest.mark.parametrize("logits", [3, [3, 5]])
 def test_a_logit_that_nobody_asked_for(logits: Any):
     """It makes NaN of every probability, and with that of the choice of the largest."""
-    model = attrib.from_hugging_face(tiny("gpt2", tie_word_embeddings=False))
+    model = attrib_model("gpt2", tie_word_embeddings=False)
     edges = attrib.latent_to_logit(model, dictionary("standard"), prompt(4), logits=logits)
     assert edges.targets.probability.isfinite().all()
     model.params.W_U[:, 41] = torch.nan

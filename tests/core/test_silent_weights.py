@@ -327,6 +327,7 @@ MLP = "blocks.1.mlp.hook_in"
     ],
 )
 def test_a_dictionary_is_one_line(ours: Callable[[], Dictionary], text: str):
+    pytest.importorskip("sae_lens")  # whose names of kinds it is about
     assert repr(ours()) == text
     assert len(repr(ours().params)) < 120
     assert "\n" not in repr(ours().params)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-import attrib
 from attrib.core.types import Policy
 from attrib.engine.blocks.attention import (
     AttentionPoint,
@@ -68,8 +67,8 @@ norms = pytest.mark.parametrize("norm", TREATMENTS, ids="norm {}".format)
 def model_of(name: str, dtype: torch.dtype) -> Model:
     """Learned positions with every head its own key; rotary ones with grouped queries, without, and on a part of a head."""
     of, _, without = name.partition(" without ")
-    model = attrib.from_hugging_face(builders.tiny_variant({"llama-partly-rotary": "llama"}.get(of, of), dtype), name=name)
-    model = builders.bare(model, without)
+    family, options = builders.ALL_VARIANTS[{"llama-partly-rotary": "llama"}.get(of, of)]
+    model = builders.bare(replace(builders.attrib_model(family, dtype, **options), name=name), without)
     if name == "llama-partly-rotary":
         p = model.params
         model = replace(model, params=p._replace(rotary_cos=p.rotary_cos[..., PARTIAL], rotary_sin=p.rotary_sin[..., PARTIAL]))

@@ -9,7 +9,7 @@ import pytest
 import attrib
 from attrib.core.types import BudgetError, Keep
 from attrib.engine.transforms import chunk_size, working_memory
-from tests.support.builders import Family, dictionary, prompt, tiny
+from tests.support.builders import Family, attrib_model, dictionary, prompt
 from tests.support.covering import each_pair
 from tests.support.measured import peak
 
@@ -23,7 +23,7 @@ LARGE: dict[Family, dict[str, int]] = {
 
 @lru_cache
 def large(family: Family) -> attrib.Model:
-    return attrib.from_hugging_face(tiny(family, **LARGE[family]))
+    return attrib_model(family, **LARGE[family])
 
 
 def ends(k: int) -> list[attrib.Dictionary]:
@@ -79,7 +79,7 @@ def test_allocation_of_the_adjoint_stays_within_the_budget(family: Family, kind:
 
 @pytest.mark.parametrize("method", ["adjoint", "torch.func"])
 def test_the_smallest_budget_is_named_and_works(method: Any) -> None:
-    model = attrib.from_hugging_face(tiny("llama"))
+    model = attrib_model("llama")
     source, target = (dictionary("standard", site=f"blocks.{layer}.hook_resid_pre") for layer in (1, 3))
 
     def call(budget: int) -> attrib.Edges:

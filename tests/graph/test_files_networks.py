@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import networkx
 import pytest
 import torch
 
 from attrib.core.types import InputError
 from attrib.graph import Graph, to_networkx, write_graphml
 from tests.support.graphs import random_graph
+
+networkx = pytest.importorskip("networkx")
 
 
 def odd_graph() -> Graph:

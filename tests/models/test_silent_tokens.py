@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 
@@ -99,8 +98,6 @@ def test_a_chat_is_attributed_as_the_model_computes_it():
         (CHAT, "prompt 0 is a chat, and the tokenizer has no chat template"),
         ("\ud800", "prompt 0 cannot be tokenised"),
         (pd.DataFrame({"text": ["the cat"], "label": [0]}), "a DataFrame with the columns 'text', 'label'; give one of them"),
-        (pa.table({"text": ["the cat"]}), "a Table with the columns 'text'; give one"),
-        (pa.array(["the cat", "a"]), "prompt 0 is .*StringScalar"),
     ],
     ids=lambda given: " ".join(re.sub(" object at 0x[0-9a-f]+", "", repr(given)).split()),  # the same in every process
 )
@@ -108,6 +105,12 @@ def test_what_is_no_prompt_is_refused_in_one_line(tokens: Any, says: str):
     with pytest.raises(InputError, match=says) as caught:
         to_prompts(with_tokenizer(words()), tokens)
     assert "\n" not in str(caught.value)
+
+
+def test_what_arrow_has_is_no_prompt():
+    pa = pytest.importorskip("pyarrow")
+    test_what_is_no_prompt_is_refused_in_one_line(pa.table({"text": ["the cat"]}), "a Table with the columns 'text'; give one")
+    test_what_is_no_prompt_is_refused_in_one_line(pa.array(["the cat", "a"]), "prompt 0 is .*StringScalar")
 
 
 def test_a_chat_that_its_template_does_not_take():

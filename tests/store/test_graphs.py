@@ -9,7 +9,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anndata.io
 import h5py
 import numpy as np
 import pytest
@@ -73,6 +72,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.few
 @pytest.mark.parametrize("compression", [None, "gzip", "lzf", "blosc-lz4", "zstd"])
 def test_every_bit_comes_back(tmp_path: Path, compression: str | None):
+    if compression in ("blosc-lz4", "zstd"):
+        pytest.importorskip("hdf5plugin")
     path = attrib.save(tmp_path / "graphs.h5", GRAPHS, compression=compression)
     with attrib.open_graphs(path) as graphs:
         assert len(graphs) == len(GRAPHS)
@@ -99,8 +100,9 @@ def test_equal_graphs_are_equal_files(tmp_path: Path, file: Path):
 
 
 def test_other_tools_read_the_edges(file: Path):
+    anndata_io = pytest.importorskip("anndata.io")
     with h5py.File(file) as root:
-        matrix = anndata.io.read_elem(root["graphs/0/edges"])
+        matrix = anndata_io.read_elem(root["graphs/0/edges"])
     dense = GRAPHS[0].to_scipy().toarray()
     assert np.array_equal(matrix.toarray(), dense[GRAPHS[0].targets.numpy()])
 

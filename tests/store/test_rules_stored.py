@@ -117,14 +117,13 @@ def test_errors_and_biases_lie_among_the_latents(tmp_path: Path):
 @pytest.mark.few
 @pytest.mark.parametrize("rule", RULES[2:], ids=rule_text)
 def test_other_programs_get_what_a_rule_adds(tmp_path: Path, rule: Any):
-    import anndata
-    import pyarrow.parquet
+    anndata, parquet = pytest.importorskip("anndata"), pytest.importorskip("pyarrow.parquet")
 
     edges = computed(rule=rule)
     path = attrib.save(tmp_path / "ruled.h5", edges)
     attrib.export.to_parquet(path, tmp_path / "parquet")
     attrib.export.to_anndata(path, tmp_path / "anndata")
-    table = pyarrow.parquet.read_table(next((tmp_path / "parquet").glob("*.parquet"))).to_pandas()
+    table = parquet.read_table(next((tmp_path / "parquet").glob("*.parquet"))).to_pandas()
     product = table.gradient * table.get("source_change", table.source_activation)
     assert np.allclose(product, table.attribution, rtol=1e-5)
     assert np.array_equal(table.target_gap.to_numpy(), edges.gap[edges.row].numpy())

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import anndata.io
 import h5py
 import numpy as np
 import pytest
@@ -208,7 +208,7 @@ def test_a_single_result_is_a_block(tmp_path: Path) -> None:
     with open_store(path) as opened:
         assert same(opened.edges(), edges)
         assert opened.call == edges.call
-        assert opened.packages["torch"] == torch.__version__
+        assert opened.packages["torch"] == version("torch")  # torch.__version__ may add the build: +cu132
         assert repr(opened) == (f"Store('{path}', 3 prompts, blocks: latent_to_latent blocks.1.hook_resid_pre -> blocks.2.hook_resid_post)")
 
 
@@ -320,11 +320,12 @@ def test_the_archived_file_of_version_1_still_loads() -> None:
 @given(shards())
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 def test_anndata_reads_our_matrices(tmp_path_factory: pytest.TempPathFactory, shard: list[Edges]) -> None:
+    anndata_io = pytest.importorskip("anndata.io")
     path = save(tmp_path_factory.mktemp("store") / "shard.h5", shard)
     with h5py.File(path) as file:
         for group, edges in zip(file["blocks"].values(), shard, strict=True):
             for value in ("gradient", "attribution"):
-                read, expected = anndata.io.read_elem(group[value]), edges.to_scipy(value)
+                read, expected = anndata_io.read_elem(group[value]), edges.to_scipy(value)
                 assert (read.shape, read.dtype) == (expected.shape, expected.dtype)
                 assert np.array_equal(read.toarray(), expected.toarray())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -41,20 +41,10 @@ def reference_model(family: Family, dtype: torch.dtype = torch.float64) -> nn.Mo
 
 @lru_cache(maxsize=256)
 def sae_of(lens: "Lens", family: Family, dtype: torch.dtype) -> Any:
-    is_wider = family == "llama" and lens.site.endswith("hook_z")
-    options = {"k": 5} if lens.kind == "topk" else {}
+    options = lens._options(family)
     if lens.rescale_by_decoder_norm:
         options["rescale_acts_by_decoder_norm"] = True
-    made = builders.sae(
-        lens.kind,
-        40 if is_wider else builders.D_MODEL,
-        d_sae=lens.d_sae,
-        site=lens.site,
-        seed=lens.seed,
-        apply_b_dec_to_input=lens.apply_b_dec_to_input,
-        normalize_activations=lens.normalise,
-        **options,
-    )
+    made = builders.sae(lens.kind, site=lens.site, normalize_activations=lens.normalise, **options)
     return made.to(dtype).requires_grad_(False)  # float64 ones have the weights of float32 ones
 
 
@@ -75,8 +65,20 @@ class Lens:
         return sae_of(self, family, torch.float64)
 
     def dictionary(self, family: Family, dtype: torch.dtype = torch.float64) -> Dictionary:
-        """As attrib uses it."""
-        return attrib.from_sae_lens(sae_of(self, family, dtype), name=f"{self.kind} at {self.site}")
+        """As attrib uses it. Without sae-lens, one of the same kind and other numbers."""
+        name = f"{self.kind} at {self.site}"
+        try:
+            made = sae_of(self, family, dtype)
+        except ModuleNotFoundError:
+            if self.normalise != "none" or self.rescale_by_decoder_norm:
+                raise
+            return replace(builders.dictionary(self.kind, self.site, **self._options(family)).to(dtype=dtype), name=name)
+        return attrib.from_sae_lens(made, name=name)
+
+    def _options(self, family: Family) -> dict[str, Any]:
+        is_wider = family == "llama" and self.site.endswith("hook_z")
+        options = {"d_in": 40 if is_wider else builders.D_MODEL, "d_sae": self.d_sae, "seed": self.seed}
+        return options | {"apply_b_dec_to_input": self.apply_b_dec_to_input} | ({"k": 5} if self.kind == "topk" else {})
 
 
 def characters(model: Model, bos: int | None = None) -> Model:

@@ -5,6 +5,7 @@
 are perturbed away from the values that hide mistakes: biases from zero, norm weights and decoder norms from one.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.types import SITE_KINDS, Site, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.models.transformer import ABSENT, MLP, Block, Model
+from tests.support.plain_models import can_be_made, plain_model, random_weight
 
 Family = Literal[
     "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi",
@@ -163,19 +165,11 @@ ALL_VARIANTS: dict[str, tuple[Family, dict[str, Any]]] = VARIANTS | {
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Give every parameter a value far from its default, by its shape: matrices keep the stream's size about constant."""
+    """Give every parameter a value far from its default (see plain_models.py)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if parameter.ndim == 1:
-                is_norm_weight = name.endswith("weight") or name.endswith(".w")
-                value = 1 + 0.3 * noise if is_norm_weight else 0.3 * noise
-            else:
-                # half as large again as 1/sqrt(d_model): attention is then far from uniform and activations from linear
-                d_model = max(parameter.shape[-2:]) if parameter.ndim == 3 else min(parameter.shape)  # 3: TransformerLens' heads apart
-                value = 1.5 * noise * d_model**-0.5
-            parameter.copy_(value)
+            parameter.copy_(random_weight(name, parameter.shape, generator))
 
 
 def bare(model: Model, without: str) -> Model:
@@ -216,18 +210,24 @@ def tiny(family: Family, dtype: torch.dtype = torch.float32, *, seed: int = 0, n
     """The transformers model of a family; `options` are fields of its config."""
     import transformers
 
-    config_class, model_class, layers, facts = _TINY[family]
-    if family != "gpt2":
-        facts = {"pad_token_id": None} | facts
-    if family == "gpt_neo" and n_layers != N_LAYERS and "attention_types" not in options:
-        options = options | {"attention_types": [[["global", "local"], n_layers // 2], [["global"], n_layers % 2]]}
-    if "layer_types" in facts and "layer_types" not in options:
-        options = options | {"layer_types": (facts["layer_types"] * n_layers)[:n_layers]}
-    common = {layers: n_layers, "vocab_size": D_VOCAB, "attn_implementation": "sdpa", "bos_token_id": 0, "eos_token_id": 0}
-    config = getattr(transformers, config_class)(**common | facts | options)
+    config_class, model_class, *_ = _TINY[family]
+    config = getattr(transformers, config_class)(**facts_of(family, n_layers, options))
     model = getattr(transformers, model_class)(config)
     randomise(model, seed)
     return model.to(dtype).eval()
+
+
+def facts_of(family: Family, n_layers: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the config of a tiny model."""
+    *_, layers, facts = _TINY[family]
+    if family != "gpt2":
+        facts = {"pad_token_id": None} | facts
+    if family == "gpt_neo" and n_layers != N_LAYERS and "attention_types" not in options:
+        facts = facts | {"attention_types": [[["global", "local"], n_layers // 2], [["global"], n_layers % 2]]}
+    if "layer_types" in facts:
+        facts = facts | {"layer_types": (facts["layer_types"] * n_layers)[:n_layers]}
+    common = {layers: n_layers, "vocab_size": D_VOCAB, "attn_implementation": "sdpa", "bos_token_id": 0, "eos_token_id": 0}
+    return {**common, **facts, **options}
 
 
 def tiny_variant(variant: str, dtype: torch.dtype = torch.float32, **more: Any) -> nn.Module:
@@ -237,8 +237,15 @@ def tiny_variant(variant: str, dtype: torch.dtype = torch.float32, **more: Any) 
 
 
 def attrib_model(family: Family, dtype: torch.dtype = torch.float32, **options: Any) -> Model:
-    """attrib's model of a fresh transformers one."""
-    return attrib.from_hugging_face(tiny(family, dtype, **options), name=f"tiny-{family}")
+    """attrib's model of a fresh transformers one; without transformers, the same of GPT-2's and Llama's shape."""
+    try:
+        made = tiny(family, dtype, **options)
+    except ModuleNotFoundError as error:
+        seed, n_layers = options.pop("seed", 0), options.pop("n_layers", N_LAYERS)
+        if error.name != "transformers" or not can_be_made(family, facts := facts_of(family, n_layers, options)):
+            raise
+        return plain_model(family, facts, dtype, seed)
+    return attrib.from_hugging_face(made, name=f"tiny-{family}")
 
 
 @lru_cache(maxsize=64)
