@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,8 @@ from attrib.engine.sweep.join import Block, Lifted, SourceSet, TargetSet, join, 
 from attrib.engine.sweep.primal import Primal, Seeds, Streams, primal, seeds
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, in_float64_between, sampled
 from attrib.models.transformer import Model, width
+
+One = TypeVar("One")
 
 
 class SourceEnd(NamedTuple):
@@ -198,8 +200,13 @@ def jacobians(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, 
     The arguments and warnings are those of `found_rows`.
     """
     for number, found in found_rows(bundles, plan, precision, impl):
-        yield from ((number, piece) for piece in pieces(bundles[number], found))
+        yield from map(partial(numbered, number), pieces(bundles[number], found))
         del found  # before the next sweep fills another
+
+
+def numbered(number: int, found: One) -> tuple[int, One]:
+    """With the number of its prompt. For `map`, which keeps nothing while the next is computed; the variable of a loop would."""
+    return number, found
 
 
 def found_rows(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl = "torch") -> Iterator[tuple[int, Found]]:

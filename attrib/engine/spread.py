@@ -27,7 +27,7 @@ from attrib.engine import bundle as bundles_of
 from attrib.engine import tiles
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import Between
-from attrib.engine.bundle import Bundle, Found, Order, Piece, joint_of, pieces
+from attrib.engine.bundle import Bundle, Found, Order, Piece, joint_of, numbered, pieces
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.plan.choose import PackPlan, plan_pack
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint
@@ -73,7 +73,7 @@ class Team(Hands):
             weights = [_cells(counts, plan.task.config.causal) for counts in plan.task.targets]
             yield from self._packs(weights, partial(self._paths, paths, plan, precision, impl))
         else:
-            yield from ((0, tile) for tile in self._one_path(paths[0], plan, precision, impl))
+            yield from map(partial(numbered, 0), self._one_path(paths[0], plan, precision, impl))
 
     def _paths(
         self, paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl, run: Run, device: torch.device
@@ -124,7 +124,7 @@ class Team(Hands):
     def jacobians(self, bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Piece]]:
         """What `bundle.jacobians` gives, in its order; each piece lies on the device that has computed it."""
         for number, found, chosen in self.found_rows(bundles, plan, precision, impl):
-            yield from ((number, piece) for piece in pieces(bundles[number], found, chosen))
+            yield from map(partial(numbered, number), pieces(bundles[number], found, chosen))
             del found
 
     def found_rows(
@@ -132,13 +132,13 @@ class Team(Hands):
     ) -> Iterator[tuple[int, Found, Bool[Tensor, " rows"] | None]]:
         """What `bundle.found_rows` gives, and which rows of each are taken now; None is all. Rows of one set come in order of position."""
         if self.is_one:
-            yield from ((number, found, None) for number, found in bundles_of.found_rows(bundles, plan, precision, impl))
+            yield from map(_all_taken, bundles_of.found_rows(bundles, plan, precision, impl))
         elif len(bundles) > 1:
             weights = [_cells(counts, plan.joint.config.causal) for counts in plan.joint.whole.targets]
             packs = self._packs(weights, partial(self._bundles, bundles, plan, precision, impl))
-            yield from ((number, found, None) for number, found in packs)
+            yield from map(_all_taken, packs)
         else:
-            yield from ((0, found, chosen) for found, chosen in self._one_bundle(bundles[0], plan, precision, impl))
+            yield from map(_of_the_first, self._one_bundle(bundles[0], plan, precision, impl))
 
     def _bundles(
         self, bundles: Sequence[Bundle], plan: JointPlan, precision: Precision, impl: Impl, run: Run, device: torch.device
@@ -303,6 +303,15 @@ class _Taken:
         for number, where in enumerate(self.places):
             of_prompt[of_set == number] = where[place[of_set == number]]
         self.found = found._replace(order=Order(of_set, of_prompt))
+
+
+def _all_taken(found: tuple[int, Found]) -> tuple[int, Found, None]:
+    """With no rows that are left for later. For `map`, as `numbered` is, and so is the next."""
+    return *found, None
+
+
+def _of_the_first(found: tuple[Found, Bool[Tensor, " rows"] | None]) -> tuple[int, Found, Bool[Tensor, " rows"] | None]:
+    return 0, *found
 
 
 def cut_runs(runs: Sequence[Run], weights: Sequence[int], count: int) -> list[Run]:

@@ -112,6 +112,7 @@ def _smaller(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: 
         alone = replace(plan, task=task, way=way, layer=None, sweeps=plan.sweeps if len(paths) == 1 else whole)
         for _, tile in adjoint([path], alone, precision, impl):
             yield number, tile
+            del tile  # before the next is filled
 
 
 def sampled_error(path: Path, rows: int, precision: Precision, impl: Impl, budget: int, seed: int = 0) -> Error:
