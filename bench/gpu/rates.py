@@ -1,6 +1,6 @@
-"""The least time that a GPU could take, by what its maker says of it (`attrib.engine.rates`)."""
+"""The least time that a GPU could take, by what its maker says of it (`attrib.core.rates`)."""
 
-from attrib.engine.rates import RATES
+from attrib.core.rates import RATES
 from bench.engine.ours import Dtype
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import attrib
+from attrib.core.rates import RATES
 from attrib.core.types import LINEAR, Dense, Policy, Site, TopK, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
-from attrib.engine.rates import RATES
 from attrib.graph.building import build as build_graphs
 from attrib.graph.building import plan as plan_graphs
 from attrib.models.transformer import Model
@@ -200,7 +200,7 @@ ASKED, ROUNDS = 500, 21
 
 
 def asking(place: Place) -> Found:
-    """Seconds that the host takes to ask for an operation, and to wait for a number: what `attrib.engine.rates` has for this GPU."""
+    """Seconds that the host takes to ask for an operation, and to wait for a number: what `attrib.core.rates` has for this GPU."""
     found = Found()
     if not place.is_real:
         found.figures |= {"launch": NOT_MEASURED, "wait": NOT_MEASURED}

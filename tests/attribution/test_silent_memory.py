@@ -116,8 +116,8 @@ def test_columns_grow_and_are_let_go_of(monkeypatch: pytest.MonkeyPatch):
     want = torch.cat(pieces)
     assert torch.equal(concatenated(pieces), want)
     assert pieces == []
-    parts = [Small(lengths=(length,)).run() for length in (4, 7, 2)]
-    want_whole = Small(lengths=(4, 7, 2)).run()
+    parts = [Small(lengths=(length,), dtype="float64").run() for length in (4, 7, 2)]
+    want_whole = Small(lengths=(4, 7, 2), dtype="float64").run()
     for whole in (join(parts), join(parts, release=True)):
         for name in ("indptr", "indices", "gradient", "attribution", "total", "l1"):
             torch.testing.assert_close(getattr(whole, name), getattr(want_whole, name))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import attrib
-from attrib.engine.rates import RATES
+from attrib.core.rates import RATES
 from bench.gpu import collect, steps
 from bench.gpu.place import NOT_MEASURED, place
 from bench.gpu.rates import floor_seconds

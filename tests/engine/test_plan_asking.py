@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attrib.core.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, asking
 from attrib.core.types import EXACT, LINEAR, Policy, Site
 from attrib.engine.plan import choose
-from attrib.engine.plan.choose import LAUNCHES, WAITS, most_that_fit, plan_pack, weight
+from attrib.engine.plan.choose import LAUNCHES, WAITS, plan_pack, weight
+from attrib.engine.plan.runs import FEW, most_that_fit
 from attrib.engine.plan.task import Task
-from attrib.engine.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, asking
 from attrib.engine.sweep.cells import ON_CPU, ON_CUDA, pieces_of
 from attrib.models.transformer import ModelConfig
 
@@ -57,7 +58,7 @@ def test_larger_pieces_win_where_asking_costs(policy: Policy):
 def test_plans_told_from_a_few_sweeps_weigh_as_much_as_the_least(costs: Asking, monkeypatch: pytest.MonkeyPatch):
     wanted = task(EXACT, costs)
     told = plan_pack(wanted, TIGHT // 3)
-    assert len(told.sweeps) > choose.FEW
+    assert len(told.sweeps) > FEW
     monkeypatch.setattr(choose, "FEW", math.inf)  # all sweeps are looked for, in every way
     exact = plan_pack(wanted, TIGHT // 3)
     assert weight(told.task, told.cost, len(told.sweeps)) <= 1.02 * weight(exact.task, exact.cost, len(exact.sweeps))

@@ -13,7 +13,7 @@ from attrib.core.scratch import Scratch
 from attrib.core.types import LINEAR, Dense, Keep, Mass, Threshold, TopK, TopLogits
 from attrib.engine.bundle import Bundle, jacobians, joint_of
 from attrib.engine.on_demand import OnDemand
-from attrib.engine.plan.choose_joint import meetings, plan_joint
+from attrib.engine.plan.choose_joint import JointPlan, meetings, plan_joint
 from attrib.engine.precision import precision_of
 from attrib.graph.columns import Columns
 from attrib.graph.ends import GraphEnds
@@ -112,9 +112,7 @@ def dense(there: Any, rows: GraphRows, chosen: Tensor, **asked: Any) -> Tensor:
     joint = joint_of([bundle])
     plan, precision = plan_joint(joint, 1 << 30), precision_of(bundle.model, None)
     if place := asked.get("meets"):
-        plan = next(
-            plan_joint(joint, 1 << 30).__class__(one, ((0, 1),), plan.cost, 0) for one in meetings(joint) if str(one.meets) == place
-        )
+        plan = next(JointPlan(one, ((0, 1),), 0) for one in meetings(joint) if str(one.meets) == place)
     on_demand = OnDemand(bundle, plan, precision, "torch", 1 << 30)
     on_demand.most = asked.get("most", on_demand.most)
     for some in chosen.split(asked.get("at_once", len(chosen))):

@@ -16,13 +16,13 @@ from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from attrib.core.rates import FREE
 from attrib.core.types import BudgetError
 from attrib.engine.plan.cost import Cost, reverse_cost
 from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.runs import FEW, Runs
 from attrib.engine.plan.task import Task
-from attrib.engine.rates import FREE
 from attrib.engine.sweep.cells import Pieces
 
 

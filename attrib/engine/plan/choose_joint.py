@@ -4,6 +4,7 @@ Every place of the stream at which both sides can meet gives the same numbers, a
 source. Products and memory are those of the same routes on counts and on sizes (joined.py).
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,12 +14,13 @@ from typing import NamedTuple, NoReturn
 from attrib.core.types import BudgetError
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.blocks.product import beside_products
-from attrib.engine.plan.choose import weight
-from attrib.engine.plan.cost import Cost
+from attrib.engine.plan.cost import Cost, attention_maps
+from attrib.engine.plan.held import sizes_of
 from attrib.engine.plan.joined import Kept, lift_cost, lift_held, sweep_cost, sweep_held
 from attrib.engine.plan.joint import Joint, added, part_of
 from attrib.engine.plan.memory import held_rows, selected
 from attrib.engine.plan.runs import FEW, Runs, most_that_fit
+from attrib.engine.plan.task import alive_of, bands_of
 from attrib.engine.sweep.ascent import climb
 from attrib.engine.sweep.primal import BESIDE, is_spread_above
 
@@ -93,8 +95,12 @@ def _largest(joint: Joint) -> int:
     return max(map(mul, rows, columns), default=0)
 
 
+MANY = 1 << 14
+"""Rows of a prompt beyond which what was counted for its plan is let go of: half a GB, for 200,000 rows."""
+
+
 def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
-    """The meeting that weighs least of those that fit.
+    """With the fewest products that fit.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
@@ -105,7 +111,7 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None =
         BudgetError: where not even one row at a time fits; names the smallest budget that would do.
     """
     least, best = 1 << 62, None
-    weighed = [(weight(joint.whole, joint_cost(joint), 1), -1, joint), *_counted(list(meetings(joint, every)))]
+    weighed = [(joint_cost(joint).total, -1, joint), *_counted(list(meetings(joint, every)))]
     for one, _, each in sorted(weighed, key=lambda known: known[:2]):
         if best is not None and one >= best.weight:
             break  # and no less in several sweeps
@@ -116,27 +122,29 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None =
             best = found
     if best is None:
         raise BudgetError.of(budget, prompt, least)
-    if isinstance(best.sweeps, Runs):
-        sweeps, peak = best.sweeps.all()
-        return JointPlan(best.joint, sweeps, max(peak, best.peak))
-    return JointPlan(best.joint, best.sweeps, best.peak)
+    sweeps, peak = best.sweeps.all() if isinstance(best.sweeps, Runs) else (best.sweeps, best.peak)
+    if joint.n_targets > MANY:
+        for known in (bands_of, alive_of, sizes_of, attention_maps):
+            known.cache_clear()
+        gc.collect()  # ways and the rooms that they are in know each other
+    return JointPlan(best.joint, sweeps, max(peak, best.peak))
 
 
 MEETINGS = 6
 """So many meetings are all counted; of more, those around the least."""
 
 
-def _counted(every: Sequence[Joint]) -> list[tuple[float, int, Joint]]:
-    """Weight in one sweep, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
+def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
+    """Products in one sweep, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
 
     Where both kinds of places of a layer are met they take turns, and each kind has its own valley: so one kind is gone down first, and
     then the neighbours of its least are asked.
     """
-    known: dict[int, float] = {}
+    known: dict[int, int] = {}
 
-    def cost(number: int) -> float:
+    def cost(number: int) -> int:
         if number not in known:
-            known[number] = weight(every[number].whole, joint_cost(every[number]), 1)
+            known[number] = joint_cost(every[number]).total
         return known[number]
 
     first, last = 0, len(every) - 1
@@ -169,6 +177,7 @@ class _Found(NamedTuple):
     """A meeting, and pieces, that fit."""
 
     weight: float
+    """Operations; about, where not all sweeps are known."""
     joint: Joint
     sweeps: tuple[tuple[int, int], ...] | Runs
     """Runs that are yet to be looked for, where the weight is told from a few of them."""
@@ -185,7 +194,7 @@ def _planned(joint: Joint, budget: int) -> _Found | int:
         is_cut = len(joint.whole.targets) == 1 and above.n_targets > 1
         if not is_cut or _least(above) <= budget:
             if (whole := max(before, _memory(above, kept))) <= budget:
-                return _Found(weight(joint.whole, joint_cost(joint), 1), joint, ((0, above.n_targets),), whole)
+                return _Found(joint_cost(joint).total, joint, ((0, above.n_targets),), whole)
             least = min(least, whole)
         if before <= budget and is_cut:
             smallest = _memory(part_of(above, above.n_targets - 1, above.n_targets), kept)
@@ -236,16 +245,16 @@ def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, smallest: int
         smallest: bytes that the last row takes.
     """
     raised, above = lift_cost(joint), joint.above
-    all_of_it, sweeps = weight(joint.whole, raised.cost, 0), 0.0
+    all_of_it, sweeps = float(raised.cost.total), 0.0
     runs = _runs(joint, kept, budget, smallest)
     for first, end, alike in runs.tried():
-        all_of_it += alike * weight(joint.whole, sweep_cost(part_of(above, first, end), raised), 1)
+        all_of_it += alike * sweep_cost(part_of(above, first, end), raised).total
         sweeps += alike
     if sweeps > FEW:
         return _Found(all_of_it, joint, runs, before)
     cut, peak = _runs(joint, kept, budget, smallest).all()
     plan = JointPlan(joint, cut, max(peak, before))
-    return _Found(weight(joint.whole, plan.cost, len(cut)), joint, cut, plan.peak)
+    return _Found(plan.cost.total, joint, cut, plan.peak)
 
 
 def _runs(joint: Joint, kept: Kept, budget: int, smallest: int) -> Runs:

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.devices import to_device
-from attrib.engine.rates import FREE, Asking, asking
+from attrib.core.rates import FREE, Asking, asking
 
 
 class Pieces(NamedTuple):
