@@ -86,7 +86,9 @@ class Team(Hands):
     def _one_path(self, path: Path, plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[Tile]:
         """Runs of one prompt's targets."""
         count, (position,) = len(self.devices), path.copies.of([path.targets.position])
-        order, is_sorted = position.argsort(stable=True).to(path.x.device, non_blocking=True), order_of(position) is None
+        sorting = order_of(position)
+        is_sorted = sorting is None
+        order = (torch.arange(len(position)) if sorting is None else sorting).to(path.x.device, non_blocking=True)
         runs = cut_runs(plan.sweeps, _weights(plan.task.targets[0], plan.task.config.causal), count)
 
         def maker(own: Sequence[Run], device: torch.device) -> Callable[[], Iterator[tuple[int, Tile]]]:

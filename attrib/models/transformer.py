@@ -329,7 +329,7 @@ def attention_pattern(
     if not causal:
         return cap(attention_scores(q, k, scale), score_cap).softmax(-1)
     hidden = hidden_keys(q.shape[-2], k.shape[-2], window, q.device)
-    return cap(attention_scores(q, k, scale), score_cap).masked_fill(hidden, -math.inf).softmax(-1)
+    return _pattern_hiding(q, k, hidden, scale, score_cap)
 
 
 def hidden_keys(rows: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "rows keys"]:
@@ -347,7 +347,17 @@ def pattern_where(
     score_cap: float | None = None,
 ) -> Float[Tensor, "*batch kv_heads group queries keys"]:
     """Softmax attention over the keys that each query sees, which must be one at least."""
-    return cap(attention_scores(q, k, scale), score_cap).masked_fill(~seen, -math.inf).softmax(-1)
+    return _pattern_hiding(q, k, ~seen, scale, score_cap)
+
+
+def _pattern_hiding(
+    q: Float[Tensor, "*batch kv_heads group queries d_head"],
+    k: Float[Tensor, "*batch kv_heads keys d_head"],
+    hidden: Bool[Tensor, "*broadcast queries keys"],
+    scale: float,
+    score_cap: float | None,
+) -> Float[Tensor, "*batch kv_heads group queries keys"]:
+    return cap(attention_scores(q, k, scale), score_cap).masked_fill(hidden, -math.inf).softmax(-1)
 
 
 def attention_scores(
