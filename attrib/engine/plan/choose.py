@@ -129,10 +129,9 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
             own = one
     if not found:
         raise BudgetError.of(budget, prompt, least)
-    best_found = min(found, key=lambda each: each.weight)
-    _, cut, option, sweeps, peak = best_found
-    if sweeps is None:
-        sweeps, peak = _runs(cut, option, budget, peak, _smallest(cut, option, peak)).all()
+    _, cut, option, sweeps, peak = min(found, key=lambda each: each.weight)
+    if isinstance(sweeps, Runs):
+        sweeps, peak = sweeps.all()
     return PackPlan(cut, option.way, option.layer, sweeps, peak)
 
 
@@ -142,10 +141,10 @@ class _Found(NamedTuple):
     weight: float
     task: Task
     option: _Option
-    sweeps: tuple[tuple[int, int], ...] | None
-    """None where the weight is told from a few of them."""
+    sweeps: tuple[tuple[int, int], ...] | Runs
+    """Runs that are yet to be looked for, where the weight is told from a few of them."""
     peak: int
-    """Bytes; without sweeps, those that one over all targets would take."""
+    """Bytes; where runs are yet to be looked for, those that one over all targets would take."""
 
 
 LAUNCHES, WAITS = 4, 1
@@ -284,24 +283,19 @@ def _in_sweeps(task: Task, option: _Option, budget: int, whole: int, smallest: i
     lifted = 0.0 if option.lifted is None else weight(task, option.lifted(task), 0)
     if lifted >= best:
         return None
-    runs, all_of_it, sweeps = _runs(task, option, budget, whole, smallest), lifted, 0.0
-    for first, end, alike in runs.tried():
-        all_of_it += alike * weight(task, option.cost(part_of(task, first, end)), 1)
-        sweeps += alike
-        if sweeps > FEW and all_of_it >= best:
-            return None
+    runs = _runs(task, option, budget, whole, smallest)
+    own, sweeps = runs.weighed(lambda first, end: weight(task, option.cost(part_of(task, first, end)), 1), best - lifted)
     if sweeps > FEW:
-        return _Found(all_of_it, task, option, None, whole)
-    cut, peak = _runs(task, option, budget, whole, smallest).all()
+        return _Found(lifted + own, task, option, runs, whole) if lifted + own < best else None
+    cut, peak = runs.all()
     return _Found(weight(task, _cost(option, task, cut), len(cut)), task, option, cut, peak)
 
 
 def _runs(task: Task, option: _Option, budget: int, whole: int, smallest: int) -> Runs:
     """Runs of one prompt's targets. At first as many cells are expected as fit if all take `whole` bytes."""
-    (rows,), causal = task.targets, task.config.causal
-    cells = sum(count * (position + 1 if causal else len(rows)) for position, count in enumerate(rows))
-    about = cells * (budget - smallest) / max(1, whole - smallest)
-    return Runs(rows, partial(_peak, task, option), budget, causal=causal, smallest=smallest, cells=about)
+    [rows] = task.targets
+    about = sum(map(sum, task.down())) * (budget - smallest) / max(1, whole - smallest)
+    return Runs(rows, partial(_peak, task, option), budget, causal=task.config.causal, smallest=smallest, cells=about)
 
 
 def _peak(task: Task, option: _Option, first: int, rows: int) -> int:

@@ -245,14 +245,11 @@ def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, smallest: int
         smallest: bytes that the last row takes.
     """
     raised, above = lift_cost(joint), joint.above
-    all_of_it, sweeps = float(raised.cost.total), 0.0
     runs = _runs(joint, kept, budget, smallest)
-    for first, end, alike in runs.tried():
-        all_of_it += alike * sweep_cost(part_of(above, first, end), raised).total
-        sweeps += alike
+    down, sweeps = runs.weighed(lambda first, end: sweep_cost(part_of(above, first, end), raised).total)
     if sweeps > FEW:
-        return _Found(all_of_it, joint, runs, before)
-    cut, peak = _runs(joint, kept, budget, smallest).all()
+        return _Found(raised.cost.total + down, joint, runs, before)
+    cut, peak = runs.all()
     plan = JointPlan(joint, cut, max(peak, before))
     return _Found(plan.cost.total, joint, cut, plan.peak)
 

@@ -4,8 +4,9 @@ What a run takes is told by going its whole way by sizes, so it is asked seldom,
 about as much memory as they have cells, (row, position) pairs, and a run has about as many cells as the one before it.
 """
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
@@ -60,12 +61,22 @@ class Runs:
             first, peak = first + rows, max(peak, used)
         return tuple(sweeps), peak
 
-    def tried(self) -> Iterator[tuple[int, int, float]]:
-        """A few runs, `first, end`, and how many there are like each."""
+    def weighed(self, weigh: Callable[[int, int], float], enough: float = math.inf) -> tuple[float, float]:
+        """What all runs weigh, and how many they are, both about: told from a few of them.
+
+        Args:
+            weigh: what one weighs, by its first row and its end.
+            enough: of many runs with so much weight no more is asked.
+        """
+        weight, sweeps = 0.0, 0.0
         for place in PLACES:
             first = int(place * self.count)
             rows, _ = self.longest(first)
-            yield first, first + rows, self.count / len(PLACES) / rows
+            alike = self.count / len(PLACES) / rows
+            weight, sweeps = weight + alike * weigh(first, first + rows), sweeps + alike
+            if sweeps > FEW and weight >= enough:
+                break
+        return weight, sweeps
 
     def _cells_before(self, row: int) -> int:
         at = max(0, bisect_left(self.begins, row) - 1)
