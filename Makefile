@@ -12,6 +12,8 @@
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where Python is told to write no bytecode, each of the hundreds of processes that tests begin compiles every module anew
+unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready
 
 .PHONY: demo test thorough check docs soak torture peers explorer same-explorer browser wheels pythons oldest format clean

@@ -74,7 +74,17 @@ SLOWEST = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What `make test` asks for."""
-    parser.addoption("--some", action="store_true", help="of each test's cases a few in which each value is, and no long tests")
+    parser.addoption(
+        "--some", action="store_true", help="of each test's cases a few in which each value is, and fewer random examples; no long tests"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests say how many examples they draw as they are imported, so what is wanted is told before."""
+    if config.getoption("--some") and find_spec("hypothesis"):
+        from tests.support.examples import draw_fewer
+
+        draw_fewer()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,14 +3,17 @@
 Each is built in a process of its own, which first builds a small graph, so that what the libraries themselves take is there before. What is
 printed is how far the resident set grew beyond that at its fullest moment, beside what `attrib.graph.plan` expects and the size of the
 result; with `--out` edges are written to that file as they are found, and are no part of it. Of a graph that takes longer than `--minutes`
-this is the peak until then: its sweeps are all alike, each as large as the budget lets it be.
+this is the peak until then.
+
+A graph of hundreds of sweeps takes hours. `--sweeps 8` does so many of them, spread over all its rows, from the first to the last: each
+is as large as the budget lets it be, but those of early positions have many rows, and those of late ones long rows.
 """
 
 import multiprocessing
 import re
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +22,7 @@ import typer
 
 import attrib
 from attrib.core.types import Keep, Mass, TopK
+from attrib.engine.plan.runs import Runs
 from bench.engine.weights import GPT2, Shape, random_model, random_transcoder
 
 app = typer.Typer(add_completion=False)
@@ -68,7 +72,7 @@ CASES = {
     "gpt2-32-50": Case("GPT-2's shape, 50 active", gpt2_50, 32, Mass(0.98), "512MiB"),
     "gpt2-64": Case("GPT-2's shape, 50 active", gpt2_50, 64, Mass(0.98), "1.5GiB"),
     "gpt2-128": Case("GPT-2's shape, 50 active", gpt2_50, 128, Mass(0.98), "1.5GiB"),
-    "smollm2-2048": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.5GiB"),
+    "smollm2-2048": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.2GiB"),
     "smollm2-2048-2000": Case("SmolLM2, three transcoders", smollm2, 2048, TopK(64), "3.8GiB", 2000),
 }
 
@@ -79,7 +83,27 @@ def _status(name: str, process: str | int = "self") -> int:
     return int(found[1]) << 10
 
 
-def _build(name: str, out: Path | None, told: Any) -> None:
+def _from_all_over(runs: Runs, count: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """So many of the runs of rows, and the most bytes that one of them is planned to take: in place of `Runs.all`."""
+    found, most, first = list[tuple[int, int]](), 0, 0
+    for number in range(count):
+        if number == count - 1:  # it ends with the last row
+            place = runs.count - (found[-1][1] - found[-1][0])
+            while runs.peak(place, runs.count - place) > runs.budget:
+                place += 1 + (runs.count - place) // 50
+        else:
+            place = number * runs.count // (count - 1)
+        first = max(first, place)
+        if first == runs.count:
+            break  # they are not so many
+        rows, used = runs.longest(first)
+        found.append((first, first + rows))
+        first, most = first + rows, max(most, used)
+    print(f"planned for {most / 2**20:,.0f} MiB; of {runs.count:,} rows those of", *(f"{a:,}:{b:,}" for a, b in found), flush=True)
+    return tuple(found), most
+
+
+def _build(name: str, out: Path | None, sweeps: int | None, told: Any) -> None:
     """Build the graph, and tell when what is not measured is over."""
     torch.set_num_threads(1)
     case = CASES[name]
@@ -90,6 +114,8 @@ def _build(name: str, out: Path | None, told: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     told.send(_status("VmRSS"))
     begun = time.process_time()
+    if sweeps is not None:
+        Runs.all = partialmethod(_from_all_over, sweeps)  # type: ignore[method-assign, assignment]
     nodes, edges = _made(case, model, dictionaries, prompt, out)
     told.send((_status("VmHWM"), time.process_time() - begun, nodes, edges))
 
@@ -124,6 +150,7 @@ def main(
     name: Annotated[str | None, typer.Argument(help="which graph; none for the list")] = None,
     minutes: Annotated[float, typer.Option(help="after which a build is ended")] = 10,
     out: Annotated[Path | None, typer.Option(help="write edges to this file as they are found, in place of holding them")] = None,
+    sweeps: Annotated[int | None, typer.Option(min=2, help="how many of its sweeps are done; all, without it")] = None,
     planned: Annotated[bool, typer.Option(help="whether the plan is printed, which takes minutes for the largest")] = True,
 ) -> None:
     """Print the peak of one build. A build that fails says why, and ends this with EOFError."""
@@ -133,7 +160,7 @@ def main(
         raise typer.Exit(0 if name is None else 2)
     case = CASES[name]
     there, told = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=_build, args=(name, out, told))
+    child = multiprocessing.get_context("spawn").Process(target=_build, args=(name, out, sweeps, told))
     child.start()
     told.close()  # the child's alone, so that its end is seen here
     before = there.recv()

@@ -34,6 +34,7 @@ from attrib.dictionaries.dictionary import (
 )
 from tests.engine.test_budget import peak
 from tests.support.builders import D_MODEL, normal, sae, to_dense
+from tests.support.examples import examples
 from tests.support.tolerances import DICTIONARY, ROUNDING, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -818,7 +819,7 @@ def damageable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.few
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_named_or_harmless(damageable: tuple[Path, Path], data: st.DataObject):
     """Whatever stands in a file, it is read or refused with one of attrib's errors; a file that is cut short is refused."""
     path, whole = damageable[0], damageable[1].read_bytes()

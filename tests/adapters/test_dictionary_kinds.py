@@ -39,6 +39,7 @@ from attrib.dictionaries.dictionary import (
 from attrib.passes.capture import cut
 from tests.engine.test_budget import peak
 from tests.support.builders import D_MODEL, DTYPES, dictionary, normal, sae
+from tests.support.examples import examples
 from tests.support.root import ROOT
 from tests.support.tolerances import DICTIONARY, FINITE_DIFFERENCE, ROUNDING, assert_close
 
@@ -223,7 +224,7 @@ def test_sparse_encoding_is_dense_encoding(make: Callable[[], Dictionary], tile:
     tile=st.integers(1, 13),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_ties_are_broken_alike_by_every_tile(rule: str, positions: int, d_sae: int, tile: int, data: st.DataObject):
     """Small whole numbers are exact in any order of summation, and tie all the time. Of equals the first win."""
     numbers = st.integers(-2, 2).map(float)

@@ -32,10 +32,11 @@ from attrib.runs.run import run_file
 from attrib.runs.spec import STORED, checked, toml_table
 from tests.adapters.test_dictionary_folders import PATH, POINTS, clt, gemma_scope, gemma_scope_2, sparsify, transcoder_set
 from tests.support.builders import D_MODEL, sae
+from tests.support.examples import examples
 from tests.support.job_cases import corpus, make_job
 
 PACKAGE = Path(attrib.__file__).parent
-FUZZ = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+FUZZ = settings(max_examples=examples(60), deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 MORE = 16 << 20
 """Bytes that a reader may allocate beside its file."""
 SLOWEST = 10.0
@@ -132,7 +133,7 @@ TABLE: dict[str, Any] = {
 
 
 @given(data=st.data())
-@settings(FUZZ, max_examples=300)
+@settings(FUZZ, max_examples=examples(300))
 def test_a_job_of_any_values(data: st.DataObject) -> None:
     at = data.draw(st.sampled_from(list(places(TABLE))[1:]))
     changed = replaced(TABLE, at, data.draw(st.sampled_from(STRANGE)))
@@ -161,7 +162,7 @@ TOML = b'model = "m"\nprompts = "p.txt"\nout = "o.h5"\n[[attribution]]\nkind = "
 
 
 @given(data=st.data())
-@settings(FUZZ, max_examples=200)
+@settings(FUZZ, max_examples=examples(200))
 def test_any_bytes_as_toml(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     pieces = st.lists(
@@ -229,7 +230,7 @@ def test_any_damage_of_a_jobs_files(name: str, job: Path) -> None:
     lines = whole.splitlines(keepends=True) if path.suffix == ".jsonl" else [whole]
 
     @given(data=st.data())
-    @settings(FUZZ, max_examples=80)
+    @settings(FUZZ, max_examples=examples(80))
     def damage(data: st.DataObject) -> None:
         number = data.draw(st.integers(0, len(lines) - 1))
         changed = damaged_json(data, lines[number])
@@ -337,7 +338,7 @@ def test_any_damage_of_a_dictionary(name: str, tmp_path: Path) -> None:
     assert survives(reads, path)
 
     @given(data=st.data())
-    @settings(FUZZ, max_examples=120 if path.suffix == ".json" else 60)
+    @settings(FUZZ, max_examples=examples(120 if path.suffix == ".json" else 60))
     def damage(data: st.DataObject) -> None:
         path.write_bytes(damaged_json(data, whole) if path.suffix == ".json" else damaged_bytes(data, whole))
         survives(reads, path)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import attrib
 from attrib.core.types import AttribError, FormatError, InputError
 from tests.support.builders import ALL_FAMILIES, Family, tiny
+from tests.support.examples import examples
 from tests.support.memory import forget, peak
 
-FUZZ = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+FUZZ = settings(max_examples=examples(60), deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MORE = 400 << 20
 """Bytes that a refusal may take, of which transformers' modules are most."""

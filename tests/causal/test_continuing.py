@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from attrib.causal.continuing import Growing, Piece, Stops, decoder_of, grown, stops_of
 from attrib.core.types import InputError
 from attrib.models.tokenizer import Tokenizer
+from tests.support.examples import examples
 
 VOCABULARY = [*"abc ", "ab", "é", "日本", *(bytes([b]) for b in "é日😀".encode()), "\n", " the", "<|end|>"]
 BYTES = [token if isinstance(token, bytes) else token.encode() for token in VOCABULARY]
@@ -30,7 +31,7 @@ def run(tokens: list[int], stops: Stops, prompt: tuple[int, ...] = ()) -> tuple[
     return one, pieces
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.integers(0, END), min_size=1, max_size=12),
     st.lists(st.sampled_from(["ab", "bca", "aab", "日", "\n", "é the"]), max_size=2),

@@ -13,6 +13,7 @@ import attrib
 from attrib.causal import Add, Latents, generate
 from attrib.view.flowing import Flow, ended, flowed
 from tests.support.builders import sae, tiny
+from tests.support.examples import examples
 from tests.support.typed import Command
 
 SITE = "blocks.1.hook_resid_pre"
@@ -101,7 +102,7 @@ def test_a_terminal_has_lines_of_its_width(smollm2_folder: Path, command: Comman
     assert ran.out == "Once upon a time, there was a small town\nnestled in the heart of a bustling city\n"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.text(alphabet="ab日 \n\x1b\t", max_size=9), max_size=9), st.sampled_from([None, 5, 9, 20]))
 def test_flowing_changes_nothing_but_where_lines_break(pieces: list[str], width: int | None) -> None:
     flow, printed = Flow(width), ""

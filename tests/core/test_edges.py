@@ -13,6 +13,7 @@ from attrib.core.edges import Edges, Nodes, Prompts, join
 from attrib.core.sparse import to_csr
 from attrib.core.types import InputError
 from tests.support.attribution_cases import without_shape_checks
+from tests.support.examples import examples
 
 VALUES = st.sampled_from([0.5, -0.5, 1.0, -1.0, 2.0, -3.25])
 
@@ -99,7 +100,7 @@ def result(*drawn: Drawn) -> Edges:
 
 ENDS = [("latent", "latent"), ("token", "latent"), ("latent", "logit")]
 PARTS = st.sampled_from(ENDS).flatmap(lambda ends: st.lists(one_prompt(ends), min_size=1, max_size=4))
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=examples(40), deadline=None)
 
 
 def columns(edges: Edges) -> dict[str, object]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attrib.core.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, asking
-from attrib.core.types import EXACT, LINEAR, Policy, Site
+from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.plan import choose
 from attrib.engine.plan.choose import LAUNCHES, WAITS, plan_pack, weight
 from attrib.engine.plan.runs import FEW, most_that_fit
@@ -54,12 +54,23 @@ def test_larger_pieces_win_where_asking_costs(policy: Policy):
     assert weight(at, free.cost, 3) == free.cost.total + 1e8 * LAUNCHES * free.cost.asked + 2e8 * WAITS * 3
 
 
+def test_equal_work_is_planned_once():
+    first = plan_pack(task(), TIGHT)
+    assert plan_pack(task(), TIGHT, prompt=3) is first
+    for other, budget in ((task(), TIGHT + 1), (task(rows=21), TIGHT), (task(LINEAR), TIGHT)):
+        assert plan_pack(other, budget) is not first
+    for prompt in (0, 3):  # which is told each time
+        with pytest.raises(BudgetError, match=f"too few for prompt {prompt},"):
+            plan_pack(task(), 10, prompt)
+
+
 @pytest.mark.parametrize("costs", [FREE, Asking(1_000_000, 2_000_000)])
 def test_plans_told_from_a_few_sweeps_weigh_as_much_as_the_least(costs: Asking, monkeypatch: pytest.MonkeyPatch):
     wanted = task(EXACT, costs)
     told = plan_pack(wanted, TIGHT // 3)
     assert len(told.sweeps) > FEW
     monkeypatch.setattr(choose, "FEW", math.inf)  # all sweeps are looked for, in every way
+    monkeypatch.setattr(choose, "_plan", choose._plan.__wrapped__)  # nothing is remembered
     exact = plan_pack(wanted, TIGHT // 3)
     assert weight(told.task, told.cost, len(told.sweeps)) <= 1.02 * weight(exact.task, exact.cost, len(exact.sweeps))
     assert told.sweeps[0][0] == 0

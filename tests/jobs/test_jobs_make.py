@@ -32,6 +32,7 @@ from attrib.jobs.records import refused
 from attrib.runs.spec import STORED, Loaded
 from attrib.runs.spec import load as really_load
 from tests.support.builders import D_VOCAB, N_CTX, prompt, sae, tiny
+from tests.support.examples import examples
 from tests.support.job_cases import LENGTHS, SITES, corpus, make_job, table, tiny_smollm2
 from tests.support.typed import Command
 
@@ -131,7 +132,7 @@ def test_buckets_are_narrow() -> None:
 
 
 @given(rows=st.lists(st.integers(1, 30), max_size=60), prompts=st.integers(1, 70), tokens=st.integers(1, 200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_cutting_reads_no_further_than_a_shard(rows: list[int], prompts: int, tokens: int) -> None:
     """What waits in memory is never more than one shard may hold."""
     raw = np.array([(n, length) for n, length in enumerate(rows)], "<i8").reshape(-1, 2).tobytes()
@@ -426,7 +427,7 @@ as_made = lru_cache(maxsize=1)(prompts_of)
     byte=st.integers(0, 255),
     cut=st.booleans(),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_is_found(name: str, at: int, byte: int, cut: bool, whole: Path) -> None:
     """A job's prompts are those that it was made with, or an error, and nothing large is made of what its files claim."""
     wanted, path = as_made(whole), whole / PROMPTS / name

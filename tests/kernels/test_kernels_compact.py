@@ -22,6 +22,7 @@ from attrib.core.keep import kept
 from attrib.core.sparse import to_csr
 from attrib.core.types import Dense, Mass, Threshold, TopK
 from tests.support.builders import normal
+from tests.support.examples import examples
 from tests.support.kernel_device import DEVICE
 from tests.support.root import ROOT
 
@@ -109,7 +110,7 @@ def test_unwritten_memory_is_poisoned():
 
 @pytest.mark.few
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(tile=tiles(ANY), data=st.data())
 def test_the_reference_is_attribs(rule: str, tile: tuple[Tensor, Tensor], data: st.DataObject):
     amount = data.draw(st.sampled_from(AMOUNTS[rule]))
@@ -119,7 +120,7 @@ def test_the_reference_is_attribs(rule: str, tile: tuple[Tensor, Tensor], data: 
 @pytest.mark.few
 @pytest.mark.parametrize("numbers", [FINITE, ANY], ids=["finite", "any"])
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(data=st.data())
 def test_the_kernel_is_attribs(rule: str, numbers: Any, data: st.DataObject):
     tile = data.draw(tiles(numbers))

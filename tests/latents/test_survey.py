@@ -22,6 +22,7 @@ from attrib.latents.places import hashes
 from tests.support.attribution_cases import characters, without_shape_checks
 from tests.support.brought import dictionaries
 from tests.support.builders import build, dictionary, prompt, sae
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -162,7 +163,7 @@ def test_examples_stand_in_their_context():
 
 
 @given(st.permutations(range(len(CORPUS))), st.lists(st.integers(1, len(CORPUS) - 1), max_size=3))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 def test_parts_add_up_in_any_order(order: list[int], cuts: list[int]):
     options: dict[str, Any] = {"top": 2, "per_band": 1, "together": [3, 5, 8], "context": (2, 1)}
     cuts = sorted({0, *cuts, len(order)})

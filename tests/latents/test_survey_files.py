@@ -20,6 +20,7 @@ from attrib.store.writing import format_at
 from tests.latents.test_survey import CORPUS, model, of_kind, same
 from tests.support.attribution_cases import characters
 from tests.support.brought import dictionaries
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -167,7 +168,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.integers(0, 1 << 30), st.integers(0, 255))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_bytes_that_were_changed_raise_nothing_else(written: Path, place: int, value: int):
     whole, path = written.read_bytes(), written.with_name("changed.h5")
     damaged = bytearray(whole)

@@ -23,9 +23,10 @@ from attrib.core.types import FetchError, FormatError, InputError
 from attrib.runs.prompts import LONGEST_LINE, Given, read
 from attrib.runs.prompts import given as given_module
 from attrib.runs.prompts.footer import groups_of
+from tests.support.examples import examples
 from tests.support.root import ROOT
 
-ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY = settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def values(found: Iterator[Given]) -> list[Any]:
@@ -334,7 +335,7 @@ def test_a_row_group_with_other_columns_than_the_schema(columns: int, tmp_path: 
 
 
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.booleans())
-@settings(ANY, max_examples=60)
+@settings(ANY, max_examples=examples(60))
 def test_any_damage_of_parquet_is_named_or_harmless(at: int, byte: int, cut: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     if not path.exists():

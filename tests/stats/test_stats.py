@@ -21,11 +21,12 @@ from attrib.stats import Statistics, fixed
 from attrib.stats.rows import Aggregates, collapse, pairs_of
 from attrib.stats.sketch import LEAST_MEMORY, Sketch, max_pairs
 from tests.support.attribution_cases import without_shape_checks
+from tests.support.examples import examples
 
 # beartype picks the items of a tuple that it looks at by the random module, which hypothesis warns of
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 
-SLOW = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(deadline=None, max_examples=examples(12), suppress_health_check=[HealthCheck.too_slow])
 ENDS = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
 
 # ------------------------------------------------------------------------------------------ building

@@ -34,6 +34,7 @@ from attrib.store.wellformed import fault
 from bench.jobs import reading
 from tests.store.test_store import edges_of, prompts_of, ptr, same
 from tests.support.attribution_cases import without_shape_checks
+from tests.support.examples import examples
 
 # beartype picks the items of a tuple that it looks at by the random module, which hypothesis warns of
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
@@ -171,7 +172,7 @@ def test_prompts_go_by_their_numbers_in_the_order_asked_for(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 def test_any_slice_is_that_of_all_shards_joined(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("set")
     numbers = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=12, unique=True))
@@ -249,7 +250,7 @@ def sliced(edges: Edges, sources: set[int] | None, targets: set[int] | None) -> 
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 def test_slicing_by_latent_is_that_of_every_entry(data: st.DataObject) -> None:
     prompts = data.draw(prompts_of(data.draw(st.lists(st.integers(0, 4), max_size=4))))
     edges = data.draw(edges_of(prompts, "a", "b"))
@@ -261,7 +262,7 @@ def test_slicing_by_latent_is_that_of_every_entry(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
 def test_prompts_are_taken_in_any_order(data: st.DataObject) -> None:
     prompts = data.draw(prompts_of(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))))
     edges = data.draw(edges_of(prompts, "a", "b"))

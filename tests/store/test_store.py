@@ -24,6 +24,7 @@ from attrib.store import open as open_store
 from attrib.store import reading, save, write
 from attrib.store.layout import Codec
 from attrib.store.wellformed import fault
+from tests.support.examples import examples
 from tests.support.root import ROOT
 
 ARCHIVE = ROOT / "tests" / "data" / "v1.h5"
@@ -166,7 +167,7 @@ BLOCK = "blocks/latent_to_latent:blocks.1.hook_resid_pre:blocks.2.hook_resid_pos
 
 
 @given(shards(), st.sampled_from([None, "gzip", "lzf"]))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_saved_comes_back(tmp_path_factory: pytest.TempPathFactory, shard: list[Edges], compression: str | None) -> None:
     path = save(tmp_path_factory.mktemp("store") / "shard.h5", shard, compression=compression)
     with open_store(path) as opened:
@@ -318,7 +319,7 @@ def test_the_archived_file_of_version_1_still_loads() -> None:
 
 
 @given(shards())
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
 def test_anndata_reads_our_matrices(tmp_path_factory: pytest.TempPathFactory, shard: list[Edges]) -> None:
     anndata_io = pytest.importorskip("anndata.io")
     path = save(tmp_path_factory.mktemp("store") / "shard.h5", shard)
@@ -721,7 +722,7 @@ WHOLE = ARCHIVE.read_bytes() if ARCHIVE.exists() else b""
 
 
 @given(st.integers(0, max(len(WHOLE) - 1, 0)), st.integers(1, 255))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_a_changed_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, at: int, change: int) -> None:
     path = tmp_path_factory.mktemp("store") / "shard.h5"
     path.write_bytes(WHOLE[:at] + bytes([WHOLE[at] ^ change]) + WHOLE[at + 1 :])

@@ -12,7 +12,7 @@ weight is told from a few places among the targets, and only those of the least 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -103,7 +103,15 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
     Raises:
         BudgetError: where no way fits with even one target at a time; names the smallest budget that would do.
     """
-    task = replace(task, pieces=task.pieces.within(budget))
+    plan = _plan(replace(task, pieces=task.pieces.within(budget)), budget)
+    if isinstance(plan, int):
+        raise BudgetError.of(budget, prompt, plan)
+    return plan
+
+
+@lru_cache(maxsize=64)
+def _plan(task: Task, budget: int) -> PackPlan | int:
+    """The plan, or the smallest budget that would do. Prompts of one length that have as many latents everywhere share it."""
     found, is_too_far, least = list[_Found](), False, 1 << 62
     for option in _options(task):
         best = min((each.weight for each in found), default=math.inf)
@@ -128,7 +136,7 @@ def plan_pack(task: Task, budget: int, prompt: int = 0) -> PackPlan:
                 break  # smaller pieces would not save a product, or are asked for more often than they save
             own = one
     if not found:
-        raise BudgetError.of(budget, prompt, least)
+        return least
     _, cut, option, sweeps, peak = min(found, key=lambda each: each.weight)
     if isinstance(sweeps, Runs):
         sweeps, peak = sweeps.all()
