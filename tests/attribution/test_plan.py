@@ -286,7 +286,7 @@ def test_a_sweep_that_holds_less_than_the_selection_from_its_rows(products: str,
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("which", "effect"), zip(CUTS, ["direct", "total"] * len(CUTS), strict=False))
+@pytest.mark.parametrize(("which", "effect"), list(zip(CUTS, ["direct", "total"] * len(CUTS), strict=False)))
 def test_operations_and_memory_through_cuts_where_rows_see_both_ways(which: str, effect: str):
     test_operations_and_memory_through_cuts(BARE[0], which, effect)
 
