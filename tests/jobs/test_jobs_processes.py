@@ -150,7 +150,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(folder: Path, beside: Path, m
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, "workers end with their parent"
     assert json.loads((folder / LOCK).read_text())["pid"] == process.pid, "it could not say that it ended"
     assert status(folder).run_by is None

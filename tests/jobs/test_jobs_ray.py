@@ -197,7 +197,7 @@ def computing(node: Any) -> list[int]:
 
 
 def kill_one(node: Any) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (found := computing(node)):
         assert time.monotonic() < until, "nothing is computed on this node"
         time.sleep(0.002)

@@ -46,7 +46,7 @@ def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
     time.sleep(0.5)  # in which they would say something
     parent.send_signal(signal.SIGINT)
     assert finish(process) == (128 + signal.SIGINT, "", f"{folder}: stopped; `attrib job run {folder}` goes on\n")
-    _, alive = psutil.wait_procs(told, timeout=20)
+    _, alive = psutil.wait_procs(told, timeout=60)
     assert not alive
 
 

@@ -31,7 +31,7 @@ def server() -> Iterator[Explorer]:
 
 
 def asked(server: Explorer, path: str, host: str | None = None) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     connection.request("GET", path, headers={} if host is None else {"Host": host})
     answer = connection.getresponse()
     text = answer.read().decode()
