@@ -7,8 +7,9 @@
 # make docs: the documentation site, into site/; make docs SCRIPTS=--tiny runs the examples on a random model, which takes seconds.
 # make browser: Chromium for the tests of the page, from Debian.
 # make wheels: what is published, in dist/, and whether it holds what it should.
-# make pythons: tests of every room on each Python that attrib is for, with the newest versions of what it depends on; PYTHONS=3.13 for
-# one of them. make oldest: the same with the oldest versions that pyproject.toml allows. Environments of their own, of some GB each.
+# make pythons: tests of every room on each Python that attrib is for, of their cases those of make test, with the newest versions of what
+# it depends on; PYTHONS=3.13 for one of them. make oldest: the same with the oldest versions that pyproject.toml allows. Environments of
+# their own, of some GB each.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -101,7 +102,7 @@ EACH_ROOM := core/test_types.py core/test_edges.py core/test_sparse.py models/te
 pythons: $(PYTHONS:%=on-%)
 oldest: on-oldest
 on-%: .venv-%/.ready
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(EACH_ROOM:%=tests/%)
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --some $(EACH_ROOM:%=tests/%)
 
 .PRECIOUS: .venv-%/.ready
 .venv-%/.ready: pyproject.toml $(UV)

@@ -5,7 +5,7 @@ import { SHAPES, type Theme } from "./colours";
 import type { Kind } from "./payload";
 import { download } from "./saving";
 import { canRedo, canUndo, change, redo, undo, USUAL, type Group, type State } from "./state";
-import { visible } from "./text";
+import { count, visible } from "./text";
 
 /** What nodes are called, by the numbers that the page's state has. */
 export interface Names {
@@ -92,7 +92,7 @@ export function Controls({ names, kinds, levels, counts, chosen, theme, found, t
                 {names.explanation(node) && <small>{visible(names.explanation(node)![0])}</small>}
               </li>
             ))}
-            <li class="more">{found.length.toLocaleString("en")} found{found.length > 30 ? ", 30 listed" : ""}</li>
+            <li class="more">{count(found.length)} found{found.length > 30 ? ", 30 listed" : ""}</li>
           </ul>
         )}
       </section>

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import type { Activity, End, Heads, Logits, Measured, Score, TokenWeight } from "./details";
 import type { Scene } from "./shown";
-import { number, percent, signed, visible } from "./text";
+import { count, number, percent, signed, visible } from "./text";
 
 export function NodeDetails({ scene, node }: { scene: Scene; node: number }) {
   return (
@@ -20,7 +20,7 @@ function LostMeasurements({ scene, node }: { scene: Scene; node: number }) {
     <>
       {graph.details.lost(graph.outgoing(node)).map(({ step, why, measured, lost }) => (
         <p class="note lost" key={`${step} ${why}`}>
-          Interventions on it: with {changed(step)}, {lost.toLocaleString("en")} of {measured.toLocaleString("en")} edges that were
+          Interventions on it: with {changed(step)}, {count(lost)} of {count(measured)} edges that were
           verified have no number: {visible(why, 400)}
         </p>
       ))}
@@ -43,7 +43,7 @@ function LatentDetails({ scene, node }: { scene: Scene; node: number }) {
   const logits = graph.details.logits(set, latent);
   const activity = graph.details.activity(set, latent);
   if (!logits && !activity && graph.details.leftOut > 0) {
-    return <p class="note">Nothing more is told of this latent: the page tells of those of largest influence, and leaves out {graph.details.leftOut.toLocaleString("en")}.</p>;
+    return <p class="note">Nothing more is told of this latent: the page tells of those of largest influence, and leaves out {count(graph.details.leftOut)}.</p>;
   }
   return (
     <>
@@ -80,7 +80,7 @@ function Examples({ activity }: { activity: Activity }) {
     <section>
       <h3>In the corpus</h3>
       <p class="note" id="activity">
-        {density === 0 ? "active nowhere" : `active at ${percent(density)}`} of {places.toLocaleString("en")} places
+        {density === 0 ? "active nowhere" : `active at ${percent(density)}`} of {count(places)} places
         {examples.length > 0 && `; ${score.replace("_", "-")} at most ${number(maximum)}`}
       </p>
       <ol class="examples" aria-label="Where it is most active">
@@ -190,7 +190,7 @@ function Pairs({ scene, score }: { scene: Scene; score: Score }) {
         ))}
       </Table>
       <p class="note">
-        {score.pairs.length} of {score.count.toLocaleString("en")} pairs that were kept; all pairs sum to {number(score.total)}.
+        {score.pairs.length} of {count(score.count)} pairs that were kept; all pairs sum to {number(score.total)}.
       </p>
     </details>
   );

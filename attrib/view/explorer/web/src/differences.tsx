@@ -5,7 +5,7 @@ import type { BesideHeader, Payload } from "./payload";
 import { csvOf } from "./saving";
 import { codeOf, type Side } from "./side";
 import { change } from "./state";
-import { signed, visible } from "./text";
+import { count, signed, visible } from "./text";
 
 const LISTED = 40;
 const LISTED_AT_NODE = 10;
@@ -57,11 +57,11 @@ export function Differences({ header, differences, sides, at }: Props) {
       <h2>Where they differ</h2>
       {at === null && (
         <dl>
-          <dt>edges in both</dt><dd>{counts.both.toLocaleString("en")}</dd>
+          <dt>edges in both</dt><dd>{count(counts.both)}</dd>
           {names.map((name, number) => (
             <>
               <dt>in <bdi>{name}</bdi> alone</dt>
-              <dd>{counts.alone[number].toLocaleString("en")} edges, {header.nodes_alone[number].toLocaleString("en")} nodes</dd>
+              <dd>{count(counts.alone[number])} edges, {count(header.nodes_alone[number])} nodes</dd>
             </>
           ))}
         </dl>
@@ -97,8 +97,8 @@ export function Differences({ header, differences, sides, at }: Props) {
         </tbody>
       </table>
       <p class="note">
-        {found.length.toLocaleString("en")} edges{found.length > most ? `, ${most} listed` : ""}.
-        {header.differences_left_out > 0 && ` ${header.differences_left_out.toLocaleString("en")} that differ less are left out of the page.`}
+        {count(found.length)} edges{found.length > most ? `, ${most} listed` : ""}.
+        {header.differences_left_out > 0 && ` ${count(header.differences_left_out)} that differ less are left out of the page.`}
       </p>
     </section>
   );

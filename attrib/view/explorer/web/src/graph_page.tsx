@@ -13,7 +13,7 @@ import { csv, keyOf, matching, png, readSupernodes, supernodes, svg } from "./sa
 import { Scene, type Shown } from "./shown";
 import { change, fromAddress, state } from "./state";
 import { Strip } from "./strip";
-import { visible } from "./text";
+import { count, visible } from "./text";
 
 function GraphPage({ scene }: { scene: Scene }) {
   const { graph } = scene;
@@ -69,7 +69,7 @@ export function kindsOf(graph: Graph): Kind[] {
 
 /** How much of a graph is shown. */
 export function counted(graph: Graph, shown: Shown): string {
-  const of = (some: number, all: number, what: string) => `${some.toLocaleString("en")} of ${all.toLocaleString("en")} ${what}`;
+  const of = (some: number, all: number, what: string) => `${count(some)} of ${count(all)} ${what}`;
   return `${of(shown.items.length, graph.size, "nodes")}, ${of(shown.lines.length, graph.edges, "edges")}`;
 }
 

@@ -1,6 +1,6 @@
 // The graph on a canvas: what lies under the pointer is named, what is clicked or walked to is chosen.
 
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import { CanvasSurface, draw, RADIUS, type Lit } from "./picture";
 import type { Signal } from "@preact/signals";
@@ -40,7 +40,8 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
   );
 
   const lit: Lit = { item: hovered && shown.items.includes(hovered) ? hovered : null, edge: chosen.edge, matches };
-  useEffect(() => {
+  useLayoutEffect(() => {
+    if (!size[0]) return; // it has not been measured yet
     const drawing = context(theme.ground);
     drawing.transform(transform.k, 0, 0, transform.k, transform.x, transform.y);
     draw(new CanvasSurface(drawing), scene.graph, shown, chosen, theme, lit);

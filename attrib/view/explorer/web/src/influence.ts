@@ -60,11 +60,18 @@ export function alongEdges(graph: Graph, share: Float64Array): Float64Array {
 
 /** The least score of the fewest items, largest first, that have this share of the sum; what ties with it stays too. */
 function limit(score: Float64Array, share: number): number {
-  const ordered = Float64Array.from(score).sort().reverse();
+  let some = 0;
+  const ordered = new Float64Array(score.length);
+  for (const each of score) if (each !== 0) ordered[some++] = each;
+  if (share <= 0 || some === 0) return Infinity;
+  if (share >= 1) return Number.MIN_VALUE;
+  return reaching(ordered.subarray(0, some).sort().reverse(), share);
+}
+
+/** The first of scores, largest first, up to which there is this share of their sum. */
+function reaching(ordered: Float64Array, share: number): number {
   let sum = 0;
   for (const each of ordered) sum += each;
-  if (share <= 0 || sum === 0) return Infinity;
-  if (share >= 1) return Number.MIN_VALUE;
   let passed = 0;
   for (const each of ordered) {
     passed += each;

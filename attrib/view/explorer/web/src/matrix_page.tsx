@@ -6,7 +6,7 @@ import { Matrix, table as tableOf, type Order, type Table, type Value } from "./
 import { MatrixView } from "./matrix_view";
 import type { MatricesHeader, Payload } from "./payload";
 import { csvOf, download } from "./saving";
-import { percent, signed, visible } from "./text";
+import { count, percent, signed, visible } from "./text";
 
 const LISTED = 40;
 
@@ -103,7 +103,7 @@ function Strongest({ table, target, source, choose }: { table: Table; target: nu
     const whole = entries.reduce((sum, entry) => sum + Math.abs(table.value[entry]), 0);
     return (
       <section>
-        <h2>{title} <small>{entries.length.toLocaleString("en")} edges{entries.length > LISTED ? `, ${LISTED} listed` : ""}</small></h2>
+        <h2>{title} <small>{count(entries.length)} edges{entries.length > LISTED ? `, ${LISTED} listed` : ""}</small></h2>
         <ol class="edges" id={id}>
           {entries.slice(0, LISTED).map((entry) => (
             <li key={entry}>

@@ -1,7 +1,7 @@
 // A matrix on a canvas, a colour for each entry, with names where there is room for them.
 
 import type { ZoomTransform } from "d3-zoom";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useState } from "preact/hooks";
 import type { Theme } from "./colours";
 import type { Table } from "./matrix";
 import { signed } from "./text";
@@ -34,8 +34,8 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
     },
     [table.rows.length, table.columns.length],
   );
-  useEffect(() => {
-    drawn(context(theme.ground), size, table, image, transform, theme, chosen);
+  useLayoutEffect(() => {
+    if (size[0]) drawn(context(theme.ground), size, table, image, transform, theme, chosen);
   }, [size, transform, table, image, theme, chosen]);
 
   const cellAt = (event: MouseEvent): [number, number] | null => {

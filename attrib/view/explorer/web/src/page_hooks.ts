@@ -1,11 +1,11 @@
 // What every page of graphs does beside drawing: light or dark, the state in the address, and the keys that work everywhere.
 
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { change, redo, toAddress, undo, type State } from "./state";
 
 export function useDark(): [boolean, (dark: boolean) => void] {
   const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
-  useEffect(() => {
+  useLayoutEffect(() => {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
   return [dark, setDark];

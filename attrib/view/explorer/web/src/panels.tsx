@@ -4,7 +4,7 @@ import type { Theme } from "./colours";
 import { EdgeDetails, NodeDetails } from "./detail_panels";
 import type { Scene } from "./shown";
 import type { State } from "./state";
-import { number, percent, signed, visible } from "./text";
+import { count, number, percent, signed, visible } from "./text";
 
 interface Props {
   scene: Scene;
@@ -53,11 +53,13 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   const isPinned = chosen.pinned.includes(node);
   const link = graph.link(node);
   const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
+  const whyNot = scene.whyNot(chosen, node);
   const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
   return (
     <section id={id}>
       <h2><bdi>{graph.short(node)}</bdi></h2>
       {told && <p class="told"><bdi>{visible(told[0], 400)}</bdi> <small>({visible(told[1])})</small></p>}
+      {whyNot.length > 0 && <p class="note absent">It is not drawn: {whyNot.join("; and ")}.</p>}
       <p class="buttons">
         <button onClick={() => scene.choosing.togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
         {link && <a href={link} target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
@@ -99,7 +101,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
   const most = Math.abs(graph.weight[ordered[0]]) || 1;
   return (
     <>
-      <h3>{title} <small>{edges.length.toLocaleString("en")}{edges.length > LISTED ? `, ${LISTED} listed` : ""}</small></h3>
+      <h3>{title} <small>{count(edges.length)}{edges.length > LISTED ? `, ${LISTED} listed` : ""}</small></h3>
       <ol class="edges" aria-label={title}>
         {ordered.slice(0, LISTED).map((edge) => {
           const node = end(edge);

@@ -3,6 +3,7 @@
 import { prune, shares, spread, type Pruned } from "./influence";
 import type { Graph } from "./graph";
 import { place, type Item, type Place } from "./layout";
+import { largestFirst } from "./order";
 import { change, togglePin, type State } from "./state";
 
 export interface Line {
@@ -27,6 +28,13 @@ export interface Shown extends Picked, Place {
   largest: number;
 }
 
+/** What the reader has chosen that hides some nodes. */
+interface Filter {
+  hides: (node: number) => boolean;
+  /** Why, and what shows them. */
+  because: string;
+}
+
 /** Where a choice of the reader goes: to the page's state, by this graph's numbers of nodes and edges. */
 export interface Choosing {
   choose: (part: Partial<Pick<State, "selected" | "edge">>, passing?: keyof State) => void;
@@ -37,6 +45,8 @@ export class Scene {
   readonly influence: Float64Array;
   /** The largest weight, of which the least that is shown is a share. */
   largest: number;
+  /** Edges, strongest first. */
+  private readonly ordered: Int32Array;
   private last: { key: string; pruned: Pruned } | null = null;
 
   constructor(
@@ -44,7 +54,8 @@ export class Scene {
     readonly choosing: Choosing = { choose: change, togglePin },
   ) {
     this.influence = spread(graph, shares(graph));
-    this.largest = graph.weight.reduce((most, each) => Math.max(most, Math.abs(each)), 0);
+    this.ordered = largestFirst(graph.weight);
+    this.largest = graph.edges ? Math.abs(graph.weight[this.ordered[0]]) : 0;
   }
 
   pruned(state: State): Pruned {
@@ -54,17 +65,33 @@ export class Scene {
     return this.last.pruned;
   }
 
-  /** Whether filters let a node be seen. */
-  passes(state: State): (node: number) => boolean {
+  /** The filters that are in force. */
+  private filters(state: State): Filter[] {
+    const { graph } = this;
+    const found: Filter[] = [];
+    const add = (isInForce: boolean, hides: Filter["hides"], because: string) => isInForce && found.push({ hides, because });
+    const kept = new Set([...state.pinned, ...state.groups.flatMap((each) => each.nodes)]);
     const hidden = new Set(state.hidden);
     const positions = new Set(state.positions);
-    const kept = new Set([...state.pinned, ...state.groups.flatMap((each) => each.nodes)]);
-    const { graph } = this;
-    return (node) =>
-      (!state.only || kept.has(node)) &&
-      !hidden.has(graph.kind(node)) &&
-      (!state.levels || (graph.level(node) >= state.levels[0] && graph.level(node) <= state.levels[1])) &&
-      (!positions.size || positions.has(graph.column(node)));
+    const [first, last] = state.levels ?? [0, Infinity];
+    add(state.only, (node) => !kept.has(node), "only what is pinned is shown; pin it");
+    add(hidden.size > 0, (node) => hidden.has(graph.kind(node)), "its kind is hidden; tick it under “Kinds”");
+    add(state.levels !== null, (node) => graph.level(node) < first || graph.level(node) > last, "its layer is hidden; choose it under “Layers”");
+    add(positions.size > 0, (node) => !positions.has(graph.column(node)), "other tokens are chosen above; choose its own, or “All positions”");
+    return found;
+  }
+
+  /** Whether filters let a node be seen. */
+  passes(state: State): (node: number) => boolean {
+    const filters = this.filters(state);
+    return (node) => !filters.some(({ hides }) => hides(node));
+  }
+
+  /** Why a node is not drawn, each reason with what shows it; none where it is drawn. */
+  whyNot(state: State, node: number): string[] {
+    const found = this.filters(state).filter(({ hides }) => hides(node)).map(({ because }) => because);
+    const isPruned = !this.pruned(state).nodes[node];
+    return isPruned ? [...found, "too little of the outputs is reached through it; pin it, or raise “Nodes kept” and “Edges kept”"] : found;
   }
 
   shown(state: State): Shown {
@@ -98,16 +125,17 @@ export class Scene {
   private lines(state: State, pruned: Pruned, byNode: Map<number, Item>): Line[] {
     const { graph } = this;
     const least = state.least * this.largest;
+    const itemOf = Array.from({ length: graph.size }, (_, node) => byNode.get(node));
     const found: Line[] = [];
     const summed = new Map<string, Line>();
-    for (let edge = 0; edge < graph.edges; edge++) {
+    for (const edge of this.ordered) {
       if (!pruned.edges[edge]) continue;
-      const from = byNode.get(graph.source[edge]);
-      const to = byNode.get(graph.target[edge]);
+      const from = itemOf[graph.source[edge]];
+      const to = itemOf[graph.target[edge]];
       if (!from || !to || from === to) continue;
       const weight = graph.weight[edge];
       if (from.group === null && to.group === null) {
-        found.push({ from, to, weight, edge });
+        if (Math.abs(weight) >= least) found.push({ from, to, weight, edge });
         continue;
       }
       const key = `${from.id} ${to.id}`;
@@ -115,9 +143,8 @@ export class Scene {
       if (line) line.weight += weight;
       else summed.set(key, { from, to, weight, edge: -1 });
     }
-    return [...found, ...summed.values()]
-      .filter((line) => Math.abs(line.weight) >= least)
-      .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+    const sums = [...summed.values()].filter((line) => Math.abs(line.weight) >= least);
+    return sums.length ? found.concat(sums).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)) : found;
   }
 }
 

@@ -3,7 +3,7 @@
 import type { Signal } from "@preact/signals";
 import { select } from "d3-selection";
 import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 
 /** How a whole picture lies in a window of this width and height: scaled, then moved. */
 export type Fitting = (width: number, height: number) => { scale: number; left: number; top: number };
@@ -32,17 +32,21 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
     select(canvas.current!).call(behaviour.transform, zoomIdentity.translate(left, top).scale(scale));
   };
   const scaleBy = (factor: number) => select(canvas.current!).call(behaviour.scaleBy, factor);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const element = canvas.current!;
     select(element).call(behaviour).on("dblclick.zoom", null);
-    const observer = new ResizeObserver(() => setSize([element.clientWidth, element.clientHeight]));
+    const measure = () => {
+      const { clientWidth, clientHeight } = element;
+      setSize((last) => (last[0] === clientWidth && last[1] === clientHeight ? last : [clientWidth, clientHeight]));
+    };
+    const observer = new ResizeObserver(measure);
     observer.observe(element);
-    setSize([element.clientWidth, element.clientHeight]);
+    measure();
     return () => observer.disconnect();
   }, []);
-  useEffect(fit, whole);
+  useLayoutEffect(fit, whole);
   const together = moved?.value ?? null;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!together) return;
     Object.assign(canvas.current!, { __zoom: together }); // where d3 keeps it; no event, so nothing is moved twice
     setTransform(together);
@@ -52,9 +56,10 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
   const context = (ground: string): CanvasRenderingContext2D => {
     const ratio = window.devicePixelRatio || 1;
     const element = canvas.current!;
-    element.width = Math.max(1, Math.round(size[0] * ratio));
-    element.height = Math.max(1, Math.round(size[1] * ratio));
+    const [width, height] = size.map((each) => Math.max(1, Math.round(each * ratio)));
+    if (element.width !== width || element.height !== height) Object.assign(element, { width, height }); // which costs memory made anew
     const found = element.getContext("2d")!;
+    found.setTransform(1, 0, 0, 1, 0, 0);
     found.fillStyle = ground;
     found.fillRect(0, 0, element.width, element.height);
     found.scale(ratio, ratio);
