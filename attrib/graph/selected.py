@@ -88,13 +88,15 @@ class Selected:
         return Ordered(node[order], ptr_of(counts[order]), total, l1, real.dtype, order, ptr_of(counts), self.sources, self.weight)
 
 
-def _extent(mask: Bool[Tensor, "rows columns"], there: Bool[Tensor, " columns"], keep: Keep) -> tuple[bool, int, int]:
-    """Whether whole columns are kept, how many columns, and how many entries at most; for which a device is waited for once or not at all.
+def _extent(mask: Bool[Tensor, "rows columns"], there: Bool[Tensor, " columns"], keep: Keep) -> tuple[bool, int | None, int | None]:
+    """Whether whole columns are kept; and of a device how many columns, and how many entries at most. It is waited for once, or not at all.
 
     Of columns that are nothing, as errors of a first position, no row has any.
     """
-    if isinstance(keep, TopK) and mask.device.type != "cpu":
-        return False, 0, len(mask) * min(keep.k, mask.shape[1])
+    if mask.device.type == "cpu":
+        return bool((mask.all(0) == there).all()), None, None
+    if isinstance(keep, TopK):
+        return False, None, len(mask) * min(keep.k, mask.shape[1])
     is_whole, *counts = to_host([(mask.all(0) == there).all(), there.sum(), mask.sum()])
     return bool(is_whole), int(counts[0]), int(counts[1])
 

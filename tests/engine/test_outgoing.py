@@ -246,7 +246,7 @@ def test_what_is_kept_of_a_graph(keep: Keep, where: str, tmp_path: Path):
     """Rows whose whole columns are kept, rows of which none has an entry, and others."""
     gaps = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
     rows = [torch.randn(number + 1, 5, generator=torch.Generator().manual_seed(number)) * (gaps if number else 1) for number in range(3)]
-    rows.append(torch.zeros(2, 5))
+    rows.insert(1, torch.zeros(2, 5))
 
     def found(put: Callable[[Tensor], Tensor], way: Outgoing) -> list[Tensor]:
         with Scratch(tmp_path) as scratch:
