@@ -31,6 +31,7 @@ from attrib.core.rules import Gradient, GradientTimesActivation, rule_text
 from attrib.core.types import EdgeKind, ErrorAt, InputError, NodeKind
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import Bundle, Piece, chosen_rows, joint_of, sampled_rows_error
+from attrib.engine.outgoing import Outgoing
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
@@ -208,25 +209,26 @@ class _Call:
         with memory_named(doing, KEEP_LESS), self.team:
             done = iter(track(self.prompts * len(self.groups), self.options.progress))
             for ends, sources, targets in self.groups:
-                for first, pack, pieces in self._swept(ends, done):
+                for first, pack, pieces, outgoing in self._swept(ends, done):
                     if self.rows and sampled is None:
                         sampled = sampled_rows_error(pack[0][1], self.rows, self.precision, self.options.impl, self.options.budget)
-                    self._take(ends, sources, targets, first, pack, pieces)
+                    self._take(ends, sources, targets, first, pack, pieces, outgoing)
                     del pack, pieces
             next(done, None)  # which tells that the last is done
             return {pair: self._joined(pair, parts, sampled) for pair, parts in self.parts.items()}
 
-    def _swept(self, ends: Ends, done: Iterator[Tensor]) -> Iterator[tuple[int, list[Opened], Iterator[tuple[int, Piece]]]]:
-        """Pack by pack the number of its first prompt, its tokens and bundles, and the pieces of their Jacobians."""
+    def _swept(self, ends: Ends, done: Iterator[Tensor]) -> Iterator[tuple[int, list[Opened], Iterator[tuple[int, Piece]], Outgoing]]:
+        """Pack by pack the number of its first prompt, its tokens and bundles, the pieces of their Jacobians, and how edges come."""
         opened = (
             (ids, of_prompt_number(number, ends.open, ids, self.positions)) for number, ids in enumerate(islice(done, len(self.prompts)))
         )
         planned, first = packs(opened, partial(self._joint, ends), self.options.budget, plan_joint), 0
         for pack, plan in refusing(planned, lambda: self._refuse(ends)):
             self._grow(ends, plan.joint)
-            yield first, pack, self.team.jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
+            pieces = self.team.jacobians([bundle for _, bundle in pack], plan, self.precision, self.options.impl)
+            yield first, pack, pieces, Outgoing(self.team.left(len(pack), plan.peak))
             first += len(pack)
-            del pack, plan
+            del pack, plan, pieces
 
     def plan(self) -> Plan:
         """The same, counted; sampled rows of the first prompt are swept by themselves."""
@@ -274,10 +276,11 @@ class _Call:
         return sum(result_bytes(task, self.options.keep) for task in tasks)
 
     def _take(
-        self, ends: Ends, sources: list[int], targets: list[int], first: int, pack: list[Opened], pieces: Iterator[tuple[int, Piece]]
-    ) -> None:
+        self, ends: Ends, sources: list[int], targets: list[int], first: int, pack: list[Opened], pieces: Iterator[tuple[int, Piece]],
+        outgoing: Outgoing,
+    ) -> None:  # fmt: skip
         """The edges of every pair of a pack's prompts."""
-        growing = [{pair: _PairRows(self, ends, bundle, *pair) for pair in ends.pairs} for _, bundle in pack]
+        growing = [{pair: _PairRows(self, ends, bundle, *pair, outgoing) for pair in ends.pairs} for _, bundle in pack]
         for number, piece in pieces:
             growing[number][piece.source, piece.target].add(piece)
             del piece  # before the next is computed
@@ -299,7 +302,7 @@ class _Call:
 class _PairRows:
     """The rows of one pair, in the order of its targets, which is that of their positions but where positions were asked for in another."""
 
-    def __init__(self, call: _Call, ends: Ends, bundle: Bundle, i: int, j: int) -> None:
+    def __init__(self, call: _Call, ends: Ends, bundle: Bundle, i: int, j: int, outgoing: Outgoing) -> None:
         source, end = ends.sources[i], bundle.targets[j]
         self.model = ends.model
         sources = bundle.sources[i].sources
@@ -310,7 +313,7 @@ class _PairRows:
         table = target_nodes(is_logit, read_site(ends.model, ends.targets[j]), end.targets, end.labels, end.probability)
         change = change_by(call.options.rule, sources)
         nodes = source_nodes(ends.model, kind, site, sources, change)
-        self.rows = EdgeRows(edges, nodes, table, sources, call.options, change, end.targets.value if call.bias else None)
+        self.rows = EdgeRows(edges, nodes, table, sources, call.options, change, end.targets.value if call.bias else None, outgoing)
         at = end.targets.position
         self.whole = None if bool((at.diff() >= 0).all()) else end.targets.value.new_zeros(len(at), len(sources.position))
 

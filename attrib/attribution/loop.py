@@ -22,6 +22,7 @@ from attrib.core.types import BudgetError, EdgeKind, Progress
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
+from attrib.engine.outgoing import Outgoing
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import packs, plan_pack, refusing
 from attrib.engine.spread import Team
@@ -73,12 +74,12 @@ def run(
         jacobians = swept(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
         parts, here = list[Edges](), on_host(prompts)
-        for _, found, tiles in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
+        for _, found, tiles, outgoing in jacobians:  # and not `enumerate`, which would hold a path while the next is opened
             if needs.rows and not parts:
                 sampled = sampled_error(found, needs.rows, precision, options.impl, options.budget)
                 call |= {"precision_error": sampled._asdict(), "seed": 0}
             other = needs.asked(len(parts)).other
-            made = partial(path_edges, kind, model, *named, found, tiles, other=other, is_with_bias=bias)
+            made = partial(path_edges, kind, model, *named, found, tiles, other=other, is_with_bias=bias, outgoing=outgoing)
             parts.append(of_prompt_number(len(parts), made, here[len(parts)], options, call))
             del found, tiles, made
         return join(parts, release=True)
@@ -94,8 +95,8 @@ Prompted = tuple[Tensor, Path]
 """A prompt's tokens and its path."""
 
 
-Jacobian = tuple[Tensor, Path, Iterator[Tile]]
-"""A prompt's tokens, its path, and the tiles of its Jacobian."""
+Jacobian = tuple[Tensor, Path, Iterator[Tile], Outgoing]
+"""A prompt's tokens, its path, the tiles of its Jacobian, and on what way edges come to the host."""
 
 
 def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], _: Impl) -> Iterator[Jacobian]:
@@ -108,7 +109,7 @@ def _by_transforms(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor
             needs.refuse(prompts)
         grow(task_of([found]))
         transform = by_function if found.is_cut else by_jvp if found.from_tokens else by_vjp
-        yield ids, found, transform(found, rows)
+        yield ids, found, transform(found, rows), Outgoing()
 
 
 def _by_rule(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
@@ -116,7 +117,7 @@ def _by_rule(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], imp
     grow = needs.growing(prompts)
     for number, (ids, found) in enumerate(paths):
         grow(task_of([found]))
-        yield ids, found, tiles_of(found, needs, len(ids), number, impl)
+        yield ids, found, tiles_of(found, needs, len(ids), number, impl), Outgoing()
 
 
 def _by_adjoint(team: Team, paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
@@ -126,11 +127,12 @@ def _by_adjoint(team: Team, paths: Iterable[Prompted], needs: Needs, prompts: li
     for pack, plan in refusing(planned, lambda: needs.refuse(prompts)):
         grow(plan.task)
         tiles = team.adjoint([found for _, found in pack], plan, needs.precision, impl)
+        outgoing = Outgoing(team.left(len(pack), plan.peak))
         if len(pack) == 1:
-            yield *pack[0], map(itemgetter(1), tiles)  # which, unlike a loop, lets go of a tile before it asks for the next
+            yield *pack[0], map(itemgetter(1), tiles), outgoing  # a map, unlike a loop, lets go of a tile before it asks for the next
         else:
             for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
-                yield *pack[number], (tile for _, tile in its_tiles)
+                yield *pack[number], (tile for _, tile in its_tiles), outgoing
         del pack, plan, tiles
 
 

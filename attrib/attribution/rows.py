@@ -23,6 +23,7 @@ from attrib.core.sparse import to_csr
 from attrib.core.types import BIAS, EdgeKind, Keep, NodeKind, Site, TopK
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Compacted, compact
+from attrib.engine.outgoing import Outgoing
 from attrib.engine.path import Path, Sources, Targets
 from attrib.engine.sweep.cells import pieces_of
 from attrib.engine.transforms import Tile
@@ -51,13 +52,14 @@ def path_edges(
     call: dict[str, Any],
     other: Tensor | None = None,
     is_with_bias: bool = False,
+    outgoing: Outgoing | None = None,
 ) -> Edges:
     """One prompt's rows by the engine's tiles, or those of a rule."""
     is_logit = kind == "latent_to_logit"
     table = target_nodes(is_logit, target_site, found.targets, found.labels, found.probability, found.copies)
     change = change_by(options.rule, found.sources, found.other)
     nodes = source_nodes(model, SOURCE_KINDS[kind], source_site, found.sources, change, found.copies)
-    rows = EdgeRows(kind, nodes, table, found.sources, options, change, found.targets.value if is_with_bias else None)
+    rows = EdgeRows(kind, nodes, table, found.sources, options, change, found.targets.value if is_with_bias else None, outgoing)
     together = together_of(options.rule, found)
     return _edges(rows, tiles, ids, model, call, other, together)
 
@@ -143,12 +145,14 @@ class EdgeRows:
         options: Options,
         change: Float[Tensor, " sources"] | None = None,
         of_bias: Float[Tensor, " targets"] | None = None,
+        outgoing: Outgoing | None = None,
     ) -> None:
         """Begin without rows.
 
         Args:
             change: what gradients are multiplied by; None is the sources' values.
             of_bias: the targets' values, where a first source is to hold what the others leave of each.
+            outgoing: on what way edges come to the host; by default each piece is waited for.
         """
         self.kind, self.source_table, self.target_table, self.keep = kind, source_table, target_table, options.keep
         self.budget = options.budget
@@ -158,9 +162,10 @@ class EdgeRows:
         if of_bias is not None:
             self.source_table = _with_bias(source_table)
         self.growing = [Growing() for _ in Compacted._fields]  # the first of how many each row keeps
+        self.outgoing = outgoing or Outgoing()
 
     def add(self, gradient: Float[Tensor, "rows columns"]) -> None:
-        """Select from the next rows where they lie, and move only what is kept; sources beyond their width have no gradient."""
+        """Select from the next rows where they lie, and send only what is kept; sources beyond their width have no gradient."""
         width = gradient.shape[1]
         at_once = max(1, pieces_of(gradient.device).within(self.budget).select // max(1, width))
         for rows in gradient.split(at_once):
@@ -170,10 +175,14 @@ class EdgeRows:
                 wide, value = torch.cat([left[:, None], wide], dim=1), torch.cat([value.new_ones(1), value])
             self.rows += len(wide)
             found = self.select(wide, value, self.keep)
-            counts, *of_edges, total, l1 = to_host(found._replace(indptr=found.indptr.diff()))
-            count = int(counts.sum())  # what lies behind that means nothing; see `to_csr`
-            for column, piece in zip(self.growing, (counts, *(each[:count] for each in of_edges), total, l1), strict=True):
-                column.add(piece)
+            self.outgoing.send(found._replace(indptr=found.indptr.diff()), self._take)
+
+    def _take(self, found: list[Tensor]) -> None:
+        """Put what is kept of some rows behind those before."""
+        counts, *of_edges, total, l1 = found
+        count = int(counts.sum())  # what lies behind that means nothing; see `to_csr`
+        for column, piece in zip(self.growing, (counts, *(each[:count] for each in of_edges), total, l1), strict=True):
+            column.add(piece)
 
     def edges(self, model: Model, ids: Tensor, call: dict[str, Any]) -> Edges:
         """All rows that have come.
@@ -181,6 +190,7 @@ class EdgeRows:
         Raises:
             NotFiniteError: where a gradient is NaN or infinite.
         """
+        self.outgoing.finish()
         number, none = torch.zeros(0, dtype=torch.int64), self.source_table.activation.new_zeros(0)
         counts, indices = (column.whole(number) for column in self.growing[:2])
         gradient, attribution, total, l1 = (column.whole(none) for column in self.growing[2:])

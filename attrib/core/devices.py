@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from attrib.core.types import InputError
@@ -106,11 +106,24 @@ def to_host(tensors: Sequence[Shaped[Tensor, "*_"]]) -> list[Tensor]:
     """The same tensors on the host. What lies on one device comes in one copy, for which alone the host waits."""
     found = list(tensors)
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
-        # wide numbers first, so that each begins at a multiple of its size
-        there = sorted((n for n, tensor in enumerate(tensors) if tensor.device == device), key=lambda n: -tensors[n].itemsize)
-        # a single number counts as contiguous whatever its stride, and only numbers with a stride of 1 are bytes in a row
-        sent = [tensors[n].contiguous().as_strided((tensors[n].numel(),), (1,)).view(torch.uint8) for n in there]
-        come = torch.cat(sent).cpu().split([len(part) for part in sent])
-        for n, part in zip(there, come, strict=True):
-            found[n] = part.view(tensors[n].dtype).view(tensors[n].shape)
+        own = [n for n, tensor in enumerate(tensors) if tensor.device == device]
+        there, apart = in_one([tensors[n] for n in own])
+        for n, part in zip(own, apart(there.cpu()), strict=True):
+            found[n] = part
     return found
+
+
+def in_one(tensors: Sequence[Shaped[Tensor, "*_"]]) -> tuple[UInt8[Tensor, " bytes"], Callable[[Tensor], list[Tensor]]]:
+    """The bytes of a device's tensors in one, for one copy; and what gives them apart again, as views of that."""
+    # wide numbers first, so that each begins at a multiple of its size
+    order = sorted(range(len(tensors)), key=lambda n: -tensors[n].itemsize)
+    # a single number counts as contiguous whatever its stride, and only numbers with a stride of 1 are bytes in a row
+    sent = [tensors[n].contiguous().as_strided((tensors[n].numel(),), (1,)).view(torch.uint8) for n in order]
+    sizes, kinds = [len(part) for part in sent], [(n, tensors[n].dtype, tensors[n].shape) for n in order]
+
+    def apart(come: Tensor) -> list[Tensor]:
+        parts = zip(kinds, come.split(sizes), strict=True)
+        by_number = {n: part.view(dtype).view(shape) for (n, dtype, shape), part in parts}
+        return [by_number[n] for n in range(len(kinds))]
+
+    return torch.cat(sent), apart

@@ -41,22 +41,35 @@ def holds(latents: SparseLatents, position: Int[Tensor, " pairs"], latent: Int[T
 
 
 def to_csr(
-    mask: Bool[Tensor, "targets sources"], most: int | None = None
+    mask: Bool[Tensor, "targets sources"], most: int | None = None, in_all: int | None = None
 ) -> tuple[Int[Tensor, " targets_plus_1"], Int[Tensor, " kept"], Int[Tensor, " kept"]]:
     """Row pointers, ascending column indices and places in the flattened mask of its true entries.
 
     Args:
         most: how many each row has at most, where that is known. Then an accelerator, which would have to be waited for to know how many
             there are, gives as many places as there may be; those behind the last entry mean nothing.
+        in_all: the same of all rows together.
     """
+    if most is not None and in_all is None:
+        in_all = len(mask) * min(most, mask.shape[1])
     counts = mask.sum(-1)
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    if most is not None and mask.device.type != "cpu":
-        place = torch.nonzero_static(mask.flatten(), size=len(mask) * min(most, mask.shape[1]), fill_value=0)[:, 0]
+    place = places(mask.flatten(), in_all)
+    if in_all is not None and mask.device.type != "cpu":
         return indptr, place % max(1, mask.shape[1]), place
-    place = mask.flatten().nonzero()[:, 0]
     begins = torch.arange(len(mask), device=mask.device) * mask.shape[1]  # a subtraction takes half as long as a remainder
     return indptr, place - begins.repeat_interleave(counts, output_size=len(place)), place
+
+
+def places(mask: Bool[Tensor, " entries"], most: int | None) -> Int[Tensor, " true"]:
+    """Where it is true, ascending.
+
+    Args:
+        most: in how many places at most, where that is known: so many an accelerator gives, and is not waited for. The last are 0.
+    """
+    if most is None or mask.device.type == "cpu":
+        return mask.nonzero()[:, 0]
+    return torch.nonzero_static(mask, size=most, fill_value=0)[:, 0]
 
 
 def columns_of(W: Float[Tensor, "width columns"], index: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen width"]:

@@ -174,7 +174,7 @@ class Found(NamedTuple):
     @property
     def device(self) -> torch.device | None:
         """Where they lie; None where nothing was found."""
-        return self.blocks[0].rows[self.prompt].device if self.blocks else None
+        return self.blocks[0].value[self.prompt].device if self.blocks else None
 
     def fill(self, runs: Sequence[tuple[int, int]], counts: Sequence[int], into: Float[Tensor, "rows columns"]) -> None:
         """Write some rows, by the first so many sources of each set, side by side.
@@ -338,8 +338,8 @@ def _target_set(on: Primal, bundles: Sequence[Bundle], number: int, orders: Sequ
     for bundle, (of_set, place) in zip(bundles, orders, strict=True):
         chosen = (of_set == number).nonzero().squeeze(1)
         targets = bundle.targets[number].targets
-        taken = place[chosen].to(targets.position.device)
-        rows.append(chosen.to(taken.device))
+        taken = place[chosen].to(targets.position.device, non_blocking=True)
+        rows.append(chosen.to(taken.device, non_blocking=True))
         positions.append(targets.position[taken])
         cotangents.append(targets.cotangent[taken])
     one = bundles[0].targets[number]

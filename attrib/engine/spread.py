@@ -63,6 +63,10 @@ class Team(Hands):
         """Whether there is nothing to spread."""
         return len(self.devices) < 2
 
+    def left(self, prompts: int, peak: int) -> int:
+        """Bytes of each device's budget that a plan of so many prompts leaves beside its fullest moment."""
+        return self.budget - peak if self.is_one or prompts == 1 else 0  # parts of a pack have plans of their own
+
     # ------------------------------------------------------------------------------- one source, one target
 
     def adjoint(self, paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[tuple[int, Tile]]:

@@ -23,6 +23,7 @@ from attrib.core.scratch import Scratch
 from attrib.core.types import BudgetError
 from attrib.engine.bundle import joint_of
 from attrib.engine.on_demand import OnDemand
+from attrib.engine.outgoing import Outgoing
 from attrib.engine.plan.choose import packs, refusing
 from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
@@ -227,11 +228,13 @@ class _Call:
 
     def _filled(self, pack: Sequence[Prompted], plan: JointPlan, scratch: Scratch | None) -> list[GraphRows]:
         """The rows of a pack."""
-        growing = [GraphRows(each, self.options.keep, scratch=scratch) for _, each in pack]
+        outgoing = Outgoing(self.team.left(len(pack), plan.peak))
+        growing = [GraphRows(each, self.options.keep, scratch=scratch, outgoing=outgoing) for _, each in pack]
         bundles = [each.bundle for _, each in pack]
         for number, found, chosen in self.team.found_rows(bundles, plan, self.precision, self.options.impl):
             growing[number].add(found, chosen)
             del found  # before the next is computed
+        outgoing.finish()
         return growing
 
     def _expanded(self, opened: Iterator[Prompted], *, is_alone: bool) -> Iterator[Graph]:

@@ -31,7 +31,7 @@ class Seen(NamedTuple):
         """The same for rows that lie on a device; None is where these do."""
         if device in (None, self.activation.device):
             return self
-        return self._replace(order=self.order.to(device), activation=self.activation.to(device))
+        return self._replace(order=self.order.to(device, non_blocking=True), activation=self.activation.to(device, non_blocking=True))
 
 
 class Columns:
@@ -70,7 +70,8 @@ class Columns:
         begins = torch.tensor([0, *counts]).cumsum(0)
         order = begins[self.of_set[chosen]] + self.place[chosen]
         device = self.activation.device
-        return Seen(tuple(counts), order.to(device), self.node[chosen], self.activation[chosen.to(device)])
+        there = self.activation[chosen.to(device, non_blocking=True)]
+        return Seen(tuple(counts), order.to(device, non_blocking=True), self.node[chosen], there)
 
 
 def _lowest(writes: Sequence[Site]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_host
 from attrib.graph.nodes import Nodes
 
 BLOCK = 512
@@ -41,7 +42,7 @@ class Reach:
     ) -> None:
         """Some rows of one set of targets; see `Watching`."""
         chosen = self.is_latent[node].nonzero()[:, 0]
-        size = weight.index_select(1, chosen.to(weight.device)).abs_().cpu()
+        size, l1 = to_host([weight.index_select(1, chosen.to(weight.device, non_blocking=True)).abs_(), l1])
         self.parts.append(_Part(rows, size.div_(l1.clamp_min(torch.finfo(l1.dtype).tiny)[:, None]), node[chosen]))
 
     def influence(self) -> Float[Tensor, " latents"]:

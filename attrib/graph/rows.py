@@ -11,6 +11,7 @@ from attrib.core.finite import require_finite
 from attrib.core.scratch import Scratch
 from attrib.core.types import Keep
 from attrib.engine.bundle import Found
+from attrib.engine.outgoing import Outgoing
 from attrib.engine.sweep.cells import pieces_of
 from attrib.graph.columns import Columns
 from attrib.graph.ends import Opened
@@ -33,16 +34,22 @@ Watching = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 class GraphRows:
     """One prompt's rows, as sweeps give them."""
 
-    def __init__(self, opened: Opened, keep: Keep, watching: Watching | None = None, scratch: Scratch | None = None) -> None:
+    def __init__(
+        self, opened: Opened, keep: Keep, watching: Watching | None = None, scratch: Scratch | None = None, outgoing: Outgoing | None = None
+    ) -> None:
         """None yet.
 
         Args:
             scratch: where edges are written down; None is memory.
+            outgoing: on what way edges come to the host; by default those of each call of `add` are waited for.
         """
         self.opened, self.keep, self.watching = opened, keep, watching
         self.columns, self.select = Columns(opened), pieces_of(opened.bundle.model.device).within(0).select
         dtype = self.columns.activation.dtype
-        self.selected = Selected(dtype) if scratch is None else Selected(dtype, scratch.column, opened.nodes.number_type)
+        if scratch is None:
+            self.selected = Selected(dtype, outgoing=outgoing)
+        else:
+            self.selected = Selected(dtype, scratch.column, opened.nodes.number_type, outgoing)
 
     def add(self, found: Found, chosen: Bool[Tensor, " rows"] | None = None) -> None:
         """Take rows that a sweep has found.

@@ -6,63 +6,99 @@ sorted but the rows themselves, and memory holds one column twice at most.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_host
 from attrib.core.edges import Growing
 from attrib.core.keep import kept
 from attrib.core.scratch import Column
 from attrib.core.slices import ptr_of
-from attrib.core.sparse import to_csr
-from attrib.core.types import Keep
+from attrib.core.sparse import places, to_csr
+from attrib.core.types import Keep, TopK
+from attrib.engine.outgoing import Outgoing
 
 
 class Selected:
     """What is kept of rows, in the order in which they come."""
 
-    def __init__(self, dtype: torch.dtype, column: Callable[[torch.dtype], Column] = lambda _: Growing(), node: torch.dtype = torch.int64):
+    def __init__(
+        self, dtype: torch.dtype, column: Callable[[torch.dtype], Column] = lambda _: Growing(), node: torch.dtype = torch.int64,
+        outgoing: Outgoing | None = None,
+    ) -> None:  # fmt: skip
         """None yet.
 
         Args:
             column: makes what the edges are written down in; usually memory has them.
             node: a type that every node's number fits.
+            outgoing: on what way edges come to the host; by default those of each call of `add` are waited for.
         """
         self.rows, self.counts, self.sources = list[Tensor](), list[Tensor](), _Sources(column(node))
         self.weight, self.total, self.l1 = column(dtype), Growing(), Growing()
         self.none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=dtype)
+        self.outgoing = outgoing or Outgoing()
 
     def add(
         self, rows: Int[Tensor, " rows"], weight: Float[Tensor, "rows columns"], node: Int[Tensor, " columns"], keep: Keep
     ) -> Float[Tensor, " rows"]:
-        """Select from complete rows, whose columns are these nodes, ascending. Returns the sums of their sizes."""
-        mask, l1, total = kept(keep, weight, weight), weight.abs().sum(1).cpu(), weight.sum(1)
+        """Select from complete rows, whose columns are these nodes, ascending. Returns the sums of their sizes, where the rows lie."""
+        mask, l1, total = kept(keep, weight, weight), weight.abs().sum(1), weight.sum(1)
         there = mask.any(0)
-        if bool((mask.all(0) == there).all()):  # whole columns: of those that are nothing, as errors of a first position, no row has any
-            columns = there.nonzero()[:, 0]
-            node = node[columns.cpu()]
-            counts, chosen = torch.full((len(rows),), len(node)), weight.index_select(1, columns).flatten()
-            self.sources.add_all(node, len(rows))
+        is_whole, columns, entries = _extent(mask, there, keep)
+        if is_whole:
+            column = places(there, columns)
+            self.outgoing.send([column, weight.index_select(1, column).flatten(), total, l1], partial(self._take_whole, rows, node))
         else:
-            indptr, source, place = to_csr(mask)
-            counts, chosen = indptr.diff().cpu(), weight.flatten().index_select(0, place)
-            self.sources.add(node[source.cpu()])
+            indptr, source, place = to_csr(mask, in_all=entries)
+            chosen = weight.flatten().index_select(0, place)
+            self.outgoing.send([indptr.diff(), source, chosen, total, l1], partial(self._take_chosen, rows, node))
+        return l1
+
+    def _take_whole(self, rows: Int[Tensor, " rows"], node: Int[Tensor, " columns"], found: list[Tensor]) -> None:
+        """Write down rows of which whole columns are kept."""
+        columns, chosen, total, l1 = found
+        self.sources.add_all(node[columns], len(rows))
+        self._take(rows, torch.full((len(rows),), len(columns)), chosen, total, l1)
+
+    def _take_chosen(self, rows: Int[Tensor, " rows"], node: Int[Tensor, " columns"], found: list[Tensor]) -> None:
+        """Write down rows of which each keeps its own."""
+        counts, source, chosen, total, l1 = found
+        entries = int(counts.sum())  # what lies behind them means nothing; see `to_csr`
+        self.sources.add(node[source[:entries]])
+        self._take(rows, counts.clone(), chosen[:entries], total, l1)
+
+    def _take(self, rows: Tensor, counts: Tensor, chosen: Tensor, total: Tensor, l1: Tensor) -> None:
         self.rows.append(rows)
         self.counts.append(counts)
         for column, part in ((self.weight, chosen), (self.total, total), (self.l1, l1)):
-            column.add(part.cpu())
-        return l1
+            column.add(part)
 
     def ordered(self) -> "Ordered":
         """All rows by their nodes, ascending. Edges stay where they are. Once."""
+        self.outgoing.finish()
         (whole, real), counts = self.none, torch.cat([self.none[0], *self.counts])
         node = torch.cat([whole, *self.rows])
         order = node.argsort()
         runs = runs_of(order)
         total, l1 = self.total.in_order(runs, real), self.l1.in_order(runs, real)
         return Ordered(node[order], ptr_of(counts[order]), total, l1, real.dtype, order, ptr_of(counts), self.sources, self.weight)
+
+
+def _extent(mask: Bool[Tensor, "rows columns"], there: Bool[Tensor, " columns"], keep: Keep) -> tuple[bool, int | None, int | None]:
+    """Whether whole columns are kept; and of a device how many columns, and how many entries at most. It is waited for once, or not at all.
+
+    Of columns that are nothing, as errors of a first position, no row has any.
+    """
+    if mask.device.type == "cpu":
+        return bool((mask.all(0) == there).all()), None, None
+    if isinstance(keep, TopK):
+        return False, None, len(mask) * min(keep.k, mask.shape[1])
+    is_whole, *counts = to_host([(mask.all(0) == there).all(), there.sum(), mask.sum()])
+    return bool(is_whole), int(counts[0]), int(counts[1])
 
 
 class Ordered(NamedTuple):

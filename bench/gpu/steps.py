@@ -27,6 +27,7 @@ from bench.engine.weights import GPT2, Shape, random_model, random_transcoder
 from bench.gpu.place import NOT_MEASURED, POLICIES, Place
 from bench.gpu.rates import floor_seconds
 from bench.measure import peak, timed
+from tests.support.pretend import Count
 
 Figures = dict[str, Any]
 
@@ -176,8 +177,8 @@ def launches(place: Place) -> Found:
             _kept(there, {})
             place.synchronize()
         called = {event.key: event.count for event in events.key_averages()}
-        total, asked = counts.total, ("cudaLaunchKernel", "cudaStreamSynchronize", "cudaMemcpyAsync")
-        found.figures[name] = {"predicted_launches": total.launches, "predicted_waits": total.waits} | {
+        total, asked = counts.total, ("cudaLaunchKernel", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpyAsync")
+        found.figures[name] = _predicted(total) | {
             key: sum(count for event, count in called.items() if event.startswith(key)) for key in asked
         }
         if not found.figures[name]["cudaLaunchKernel"]:
@@ -189,8 +190,11 @@ def _asked(place: Place, policy: Policy) -> Figures:
     problem = place.latents(policy).to(place.device)
     place.pretended.begin()
     _kept(problem, {})
-    total = place.pretended.counts.total
-    return {"predicted_launches": total.launches, "predicted_waits": total.waits}
+    return _predicted(place.pretended.counts.total)
+
+
+def _predicted(total: Count) -> Figures:
+    return {"predicted_launches": total.launches, "predicted_waits": total.waits, "predicted_events": total.events}
 
 
 # ------------------------------------------------------------------------------------- asking

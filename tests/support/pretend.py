@@ -15,7 +15,8 @@ What is counted, by the line of attrib that asked:
 launches    operations that compute. Views and memory without values are none; sorting or `nonzero` are one, and several kernels on CUDA
 waits       moments at which the host stops until the device has done all that it was given: it needs a number (`item`, `tolist`,
             `bool`), or a size that hangs on values (`nonzero`, masks as indices, `unique`), or it copies without `non_blocking=True`,
-            in either direction
+            in either direction, or to memory that is not pinned
+events      moments at which it stops until one copy is done that goes on beside
 copies      to the device, and to the host, with their bytes
 bytes       that launches read and write, each operand once
 FLOPs       of products, by torch's own formulas
@@ -25,12 +26,18 @@ The memory that is held is counted too, by storage. `limit` is how much there is
 There can be several (`pretending(count=2)`): "pretend:0" and "pretend:1" are no more to be mixed than either with the host, `limit` is of
 each, and `launched` says how much each was asked for. Threads that attrib starts for a device see it too.
 
-Not told: races, cuBLAS's rounding, kernels of Triton, and what an allocator loses between blocks.
+Streams, events and pinned memory are there (`Stream`). A copy to pinned memory is done when the host has waited for it, and no sooner,
+unless `comes_after` says so; until then the memory holds no number. Faults that show on CUDA now and then are errors here, each time
+(`RaceError`): memory is read on the host, or kept from a copy, before the copy is done; a stream reads what another has been asked for
+and may not have made yet; memory that another stream reads is let go of without `record_stream`. What that holds counts as held.
+
+Not told: memory that is written again while a copy reads it, cuBLAS's rounding, kernels of Triton, and what an allocator loses between
+blocks.
 """
 
 import sys
 import threading
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -65,12 +72,17 @@ class MixedDevicesError(RuntimeError):
     """Operands on two devices."""
 
 
+class RaceError(RuntimeError):
+    """What is read may not be there yet, or no longer."""
+
+
 @dataclass
 class Count:
     """What one line asked for."""
 
     launches: int = 0
     waits: int = 0
+    events: int = 0
     to_device: int = 0
     to_host: int = 0
     copied: int = 0
@@ -110,10 +122,10 @@ class Counts:
     def table(self, most: int = 20, by: Callable[[Count], int] = lambda count: count.launches + 2 * count.waits) -> str:
         """The lines that ask for most, and all together."""
         rows = sorted(self.lines.items(), key=lambda item: -by(item[1]))[:most]
-        written = [f"{'launches':>9} {'waits':>6} {'to dev':>6} {'to host':>7} {'MFLOP':>10} {'MB':>8}  line"]
+        written = [f"{'launches':>9} {'waits':>6} {'events':>6} {'to dev':>6} {'to host':>7} {'MFLOP':>10} {'MB':>8}  line"]
         for line, count in [*rows, ("all", self.total)]:
             written.append(
-                f"{count.launches:>9} {count.waits:>6} {count.to_device:>6} {count.to_host:>7} "
+                f"{count.launches:>9} {count.waits:>6} {count.events:>6} {count.to_device:>6} {count.to_host:>7} "
                 f"{count.flops / 1e6:>10.1f} {count.bytes / 1e6:>8.1f}  {line}"
             )
         return "\n".join(written)
@@ -124,12 +136,96 @@ class _Held:
 
     def __init__(self, device: "Device", size: int, index: int) -> None:
         self.device, self.size, self.index = device, size, index
+        self.made: tuple[Stream, int] | None = None
+        """The stream that was asked for what is in it last, and as its which request."""
+        self.read_by = set[Stream]()
+        """Streams that it is held for as well."""
         device.held += size
         device.held_on[index] += size
 
     def __del__(self) -> None:
-        self.device.held -= self.size
-        self.device.held_on[self.index] -= self.size
+        copies = self.device.copies_from(self)
+        for copy in copies:
+            copy.is_lost, copy.memory = copy.stream not in self.read_by, 0
+        if copies:  # the allocator gives the memory to others once the last is done
+            copies[-1].holds.append((self.size, self.index))
+        else:
+            self.device.let_go(self.size, self.index)
+
+
+class Stream:
+    """Work that a device does in order; of several beside each other it does either first."""
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        self.index = torch.device(NAME if device is None else device).index or 0
+        self.device, self.asked = _STANDING[-1], 0
+        """And how much it has been asked for."""
+        self.known = dict[Stream, int]()
+        """Of other streams, up to which request it waits for them."""
+        self.copies = deque[_Copy]()
+        self.device.all_streams.append(self)
+
+    def wait_stream(self, other: "Stream") -> None:
+        """What is asked from here on comes behind all that the other has been asked for."""
+        for stream, asked in (*other.known.items(), (other, other.asked)):
+            self.known[stream] = max(asked, self.known.get(stream, 0))
+
+    def record_event(self) -> "Event":
+        """What is done when all is that was asked for so far."""
+        return Event(self)
+
+    def require(self, memory: _Held) -> None:
+        """Raises RaceError where it would read what another may not have made yet."""
+        if memory.made is not None and memory.made[0] is not self and memory.made[1] > self.known.get(memory.made[0], 0):
+            raise RaceError(f"{_line()}: a stream reads what another may not have made yet; expected wait_stream.")
+
+    def do(self, upto: int) -> None:
+        """Have its copies done."""
+        while self.copies and self.copies[0].number <= upto:
+            self.copies.popleft().do()
+
+
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.number, self.since = stream, stream.asked, sum(stream.device.launched.values())
+
+    def query(self) -> bool:
+        """Whether the stream has come there."""
+        device = self.stream.device
+        with device.lock:
+            if device.comes_after is not None and sum(device.launched.values()) - self.since >= device.comes_after:
+                self.stream.do(self.number)
+            return not self.stream.copies or self.stream.copies[0].number > self.number
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+        device = self.stream.device
+        with device.lock:
+            if not self.query():
+                device.counts.lines[_line()].events += 1
+                device.waited.append(sum(device.launched.values()))
+            self.stream.do(self.number)
+
+
+class _Copy:
+    """A copy to pinned memory that is not done."""
+
+    def __init__(self, into: Tensor, of: Tensor, memory: _Held, stream: Stream) -> None:
+        self.into, self.of, self.stream, self.number = into, of, stream, stream.asked
+        self.memory = id(memory)
+        """0 once it has been let go of."""
+        self.is_lost, self.holds = False, list[tuple[int, int]]()
+        into.view(torch.uint8).fill_(255)  # no number in any type, and no index
+        stream.copies.append(self)
+
+    def do(self) -> None:
+        for size, index in self.holds:
+            self.stream.device.let_go(size, index)
+        if self.is_lost:
+            raise RaceError("memory was let go of while a copy on another stream was to read it; expected record_stream.")
+        self.into.copy_(self.of)
 
 
 class There(torch.Tensor):
@@ -158,6 +254,10 @@ class There(torch.Tensor):
     def tolist(self) -> Any:
         """A copy to the host, which torch does not dispatch."""
         return self.cpu().tolist()
+
+    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+        """Hold the memory until the stream has done what it was asked for so far."""
+        self.memory.read_by.add(stream)
 
     def numpy(self, **_: Any) -> Any:
         """Refused, as CUDA refuses it."""
@@ -188,6 +288,15 @@ class Device(TorchDispatchMode):
         self.refused = 0
         """How often there was too little memory."""
         self.storages: WeakValueDictionary[int, _Held] = WeakValueDictionary()
+        self.streams = dict[tuple[int, int], Stream]()
+        """By thread and device, the one that is asked."""
+        self.plain = dict[int, Stream]()
+        """Of each device, the one that is asked where no other is named."""
+        self.comes_after: int | None = None
+        """After how many launches a copy beside them is done, where the host has not waited for it; None is after none."""
+        self.waited = list[int]()
+        """How many launches there had been each time that an event was waited for."""
+        self.all_streams: list[Stream] = []
         self.is_left_out: Callable[[str], bool] | None = None
         """Of a line of attrib, whether the arithmetic of floating numbers is left out there, and zeros stand for what it makes."""
 
@@ -195,7 +304,24 @@ class Device(TorchDispatchMode):
         """Count from here on."""
         self.counts = Counts()
         self.launched.clear()
+        self.waited.clear()
         self.counts.peak = self.held
+
+    def let_go(self, size: int, index: int) -> None:
+        """Have so much memory again."""
+        self.held -= size
+        self.held_on[index] -= size
+
+    def copies_from(self, memory: _Held) -> "list[_Copy]":
+        """Those that are not done."""
+        return [copy for stream in self.all_streams for copy in stream.copies if copy.memory == id(memory)]
+
+    def stream_of(self, index: int) -> Stream:
+        """The one that this thread asks."""
+        found = self.streams.get((threading.get_ident(), index))
+        if found is None and (found := self.plain.get(index)) is None:
+            found = self.plain[index] = Stream(torch.device(NAME, index))
+        return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self.lock:
@@ -209,7 +335,7 @@ class Device(TorchDispatchMode):
         asked = kwargs.get("device")
         to = None if asked is None else torch.device(asked)
         if not there and (to is None or to.type != NAME):
-            return func(*args, **kwargs)
+            return self._on_host(func, what, tensors, args, kwargs)
         if to is not None and to.type == "meta":  # torch's own question about shapes
             return func(*map(_here, args), **{key: _here(each) for key, each in kwargs.items()})
         if what.is_inplace_view:
@@ -222,8 +348,17 @@ class Device(TorchDispatchMode):
         line = _line()
         count = self.counts.lines[line]
         if name == "copy_" and isinstance(args[1], Tensor) and len({each.device for each in tensors}) == 2:
-            self._count_copy(count, args[1], isinstance(args[0], There), kwargs.get("non_blocking", len(args) > 2 and args[2]))
-            _here(args[0]).copy_(_here(args[1]))
+            is_background = kwargs.get("non_blocking", len(args) > 2 and args[2])
+            if not isinstance(args[0], There):
+                is_background = is_background and _is_pinned(args[0])
+                stream = self.stream_of(args[1].memory.index)
+                stream.require(args[1].memory)
+                stream.asked += 1
+            self._count_copy(count, args[1], isinstance(args[0], There), is_background)
+            if is_background and not isinstance(args[0], There):
+                _Copy(args[0], args[1].here, args[1].memory, stream)
+            else:
+                _here(args[0]).copy_(_here(args[1]))
             return args[0]
         if there and (to is None or to.type == NAME):
             self._require_there(what, tensors)
@@ -246,6 +381,12 @@ class Device(TorchDispatchMode):
         if what.launches:
             count.launches += 1
             self.launched[on] += 1
+            stream = self.stream_of(on)
+            stream.asked += 1
+            for each in there:
+                stream.require(each.memory)
+            for each in written.values():
+                each.memory.made = stream, stream.asked
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
             count.bytes += sum(map(_touched, tensors)) + sum(map(_touched, made))
             if what.formula is not None:
@@ -270,13 +411,29 @@ class Device(TorchDispatchMode):
                     f"{self.limit} are held."
                 )
             memory = self.storages[storage._cdata] = _Held(self, storage.nbytes(), index)
+            memory.made = (stream := self.stream_of(index)), stream.asked
             self.counts.peak = max(self.counts.peak, self.held)
         return There(here, memory)
+
+    def _on_host(self, func: Any, what: "_Operation", tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """What is computed on the host. Raises RaceError where it reads what has not come."""
+        if kwargs.pop("pin_memory", False):
+            found = func(*args, **kwargs)
+            found.is_pinned_there = True
+            return found
+        if what.launches or what.name == "_local_scalar_dense":
+            coming = {copy.into.untyped_storage()._cdata for stream in self.all_streams for copy in stream.copies}
+            if coming and any(each.untyped_storage()._cdata in coming for each in tensors):
+                raise RaceError(
+                    f"{_line()}: {what.func} reads memory of the host before what was copied there has come; wait for its event."
+                )
+        return func(*args, **kwargs)
 
     def _copied(self, func: Any, args: Any, kwargs: Any, to: torch.device | None) -> Tensor:
         """To another dtype or device."""
         (given,) = args
         is_there, count = isinstance(given, There), self.counts.lines[_line()]
+        assert not (is_there and to is not None and to.type == "cpu" and kwargs.get("non_blocking")), "use copy_, into pinned memory"
         goes_there = is_there if to is None else to.type == NAME
         before = given.memory.index if is_there else 0
         on = before if to is None or to.index is None else to.index
@@ -310,6 +467,10 @@ class Device(TorchDispatchMode):
             raise MixedDevicesError(
                 f"{_line()}: {what.func}: Expected all tensors to be on the same device, but found {' and '.join(sorted(found))}."
             )
+
+
+def _is_pinned(here: Tensor) -> bool:
+    return any(getattr(each, "is_pinned_there", False) for each in (here, here._base))
 
 
 def _here(given: Any) -> Any:
@@ -428,10 +589,32 @@ class _Module:
     device_count = staticmethod(lambda: _STANDS[0])
     manual_seed_all = staticmethod(lambda seed: None)
     synchronize = staticmethod(lambda *_: None)
+    Stream = Stream
+
+    @staticmethod
+    def current_stream(device: Any = None) -> Stream:
+        """The one that this thread asks."""
+        return _STANDING[-1].stream_of(torch.device(NAME if device is None else device).index or 0)
+
+    @staticmethod
+    @contextmanager
+    def stream(given: Stream) -> Iterator[None]:
+        """Ask another."""
+        streams, key = given.device.streams, (threading.get_ident(), given.index)
+        before = streams.get(key)
+        streams[key] = given
+        try:
+            yield
+        finally:
+            del streams[key]
+            if before is not None:
+                streams[key] = before
 
 
 _STANDS: list[int] = [0]
 """How many there are."""
+_STANDING: list["Device"] = []
+"""Those that are pretended, the last of which is asked."""
 
 
 @cache
@@ -496,6 +679,7 @@ def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
     device.limit = limit
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor of the host first, and copies it
     _STANDS[0] = count
+    _STANDING.append(device)
     try:
         for module, name in named:
             setattr(module, name, put[name])
@@ -504,6 +688,7 @@ def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
             yield device
     finally:
         _STANDS[0] = 0
+        _STANDING.remove(device)
         torch._C._set_only_lift_cpu_tensors(lifted)
         for module, name in named:
             setattr(module, name, real[name])

@@ -9,12 +9,14 @@ The rows of all sets are numbered together, and so are the columns that go up (m
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.devices import to_host
 from attrib.core.types import Site
 from attrib.engine.blocks.passing import Between, place_of
 from attrib.engine.sweep.ascent import Rising, ascend, reading_place
@@ -68,20 +70,22 @@ class Block(NamedTuple):
     columns: Mapping[int, Numbers | None]
     """By the number of a set, which of them are its own, in their order; None is all."""
     rows: Numbers
-    """The numbers of its rows among all of their prompt: those of whole sets of targets. What others have of it is zero."""
+    """The numbers of its rows among all of their prompt: those of whole sets of targets. What others have of it is zero. Of what a sweep
+    has found they lie on the host, where rows are looked for."""
 
     def of(self, source: int, prompt: int, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen sources"] | None:
         """Some rows of one set of targets, by one set; None where the block has none of it."""
-        if source not in self.columns or (there := self._there(prompt, rows.to(self.rows[prompt].device))) is None:
+        if source not in self.columns or (place := self._there(prompt, rows)) is None:
             return None
         value, own = self.value[prompt], self.columns[source]
+        there = place.to(value.device, non_blocking=True)
         return value.index_select(0, there) if own is None else value[there[:, None], own[prompt]]
 
     def first(self, source: int, prompt: int, rows: tuple[int, int], count: int) -> Float[Tensor, "rows count"] | None:
         """A run of rows `[first, end)` of one set of targets, by the first of one set; None where the block has none of it."""
         if source not in self.columns:
             return None
-        begin, end = torch.searchsorted(self.rows[prompt], torch.tensor(rows, device=self.rows[prompt].device)).tolist()
+        begin, end = torch.searchsorted(self.rows[prompt], torch.tensor(rows)).tolist()
         if begin == end:
             return None
         assert end - begin == rows[1] - rows[0]
@@ -174,8 +178,10 @@ class _Sweep:
 
     @property
     def found(self) -> list[Block]:
-        """What has been read out and met."""
-        return list(self.blocks.values())
+        """What has been read out and met. A device is waited for once, for the numbers of all rows."""
+        blocks = list(self.blocks.values())
+        here = iter(to_host([numbers for block in blocks for numbers in block.rows]))
+        return [block._replace(rows=tuple(islice(here, len(block.rows)))) for block in blocks]
 
     def descend(self, targets: Sequence[TargetSet]) -> "list[_JoiningDown]":
         """All rows on one way down; those that come to the end."""
