@@ -196,27 +196,38 @@ def mlp_fold(
         for slope, W in zip(slopes[1:], reading[1:], strict=True):
             read.addcmul_(slope, W)
         product_into(weights.W_out.T, read, M)
-    return _whole(folds, norm, policy, leave)
+    folds = _between_norms(folds, norm, policy, leave)
+    folds.diagonal(dim1=1, dim2=2).add_(1)
+    return folds
+
+
+def with_frozen_norm(point: MLPPoint, norm: NormPoint, policy: Policy) -> MLPPoint:
+    """The slopes times 1 / s where that is all of the norm's map: a number for each position, which may as well be applied here."""
+    return point if policy.norm == "exact" else MLPPoint(tuple(slope * norm.inverse for slope in point.slopes))
 
 
 def mlp_folds(
     weights: MLPWeights, point: MLPPoint, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None = None
 ) -> Float[Tensor, "positions d_model d_model"]:
-    """What `mlp_fold` gives, of all positions in one product: [positions, d_mlp, d_model] are held at once."""
+    """What `mlp_fold` gives, without the residual, of all positions in one product: [positions, d_mlp, d_model] are held at once.
+
+    Args:
+        point: by `with_frozen_norm`, once for all positions of a layer.
+    """
     slopes, reading = [slope[:, :, None] for slope in point.slopes], [W.T for W in weights.W_in]
     read = slopes[0] * reading[0]
     for slope, W in zip(slopes[1:], reading[1:], strict=True):
         read.addcmul_(slope, W)
-    return _whole(weights.W_out.T @ read, norm, policy, leave)
+    folds = weights.W_out.T @ read
+    if policy.norm == "exact":
+        return _between_norms(folds, norm, policy, leave)
+    return folds if leave is None else folds.copy_(leave(folds.mT).mT)
 
 
-def _whole(folds: Rows, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None) -> Rows:
-    """With the norms about the matrices, and the residual, in place."""
+def _between_norms(folds: Rows, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None) -> Rows:
+    """With the norms about the matrices, in place."""
     norm_map(norm, folds, policy)
-    if leave is not None:
-        folds.copy_(leave(folds.mT).mT)
-    folds.diagonal(dim1=1, dim2=2).add_(1)
-    return folds
+    return folds if leave is None else folds.copy_(leave(folds.mT).mT)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

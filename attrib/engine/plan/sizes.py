@@ -263,9 +263,10 @@ class Sizes:
         """The point and the weights of an MLP, with a fold or with the rows that are not folded."""
         task, d, f = self.task, self.task.config.d_model, self.task.config.d_mlp
         most = max(map(max, alive))
+        folded = self.slopes if task.span > 1 else 0  # those of `with_frozen_norm`
         fold = task.span * (d * f + 2 * d * d + 2 * most * d) if most > fold_rows(task.config) else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return weights + self.slopes + max(5 * task.tokens * f, fold, rest)
+        return weights + self.slopes + max(5 * task.tokens * f, folded + fold if fold else 0, rest)
 
     def matrices(self, is_down: bool, is_spread: bool) -> int:
         """Rows through an MLP's matrices alone: a band at a time, or, at their own positions, a piece."""
@@ -296,7 +297,7 @@ class Sizes:
         if not passes_mlp:
             return task.span * rows * width
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
-        weights = c.d_model * task.d_hidden + self.slopes
+        weights = c.d_model * task.d_hidden + self.slopes * (2 if task.span > 1 else 1)  # with those of `with_frozen_norm`
         again = 2 * fewer if task.span > 1 else fewer  # moved, and laid row by row
         return weights + max(5 * task.tokens * c.d_mlp, task.span * ((rows + again) * c.d_model + through))
 

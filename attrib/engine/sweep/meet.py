@@ -316,7 +316,7 @@ def meet_at_mlp(primal: Primal, layer: int | None, down: Cone, g: Flat, up: Cone
 
 def _meet_wide(primal: Primal, mlp: LayerMLP | None, down: Cone, g: Flat, up: Cone, x: Flat, out: Jacobians) -> None:
     """`meet_at_mlp` of several positions at once: their sum is one product, whose inner side is all of them."""
-    pays = fold_rows(primal.model.config)
+    pays, point = fold_rows(primal.model.config), None
     for prompt, length in enumerate(primal.lengths):
         first = primal.first(prompt)
         g_cells, x_cells = (cells_of(cone, prompt, length, g.device) for cone in (down, up))
@@ -330,9 +330,8 @@ def _meet_wide(primal: Primal, mlp: LayerMLP | None, down: Cone, g: Flat, up: Co
             if mlp is not None:
                 rows = here[is_up].view(counts[is_up], positions, -1).transpose(0, 1)
                 if counts[is_up] > pays:
-                    M = mlp.folds(at)
-                    moved = rows @ (M.mT if is_up else M)
-                    del M
+                    point = point or mlp.fold_point()
+                    moved = mlp.moved(rows, at, point, is_up)
                 else:
                     moved = rows + mlp.change(rows, at, is_up)
                 here[is_up] = moved.transpose(0, 1).reshape(here[is_up].shape)

@@ -25,6 +25,7 @@ from attrib.engine.blocks.norm_mlp import (
     norm_map,
     norm_pull,
     norm_push,
+    with_frozen_norm,
 )
 from attrib.engine.sweep.cells import even
 from attrib.engine.sweep.primal import Primal, Seeds
@@ -75,11 +76,24 @@ class LayerMLP(NamedTuple):
         (M,) = mlp_fold(self.weights, self.point.at(at), self.norm.at(at), self.policy, space, leave)
         return M
 
-    def folds(self, at: slice) -> Float[Tensor, "positions d_model d_model"]:
-        """The same at several positions."""
+    def fold_point(self) -> MLPPoint:
+        """What `moved` makes its matrices of, at all positions."""
+        return with_frozen_norm(self.point, self.norm, self.policy)
+
+    def moved(
+        self, rows: Float[Tensor, "positions rows d_model"], at: slice, point: MLPPoint, up: bool, is_alone: bool = False
+    ) -> Float[Tensor, "positions rows d_model"]:
+        """Rows through both by one matrix for each position, all in one product; the weights are folded.
+
+        Args:
+            point: the whole layer's, by `fold_point`.
+            is_alone: without the residual, which is added as the rows are multiplied, and is no part of the matrices.
+        """
         assert self.gain is None
         leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
-        return mlp_folds(self.weights, self.point.at(at), self.norm.at(at), self.policy, leave)
+        M = mlp_folds(self.weights, point.at(at), self.norm.at(at), self.policy, leave)
+        M = M.mT if up else M
+        return rows @ M if is_alone else torch.baddbmm(rows, rows, M)
 
 
 def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:

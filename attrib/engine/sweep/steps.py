@@ -350,7 +350,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
     folds = [[count > pays for count in cone.rows_at(prompt, length)] for prompt, length in enumerate(primal.lengths)]
     mlp = layer_mlp(primal, layer, fold=cone.cells >= config.d_mlp or any(map(any, folds)))
     rest: list[tuple[Band, int, int]] = []
-    space = None
+    space, point = None, None
     for prompt, of_prompt in enumerate(folds):
         bands, first = [band for band in cone.bands if band.prompt == prompt], primal.first(prompt)
         for begin, end, here in _folded(primal, cone, prompt, of_prompt):
@@ -359,13 +359,15 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
                 space = space or fold_space(mlp.weights)
                 M = mlp.fold(at, space)
                 moved = product(given, M.T if up else M)
+                moved = moved.sub_(given) if is_alone else moved
+                del M
             else:
-                M = mlp.folds(at)
-                moved = (given.view(end - begin, -1, given.shape[1]) @ (M.mT if up else M)).view_as(given)
-            rows.index_copy_(0, here, moved.sub_(given) if is_alone else moved)
-            del given, moved, M
+                point = point or mlp.fold_point()
+                moved = mlp.moved(given.view(end - begin, -1, given.shape[1]), at, point, up, is_alone).view_as(given)
+            rows.index_copy_(0, here, moved)
+            del given, moved
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
-    del space
+    del space, point
     for pieces in _pieces(rest, primal.pieces.mlp):
         where = [band.offset + (t - band.begin) * band.rows for band, *ends in pieces for t in ends]
         runs = [slice(first, end) for first, end in zip(where[::2], where[1::2], strict=True)]
