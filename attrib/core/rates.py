@@ -54,5 +54,6 @@ def asking(device: torch.device) -> Asking:
     """What asking costs on a device, by its name, beside products of float32. Where these are faster, as in TF32, it is told too low."""
     if device.type == "cpu":
         return FREE
-    rates = RATES.get(torch.cuda.get_device_name(device), UNKNOWN) if device.type == "cuda" else UNKNOWN
+    named = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    rates = UNKNOWN if named is None else RATES.get(named(device), UNKNOWN)
     return Asking(round(rates.launch * rates.float32), round(rates.wait * rates.float32))

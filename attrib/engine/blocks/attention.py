@@ -61,9 +61,9 @@ class HeadNorm(NamedTuple):
 
 def head_norm(config: ModelConfig, weight: Float[Tensor, " d_weight"], y: Float[Tensor, "positions width"], n_heads: int) -> HeadNorm:
     """The point of the norm of projected queries or keys `y`."""
-    if config.qk_norm == "none":  # not views, which would hold what they are views of
-        none = y.new_zeros(len(y), n_heads, 0)
-        return HeadNorm(none, y.new_zeros(len(y), n_heads, 1), none[0])
+    if config.qk_norm == "none":  # nobody asks for its numbers, so there are none; not views, which would hold what they are views of
+        none = y.new_empty(len(y), n_heads, 0)
+        return HeadNorm(none, y.new_empty(len(y), n_heads, 1), none[0])
     y = rearrange(y, "t (heads d) -> t heads d", heads=n_heads)
     over = (1, 2) if config.qk_norm == "whole" else (2,)
     inverse = (y.pow(2).mean(over, keepdim=True) + config.eps).rsqrt()

@@ -158,8 +158,9 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
 
 def _positions(primal: Primal, rows: Seeds, band: Band) -> Int[Tensor, " rows"]:
     """The position of each of a band's rows."""
-    first = rows.first(band.prompt) + band.row
-    return rows.token[first : first + band.rows] - primal.first(band.prompt)
+    first, begin = rows.first(band.prompt) + band.row, primal.first(band.prompt)
+    token = rows.token[first : first + band.rows]
+    return token - begin if begin else token
 
 
 def spread_up(primal: Primal, layer: int, sources: Seeds, cone: Cone, beside: Seeds | None) -> Flat:
