@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, wraps
 from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
@@ -18,6 +18,7 @@ from attrib.core.types import EXACT, Dense, EdgeKind, Effect, InputError, Keep, 
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.blocks.kernels import Impl, check_impl
 from attrib.engine.blocks.passing import place_of
+from attrib.engine.free import free_budget
 from attrib.engine.precision import Precision, precision_of
 from attrib.engine.spread import Team
 from attrib.engine.tiles import DEFAULT_BUDGET
@@ -148,21 +149,33 @@ def check_policy(policy: object) -> None:
 def with_options(function: Callable[P, R], asked: type | None = None) -> Callable[P, R]:
     """The function, whose signature spells out the options that it names as a typed dictionary, each with its default of `Options`.
 
-    So `help` shows them, and `takes` refuses any other by its name, as Python does.
+    So `help` shows them, and `takes` refuses any other by its name, as Python does. The budget is shown as it is on a CPU: of a call on
+    another device that names none it is what is free there.
 
     Args:
         asked: the dataclass that has their defaults, where it is another.
     """
     plain = signature(function)
-    *named, options = plain.parameters.values()
+    *own, options = plain.parameters.values()
     types = get_type_hints(get_args(options.annotation)[0])
     spelled = [
         Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=types[option.name])
         for option in fields(asked or Options)
         if option.name in types
     ]
-    function.__signature__ = plain.replace(parameters=[*named, *spelled])  # type: ignore[attr-defined]
-    return function
+    known = plain.replace(parameters=[*own, *spelled])
+
+    @wraps(function)
+    def called(*args: P.args, **given: P.kwargs) -> R:
+        if "budget" in types and "budget" not in given:
+            named: Any = given.get("device")
+            devices = (known.bind(*args, **given).arguments["model"].device,) if named is None else check_devices(named)
+            if (free := free_budget(devices)) is not None:
+                given["budget"] = free
+        return function(*args, **given)
+
+    called.__signature__ = known  # type: ignore[attr-defined]
+    return called
 
 
 def check(kind: EdgeKind, model: Model, source: Dictionary | None, target: Any, tokens: TokensLike, **options: Any) -> Needs:

@@ -101,7 +101,8 @@ def latent_to_latent(
             baseline), Patching(corrupt) or Ablation(); docs/methods.md.
         dtype: to compute in: "float32" or "float64"; or float32 with the sweep's products in "tf32" (CUDA) or
             "bfloat16". None is the model's own.
-        budget: bytes of working memory, beside the parameters and the result.
+        budget: bytes of working memory, beside the parameters and the result; by default 1 GiB on a CPU, and half of the memory that is
+            free on a GPU, or on the fullest of several.
         method: "adjoint", the written sweeps; "adjoint-triton", the same with Triton kernels; or "torch.func", plain
             transforms over the segment: the slow reference.
         precision_rows: how many rows of the first prompt, chosen at random, are computed again in float64; how far they

@@ -77,7 +77,7 @@ def build(
     demean: Annotated[bool, typer.Option(help="Read logits less their mean")] = True,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; several that share the work as cuda:0,cuda:1, or all")] = "cpu",
-    budget: Annotated[str, typer.Option(help="Working memory, as 512MiB or 2GiB")] = "1GiB",
+    budget: Annotated[str | None, typer.Option(help="Working memory, as 512MiB; 1GiB, or half of what a GPU has free")] = None,
     slug: Annotated[str | None, typer.Option(help="Also write the graph, pruned, as SLUG.json for circuit-tracer's frontend")] = None,
     graph_file_dir: Annotated[Path | None, typer.Option(help="The folder of these files, with graph-metadata.json beside them")] = None,
     nodes: Annotated[
@@ -120,8 +120,9 @@ def build(
     loaded = attrib.load_model(model, device=first)
     asked: dict[str, Any] = {
         "policy": POLICIES[policy], "targets": targets, "keep": kept, "mlps": mlps, "demean": demean, "skip_positions": skip_positions,
-        "max_nodes": max_nodes, "dtype": dtype, "budget": budget, "device": [first, *others],
+        "max_nodes": max_nodes, "dtype": dtype, "device": [first, *others],
     }  # fmt: skip
+    asked |= {} if budget is None else {"budget": budget}
     nodes_of = [_given(name, first) for name in dictionaries or []]
 
     def told(graphs: "Sequence[Graph | LazyGraph]") -> list[Path]:

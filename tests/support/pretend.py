@@ -658,7 +658,7 @@ def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
 
     _register()
     lifted = torch._C._only_lift_cpu_tensors()
-    real = {name: getattr(devices, name) for name in ("check_device", "every_device", "entering")}
+    real: dict[str, Any] = {name: getattr(devices, name) for name in ("check_device", "every_device", "entering")}
 
     def check_device(given: Any) -> torch.device:
         if not str(given).startswith(NAME):
@@ -672,20 +672,25 @@ def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
         with _Beside(device), torch.autograd.set_multithreading_enabled(False):
             yield
 
-    put = {
+    put: dict[str, Any] = {
         "check_device": check_device, "every_device": lambda: tuple(torch.device(NAME, index) for index in range(count)),
         "entering": lambda where: beside if where.type == NAME else nullcontext,
     }  # fmt: skip
-    modules = [module for name, module in sys.modules.items() if name.startswith("attrib")]
-    named = [(module, name) for module in modules for name, own in real.items() if vars(module).get(name) is own]
+
+    def swap(those: dict[str, Any], others: dict[str, Any]) -> None:
+        """Put others in their places: modules that are first imported in between have taken what stood there then."""
+        for module in [module for name, module in sys.modules.items() if name.startswith("attrib")]:
+            for name, own in those.items():
+                if vars(module).get(name) is own:
+                    setattr(module, name, others[name])
+
     device = Device(count)
     device.limit = limit
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(numbers, device=...) makes a tensor of the host first, and copies it
     _STANDS[0] = count
     _STANDING.append(device)
     try:
-        for module, name in named:
-            setattr(module, name, put[name])
+        swap(real, put)
         # backward passes of a device go to a thread of its own, which torch starts for devices that it has met at its first backward
         with device, torch.autograd.set_multithreading_enabled(False):
             yield device
@@ -693,5 +698,4 @@ def pretending(limit: int | None = None, count: int = 1) -> Iterator[Device]:
         _STANDS[0] = 0
         _STANDING.remove(device)
         torch._C._set_only_lift_cpu_tensors(lifted)
-        for module, name in named:
-            setattr(module, name, real[name])
+        swap(put, real)
