@@ -1,7 +1,7 @@
 """The most memory that large graphs take: `python -m bench.engine.peaks NAME [--minutes 10] [--out FILE]`, without a name for the list.
 
 Each is built in a process of its own, which first builds a small graph, so that what the libraries themselves take is there before. What is
-printed is how far the resident set grew beyond that at its fullest moment, beside what `attrib.graph.plan` expects and the size of the
+printed is how far the resident set grew beyond that at its fullest moment, and to what in all, beside what `attrib.graph.plan` expects and the size of the
 result; with `--out` edges are written to that file as they are found, and are no part of it. Of a graph that takes longer than `--minutes`
 this is the peak until then.
 
@@ -103,10 +103,9 @@ def _from_all_over(runs: Runs, count: int) -> tuple[tuple[tuple[int, int], ...],
     return tuple(found), most
 
 
-def _build(name: str, out: Path | None, sweeps: int | None, told: Any) -> None:
+def _build(case: Case, out: Path | None, sweeps: int | None, told: Any) -> None:
     """Build the graph, and tell when what is not measured is over."""
     torch.set_num_threads(1)
-    case = CASES[name]
     _built(case, 4, None if out is None else out.with_suffix(".small.h5"))
     model, dictionaries, prompt = case.parts(case.tokens)
     for hashed in (model, *dictionaries):
@@ -150,6 +149,7 @@ def main(
     name: Annotated[str | None, typer.Argument(help="which graph; none for the list")] = None,
     minutes: Annotated[float, typer.Option(help="after which a build is ended")] = 10,
     out: Annotated[Path | None, typer.Option(help="write edges to this file as they are found, in place of holding them")] = None,
+    budget: Annotated[str | None, typer.Option(help="working memory, in place of the case's own")] = None,
     sweeps: Annotated[int | None, typer.Option(min=2, help="how many of its sweeps are done; all, without it")] = None,
     planned: Annotated[bool, typer.Option(help="whether the plan is printed, which takes minutes for the largest")] = True,
 ) -> None:
@@ -158,18 +158,16 @@ def main(
         for known, case in CASES.items():
             print(f"{known:<18} {case.what}, {case.tokens:,} tokens, {case.keep}, budget {case.budget}, max_nodes {case.max_nodes}")
         raise typer.Exit(0 if name is None else 2)
-    case = CASES[name]
+    case = CASES[name] if budget is None else CASES[name]._replace(budget=budget)
     there, told = multiprocessing.get_context("spawn").Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=_build, args=(name, out, sweeps, told))
+    child = multiprocessing.get_context("spawn").Process(target=_build, args=(case, out, sweeps, told))
     child.start()
     told.close()  # the child's alone, so that its end is seen here
     before = there.recv()
     if there.poll(60 * minutes):
         most, cpu, nodes, edges = there.recv()
-        print(
-            f"{name}: grew by {(most - before) / 2**20:,.0f} MiB; {cpu:,.0f} s CPU, {nodes:,} nodes, {edges:,} edges{_size(out)}",
-            flush=True,
-        )
+        grown = f"{name}: grew by {(most - before) / 2**20:,.0f} MiB to {most / 2**20:,.0f}"
+        print(f"{grown}; {cpu:,.0f} s CPU, {nodes:,} nodes, {edges:,} edges{_size(out)}", flush=True)
     else:
         most = _status("VmHWM", child.pid or 0)
         print(f"{name}: grew by {(most - before) / 2**20:,.0f} MiB in its first {minutes:g} minutes, and was ended", flush=True)
