@@ -1,9 +1,9 @@
 """The most memory that large graphs take: `python -m bench.engine.peaks NAME [--minutes 10] [--out FILE]`, without a name for the list.
 
 Each is built in a process of its own, which first builds a small graph, so that what the libraries themselves take is there before. What is
-printed is how far the resident set grew beyond that at its fullest moment, and to what in all, beside what `attrib.graph.plan` expects and the size of the
-result; with `--out` edges are written to that file as they are found, and are no part of it. Of a graph that takes longer than `--minutes`
-this is the peak until then.
+printed is how far the resident set grew beyond that at its fullest moment, and to what in all, beside what `attrib.graph.plan` expects and
+the size of the result; with `--out` edges are written to that file as they are found, and are no part of it. Of a graph that takes longer
+than `--minutes` this is the peak until then.
 
 A graph of hundreds of sweeps takes hours. `--sweeps 8` does so many of them, spread over all its rows, from the first to the last: each
 is as large as the budget lets it be, but those of early positions have many rows, and those of late ones long rows.
