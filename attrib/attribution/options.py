@@ -163,18 +163,23 @@ def with_options(function: Callable[P, R], asked: type | None = None) -> Callabl
         for option in fields(asked or Options)
         if option.name in types
     ]
-    known = plain.replace(parameters=[*own, *spelled])
+    function.__signature__ = plain.replace(parameters=[*own, *spelled])  # type: ignore[attr-defined]
+    return _with_free_budget(function) if "budget" in types else function
+
+
+def _with_free_budget(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which works in what its devices have free where no budget is named, and they have memory of their own."""
+    known = signature(function)
 
     @wraps(function)
     def called(*args: P.args, **given: P.kwargs) -> R:
-        if "budget" in types and "budget" not in given:
+        if "budget" not in given:
             named: Any = given.get("device")
             devices = (known.bind(*args, **given).arguments["model"].device,) if named is None else check_devices(named)
             if (free := free_budget(devices)) is not None:
                 given["budget"] = free
         return function(*args, **given)
 
-    called.__signature__ = known  # type: ignore[attr-defined]
     return called
 
 

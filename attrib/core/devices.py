@@ -66,6 +66,11 @@ def every_device() -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
 
 
+def backend(device: torch.device) -> Any:
+    """What torch knows of a kind of device: torch.cuda of a GPU. It is asked for what not every kind has; None where there is nothing."""
+    return getattr(torch, device.type, None)
+
+
 def entering(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """How another thread comes to compute on a device, behind what this one has asked of it: on the stream that is current here."""
     return partial(torch.cuda.stream, torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from attrib.core.devices import backend
+
 LAUNCH, WAIT = 5e-6, 10e-6
 """Seconds, as others report them: to ask a GPU for one operation, and to wait until it has done all that it was asked for."""
 
@@ -54,6 +56,6 @@ def asking(device: torch.device) -> Asking:
     """What asking costs on a device, by its name, beside products of float32. Where these are faster, as in TF32, it is told too low."""
     if device.type == "cpu":
         return FREE
-    named = getattr(getattr(torch, device.type, None), "get_device_name", None)
+    named = getattr(backend(device), "get_device_name", None)
     rates = UNKNOWN if named is None else RATES.get(named(device), UNKNOWN)
     return Asking(round(rates.launch * rates.float32), round(rates.wait * rates.float32))

@@ -1,9 +1,10 @@
 """The memory that a call works in where none is named, and where it computes has memory of its own."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+
+from attrib.core.devices import backend
 
 SHARE = 2
 """One part in so many of what a device has free: the rest is for what torch's allocator loses between blocks, and for other programs."""
@@ -19,7 +20,7 @@ def free_budget(devices: Sequence[torch.device]) -> int | None:
 
 
 def _free(device: torch.device) -> int | None:
-    module: Any = getattr(torch, device.type, None)
+    module = backend(device)
     if not hasattr(module, "mem_get_info"):
         return None
     kept = module.memory_reserved(device) - module.memory_allocated(device)  # by torch, for whoever asks it next

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from attrib.core.devices import in_one, to_host
+from attrib.core.devices import backend, in_one, to_host
 
 MOST = 1 << 26
 """Bytes that are on their way at once at most, however much is left: pinned memory stays with torch, which keeps it for the next ones, and
@@ -81,7 +81,7 @@ class Outgoing:
 
     def _begun(self, there: UInt8[Tensor, " bytes"], device: torch.device) -> tuple[UInt8[Tensor, " bytes"], Any]:
         """Where bytes of a device will be on the host, and the event behind their copy."""
-        module = torch.get_device_module(device)
+        module = backend(device)
         if device not in self._streams:
             self._streams[device] = module.Stream(device)
         stream, here = self._streams[device], torch.empty(len(there), dtype=torch.uint8, pin_memory=True)

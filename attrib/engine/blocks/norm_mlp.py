@@ -16,7 +16,7 @@ derives each.
 Rows are [positions, rows, width].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -191,12 +191,9 @@ def mlp_fold(
     if len(norm.unit) > 1:
         folds = folds.new_empty(len(norm.unit), *folds.shape[1:])
     for t, M in enumerate(folds):
-        slopes, reading = [slope[t][:, None] for slope in point.slopes], [W.T for W in weights.W_in]
-        torch.mul(slopes[0], reading[0], out=read)
-        for slope, W in zip(slopes[1:], reading[1:], strict=True):
-            read.addcmul_(slope, W)
-        product_into(weights.W_out.T, read, M)
-    folds = _between_norms(folds, norm, policy, leave)
+        product_into(weights.W_out.T, _read(weights, [slope[t] for slope in point.slopes], read), M)
+    norm_map(norm, folds, policy)
+    folds = _left(folds, leave)
     folds.diagonal(dim1=1, dim2=2).add_(1)
     return folds
 
@@ -214,19 +211,25 @@ def mlp_folds(
     Args:
         point: by `with_frozen_norm`, once for all positions of a layer.
     """
-    slopes, reading = [slope[:, :, None] for slope in point.slopes], [W.T for W in weights.W_in]
-    read = slopes[0] * reading[0]
-    for slope, W in zip(slopes[1:], reading[1:], strict=True):
-        read.addcmul_(slope, W)
+    read = _read(weights, point.slopes)
     folds = weights.W_out.T @ read
     if policy.norm == "exact":
-        return _between_norms(folds, norm, policy, leave)
-    return folds if leave is None else folds.copy_(leave(folds.mT).mT)
+        norm_map(norm, folds, policy)
+    return _left(folds, leave)
 
 
-def _between_norms(folds: Rows, norm: NormPoint, policy: Policy, leave: Callable[[Rows], Rows] | None) -> Rows:
-    """With the norms about the matrices, in place."""
-    norm_map(norm, folds, policy)
+def _read(
+    weights: MLPWeights, slopes: Sequence[Float[Tensor, "*positions d_mlp"]], into: Float[Tensor, "*positions d_mlp d_model"] | None = None
+) -> Float[Tensor, "*positions d_mlp d_model"]:
+    """What the hidden units read of the normed stream, each by its slope."""
+    read = torch.mul(slopes[0][..., None], weights.W_in[0].T, out=into)
+    for slope, W in zip(slopes[1:], weights.W_in[1:], strict=True):
+        read.addcmul_(slope[..., None], W.T)
+    return read
+
+
+def _left(folds: Rows, leave: Callable[[Rows], Rows] | None) -> Rows:
+    """With what stands between the MLP and the stream, in place."""
     return folds if leave is None else folds.copy_(leave(folds.mT).mT)
 
 
