@@ -12,7 +12,7 @@ from typing import Any
 
 from attrib.attribution.jacobian import swept
 from attrib.attribution.loop import run, shifted
-from attrib.attribution.options import ErrorAs, Options, check_call, check_error
+from attrib.attribution.options import ErrorAs, Options, check_call, check_error, check_replay
 from attrib.core.edges import Edges
 from attrib.core.rules import Gradient, GradientTimesActivation
 from attrib.core.types import BudgetError, EdgeKind
@@ -42,6 +42,7 @@ def run_each(
     """
     check_error(error, bias)
     model = options.there(model)
+    check_replay(options, model, is_joint=True)
     prompts = to_prompts(model, tokens)
     sources, targets = known_ends(model, sources, targets, options)
     pairs = [(source, target) for source in sources for target in targets]

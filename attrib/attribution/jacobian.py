@@ -18,7 +18,7 @@ from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_m
 from attrib.attribution.loop import of_prompt_number, track
 from attrib.attribution.needs import constant, put_into
 from attrib.attribution.opening import ends_cost, ends_opened, positions_read
-from attrib.attribution.options import CallOptions, ErrorAs, Options, PlanOptions, sampled_rows, with_options
+from attrib.attribution.options import CallOptions, ErrorAs, Options, PlanOptions, check_replay, sampled_rows, with_options
 from attrib.attribution.planned import Plan, copied_bytes, plan_of
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import EdgeRows, source_nodes, target_nodes
@@ -135,6 +135,7 @@ def swept(
 ) -> dict[tuple[int, int], Edges]:
     """`jacobian` of what was found good, where errors may be sources too, and all that is constant."""
     model = options.there(model)
+    check_replay(options, model, is_joint=True)
     return _Call(model, tuple(sources), tuple(targets), to_prompts(model, tokens), options, error, bias).run()
 
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from itertools import groupby
-from operator import itemgetter
+from operator import add, attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from attrib.attribution.needs import Needs
-from attrib.attribution.options import ErrorAs, Options, check_call, check_error
+from attrib.attribution.options import ErrorAs, Options, check_call, check_error, check_replay
 from attrib.attribution.record import call_record
 from attrib.attribution.rows import metric_edges, path_edges
 from attrib.attribution.ruled import tiles_of
@@ -25,6 +25,7 @@ from attrib.engine.blocks.kernels import Impl
 from attrib.engine.outgoing import Outgoing
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import packs, plan_pack, refusing
+from attrib.engine.replay import Filled, Replays
 from attrib.engine.spread import Team
 from attrib.engine.tiles import sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes
@@ -50,6 +51,7 @@ def run(
     """Check everything, then attribute pack by pack and join."""
     check_error(error, bias)
     model = options.there(model)
+    check_replay(options, model)
     cuts = [known_to(model, cut, f"cuts[{number}]") for number, cut in enumerate(apart_from(options.cuts, source, target))]
     options = replace(options, cuts=cuts)
     source = None if source is None else known_to(model, source, "source")
@@ -70,7 +72,8 @@ def run(
         opened = partial(path_of, model, source, target, **put_in, **others)
         paths = ((ids, of_prompt_number(n, partial(opened, asked=needs.asked(n)), ids)) for n, ids in enumerate(done))
         by_rule = isinstance(options.rule, IntegratedGradients | Ablation)
-        swept = _by_rule if by_rule else _by_transforms if needs.is_reference else partial(_by_adjoint, team)
+        replays = Replays(team.adjoint, model.device, options.budget, is_on=options.replay)
+        swept = _by_rule if by_rule else _by_transforms if needs.is_reference else partial(_by_adjoint, team, replays)
         jacobians = swept(paths, needs, prompts, options.impl)
         named = start if source is None else source.site, read_site(model, target)
         parts, here = list[Edges](), on_host(prompts)
@@ -120,20 +123,28 @@ def _by_rule(paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], imp
         yield ids, found, tiles_of(found, needs, len(ids), number, impl), Outgoing()
 
 
-def _by_adjoint(team: Team, paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl) -> Iterator[Jacobian]:
+def _by_adjoint(
+    team: Team, replays: Replays, paths: Iterable[Prompted], needs: Needs, prompts: list[Tensor], impl: Impl
+) -> Iterator[Jacobian]:
     """The written sweeps, pack by pack."""
     grow = needs.growing(prompts)
-    planned = packs(paths, lambda prompted: needs.opened(*prompted), needs.budget, plan_pack)
+    planned = packs(map(partial(_shaped, replays, needs), paths), attrgetter("task"), needs.budget, plan_pack)
     for pack, plan in refusing(planned, lambda: needs.refuse(prompts)):
-        grow(plan.task)
-        tiles = team.adjoint([found for _, found in pack], plan, needs.precision, impl)
+        grow(reduce(add, (each.own_task for each in pack)))
+        tiles = replays.adjoint(pack, plan, needs.precision, impl)
         outgoing = Outgoing(team.left(len(pack), plan.peak))
         if len(pack) == 1:
-            yield *pack[0], map(itemgetter(1), tiles), outgoing  # a map, unlike a loop, lets go of a tile before it asks for the next
+            yield pack[0].ids, pack[0].own, map(itemgetter(1), tiles), outgoing  # a map, unlike a loop, lets go of a tile before the next
         else:
             for number, its_tiles in groupby(tiles, key=lambda tile: tile[0]):
-                yield *pack[number], (tile for _, tile in its_tiles), outgoing
+                yield pack[number].ids, pack[number].own, (tile for _, tile in its_tiles), outgoing
         del pack, plan, tiles
+
+
+def _shaped(replays: Replays, needs: Needs, prompted: Prompted) -> Filled:
+    """A prompt as it is swept. For a map, which lets go of it before the next is opened."""
+    ids, found = prompted
+    return replays.opened(ids, found, partial(needs.opened, ids))
 
 
 def shifted(progress: bool | Progress, before: int, total: int) -> bool | Progress:

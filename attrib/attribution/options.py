@@ -69,6 +69,8 @@ class PlanOptions(CommonOptions, total=False):
 class CallOptions(MetricOptions, PlanOptions, total=False):
     """Those of every other attribution."""
 
+    replay: bool
+
 
 @dataclass(frozen=True)
 class Options:
@@ -86,6 +88,7 @@ class Options:
     progress: bool | Progress = False
     rule: Rule = USUAL
     device: Devices | None = None
+    replay: bool = False
     result_fits: bool = True
     """Whether the result has to fit into memory: a plan only tells its size."""
 
@@ -101,6 +104,10 @@ class Options:
         if self.method not in get_args(Method):
             raise InputError(f"method: {self.method!r}; expected one of {', '.join(get_args(Method))}.")
         check_impl(self.impl)
+        if not isinstance(self.replay, bool):
+            raise InputError(f"replay: {self.replay!r}; expected True or False.")
+        if self.replay:
+            self._check_replay()
         if len(self.devices) > 1:
             if self.method == "torch.func":
                 raise InputError("device: several, and method='torch.func' goes row by row on one; expected 'adjoint' or 'adjoint-triton'.")
@@ -108,6 +115,15 @@ class Options:
                 raise InputError(
                     f"device: several, and the rule {rule_text(self.rule)} looks at more points than one; expected one device."
                 )
+
+    def _check_replay(self) -> None:
+        """Raises InputError for options with which no sweep can be captured."""
+        if self.method == "torch.func":
+            raise InputError("replay: True, and method='torch.func' sweeps nothing; expected 'adjoint' or 'adjoint-triton' with it.")
+        if isinstance(self.rule, IntegratedGradients | Ablation):
+            raise InputError(f"replay: True, and the rule {rule_text(self.rule)} looks at more points than one; leave one of them out.")
+        if len(self.devices) > 1:
+            raise InputError("replay: True, and several devices share each sweep; expected one device, or replay=False.")
 
     @cached_property
     def devices(self) -> tuple[torch.device, ...]:
@@ -134,6 +150,18 @@ def check_error(error: object, bias: object = False) -> None:
         raise InputError(f"error: {error!r}; expected True or False, or 'source'.")
     if not isinstance(bias, bool):
         raise InputError(f"bias: {bias!r}; expected True or False.")
+
+
+def check_replay(options: Options, model: Model, *, is_joint: bool = False) -> None:
+    """Raises InputError where sweeps are to be captured that cannot be.
+
+    Args:
+        is_joint: whether many ends share a sweep, which looks at numbers of the device in between.
+    """
+    if options.replay and model.device.type == "cpu":
+        raise InputError("replay: True, and the model is on a CPU, which is not asked for operations; expected a GPU, or replay=False.")
+    if options.replay and is_joint:
+        raise InputError("replay: True, and several sources or targets share a sweep; expected one of each, or replay=False.")
 
 
 def check_policy(policy: object) -> None:

@@ -112,6 +112,9 @@ def latent_to_latent(
         device: where it is computed: a name or torch.device, to which the model and the dictionaries are brought; or several that share the
             rows of each sweep, as a list, "cuda:0,cuda:1" or "all". Each of them has a copy of the model and `budget` bytes; docs/gpu.md.
             None is where the model is.
+        replay: whether a GPU captures sweeps, and replays them for prompts of the same shape in place of being asked for each operation:
+            for many prompts of a small model, whose sweeps take less than asking for them. Positions are filled up with zeros where
+            prompts have other numbers of active latents, so last digits may differ; docs/gpu.md.
 
     Raises:
         InputError: for a bad argument, before anything is computed.

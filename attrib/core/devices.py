@@ -1,7 +1,8 @@
 """Devices and dtypes as users give them, by name or as torch's own, and held against what there is."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -87,7 +88,46 @@ def check_dtype(given: torch.dtype | str) -> torch.dtype:
 
 def to_device(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]:
     """Whole numbers of the host, in lists of one length, on a device; behind which the host need not wait, as it does for torch.tensor."""
+    brought = _BROUGHT.get()
+    return _to_device(numbers, device) if brought is None else brought.of(numbers, device)
+
+
+def _to_device(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]:
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+class Brought:
+    """Whole numbers that have been brought to a device, and are there when the same are asked for again.
+
+    Work that a device captures (engine/replay.py) cannot bring any: it would read the host's memory again each time that it is replayed.
+    """
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        """Whether there will be no others: those that are not there are an error."""
+        self._there = dict[tuple[torch.device, tuple[Any, ...]], Tensor]()
+
+    def of(self, numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*_"]:
+        """What `to_device` gives. It is shared, and must not be written to. Raises RuntimeError for others where none are to come."""
+        key = device, tuple(tuple(each) if isinstance(each, list | tuple) else each for each in numbers)
+        found = self._there.get(key)
+        if found is None:
+            if self.is_complete:
+                raise RuntimeError("numbers of the host that were not asked for before")
+            found = self._there[key] = _to_device(numbers, device)
+        return found
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Have `to_device` ask here, in this thread."""
+        token = _BROUGHT.set(self)
+        try:
+            yield
+        finally:
+            _BROUGHT.reset(token)
+
+
+_BROUGHT: ContextVar[Brought | None] = ContextVar("brought", default=None)
 
 
 class Copies:

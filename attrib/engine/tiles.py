@@ -97,6 +97,15 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
         del done, found, gradient  # before the next sweep fills another tile
 
 
+def at_once(paths: Sequence[Path], plan: PackPlan, precision: Precision, impl: Impl = "torch") -> list[Float[Tensor, "targets sources"]]:
+    """The Jacobians of a pack whose plan has one sweep, and whose targets go by position: what a device does between two looks of the host.
+
+    The arguments are those of `adjoint`. Nothing is done where memory does not suffice.
+    """
+    shared = _share(paths, plan, precision, impl)
+    return _sweep(shared, plan, precision, paths, [slice(None)] * len(paths), plan.task.targets)
+
+
 def order_of(position: Int[Tensor, " rows"]) -> Int[Tensor, " rows"] | None:
     """In which order rows come that go by position; None where they do already. On the host, which is waited for elsewhere."""
     return None if bool((position.diff() >= 0).all()) else position.argsort(stable=True)

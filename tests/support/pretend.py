@@ -31,6 +31,9 @@ unless `comes_after` says so; until then the memory holds no number. Faults that
 (`RaceError`): memory is read on the host, or kept from a copy, before the copy is done; a stream reads what another has been asked for
 and may not have made yet; memory that another stream reads is let go of without `record_stream`. What that holds counts as held.
 
+Sweeps can be captured and replayed (`Graph`): what a capture would refuse is refused, nothing that is captured is done before it is
+replayed, and a replay is one launch.
+
 Not told: memory that is written again while a copy reads it, cuBLAS's rounding, kernels of Triton, and what an allocator loses between
 blocks.
 """
@@ -44,7 +47,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
@@ -230,6 +233,97 @@ class _Copy:
         self.into.copy_(self.of)
 
 
+@dataclass
+class _Done:
+    """An operation that was captured."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+    made: list[tuple[int, Tensor]]
+    """Of what it gives, the tensors in memory of their own, by their number."""
+
+
+class Graph:
+    """Operations that were captured, to be replayed: a CUDAGraph."""
+
+    def __init__(self) -> None:
+        self.done, self.reads, self.bytes, self.flops = list[_Done](), dict[int, _Held](), 0, 0
+        self.writes = list[ref[_Held]]()
+        self.held: _Held | None = None
+        """Memory that is its own, as long as it lives."""
+
+    def replay(self) -> None:
+        """Do them again, where they were: one launch."""
+        device = _STANDING[-1]
+        with device.lock, no_dispatch():
+            assert self.held is not None, "nothing was captured"
+            count, stream = device.counts.lines[_line()], device.stream_of(self.held.index)
+            count.launches, count.bytes, count.flops = count.launches + 1, count.bytes + self.bytes, count.flops + self.flops
+            device.launched[self.held.index] += 1
+            stream.asked += 1
+            for memory in self.reads.values():
+                stream.require(memory)
+            for written in self.writes:
+                if (memory := written()) is not None:
+                    memory.made = stream, stream.asked
+            for each in self.done:
+                found = each.func(*each.args, **each.kwargs)
+                parts = found if type(found) in (list, tuple) else [found]
+                for number, into in each.made:
+                    into.copy_(parts[number])
+
+
+class _Capture:
+    """What is captured while it lasts. On CUDA none of it is done: memory that was there before is as it was afterwards, and what was
+    made holds no number until it is replayed."""
+
+    def __init__(self, device: "Device", graph: Graph, stream: Stream) -> None:
+        self.device, self.graph, self.stream, self.own = device, graph, stream, dict[int, Tensor]()
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+        self.start, self.peak = device.held, 0
+
+    def refuse(self, what: str) -> None:
+        """Raise what CUDA raises where the host would wait."""
+        raise RuntimeError(f"{_line()}: CUDA error: operation not permitted when stream is capturing ({what})")
+
+    def keep(self, written: "Iterable[There]") -> None:
+        """Remember what stands in memory that was there before, and is written to."""
+        for each in written:
+            self.graph.writes.append(ref(each.memory))
+            storage = each.here.untyped_storage()
+            if storage._cdata not in self.own and storage._cdata not in self.before:
+                whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+                self.before[storage._cdata] = whole, whole.clone()
+
+    def add(self, func: Any, args: Any, kwargs: Any, out: Any, there: list["There"], flops: int, size: int) -> None:
+        """An operation that was done."""
+        given = {_here(each).untyped_storage()._cdata for each in there}
+        for each in there:
+            if each.here.untyped_storage()._cdata not in self.own:
+                self.graph.reads[id(each.memory)] = each.memory
+        made = []
+        for number, each in enumerate(out if type(out) in (list, tuple) else [out]):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in given:
+                self.own[each.untyped_storage()._cdata] = each
+                made.append((number, each))
+        self.graph.done.append(_Done(func, args, kwargs, made))
+        self.graph.bytes, self.graph.flops = self.graph.bytes + size, self.graph.flops + flops
+
+    def end(self) -> None:
+        """Leave memory as a capture leaves it."""
+        for whole, values in self.before.values():
+            whole.copy_(values)
+        for each in self.own.values():
+            torch.empty(0, dtype=torch.uint8).set_(each.untyped_storage()).fill_(255)
+        left = [memory for at in self.own if (memory := self.device.storages.get(at)) is not None]
+        for memory in left:  # which the graph holds from here on, with all else that it took
+            self.device.let_go(memory.size, memory.index)
+            memory.size, memory.made = 0, None
+        self.graph.writes += [ref(memory) for memory in left]
+        self.graph.held = _Held(self.device, self.peak, self.stream.index)
+
+
 class There(torch.Tensor):
     """A tensor on the device, which wraps one of the host."""
 
@@ -299,6 +393,8 @@ class Device(TorchDispatchMode):
         self.waited = list[int]()
         """How many launches there had been each time that an event was waited for."""
         self.all_streams: list[Stream] = []
+        self.captures = dict[int, _Capture]()
+        """By thread."""
         self.is_left_out: Callable[[str], bool] | None = None
         """Of a line of attrib, whether the arithmetic of floating numbers is left out there, and zeros stand for what it makes."""
 
@@ -348,9 +444,11 @@ class Device(TorchDispatchMode):
         if name == "_to_copy":
             return self._copied(func, args, kwargs, to)
         line = _line()
-        count = self.counts.lines[line]
+        count, capture = self.counts.lines[line], self.captures.get(threading.get_ident())
         if name == "copy_" and isinstance(args[1], Tensor) and len({each.device for each in tensors}) == 2:
             is_background = kwargs.get("non_blocking", len(args) > 2 and args[2])
+            if capture is not None:
+                capture.refuse("a copy between host and device, which would read or write the host's memory at every replay")
             if not isinstance(args[0], There):
                 is_background = is_background and _is_pinned(args[0])
                 stream = self.stream_of(args[1].memory.index)
@@ -369,11 +467,15 @@ class Device(TorchDispatchMode):
             return self.wrap(torch.zeros(args[0], dtype=kwargs.get("dtype")), on)
         plain_args = [_here(each) for each in args]
         plain_kwargs = {key: HOST if isinstance(each, torch.device) else _here(each) for key, each in kwargs.items()}
+        waits = name in NEEDS_SIZE or (name == "repeat_interleave" and kwargs.get("output_size") is None) or _is_masked(name, args)
+        if capture is not None:
+            if waits or (to is not None and to.type == "cpu"):
+                capture.refuse("the host waits")
+            capture.keep(each for each in what.written(args, kwargs) if isinstance(each, There))
         is_left_out = what.launches and self.is_left_out is not None and self.is_left_out(line) and name not in NEEDS_SIZE
         out = _without_arithmetic(what, func, plain_args, plain_kwargs) if is_left_out else None
         out = func(*plain_args, **plain_kwargs) if out is None else out
-        if name in NEEDS_SIZE or (name == "repeat_interleave" and kwargs.get("output_size") is None) or _is_masked(name, args):
-            count.waits += 1
+        count.waits += waits
         if name == "_local_scalar_dense":
             count.to_host, count.copied = count.to_host + 1, count.copied + there[0].element_size()
             return out
@@ -387,12 +489,16 @@ class Device(TorchDispatchMode):
             stream.asked += 1
             for each in there:
                 stream.require(each.memory)
-            for each in written.values():
+            for each in written.values() if capture is None else ():
                 each.memory.made = stream, stream.asked
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
-            count.bytes += sum(map(_touched, tensors)) + sum(map(_touched, made))
-            if what.formula is not None:
-                count.flops += what.formula(*plain_args, **plain_kwargs, out_val=out)
+            size = sum(map(_touched, tensors)) + sum(map(_touched, made))
+            flops = 0 if what.formula is None else what.formula(*plain_args, **plain_kwargs, out_val=out)
+            if capture is not None:
+                capture.add(func, plain_args, plain_kwargs, out, there, flops, size)
+            count.bytes, count.flops = count.bytes + size, count.flops + flops
+        elif capture is not None and name.startswith(("empty", "new_empty")):
+            capture.own[out.untyped_storage()._cdata] = out
 
         def given_back(each: Any) -> Any:
             if not isinstance(each, Tensor):
@@ -415,6 +521,8 @@ class Device(TorchDispatchMode):
             memory = self.storages[storage._cdata] = _Held(self, storage.nbytes(), index)
             memory.made = (stream := self.stream_of(index)), stream.asked
             self.counts.peak = max(self.counts.peak, self.held)
+            if (capture := self.captures.get(threading.get_ident())) is not None:
+                capture.peak = max(capture.peak, self.held - capture.start)
         return There(here, memory)
 
     def _on_host(self, func: Any, what: "_Operation", tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
@@ -439,7 +547,10 @@ class Device(TorchDispatchMode):
         goes_there = is_there if to is None else to.type == NAME
         before = given.memory.index if is_there else 0
         on = before if to is None or to.index is None else to.index
-        out = func(_here(given), **{**kwargs, "device": HOST, "non_blocking": False})
+        capture, plain_kwargs = self.captures.get(threading.get_ident()), {**kwargs, "device": HOST, "non_blocking": False}
+        if capture is not None and is_there != goes_there:
+            capture.refuse("a copy between host and device, which would read or write the host's memory at every replay")
+        out = func(_here(given), **plain_kwargs)
         if out.untyped_storage()._cdata == _here(given).untyped_storage()._cdata:
             out = out.clone()
         if is_there != goes_there or (is_there and on != before):
@@ -447,7 +558,10 @@ class Device(TorchDispatchMode):
         else:
             count.launches += 1
             self.launched[on] += 1
-            count.bytes += _touched(given) + _touched(out)
+            size = _touched(given) + _touched(out)
+            count.bytes += size
+            if capture is not None:
+                capture.add(func, [_here(given)], plain_kwargs, out, [given], 0, size)
         return self.wrap(out, on) if goes_there else out
 
     def _count_copy(self, count: Count, moved: Tensor, to_device: bool, is_background: bool) -> None:
@@ -593,6 +707,26 @@ class _Module:
     synchronize = staticmethod(lambda *_: None)
     get_device_name = staticmethod(lambda *_: NAMED)
     Stream = Stream
+    CUDAGraph = Graph
+
+    @staticmethod
+    @contextmanager
+    def graph(given: Graph, *, stream: Stream, capture_error_mode: str = "global") -> Iterator[None]:
+        """Capture what this thread asks for."""
+        assert capture_error_mode in ("global", "thread_local", "relaxed")
+        device, own = stream.device, threading.get_ident()
+        assert own not in device.captures
+        _Module.synchronize()
+        capture = device.captures[own] = _Capture(device, given, stream)
+        for other in device.all_streams:  # all are waited for before
+            stream.wait_stream(other)
+        try:
+            with _Module.stream(stream):
+                yield
+        finally:
+            del device.captures[own]
+            with no_dispatch():
+                capture.end()
 
     @staticmethod
     def current_stream(device: Any = None) -> Stream:
