@@ -22,10 +22,11 @@ from attrib.core.types import BudgetError, EdgeKind, Progress
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.dictionaries.fit import known_to
 from attrib.engine.blocks.kernels import Impl
+from attrib.engine.filled import Filled
 from attrib.engine.outgoing import Outgoing
 from attrib.engine.path import Path
 from attrib.engine.plan.choose import packs, plan_pack, refusing
-from attrib.engine.replay import Filled, Replays
+from attrib.engine.replay import Replays
 from attrib.engine.spread import Team
 from attrib.engine.tiles import sampled_error, task_of
 from attrib.engine.transforms import Tile, by_function, by_jvp, by_vjp, chunk_size, with_writes

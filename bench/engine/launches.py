@@ -3,13 +3,14 @@
     python -m bench.engine.launches                  the small cases, which tests/engine/test_pretend.py holds to ceilings
     python -m bench.engine.launches --case gpt2-linear --case gpt2-exact
     python -m bench.engine.launches --lines 40 --budget 16 --case gpt2-exact
+    python -m bench.engine.launches --case gpt2-topk --prompts 6 --budget 64 --replay
 
 Counts are no times. Where products take most of the time a GPU needs about `FLOPs / rate`; where launches do, about 5 µs for each.
 The device, and what is counted, is described in tests/support/pretend.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -34,24 +35,40 @@ class Counted:
     what: str
 
 
+def of_k(build: Callable[..., Problem]) -> Problem:
+    """The problem with as many active latents at each position of every prompt."""
+    problem = build(policy=LINEAR)
+    assert problem.source is not None
+    assert isinstance(problem.target, attrib.Dictionary)
+
+    def competing(one: attrib.Dictionary, k: int) -> attrib.Dictionary:
+        return replace(one, config=replace(one.config, rule="topk", k=k), params=one.params._replace(b_enc=one.params.b_enc * 0))
+
+    k = build.keywords["active"][0]  # type: ignore[attr-defined]
+    return replace(problem, source=competing(problem.source, k), target=competing(problem.target, k))
+
+
+SIZES: dict[str, tuple[Callable[..., Problem], str]] = {
+    "small": (partial(latents, SMALL, 0, 3, 32, d_sae=4096, active=(8, 8)), "small shape, 0→3, 32 positions, 8 active"),
+    "gpt2": (partial(latents, GPT2, 0, 3, 128, active=(50, 50)), "GPT-2's shape, 0→3, 128 positions, 50 active"),
+}
 CASES: dict[str, Counted] = {
     f"{size}-{named}": Counted(partial(build, policy=policy), what)
     for named, policy in (("linear", LINEAR), ("exact", EXACT))
-    for size, build, what in (
-        ("small", partial(latents, SMALL, 0, 3, 32, d_sae=4096, active=(8, 8)), "small shape, 0→3, 32 positions, 8 active"),
-        ("gpt2", partial(latents, GPT2, 0, 3, 128, active=(50, 50)), "GPT-2's shape, 0→3, 128 positions, 50 active"),
-    )
-}
+    for size, (build, what) in SIZES.items()
+} | {f"{size}-topk": Counted(partial(of_k, build), f"{what} by TopK, LINEAR") for size, (build, what) in SIZES.items()}
 
 
 ENGINE = "attrib/engine/"
 """Where nothing that the host does hangs on floating numbers: counts are the same without the arithmetic, which a test holds."""
 
 
-def counted(problem: Problem, budget: int, *, computes: bool = True) -> tuple[Edges, Counts]:
+def counted(problem: Problem, budget: int, *, computes: bool = True, prompts: int = 1, replay: bool = False) -> tuple[Edges, Counts]:
     """The result on the device that is not there, and what was asked of it once all weights were there.
 
     Args:
+        prompts: how many there are: the problem's own, its tokens moved on by one for each other.
+        replay: whether sweeps are captured and replayed.
         computes: whether the engine's arithmetic is done: without, counts are the same in a fraction of the time, and edges are zeros.
     """
     assert problem.source is not None
@@ -60,18 +77,21 @@ def counted(problem: Problem, budget: int, *, computes: bool = True) -> tuple[Ed
         model, source, target = problem.model.to(device=NAME), problem.source.to(device=NAME), problem.target.to(device=NAME)
         device.begin()
         device.is_left_out = None if computes else lambda line: line.startswith(ENGINE)
-        found = attrib.latent_to_latent(model, source, target, problem.tokens, policy=problem.policy, keep=TopK(20), budget=budget)
+        tokens = [problem.tokens.roll(number) for number in range(prompts)]
+        found = attrib.latent_to_latent(model, source, target, tokens, policy=problem.policy, keep=TopK(20), budget=budget, replay=replay)
         return found, device.counts
 
 
 def main(
     case: Annotated[list[str] | None, typer.Option(help="Which, of " + ", ".join(CASES) + "; the small ones.")] = None,
     budget: Annotated[float, typer.Option(help="Working memory in GiB.")] = 16,
+    prompts: Annotated[int, typer.Option(help="How many prompts of that kind.")] = 1,
+    replay: Annotated[bool, typer.Option("--replay", help="Capture sweeps and replay them.")] = False,
     lines: Annotated[int, typer.Option(help="How many lines are shown.")] = 20,
 ) -> None:
     """Count, and print a table for each case."""
-    for name in case or [name for name in CASES if name.startswith("small")]:
-        _, counts = counted(CASES[name].build(), int(budget * GIB), computes=False)
+    for name in case or ["small-linear", "small-exact"]:
+        _, counts = counted(CASES[name].build(), int(budget * GIB), computes=False, prompts=prompts, replay=replay)
         print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{counts.table(lines)}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
 
 

@@ -291,7 +291,7 @@ def test_captured_sweeps_are_within_the_budget(kind: str, captured: list[int], m
     with pytest.raises(attrib.BudgetError) as refused:
         call(lambda given: given, {"budget": 1})
     [least] = re.findall(r"at least ([\d,]+)", str(refused.value))
-    for share in (8, 16, 64):
+    for share in (16, 64):
         budget = share * int(least.replace(",", ""))
         begun.clear()
         with pretending() as device:

@@ -289,6 +289,8 @@ class _Capture:
 
     def keep(self, written: "Iterable[There]") -> None:
         """Remember what stands in memory that was there before, and is written to."""
+        if self.device.is_left_out is not None:
+            return
         for each in written:
             self.graph.writes.append(ref(each.memory))
             storage = each.here.untyped_storage()
@@ -298,6 +300,9 @@ class _Capture:
 
     def add(self, func: Any, args: Any, kwargs: Any, out: Any, there: list["There"], flops: int, size: int) -> None:
         """An operation that was done."""
+        self.graph.bytes, self.graph.flops = self.graph.bytes + size, self.graph.flops + flops
+        if self.device.is_left_out is not None:
+            return  # nothing is done again
         given = {_here(each).untyped_storage()._cdata for each in there}
         for each in there:
             if each.here.untyped_storage()._cdata not in self.own:
@@ -308,7 +313,6 @@ class _Capture:
                 self.own[each.untyped_storage()._cdata] = each
                 made.append((number, each))
         self.graph.done.append(_Done(func, args, kwargs, made))
-        self.graph.bytes, self.graph.flops = self.graph.bytes + size, self.graph.flops + flops
 
     def end(self) -> None:
         """Leave memory as a capture leaves it."""
@@ -319,7 +323,7 @@ class _Capture:
         left = [memory for at in self.own if (memory := self.device.storages.get(at)) is not None]
         for memory in left:  # which the graph holds from here on, with all else that it took
             self.device.let_go(memory.size, memory.index)
-            memory.size, memory.made = 0, None
+            memory.size = 0
         self.graph.writes += [ref(memory) for memory in left]
         self.graph.held = _Held(self.device, self.peak, self.stream.index)
 
@@ -497,7 +501,7 @@ class Device(TorchDispatchMode):
             if capture is not None:
                 capture.add(func, plain_args, plain_kwargs, out, there, flops, size)
             count.bytes, count.flops = count.bytes + size, count.flops + flops
-        elif capture is not None and name.startswith(("empty", "new_empty")):
+        elif capture is not None and self.is_left_out is None and name.startswith(("empty", "new_empty")):
             capture.own[out.untyped_storage()._cdata] = out
 
         def given_back(each: Any) -> Any:
@@ -519,9 +523,10 @@ class Device(TorchDispatchMode):
                     f"{self.limit} are held."
                 )
             memory = self.storages[storage._cdata] = _Held(self, storage.nbytes(), index)
-            memory.made = (stream := self.stream_of(index)), stream.asked
             self.counts.peak = max(self.counts.peak, self.held)
-            if (capture := self.captures.get(threading.get_ident())) is not None:
+            if (capture := self.captures.get(threading.get_ident())) is None:
+                memory.made = (stream := self.stream_of(index)), stream.asked
+            else:
                 capture.peak = max(capture.peak, self.held - capture.start)
         return There(here, memory)
 
