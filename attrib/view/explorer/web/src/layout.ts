@@ -36,7 +36,6 @@ interface Slot {
 
 export const STEP = 14;
 const GAP = 12;
-const LEFT = 64;
 /** How many times as wide as high a picture is at most and at least. */
 const WIDEST = 1.6;
 const NARROWEST = 0.8;
@@ -82,11 +81,11 @@ export function place(graphs: Unplaced[]): Place {
   }
   // a long prompt makes a wide picture and a deep model a high one: rows or columns then stand apart, so that edges can be followed
   const full = lines.filter((count) => count > 0);
-  const wide = across.reduce((sum, count) => sum + count * STEP + GAP, LEFT);
+  const wide = across.reduce((sum, count) => sum + count * STEP + GAP, 0);
   const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
   const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
   const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
-  let x = LEFT;
+  let x = 0;
   const columns = across.map((count) => {
     const column = { x, width: count * STEP + aside };
     x += column.width;
