@@ -26,7 +26,7 @@ STATES: list[dict[str, Any]] = [
     {"positions": [2], **ALL},
     {"positions": [2], "levels": [0, 1], "hidden": ["error"], "nodes": 0.3},
 ]
-LINES = "explorer.scene.shown(explorer.state.value).lines"
+LINES = "[...explorer.scene.shown(explorer.state.value).lines]"
 USUAL = {"nodes": 0.8, "edges": 0.98, "only": False, "pinned": [], "groups": [], "hidden": [], "levels": None, "positions": []}
 
 
@@ -47,7 +47,7 @@ def test_lines_are_the_strongest_first_and_of_equal_ones_the_first(chromium: Any
     weight[::7] = 1e-42  # less than any normal number
     opened = Opened(chromium, tmp_path, packed(replace(GRAPH, weight=weight, l1=4 * GRAPH.l1 + 10), Most()))
     drawn = opened.ask(
-        "() => { explorer.change({nodes: 1, edges: 1}); return explorer.scene.shown(explorer.state.value).lines.map((l) => l.edge); }"
+        "() => { explorer.change({nodes: 1, edges: 1}); return [...explorer.scene.shown(explorer.state.value).lines].map((l) => l.edge); }"
     )
     assert len(drawn) > 100
     assert drawn == [edge for edge in weight.abs().sort(descending=True, stable=True).indices.tolist() if edge in set(drawn)]
@@ -62,7 +62,7 @@ def test_groups_lie_among_the_lines_by_their_sums(opened: Opened) -> None:
     nodes = GRAPH.targets[2:6].tolist()
     given = USUAL | ALL | {"groups": [{"name": "some", "nodes": nodes}]}
     lines = opened.ask(
-        "given => { explorer.change(given); return explorer.scene.shown(explorer.state.value).lines.map((l) =>"
+        "given => { explorer.change(given); return [...explorer.scene.shown(explorer.state.value).lines].map((l) =>"
         " [l.edge, l.from.id, l.to.id, l.weight]); }",
         given,
     )

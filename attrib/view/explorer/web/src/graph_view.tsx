@@ -7,7 +7,8 @@ import { draw, RADIUS, type Lit } from "./picture";
 import type { Signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
 import type { Item } from "./layout";
-import type { Scene, Line, Shown } from "./shown";
+import type { Line } from "./lines";
+import type { Scene, Shown } from "./shown";
 import type { State } from "./state";
 import { CanvasSurface } from "./surfaces";
 import { number, signed, visible } from "./text";
@@ -126,7 +127,7 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
 function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }) {
   const { graph, influence } = scene;
   const [node] = item.nodes;
-  const into = shown.lines.filter((line) => line.to === item);
+  const into = shown.lines.joining(item).filter((line) => line.to === item);
   return (
     <>
       <strong>{item.group ?? graph.short(node)}</strong>
@@ -147,7 +148,7 @@ function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }
 /** The lines that are drawn strongly enough to be pointed at. */
 function linesSeen(shown: Shown, chosen: State): Line[] {
   const focus = chosen.selected === null ? undefined : shown.byNode.get(chosen.selected);
-  return focus ? shown.lines.filter((line) => line.from === focus || line.to === focus) : shown.lines.slice(0, chosen.drawn);
+  return focus ? shown.lines.joining(focus) : shown.lines.first(chosen.drawn);
 }
 
 function lineAt([x, y]: [number, number], lines: Line[], reach: number): Line | null {

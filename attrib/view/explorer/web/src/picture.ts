@@ -6,7 +6,8 @@ import type { Graph } from "./graph";
 import type { Kind } from "./payload";
 import type { Item } from "./layout";
 import { widthOf } from "./letters";
-import type { Line, Shown } from "./shown";
+import type { Line } from "./lines";
+import type { Shown } from "./shown";
 import type { State } from "./state";
 import type { Surface } from "./surfaces";
 import { visible } from "./text";
@@ -55,14 +56,12 @@ function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit
     surface.curve([line.from.x, line.from.y], [line.to.x, line.to.y], colour, 0.4 + 3 * Math.sqrt(share), opacity);
   };
   const focus = lit.item ?? selected;
-  const near: Line[] = [];
-  for (let at = Math.min(shown.lines.length, state.drawn) - 1; at >= 0; at--) {
-    const line = shown.lines[at];
+  const near = focus ? shown.lines.joining(focus) : [];
+  for (const line of shown.lines.first(state.drawn).reverse()) {
     stroke(line, focus ? 0.08 : 0.15 + 0.45 * Math.sqrt(Math.abs(line.weight) / largest));
   }
-  if (focus) for (const line of shown.lines) if (line.from === focus || line.to === focus) near.push(line);
   for (const line of near.reverse()) stroke(line, 0.85);
-  const chosen = lit.edge === null ? undefined : shown.lines.find((line) => line.edge === lit.edge);
+  const chosen = lit.edge === null ? undefined : shown.lines.of(lit.edge);
   if (chosen) surface.curve([chosen.from.x, chosen.from.y], [chosen.to.x, chosen.to.y], theme.chosen, 4, 0.9);
 
   const joined = new Set(near.flatMap((line) => [line.from, line.to]));
