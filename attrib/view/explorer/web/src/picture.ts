@@ -70,7 +70,8 @@ function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit
     const isMatch = item.nodes.some((node) => lit.matches.has(node));
     const isPinned = item.nodes.some((node) => pinned.has(node));
     const isFaint = focus !== null && item !== focus && !joined.has(item) && !isMatch && !isPinned;
-    mark(surface, graph, item, theme, isFaint, item === selected || item === lit.item, isPinned, isMatch);
+    const isChosen = item === selected || item === lit.item;
+    mark(surface, seen, item, theme, isFaint, isChosen, isPinned, isMatch);
   }
   // what is looked at has its name first, then what is pinned or a group, then outputs that are joined with what is looked at
   const named: Item[][] = [[], [], []];
@@ -92,8 +93,9 @@ function drawNames(surface: Surface, { graph, shown, view }: Seen, items: Item[]
     const name = item.group !== null ? visible(item.group, 24) : visible(graph.explanation(node)?.[0] ?? graph.short(node), 32);
     const half = widthOf(name, LETTERS) / view.k / 2;
     const x = Math.max(half, Math.min(item.x, shown.width - half)); // moved aside where it would leave the picture
-    const away = 1.6 * RADIUS + 0.15 * size;
+    const away = Math.max(1.6 * RADIUS, (2.5 * SMALL) / view.k) + 0.15 * size;
     for (const y of [item.y - away, item.y + away + 0.7 * size]) {
+      if (y < 0.75 * size) continue; // its letters would leave the picture
       const box: [number, number][] = [[x - half, x + half], [y - 0.75 * size, y + 0.25 * size]];
       if (taken.some((other) => other.every(([begin, end], axis) => begin < box[axis][1] && box[axis][0] < end))) continue;
       taken.push(box);
@@ -104,18 +106,29 @@ function drawNames(surface: Surface, { graph, shown, view }: Seen, items: Item[]
 }
 
 function mark(
-  surface: Surface, graph: Graph, item: Item, theme: Theme, isFaint: boolean, isChosen: boolean, isPinned: boolean, isMatch: boolean,
+  surface: Surface, { graph, view }: Seen, item: Item, theme: Theme, isFaint: boolean, isChosen: boolean, isPinned: boolean, isMatch: boolean,
 ): void {
-  const kind = graph.kind(item.nodes[0]);
-  const { shape, light, dark } = SHAPES[kind];
+  const { shape, light, dark } = SHAPES[graph.kind(item.nodes[0])];
   const fill = isFaint ? theme.line : theme.dark ? dark : light;
-  const edge = isChosen ? theme.chosen : isMatch ? theme.positive : isPinned ? theme.text : theme.ground;
-  const width = isChosen || isPinned || isMatch ? 2 : 0.8;
-  const radius = item.group !== null ? RADIUS * 1.6 : isChosen || isPinned ? RADIUS * 1.25 : RADIUS;
   const { x, y } = item;
+  const isMarked = isChosen || isPinned || isMatch || item.group !== null;
+  if (!isMarked && RADIUS * view.k < SMALL) {
+    const half = Math.max(0.9 * RADIUS, DOT / view.k);
+    surface.dot([x - half, y - half], 2 * half, fill);
+    return;
+  }
+  const edge = isChosen ? theme.chosen : isMatch ? theme.positive : isPinned ? theme.text : theme.ground;
+  // what is marked is so many pixels large at least
+  const larger = isMarked ? Math.max(1, 2 * SMALL / (RADIUS * view.k)) : 1;
+  const width = (isChosen || isPinned || isMatch ? 2 : 0.8) * larger;
+  const radius = (item.group !== null ? RADIUS * 1.6 : isChosen || isPinned ? RADIUS * 1.25 : RADIUS) * larger;
   const points = OUTLINES[item.group !== null ? "square" : shape];
   surface.shape(points && points.map(([dx, dy]) => [x + dx * radius, y + dy * radius]), [x, y], radius, fill, edge, width);
 }
+
+/** Pixels of the radius below which a mark's shape is not seen, and a square is drawn for it; and of half of the smallest square. */
+const SMALL = 1.5;
+const DOT = 1;
 
 const OUTLINES: Record<string, [number, number][] | null> = {
   circle: null,

@@ -23,6 +23,8 @@ export interface Surface {
   within(box: Box, moved: Moved, drawing: () => void): void;
   curve(from: [number, number], to: [number, number], colour: string, width: number, opacity: number): void;
   shape(points: [number, number][] | null, at: [number, number], radius: number, fill: string, edge: string, width: number): void;
+  /** A square from its corner, without an edge. */
+  dot(corner: [number, number], side: number, fill: string): void;
   rule(from: [number, number], to: [number, number], colour: string): void;
   /** `ground` parts the letters from what lies behind them. */
   text(text: string, at: [number, number], colour: string, size: number, anchor: Anchor, ground?: string): void;
@@ -67,6 +69,11 @@ export class CanvasSurface implements Surface {
     context.strokeStyle = edge;
     context.lineWidth = width;
     context.stroke();
+  }
+
+  dot([x, y]: [number, number], side: number, fill: string): void {
+    this.context.fillStyle = fill;
+    this.context.fillRect(x, y, side, side);
   }
 
   rule([x, y]: [number, number], [u, v]: [number, number], colour: string): void {
@@ -145,6 +152,10 @@ export class SvgSurface implements Surface {
     const paint = { fill, stroke: edge, "stroke-width": round(width) };
     if (points) this.add("polygon", { points: points.map((each) => each.map(round).join(",")).join(" "), ...paint });
     else this.add("circle", { cx: round(x), cy: round(y), r: round(radius), ...paint });
+  }
+
+  dot([x, y]: [number, number], side: number, fill: string): void {
+    this.add("rect", { x: round(x), y: round(y), width: round(side), height: round(side), fill });
   }
 
   rule([x, y]: [number, number], [u, v]: [number, number], colour: string): void {
