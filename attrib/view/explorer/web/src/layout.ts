@@ -40,7 +40,7 @@ const GAP = 12;
 const WIDEST = 1.6;
 const NARROWEST = 0.8;
 
-/** Give all items their places. A cell's items stand in lines, the most influential first. */
+/** Give all items their places. A cell's items stand in lines in its middle, the most influential first. */
 export function place(graphs: Unplaced[]): Place {
   const [{ graph }] = graphs;
   const levels = graph.header.levels.length;
@@ -104,9 +104,11 @@ export function place(graphs: Unplaced[]): Place {
     const row = rowOf.get(place % levels);
     if (!cell || !row) return;
     cell.sort((a, b) => b.weight - a.weight || a.id - b.id);
+    const { x, width } = columns[column];
     cell.forEach((slot, at) => {
+      const inLine = Math.min(across[column], cell.length - at + (at % across[column]));
       for (const item of slot.items) {
-        item.x = columns[column].x + aside / 2 + STEP * ((at % across[column]) + 0.5);
+        item.x = x + width / 2 + STEP * ((at % across[column]) - (inLine - 1) / 2);
         item.y = row.y + apart / 2 + STEP * (Math.floor(at / across[column]) + 0.5);
       }
     });
