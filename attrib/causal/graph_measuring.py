@@ -5,7 +5,7 @@ row is its pre-activation, as in the graph, which has no gate to fall silent by.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -81,57 +81,88 @@ class GraphQuestion:
         """The graph's edges whose sources can be changed and whose targets can be read."""
         return (self.place[self.graph.indices] >= 0) & (self.place[self.graph.target] >= 0)
 
-    def measure(self, entry: Int[Tensor, " edges"], steps: Sequence[float]) -> list[MeasuredEdges]:
-        """Intervene on the sources of some of the graph's edges, by their numbers, ascending, and measure these."""
+    def measure(
+        self, entry: Int[Tensor, " edges"], steps: Sequence[float], done: Callable[[int], None] = lambda _: None
+    ) -> list[MeasuredEdges]:
+        """Intervene on the sources of some of the graph's edges, by their numbers, ascending, and measure these.
+
+        Args:
+            done: told how many more edges are measured, after each pass.
+        """
         chosen, which = self.graph.indices[entry].unique(return_inverse=True)
         node = self.place[self.graph.target[entry]]
-        primal, found = self._rows(chosen[:1], 0.0)[0], []
+        factors = [factor for step in steps for factor in _factors(step)]
+        found, primal = list[MeasuredEdges](), self._primal[node]
+        values = dict(zip(factors, self._values(chosen, which, node, factors, done), strict=True))
         for step in steps:
-            below = self._rows(chosen, -step)
-            above = primal.expand_as(below) if step == 1 else self._rows(chosen, step)
-            change = (above - below) / (1 if step == 1 else 2 * step)
-            measured = change[which, node]
+            below, above = values[-step], values.get(step, primal)
+            measured = (above - below) / (1 if step == 1 else 2 * step)
             lost = self._lost(chosen[which[~measured.isfinite()].unique()], step)
             nodes = chosen[which].tolist()
             told = ["" if known else lost[source] for source, known in zip(nodes, measured.isfinite().tolist(), strict=True)]
             found.append(MeasuredEdges(step, entry, measured, told))
         return found
 
-    def _rows(self, chosen: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
-        """Every row, by its node among all, where each of some nodes is changed alone by `factor` of what it writes."""
-        value = torch.zeros(len(chosen), len(self.opened.nodes), dtype=self.ends.model.dtype)
-        for end, some, columns in self._by_end(chosen):
-            value[some] = self._read(end, columns, factor)
+    def _values(
+        self,
+        chosen: Int[Tensor, " passes"],
+        which: Int[Tensor, " edges"],
+        node: Int[Tensor, " edges"],
+        factors: Sequence[float],
+        done: Callable[[int], None],
+    ) -> Float[Tensor, "factors edges"]:
+        """The row of each edge's target, where the source, one of those that are chosen, is changed alone by each factor of what it writes.
+
+        All edges of a source share its passes, and all factors go side by side, since a pass of few positions costs the reading of the
+        model's weights.
+        """
+        value = torch.zeros(len(factors), len(which), dtype=self.ends.model.dtype)
+        for end, some, columns in self._by_end(chosen, len(factors)):
+            place = torch.full((len(chosen),), -1).index_put((some,), torch.arange(len(some)))[which]
+            own = (place >= 0).nonzero()[:, 0]
+            value[:, own] = self._read(end, columns, factors)[:, place[own], node[own]]
+            done(len(own))
         return value
+
+    @cached_property
+    def _primal(self) -> Float[Tensor, " nodes"]:
+        """Every row, by its node among all, where nothing is changed."""
+        end = next(each for each in self.opened.bundle.sources if len(each.sources.position))
+        return self._read(end, torch.zeros(1, dtype=torch.int64), (0.0,))[0, 0]
 
     def _lost(self, chosen: Int[Tensor, " passes"], step: float) -> dict[int, str]:
         """By each of some nodes, where its passes first have what is no number; "" where that is beyond all places."""
-        found = dict[int, str]()
-        for end, some, columns in self._by_end(chosen):
-            for factor in (-step,) if step == 1 else (-step, step):
-                places = self._pass_of(end).lost(*self._changed(end, columns, factor), len(columns))
-                for node, at in zip(chosen[some].tolist(), places, strict=True):
-                    found[node] = found.get(node) or at
+        found, factors = dict[int, str](), _factors(step)
+        for end, some, columns in self._by_end(chosen, len(factors)):
+            places = self._pass_of(end).lost(*self._changed(end, columns, factors), len(factors) * len(columns))
+            for node, at in zip(len(factors) * chosen[some].tolist(), places, strict=True):
+                found[node] = found.get(node) or at
         return found
 
-    def _by_end(self, chosen: Int[Tensor, " passes"]) -> Iterator[tuple[Any, Int[Tensor, " some"], Int[Tensor, " some"]]]:
-        """The nodes that are sources of each end, some at a time: which of those that are chosen, and their numbers among the end's."""
+    def _by_end(self, chosen: Int[Tensor, " passes"], factors: int) -> Iterator[tuple[Any, Int[Tensor, " some"], Int[Tensor, " some"]]]:
+        """The nodes that are sources of each end, some at a time: which of those that are chosen, and their numbers among the end's.
+
+        Args:
+            factors: how many passes go side by side for each of them.
+        """
         here = self.place[chosen]
         for end, columns in zip(self.opened.bundle.sources, self.opened.columns, strict=True):
             where = torch.full((len(self.opened.nodes),), -1).index_put((columns,), torch.arange(len(columns)))[here]
-            for some in (where >= 0).nonzero()[:, 0].split(max(1, ROWS // len(self.graph.tokens))):
+            for some in (where >= 0).nonzero()[:, 0].split(max(1, ROWS // (len(self.graph.tokens) * factors))):
                 if len(some):
                     yield end, some, where[some]
 
-    def _changed(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> tuple[dict[Site, Tensor], Tensor | None]:
-        """What stands more in each of some passes; for what is brought, what stands where they begin."""
+    def _changed(self, end: Any, columns: Int[Tensor, " some"], factors: Sequence[float]) -> tuple[dict[Site, Tensor], Tensor | None]:
+        """What stands more in the passes of some nodes, by one factor behind those by another; for what is brought, what stands where
+        they begin."""
         model, tokens = self.ends.model, self.graph.tokens
         places = [place(model, site) for site in end.writes]
-        position, rows = end.sources.position[columns], end.sources.direction[columns] * end.sources.value[columns, None] * factor
+        written = end.sources.direction[columns] * end.sources.value[columns, None]
+        position, rows = end.sources.position[columns].repeat(len(factors)), torch.cat([written * factor for factor in factors])
         change = {}
         for at, part in zip(places, rows.chunk(len(places), 1), strict=True):
-            change[at] = part.new_zeros(len(columns), len(tokens), part.shape[1])
-            change[at][torch.arange(len(columns)), position] = part
+            change[at] = part.new_zeros(len(rows), len(tokens), part.shape[1])
+            change[at][torch.arange(len(rows)), position] = part
         if end.is_brought:
             return {}, self._pass(places[0]).true[places[0]] + change[places[0]]
         return change, None
@@ -139,10 +170,11 @@ class GraphQuestion:
     def _pass_of(self, end: Any) -> Nudged:
         return self._pass(place(self.ends.model, end.writes[0]))
 
-    def _read(self, end: Any, columns: Int[Tensor, " passes"], factor: float) -> Float[Tensor, "passes nodes"]:
-        model, pass_ = self.ends.model, self._pass_of(end)
-        change, scaled = self._changed(end, columns, factor)
-        value = torch.zeros(len(columns), len(self.opened.nodes), dtype=model.dtype)
+    def _read(self, end: Any, columns: Int[Tensor, " some"], factors: Sequence[float]) -> Float[Tensor, "factors some nodes"]:
+        """Every row, by its node among all, where each of some nodes is changed alone by each factor of what it writes."""
+        model, pass_, passes = self.ends.model, self._pass_of(end), len(factors) * len(columns)
+        change, scaled = self._changed(end, columns, factors)
+        value = torch.zeros(passes, len(self.opened.nodes), dtype=model.dtype)
         targets = list(zip(self.opened.bundle.targets, self.opened.rows, self._readers, strict=True))
         for is_below in (True, False):
             read = [each for each in targets if each[0].stops_below is is_below]
@@ -152,24 +184,28 @@ class GraphQuestion:
             for target, nodes, function in read:
                 if target.stop in found:
                     x = found[target.stop].index_select(1, target.targets.position)
-                    value[:, nodes] = function(x.flatten(0, 1)).view(len(columns), -1)
+                    value[:, nodes] = function(x.flatten(0, 1)).view(passes, -1)
                 else:
                     value[:, nodes] = target.targets.value
-        return value
+        return value.unflatten(0, (len(factors), -1))
 
     def _pass(self, start: Site) -> Nudged:
+        """The pass from a place on. What stands truly and what is held is found once, by the pass from the first place."""
         if start not in self._passes:
-            ends = self.ends
-            units = frozenset(each.writes for each in ends.neurons)
-            stands = units | {Site(layer, "mlp_out") for layer in ends.layers if ends.is_leaf(layer)}
-            self._passes[start] = Nudged(
-                ends.model, self.graph.tokens, start, None, ends.dictionaries, "direct", ends.policy, stands=stands
-            )
+            self._passes[start] = replace(self._whole, start=start, whole=self._whole)
         return self._passes[start]
 
     @cached_property
+    def _whole(self) -> Nudged:
+        ends = self.ends
+        units = frozenset(each.writes for each in ends.neurons)
+        stands = units | {Site(layer, "mlp_out") for layer in ends.layers if ends.is_leaf(layer)}
+        begins = frozenset(place(ends.model, end.writes[0]) for end in self.opened.bundle.sources)
+        return Nudged(ends.model, self.graph.tokens, FIRST, None, ends.dictionaries, "direct", ends.policy, stands=stands, also=begins)
+
+    @cached_property
     def _passes(self) -> dict[Site, Nudged]:
-        return {}
+        return {FIRST: self._whole}
 
     @cached_property
     def _readers(self) -> list[Callable[[Tensor], Tensor]]:
@@ -201,6 +237,11 @@ class GraphQuestion:
         what = ends.neurons[number - len(ends.dictionaries)]
         read = read_units(ends.model, what, SparseLatents(*end.targets[:3]))
         return _by_pass(read.function, len(end.targets.position))
+
+
+def _factors(step: float) -> tuple[float, ...]:
+    """By how much of what it writes a source is changed for a step: down and up, and where it is left out down alone."""
+    return (-step,) if step == 1 else (-step, step)
 
 
 def _linear(end: TargetEnd, x: Float[Tensor, "positions _"]) -> Callable[[Tensor], Tensor]:

@@ -48,6 +48,10 @@ class Nudged:
     error: bool = True
     stands: frozenset[Site] = frozenset()
     """Other places at which nothing moves but what is added: MLPs that are nodes of a graph."""
+    also: frozenset[Site] = frozenset()
+    """Where other passes of the prompt begin, which take the true values of this one."""
+    whole: "Nudged | None" = None
+    """The same from an earlier place, whose true values and whatever it holds are this one's too; `start` is among its `also`."""
 
     def __post_init__(self) -> None:
         if self.policy.mlp == "relp":
@@ -58,8 +62,10 @@ class Nudged:
     @cached_property
     def true(self) -> dict[Site, Tensor]:
         """The values of the model's own pass, by place, where something is read, written or begun."""
-        model, base = self.model, base_site(self.start)
-        sites = {self.start, *([] if base is None else [base])}
+        if self.whole is not None:
+            return self.whole.true
+        model, begins = self.model, {self.start, *self.also}
+        sites = begins | {base for each in begins if (base := base_site(each)) is not None}
         sites |= self.stands | {place(model, site) for one in self._put_in for site in (one.site, *one.writes)}
         return capture(model, self.tokens, sites)
 
@@ -107,6 +113,8 @@ class Nudged:
         """What the policy freezes, as it is where nothing is changed."""
         if self.policy == EXACT:
             return UNRECORDED
+        if self.whole is not None:
+            return self.whole._held
         places, patterns = places_held(self.model, self.policy), self.policy.attention == "frozen"
         x, base = self._begins({}, None)
         return record(self.model, x, places, start=self.start, base=base, patterns=patterns, put=self._put({}, {}))

@@ -9,7 +9,7 @@ import torch
 
 from attrib.causal.agreement import Agreement
 from attrib.causal.verifying import STEPS, verify
-from attrib.core.types import InputError
+from attrib.core.types import InputError, Progress
 from attrib.store import open_collection
 from attrib.store.graph_collection import open_graph_collection
 from attrib.store.listing import holds_graphs
@@ -28,6 +28,7 @@ def verify_stored(
     target: Any = None,
     dtype: str = "float64",
     places: Mapping[str, str | Path] | None = None,
+    progress: Progress | None = None,
 ) -> Agreement:
     """`verify` of what a file holds, by the model and the dictionaries that it names.
 
@@ -38,7 +39,8 @@ def verify_stored(
 
     The other arguments and the errors are those of `verify`; InputError too for a prompt or a kind that is not there.
     """
-    options: dict[str, Any] = {"n": n, "n_edges": n_edges, "steps": steps, "seed": seed, "target": target, "dtype": dtype, "places": places}
+    options: dict[str, Any] = {"n": n, "n_edges": n_edges, "steps": steps, "seed": seed, "target": target, "dtype": dtype}
+    options |= {"places": places, "progress": progress}
     if holds_graphs(Path(path)):
         if kinds:
             raise InputError(f"kind: {kinds[0]!r} has no effect on graphs, which have no blocks; leave it out.")

@@ -18,7 +18,18 @@ from attrib.causal.measuring import Question, measure
 from attrib.causal.readings import LogitNodes, Reading
 from attrib.core.edges import Edges, Nodes
 from attrib.core.room import memory_named
-from attrib.core.types import AttribWarning, Difference, Direction, ErrorAt, InputError, Policy, TokenLogits, TopLogits, UnsupportedError
+from attrib.core.types import (
+    AttribWarning,
+    Difference,
+    Direction,
+    ErrorAt,
+    InputError,
+    Policy,
+    Progress,
+    TokenLogits,
+    TopLogits,
+    UnsupportedError,
+)
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.graph.graph import Graph
 from attrib.models.transformer import Model
@@ -65,6 +76,7 @@ def verify(
     target: Any = None,
     dtype: str = "float64",
     places: Mapping[str, str | Path] | None = None,
+    progress: Progress | None = None,
 ) -> Agreement:
     """Intervene on sampled sources of edges, or nodes of a graph, and compare what their targets do with what the edges predict.
 
@@ -84,6 +96,7 @@ def verify(
         dtype: of the passes. Whatever the edges are in, "float64" measures without rounding; with "float32" the difference of two
             passes at a step of 1e-3 has three digits less than the passes.
         places: where models and dictionaries lie that are loaded, by name or sha256.
+        progress: called with how many edges are measured, and how many in all; -1 where there are several of `edges`.
 
     Raises:
         InputError: for options that cannot be, edges without numbers, and a model or dictionary that is not the one they were made with.
@@ -96,14 +109,22 @@ def verify(
         raise InputError(f"dtype: {dtype!r}; expected one of {', '.join(DTYPES)}.")
     known = Known(model, dictionaries, Parts(dict(places or {})), dtype)
     lines, passes = list[dict[str, Any]](), list[dict[str, Any]]()
+    measured = 0
+
+    def told(more: int) -> None:
+        nonlocal measured
+        measured += more
+        if progress is not None:
+            progress(measured, len(drawn) if len(several) == 1 else -1)
+
     for number, one in enumerate(several):
         if isinstance(one, Graph):
             of_graph = graph_question_of(one, known, target)
             drawn = _drawn(one.indices, of_graph.measurable, count, generator)
-            _measure_graph(number, one, of_graph, checked, drawn, lines, passes)
+            _measure_graph(number, one, of_graph, checked, drawn, lines, passes, told)
         else:
             drawn = _drawn(one.indices, torch.ones_like(one.indices, dtype=torch.bool), count, generator)
-            _measure(one, question_of(one, known, target), checked, drawn, lines, passes)
+            _measure(one, question_of(one, known, target), checked, drawn, lines, passes, told)
     return made(lines, passes, {"steps": list(checked), "seed": seed, **count._asdict(), "dtype": dtype})
 
 
@@ -276,6 +297,7 @@ def _measure(
     drawn: Int[Tensor, " drawn"],
     lines: list[dict[str, Any]],
     passes: list[dict[str, Any]],
+    told: Callable[[int], None],
 ) -> None:
     """Add what is measured of some edges, prompt by prompt."""
     pair = f"{edges.sources.site} -> {edges.targets.site}"
@@ -296,6 +318,7 @@ def _measure(
                 "silent": found.silent.numpy(), "lost": found.lost,
             })  # fmt: skip
             passes.append({"pair": pair, "step": found.step, "sources": len(set(sources)), "activated": found.activated})
+        told(len(own))
 
 
 def _measure_graph(
@@ -306,13 +329,14 @@ def _measure_graph(
     drawn: Int[Tensor, " drawn"],
     lines: list[dict[str, Any]],
     passes: list[dict[str, Any]],
+    told: Callable[[int], None],
 ) -> None:
     """Add what is measured of a graph. A pair is of the kinds of the two nodes: sites would be too many."""
     if not len(drawn):
         return
     kinds = graph.nodes.sets
     kind_of = [kinds[at].kind for at in graph.nodes.set_of.tolist()]
-    for found in question.measure(drawn, steps):
+    for found in question.measure(drawn, steps, told):
         sources, targets = graph.indices[found.entry].tolist(), graph.target[found.entry].tolist()
         pairs = [f"{kind_of[i]} -> {kind_of[j]}" for i, j in zip(sources, targets, strict=True)]
         lines.append({

@@ -63,15 +63,17 @@ def verify(
     """
     from attrib.causal.agreement import plain_records
     from attrib.causal.stored import verify_stored
+    from attrib.cli.bars import counted
     from attrib.jobs.folder import places_of
 
     given = dict(each.partition("=")[::2] for each in at or [])
     if wrong := [name for name, folder in given.items() if not folder]:
         raise InputError(f"at: {wrong[0]!r}; expected NAME=FOLDER.")
-    found = verify_stored(
-        file, prompts=prompt or PROMPTS, kinds=kind or (), n=sources, n_edges=edges, steps=step or (1e-3, 1.0), seed=seed, dtype=dtype,
-        places=places_of(file.resolve()) | given,
-    )  # fmt: skip
+    with counted("intervening") as progress:
+        found = verify_stored(
+            file, prompts=prompt or PROMPTS, kinds=kind or (), n=sources, n_edges=edges, steps=step or (1e-3, 1.0), seed=seed, dtype=dtype,
+            places=places_of(file.resolve()) | given, progress=progress,
+        )  # fmt: skip
     if as_json:
         both = found.summary()[["pair", "step"]].to_dict("records") if top else []
         worst = [line for one in both for line in plain_records(found.worst(top, **one))]

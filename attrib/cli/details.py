@@ -133,8 +133,11 @@ def _verified(graph: "Graph", edges: "torch.Tensor", model: "Model", given: Sequ
     import torch
 
     from attrib.causal import verify
+    from attrib.cli.bars import counted
     from attrib.dictionaries.dictionary import Dictionary
 
     kept = torch.zeros(len(graph), dtype=torch.bool).index_fill(0, edges, True)
-    found = verify(graph.only(kept), model, n_edges=len(edges), dictionaries=[one for one in given if isinstance(one, Dictionary)])
+    dictionaries = [one for one in given if isinstance(one, Dictionary)]
+    with counted("intervening") as progress:
+        found = verify(graph.only(kept), model, n_edges=len(edges), dictionaries=dictionaries, progress=progress)
     return replace(found, table=found.table.assign(edge=edges[torch.from_numpy(found.table.edge.to_numpy(int))].numpy()))

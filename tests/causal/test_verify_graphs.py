@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import attrib
+from attrib.causal.graph_measuring import GraphQuestion
 from attrib.core.types import InputError, Policy
 from attrib.graph import Custom, Latents, Neurons
 from attrib.graph.graph import Graph
@@ -70,6 +71,29 @@ def test_exact_graphs_latents_and_vectors_agree() -> None:
     assert (found.table.error.abs() <= 1e-4 * graph.weight.abs().max().item()).all(), found.worst(3)
     with pytest.raises(attrib.UnsupportedError, match="does not say enough"):
         verified(graph, model, transcoders)
+
+
+@pytest.mark.parametrize(("family", "which"), [("gpt2", "residual"), ("llama", "transcoders"), ("gemma2", "all")])
+def test_passes_that_are_shared_measure_what_each_edge_alone_does(family: str, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources of one place, steps up and down and what the passes hold share their computation; the reference shares none of it."""
+    model, given, graph = built(family, which)
+    steps, progress = (0.01, 0.5, 1), list[tuple[int, int]]()
+    together = verified(graph, model, given, steps=steps, n_edges=50, progress=lambda done, total: progress.append((done, total))).table
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
+    assert progress[-1] == (50, 50)
+    assert len(progress) > 2
+    assert {total for _, total in progress} == {50}
+    monkeypatch.setattr(GraphQuestion, "_pass", lambda self, start: replace(self._whole, start=start, also=frozenset()))
+    scale = graph.weight.abs().max().item()
+    compared = 0
+    for edge in together.edge.unique()[::7].tolist():
+        only = graph.only(torch.arange(len(graph)) == edge)
+        for step in steps:
+            [alone] = verified(only, model, given, steps=step, n_edges=1).table.measured
+            [measured] = together[(together.edge == edge) & (together.step == step)].measured
+            assert measured == pytest.approx(alone, abs=1e-9 * scale, rel=1e-9)
+            compared += 1
+    assert compared > 20
 
 
 def test_a_planted_edge_is_the_worst_case() -> None:

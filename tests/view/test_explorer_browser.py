@@ -141,7 +141,7 @@ def test_an_edge_is_chosen_where_it_is_drawn(opened: Opened) -> None:
             };
             const far = (line, [x, y]) =>
                 shown.items.every((item) => Math.hypot(item.x - x, item.y - y) > 12) &&
-                shown.lines.every((other) => other === line || [...Array(101).keys()].every((step) => {
+                [...shown.lines].every((other) => other.edge === line.edge || [...Array(101).keys()].every((step) => {
                     const [u, v] = point(other, step / 100);
                     return Math.hypot(u - x, v - y) > 4;
                 }));
@@ -188,7 +188,7 @@ def test_groups_are_drawn_as_one_saved_and_loaded(opened: Opened, tmp_path: Path
     assert opened.state("groups") == [{"name": "my group", "nodes": members}]
     assert opened.state("pinned") == []
     lines = opened.ask(
-        """() => explorer.scene.shown(explorer.state.value).lines
+        """() => [...explorer.scene.shown(explorer.state.value).lines]
             .filter((line) => line.from.group !== null).map((line) => [line.to.nodes[0], line.weight])"""
     )
     pruned = prune(GRAPH, 1.0, 1.0, members)

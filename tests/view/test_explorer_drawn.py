@@ -11,7 +11,7 @@ import torch
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import CANNOT, Opened, browser, large_graph
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 GRAPH = random_graph(positions=5, latents=9)
@@ -26,7 +26,7 @@ STATES: list[dict[str, Any]] = [
     {"positions": [2], **ALL},
     {"positions": [2], "levels": [0, 1], "hidden": ["error"], "nodes": 0.3},
 ]
-LINES = "explorer.scene.shown(explorer.state.value).lines"
+LINES = "[...explorer.scene.shown(explorer.state.value).lines]"
 USUAL = {"nodes": 0.8, "edges": 0.98, "only": False, "pinned": [], "groups": [], "hidden": [], "levels": None, "positions": []}
 
 
@@ -47,7 +47,7 @@ def test_lines_are_the_strongest_first_and_of_equal_ones_the_first(chromium: Any
     weight[::7] = 1e-42  # less than any normal number
     opened = Opened(chromium, tmp_path, packed(replace(GRAPH, weight=weight, l1=4 * GRAPH.l1 + 10), Most()))
     drawn = opened.ask(
-        "() => { explorer.change({nodes: 1, edges: 1}); return explorer.scene.shown(explorer.state.value).lines.map((l) => l.edge); }"
+        "() => { explorer.change({nodes: 1, edges: 1}); return [...explorer.scene.shown(explorer.state.value).lines].map((l) => l.edge); }"
     )
     assert len(drawn) > 100
     assert drawn == [edge for edge in weight.abs().sort(descending=True, stable=True).indices.tolist() if edge in set(drawn)]
@@ -62,7 +62,7 @@ def test_groups_lie_among_the_lines_by_their_sums(opened: Opened) -> None:
     nodes = GRAPH.targets[2:6].tolist()
     given = USUAL | ALL | {"groups": [{"name": "some", "nodes": nodes}]}
     lines = opened.ask(
-        "given => { explorer.change(given); return explorer.scene.shown(explorer.state.value).lines.map((l) =>"
+        "given => { explorer.change(given); return [...explorer.scene.shown(explorer.state.value).lines].map((l) =>"
         " [l.edge, l.from.id, l.to.id, l.weight]); }",
         given,
     )
@@ -108,3 +108,39 @@ def test_the_panel_says_why_and_what_it_says_shows_the_node(opened: Opened) -> N
     opened.page.click("#node button:has-text('Pin')")
     opened.until("() => !document.querySelector('#node .absent')")
     assert opened.ask("node => explorer.scene.shown(explorer.state.value).byNode.has(node)", node)
+
+
+FOUND = """([reach, ...colours]) => {
+    const canvas = document.getElementById("graph"), {k, x, y} = canvas.__zoom, {scene, state} = explorer;
+    const copy = Object.assign(document.createElement("canvas"), {width: canvas.width, height: canvas.height});
+    const context = copy.getContext("2d", {willReadFrequently: true});
+    context.drawImage(canvas, 0, 0);
+    const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+    const isThere = (across, down) => {
+        for (let row = down - reach; row <= down + reach; row++) {
+            for (let column = across - reach; column <= across + reach; column++) {
+                const [red, green, blue] = pixels.data.subarray(4 * (row * canvas.width + column));
+                if (colours.includes((red << 16) + (green << 8) + blue)) return true;
+            }
+        }
+        return false;
+    };
+    const {items} = scene.shown(state.value);
+    return items.map((item) => isThere(Math.floor(x + k * item.x), Math.floor(y + k * item.y)));
+}"""
+"""Of each node that is shown, whether a pixel within reach of its place has one of some colours."""
+
+
+def test_marks_are_seen_where_they_would_be_smaller_than_a_pixel(chromium: Any, tmp_path: Path) -> None:
+    """At least one whole pixel of each has its colour, and of what is pinned that of its edge."""
+    opened = Opened(chromium, tmp_path, packed(large_graph(1_000, 4_000, positions=200, layers=12), Most()), hash="#n=1&e=1")
+    assert 4.5 * opened.ask("() => document.getElementById('graph').__zoom.k") < 0.5
+    latent, token, logit, text = 0x5B6B7B, 0x1B7837, 0x252525, 0x1A1A1A
+    found = opened.ask(FOUND, [1, latent, token, logit])
+    assert len(found) > 700
+    assert all(found)
+    opened.ask("() => explorer.change({pinned: [0, 300], only: true})")
+    opened.until("() => explorer.scene.shown(explorer.state.value).items.length === 2")
+    opened.ask("() => new Promise(requestAnimationFrame)")
+    assert opened.ask(FOUND, [4, text]) == [True, True]
+    opened.close()

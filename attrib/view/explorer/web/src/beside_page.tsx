@@ -2,7 +2,8 @@
 
 import { signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
+import type { View } from "./axes";
 import { theme as themeOf, type Theme } from "./colours";
 import { Controls, type Names } from "./controls";
 import { Differences, differencesCsv, differencesOf, nameOf, NodesAlone, type Difference } from "./differences";
@@ -56,7 +57,9 @@ function BesidePage({ header, sides, differences }: Both) {
   const matches = useMemo(() => sides.map((side) => new Set(found.map((key) => side.node(key)).filter((node) => node !== null))), [found]);
   useAddress(chosen, () => readAddress(header, sides));
   const local = sides.map((side) => side.local(chosen));
-  const pictures = sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number] }));
+  const views = [useRef<View>(null), useRef<View>(null)];
+  const pictures = () =>
+    sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number], view: views[number].current! }));
   const short = (key: number) => nameOf(sides, header.others, key);
   const now = chosen.selected === null ? "" : `${short(chosen.selected)}, ${sides.map((side) => influenceIn(side, chosen.selected!)).join(", ")}`;
   return (
@@ -74,8 +77,8 @@ function BesidePage({ header, sides, differences }: Both) {
           theme={theme}
           found={found}
           taken={{
-            svg: () => svg(pictures, header.title, theme),
-            png: () => png(pictures, theme),
+            svg: () => svg(pictures(), header.title, theme),
+            png: () => png(pictures(), theme),
             csv: () => differencesCsv(header, differences, sides),
           }}
           say={setSaid}
@@ -95,6 +98,7 @@ function BesidePage({ header, sides, differences }: Both) {
                 id={`graph-${number}`}
                 name={side.name}
                 moved={moved}
+                kept={views[number]}
               />
             </section>
           ))}

@@ -1,6 +1,7 @@
 // The page of a graph, drawn again whenever the reader chooses something.
 
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
+import type { View } from "./axes";
 import { theme as themeOf } from "./colours";
 import { Controls, type Names } from "./controls";
 import { Graph, KINDS } from "./graph";
@@ -20,6 +21,7 @@ function GraphPage({ scene }: { scene: Scene }) {
   const chosen = state.value;
   const [dark, setDark] = useDark();
   const [said, setSaid] = useState("");
+  const view = useRef<View>(null);
   const theme = themeOf(dark);
   const shown = useMemo(
     () => scene.shown(chosen),
@@ -47,14 +49,14 @@ function GraphPage({ scene }: { scene: Scene }) {
           theme={theme}
           found={found}
           taken={{
-            svg: () => svg([{ graph, shown, state: chosen }], graph.header.title, theme),
-            png: () => png([{ graph, shown, state: chosen }], theme),
+            svg: () => svg([{ graph, shown, state: chosen, view: view.current! }], graph.header.title, theme),
+            png: () => png([{ graph, shown, state: chosen, view: view.current! }], theme),
             csv: () => csv(graph, shown),
           }}
           say={setSaid}
           toggleTheme={() => setDark(!dark)}
         />
-        <GraphView scene={scene} shown={shown} chosen={chosen} theme={theme} matches={matches} />
+        <GraphView scene={scene} shown={shown} chosen={chosen} theme={theme} matches={matches} kept={view} />
         <Panel scene={scene} chosen={chosen} theme={theme} />
       </main>
       <p class="said" role="status" aria-live="polite" id="said">{said || now}</p>

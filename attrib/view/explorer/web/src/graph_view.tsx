@@ -2,12 +2,15 @@
 
 import { useLayoutEffect, useState } from "preact/hooks";
 import type { Theme } from "./colours";
-import { CanvasSurface, draw, RADIUS, type Lit } from "./picture";
+import { FOOT, innerOf, sideOf, type View } from "./axes";
+import { draw, RADIUS, type Lit } from "./picture";
 import type { Signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
 import type { Item } from "./layout";
-import type { Scene, Line, Shown } from "./shown";
+import type { Line } from "./lines";
+import type { Scene, Shown } from "./shown";
 import type { State } from "./state";
+import { CanvasSurface } from "./surfaces";
 import { number, signed, visible } from "./text";
 import { useZoomed, WAYS } from "./zoomed";
 
@@ -22,33 +25,44 @@ interface Props {
   name?: string;
   /** How views that move together are moved. */
   moved?: Signal<ZoomTransform | null>;
+  /** Where it is kept how the graph lies in its window. */
+  kept: { current: View | null };
 }
 
-const MARGIN = 36;
+/** The smallest scale. */
+const LEAST = 0.02;
 
-export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", name, moved }: Props) {
+export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", name, moved, kept }: Props) {
   const { choose, togglePin } = scene.choosing;
   const [hovered, setHovered] = useState<Item | null>(null);
   const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
-    [0.02, 20],
+    [LEAST, 20],
     (width, height) => {
-      const scale = Math.min(2.5, width / shown.width, height / (shown.height + MARGIN));
-      return { scale, left: Math.max(0, (width - scale * shown.width) / 2), top: 0 };
+      const side = sideOf(scene.graph);
+      const scale = Math.max(LEAST, Math.min(2.5, (width - side) / shown.width, (height - FOOT) / shown.height));
+      return { scale, left: side + Math.max(0, (width - side - scale * shown.width) / 2), top: 0 };
     },
     [],
     moved,
   );
 
+  const view = (kept.current = { width: size[0], height: size[1], k: transform.k, x: transform.x, y: transform.y });
   const lit: Lit = { item: hovered && shown.items.includes(hovered) ? hovered : null, edge: chosen.edge, matches };
   useLayoutEffect(() => {
     if (!size[0]) return; // it has not been measured yet
-    const drawing = context(theme.ground);
-    drawing.transform(transform.k, 0, 0, transform.k, transform.x, transform.y);
-    draw(new CanvasSurface(drawing), scene.graph, shown, chosen, theme, lit);
+    draw(new CanvasSurface(context(theme.ground)), { graph: scene.graph, shown, view }, chosen, theme, lit);
   }, [size, transform, shown, chosen, theme, hovered, matches]);
 
+  /** Where on the picture a mouse points; null beside it. */
+  const pointedAt = (event: MouseEvent): [number, number] | null => {
+    const { on, at: [x, y] } = pointed(event);
+    const { left, height } = innerOf(scene.graph, shown, view);
+    return x >= left && y <= height ? on : null;
+  };
   const itemAt = (event: MouseEvent): Item | null => {
-    const [x, y] = pointed(event).on;
+    const on = pointedAt(event);
+    if (!on) return null;
+    const [x, y] = on;
     const reach = Math.max(RADIUS * 1.6, 6 / transform.k);
     let best: Item | null = null;
     let nearest = reach * reach;
@@ -68,7 +82,8 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
       else choose({ selected: node, edge: null });
       return;
     }
-    const line = lineAt(pointed(event).on, linesSeen(shown, chosen), 5 / transform.k);
+    const on = pointedAt(event);
+    const line = on && lineAt(on, linesSeen(shown, chosen), 5 / transform.k);
     if (line && line.edge >= 0) choose({ edge: line.edge });
     else if (chosen.selected !== null || chosen.edge !== null) choose({ selected: null, edge: null });
   };
@@ -99,7 +114,7 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
         onMouseLeave={() => setHovered(null)}
         onKeyDown={press}
       />
-      <button class="fit" onClick={fit}>Show all</button>
+      <button class="fit corner" onClick={fit}>Show all</button>
       {named && place && (
         <div class="hint" style={{ left: `${Math.min(place[0] + 12, size[0] - 230)}px`, top: `${place[1] + 14}px` }}>
           <Hint scene={scene} item={named} shown={shown} />
@@ -112,7 +127,7 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
 function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }) {
   const { graph, influence } = scene;
   const [node] = item.nodes;
-  const into = shown.lines.filter((line) => line.to === item);
+  const into = shown.lines.joining(item).filter((line) => line.to === item);
   return (
     <>
       <strong>{item.group ?? graph.short(node)}</strong>
@@ -133,7 +148,7 @@ function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }
 /** The lines that are drawn strongly enough to be pointed at. */
 function linesSeen(shown: Shown, chosen: State): Line[] {
   const focus = chosen.selected === null ? undefined : shown.byNode.get(chosen.selected);
-  return focus ? shown.lines.filter((line) => line.from === focus || line.to === focus) : shown.lines.slice(0, chosen.drawn);
+  return focus ? shown.lines.joining(focus) : shown.lines.first(chosen.drawn);
 }
 
 function lineAt([x, y]: [number, number], lines: Line[], reach: number): Line | null {

@@ -24,8 +24,8 @@ export interface Unplaced {
   graph: Graph;
   influence: Float64Array;
   items: Item[];
-  /** What an item is called in all graphs; items of one name share their place. */
-  name: (item: Item) => string | number;
+  /** What an item is called in all graphs, where there are several; items of one name share their place. */
+  name?: (item: Item) => string | number;
 }
 
 interface Slot {
@@ -36,57 +36,55 @@ interface Slot {
 
 export const STEP = 14;
 const GAP = 12;
-const LEFT = 64;
 /** How many times as wide as high a picture is at most and at least. */
 const WIDEST = 1.6;
 const NARROWEST = 0.8;
 
-/** Give all items their places. A cell's items stand in lines, the most influential first. */
+/** Give all items their places. A cell's items stand in lines in its middle, the most influential first. */
 export function place(graphs: Unplaced[]): Place {
   const [{ graph }] = graphs;
-  const cells = new Map<string, Slot[]>();
-  const named = new Map<string, Map<string | number, Slot>>();
-  for (const each of graphs) {
-    for (const item of each.items) {
-      const node = item.nodes.reduce((best, one) => (each.influence[one] > each.influence[best] ? one : best));
-      const key = `${each.graph.column(node)} ${each.graph.level(node)}`;
-      const weight = item.nodes.reduce((sum, one) => sum + each.influence[one], 0);
-      let cell = cells.get(key);
-      if (!cell) {
-        cells.set(key, (cell = []));
-        named.set(key, new Map());
+  const levels = graph.header.levels.length;
+  /** By column and level. */
+  const cells: (Slot[] | undefined)[] = new Array(graph.columns * levels).fill(undefined);
+  const named = new Map<string | number, Slot>();
+  for (const { graph, influence, items, name } of graphs) {
+    for (const item of items) {
+      let [most, weight] = [item.nodes[0], 0];
+      for (const node of item.nodes) {
+        if (influence[node] > influence[most]) most = node;
+        weight += influence[node];
       }
-      const name = each.name(item);
-      const slot = named.get(key)!.get(name);
+      const at = graph.column(most) * levels + graph.level(most);
+      const cell = (cells[at] ??= []);
+      const key = name && `${name(item)} ${at}`; // a name may stand in several cells
+      const slot = key === undefined ? undefined : named.get(key);
       if (slot) {
         slot.items.push(item);
         slot.weight = Math.max(slot.weight, weight);
-      } else {
-        const made = { weight, id: item.id, items: [item] };
-        cell.push(made);
-        named.get(key)!.set(name, made);
+        continue;
       }
+      const made = { weight, id: item.id, items: [item] };
+      cell.push(made);
+      if (key !== undefined) named.set(key, made);
     }
   }
   const across = new Array<number>(graph.columns).fill(2);
-  const lines = new Array<number>(graph.header.levels.length).fill(0);
-  for (const [key, cell] of cells) {
-    const [column, level] = key.split(" ").map(Number);
-    const wide = Math.ceil(Math.sqrt(2 * cell.length));
-    across[column] = Math.max(across[column], wide);
-    lines[level] = Math.max(lines[level], 1);
-  }
-  for (const [key, cell] of cells) {
-    const [column, level] = key.split(" ").map(Number);
-    lines[level] = Math.max(lines[level], Math.ceil(cell.length / across[column]));
-  }
+  const lines = new Array<number>(levels).fill(0);
+  cells.forEach((cell, at) => {
+    const column = Math.floor(at / levels);
+    if (cell) across[column] = Math.max(across[column], Math.ceil(Math.sqrt(2 * cell.length)));
+  });
+  cells.forEach((cell, at) => {
+    const level = at % levels;
+    if (cell) lines[level] = Math.max(lines[level], Math.ceil(cell.length / across[Math.floor(at / levels)]));
+  });
   // a long prompt makes a wide picture and a deep model a high one: rows or columns then stand apart, so that edges can be followed
   const full = lines.filter((count) => count > 0);
-  const wide = across.reduce((sum, count) => sum + count * STEP + GAP, LEFT);
+  const wide = across.reduce((sum, count) => sum + count * STEP + GAP, 0);
   const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
   const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
   const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
-  let x = LEFT;
+  let x = 0;
   const columns = across.map((count) => {
     const column = { x, width: count * STEP + aside };
     x += column.width;
@@ -101,16 +99,19 @@ export function place(graphs: Unplaced[]): Place {
     y += height;
   }
   const rowOf = new Map(rows.map((row) => [row.level, row]));
-  for (const [key, cell] of cells) {
-    const [column, level] = key.split(" ").map(Number);
-    const row = rowOf.get(level)!;
+  cells.forEach((cell, place) => {
+    const column = Math.floor(place / levels);
+    const row = rowOf.get(place % levels);
+    if (!cell || !row) return;
     cell.sort((a, b) => b.weight - a.weight || a.id - b.id);
+    const { x, width } = columns[column];
     cell.forEach((slot, at) => {
+      const inLine = Math.min(across[column], cell.length - at + (at % across[column]));
       for (const item of slot.items) {
-        item.x = columns[column].x + aside / 2 + STEP * ((at % across[column]) + 0.5);
+        item.x = x + width / 2 + STEP * ((at % across[column]) - (inLine - 1) / 2);
         item.y = row.y + apart / 2 + STEP * (Math.floor(at / across[column]) + 0.5);
       }
     });
-  }
+  });
   return { columns, rows, width: x, height: y + GAP };
 }

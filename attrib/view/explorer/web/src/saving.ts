@@ -3,11 +3,10 @@
 import type { Theme } from "./colours";
 import type { Graph } from "./graph";
 import { KINDS } from "./graph";
-import { CanvasSurface, draw, ShiftedSurface, SvgSurface, type Surface } from "./picture";
+import { draw, type Seen } from "./picture";
 import type { Shown } from "./shown";
 import type { Group, State } from "./state";
-
-const MARGIN = 36;
+import { CanvasSurface, SvgSurface, type Surface } from "./surfaces";
 
 export function download(name: string, content: Blob): void {
   const link = document.createElement("a");
@@ -17,14 +16,12 @@ export function download(name: string, content: Blob): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** A graph as it is shown. */
-export interface Picture {
-  graph: Graph;
-  shown: Shown;
+/** A graph as it is seen. */
+export interface Picture extends Seen {
   state: State;
 }
 
-/** Graphs from left to right. */
+/** Graphs from left to right, each as its window has it. */
 export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
   const [width, height] = extent(pictures);
   const surface = new SvgSurface(width, height, theme.ground, title);
@@ -32,10 +29,13 @@ export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
   return new Blob([new XMLSerializer().serializeToString(surface.root)], { type: "image/svg+xml" });
 }
 
+/** Pixels of a PNG for each pixel of the page. */
+const SHARPER = 3;
+
 export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
   const canvas = document.createElement("canvas");
   const [width, height] = extent(pictures);
-  const scale = Math.min(2, 16000 / width, 16000 / height);
+  const scale = Math.min(SHARPER, 16000 / width, 16000 / height);
   canvas.width = Math.ceil(width * scale);
   canvas.height = Math.ceil(height * scale);
   const context = canvas.getContext("2d")!;
@@ -49,15 +49,16 @@ export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
 }
 
 function extent(pictures: Picture[]): [number, number] {
-  return [pictures.reduce((sum, { shown }) => sum + shown.width, 0), Math.max(...pictures.map(({ shown }) => shown.height)) + MARGIN];
+  return [pictures.reduce((sum, { view }) => sum + view.width, 0), Math.max(...pictures.map(({ view }) => view.height))];
 }
 
 function drawAll(surface: Surface, pictures: Picture[], theme: Theme): void {
-  let left = 0;
-  for (const { graph, shown, state } of pictures) {
-    const own = left ? new ShiftedSurface(surface, left) : surface;
-    draw(own, graph, shown, state, theme, { item: null, edge: state.edge, matches: new Set() });
-    left += shown.width;
+  let x = 0;
+  for (const { state, ...seen } of pictures) {
+    const { width, height } = seen.view;
+    const lit = { item: null, edge: state.edge, matches: new Set<number>() };
+    surface.within({ left: x, top: 0, width, height }, { k: 1, x, y: 0 }, () => draw(surface, seen, state, theme, lit));
+    x += width;
   }
 }
 

@@ -3,24 +3,16 @@
 import { prune, shares, spread, type Pruned } from "./influence";
 import type { Graph } from "./graph";
 import { place, type Item, type Place } from "./layout";
+import { Lines, type Line } from "./lines";
 import { largestFirst } from "./order";
 import { change, togglePin, type State } from "./state";
-
-export interface Line {
-  from: Item;
-  to: Item;
-  weight: number;
-  /** The edge, or -1 where several are drawn as one. */
-  edge: number;
-}
 
 /** What is shown of a graph, before it has a place. */
 export interface Picked {
   pruned: Pruned;
   items: Item[];
   byNode: Map<number, Item>;
-  /** Strongest first. */
-  lines: Line[];
+  lines: Lines;
 }
 
 export interface Shown extends Picked, Place {
@@ -96,7 +88,7 @@ export class Scene {
 
   shown(state: State): Shown {
     const picked = this.picked(state);
-    const placed = place([{ graph: this.graph, influence: this.influence, items: picked.items, name: (item) => item.id }]);
+    const placed = place([{ graph: this.graph, influence: this.influence, items: picked.items }]);
     return { ...picked, ...placed, largest: widest(picked) };
   }
 
@@ -122,33 +114,51 @@ export class Scene {
     return { pruned, items, byNode, lines: this.lines(state, pruned, byNode) };
   }
 
-  private lines(state: State, pruned: Pruned, byNode: Map<number, Item>): Line[] {
-    const { graph } = this;
+  private lines(state: State, pruned: Pruned, byNode: Map<number, Item>): Lines {
+    const { source, target, weight, size } = this.graph;
     const least = state.least * this.largest;
-    const itemOf = Array.from({ length: graph.size }, (_, node) => byNode.get(node));
-    const found: Line[] = [];
+    const itemOf = Array.from({ length: size }, (_, node) => byNode.get(node));
+    const isDrawn = Uint8Array.from(itemOf, (item) => (item ? (item.group === null ? 1 : 2) : 0));
+    const order = new Int32Array(this.ordered.length);
+    let count = 0;
     const summed = new Map<string, Line>();
-    for (const edge of this.ordered) {
+    for (let at = 0; at < order.length; at++) {
+      const edge = this.ordered[at];
       if (!pruned.edges[edge]) continue;
-      const from = itemOf[graph.source[edge]];
-      const to = itemOf[graph.target[edge]];
-      if (!from || !to || from === to) continue;
-      const weight = graph.weight[edge];
-      if (from.group === null && to.group === null) {
-        if (Math.abs(weight) >= least) found.push({ from, to, weight, edge });
-        continue;
-      }
-      const key = `${from.id} ${to.id}`;
-      const line = summed.get(key);
-      if (line) line.weight += weight;
-      else summed.set(key, { from, to, weight, edge: -1 });
+      const from = isDrawn[source[edge]];
+      const to = isDrawn[target[edge]];
+      if (!from || !to) continue;
+      if (from === 1 && to === 1) {
+        if (Math.abs(weight[edge]) >= least) order[count++] = edge;
+      } else add(summed, itemOf[source[edge]]!, itemOf[target[edge]]!, weight[edge]);
     }
-    const sums = [...summed.values()].filter((line) => Math.abs(line.weight) >= least);
-    return sums.length ? found.concat(sums).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)) : found;
+    const sums = [...summed.values()].filter((line) => Math.abs(line.weight) >= least).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+    return new Lines(this.graph, itemOf, merged(order.subarray(0, count), sums, weight), sums);
   }
+}
+
+/** Add what an edge that begins or ends in a group has to the line that it is drawn in. */
+function add(summed: Map<string, Line>, from: Item, to: Item, weight: number): void {
+  if (from === to) return;
+  const key = `${from.id} ${to.id}`;
+  const line = summed.get(key);
+  if (line) line.weight += weight;
+  else summed.set(key, { from, to, weight, edge: -1 });
+}
+
+/** Edges and sums, both strongest first, in one order: -1 - n is the n-th sum. Of equal ones edges are first. */
+function merged(edges: Int32Array, sums: Line[], weight: Float32Array): Int32Array {
+  if (!sums.length) return edges;
+  const found = new Int32Array(edges.length + sums.length);
+  let [edge, sum] = [0, 0];
+  for (let at = 0; at < found.length; at++) {
+    const isEdge = sum === sums.length || (edge < edges.length && Math.abs(weight[edges[edge]]) >= Math.abs(sums[sum].weight));
+    found[at] = isEdge ? edges[edge++] : -1 - sum++;
+  }
+  return found;
 }
 
 /** The largest weight that is drawn. */
 export function widest({ lines }: Picked): number {
-  return lines.length ? Math.abs(lines[0].weight) : 0;
+  return lines.length ? Math.abs(lines.at(0).weight) : 0;
 }
