@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
 from attrib_kernels.compact import Rule, compact
-from attrib_kernels.impl import Precision
+from attrib_kernels.impl import Loads, Precision
 from torch import Tensor
 
 Impl = Literal["reference", "triton"]
@@ -76,6 +76,10 @@ class Case(ABC):
     def function(self, impl: Impl) -> Callable[..., Any]:
         """The operation as a function of `tensors`; it gives a tensor, or a NamedTuple of tensors or None."""
 
+    def by_descriptors(self) -> "Attention | None":
+        """The same case with tiles loaded by tensor descriptors; None where its kernels load none so."""
+        return None
+
     def least_bytes(self, tensors: Tensors, results: Results) -> int:
         """Bytes read and written at the least."""
         return bytes_of(*tensors, *results.values())
@@ -98,6 +102,7 @@ class Attention(Case):
     heads: int
     kv_heads: int
     d_head: int
+    loads: Loads = "pointers"
 
     @property
     def what(self) -> str:
@@ -119,11 +124,21 @@ class Attention(Case):
 
     def function(self, impl: Impl) -> Callable[..., Any]:
         scale, frozen = self.d_head**-0.5, self.kind == "frozen"
+        how: dict[str, Any] = {"impl": impl, "precision": self.precision, "loads": self.loads}
         if self.kind == "tangent":
             return lambda q_dot, k_dot, v_dot, a, q, k, v, z: attention_tangent(
-                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, impl=impl, precision=self.precision
+                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, **how
             )
-        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, impl=impl, frozen=frozen, precision=self.precision)
+        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, frozen=frozen, **how)
+
+    def by_descriptors(self) -> "Attention | None":
+        """Not with `tf32x3`, whose tiles always come by pointers."""
+        return replace(self, loads="descriptors") if self.dtype != torch.float32 or self.precision == "tf32" else None
+
+    def tiled(self, tensors: Tensors) -> Tensors:
+        """What kernels may read by descriptors: all but the pattern."""
+        *carried, _, q, k, v, z = tensors
+        return *carried, q, k, v, z
 
     def least_bytes(self, tensors: Tensors, results: Results) -> int:
         """Without the primal, which all rows share."""
