@@ -176,6 +176,7 @@ def launches(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], Mappi
                 yield f"{short(kernel)}{'-frozen' if frozen else ''} {call.name}", kernel, args, options
             found.clear()
     yield from compact_launches()
+    yield from read_out_launches()
 
 
 def short(kernel: Any) -> str:
@@ -201,6 +202,26 @@ def compact_launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str,
             for kernel in (compact._count, compact._write):
                 args = tuple({**tensors, **numbers}.get(name, tile) for name in kernel.arg_names if name not in options)
                 yield f"compact-{short(kernel)} {DTYPES[dtype]} {rule}", kernel, args, options
+
+
+def read_out_launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str, Any]]]:
+    """GPT-2's stream of 768 and SmolLM2's of 576, two positions with 50 seeds each."""
+    from attrib_kernels.read_out import triton as launchers
+
+    found: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]] = []
+    kernel = launchers._read_kernel
+    calls = [(torch.bfloat16, "16-bit"), (torch.float32, "tf32"), (torch.float32, "tf32x3"), (torch.float32, "ieee")]
+    for width in (768, 576):
+        for dtype, products in calls:
+            rows, seeds, out = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((200, width), (100, width), (100, 100)))
+            start, step = (torch.empty(100, dtype=torch.int64, device="meta") for _ in range(2))
+            launchers._read_kernel = Instead(kernel, lambda *launch: found.append(launch))
+            try:
+                precision = "tf32" if products == "16-bit" else products
+                launchers.read_out(rows, start, step, [(0, 100)] * 2, [0, 50, 100], seeds, out, precision=precision)
+            finally:
+                launchers._read_kernel = kernel
+            yield f"read-out {DTYPES[dtype]} {products} width{width}", *found.pop()
 
 
 # ------------------------------------------------------------------------------------------------ the table
