@@ -40,8 +40,8 @@ TILES = {
     "tf32x3": Tiles(64, 64, 32, 4, 3),
     "ieee": Tiles(32, 32, 16, 4, 2),
 }
-"""By products, 64 seeds at once: with 50 active latents of a position rows are then read once. 128 rows at once spilled with 4 warps, and with 8
-left room for one program where 64 leave room for three."""
+"""By products, 64 seeds at once: with 50 active latents of a position rows are then read once. 128 rows at once spilled with 4 warps; with
+8 there was room for one program in TF32 where 64 rows leave room for three."""
 
 
 @triton.jit(do_not_specialize=LENGTHS)
