@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import typer
+from attrib_kernels.impl import Precision
 from torch import Tensor
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -210,17 +211,17 @@ def read_out_launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str
 
     found: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]] = []
     kernel = launchers._read_kernel
-    calls = [(torch.bfloat16, "16-bit"), (torch.float32, "tf32"), (torch.float32, "tf32x3"), (torch.float32, "ieee")]
+    calls: list[tuple[torch.dtype, Precision]] = [(torch.bfloat16, "tf32"), *((torch.float32, each) for each in get_args(Precision))]
     for width in (768, 576):
-        for dtype, products in calls:
+        for dtype, precision in calls:
             rows, seeds, out = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((200, width), (100, width), (100, 100)))
             start, step = (torch.empty(100, dtype=torch.int64, device="meta") for _ in range(2))
             launchers._read_kernel = Instead(kernel, lambda *launch: found.append(launch))
             try:
-                precision = "tf32" if products == "16-bit" else products
                 launchers.read_out(rows, start, step, [(0, 100)] * 2, [0, 50, 100], seeds, out, precision=precision)
             finally:
                 launchers._read_kernel = kernel
+            products = precision if dtype == torch.float32 else "16-bit"
             yield f"read-out {DTYPES[dtype]} {products} width{width}", *found.pop()
 
 
