@@ -57,14 +57,14 @@ class Tiles(NamedTuple):
 
 TILES: dict[tuple[Kernel, Products], dict[int, Tiles]] = {
     ("queries", "tf32"): {64: Tiles(64, 64, 4, 2), 128: Tiles(32, 64, 8, 2, 64), 256: Tiles(16, 64, 8, 1, 64)},
-    ("queries", "tf32x3"): {64: Tiles(32, 64, 4, 2), 128: Tiles(16, 32, 8, 1, 64), 256: Tiles(16, 16, 8, 1, 32)},
+    ("queries", "tf32x3"): {64: Tiles(32, 64, 4, 2), 128: Tiles(64, 32, 8, 2, 64), 256: Tiles(16, 16, 8, 1, 32)},
     ("queries", "ieee"): {64: Tiles(16, 16, 4, 1, 32), 256: Tiles(16, 16, 8, 1, 32)},
     ("queries", "16-bit"): {64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 64, 8, 1, 64)},
     ("keys", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 2)},
     ("keys", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
     ("keys", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
     ("keys", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 16, 8, 2)},
-    ("tangent", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(32, 16, 8, 2), 256: Tiles(16, 16, 8, 2)},
+    ("tangent", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(64, 16, 8, 2), 256: Tiles(16, 16, 8, 2)},
     ("tangent", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
     ("tangent", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
     ("tangent", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 1)},
