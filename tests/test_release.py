@@ -74,7 +74,7 @@ sys.meta_path.insert(0, Missing())
 import attrib, attrib_kernels
 for package in (attrib, attrib_kernels):
     for module in pkgutil.walk_packages(package.__path__, f"{{package.__name__}}."):
-        if not module.name.endswith(".triton") and module.name != "attrib_kernels.lowering":
+        if not module.name.endswith(".triton") and module.name not in ("attrib_kernels.lowering", "attrib_kernels.descriptors"):
             importlib.import_module(module.name)
 from attrib.cli.main import main
 sys.argv = ["attrib", "info"]

@@ -214,7 +214,7 @@ def found_rows(bundles: Sequence[Bundle], plan: JointPlan, precision: Precision,
 
     Args:
         precision: of the sweep's products.
-        impl: of the attention maps.
+        impl: of the attention maps and of reading out.
 
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves, or a pack prompt by prompt.

@@ -58,7 +58,7 @@ def adjoint(paths: Sequence[Path], plan: PackPlan, precision: Precision | None =
 
     Args:
         precision: of the sweep's products; None is the path's own dtype.
-        impl: of the attention maps.
+        impl: of the attention maps and of reading out.
 
     Warns:
         UserWarning: where the device ran out of memory and a sweep is done in halves.

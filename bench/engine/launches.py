@@ -5,7 +5,8 @@
     python -m bench.engine.launches --lines 40 --budget 16 --case gpt2-exact
     python -m bench.engine.launches --case gpt2-topk --prompts 6 --budget 64 --replay
 
-Counts are no times. Where products take most of the time a GPU needs about `FLOPs / rate`; where launches do, about 5 µs for each.
+Counts are no times. `ms` is what a line takes an H200 at the least: its FLOPs at the rate of TF32 or its bytes at the rate of memory,
+whichever is longer. Asking, about 5 µs for each launch, goes on beside it.
 The device, and what is counted, is described in tests/support/pretend.py.
 """
 
@@ -18,10 +19,11 @@ import typer
 
 import attrib
 from attrib.core.edges import Edges
+from attrib.core.rates import RATES
 from attrib.core.types import EXACT, LINEAR, TopK
 from bench.engine.cases import GIB, Problem, latents
 from bench.engine.weights import GPT2, Shape
-from tests.support.pretend import NAME, Counts, pretending
+from tests.support.pretend import NAME, Count, Counts, pretending
 
 SMALL = Shape("small", 48, 4, 4, 12, 96, "layer", "gelu_tanh", False, "learned", d_vocab=100, n_ctx=128)
 """GPT-2's parts, small enough that a test can count them."""
@@ -82,17 +84,25 @@ def counted(problem: Problem, budget: int, *, computes: bool = True, prompts: in
         return found, device.counts
 
 
+def least(count: Count) -> float:
+    """Seconds of a line on an H200, by its data sheet, where neither products nor memory wait for anything."""
+    rates = RATES["NVIDIA H200"]
+    return max(count.flops / rates.tf32, count.bytes / rates.bytes)
+
+
 def main(
     case: Annotated[list[str] | None, typer.Option(help="Which, of " + ", ".join(CASES) + "; the small ones.")] = None,
     budget: Annotated[float, typer.Option(help="Working memory in GiB.")] = 16,
     prompts: Annotated[int, typer.Option(help="How many prompts of that kind.")] = 1,
     replay: Annotated[bool, typer.Option("--replay", help="Capture sweeps and replay them.")] = False,
     lines: Annotated[int, typer.Option(help="How many lines are shown.")] = 20,
+    by_time: Annotated[bool, typer.Option("--by-time", help="Those that take longest, in place of those that ask for most.")] = False,
 ) -> None:
     """Count, and print a table for each case."""
     for name in case or ["small-linear", "small-exact"]:
         _, counts = counted(CASES[name].build(), int(budget * GIB), computes=False, prompts=prompts, replay=replay)
-        print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{counts.table(lines)}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
+        table = counts.table(lines, least, seconds=least) if by_time else counts.table(lines, seconds=least)
+        print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{table}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
 
 
 if __name__ == "__main__":

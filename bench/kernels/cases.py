@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from attrib_kernels.attention_adjoint import AttentionCotangents, attention_adjoint, attention_tangent
 from attrib_kernels.compact import Rule, compact
-from attrib_kernels.impl import Precision
+from attrib_kernels.impl import Loads, Precision
+from attrib_kernels.read_out import read_out
 from torch import Tensor
 
 Impl = Literal["reference", "triton"]
@@ -76,6 +77,10 @@ class Case(ABC):
     def function(self, impl: Impl) -> Callable[..., Any]:
         """The operation as a function of `tensors`; it gives a tensor, or a NamedTuple of tensors or None."""
 
+    def by_descriptors(self) -> "Attention | None":
+        """The same case with tiles loaded by tensor descriptors; None where its kernels load none so."""
+        return None
+
     def least_bytes(self, tensors: Tensors, results: Results) -> int:
         """Bytes read and written at the least."""
         return bytes_of(*tensors, *results.values())
@@ -98,6 +103,7 @@ class Attention(Case):
     heads: int
     kv_heads: int
     d_head: int
+    loads: Loads = "pointers"
 
     @property
     def what(self) -> str:
@@ -119,11 +125,21 @@ class Attention(Case):
 
     def function(self, impl: Impl) -> Callable[..., Any]:
         scale, frozen = self.d_head**-0.5, self.kind == "frozen"
+        how: dict[str, Any] = {"impl": impl, "precision": self.precision, "loads": self.loads}
         if self.kind == "tangent":
             return lambda q_dot, k_dot, v_dot, a, q, k, v, z: attention_tangent(
-                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, impl=impl, precision=self.precision
+                AttentionCotangents(q_dot, k_dot, v_dot), a, q, k, v, z, scale, **how
             )
-        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, impl=impl, frozen=frozen, precision=self.precision)
+        return lambda o, a, q, k, v, z: attention_adjoint(o, a, q, k, v, z, scale, frozen=frozen, **how)
+
+    def by_descriptors(self) -> "Attention | None":
+        """Not with `tf32x3`, whose tiles always come by pointers."""
+        return replace(self, loads="descriptors") if self.dtype != torch.float32 or self.precision == "tf32" else None
+
+    def tiled(self, tensors: Tensors) -> Tensors:
+        """What kernels may read by descriptors: all but the pattern."""
+        *carried, _, q, k, v, z = tensors
+        return *carried, q, k, v, z
 
     def least_bytes(self, tensors: Tensors, results: Results) -> int:
         """Without the primal, which all rows share."""
@@ -182,6 +198,48 @@ class Compact(Case):
         return replace(self, rows=9, columns=64, positions=3)
 
 
+# ------------------------------------------------------------------------------------------- reading out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOut(Case):
+    """Cotangents of as many targets at each position, read out against as many seeds at each position that they see."""
+
+    positions: int
+    each: int
+    """Targets and seeds of a position."""
+    width: int
+
+    waits_for_host = True  # which gives where rows live at each call
+
+    @property
+    def what(self) -> str:
+        return f"read out: {self.positions} positions, {self.each} targets and {self.each} seeds at each, width {self.width}"
+
+    def tensors(self, device: torch.device) -> Tensors:
+        """Rows in one band for each target's position, seeds, a table, and where cells begin and how far they are apart."""
+        draw, all_of, each = normal(device), self.positions * self.each, self.each
+        cells = each * self.positions * (self.positions + 1) // 2
+        offsets = [each * t * (t + 1) // 2 for t in range(self.positions)]
+        start = (torch.tensor(offsets)[:, None] + torch.arange(each)).flatten().to(device)
+        floats = (draw(cells, self.width), draw(all_of, self.width), draw(all_of, all_of))
+        return *(x.to(self.dtype) for x in floats), start, torch.full_like(start, each)
+
+    def function(self, impl: Impl) -> Callable[..., Any]:
+        alive = [(t * self.each, self.positions * self.each) for t in range(self.positions)]
+        begins = [t * self.each for t in range(self.positions + 1)]
+
+        def run(rows: Tensor, seeds: Tensor, out: Tensor, start: Tensor, step: Tensor) -> Tensor:
+            table = out.clone()  # each call begins with the same; the copy is in every way's time
+            read_out(rows, start, step, alive, begins, seeds, table, impl=impl, precision=self.precision)
+            return table
+
+        return run
+
+    def tiny(self) -> "ReadOut":
+        return replace(self, positions=5, each=3, width=24)
+
+
 # --------------------------------------------------------------------------------------------- the list
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -205,7 +263,7 @@ TILES = {1600: 32, 6400: 128}
 
 def all_cases() -> dict[str, Case]:
     """Every case by its name."""
-    return {case.name: case for case in (*attention_cases(), *compact_cases())}
+    return {case.name: case for case in (*attention_cases(), *compact_cases(), *read_out_cases())}
 
 
 def attention_cases() -> Iterator[Case]:
@@ -218,6 +276,14 @@ def attention_cases() -> Iterator[Case]:
             for dtype in (FLOAT32, BFLOAT16):
                 yield Attention(name=f"{name}-{dtype_name(dtype)}", dtype=dtype, quick=quick, kind=kind, **sizes)
             yield Attention(name=f"{name}-float32-tf32", dtype=FLOAT32, quick=quick, precision="tf32", kind=kind, **sizes)
+
+
+def read_out_cases() -> Iterator[Case]:
+    """GPT-2's width, 50 active latents; none is quick, since torch.compile takes its time over so many positions."""
+    sizes = dict[str, Any](positions=128, each=50, width=768)
+    for dtype in (FLOAT32, BFLOAT16):
+        yield ReadOut(name=f"read-out-gpt2-T128-{dtype_name(dtype)}", dtype=dtype, **sizes)
+    yield ReadOut(name="read-out-gpt2-T128-float32-tf32", dtype=FLOAT32, precision="tf32", **sizes)
 
 
 def compact_cases() -> Iterator[Case]:

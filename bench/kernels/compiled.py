@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import typer
+from attrib_kernels.impl import Precision
 from torch import Tensor
 
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = (90, 80)
 """Compute capabilities: H100 and H200, A100."""
+HOPPER = 90
+"""From here on there are tensor descriptors."""
 SHARED = {90: 227 * 1024, 80: 163 * 1024}
 """Bytes of shared memory that one block of threads may have."""
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -31,7 +34,7 @@ class Entry(NamedTuple):
     """One kernel as attrib launches it for one kind of GPU, and what it became."""
 
     name: str
-    """Target, kernel, dtype, precision, d_head, heads of a group, positions."""
+    """Target, kernel, dtype, precision, d_head, heads of a group, positions, and how tiles are loaded, if not by pointers."""
     registers: int
     stack: int
     shared: int
@@ -42,7 +45,9 @@ class Entry(NamedTuple):
     mma: int
     """Instructions of the tensor cores before, of 16 rows each."""
     loads: int
-    """Asynchronous copies into shared memory."""
+    """Asynchronous copies into shared memory, of up to 16 bytes for each thread."""
+    tma: int
+    """The same of tiles, each asked for by one thread through a tensor descriptor."""
 
 
 class Driver:
@@ -95,15 +100,20 @@ class Attention(NamedTuple):
     d_head: int
     group: int = 1
     positions: int = 128
+    loads: str = "pointers"
 
     @property
     def name(self) -> str:
         """Its part of an entry's name."""
-        return f"{DTYPES[self.dtype]} {self.precision} d{self.d_head} g{self.group} T{self.positions}"
+        sizes = f"{DTYPES[self.dtype]} {self.precision} d{self.d_head} g{self.group} T{self.positions}"
+        return sizes if self.loads == "pointers" else f"{sizes} {self.loads}"
 
 
-def attention_calls() -> Iterator[Attention]:
-    """GPT-2's and SmolLM2's heads of 64, Llama's and Qwen's of 128, Gemma's of 256, and prompts of fewer positions than a tile has."""
+def attention_calls(capability: int) -> Iterator[Attention]:
+    """GPT-2's and SmolLM2's heads of 64, Llama's and Qwen's of 128, Gemma's of 256, and prompts of fewer positions than a tile has.
+
+    Where there are descriptors, the calls that have some come again.
+    """
     for d_head in (64, 128, 256):
         yield Attention(torch.bfloat16, "16-bit", d_head)
         yield Attention(torch.float32, "tf32", d_head)
@@ -111,6 +121,13 @@ def attention_calls() -> Iterator[Attention]:
     yield Attention(torch.float32, "ieee", 64)
     yield Attention(torch.float32, "tf32", 64, group=3)
     yield Attention(torch.float32, "tf32", 64, positions=32)
+    if capability < HOPPER:
+        return
+    for d_head in (64, 128, 256):
+        yield Attention(torch.bfloat16, "16-bit", d_head, loads="descriptors")
+        yield Attention(torch.float32, "tf32", d_head, loads="descriptors")
+    yield Attention(torch.float32, "tf32", 64, group=3, loads="descriptors")
+    yield Attention(torch.float32, "tf32", 64, positions=32, loads="descriptors")
 
 
 def launch_attention(call: Attention, frozen: bool, launchers: Any) -> None:
@@ -126,14 +143,14 @@ def launch_attention(call: Attention, frozen: bool, launchers: Any) -> None:
     k, v = (empty(4, positions, call.d_head) for _ in range(2))
     primal = (empty(heads, positions, positions), q, k, v, z, call.d_head**-0.5)
     precision = "tf32" if call.precision == "16-bit" else call.precision
-    launchers.adjoint(empty(positions, 500, heads, call.d_head), *primal, frozen=frozen, precision=precision)
+    launchers.adjoint(empty(positions, 500, heads, call.d_head), *primal, frozen=frozen, precision=precision, loads=call.loads)
     of_keys = empty(positions, 500, 4, call.d_head)
     tangents = (
         FrozenCotangents(None, None, of_keys)
         if frozen
         else AttentionCotangents(empty(positions, 500, heads, call.d_head), of_keys, of_keys.clone())
     )
-    launchers.tangent(tangents, *primal, precision=precision)
+    launchers.tangent(tangents, *primal, precision=precision, loads=call.loads)
 
 
 def attention_kernels(launchers: Any) -> list[str]:
@@ -141,13 +158,13 @@ def attention_kernels(launchers: Any) -> list[str]:
     return [name for name in dir(launchers) if name.endswith("_kernel")]
 
 
-def launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str, Any]]]:
-    """Every launch by name: the kernel, its arguments and its options."""
+def launches(capability: int) -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str, Any]]]:
+    """Every launch on such a GPU by name: the kernel, its arguments and its options."""
     from attrib_kernels.attention_adjoint import triton as launchers
 
     found: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]] = []
     kernels = {name: getattr(launchers, name) for name in attention_kernels(launchers)}
-    for call in attention_calls():
+    for call in attention_calls(capability):
         for frozen in (False, True):
             for name, kernel in kernels.items():
                 setattr(launchers, name, Instead(kernel, lambda *launch: found.append(launch)))
@@ -160,6 +177,7 @@ def launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str, Any]]]:
                 yield f"{short(kernel)}{'-frozen' if frozen else ''} {call.name}", kernel, args, options
             found.clear()
     yield from compact_launches()
+    yield from read_out_launches()
 
 
 def short(kernel: Any) -> str:
@@ -187,6 +205,26 @@ def compact_launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str,
                 yield f"compact-{short(kernel)} {DTYPES[dtype]} {rule}", kernel, args, options
 
 
+def read_out_launches() -> Iterator[tuple[str, Any, tuple[Any, ...], Mapping[str, Any]]]:
+    """GPT-2's stream of 768 and SmolLM2's of 576, two positions with 50 seeds each."""
+    from attrib_kernels.read_out import triton as launchers
+
+    found: list[tuple[Any, tuple[Any, ...], Mapping[str, Any]]] = []
+    kernel = launchers._read_kernel
+    calls: list[tuple[torch.dtype, Precision]] = [(torch.bfloat16, "tf32"), *((torch.float32, each) for each in get_args(Precision))]
+    for width in (768, 576):
+        for dtype, precision in calls:
+            rows, seeds, out = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((200, width), (100, width), (100, 100)))
+            start, step = (torch.empty(100, dtype=torch.int64, device="meta") for _ in range(2))
+            launchers._read_kernel = Instead(kernel, lambda *launch: found.append(launch))
+            try:
+                launchers.read_out(rows, start, step, [(0, 100)] * 2, [0, 50, 100], seeds, out, precision=precision)
+            finally:
+                launchers._read_kernel = kernel
+            products = precision if dtype == torch.float32 else "16-bit"
+            yield f"read-out {DTYPES[dtype]} {products} width{width}", *found.pop()
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 
@@ -195,7 +233,7 @@ def entry_of(name: str, kernel: Any, args: tuple[Any, ...], options: Mapping[str
     done = kernel.warmup(*args, grid=(1,), **options)
     code = done.asm["ptx"]
     registers, stack = resources(done.asm["cubin"])
-    counts = (code.count("wgmma.mma_async"), code.count("mma.sync."), code.count("cp.async.c"))
+    counts = (code.count("wgmma.mma_async"), code.count("mma.sync."), code.count("cp.async.c"), code.count("cp.async.bulk.tensor"))
     facts = done.metadata
     return Entry(name, registers, stack, facts.shared, facts.num_warps, facts.num_stages, *counts)
 
@@ -217,7 +255,7 @@ def compiled(targets: Iterable[int] = TARGETS, pattern: str = "*") -> Iterator[E
     """The entries whose name a pattern fits, one by one as they are compiled."""
     for target in targets:
         compile_for(target)
-        for launch, *what in launches():
+        for launch, *what in launches(target):
             name = f"sm_{target} {launch}"
             if fnmatch(name, pattern):
                 yield entry_of(name, *what)

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.kernels.cases import Case, all_cases, dtype_name
-from bench.kernels.ways import WAYS, Checked, Run, check
+from bench.kernels.ways import KERNELS, WAYS, Checked, Run, check
 from bench.measure import Time, device_name, medians, peak, timed
 from bench.output import end, number, wide_console, write
 
@@ -115,7 +115,7 @@ def run_case(case: Case, bench: Bench) -> Result:
 
 
 FIGURES = (
-    *("seconds", "spread", "torch_over_triton", "compile_over_triton", "default", "peak_mb"),
+    *("seconds", "spread", "torch_over_triton", "compile_over_triton", "pointers_over_descriptors", "default", "peak_mb"),
     *("least_bytes", "bytes_per_s", "copy_bytes_per_s", "fraction_of_copy"),
 )
 """What a case whose values differ does not have."""
@@ -123,7 +123,7 @@ FIGURES = (
 
 def measured(checked: Checked, bench: Bench) -> Result:
     """The figures of a case; None where something was not measured."""
-    ways = {name: run for name, run in checked.ways.items() if bench.times_kernels or name != "triton"}
+    ways = {name: run for name, run in checked.ways.items() if bench.times_kernels or name not in KERNELS}
     # a graph holds its memory from its capture on, so that a replay has no peak
     peaks = {name: peak(run, bench.device)[1] / 1e6 for name, run in ways.items() if name != "cuda_graph"}
     times = take_turns(ways, bench)
@@ -136,6 +136,7 @@ def measured(checked: Checked, bench: Bench) -> Result:
         "spread": {name: spread([found.seconds for found in every]) for name, every in times.items()},
         "torch_over_triton": over(seconds["torch"], kernel),
         "compile_over_triton": over(seconds["torch.compile"], kernel),
+        "pointers_over_descriptors": over(kernel, seconds["descriptors"]),
         "default": verdict(over(seconds["torch"], kernel), over(seconds["torch.compile"], kernel)),
         "peak_mb": {name: peaks.get(name) for name in WAYS if name != "cuda_graph"},
         "least_bytes": least,
@@ -175,7 +176,7 @@ def table_of(results: Mapping[str, Result], bench: Bench) -> Table:
     beside = "sizes are tiny: values only" if bench.copy_rate is None else f"a copy moves {bench.copy_rate / 1e12:.2f} TB/s"
     table = Table(title=f"Triton kernels and plain torch, microseconds a call; {beside}")
     table.add_column("case")
-    for column in ("from float64", *WAYS, "torch/triton", "compile/triton", "peak MB", "torch's", "of copy"):
+    for column in ("from float64", *WAYS, "torch/triton", "compile/triton", "pointers/descriptors", "peak MB", "torch's", "of copy"):
         table.add_column(column, justify="right")
     table.add_column("default")
     for name, result in results.items():
@@ -186,13 +187,14 @@ def table_of(results: Mapping[str, Result], bench: Bench) -> Table:
 def cells(result: Result) -> list[str]:
     """A line of the table after the case's name."""
     if not result["checked"]:
-        return ["DIFFER"] + ["-"] * 10
+        return ["DIFFER"] + ["-"] * 12
     microseconds = {name: None if x is None else 1e6 * x for name, x in result["seconds"].items()}
     return [
         f"{max(result['errors'].values()):.0e}",
         *(number(x, ".1f", "not measured" if name == "triton" else "-") for name, x in microseconds.items()),
         number(result["torch_over_triton"], ".2f"),
         number(result["compile_over_triton"], ".2f"),
+        number(result["pointers_over_descriptors"], ".2f"),
         number(result["peak_mb"]["triton"], ".4g"),
         number(result["peak_mb"]["torch"], ".4g"),
         number(result["fraction_of_copy"], ".0%"),

@@ -3,7 +3,8 @@
     torch            the operation with impl="reference"
     torch.compile    the same function compiled
     triton           the operation with impl="triton"
-    cuda_graph       that call captured and replayed
+    descriptors      the same with tiles by tensor descriptors, where the kernel knows them
+    cuda_graph       the call of "triton" captured and replayed
 
 A way that cannot be made is no fault, unless it is the kernel or its reference.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels.cases import Case, Results, Tensors
+from bench.kernels.cases import Attention, Case, Results, Tensors
 
 BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 """Relative Frobenius errors that pass: two to three times what rounding the result and every operand of a product costs."""
@@ -26,7 +27,9 @@ BOUNDS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 TF32 = 3e-3
 """The same where the operands of float32 products are rounded to 11 bits."""
 
-WAYS = ("torch", "torch.compile", "triton", "cuda_graph")
+WAYS = ("torch", "torch.compile", "triton", "descriptors", "cuda_graph")
+KERNELS = ("triton", "descriptors")
+"""The ways whose kernels are interpreted where there is no GPU."""
 
 Run = Callable[[], Any]
 
@@ -121,9 +124,24 @@ def makers(case: Case, tensors: Tensors, graphs: bool) -> dict[str, Callable[[],
         "torch.compile": lambda: compiled(case, tensors),
         "triton": lambda: fast,
     }
+    if (other := case.by_descriptors()) is not None:
+        made["descriptors"] = lambda: described(other, tensors)
     if graphs and not case.waits_for_host:
         made["cuda_graph"] = lambda: captured(fast)
     return {name: partial(rounding, make) for name, make in made.items()} if case.precision == "tf32" else made
+
+
+def described(case: Attention, tensors: Tensors) -> Run:
+    """The kernel with tiles by descriptors.
+
+    Raises:
+        RuntimeError: where there are none, so that its time would be that of pointers.
+    """
+    from attrib_kernels.descriptors import describable  # imports triton
+
+    if not describable(*case.tiled(tensors)):
+        raise RuntimeError("no tensor descriptors of these tensors here")
+    return partial(case.function("triton"), *tensors)
 
 
 def rounding(make: Callable[[], Run]) -> Run:

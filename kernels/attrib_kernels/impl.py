@@ -16,6 +16,14 @@ Other numbers, and the plain reference, multiply as they do anyway. Triton's int
 nothing: there the three are one.
 """
 
+Loads = Literal["pointers", "descriptors"]
+"""How a kernel loads its tiles; the values are the same.
+
+    pointers     each thread computes addresses and masks
+    descriptors  the tensor memory accelerator copies whole tiles, on compute capability 9.0 and later, of tensors that 16 bytes divide;
+                 pointers for all others
+"""
+
 
 def check_impl(impl: str) -> None:
     """Raises ValueError for an unknown implementation."""
@@ -27,6 +35,12 @@ def check_precision(precision: str) -> None:
     """Raises ValueError for an unknown way to multiply."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision: {precision!r}; expected one of {', '.join(get_args(Precision))}.")
+
+
+def check_loads(loads: str) -> None:
+    """Raises ValueError for an unknown way to load."""
+    if loads not in get_args(Loads):
+        raise ValueError(f"loads: {loads!r}; expected one of {', '.join(get_args(Loads))}.")
 
 
 def module_of(package: str, impl: Impl) -> Any:

@@ -31,7 +31,7 @@ with install_import_hook("bench", "tests.support.checked.first_calls"):
     from bench.kernels import cases as kernel_cases
     from bench.kernels import run as kernels
     from bench.kernels import ways as kernel_ways
-    from bench.kernels.cases import Attention, Case, Compact
+    from bench.kernels.cases import Attention, Case, Compact, ReadOut
     from bench.kernels.run import Bench
     from bench.measure import Time
 
@@ -40,6 +40,7 @@ ONCE = Bench(CPU, times_kernels=False, rounds=1, enough_s=0.0)
 
 F32, BF16 = torch.float32, torch.bfloat16
 TANGENT = Attention(name="a", dtype=F32, kind="tangent", positions=3, rows=2, heads=2, kv_heads=1, d_head=5)
+DESCRIBED = Attention(name="a", dtype=BF16, kind="tangent", positions=3, rows=2, heads=2, kv_heads=1, d_head=8)
 CASES: dict[str, Case] = {
     "adjoint": Attention(name="a", dtype=F32, kind="adjoint", positions=7, rows=3, heads=3, kv_heads=1, d_head=10),
     "tangent": Attention(name="a", dtype=BF16, kind="tangent", positions=7, rows=3, heads=4, kv_heads=2, d_head=10),
@@ -49,6 +50,8 @@ CASES: dict[str, Case] = {
     "mass": Compact(name="c", dtype=F32, rule="mass", rows=5, columns=33, positions=3),
     "dense": Compact(name="c", dtype=BF16, rule="dense", rows=5, columns=7, positions=3),
     "topk": Compact(name="c", dtype=F32, rule="topk", rows=5, columns=70, positions=3),
+    "read out": ReadOut(name="r", dtype=BF16, positions=4, each=2, width=20),
+    "read out, in float32": ReadOut(name="r", dtype=F32, positions=2, each=70, width=33),
 }
 Call = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -84,15 +87,23 @@ def test_the_quick_cases_are_right_and_plain_torch_is_timed(monkeypatch: pytest.
     assert list(found) == [name for name, case in kernel_cases.all_cases().items() if case.quick]
     for name, figures in found.items():
         assert figures["checked"] is True, name
-        assert set(figures["errors"]) == {"torch", "triton"}
+        by_descriptors = "attention" in name and not name.endswith("-float32")
+        assert set(figures["errors"]) == {"torch", "triton"} | ({"descriptors"} if by_descriptors else set())
         assert figures["failed"] == {"torch.compile": "RuntimeError: no compiler here"}
         assert figures["seconds"].pop("torch") > 0
-        assert figures["seconds"] == {"torch.compile": None, "triton": None, "cuda_graph": None}
+        assert figures["seconds"] == {"torch.compile": None, "triton": None, "descriptors": None, "cuda_graph": None}
         assert figures["default"] == "not measured"
         assert figures["peak_mb"].pop("torch") > 0
-        assert figures["peak_mb"] == {"torch.compile": None, "triton": None}
+        assert figures["peak_mb"] == {"torch.compile": None, "triton": None, "descriptors": None}
         assert figures["least_bytes"] > 0
-        nothing = ("torch_over_triton", "compile_over_triton", "bytes_per_s", "copy_bytes_per_s", "fraction_of_copy")
+        nothing = (
+            "torch_over_triton",
+            "compile_over_triton",
+            "pointers_over_descriptors",
+            "bytes_per_s",
+            "copy_bytes_per_s",
+            "fraction_of_copy",
+        )
         assert all(figures[key] is None for key in nothing)
         assert figures["dtype"] in name
         assert figures["device"].endswith("-core CPU")
@@ -222,6 +233,29 @@ def test_what_is_wrong_with_a_kernel_is_said(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_descriptors_are_a_way_of_their_own_where_they_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be timed as descriptors is by descriptors, and is held against float64 as well."""
+    from attrib_kernels import descriptors
+
+    monkeypatch.setattr(kernel_ways, "compiled", failing(lambda: torch.ones(1)))
+    asked: list[str] = []
+    right = attention_kernel.tangent
+
+    def tangent(*args: Any, loads: str, **options: Any) -> Tensor:
+        asked.append(loads)
+        return right(*args, loads=loads, **options) * (2.0 if loads == "descriptors" else 1.0)
+
+    monkeypatch.setattr(attention_kernel, "tangent", tangent)
+    assert kernel_ways.check(DESCRIBED, CPU, graphs=False).faults == ["descriptors: result is 1.0e+00 from float64; the bound is 6e-03"]
+    assert asked == ["pointers", "descriptors"]
+    monkeypatch.setattr(descriptors, "TensorDescriptor", None)
+    found = kernel_ways.check(DESCRIBED, CPU, graphs=False)
+    assert found.failed["descriptors"] == "RuntimeError: no tensor descriptors of these tensors here"
+    assert (found.faults, set(found.ways)) == ([], {"torch", "triton"})
+    assert DESCRIBED.by_descriptors() is not None
+    assert all(case.by_descriptors() is None for case in (TANGENT, CASES["compact"]))  # three products; no attention
+
+
 def test_a_wrong_torch_compile_stops_the_figures_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: 1.1 * case.function("reference")(*tensors))
     assert kernel_ways.check(TANGENT, CPU, graphs=False).faults == ["torch.compile: result is 1.0e-01 from float64; the bound is 5e-06"]
@@ -306,27 +340,30 @@ def test_least_bytes_are_those_of_the_readmes() -> None:
 
 def test_figures_are_ratios_of_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds by way and round, as a GPU would give them; the kernel's calls are counted in one timing."""
-    rounds = {"torch": [9.0, 3.0, 6.0], "torch.compile": [4.0, 4.0, 4.0], "triton": [1.0, 2.0, 5.0], "cuda_graph": [1.0, 1.0, 1.0]}
+    rounds = {
+        "torch": [9.0, 3.0, 6.0], "torch.compile": [4.0, 4.0, 4.0], "triton": [1.0, 2.0, 5.0],
+        "descriptors": [8.0, 1.6, 1.6], "cuda_graph": [1.0, 1.0, 1.0],
+    }  # fmt: skip
     monkeypatch.setattr(kernel_ways, "compiled", lambda case, tensors: lambda: case.function("reference")(*tensors))
     monkeypatch.setattr(kernel_ways, "captured", lambda run: run)
     monkeypatch.setattr(kernels, "take_turns", lambda ways, bench: {name: [Time(0.0, 0.0, gpu=s) for s in rounds[name]] for name in ways})
-    found = kernels.run_case(TANGENT, Bench(CPU, times_kernels=True, copy_rate=1000.0))
+    found = kernels.run_case(DESCRIBED, Bench(CPU, times_kernels=True, copy_rate=1000.0))
     assert found["checked"] is True
-    assert found["seconds"] == {"torch": 6.0, "torch.compile": 4.0, "triton": 2.0, "cuda_graph": 1.0}
-    assert (found["torch_over_triton"], found["compile_over_triton"]) == (3.0, 2.0)
+    assert found["seconds"] == {"torch": 6.0, "torch.compile": 4.0, "triton": 2.0, "descriptors": 1.6, "cuda_graph": 1.0}
+    assert (found["torch_over_triton"], found["compile_over_triton"], found["pointers_over_descriptors"]) == (3.0, 2.0, 1.25)
     assert found["default"] == "faster than both"
-    assert found["spread"] == {"torch": 1.0, "torch.compile": 0.0, "triton": 2.0, "cuda_graph": 0.0}
+    assert found["spread"] == {"torch": 1.0, "torch.compile": 0.0, "triton": 2.0, "descriptors": 4.0, "cuda_graph": 0.0}
     assert found["bytes_per_s"] == found["least_bytes"] / 2
     assert found["fraction_of_copy"] == found["least_bytes"] / 2 / 1000
     assert set(found["errors"]) == set(found["seconds"])
-    assert set(found["peak_mb"]) == {"torch", "torch.compile", "triton"}
+    assert set(found["peak_mb"]) == {"torch", "torch.compile", "triton", "descriptors"}
     assert kernels.cells(found)[-1] == "faster than both"
 
 
 def test_a_call_that_waits_for_the_host_is_not_captured() -> None:
     for case in CASES.values():
         captured = "cuda_graph" in kernel_ways.makers(case, case.tensors(CPU), graphs=True)
-        assert captured == (not isinstance(case, Compact)), case.what
+        assert captured == isinstance(case, Attention), case.what
 
 
 @pytest.mark.parametrize(

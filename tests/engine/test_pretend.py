@@ -324,7 +324,14 @@ def test_flops_and_bytes():
         out.addmm_(x, w)
         assert device.counts.total.flops == 2 * 2 * 5 * 3 * 7
         x.expand(4, 5, 3).clone()
-        assert device.counts.total.bytes == 4 * (15 + 21 + 35) + 4 * (35 + 15 + 21) + 4 * (15 + 60)
+        before = 4 * (15 + 21 + 35) + 4 * (35 + 15 + 21) + 4 * (15 + 60)
+        assert device.counts.total.bytes == before
+        rows = x.index_select(0, where := torch.tensor([4, 1]).to(NAME))  # two of five rows are read, two written
+        assert device.counts.total.bytes == (before := before + 2 * 8 + 2 * 4 * 6)
+        x.index_copy_(0, where, rows)
+        assert device.counts.total.bytes == before + 2 * 8 + 2 * 4 * 6
+        head, *_, of_all = device.counts.table(seconds=lambda count: 1e-3 * count.launches).splitlines()
+        assert (head.split()[-2], of_all.split()[7]) == ("ms", "5.000")
 
 
 def test_memory_is_held_by_storage():

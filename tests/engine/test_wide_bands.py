@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 import attrib
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
+from attrib.engine.sweep import meet
 from attrib.engine.sweep.cells import ON_CPU, Cone, Direction, cells_of, cone_of, read_runs, seed_cells, seeded_cone, together
 from attrib.engine.sweep.steps import spread_down, spread_up
 from attrib.engine.tiles import adjoint, task_of
@@ -51,6 +53,30 @@ def test_every_family_in_every_way(family: Family, policy: Policy, ends: tuple[S
 def test_too_large_ones_stay_narrow(most: int):
     pack = make("gpt2", Site(0, "resid_pre"), Site(3, "resid_pre"), EXACT, (0, 2), pieces=WIDE._replace(band=most, chunk=most, mlp=most))
     assert_all_ways(widened(pack, 4, most))
+
+
+@pytest.mark.parametrize("span", [1, 4])
+def test_kernels_read_rows_out_where_they_lie(monkeypatch: pytest.MonkeyPatch, span: int):
+    """In bands of either kind, in pieces that have a part of the rows, and into tables that are turned round."""
+    pytest.importorskip("triton")
+    asked: list[bool] = []
+
+    def noted(*args: Any) -> None:
+        asked.append(args[-1].is_contiguous())
+        read_out(*args)
+
+    read_out = meet.read_out
+    monkeypatch.setattr(meet, "read_out", noted)
+    for policy in (EXACT, LINEAR):
+        pieces = ON_CPU._replace(span=span, chunk=12)  # a sweep reads out in several pieces, of which all but one begin in the middle
+        pack = make("gpt2", Site(0, "resid_pre"), Site(2, "resid_pre"), policy, (0, 2), dtype=torch.float32, pieces=pieces)
+        pack = pack._replace(on=replace(pack.on, impl="triton"))
+        assert_all_ways(widened(pack, span) if span > 1 else pack)
+    assert {*asked} == {False, True}
+    pack = make("gpt2", Site(0, "resid_pre"), Site(2, "resid_pre"), LINEAR, (0, 2), pieces=ON_CPU._replace(span=span))
+    asked.clear()
+    assert_all_ways(pack._replace(on=replace(pack.on, impl="torch")))
+    assert not asked
 
 
 def test_folds_of_several_positions(monkeypatch: pytest.MonkeyPatch):

@@ -35,7 +35,7 @@ EVERY_TABLE = pytest.mark.parametrize("table", TABLES, ids=lambda path: path.ste
 @pytest.fixture(scope="module")
 def launched() -> list[str]:
     """The names of all launches; nothing is compiled."""
-    return [f"sm_{target} {name}" for target in compiled.TARGETS for name, *_ in compiled.launches()]
+    return [f"sm_{target} {name}" for target in compiled.TARGETS for name, *_ in compiled.launches(target)]
 
 
 def test_one_table_has_every_launch_and_none_has_another(launched: list[str]):
@@ -43,13 +43,15 @@ def test_one_table_has_every_launch_and_none_has_another(launched: list[str]):
     names = {path.stem: set(compiled.read(path)) for path in TABLES}
     assert set(launched) in names.values()
     assert not {table: found - set(launched) for table, found in names.items() if found - set(launched)}
+    assert not [name for name in launched if name.endswith(" descriptors") and not name.startswith("sm_90")]
     assert all({f"sm_{target} {QUICK}" for target in compiled.TARGETS} <= found for found in names.values())
 
 
 @EVERY_TABLE
 def test_no_kernel_spills_at_the_usual_sizes_of_heads(table: Path):
     entries = compiled.read(table).values()
-    assert not {entry.name: entry.stack for entry in entries if entry.stack and (" d64 " in entry.name or " d128 " in entry.name)}
+    held = (" d64 ", " d128 ", " read-out ")
+    assert not {entry.name: entry.stack for entry in entries if entry.stack and any(part in entry.name for part in held)}
     assert all(0 < entry.registers <= 255 and entry.shared <= compiled.SHARED[int(entry.name[3:5])] for entry in entries)
 
 
@@ -64,8 +66,22 @@ def test_tensor_cores_multiply_and_loads_are_under_way_meanwhile(table: Path):
             assert not entry.wgmma or name.startswith("sm_90"), name
         if " d64 " in name and "T128" in name and " ieee " not in name:
             assert entry.stages >= 2, name
-            assert entry.loads, name
+            assert entry.loads or entry.tma, name
             assert entry.mma == 0 or name.startswith("sm_80"), name  # 64 rows of a tile are what Hopper's take
+
+
+@EVERY_TABLE
+def test_by_descriptors_tiles_come_whole_and_no_kernel_spills(table: Path):
+    entries = compiled.read(table)
+    described = {name for name in entries if name.endswith(" descriptors")}
+    assert described
+    for name, entry in entries.items():
+        assert (entry.tma > 0) is (name in described), name
+        if name in described:
+            assert entry.stack == 0, name
+            pointers = entries[name.removesuffix(" descriptors")]
+            assert entry.loads < pointers.loads or not pointers.loads, name
+            assert " d64 g" not in name or "T32" in name or entry.registers <= pointers.registers, name
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +97,6 @@ entries = list(compiled.compiled(pattern="sm_?? {QUICK}"))
 
 from attrib_kernels.attention_adjoint import triton as launchers
 found = {{}}
-kinds = {{}}
 def note(kernel, key, *rest):
     found.setdefault(kernel.fn.__name__, set()).add(key)
 type(launchers._key_kernel)._do_compile = note
@@ -95,15 +110,19 @@ for positions in (33, 64, 100, 128, 500):
         for heads in (1, 12, 16):
             each, of_head = (positions, rows, heads, 64), (heads, positions, 64)
             primal = (empty(heads, positions, positions), *(empty(*of_head) for _ in range(4)), 0.1)
-            launchers.tangent(launchers.adjoint(empty(*each), *primal), *primal)
-print(json.dumps([entries, {{name: len(keys) for name, keys in found.items()}}]))
+            for loads in ("pointers", "descriptors"):
+                for capability in (80, 90):
+                    compiled.compile_for(capability)
+                    launchers.tangent(launchers.adjoint(empty(*each), *primal, loads=loads), *primal, loads=loads)
+described = {{name: sum("tensordesc" in key for key in keys) for name, keys in found.items()}}
+print(json.dumps([entries, {{name: len(keys) for name, keys in found.items()}}, described]))
 """
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     plain |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    entries, keys = json.loads(done.stdout)
-    return {"entries": {name: compiled.Entry(name, *rest) for name, *rest in entries}, "keys": keys}
+    entries, keys, described = json.loads(done.stdout)
+    return {"entries": {name: compiled.Entry(name, *rest) for name, *rest in entries}, "keys": keys, "described": described}
 
 
 def test_what_is_compiled_here_is_what_the_table_says(compiler: dict[str, Any]):
@@ -116,8 +135,9 @@ def test_what_is_compiled_here_is_what_the_table_says(compiler: dict[str, Any]):
 
 
 def test_lengths_are_not_compiled_for(compiler: dict[str, Any]):
-    """60 calls of other positions, rows and heads ask for one kernel each."""
-    assert compiler["keys"] == {"_query_kernel": 1, "_key_kernel": 1, "_tangent_kernel": 1}
+    """60 calls of other positions, rows and heads ask for one kernel each, and by descriptors for another."""
+    assert compiler["keys"] == {"_query_kernel": 2, "_key_kernel": 2, "_tangent_kernel": 2}
+    assert compiler["described"] == {"_query_kernel": 1, "_key_kernel": 1, "_tangent_kernel": 1}
 
 
 # ---------------------------------------------------------------------------------- how float32 is multiplied

@@ -18,7 +18,7 @@ waits       moments at which the host stops until the device has done all that i
             in either direction, or to memory that is not pinned
 events      moments at which it stops until one copy is done that goes on beside
 copies      to the device, and to the host, with their bytes
-bytes       that launches read and write, each operand once
+bytes       that launches read and write, each operand once; of a tensor that is indexed only what is picked or written there
 FLOPs       of products, by torch's own formulas
 
 The memory that is held is counted too, by storage. `limit` is how much there is: beyond it torch.OutOfMemoryError, as CUDA says it.
@@ -41,7 +41,7 @@ blocks.
 import sys
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
@@ -124,14 +124,26 @@ class Counts:
             found[line.partition(":")[0]] += count
         return found
 
-    def table(self, most: int = 20, by: Callable[[Count], int] = lambda count: count.launches + 2 * count.waits) -> str:
-        """The lines that ask for most, and all together."""
+    def table(
+        self,
+        most: int = 20,
+        by: Callable[[Count], float] = lambda count: count.launches + 2 * count.waits,
+        seconds: Callable[[Count], float] | None = None,
+    ) -> str:
+        """The lines that ask for most, and all together.
+
+        Args:
+            by: what lines are ordered by, most first.
+            seconds: how long a line takes, for a column of milliseconds; all together take the sum.
+        """
         rows = sorted(self.lines.items(), key=lambda item: -by(item[1]))[:most]
-        written = [f"{'launches':>9} {'waits':>6} {'events':>6} {'to dev':>6} {'to host':>7} {'MFLOP':>10} {'MB':>8}  line"]
-        for line, count in [*rows, ("all", self.total)]:
+        times = [] if seconds is None else [*(seconds(count) for _, count in rows), sum(map(seconds, self.lines.values()))]
+        last = ["       ms", *(f" {1e3 * time:>8.3f}" for time in times)] if times else [""] * (len(rows) + 2)
+        written = [f"{'launches':>9} {'waits':>6} {'events':>6} {'to dev':>6} {'to host':>7} {'MFLOP':>10} {'MB':>8}{last[0]}  line"]
+        for (line, count), time in zip([*rows, ("all", self.total)], last[1:], strict=True):
             written.append(
                 f"{count.launches:>9} {count.waits:>6} {count.events:>6} {count.to_device:>6} {count.to_host:>7} "
-                f"{count.flops / 1e6:>10.1f} {count.bytes / 1e6:>8.1f}  {line}"
+                f"{count.flops / 1e6:>10.1f} {count.bytes / 1e6:>8.1f}{time}  {line}"
             )
         return "\n".join(written)
 
@@ -496,7 +508,7 @@ class Device(TorchDispatchMode):
             for each in written.values() if capture is None else ():
                 each.memory.made = stream, stream.asked
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
-            size = sum(map(_touched, tensors)) + sum(map(_touched, made))
+            size = _moved(name, tensors, made)
             flops = 0 if what.formula is None else what.formula(*plain_args, **plain_kwargs, out_val=out)
             if capture is not None:
                 capture.add(func, plain_args, plain_kwargs, out, there, flops, size)
@@ -676,6 +688,17 @@ def _touched(tensor: Tensor) -> int:
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride else min(size, 1)
     return count
+
+
+def _moved(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
+    """Bytes that an operation reads and writes."""
+    if name == "index_select":
+        _, where = given
+        return _touched(where) + 2 * sum(map(_touched, made))
+    if name == "index_copy_":
+        _, where, rows = given
+        return _touched(where) + 2 * _touched(rows)
+    return sum(map(_touched, (*given, *made)))
 
 
 @cache

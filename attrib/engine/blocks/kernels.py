@@ -4,6 +4,7 @@ Triton kernels run on CUDA, and on a CPU under TRITON_INTERPRET=1; they are impo
 where it was not asked for: the READMEs beside the kernels say what was measured of each.
 """
 
+from collections.abc import Sequence
 from typing import Literal, assert_never
 
 import torch
@@ -11,7 +12,8 @@ from attrib_kernels.attention_adjoint import AttentionCotangents, FrozenCotangen
 from attrib_kernels.compact import Compacted
 from attrib_kernels.compact import compact as _compact
 from attrib_kernels.mlp_pointwise import slopes
-from jaxtyping import Float
+from attrib_kernels.read_out import read_out as _read_out
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.types import Dense, InputError, Keep, Mass, Threshold, TopK
@@ -25,6 +27,7 @@ __all__ = [
     "attention_push",
     "check_impl",
     "compact",
+    "read_out",
     "slopes",
 ]
 
@@ -70,6 +73,19 @@ def attention_push(
 ) -> Float[Tensor, "positions rows heads d_head"]:
     """Tangents of z by the Triton kernel."""
     return attention_tangent(tangents, pattern, q, k, v, z, scale, impl="triton", precision=_precision())
+
+
+def read_out(
+    rows: Float[Tensor, "cells width"],
+    start: Int[Tensor, " rows"],
+    step: Int[Tensor, " rows"],
+    alive: Sequence[tuple[int, int]],
+    begins: Sequence[int],
+    seeds: Float[Tensor, "seeds width"],
+    out: Float[Tensor, "rows seeds"],
+) -> None:
+    """Add products of rows and seeds that are at one position to `out`, by the Triton kernel."""
+    _read_out(rows, start, step, alive, begins, seeds, out, impl="triton", precision=_precision())
 
 
 def _precision() -> Literal["tf32", "tf32x3"]:

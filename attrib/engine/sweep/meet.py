@@ -15,10 +15,11 @@ from torch import Tensor
 
 from attrib.core.devices import to_device
 from attrib.core.types import Site
+from attrib.engine.blocks.kernels import read_out
 from attrib.engine.blocks.norm_mlp import fold_space
 from attrib.engine.blocks.passing import NOTHING, Between, place_of
 from attrib.engine.blocks.product import add_product, product
-from attrib.engine.sweep.cells import Band, Cone, alive_rows, cells_of, even, read_runs, rows_over, together
+from attrib.engine.sweep.cells import Band, Cells, Cone, alive_rows, cells_of, even, read_runs, rows_over, together
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between
 from attrib.engine.sweep.seeded import LayerMLP, fold_rows, layer_mlp, with_mlp
@@ -43,16 +44,20 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
 
     The rows that live at a position are gathered once for all sets, in pieces that a processor's cache holds.
     """
+    by_kernel = primal.impl == "triton" and rows.dtype != torch.float64  # whose sums are in float32
     for prompt, length in enumerate(primal.lengths):
         bands = [band for band in cone.bands if band.prompt == prompt]
         if not bands:
             continue
-        if primal.pieces.span > 1:
+        if primal.pieces.span > 1 and not by_kernel:
             alive = alive_rows(bands, length)
             for seeded, out in sources:
                 _contract_wide(primal, prompt, alive, bands, rows, seeded, out[prompt])
             continue
         cells, before = cells_of(cone, prompt, length, rows.device), bands[0].row  # rows of the prompt that this cone is without
+        if by_kernel:
+            _contract_in_place(prompt, cells, before, rows, sources)
+            continue
         for t, (first, end) in enumerate(cells.alive):
             there = list[tuple[Tensor, Tensor]]()
             for seeded, out in sources:
@@ -66,6 +71,15 @@ def contract(primal: Primal, cone: Cone, rows: Flat, sources: Sequence[tuple[See
                 for directions, into in there:
                     add_rows(here, directions, into[begin:upto])
                 del here  # a piece is gone before the next is gathered: see sizes.py
+
+
+def _contract_in_place(prompt: int, cells: Cells, before: int, rows: Flat, sources: Sequence[tuple[Seeds, Sequence[Tensor]]]) -> None:
+    """`contract` by the kernel, of all positions at once; `before` are the prompt's rows that come before those of `cells`."""
+    alive = [(first - before, end - before) if first < end else (0, 0) for first, end in cells.alive]
+    for seeded, out in sources:
+        own = seeded.first(prompt)
+        seeds, into = seeded.value[own : own + seeded.counts[prompt]], out[prompt][before : before + len(cells.start)]
+        read_out(rows, cells.start, cells.step, alive, seeded.begins[prompt], seeds, into)
 
 
 def _contract_wide(

@@ -182,7 +182,7 @@ def primal(
         streams: of each prompt; see `stream_sites` and `walked`.
         lengths: of each prompt, in tokens.
         dtype: of the sweep's products; None is the model's.
-        impl: of the attention maps.
+        impl: of the attention maps and of reading out.
         pieces: in which sweeps go; None is the device's own.
         shut_mlps: layers through whose MLP nothing moves.
     """

@@ -9,7 +9,7 @@ from typing import Literal, overload
 from attrib_kernels.attention_adjoint.arguments import check_arguments
 from attrib_kernels.attention_adjoint.reference import AttentionCotangents, FrozenCotangents, Keys, Pattern, Queries, Rows
 from attrib_kernels.attention_adjoint.rule import pull, push
-from attrib_kernels.impl import Impl, Precision, check_precision
+from attrib_kernels.impl import Impl, Loads, Precision, check_loads, check_precision
 
 __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "attention_tangent", "check_arguments"]
 
@@ -17,17 +17,17 @@ __all__ = ["AttentionCotangents", "FrozenCotangents", "attention_adjoint", "atte
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: Literal[False] = False, precision: Precision = "tf32",
+    *, impl: Impl, frozen: Literal[False] = False, precision: Precision = "tf32", loads: Loads = "pointers",
 ) -> AttentionCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: Literal[True], precision: Precision = "tf32",
+    *, impl: Impl, frozen: Literal[True], precision: Precision = "tf32", loads: Loads = "pointers",
 ) -> FrozenCotangents: ...  # fmt: skip
 @overload
 def attention_adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, impl: Impl, frozen: bool, precision: Precision = "tf32",
+    *, impl: Impl, frozen: bool, precision: Precision = "tf32", loads: Loads = "pointers",
 ) -> AttentionCotangents | FrozenCotangents: ...  # fmt: skip
 def attention_adjoint(
     cotangent: Rows,
@@ -41,6 +41,7 @@ def attention_adjoint(
     impl: Impl,
     frozen: bool = False,
     precision: Precision = "tf32",
+    loads: Loads = "pointers",
 ) -> AttentionCotangents | FrozenCotangents:
     """Cotangents of queries, keys and values from cotangents of z.
 
@@ -54,6 +55,8 @@ def attention_adjoint(
         impl: "reference" (plain torch) or "triton" (CUDA, or CPU under TRITON_INTERPRET=1; no float64).
         precision: how the Triton kernels multiply float32 numbers: "tf32" in one product, "tf32x3" in three, which lose a bit or two,
             "ieee" without tensor cores. The reference multiplies as torch is set.
+        loads: how the Triton kernels load tiles: by "pointers", or by "descriptors" where there can be some, which is on compute capability
+            9.0 and later, for 16-bit numbers and "tf32", with rows of a multiple of 16 bytes; pointers elsewhere. Values are the same.
 
     Returns:
         The cotangents in the dtype of the arguments, each with one row for each row of `cotangent`.
@@ -64,7 +67,8 @@ def attention_adjoint(
     """
     check_arguments(q=q, k=k, v=v, z=z, pattern=pattern, cotangent=cotangent)
     check_precision(precision)
-    out = pull(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision)
+    check_loads(loads)
+    out = pull(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision, loads)
     return FrozenCotangents(None, None, *out) if frozen else AttentionCotangents(*out)
 
 
@@ -79,6 +83,7 @@ def attention_tangent(
     *,
     impl: Impl,
     precision: Precision = "tf32",
+    loads: Loads = "pointers",
 ) -> Rows:
     """The tangent of z from tangents of queries, keys and values: the transpose of `attention_adjoint`.
 
@@ -91,4 +96,5 @@ def attention_tangent(
     carried = {"tangents__v": tangents.v} if tangents.q is None else {f"tangents__{name}": x for name, x in tangents._asdict().items()}
     check_arguments(q=q, k=k, v=v, z=z, pattern=pattern, **carried)
     check_precision(precision)
-    return push(*tangents, pattern, q, k, v, z, scale, impl, precision)
+    check_loads(loads)
+    return push(*tangents, pattern, q, k, v, z, scale, impl, precision, loads)

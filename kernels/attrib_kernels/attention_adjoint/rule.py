@@ -18,16 +18,16 @@ from torch import Tensor
 from attrib_kernels.attention_adjoint import reference
 from attrib_kernels.attention_adjoint.reference import AttentionCotangents, FrozenCotangents, Keys, Pattern, Queries, Rows
 from attrib_kernels.batching import fold, unfold
-from attrib_kernels.impl import Impl, Precision, module_of
+from attrib_kernels.impl import Impl, Loads, Precision, module_of
 
 PACKAGE = "attrib_kernels.attention_adjoint"
 
 Cotangents = AttentionCotangents | FrozenCotangents
 
 
-def _how(impl: Impl, precision: Precision) -> dict[str, Precision]:
-    """What an implementation is told of how to multiply: the reference knows of no precision."""
-    return {"precision": precision} if impl == "triton" else {}
+def _how(impl: Impl, precision: Precision, loads: Loads) -> dict[str, str]:
+    """What an implementation is told of how to multiply and load: the reference knows of neither."""
+    return {"precision": precision, "loads": loads} if impl == "triton" else {}
 
 
 def _adjoint(
@@ -41,33 +41,43 @@ def _adjoint(
     frozen: bool,
     impl: Impl,
     precision: Precision,
+    loads: Loads,
 ) -> Cotangents:
     """The chosen implementation of the adjoint."""
-    return module_of(PACKAGE, impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen, **_how(impl, precision))
+    return module_of(PACKAGE, impl).adjoint(cotangent, pattern, q, k, v, z, scale, frozen=frozen, **_how(impl, precision, loads))
 
 
 def _tangent(
-    tangents: Cotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Impl, precision: Precision
+    tangents: Cotangents,
+    pattern: Pattern,
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    z: Queries,
+    scale: float,
+    impl: Impl,
+    precision: Precision,
+    loads: Loads,
 ) -> Rows:
     """The chosen implementation of the tangent map."""
-    return module_of(PACKAGE, impl).tangent(tangents, pattern, q, k, v, z, scale, **_how(impl, precision))
+    return module_of(PACKAGE, impl).tangent(tangents, pattern, q, k, v, z, scale, **_how(impl, precision, loads))
 
 
 class AttentionAdjoint(torch.autograd.Function):
-    """`apply(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision)` gives (dq, dk, dv), or (dv,) where frozen."""
+    """`apply(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision, loads)` gives (dq, dk, dv), or (dv,) where frozen."""
 
     @staticmethod
     def forward(
         cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries,
-        scale: float, frozen: bool, impl: Impl, precision: Precision,
+        scale: float, frozen: bool, impl: Impl, precision: Precision, loads: Loads,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Run the chosen implementation."""
-        return _flat(_adjoint(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision))
+        return _flat(_adjoint(cotangent, pattern, q, k, v, z, scale, frozen, impl, precision, loads))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the inputs: the map is linear, so its output is not needed."""
-        *tensors, ctx.scale, ctx.frozen, ctx.impl, ctx.precision = inputs
+        *tensors, ctx.scale, ctx.frozen, ctx.impl, ctx.precision, ctx.loads = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -76,13 +86,13 @@ class AttentionAdjoint(torch.autograd.Function):
         cotangent, *primal = ctx.saved_tensors
         carried = None
         if ctx.needs_input_grad[0]:
-            carried = push(*_three(cotangents), *primal, ctx.scale, ctx.impl, ctx.precision)
+            carried = push(*_three(cotangents), *primal, ctx.scale, ctx.impl, ctx.precision, ctx.loads)
 
         def plain(a: Pattern, q: Queries, k: Keys, v: Keys, z: Queries) -> tuple[Tensor, ...]:
             return _flat(reference.adjoint(cotangent, a, q, k, v, z, ctx.scale, frozen=ctx.frozen))
 
         of_primal = _of_primal(ctx.needs_input_grad[1:6], plain, primal, cotangents)
-        return carried, *of_primal, None, None, None, None
+        return carried, *of_primal, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -97,20 +107,20 @@ class AttentionAdjoint(torch.autograd.Function):
 
 
 class AttentionTangent(torch.autograd.Function):
-    """`apply(q̇, k̇, v̇, pattern, q, k, v, z, scale, impl, precision)` gives ż; q̇ and k̇ are None where the pattern is frozen."""
+    """`apply(q̇, k̇, v̇, pattern, q, k, v, z, scale, impl, precision, loads)` gives ż; q̇ and k̇ are None where the pattern is frozen."""
 
     @staticmethod
     def forward(
         q_dot: Tensor | None, k_dot: Tensor | None, v_dot: Tensor,
-        pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Impl, precision: Precision,
+        pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float, impl: Impl, precision: Precision, loads: Loads,
     ) -> Rows:  # fmt: skip
         """Run the chosen implementation."""
-        return _tangent(_named(q_dot, k_dot, v_dot), pattern, q, k, v, z, scale, impl, precision)
+        return _tangent(_named(q_dot, k_dot, v_dot), pattern, q, k, v, z, scale, impl, precision, loads)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the inputs: the map is linear, so its output is not needed."""
-        *tensors, ctx.scale, ctx.impl, ctx.precision = inputs
+        *tensors, ctx.scale, ctx.impl, ctx.precision, ctx.loads = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -120,13 +130,13 @@ class AttentionTangent(torch.autograd.Function):
         frozen = q_dot is None
         carried: tuple[Tensor | None, ...] = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
-            carried = _three(pull(cotangent, *primal, ctx.scale, frozen, ctx.impl, ctx.precision))
+            carried = _three(pull(cotangent, *primal, ctx.scale, frozen, ctx.impl, ctx.precision, ctx.loads))
 
         def plain(a: Pattern, q: Queries, k: Keys, v: Keys, z: Queries) -> tuple[Tensor, ...]:
             return (reference.tangent(_named(q_dot, k_dot, v_dot), a, q, k, v, z, ctx.scale),)
 
         of_primal = _of_primal(ctx.needs_input_grad[3:8], plain, primal, (cotangent,))
-        return *carried, *of_primal, None, None, None
+        return *carried, *of_primal, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:

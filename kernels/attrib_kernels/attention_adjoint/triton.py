@@ -14,6 +14,7 @@ by the keys' kernel. Sums are in float32. Runs on CUDA, and on CPU tensors under
 """
 
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ from attrib_kernels.attention_adjoint.reference import (
     Queries,
     Rows,
 )
-from attrib_kernels.impl import Precision
+from attrib_kernels.descriptors import describable, described
+from attrib_kernels.impl import Loads, Precision
 
 LENGTHS = ("positions", "rows", "rows_each", "heads")
 """Arguments that no kernel is compiled for: Triton would make one for a number that is 1, one for what 16 divides, and one for others."""
@@ -55,20 +57,32 @@ class Tiles(NamedTuple):
 
 TILES: dict[tuple[Kernel, Products], dict[int, Tiles]] = {
     ("queries", "tf32"): {64: Tiles(64, 64, 4, 2), 128: Tiles(32, 64, 8, 2, 64), 256: Tiles(16, 64, 8, 1, 64)},
-    ("queries", "tf32x3"): {64: Tiles(32, 64, 4, 2), 128: Tiles(16, 32, 8, 1, 64), 256: Tiles(16, 16, 8, 1, 32)},
+    ("queries", "tf32x3"): {64: Tiles(32, 64, 4, 2), 128: Tiles(64, 32, 8, 2, 64), 256: Tiles(16, 16, 8, 1, 32)},
     ("queries", "ieee"): {64: Tiles(16, 16, 4, 1, 32), 256: Tiles(16, 16, 8, 1, 32)},
     ("queries", "16-bit"): {64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 64, 8, 1, 64)},
     ("keys", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 2)},
     ("keys", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
     ("keys", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
     ("keys", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 16, 8, 2)},
-    ("tangent", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(32, 16, 8, 2), 256: Tiles(16, 16, 8, 2)},
+    ("tangent", "tf32"): {64: Tiles(64, 16, 4, 3), 128: Tiles(64, 16, 8, 2), 256: Tiles(16, 16, 8, 2)},
     ("tangent", "tf32x3"): {64: Tiles(64, 16, 8, 2), 128: Tiles(16, 16, 8, 2), 256: Tiles(16, 16, 8, 1)},
     ("tangent", "ieee"): {64: Tiles(16, 16, 4, 1), 256: Tiles(16, 16, 8, 1)},
     ("tangent", "16-bit"): {64: Tiles(64, 32, 4, 3), 128: Tiles(64, 16, 8, 3), 256: Tiles(32, 16, 8, 1)},
 }
 """By kernel and products, the tiles up to a width of heads: as large as go without spilled registers on compute capability 8.0 and 9.0.
 `python -m bench.kernels.compiled` compiles them, and tests hold its table."""
+
+
+DESCRIBED: tuple[Products, ...] = ("tf32", "16-bit")
+"""Products whose tiles may come by tensor descriptors. With `tf32x3` Triton would keep less in shared memory and more in registers:
+tangents at d_head 64 and 128 then have 368 and 800 bytes of stack (3.6.0 and 3.7.1). `ieee` is for comparison alone."""
+OF_A_POSITION, OF_A_ROW = (0, 2, 1, 3), (1, 2, 0, 3)
+"""Dimensions of what is carried, [positions, rows, heads, d_head], where a tile is of many rows at one position, or of one row at many."""
+
+
+def products_of(dtype: torch.dtype, precision: Precision) -> Products:
+    """How numbers of a dtype are multiplied."""
+    return precision if dtype == torch.float32 else "16-bit"
 
 
 def width_of(d_head: int) -> int:
@@ -78,8 +92,7 @@ def width_of(d_head: int) -> int:
 
 def tiles(kernel: Kernel, d_head: int, dtype: torch.dtype, precision: Precision, positions: int) -> Tiles:
     """The tiles of a kernel; short prompts get smaller ones, so that less of a tile is empty."""
-    width, products = width_of(d_head), precision if dtype == torch.float32 else "16-bit"
-    by_width = TILES[kernel, products]
+    width, by_width = width_of(d_head), TILES[kernel, products_of(dtype, precision)]
     chosen = by_width[min((known for known in by_width if known >= width), default=max(by_width))]
     outer = min(chosen.outer, max(16, triton.next_power_of_2(positions)))
     inner = chosen.inner if kernel == "queries" else min(chosen.inner, outer)
@@ -91,22 +104,29 @@ def tiles(kernel: Kernel, d_head: int, dtype: torch.dtype, precision: Precision,
 
 @triton.jit
 @typing.no_type_check
-def _load(ptr, at, keep, e, D: tl.constexpr, DTYPE: tl.constexpr):
-    """Vectors of D numbers that begin at `at`, as rows; zero where not `keep`, and in the padding of D."""
-    return tl.load(ptr + at[:, None] + e[None, :], mask=keep[:, None] & (e < D)[None, :], other=0.0).to(DTYPE)
+def _load(source, at, index, keep, e, D: tl.constexpr, DTYPE: tl.constexpr):
+    """Vectors of D numbers as rows: of a pointer those that begin at `at`, of a descriptor the tile at `index`.
+
+    Zero in the padding of D; of a pointer where not `keep`, of a descriptor beyond the tensor.
+    """
+    if isinstance(source, tl.tensor):
+        tile = tl.load(source + at[:, None] + e[None, :], mask=keep[:, None] & (e < D)[None, :], other=0.0)
+    else:
+        tile = source.load(index).reshape(at.shape[0], e.shape[0])
+    return tile.to(DTYPE)
 
 
 @triton.jit
 @typing.no_type_check
 def _store(ptr, at, keep, e, value, D: tl.constexpr):
-    """The counterpart of `_load`."""
+    """The counterpart of `_load` by a pointer."""
     tl.store(ptr + at[:, None] + e[None, :], value.to(ptr.dtype.element_ty), mask=keep[:, None] & (e < D)[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _query_kernel(
-    o_ptr, a_ptr, k_ptr, v_ptr, z_ptr, dq_ptr, oz_ptr, positions, rows, rows_each, heads, scale,
+    o_tiles, a_ptr, k_tiles, v_tiles, z_ptr, dq_ptr, oz_ptr, positions, rows, rows_each, heads, scale,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, COLUMN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -122,15 +142,17 @@ def _query_kernel(
         s = first + tl.arange(0, BLOCK)
         at = (head // GROUP * positions + s) * D
         a = tl.load(a_row + s, mask=s <= t, other=0.0).to(tl.float32)
-        B = a[:, None] * (_load(v_ptr, at, s <= t, e, D, tl.float32) - z[None, :])
-        C = tl.dot(tl.trans(B.to(OPERAND)), _load(k_ptr, at, s <= t, c, D, OPERAND), C, input_precision=PRECISION)
+        v = _load(v_tiles, at, (head // GROUP, first, 0), s <= t, e, D, tl.float32)
+        B = a[:, None] * (v - z[None, :])
+        k = _load(k_tiles, at, (head // GROUP, first, tl.program_id(2) * COLUMN), s <= t, c, D, OPERAND)
+        C = tl.dot(tl.trans(B.to(OPERAND)), k, C, input_precision=PRECISION)
     C = (C * scale).to(OPERAND)
 
     begin = tl.program_id(1) * rows_each
     for first in range(begin, min(begin + rows_each, rows), BLOCK_R):
         r = first + tl.arange(0, BLOCK_R)
         at = ((t.to(tl.int64) * rows + r) * heads + head) * D
-        o = _load(o_ptr, at, r < rows, e, D, OPERAND)
+        o = _load(o_tiles, at, (t, head, first, 0), r < rows, e, D, OPERAND)
         _store(dq_ptr, at, r < rows, c, tl.dot(o, C, input_precision=PRECISION), D)
         if tl.program_id(2) == 0:
             oz = tl.sum(o.to(tl.float32) * z[None, :], axis=1)
@@ -140,7 +162,7 @@ def _query_kernel(
 @triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _key_kernel(
-    o_ptr, a_ptr, q_ptr, v_ptr, oz_ptr, dk_ptr, dv_ptr, positions, rows, heads, scale,
+    o_tiles, a_ptr, q_tiles, v_tiles, oz_ptr, dk_ptr, dv_ptr, positions, rows, heads, scale,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
@@ -152,7 +174,7 @@ def _key_kernel(
     e, s = tl.arange(0, WIDTH), first_key + tl.arange(0, KEYS)
     here = s < positions
     if not FROZEN:
-        v = _load(v_ptr, (kv * positions + s) * D, here, e, D, OPERAND)
+        v = _load(v_tiles, (kv * positions + s) * D, (kv, first_key, 0), here, e, D, OPERAND)
 
     dv = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
     dk = tl.zeros((KEYS, WIDTH), dtype=tl.float32)
@@ -160,12 +182,13 @@ def _key_kernel(
         head = kv * GROUP + member
         for first in range(first_key, positions, BLOCK):  # queries before the keys see none of them
             t = first + tl.arange(0, BLOCK)
-            o = _load(o_ptr, ((t.to(tl.int64) * rows + r) * heads + head) * D, t < positions, e, D, OPERAND)
+            at_o = ((t.to(tl.int64) * rows + r) * heads + head) * D
+            o = _load(o_tiles, at_o, (r, head, first, 0), t < positions, e, D, OPERAND)
             at = ((head * positions + t).to(tl.int64) * positions)[None, :] + s[:, None]
             a = tl.load(a_ptr + at, mask=(s[:, None] <= t[None, :]) & (t < positions)[None, :], other=0.0)  # [s, t]
             dv = tl.dot(a.to(OPERAND), o, dv, input_precision=PRECISION)
             if not FROZEN:
-                q = _load(q_ptr, (head * positions + t) * D, t < positions, e, D, OPERAND)
+                q = _load(q_tiles, (head * positions + t) * D, (head, first, 0), t < positions, e, D, OPERAND)
                 oz = tl.load(oz_ptr + (head.to(tl.int64) * rows + r) * positions + t, mask=t < positions, other=0.0)
                 da = tl.dot(v, tl.trans(o), input_precision=PRECISION)
                 ds = (da - oz[None, :]) * a.to(tl.float32)
@@ -180,7 +203,7 @@ def _key_kernel(
 @triton.jit(do_not_specialize=LENGTHS)
 @typing.no_type_check
 def _tangent_kernel(
-    q_dot_ptr, k_dot_ptr, v_dot_ptr, a_ptr, q_ptr, k_ptr, v_ptr, z_ptr, z_dot_ptr, positions, rows, heads, scale,
+    q_dot_tiles, k_dot_tiles, v_dot_tiles, a_ptr, q_tiles, k_tiles, v_tiles, z_ptr, z_dot_ptr, positions, rows, heads, scale,
     GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, FROZEN: tl.constexpr,
 ):  # fmt: skip
@@ -197,8 +220,8 @@ def _tangent_kernel(
     z_dot = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
     weight = tl.zeros((QUERIES,), dtype=tl.float32)  # Σ_s w[t,s]
     if not FROZEN:
-        q = _load(q_ptr, at_query, here, e, D, OPERAND)
-        q_dot = _load(q_dot_ptr, at, here, e, D, OPERAND)
+        q = _load(q_tiles, at_query, (head, first_query, 0), here, e, D, OPERAND)
+        q_dot = _load(q_dot_tiles, at, (r, head, first_query, 0), here, e, D, OPERAND)
     for first in range(0, min(first_query + QUERIES, positions), BLOCK):
         s = first + tl.arange(0, BLOCK)
         seen = s < positions
@@ -207,19 +230,19 @@ def _tangent_kernel(
         at_key = ((s.to(tl.int64) * rows + r) * kv_heads + kv) * D
         if not FROZEN:
             at_s = (kv * positions + s) * D
-            k = _load(k_ptr, at_s, seen, e, D, OPERAND)
-            k_dot = _load(k_dot_ptr, at_key, seen, e, D, OPERAND)
-            v = _load(v_ptr, at_s, seen, e, D, OPERAND)
+            k = _load(k_tiles, at_s, (kv, first, 0), seen, e, D, OPERAND)
+            k_dot = _load(k_dot_tiles, at_key, (r, kv, first, 0), seen, e, D, OPERAND)
+            v = _load(v_tiles, at_s, (kv, first, 0), seen, e, D, OPERAND)
             w = tl.dot(q_dot, tl.trans(k), input_precision=PRECISION)
             w = tl.dot(q, tl.trans(k_dot), w, input_precision=PRECISION)
             w = w * a.to(tl.float32) * scale
             weight += tl.sum(w, axis=1)
             z_dot = tl.dot(w.to(OPERAND), v, z_dot, input_precision=PRECISION)
-        v_dot = _load(v_dot_ptr, at_key, seen, e, D, OPERAND)
+        v_dot = _load(v_dot_tiles, at_key, (r, kv, first, 0), seen, e, D, OPERAND)
         z_dot = tl.dot(a.to(OPERAND), v_dot, z_dot, input_precision=PRECISION)
 
     if not FROZEN:
-        z_dot -= weight[:, None] * _load(z_ptr, at_query, here, e, D, tl.float32)
+        z_dot -= weight[:, None] * _load(z_ptr, at_query, (), here, e, D, tl.float32)
     _store(z_dot_ptr, at, here, e, z_dot, D)
 
 
@@ -228,7 +251,7 @@ def _tangent_kernel(
 
 def adjoint(
     cotangent: Rows, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, frozen: bool = False, precision: Precision = "tf32",
+    *, frozen: bool = False, precision: Precision = "tf32", loads: Loads = "pointers",
 ) -> AttentionCotangents | FrozenCotangents:  # fmt: skip
     """Compute what `reference.adjoint` does. Arguments that are not contiguous are copied.
 
@@ -239,6 +262,7 @@ def adjoint(
     o, a, q, k, v, z = (x.contiguous() for x in (cotangent, pattern, q, k, v, z))
     positions, rows, heads, d_head = o.shape
     fixed, which = _fixed(o, heads // len(k), precision), (d_head, o.dtype, precision, positions)
+    width, read = width_of(d_head), _reader(loads, products_of(o.dtype, precision), o, q, k, v)
     dv = o.new_empty(positions, rows, len(k), d_head)
     dq, dk, oz = dv, dv, dv  # where frozen none of these is touched; a kernel wants some tensor all the same
     if not frozen:
@@ -249,13 +273,15 @@ def adjoint(
         each = triton.cdiv(4 * positions, b.inner) * b.inner
         grid = (heads * positions, triton.cdiv(rows, each), triton.cdiv(d_head, b.column))
         _query_kernel[grid](
-            o, a, k, v, z, dq, oz, positions, rows, each, heads, scale,
+            read(o, (b.inner, width), OF_A_POSITION), a, read(k, (b.outer, b.column)), read(v, (b.outer, width)), z, dq, oz,
+            positions, rows, each, heads, scale,
             COLUMN=b.column, BLOCK=b.outer, BLOCK_R=b.inner, num_warps=b.warps, num_stages=b.stages, **fixed,
         )  # fmt: skip
     if o.numel():
         b = tiles("keys", *which)
+        of_scores = (q, v) if frozen else (read(q, (b.inner, width)), read(v, (b.outer, width)))
         _key_kernel[(rows * len(k) * triton.cdiv(positions, b.outer),)](
-            o, a, q, v, oz, dk, dv, positions, rows, heads, scale,
+            read(o, (b.inner, width), OF_A_ROW), a, *of_scores, oz, dk, dv, positions, rows, heads, scale,
             KEYS=b.outer, BLOCK=b.inner, FROZEN=frozen, num_warps=b.warps, num_stages=b.stages, **fixed,
         )  # fmt: skip
     return FrozenCotangents(None, None, dv) if frozen else AttentionCotangents(dq, dk, dv)
@@ -263,7 +289,7 @@ def adjoint(
 
 def tangent(
     tangents: AttentionCotangents | FrozenCotangents, pattern: Pattern, q: Queries, k: Keys, v: Keys, z: Queries, scale: float,
-    *, precision: Precision = "tf32",
+    *, precision: Precision = "tf32", loads: Loads = "pointers",
 ) -> Rows:  # fmt: skip
     """Compute what `reference.tangent` does. Arguments that are not contiguous are copied.
 
@@ -279,11 +305,23 @@ def tangent(
     z_dot = v_dot.new_empty(positions, rows, heads, d_head)
     if z_dot.numel():
         b, fixed = tiles("tangent", d_head, v_dot.dtype, precision, positions), _fixed(v_dot, heads // kv_heads, precision)
+        read = _reader(loads, products_of(v_dot.dtype, precision), q_dot, k_dot, v_dot, q, k, v)
+        of_queries, of_keys = (b.outer, width_of(d_head)), (b.inner, width_of(d_head))
+        if tangents.q is not None:
+            q_dot, k_dot = read(q_dot, of_queries, OF_A_ROW), read(k_dot, of_keys, OF_A_ROW)
+            q, k, v = read(q, of_queries), read(k, of_keys), read(v, of_keys)
         _tangent_kernel[(rows * heads * triton.cdiv(positions, b.outer),)](
-            q_dot, k_dot, v_dot, a, q, k, v, z, z_dot, positions, rows, heads, scale,
+            q_dot, k_dot, read(v_dot, of_keys, OF_A_ROW), a, q, k, v, z, z_dot, positions, rows, heads, scale,
             QUERIES=b.outer, BLOCK=b.inner, FROZEN=tangents.q is None, num_warps=b.warps, num_stages=b.stages, **fixed,
         )  # fmt: skip
     return z_dot
+
+
+def _reader(loads: Loads, products: Products, *tensors: Tensor) -> Callable[..., Any]:
+    """How a kernel is given the tensors that it reads in tiles: as descriptors where that is asked for and can be, else as they are."""
+    if loads == "descriptors" and products in DESCRIBED and describable(*tensors):
+        return described
+    return lambda x, *_: x
 
 
 def _fixed(x: Tensor, group: int, precision: Precision) -> dict[str, Any]:
