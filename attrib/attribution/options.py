@@ -118,8 +118,9 @@ class Options:
 
     def _check_replay(self) -> None:
         """Raises InputError for options with which no sweep can be captured."""
-        if self.method == "torch.func":
-            raise InputError("replay: True, and method='torch.func' sweeps nothing; expected 'adjoint' or 'adjoint-triton' with it.")
+        if self.method != "adjoint":
+            what = "sweeps nothing" if self.method == "torch.func" else "brings numbers of the host to its kernels"
+            raise InputError(f"replay: True, and method={self.method!r} {what}; expected 'adjoint' with it.")
         if isinstance(self.rule, IntegratedGradients | Ablation):
             raise InputError(f"replay: True, and the rule {rule_text(self.rule)} looks at more points than one; leave one of them out.")
         if len(self.devices) > 1:

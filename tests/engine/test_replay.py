@@ -246,6 +246,7 @@ def test_dictionaries_that_are_passed_are_asked_as_usual():
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "torch.func": ({"method": "torch.func"}, "method='torch.func'"),
+    "the kernels": ({"method": "adjoint-triton"}, "numbers of the host"),
     "a rule": ({"rule": attrib.IntegratedGradients(4)}, "looks at more points"),
     "several devices": ({"device": [f"{NAME}:0", f"{NAME}:1"]}, "several devices"),
 }
@@ -269,6 +270,23 @@ def test_it_is_refused_on_a_cpu_and_for_several_ends():
             attrib.jacobian(model, ends[:2], ends[2], PROMPTS, replay=True)
 
 
+def test_what_is_handed_on_stays_as_it_is(captured: list[int], monkeypatch: pytest.MonkeyPatch):
+    """A replay writes where the one before it has written."""
+    seen, real = list[tuple[Tensor, Tensor]](), Replays.adjoint
+
+    def adjoint(self: Replays, *given: Any) -> Any:
+        for number, tile in real(self, *given):
+            seen.append((tile.gradient, tile.gradient.clone()))
+            yield number, tile
+
+    monkeypatch.setattr(Replays, "adjoint", adjoint)
+    with pretending():
+        CASES["latents of TopK"](there, {"budget": BUDGET, "replay": True})
+        assert captured
+        assert len(seen) == len(PROMPTS)
+        assert all(torch.equal(tile, then) for tile, then in seen)
+
+
 # ------------------------------------------------------------------------------------ memory
 
 
@@ -285,7 +303,7 @@ def test_captured_sweeps_are_within_the_budget(kind: str, captured: list[int], m
         return real(self, *given)
 
     monkeypatch.setattr(Replays, "adjoint", adjoint)
-    prompts = [prompt(length, seed=length) for length in (5, 7, 9, 11) for _ in range(2)] * 2
+    prompts = [prompt(length, seed=length) for length in (5, 7, 9, 11) for _ in range(2)] * 2 + [prompt(40)]
     call = call_of(lens(0, kind), lens(3, kind), prompts=prompts)
     want = call(lambda given: given, {})
     with pytest.raises(attrib.BudgetError) as refused:
