@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.devices import to_device
-from attrib.core.rates import FREE, Asking, asking
+from attrib.core.rates import FREE, Asking, Products, asking
 
 
 class Pieces(NamedTuple):
@@ -74,9 +74,9 @@ def even(total: int, size: int) -> int:
     return max(1, -(-total // max(1, round(total / size))))
 
 
-def pieces_of(device: torch.device) -> Pieces:
-    """The largest pieces that are of use on a device, with what asking it costs."""
-    return ON_CPU if device.type == "cpu" else ON_CUDA._replace(asking=asking(device))
+def pieces_of(device: torch.device, products: Products = "float32") -> Pieces:
+    """The largest pieces that are of use on a device, with what asking it costs beside products in a precision."""
+    return ON_CPU if device.type == "cpu" else ON_CUDA._replace(asking=asking(device, products))
 
 
 class Band(NamedTuple):
