@@ -12,7 +12,7 @@ import attrib
 from attrib.core.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, Rates, asking
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.plan import choose
-from attrib.engine.plan.choose import LAUNCHES, WAITS, plan_pack, weight
+from attrib.engine.plan.choose import ASKED, plan_pack, weight
 from attrib.engine.plan.runs import FEW, most_that_fit
 from attrib.engine.plan.task import Task
 from attrib.engine.precision import precision_of
@@ -82,7 +82,7 @@ def test_larger_pieces_win_where_asking_costs(policy: Policy):
     assert max(dear.peak, free.peak) <= TIGHT
     at = dear.task
     assert weight(at, dear.cost, len(dear.sweeps)) <= weight(at, free.cost, len(free.sweeps))
-    assert weight(at, free.cost, 3) == free.cost.total + 1e8 * LAUNCHES * free.cost.asked + 2e8 * WAITS * 3
+    assert weight(at, free.cost, 3) == free.cost.total + 1e8 * ASKED.launches * free.cost.asked + 2e8 * ASKED.waits * 3
 
 
 def test_equal_work_is_planned_once():

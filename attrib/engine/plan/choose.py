@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.rates import FREE
 from attrib.core.types import BudgetError
-from attrib.engine.plan.cost import Cost, reverse_cost
+from attrib.engine.plan.cost import Asked, Cost, reverse_cost
 from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.runs import FEW, Runs
@@ -155,15 +155,13 @@ class _Found(NamedTuple):
     """Bytes; where runs are yet to be looked for, those that one over all targets would take."""
 
 
-LAUNCHES, WAITS = 8, 1
-"""Operations that a device is asked for with each product (norms, what is gathered, moved and copied there), about, and waits with each
-further sweep. On the device that is not there GPT-2's shape asked for 7.0 to 8.3 with each further product, whether in smaller pieces or
-under another policy."""
+ASKED = Asked(launches=8, waits=1)
+"""GPT-2's shape asked for 7.0 to 8.3 operations with each further product, whether in smaller pieces or under another policy."""
 
 
 def weight(task: Task, cost: Cost, sweeps: int) -> float:
-    """What sweeps cost, in operations of products: their own, and those that the device would do while it is asked."""
-    return float(cost.total + task.pieces.asking.launch * LAUNCHES * cost.asked + task.pieces.asking.wait * WAITS * sweeps)
+    """What sweeps of some work weigh, in operations of products."""
+    return ASKED.weight(cost, sweeps, task.pieces.asking)
 
 
 def _cost(option: _Option, task: Task, sweeps: Sequence[tuple[int, int]]) -> Cost:

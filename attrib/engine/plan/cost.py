@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from attrib.core.rates import Asking
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.task import Counts, Task
@@ -57,6 +58,19 @@ class Cost:
     def total(self) -> int:
         """Operations of all parts."""
         return sum(self.flops.values())
+
+
+class Asked(NamedTuple):
+    """What a device is asked for beside products, about: counted on the device that is not there."""
+
+    launches: float
+    """Operations with each product, itself among them: norms, what is gathered, moved and copied."""
+    waits: float
+    """With each further sweep."""
+
+    def weight(self, cost: Cost, sweeps: int, asking: Asking) -> float:
+        """What sweeps weigh, in operations of products: their own, and those that the device would do while it is asked."""
+        return float(cost.total + asking.launch * self.launches * cost.asked + asking.wait * self.waits * sweeps)
 
 
 # ------------------------------------------------------------------------------------------- parts
