@@ -13,6 +13,7 @@ from attrib.core.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, Rates,
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.plan import choose
 from attrib.engine.plan.choose import ASKED, plan_pack, weight
+from attrib.engine.plan.choose_joint import JointPlan
 from attrib.engine.plan.runs import FEW, most_that_fit
 from attrib.engine.plan.task import Task
 from attrib.engine.precision import precision_of
@@ -122,6 +123,16 @@ def test_a_call_in_tf32_asks_for_fewer_products(monkeypatch: pytest.MonkeyPatch)
     assert rounded.cost.total > exact.cost.total
     assert launches["tf32"] < launches["float32"]
     assert_close(found["tf32"].dense(0), found["float32"].dense(0), ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+def test_sweeps_that_several_sets_join_are_weighed_so_too(dtype: str):
+    with pretending():
+        model, one, other = (each.to(device=NAME) for each in (SMALL_CASE.model, SMALL_CASE.source, SMALL_CASE.target))
+        ((pack,),) = (attrib.plan(model, [one, one], other, SMALL_CASE.tokens, dtype=dtype, precision_rows=0).packs,)
+        assert isinstance(pack, JointPlan)
+        assert pack.joint.pieces.asking == asking(model.device, precision_of(model, dtype).products)
+        assert pack.joint.pieces.asking.launch == round(RATES[NAMED].launch * RATES[NAMED].of(dtype))
 
 
 def test_a_cpu_plans_alike_in_whatever_precision():
