@@ -10,10 +10,11 @@ weight is told from a few places among the targets, and only those of the least 
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.rates import FREE
@@ -267,9 +268,16 @@ def part_of(task: Task, first: int, end: int) -> Task:
     if first == 0 and end == task.n_targets:
         return task
     (rows,) = task.targets
-    begins = [0, *accumulate(rows)]
-    part = tuple(max(0, min(end, hi) - max(first, lo)) for lo, hi in pairwise(begins))
-    return replace(task, targets=(part,), beside=task.n_targets - (end - first))
+    begins = _begins(rows)
+    low, high = bisect_right(begins, first) - 1, bisect_left(begins, end)  # the positions of the first row, and behind the last
+    part = tuple(max(0, min(end, begins[t + 1]) - max(first, begins[t])) for t in range(low, high))
+    return replace(task, targets=((0,) * low + part + (0,) * (len(rows) - high),), beside=task.n_targets - (end - first))
+
+
+@lru_cache(maxsize=64)
+def _begins(rows: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the rows of each position begin, and where the last ends: the same for all parts of a task."""
+    return 0, *accumulate(rows)
 
 
 def _smallest(task: Task, option: _Option, peak: int) -> int:

@@ -9,6 +9,7 @@ order. Sizes are counts of numbers; the letters are those of the docs:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 
 from attrib.engine.blocks.passing import Passed
 from attrib.engine.plan.task import Counts, Seeded, Task
@@ -167,7 +168,7 @@ class Sizes:
         task, c = self.task, self.task.config
         longest, most = max(map(len, seeds)), max(map(max, seeds))
         lives = c.seen if is_down else c.seeing
-        reach = max(len(lives(t, len(rows))) * rows[t] for rows in seeds for t in range(len(rows)))
+        reach = max((len(lives(t, len(rows))) * count for rows in seeds for t, count in enumerate(rows) if count), default=0)
         band = c.n_heads * most * c.d_model
         if self.is_exact:
             # what all rows share is of size [heads, positions, d] where it differs by position
@@ -242,14 +243,16 @@ class Sizes:
         d, f, pays, seeds = c.d_model, c.d_mlp, fold_rows(c), self.seeds(is_down)
         alive = task.down() if is_down else task.up()
         gates, piece = 2 if c.gated else 1, task.pieces.mlp
-        plain = [[count <= pays for count in prompt] for prompt in alive]
-        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
-        lives = c.seen if is_down else c.seeing
-        sizes = [seeds[b][t] * sum(plain[b][lives(t, len(plain[b])).start : lives(t, len(plain[b])).stop]) for b, t in at]
-        alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
-        short = sum(size for size in sizes if size <= piece // 3)
         if task.span > 1:  # stretches are those of wide bands
             alone = short = min(self.cells(is_down, True), piece)
+        else:
+            lives, sizes = c.seen if is_down else c.seeing, list[int]()
+            for rows, counts in zip(seeds, alive, strict=True):
+                plain = [0, *accumulate(count <= pays for count in counts)]  # so many positions before each at which rows are not folded
+                reached = ((count, lives(t, len(rows))) for t, count in enumerate(rows) if count)
+                sizes += (count * (plain[reach.stop] - plain[reach.start]) for count, reach in reached)
+            alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
+            short = sum(size for size in sizes if size <= piece // 3)
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         return self._layer_mlp(alive, rest)
