@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import attrib
 from attrib.core.rates import FREE, LAUNCH, RATES, UNKNOWN, WAIT, Asking, Rates, asking
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site
 from attrib.engine.plan import choose
-from attrib.engine.plan.choose import ASKED, plan_pack, weight
+from attrib.engine.plan.choose import ASKED, least_memory, plan_pack, weight
 from attrib.engine.plan.choose_joint import JointPlan
 from attrib.engine.plan.runs import FEW, most_that_fit
 from attrib.engine.plan.task import Task
@@ -153,6 +154,30 @@ def test_plans_told_from_a_few_sweeps_weigh_as_much_as_the_least(costs: Asking, 
     assert told.sweeps[0][0] == 0
     assert told.sweeps[-1][1] == wanted.n_targets
     assert all(end == first for (_, end), (first, _) in zip(told.sweeps, told.sweeps[1:], strict=False))
+
+
+@pytest.mark.parametrize("costs", [FREE, Asking(100_000, 200_000), Asking(2_000_000, 4_000_000), Asking(335_000_000, 670_000_000)])
+def test_what_cannot_win_is_left_out_and_nothing_else(costs: Asking, monkeypatch: pytest.MonkeyPatch):
+    """Random work in random budgets, planned with and without looking at what weighs much more in one sweep than the best so far."""
+    random, several = Random(0), 0
+    for _ in range(50):
+        positions, rows = random.choice([5, 17, 40]), random.choice([1, 4, 12])
+        ends = [(tuple(random.choice([0, rows, 2 * rows]) for _ in range(positions)),) for _ in range(2)]
+        policy = random.choice([EXACT, LINEAR])
+        wanted = replace(task(policy, costs), targets=ends[0], sources=ends[1], walks=random.random() < 0.3)
+        if not (wanted.n_targets and wanted.n_sources):
+            continue
+        budget = int(least_memory(wanted) * random.choice([1.05, 1.5, 3, 10, 1000]))
+        found = choose._plan.__wrapped__(wanted, budget)
+        with monkeypatch.context() as patched:
+            patched.setattr(choose, "SPARED", math.inf)
+            want = choose._plan.__wrapped__(wanted, budget)
+        assert weight(wanted, found.cost, len(found.sweeps)) <= weight(wanted, want.cost, len(want.sweeps))
+        assert found.peak <= budget
+        if costs == FREE:
+            assert found == want
+        several += len(found.sweeps) > 1
+    assert several > 3
 
 
 @pytest.mark.parametrize("fixed", [0, 300, 900])

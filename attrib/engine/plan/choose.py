@@ -120,19 +120,24 @@ def _plan(task: Task, budget: int) -> PackPlan | int:
             is_too_far = is_too_far or (found != [] and weight(task, option.lifted(task), 0) >= best)
             if is_too_far:
                 continue
-        own = math.inf
+        own, before = math.inf, math.inf
         for cut in _in_pieces(task):
+            less = min(best, own)
+            if less < math.inf and cut.pieces.asking != FREE and (one := _one(cut, option)) >= SPARED * less:
+                if one > before:
+                    break  # in still smaller pieces it is asked for more often than they save
+                before = one
+                continue
             peak = _memory(cut, option)
             if peak > budget:
                 smallest = _smallest(cut, option, peak)
                 least = min(least, smallest)
-                if smallest <= budget and (each := _in_sweeps(cut, option, budget, peak, smallest, min(best, own))) is not None:
+                if smallest <= budget and (each := _in_sweeps(cut, option, budget, peak, smallest, less)) is not None:
                     found.append(each)
                     own = min(own, each.weight)
                 continue
             least = min(least, peak)
-            one = weight(cut, _cost(option, cut, whole := ((0, cut.n_targets),)), 1)
-            found.append(_Found(one, cut, option, whole, peak))
+            found.append(_Found(one := _one(cut, option), cut, option, ((0, cut.n_targets),), peak))
             if one >= own or cut.pieces.asking == FREE:
                 break  # smaller pieces would not save a product, or are asked for more often than they save
             own = one
@@ -142,6 +147,16 @@ def _plan(task: Task, budget: int) -> PackPlan | int:
     if isinstance(sweeps, Runs):
         sweeps, peak = sweeps.all()
     return PackPlan(cut, option.way, option.layer, sweeps, peak)
+
+
+SPARED = 1.25
+"""Several sweeps may weigh a little less than one, in which there are more zeros: what weighs so many times the least in one sweep is not
+looked at in several."""
+
+
+def _one(task: Task, option: _Option) -> float:
+    """What one sweep over all targets weighs."""
+    return weight(task, _cost(option, task, ((0, task.n_targets),)), 1)
 
 
 class _Found(NamedTuple):
