@@ -82,6 +82,11 @@ class Sizes:
         return self.task.tokens * self.task.d_hidden
 
     @property
+    def scaled_slopes(self) -> int:
+        """The same times 1 / s, for the folds of several positions at once, where the norm is held; see `with_frozen_norm`."""
+        return self.slopes if self.task.span > 1 and self.task.policy.norm == "frozen" else 0
+
+    @property
     def patterns(self) -> int:
         """Softmaxes of one layer."""
         return self.task.config.n_heads * sum(len(rows) ** 2 for rows in self.task.targets)
@@ -266,10 +271,9 @@ class Sizes:
         """The point and the weights of an MLP, with a fold or with the rows that are not folded."""
         task, d, f = self.task, self.task.config.d_model, self.task.config.d_mlp
         most = max(map(max, alive))
-        folded = self.slopes if task.span > 1 else 0  # those of `with_frozen_norm`
         fold = task.span * (d * f + 2 * d * d + 2 * most * d) if most > fold_rows(task.config) else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return weights + self.slopes + max(5 * task.tokens * f, folded + fold if fold else 0, rest)
+        return weights + self.slopes + max(5 * task.tokens * f, self.scaled_slopes + fold if fold else 0, rest)
 
     def matrices(self, is_down: bool, is_spread: bool) -> int:
         """Rows through an MLP's matrices alone: a band at a time, or, at their own positions, a piece."""
@@ -300,7 +304,7 @@ class Sizes:
         if not passes_mlp:
             return task.span * rows * width
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
-        weights = c.d_model * task.d_hidden + self.slopes * (2 if task.span > 1 else 1)  # with those of `with_frozen_norm`
+        weights = c.d_model * task.d_hidden + self.slopes + self.scaled_slopes
         again = 2 * fewer if task.span > 1 else fewer  # moved, and laid row by row
         return weights + max(5 * task.tokens * c.d_mlp, task.span * ((rows + again) * c.d_model + through))
 
