@@ -11,7 +11,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_dictionary, as_model, as_target, takes
@@ -37,7 +36,7 @@ from attrib.engine.plan.choose_joint import JointPlan, plan_joint, refuse
 from attrib.engine.plan.cost import Cost
 from attrib.engine.plan.joint import Joint
 from attrib.engine.plan.result import check_fits, result_bytes
-from attrib.engine.precision import Error, precision_of
+from attrib.engine.precision import FLOAT64, Error, precision_of
 from attrib.engine.tiles import LEAST_FOR_SAMPLES
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -241,8 +240,8 @@ class _Call:
                 joints.append(self._joint(ends, (ids, bundle)))
                 cost = cost + ends_cost(ends, bundle, self._read(ends, ids), cost.itemsize)
                 if self.rows and not sampled:
-                    few = joint_of([bundle.only(chosen_rows(bundle, self.rows))])
-                    both = (replace(few, itemsize=size) for size in (cost.itemsize, torch.float64.itemsize))
+                    few = [bundle.only(chosen_rows(bundle, self.rows))]
+                    both = (replace(joint_of(few, each), itemsize=each.path.itemsize) for each in (self.precision, FLOAT64))
                     sampled = [plan_joint(each, max(self.options.budget, LEAST_FOR_SAMPLES)) for each in both]
                 del bundle
             packed = packs(joints, lambda joint: joint, self.options.budget, plan_joint)
@@ -259,7 +258,7 @@ class _Call:
     def _joint(self, ends: Ends, opened: Opened) -> Joint:
         """The work of a prompt whose bundle is open."""
         ids, bundle = opened
-        joint = replace(joint_of([bundle]), itemsize=self.precision.path.itemsize)
+        joint = replace(joint_of([bundle], self.precision), itemsize=self.precision.path.itemsize)
         return replace(joint, opened=ends_opened(ends, bundle, self._read(ends, ids), joint.itemsize))
 
     def _refuse(self, ends: Ends) -> None:

@@ -25,7 +25,7 @@ from attrib.engine.path import Path
 from attrib.engine.plan.choose import least_memory
 from attrib.engine.plan.result import check_fits, fits, result_bytes
 from attrib.engine.plan.task import Task
-from attrib.engine.precision import Precision
+from attrib.engine.precision import FLOAT64, Precision
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task, task_of
 from attrib.engine.transforms import WorkingMemory, with_writes, working_memory
 from attrib.models.transformer import Model, width
@@ -153,14 +153,14 @@ class Needs:
 
     def _task(self, length: int) -> Task:
         """The task of a prompt where it is known."""
-        task = known_task(self.model, self.source, self.target, length, self.policy, self.positions, self.precision.path.itemsize, None)
+        task = known_task(self.model, self.source, self.target, length, self.policy, self.positions, self.precision, None)
         return self.opening.opened(task, positions_read(self.target, self.positions, length))
 
     # ---------------------------------------------------------------------- what is known of an open path
 
     def opened(self, ids: Ids, found: Path) -> Task:
         """The task of a prompt whose path is open."""
-        task = replace(task_of([found]), itemsize=self.precision.path.itemsize)
+        task = replace(task_of([found], self.precision), itemsize=self.precision.path.itemsize)
         return self.opening.opened(task, positions_read(self.target, self.positions, len(ids)), found.active)
 
     def opened_paths(self, prompts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Path]]:
@@ -181,7 +181,7 @@ class Needs:
         if self.is_reference or (found.is_cut and isinstance(self.rule, IntegratedGradients)):
             return sum(with_writes(self.working(len(ids)), found))
         task = self.opened(ids, found)
-        again = least_memory(sampled_task(task, sampled, 8)) if sampled else 0
+        again = least_memory(sampled_task(task, sampled, FLOAT64, self.model.device)) if sampled else 0
         return max(least_memory(task), again if again > LEAST_FOR_SAMPLES else 0)
 
     def _check_result(self, tasks: Mapping[Task, int], free: int) -> None:

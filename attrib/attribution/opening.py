@@ -17,6 +17,7 @@ from attrib.dictionaries.dictionary import COMPETING, Dictionary, tile_columns
 from attrib.engine.bundle import Bundle
 from attrib.engine.plan.cost import Cost, model_pass, plain_mlp
 from attrib.engine.plan.task import Opened, Task
+from attrib.engine.precision import Precision
 from attrib.engine.sweep.cells import pieces_of
 from attrib.engine.sweep.primal import stream_sites
 from attrib.models.transformer import Model, ModelConfig, width
@@ -313,7 +314,7 @@ def known_task(
     length: int,
     policy: Policy,
     positions: Positions,
-    itemsize: int,
+    precision: Precision,
     active: int | None,
 ) -> Task:
     """The work of a prompt whose counts are known beforehand."""
@@ -329,7 +330,8 @@ def known_task(
     targets = tuple(rows * (position in chosen) for position in range(length))
     sources = (1 if source is None else count(source),) * length
     ends = start_site(source), stop_site(model, target, (source,))
-    return Task(model.config, policy, *ends, (targets,), (sources,), itemsize, pieces=pieces_of(model.device))
+    pieces = pieces_of(model.device, precision.products)
+    return Task(model.config, policy, *ends, (targets,), (sources,), precision.path.itemsize, pieces=pieces)
 
 
 def _logits(what: Logits) -> int:

@@ -22,6 +22,7 @@ from attrib.engine.plan.choose import PackPlan, packs, plan_pack
 from attrib.engine.plan.cost import Cost, model_pass
 from attrib.engine.plan.result import result_bytes
 from attrib.engine.plan.task import Task
+from attrib.engine.precision import FLOAT64
 from attrib.engine.tiles import LEAST_FOR_SAMPLES, sampled_task
 from attrib.models.tokens import TokensLike, to_prompts
 from attrib.models.transformer import Model
@@ -102,7 +103,7 @@ def _plan_of_one(
     for ids, found in needs.opened_paths(prompts) if not known else ((ids, None) for ids in prompts):
         read = positions_read(target, needs.positions, len(ids))
         if found is None:
-            counted = known_task(model, source, target, len(ids), needs.policy, needs.positions, opening.itemsize, active)
+            counted = known_task(model, source, target, len(ids), needs.policy, needs.positions, needs.precision, active)
             task = opening.opened(counted, read)
         else:
             task = needs.opened(ids, found)
@@ -178,6 +179,6 @@ def _sampled(task: Task, needs: Needs) -> list[PackPlan]:
     """The sweeps over the first prompt's sampled rows: as the others, and in float64, where the primal is walked again."""
     if not needs.rows or not task.n_targets:
         return []
-    sampled = sampled_task(task, needs.rows, task.itemsize)
-    tasks = sampled, replace(sampled, itemsize=8, walks=needs.opening.cuts is None)
+    as_others, exact = (sampled_task(task, needs.rows, each, needs.model.device) for each in (needs.precision, FLOAT64))
+    tasks = as_others, replace(exact, walks=needs.opening.cuts is None)
     return [plan_pack(each, max(needs.budget, LEAST_FOR_SAMPLES)) for each in tasks]

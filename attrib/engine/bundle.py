@@ -138,8 +138,12 @@ class Piece(NamedTuple):
     gradient: Float[Tensor, "rows _"]
 
 
-def joint_of(bundles: Sequence[Bundle]) -> Joint:
-    """What a pack of bundles, which differ in their prompts alone, asks of the engine."""
+def joint_of(bundles: Sequence[Bundle], precision: Precision | None = None) -> Joint:
+    """What a pack of bundles, which differ in their prompts alone, asks of the engine.
+
+    Args:
+        precision: of the sweep's products, beside which asking a device for them is weighed; None is the model's own dtype.
+    """
     one, lengths = bundles[0], [bundle.length for bundle in bundles]
     between = together([bundle.between for bundle in bundles], lengths)
 
@@ -155,9 +159,10 @@ def joint_of(bundles: Sequence[Bundle]) -> Joint:
         SourceCounts(end.writes, counts([bundle.sources[number].sources.position for bundle in bundles]), end.is_brought)
         for number, end in enumerate(one.sources)
     ]
+    pieces = pieces_of(one.model.device, (precision or precision_of(one.model, None)).products)
     return Joint(
         one.model.config, one.policy, one.start, one.stop, tuple(targets), tuple(sources), one.model.dtype.itemsize,
-        pieces_of(one.model.device).narrow.within(0), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
+        pieces.narrow.within(0), between.held, tuple(passed_of(passing, lengths) for passing in between.passing),
     )  # fmt: skip
 
 
@@ -365,7 +370,7 @@ def sampled_rows_error(bundle: Bundle, rows: int, precision: Precision, impl: Im
 def _matrix(bundle: Bundle, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
     """The whole Jacobian of a bundle with few targets, all sources side by side."""
     precision = precision or precision_of(bundle.model, None)
-    plan = plan_joint(joint_of([bundle]), max(budget, LEAST_FOR_SAMPLES))
+    plan = plan_joint(joint_of([bundle], precision), max(budget, LEAST_FOR_SAMPLES))
     columns = [len(end.sources.position) for end in bundle.sources]
     found = [[end.targets.value.new_zeros(len(end.targets.position), count) for count in columns] for end in bundle.targets]
     for _, piece in jacobians([bundle], plan, precision, impl):

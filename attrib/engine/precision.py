@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attrib.core.rates import Products
 from attrib.core.types import InputError
 from attrib.models.transformer import Model
 
@@ -33,14 +34,24 @@ class Precision(NamedTuple):
         return self.tf32 or self.sweep != self.path
 
     @property
+    def products(self) -> Products:
+        """By which of a device's rates a sweep multiplies."""
+        if self.sweep.itemsize < torch.float32.itemsize:
+            return "bfloat16"
+        return "float64" if self.sweep == torch.float64 else "tf32" if self.tf32 else "float32"
+
+    @property
     def is_measured(self) -> bool:
         """Whether its error is measured unasked: wherever the products have fewer digits than float32, which every result has at least."""
         return self.is_reduced or self.path.itemsize < torch.float32.itemsize
 
 
+FLOAT64 = Precision("float64", torch.float64, torch.float64)
+"""What every other is measured against."""
+
 _NAMED = {
     "float32": Precision("float32", torch.float32, torch.float32),
-    "float64": Precision("float64", torch.float64, torch.float64),
+    "float64": FLOAT64,
     "tf32": Precision("tf32", torch.float32, torch.float32, tf32=True),
     "bfloat16": Precision("bfloat16", torch.float32, torch.bfloat16),
 }

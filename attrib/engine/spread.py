@@ -84,7 +84,7 @@ class Team(Hands):
     ) -> Callable[[], Iterator[tuple[int, Tile]]]:
         """Some prompts of a pack, by a plan of their own."""
         some = paths[slice(*run)]
-        task = replace(task_of(some), itemsize=plan.task.itemsize, opened=plan.task.opened)
+        task = replace(task_of(some, precision), itemsize=plan.task.itemsize, opened=plan.task.opened)
         return partial(tiles.adjoint, [self._path_on(path, device) for path in some], plan_pack(task, self.budget), precision, impl)
 
     def _one_path(self, path: Path, plan: PackPlan, precision: Precision, impl: Impl) -> Iterator[Tile]:
@@ -151,7 +151,7 @@ class Team(Hands):
     ) -> Callable[[], Iterator[tuple[int, Found]]]:
         """Some prompts of a pack, by a plan of their own."""
         some = bundles[slice(*run)]
-        joint = replace(joint_of(some), itemsize=plan.joint.itemsize, opened=plan.joint.opened)
+        joint = replace(joint_of(some, precision), itemsize=plan.joint.itemsize, opened=plan.joint.opened)
         there = [self._bundle_on(each, device) for each in some]
         return partial(bundles_of.found_rows, there, plan_joint(joint, self.budget), precision, impl)
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attrib.core.rates import asking
 from attrib.core.types import Site
 from attrib.engine.blocks.kernels import Impl
 from attrib.engine.blocks.passing import Between, in_float64, passed_of, place_of, together
@@ -35,15 +36,20 @@ Rows = slice | Int[Tensor, " rows"]
 """Which rows of a prompt."""
 
 
-def task_of(paths: Sequence[Path]) -> Task:
-    """What a pack of paths, which differ in their prompts alone, asks of the engine."""
+def task_of(paths: Sequence[Path], precision: Precision | None = None) -> Task:
+    """What a pack of paths, which differ in their prompts alone, asks of the engine.
+
+    Args:
+        precision: of the sweep's products, beside which asking a device for them is weighed; None is the path's own dtype.
+    """
     run, x = paths[0].through, paths[0].x
     copies = reduce(or_, (path.copies for path in paths))
     at = copies.of([rows.position for p in paths for rows in (p.targets, p.sources)])  # waited for once at most, and not for each count
     lengths = [len(p.x) for p in paths for _ in ("targets", "sources")]
     counts = [tuple(torch.bincount(each, minlength=length).tolist()) for each, length in zip(at, lengths, strict=True)]
     targets, sources = tuple(counts[::2]), tuple(counts[1::2])
-    walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device)
+    precision = precision or precision_of(run.model, None)
+    walks, pieces = any(p.streams is None for p in paths), pieces_of(x.device, precision.products)
     pieces = pieces.narrow if paths[0].between.passing else pieces  # what waits in dictionaries goes position by position
     between = together([p.between for p in paths], [len(p.x) for p in paths])
     passed = tuple(passed_of(passing, [len(p.x) for p in paths]) for passing in between.passing)
@@ -144,17 +150,19 @@ def sampled(count: int, rows: int, seed: int = 0) -> Int[Tensor, " chosen"]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:rows].sort().values
 
 
-def sampled_task(task: Task, rows: int, itemsize: int) -> Task:
-    """The task of the sampled rows of one prompt, in numbers of `itemsize` bytes."""
+def sampled_task(task: Task, rows: int, precision: Precision, device: torch.device) -> Task:
+    """The task of the sampled rows of one prompt, computed in a precision."""
     (targets,) = task.targets
     position = torch.arange(len(targets)).repeat_interleave(torch.tensor(targets))
     at = torch.bincount(position[sampled(len(position), rows)], minlength=len(targets))
-    return replace(task, targets=(tuple(at.tolist()),), itemsize=itemsize, opened=NOTHING_OPENED)
+    pieces = task.pieces._replace(asking=asking(device, precision.products))
+    return replace(task, targets=(tuple(at.tolist()),), itemsize=precision.path.itemsize, pieces=pieces, opened=NOTHING_OPENED)
 
 
 def _matrix(path: Path, precision: Precision | None, impl: Impl, budget: int) -> Float[Tensor, "targets sources"]:
     """The whole Jacobian of a path with few targets."""
-    tiles = [tile.gradient for _, tile in adjoint([path], plan_pack(task_of([path]), max(budget, LEAST_FOR_SAMPLES)), precision, impl)]
+    plan = plan_pack(task_of([path], precision), max(budget, LEAST_FOR_SAMPLES))
+    tiles = [tile.gradient for _, tile in adjoint([path], plan, precision, impl)]
     return torch.cat([path.x.new_zeros(0, len(path.sources.value)), *tiles])
 
 

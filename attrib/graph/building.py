@@ -271,7 +271,7 @@ class _Call:
     def _joint(self, prompted: Prompted) -> Joint:
         """The work of a prompt whose nodes are known."""
         opened = prompted[1]
-        joint = replace(joint_of([opened.bundle]), itemsize=self.precision.path.itemsize)
+        joint = replace(joint_of([opened.bundle], self.precision), itemsize=self.precision.path.itemsize)
         held = opened_bytes(self.ends, opened, joint.itemsize)
         if self.asked.max_nodes is not None:
             kept = reach_bytes(opened.nodes, self.asked.max_nodes, joint.itemsize)

@@ -270,7 +270,7 @@ class _Summing:
         self.value.index_add_(0, row, end.targets.value.double().cpu())
         self.own.index_add_(0, row, own.double().cpu())
         opened = replace(opened, bundle=replace(opened.bundle, targets=(end,)))
-        joint = replace(joint_of([opened.bundle]), itemsize=self.precision.path.itemsize)
+        joint = replace(joint_of([opened.bundle], self.precision), itemsize=self.precision.path.itemsize)
         plan = plan_joint(replace(joint, opened=opened_bytes(self.ends, opened, joint.itemsize)), self.budget, self.prompts - 1)
         for _, piece in jacobians([opened.bundle], plan, self.precision):
             value = opened.bundle.sources[piece.source].sources.value

@@ -11,11 +11,13 @@ from torch import Tensor
 import attrib
 from attrib.attribution.jacobian import _Call
 from attrib.attribution.options import Options
+from attrib.core.rates import Asking
 from attrib.core.types import EXACT, LINEAR, BudgetError, Policy, Site, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import Bundle, jacobians, joint_of
-from attrib.engine.plan.choose_joint import JointPlan, joint_cost, joint_memory, least_joint_memory, meetings, plan_joint
+from attrib.engine.plan.choose_joint import ASKED, JointPlan, joint_cost, joint_memory, least_joint_memory, meetings, plan_joint, weight
 from attrib.engine.plan.joint import Joint
+from attrib.engine.sweep.cells import ON_CUDA
 from attrib.models.tokens import to_prompts
 from attrib.models.transformer import Model
 from tests.attribution.test_jacobian import assert_same, ends, graph_ends, opened
@@ -140,6 +142,27 @@ def test_the_place_with_the_fewest_products_within_the_budget_is_taken() -> None
     assert_found(swept(bundles, plan_joint(joint, least), call), want, "least")
     with pytest.raises(BudgetError, match=f"at least {least:,}"):
         plan_joint(joint, least - 1)
+
+
+@pytest.mark.parametrize(("effect", "share"), [("direct", 1 << 20), ("total", 5)])
+def test_a_graph_is_asked_for_less_where_asking_is_dear(effect: Any, share: int) -> None:
+    """Both sides meet elsewhere, where all fits, and smaller pieces leave memory for fewer sweeps, where it does not."""
+    bundles, joint, call = planned(effect=effect)
+    free = replace(joint, pieces=ON_CUDA.narrow.within(0))
+    dear = replace(joint, pieces=free.pieces._replace(asking=Asking(100_000_000, 200_000_000)))
+    budget = share * least_joint_memory(free)
+    cheap, asked = plan_joint(free, budget), plan_joint(dear, budget)
+    assert asked.cost.asked < cheap.cost.asked
+    assert len(asked.sweeps) <= len(cheap.sweeps)
+    assert asked.peak <= budget
+    assert weight(dear, asked.cost, len(asked.sweeps)) < weight(dear, cheap.cost, len(cheap.sweeps))
+    assert weight(dear, asked.cost, 3) == asked.cost.total + 1e8 * ASKED.launches * asked.cost.asked + 2e8 * ASKED.waits * 3
+    assert weight(free, cheap.cost, 3) == cheap.cost.total
+    if effect == "total":
+        assert asked.joint.pieces.band < free.pieces.band
+    else:
+        assert asked.joint.meets != cheap.joint.meets
+        assert_found(swept(bundles, asked, call), swept(bundles, cheap, call), effect)
 
 
 def test_the_way_of_a_graph_is_halved() -> None:

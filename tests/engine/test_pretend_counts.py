@@ -1,6 +1,7 @@
 """What named cases may ask of a GPU at most, on a device that is not there; and what is done where it has too little memory."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 import attrib
 from attrib.adapters.dictionaries.tensors import from_tensors
 from attrib.core.edges import Edges
+from attrib.core.rates import FREE
 from attrib.core.types import Site, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine import on_demand
+from attrib.engine.sweep import cells
 from attrib.graph.building import build as build_graphs
 from bench.engine.cases import latents
 from bench.engine.launches import CASES, SMALL, counted
@@ -40,6 +43,40 @@ def test_launches_and_waits(case: str):
     )
     assert_close(found.total, on_host.total, ROUNDING)
     assert_close(found.l1, on_host.l1, ROUNDING)
+
+
+def transcoders(model: attrib.Model) -> list[Dictionary]:
+    """One in place of every MLP."""
+    width = model.config.d_model
+    return [
+        from_tensors(
+            site=Site(layer, "mlp_in"), writes=Site(layer, "mlp_out"), W_enc=normal(width, 40, seed=layer) * width**-0.5,
+            W_dec=normal(40, width, seed=9 + layer), k=4,
+        )
+        for layer in range(model.config.n_layers)
+    ]  # fmt: skip
+
+
+GRAPH_CEILINGS = {1 << 30: (3167, 155), 600_000: (4441, 185)}
+"""The same of a graph of 12 positions through transcoders, by its budget: in one sweep, and in several."""
+
+
+@pytest.mark.parametrize("budget", GRAPH_CEILINGS)
+def test_launches_and_waits_of_a_graph(budget: int):
+    cuts = transcoders(PROBLEM.model)
+    options: dict[str, Any] = {"targets": TopLogits(2), "keep": attrib.TopK(20), "budget": budget}
+    (want,) = build_graphs(PROBLEM.model, cuts, PROBLEM.tokens[:12], **options)
+    with pretending() as device:
+        model, there = PROBLEM.model.to(device=NAME), [cut.to(device=NAME) for cut in cuts]
+        device.begin()
+        (found,) = build_graphs(model, there, PROBLEM.tokens[:12], **options)
+        total = device.counts.total
+    launches, waits = GRAPH_CEILINGS[budget]
+    assert total.launches <= launches, device.counts.table(30)
+    assert total.waits <= waits, device.counts.table(30, by=lambda count: count.waits)
+    assert torch.equal(found.targets, want.targets)
+    assert_close(found.total, want.total, ROUNDING)
+    assert_close(found.l1, want.l1, ROUNDING)
 
 
 # ------------------------------------------------------------------------------------ too little memory
@@ -92,14 +129,7 @@ def test_a_device_with_too_little_memory_goes_on_in_halves_or_says_so():
 def graph_of(put_there: bool, max_nodes: int, monkeypatch: pytest.MonkeyPatch, fails: int) -> tuple[attrib.graph.Graph, list[int]]:
     """A graph whose rows are asked for part by part, where memory runs out the first times that sources are lifted."""
     model = PROBLEM.model
-    width = model.config.d_model
-    cuts = [
-        from_tensors(
-            site=Site(layer, "mlp_in"), writes=Site(layer, "mlp_out"), W_enc=normal(width, 40, seed=layer) * width**-0.5,
-            W_dec=normal(40, width, seed=9 + layer), k=4,
-        )
-        for layer in range(4)
-    ]  # fmt: skip
+    cuts = transcoders(model)
     shared, lifted = on_demand.share, list[int]()
 
     def share(bundles: object, plan: object, *rest: object) -> object:
@@ -109,6 +139,7 @@ def graph_of(put_there: bool, max_nodes: int, monkeypatch: pytest.MonkeyPatch, f
         return shared(bundles, plan, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(on_demand, "share", share)
+    monkeypatch.setattr(cells, "asking", lambda *_: FREE)  # else going down is less to ask for than lifting so few
     with pretending():
         on, those = (model.to(device=NAME), [cut.to(device=NAME) for cut in cuts]) if put_there else (model, cuts)
         (graph,) = build_graphs(on, those, PROBLEM.tokens[:12], targets=TopLogits(2), max_nodes=max_nodes)

@@ -9,6 +9,8 @@ import torch
 
 import attrib
 from attrib.core.types import EXACT, LINEAR, Policy, Site, SiteKind
+from attrib.engine.blocks.norm_mlp import MLPPoint, NormPoint, with_frozen_norm
+from attrib.engine.plan.sizes import Sizes
 from attrib.engine.sweep import meet
 from attrib.engine.sweep.cells import ON_CPU, Cone, Direction, cells_of, cone_of, read_runs, seed_cells, seeded_cone, together
 from attrib.engine.sweep.steps import spread_down, spread_up
@@ -18,7 +20,7 @@ from bench.engine.cases import latents
 from bench.engine.launches import SMALL
 from tests.attribution.test_plan import WAYS, assert_counted, forced, held, paths
 from tests.engine.test_sweep import BESIDE, LENGTHS, SOURCES, TARGETS, Pack, assert_all_ways, make
-from tests.support.builders import Family
+from tests.support.builders import Family, normal
 from tests.support.covering import each_pair
 from tests.support.measured import measured
 from tests.support.pretend import NAME, pretending
@@ -151,6 +153,16 @@ def test_operations_and_memory_are_those_planned(family: Family, policy: Policy)
         got = measured(lambda plan=plan: [tile.gradient.numel() for _, tile in adjoint([found], plan)])
         assert_counted(got.flops, plan.cost.total, (plan.way, plan.layer))
         assert 0.75 * plan.peak < got.peak + held(found) < 1.05 * plan.peak, (plan.way, plan.layer)
+
+
+def test_slopes_are_counted_twice_where_the_norm_scales_them_alone():
+    policies = {policy: Sizes(replace(task_of(paths("gpt2", policy, (16,))), pieces=WIDE)) for policy in (EXACT, LINEAR)}
+    point = MLPPoint((normal(4, 8),))
+    for policy, sizes in policies.items():
+        is_made = with_frozen_norm(point, NormPoint(normal(4, 6), normal(4, 1)), policy) is not point
+        assert sizes.scaled_slopes == is_made * sizes.slopes
+        assert Sizes(replace(sizes.task, pieces=WIDE.narrow)).scaled_slopes == 0
+    assert policies[EXACT].meeting(True, 6) == policies[LINEAR].meeting(True, 6) - policies[LINEAR].scaled_slopes
 
 
 def test_a_gpu_is_asked_for_less():

@@ -10,15 +10,16 @@ weight is told from a few places among the targets, and only those of the least 
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.rates import FREE
 from attrib.core.types import BudgetError
-from attrib.engine.plan.cost import Cost, reverse_cost
+from attrib.engine.plan.cost import Asked, Cost, reverse_cost
 from attrib.engine.plan.meeting import forward_cost, lift_cost, met_cost
 from attrib.engine.plan.memory import Way, peak_memory
 from attrib.engine.plan.runs import FEW, Runs
@@ -119,19 +120,24 @@ def _plan(task: Task, budget: int) -> PackPlan | int:
             is_too_far = is_too_far or (found != [] and weight(task, option.lifted(task), 0) >= best)
             if is_too_far:
                 continue
-        own = math.inf
+        own, before = math.inf, math.inf
         for cut in _in_pieces(task):
+            less = min(best, own)
+            if less < math.inf and cut.pieces.asking != FREE and (one := _one(cut, option)) >= SPARED * less:
+                if one > before:
+                    break  # in still smaller pieces it is asked for more often than they save
+                before = one
+                continue
             peak = _memory(cut, option)
             if peak > budget:
                 smallest = _smallest(cut, option, peak)
                 least = min(least, smallest)
-                if smallest <= budget and (each := _in_sweeps(cut, option, budget, peak, smallest, min(best, own))) is not None:
+                if smallest <= budget and (each := _in_sweeps(cut, option, budget, peak, smallest, less)) is not None:
                     found.append(each)
                     own = min(own, each.weight)
                 continue
             least = min(least, peak)
-            one = weight(cut, _cost(option, cut, whole := ((0, cut.n_targets),)), 1)
-            found.append(_Found(one, cut, option, whole, peak))
+            found.append(_Found(one := _one(cut, option), cut, option, ((0, cut.n_targets),), peak))
             if one >= own or cut.pieces.asking == FREE:
                 break  # smaller pieces would not save a product, or are asked for more often than they save
             own = one
@@ -141,6 +147,16 @@ def _plan(task: Task, budget: int) -> PackPlan | int:
     if isinstance(sweeps, Runs):
         sweeps, peak = sweeps.all()
     return PackPlan(cut, option.way, option.layer, sweeps, peak)
+
+
+SPARED = 1.25
+"""Several sweeps may weigh a little less than one, in which there are more zeros: what weighs so many times the least in one sweep is not
+looked at in several."""
+
+
+def _one(task: Task, option: _Option) -> float:
+    """What one sweep over all targets weighs."""
+    return weight(task, _cost(option, task, ((0, task.n_targets),)), 1)
 
 
 class _Found(NamedTuple):
@@ -155,15 +171,13 @@ class _Found(NamedTuple):
     """Bytes; where runs are yet to be looked for, those that one over all targets would take."""
 
 
-LAUNCHES, WAITS = 8, 1
-"""Operations that a device is asked for with each product (norms, what is gathered, moved and copied there), about, and waits with each
-further sweep. On the device that is not there GPT-2's shape asked for 7.0 to 8.3 with each further product, whether in smaller pieces or
-under another policy."""
+ASKED = Asked(launches=8, waits=1)
+"""GPT-2's shape asked for 7.0 to 8.3 operations with each further product, whether in smaller pieces or under another policy."""
 
 
 def weight(task: Task, cost: Cost, sweeps: int) -> float:
-    """What sweeps cost, in operations of products: their own, and those that the device would do while it is asked."""
-    return float(cost.total + task.pieces.asking.launch * LAUNCHES * cost.asked + task.pieces.asking.wait * WAITS * sweeps)
+    """What sweeps of some work weigh, in operations of products."""
+    return ASKED.weight(cost, sweeps, task.pieces.asking)
 
 
 def _cost(option: _Option, task: Task, sweeps: Sequence[tuple[int, int]]) -> Cost:
@@ -269,9 +283,16 @@ def part_of(task: Task, first: int, end: int) -> Task:
     if first == 0 and end == task.n_targets:
         return task
     (rows,) = task.targets
-    begins = [0, *accumulate(rows)]
-    part = tuple(max(0, min(end, hi) - max(first, lo)) for lo, hi in pairwise(begins))
-    return replace(task, targets=(part,), beside=task.n_targets - (end - first))
+    begins = _begins(rows)
+    low, high = bisect_right(begins, first) - 1, bisect_left(begins, end)  # the positions of the first row, and behind the last
+    part = tuple(max(0, min(end, begins[t + 1]) - max(first, begins[t])) for t in range(low, high))
+    return replace(task, targets=((0,) * low + part + (0,) * (len(rows) - high),), beside=task.n_targets - (end - first))
+
+
+@lru_cache(maxsize=64)
+def _begins(rows: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the rows of each position begin, and where the last ends: the same for all parts of a task."""
+    return 0, *accumulate(rows)
 
 
 def _smallest(task: Task, option: _Option, peak: int) -> int:

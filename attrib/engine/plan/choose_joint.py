@@ -1,20 +1,23 @@
 """The plan of a sweep that several sets of targets and of sources join: where both sides meet, and in which runs of rows it is done.
 
 Every place of the stream at which both sides can meet gives the same numbers, and so does none, where all rows go down to the lowest
-source. Products and memory are those of the same routes on counts and on sizes (joined.py).
+source. Products and memory are those of the same routes on counts and on sizes (joined.py). On a device that is asked for every product,
+what asking costs is added, and pieces of every size are tried, as on paths (choose.py).
 """
 
 import gc
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import mul
 from typing import NamedTuple, NoReturn
 
+from attrib.core.rates import FREE
 from attrib.core.types import BudgetError
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.blocks.product import beside_products
-from attrib.engine.plan.cost import Cost, attention_maps
+from attrib.engine.plan.cost import Asked, Cost, attention_maps
 from attrib.engine.plan.held import sizes_of
 from attrib.engine.plan.joined import Kept, lift_cost, lift_held, sweep_cost, sweep_held
 from attrib.engine.plan.joint import Joint, added, part_of
@@ -51,6 +54,16 @@ class JointPlan:
         met = "" if self.joint.meets is None else f" at {self.joint.meets}"
         size = f"{self.joint.n_targets} × {self.joint.whole.n_sources}"
         return f"{len(self.joint.whole.targets)} prompt(s), {size}: {self.way}{met}, {len(self.sweeps)} sweep(s)"
+
+
+ASKED = Asked(launches=3.5, waits=9)
+"""A small graph asked for 2.3 to 4.1 operations with each further product, in more sweeps or in smaller pieces, and waited 8 to 13 times
+for each further sweep."""
+
+
+def weight(joint: Joint, cost: Cost, sweeps: int) -> float:
+    """What sweeps of some work weigh, in operations of products."""
+    return ASKED.weight(cost, sweeps, joint.pieces.asking)
 
 
 def joint_cost(joint: Joint) -> Cost:
@@ -100,7 +113,7 @@ MANY = 1 << 14
 
 
 def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None = None) -> JointPlan:
-    """With the fewest products that fit.
+    """The one that weighs least of those that fit.
 
     Args:
         budget: bytes of working memory, beside the parameters and the result.
@@ -111,11 +124,11 @@ def plan_joint(joint: Joint, budget: int, prompt: int = 0, every: Joint | None =
         BudgetError: where not even one row at a time fits; names the smallest budget that would do.
     """
     least, best = 1 << 62, None
-    weighed = [(joint_cost(joint).total, -1, joint), *_counted(list(meetings(joint, every)))]
+    weighed = [(_one(joint), -1, joint), *_counted(list(meetings(joint, every)))]
     for one, _, each in sorted(weighed, key=lambda known: known[:2]):
         if best is not None and one >= best.weight:
             break  # and no less in several sweeps
-        found = _planned(each, budget)
+        found = _planned(each, budget, math.inf if best is None else best.weight)
         if isinstance(found, int):
             least = min(least, found)
         elif best is None or found.weight < best.weight:
@@ -134,17 +147,22 @@ MEETINGS = 6
 """So many meetings are all counted; of more, those around the least."""
 
 
-def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
-    """Products in one sweep, number and work of meetings, among them the one with the fewest: they fall towards it, and rise behind it.
+def _one(joint: Joint) -> float:
+    """What one sweep over all rows weighs."""
+    return weight(joint, joint_cost(joint), 1)
+
+
+def _counted(every: Sequence[Joint]) -> list[tuple[float, int, Joint]]:
+    """Weight of one sweep, number and work of meetings, among them the lightest: weights fall towards it, and rise behind it.
 
     Where both kinds of places of a layer are met they take turns, and each kind has its own valley: so one kind is gone down first, and
     then the neighbours of its least are asked.
     """
-    known: dict[int, int] = {}
+    known: dict[int, float] = {}
 
-    def cost(number: int) -> int:
+    def cost(number: int) -> float:
         if number not in known:
-            known[number] = joint_cost(every[number]).total
+            known[number] = _one(every[number])
         return known[number]
 
     first, last = 0, len(every) - 1
@@ -156,7 +174,7 @@ def _counted(every: Sequence[Joint]) -> list[tuple[int, int, Joint]]:
             first = middle + 1
     for number in range(first, last + 1):
         cost(number)
-    return [(total, number, every[number]) for number, total in known.items()]
+    return [(one, number, every[number]) for number, one in known.items()]
 
 
 def meetings(joint: Joint, every: Joint | None = None) -> Iterator[Joint]:
@@ -177,7 +195,7 @@ class _Found(NamedTuple):
     """A meeting, and pieces, that fit."""
 
     weight: float
-    """Operations; about, where not all sweeps are known."""
+    """In operations of products; about, where not all sweeps are known."""
     joint: Joint
     sweeps: tuple[tuple[int, int], ...] | Runs
     """Runs that are yet to be looked for, where the weight is told from a few of them."""
@@ -185,25 +203,42 @@ class _Found(NamedTuple):
     """Bytes at the fullest moment; of runs that are yet to be looked for, before the first."""
 
 
-def _planned(joint: Joint, budget: int) -> _Found | int:
-    """In as few sweeps as fit, in the pieces that the work asks for or in smaller ones; else the least budget that would do."""
-    least = 1 << 62
+def _planned(joint: Joint, budget: int, best: float) -> _Found | int:
+    """In as few sweeps as fit, in the pieces that the work asks for or in smaller ones; else the least budget that would do.
+
+    Args:
+        best: the least weight of other meetings. What is known to weigh more is not looked at to its end.
+    """
+    least, found = 1 << 62, None
     while True:
-        kept, above = lift_held(joint), joint.above
-        before = _lift_memory(joint, kept)
-        is_cut = len(joint.whole.targets) == 1 and above.n_targets > 1
-        if not is_cut or _least(above) <= budget:
-            if (whole := max(before, _memory(above, kept))) <= budget:
-                return _Found(joint_cost(joint).total, joint, ((0, above.n_targets),), whole)
-            least = min(least, whole)
-        if before <= budget and is_cut:
-            smallest = _memory(part_of(above, above.n_targets - 1, above.n_targets), kept)
-            if smallest <= budget:
-                return _in_sweeps(joint, kept, budget, before, smallest)
-            least = min(least, smallest)
-        if joint.pieces.smaller == joint.pieces:
-            return least
+        own = best if found is None else min(best, found.weight)
+        if found is not None and _one(joint) >= own:
+            return found  # smaller pieces are asked for more often than they save, and no less in several sweeps
+        each = _in_pieces(joint, budget, own)
+        if isinstance(each, int):
+            least = min(least, each)
+        elif found is None or each.weight < found.weight:
+            found = each
+        if joint.pieces.smaller == joint.pieces or (found is not None and joint.pieces.asking == FREE):
+            return least if found is None else found
         joint = replace(joint, pieces=joint.pieces.smaller)
+
+
+def _in_pieces(joint: Joint, budget: int, best: float) -> _Found | int:
+    """The same in the pieces that the work asks for."""
+    kept, above, least = lift_held(joint), joint.above, 1 << 62
+    before = _lift_memory(joint, kept)
+    is_cut = len(joint.whole.targets) == 1 and above.n_targets > 1
+    if not is_cut or _least(above) <= budget:
+        if (whole := max(before, _memory(above, kept))) <= budget:
+            return _Found(_one(joint), joint, ((0, above.n_targets),), whole)
+        least = whole
+    if before <= budget and is_cut:
+        smallest = _memory(part_of(above, above.n_targets - 1, above.n_targets), kept)
+        if smallest <= budget:
+            return _in_sweeps(joint, kept, budget, before, smallest, best)
+        least = min(least, smallest)
+    return least
 
 
 def least_joint_memory(joint: Joint) -> int:
@@ -237,21 +272,22 @@ def _least(joint: Joint) -> int:
     return cells * joint.config.d_model * joint.itemsize
 
 
-def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, smallest: int) -> _Found:
+def _in_sweeps(joint: Joint, kept: Kept, budget: int, before: int, smallest: int, best: float) -> _Found:
     """Several sweeps over runs of rows.
 
     Args:
         before: bytes that are taken before the first.
         smallest: bytes that the last row takes.
+        best: the least weight so far; of more than that it is only told that it is more.
     """
     raised, above = lift_cost(joint), joint.above
-    runs = _runs(joint, kept, budget, smallest)
-    down, sweeps = runs.weighed(lambda first, end: sweep_cost(part_of(above, first, end), raised).total)
+    lifted, runs = weight(joint, raised.cost, 0), _runs(joint, kept, budget, smallest)
+    down, sweeps = runs.weighed(lambda first, end: weight(joint, sweep_cost(part_of(above, first, end), raised), 1), best - lifted)
     if sweeps > FEW:
-        return _Found(raised.cost.total + down, joint, runs, before)
+        return _Found(lifted + down, joint, runs, before)
     cut, peak = runs.all()
     plan = JointPlan(joint, cut, max(peak, before))
-    return _Found(plan.cost.total, joint, cut, plan.peak)
+    return _Found(weight(joint, plan.cost, len(cut)), joint, cut, plan.peak)
 
 
 def _runs(joint: Joint, kept: Kept, budget: int, smallest: int) -> Runs:

@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from attrib.core.rates import Asking
 from attrib.core.types import SITE_KINDS, Site, SiteKind
 from attrib.engine.blocks.passing import place_of
 from attrib.engine.plan.task import Counts, Task
@@ -57,6 +58,19 @@ class Cost:
     def total(self) -> int:
         """Operations of all parts."""
         return sum(self.flops.values())
+
+
+class Asked(NamedTuple):
+    """What a device is asked for beside products, about: counted on the device that is not there."""
+
+    launches: float
+    """Operations with each product, itself among them: norms, what is gathered, moved and copied."""
+    waits: float
+    """With each further sweep."""
+
+    def weight(self, cost: Cost, sweeps: int, asking: Asking) -> float:
+        """What sweeps weigh, in operations of products: their own, and those that the device would do while it is asked."""
+        return float(cost.total + asking.launch * self.launches * cost.asked + asking.wait * self.waits * sweeps)
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -118,8 +132,27 @@ def output_point(task: Task, cost: Cost, layer: int) -> None:
         attention_point(task, cost)
 
 
-def _queries(positions: int, size: int) -> list[tuple[int, int]]:
-    return [(first, min(first + size, positions)) for first in range(0, positions, size)]
+class _Queries(NamedTuple):
+    """The products [queries, d_head] @ [d_head, keys] of one row in one head, in runs of queries: sums over them."""
+
+    products: int
+    queries: int
+    keys: int
+    pairs: int
+    """Of a query and a key."""
+
+
+@lru_cache(maxsize=1 << 14)
+def _queries(length: int, begin: int, size: int, causal: bool, exact: bool, up: bool) -> _Queries:
+    """Of a row that lives on `length` positions from `begin` on, by `size` queries at once. Every layer and way asks for them again."""
+    products = queries = keys = pairs = 0
+    for first in range(0, length, size):
+        upto = min(first + size, length)
+        seen = upto if causal else length
+        maps = [seen, seen, seen + begin, seen + begin] if up else [seen] * 4
+        for count in maps if exact else maps[:1]:
+            products, queries, keys, pairs = products + 1, queries + upto - first, keys + count, pairs + (upto - first) * count
+    return _Queries(products, queries, keys, pairs)
 
 
 def attention(task: Task, cost: Cost, up: bool, is_from_z: bool = False, is_to_heads: bool = False) -> None:
@@ -144,15 +177,16 @@ def attention_maps(task: Task, up: bool) -> Cost:
 
 
 def _maps(task: Task, cost: Cost, part: Part, shapes: Iterable[Shape], up: bool) -> None:
-    """Count rows of blocks through the maps of all heads; many are of one size."""
-    for (begin, end, rows), times in Counter((shape.begin, shape.end, shape.rows) for shape in shapes).items():
-        one = Cost(task.itemsize)
-        for first, upto in _queries(end - begin, task.queries):
-            seen = upto if task.config.causal else end - begin
-            maps = [seen, seen, seen + begin, seen + begin] if up else [seen] * 4
-            for keys in maps if task.policy.attention == "exact" else maps[:1]:
-                one.mm(part, upto - first, task.config.d_head, keys, batch=rows * task.config.n_heads)
-        cost.take(one, times)
+    """Count rows of blocks through the maps of all heads."""
+    c, exact, flops, size = task.config, task.policy.attention == "exact", 0, 0
+    for shape in shapes:
+        begin, end, rows, _ = shape
+        one = _queries(end - begin, begin if up else 0, task.queries, c.causal, exact, up)
+        flops += rows * one.pairs
+        size += rows * (c.d_head * (one.queries + one.keys) + one.pairs)
+        cost.asked += one.products
+    cost.flops[part] += 2 * c.n_heads * c.d_head * flops
+    cost.bytes[part] += c.n_heads * cost.itemsize * size
 
 
 def spread_down(task: Task, cost: Cost) -> None:

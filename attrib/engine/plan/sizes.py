@@ -9,6 +9,7 @@ order. Sizes are counts of numbers; the letters are those of the docs:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 
 from attrib.engine.blocks.passing import Passed
 from attrib.engine.plan.task import Counts, Seeded, Task
@@ -79,6 +80,11 @@ class Sizes:
     def slopes(self) -> int:
         """The point of an MLP."""
         return self.task.tokens * self.task.d_hidden
+
+    @property
+    def scaled_slopes(self) -> int:
+        """The same times 1 / s, for the folds of several positions at once, where the norm is held; see `with_frozen_norm`."""
+        return self.slopes if self.task.span > 1 and self.task.policy.norm == "frozen" else 0
 
     @property
     def patterns(self) -> int:
@@ -167,7 +173,7 @@ class Sizes:
         task, c = self.task, self.task.config
         longest, most = max(map(len, seeds)), max(map(max, seeds))
         lives = c.seen if is_down else c.seeing
-        reach = max(len(lives(t, len(rows))) * rows[t] for rows in seeds for t in range(len(rows)))
+        reach = max((len(lives(t, len(rows))) * count for rows in seeds for t, count in enumerate(rows) if count), default=0)
         band = c.n_heads * most * c.d_model
         if self.is_exact:
             # what all rows share is of size [heads, positions, d] where it differs by position
@@ -242,14 +248,16 @@ class Sizes:
         d, f, pays, seeds = c.d_model, c.d_mlp, fold_rows(c), self.seeds(is_down)
         alive = task.down() if is_down else task.up()
         gates, piece = 2 if c.gated else 1, task.pieces.mlp
-        plain = [[count <= pays for count in prompt] for prompt in alive]
-        at = [(b, t) for b, prompt in enumerate(seeds) for t in range(len(prompt)) if prompt[t]]
-        lives = c.seen if is_down else c.seeing
-        sizes = [seeds[b][t] * sum(plain[b][lives(t, len(plain[b])).start : lives(t, len(plain[b])).stop]) for b, t in at]
-        alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
-        short = sum(size for size in sizes if size <= piece // 3)
         if task.span > 1:  # stretches are those of wide bands
             alone = short = min(self.cells(is_down, True), piece)
+        else:
+            lives, sizes = c.seen if is_down else c.seeing, list[int]()
+            for rows, counts in zip(seeds, alive, strict=True):
+                plain = [0, *accumulate(count <= pays for count in counts)]  # so many positions before each at which rows are not folded
+                reached = ((count, lives(t, len(rows))) for t, count in enumerate(rows) if count)
+                sizes += (count * (plain[reach.stop] - plain[reach.start]) for count, reach in reached)
+            alone = min(max((size for size in sizes if size > piece // 3), default=0), piece)
+            short = sum(size for size in sizes if size <= piece // 3)
         gathered = min(short, even(short, piece) + piece // 3)
         rest = max(alone * (2 * d + f * gates), gathered * (4 * d + task.d_hidden + f * gates))
         return self._layer_mlp(alive, rest)
@@ -263,10 +271,9 @@ class Sizes:
         """The point and the weights of an MLP, with a fold or with the rows that are not folded."""
         task, d, f = self.task, self.task.config.d_model, self.task.config.d_mlp
         most = max(map(max, alive))
-        folded = self.slopes if task.span > 1 else 0  # those of `with_frozen_norm`
         fold = task.span * (d * f + 2 * d * d + 2 * most * d) if most > fold_rows(task.config) else 0
         weights = d * task.d_hidden if fold or sum(map(sum, alive)) >= f else 0  # with the norm folded in, or as they are
-        return weights + self.slopes + max(5 * task.tokens * f, folded + fold if fold else 0, rest)
+        return weights + self.slopes + max(5 * task.tokens * f, self.scaled_slopes + fold if fold else 0, rest)
 
     def matrices(self, is_down: bool, is_spread: bool) -> int:
         """Rows through an MLP's matrices alone: a band at a time, or, at their own positions, a piece."""
@@ -297,7 +304,7 @@ class Sizes:
         if not passes_mlp:
             return task.span * rows * width
         through = c.d_model * c.d_mlp + 2 * c.d_model**2 if fewer > fold_rows(c) else fewer * 3 * c.d_mlp
-        weights = c.d_model * task.d_hidden + self.slopes * (2 if task.span > 1 else 1)  # with those of `with_frozen_norm`
+        weights = c.d_model * task.d_hidden + self.slopes + self.scaled_slopes
         again = 2 * fewer if task.span > 1 else fewer  # moved, and laid row by row
         return weights + max(5 * task.tokens * c.d_mlp, task.span * ((rows + again) * c.d_model + through))
 

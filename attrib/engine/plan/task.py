@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -114,17 +114,17 @@ class Task:
         """Whether anything moves through a layer's MLP."""
         return self.policy.mlp != "frozen" and self.config.has_mlps and layer not in self.shut_mlps
 
-    @property
+    @cached_property
     def n_targets(self) -> int:
         """Targets of all prompts."""
         return sum(map(sum, self.targets))
 
-    @property
+    @cached_property
     def n_sources(self) -> int:
         """Sources of all prompts."""
         return sum(map(sum, self.sources))
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Positions of all prompts."""
         return sum(map(len, self.targets))
@@ -190,6 +190,10 @@ class Task:
 
     def down(self) -> Counts:
         """Cotangents alive at each position: those seeded there or later; all, where attention is not causal."""
+        return self._down
+
+    @cached_property
+    def _down(self) -> Counts:
         if not self.config.causal:
             return _everywhere(self.targets)
         if self.span > 1:
@@ -198,6 +202,10 @@ class Task:
 
     def up(self) -> Counts:
         """Tangents alive at each position: those seeded there or before; all, where attention is not causal."""
+        return self._up
+
+    @cached_property
+    def _up(self) -> Counts:
         if not self.config.causal:
             return _everywhere(self.sources)
         if self.span > 1:

@@ -10,6 +10,7 @@ it is passed in one step, with the stream beside it; else in parts, to what it c
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from attrib.core.types import SITE_KINDS, Policy, Site
@@ -270,12 +271,11 @@ class Ascent(ABC, Generic[Load]):
         """What sources write at a place beside `start`."""
 
 
-def climb(start: Site, to: Site) -> Iterator[Site]:
+@lru_cache(maxsize=256)
+def climb(start: Site, to: Site) -> tuple[Site, ...]:
     """Every place of the way up, both ends included, as `place_of` names them."""
-    for layer in range(start.layer, to.layer + 1):
-        for kind in SITE_KINDS[:-1]:
-            if start.depth <= (site := Site(layer, kind)).depth <= to.depth:
-                yield site
+    every = (Site(layer, kind) for layer in range(start.layer, to.layer + 1) for kind in SITE_KINDS[:-1])
+    return tuple(site for site in every if start.depth <= site.depth <= to.depth)
 
 
 class Rising(Ascent[Load]):

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attrib.core.devices import to_device
-from attrib.core.rates import FREE, Asking, asking
+from attrib.core.rates import FREE, Asking, Products, asking
 
 
 class Pieces(NamedTuple):
@@ -74,9 +74,9 @@ def even(total: int, size: int) -> int:
     return max(1, -(-total // max(1, round(total / size))))
 
 
-def pieces_of(device: torch.device) -> Pieces:
-    """The largest pieces that are of use on a device, with what asking it costs."""
-    return ON_CPU if device.type == "cpu" else ON_CUDA._replace(asking=asking(device))
+def pieces_of(device: torch.device, products: Products = "float32") -> Pieces:
+    """The largest pieces that are of use on a device, with what asking it costs beside products in a precision."""
+    return ON_CPU if device.type == "cpu" else ON_CUDA._replace(asking=asking(device, products))
 
 
 class Band(NamedTuple):
@@ -135,9 +135,16 @@ class Cone(NamedTuple):
 
     def runs(self, size: int) -> Iterator[list[Band]]:
         """The same runs, with the bands as they lie in the whole."""
-        size = even(self.cells, size)
-        for _, run in groupby(self.bands, key=lambda band: (band.offset + band.cells // 2) // size):
-            yield list(run)
+        size, number, run = even(self.cells, size), -1, list[Band]()
+        for band in self.bands:
+            at = (band.offset + band.cells // 2) // size
+            if at != number and run:
+                yield run
+                run = []
+            number = at
+            run.append(band)
+        if run:
+            yield run
 
     def rows_at(self, prompt: int, positions: int) -> list[int]:
         """How many rows of a prompt live at each of its positions."""
@@ -388,7 +395,10 @@ def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = O
         for position, count in enumerate(seeded):
             if position < wide_to:
                 continue
-            if causal and span > 1 and position % span == 0:
+            begins_wide = causal and span > 1 and position % span == 0
+            if not count and not begins_wide:
+                continue
+            if begins_wide:
                 upto = min(position + span, len(seeded))
                 begin, end = (position, len(seeded)) if direction == "up" else (0, upto)
                 rows = sum(seeded[position:upto])
@@ -397,6 +407,8 @@ def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = O
                     bands.append(Band(prompt, begin, end, row, rows, offset, runs[0 if direction == "up" else -1][0], runs))
                     row, offset, wide_to = row + rows, offset + bands[-1].cells, upto
                     continue
+            if not count:
+                continue
             begin = position if causal and direction == "up" else 0
             end = position + 1 if causal and direction == "down" else len(seeded)
             for rows in _cut(count, max(1, most // (end - begin))):

@@ -11,7 +11,8 @@ Several sets of targets, which are read at several places, go down as one (`desc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from attrib.core.types import SITE_KINDS, Policy, Site
@@ -22,12 +23,12 @@ Load = TypeVar("Load")
 """What goes through the steps: rows, their number, or their size."""
 
 
-def places(top: Site, lowest: Site) -> Iterator[Site]:
+@lru_cache(maxsize=256)
+def places(top: Site, lowest: Site) -> tuple[Site, ...]:
     """Every place of the way down, both ends included, as `place_of` names them."""
-    for layer in range(top.layer, lowest.layer - 1, -1):
-        for kind in reversed(SITE_KINDS[:-1]):
-            if lowest.depth <= (site := Site(layer, kind)).depth <= top.depth:
-                yield site
+    layers = range(top.layer, lowest.layer - 1, -1)
+    every = (Site(layer, kind) for layer in layers for kind in reversed(SITE_KINDS[:-1]))
+    return tuple(site for site in every if lowest.depth <= site.depth <= top.depth)
 
 
 class Descent(ABC, Generic[Load]):
@@ -176,7 +177,7 @@ class Descent(ABC, Generic[Load]):
 
     def _arrivals(self, site: Site, rows: Load | None, before: bool) -> Load | None:
         """With what comes through dictionaries that read here, before what is written here or after it."""
-        for number in sorted(self.waiting):
+        for number in sorted(self.waiting) if self.waiting else ():
             passing = self.passing[number]
             if passing.reads == site and passing.reads_before == before:
                 self.waiting.remove(number)
