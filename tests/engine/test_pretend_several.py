@@ -12,11 +12,13 @@ import torch
 import attrib
 from attrib.attribution.options import Options
 from attrib.core.devices import check_devices
+from attrib.core.rates import FREE
 from attrib.core.types import EXACT, LINEAR, RELP, Mass, TopK, TopLogits
 from attrib.engine import bundle as bundles
 from attrib.engine import tiles
 from attrib.engine.precision import precision_of, products
 from attrib.engine.spread import cut_runs
+from attrib.engine.sweep import cells
 from attrib.graph.building import build as build_graphs
 from tests.engine.test_pretend import DOUBLE, lens, numbers
 from tests.support.builders import build, prompt
@@ -103,6 +105,7 @@ def test_lifting_that_runs_out_of_memory_on_one_device(monkeypatch: pytest.Monke
         return share(those, plan, *rest)
 
     monkeypatch.setattr(bundles, "share", short)
+    monkeypatch.setattr(cells, "asking", lambda *_: FREE)  # else going down is less to ask for than lifting so few
     with pretending(count=2), pytest.warns(UserWarning, match="out of memory with 1 prompt"):
         same(CALLS["a Jacobian"](device=TWO), want)
     assert failed == [True]

@@ -693,8 +693,8 @@ def _touched(tensor: Tensor) -> int:
 def _moved(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
     """Bytes that an operation reads and writes."""
     if name == "index_select":
-        _, where = given
-        return _touched(where) + 2 * sum(map(_touched, made))
+        _, where, *into = given
+        return _touched(where) + 2 * sum(map(_touched, into or made))
     if name == "index_copy_":
         _, where, rows = given
         return _touched(where) + 2 * _touched(rows)
