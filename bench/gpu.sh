@@ -15,7 +15,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 
 # step and its seconds: 580 in all
-ALL="parity:130 budgets:90 launches:60 asking:20 kernels:120 memory:60 floor:100"
+ALL="parity:130 budgets:80 launches:50 replays:30 asking:20 kernels:110 memory:60 floor:100"
 pretend="" out="" only=""
 while [ $# -gt 0 ]; do
     case "$1" in

@@ -37,28 +37,35 @@ class Counted:
     what: str
 
 
-def of_k(build: Callable[..., Problem]) -> Problem:
-    """The problem with as many active latents at each position of every prompt."""
-    problem = build(policy=LINEAR)
+def built_of_k(build: Callable[..., Problem], k: int) -> Problem:
+    """`of_k` of a problem that is yet to be built."""
+    return of_k(build(policy=LINEAR), k)
+
+
+def of_k(problem: Problem, k: int) -> Problem:
+    """The problem with k active latents of TopK at each position of every prompt."""
     assert problem.source is not None
     assert isinstance(problem.target, attrib.Dictionary)
 
-    def competing(one: attrib.Dictionary, k: int) -> attrib.Dictionary:
+    def competing(one: attrib.Dictionary) -> attrib.Dictionary:
         return replace(one, config=replace(one.config, rule="topk", k=k), params=one.params._replace(b_enc=one.params.b_enc * 0))
 
-    k = build.keywords["active"][0]  # type: ignore[attr-defined]
-    return replace(problem, source=competing(problem.source, k), target=competing(problem.target, k))
+    return replace(problem, source=competing(problem.source), target=competing(problem.target))
 
 
-SIZES: dict[str, tuple[Callable[..., Problem], str]] = {
-    "small": (partial(latents, SMALL, 0, 3, 32, d_sae=4096, active=(8, 8)), "small shape, 0→3, 32 positions, 8 active"),
-    "gpt2": (partial(latents, GPT2, 0, 3, 128, active=(50, 50)), "GPT-2's shape, 0→3, 128 positions, 50 active"),
+SIZES: dict[str, tuple[Callable[..., Problem], int, str]] = {
+    "small": (partial(latents, SMALL, 0, 3, 32, d_sae=4096, active=(8, 8)), 8, "small shape, 0→3, 32 positions, 8 active"),
+    "gpt2": (partial(latents, GPT2, 0, 3, 128, active=(50, 50)), 50, "GPT-2's shape, 0→3, 128 positions, 50 active"),
 }
 CASES: dict[str, Counted] = {
     f"{size}-{named}": Counted(partial(build, policy=policy), what)
     for named, policy in (("linear", LINEAR), ("exact", EXACT))
-    for size, (build, what) in SIZES.items()
-} | {f"{size}-topk": Counted(partial(of_k, build), f"{what} by TopK, LINEAR") for size, (build, what) in SIZES.items()}
+    for size, (build, _, what) in SIZES.items()
+}
+OF_K: dict[str, Counted] = {
+    f"{size}-topk": Counted(partial(built_of_k, build, k), f"{what} by TopK, LINEAR") for size, (build, k, what) in SIZES.items()
+}
+"""Whose prompts have one shape, for `--replay`."""
 
 
 ENGINE = "attrib/engine/"
@@ -91,7 +98,7 @@ def least(count: Count) -> float:
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help="Which, of " + ", ".join(CASES) + "; the small ones.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Which, of " + ", ".join([*CASES, *OF_K]) + "; the small ones.")] = None,
     budget: Annotated[float, typer.Option(help="Working memory in GiB.")] = 16,
     prompts: Annotated[int, typer.Option(help="How many prompts of that kind.")] = 1,
     replay: Annotated[bool, typer.Option("--replay", help="Capture sweeps and replay them.")] = False,
@@ -99,10 +106,11 @@ def main(
     by_time: Annotated[bool, typer.Option("--by-time", help="Those that take longest, in place of those that ask for most.")] = False,
 ) -> None:
     """Count, and print a table for each case."""
-    for name in case or ["small-linear", "small-exact"]:
-        _, counts = counted(CASES[name].build(), int(budget * GIB), computes=False, prompts=prompts, replay=replay)
+    for name in case or [name for name in CASES if name.startswith("small")]:
+        which = (CASES | OF_K)[name]
+        _, counts = counted(which.build(), int(budget * GIB), computes=False, prompts=prompts, replay=replay)
         table = counts.table(lines, least, seconds=least) if by_time else counts.table(lines, seconds=least)
-        print(f"{name}: {CASES[name].what}, budget {budget:g} GiB\n{table}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
+        print(f"{name}: {which.what}, budget {budget:g} GiB\n{table}\n{counts.peak / 1e6:.0f} MB at the fullest\n")
 
 
 if __name__ == "__main__":

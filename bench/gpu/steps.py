@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ import attrib
 from attrib.core.rates import RATES
 from attrib.core.types import LINEAR, Dense, Policy, Site, TopK, TopLogits
 from attrib.dictionaries.dictionary import Dictionary
+from attrib.engine.sweep import cells
 from attrib.graph.building import build as build_graphs
 from attrib.graph.building import plan as plan_graphs
 from attrib.models.transformer import Model
 from bench.engine.cases import GIB, Problem, across_layers, latents_to_logits, prompt, tokens_to_latents
 from bench.engine.check import TOLERANCES, distance
-from bench.engine.launches import CASES, SMALL, counted
+from bench.engine.launches import CASES, SMALL, counted, of_k
 from bench.engine.ours import Dtype, Engine, attribute
 from bench.engine.weights import GPT2, Shape, random_model, random_transcoder
 from bench.gpu.place import NOT_MEASURED, POLICIES, Place
@@ -197,6 +199,41 @@ def _predicted(total: Count) -> Figures:
     return {"predicted_launches": total.launches, "predicted_waits": total.waits, "predicted_events": total.events}
 
 
+# ------------------------------------------------------------------------------------- replays
+
+
+def replays(place: Place) -> Found:
+    """Prompts of one shape, whose sweeps are captured and replayed: the values of sweeps that are asked for, and the time of both."""
+    found = Found()
+    for name, given, k in (("small", place.small(LINEAR), 8), ("the named case", place.latents(LINEAR), 50)):
+        problem = replace(of_k(given, k if place.is_real else 3).to(place.device), budget=place.budgets[-1] if place.is_real else GIB)
+        tokens = [problem.tokens.roll(number) for number in range(24 if place.is_real else 4)]
+        both = {what: partial(_of_prompts, problem, tokens, what == "replayed") for what in ("asked", "replayed")}
+        # each prompt by itself, as those of a large model are: small ones share packs, which saves the same
+        with (
+            _guarded(found, name),
+            patch.object(cells, "ON_CUDA", cells.ON_CUDA._replace(pack=1)),
+            warnings.catch_warnings(record=True) as said,
+        ):
+            warnings.simplefilter("always")
+            found.compare(f"{name}: from those asked for", both["replayed"]().total, both["asked"]().total, TOLERANCES["float32"])
+            found.faults += [f"{name}: {each.message}" for each in said if "replay" in str(each.message)]
+            if place.is_real:
+                times = {what: median(timed(run, place.device)[1].seconds for _ in range(5)) for what, run in both.items()}
+                found.figures[name] = times | {"replayed_over_asked": times["replayed"] / times["asked"]}
+            else:
+                found.figures[name] = NOT_MEASURED
+    return found
+
+
+def _of_prompts(problem: Problem, tokens: list[Tensor], replay: bool) -> attrib.Edges:
+    assert problem.source is not None
+    assert isinstance(problem.target, attrib.Dictionary)
+    return attrib.latent_to_latent(
+        problem.model, problem.source, problem.target, tokens, policy=problem.policy, keep=TopK(20), budget=problem.budget, replay=replay
+    )
+
+
 # ------------------------------------------------------------------------------------- asking
 
 ASKED, ROUNDS = 500, 21
@@ -336,5 +373,6 @@ def _beside(place: Place, run: Callable[[], Any], dtype: Dtype, plan: attrib.Pla
 
 
 STEPS: dict[str, Callable[[Place], Found]] = {
-    "parity": parity, "budgets": budgets, "launches": launches, "asking": asking, "kernels": kernels, "memory": memory, "floor": floor,
+    "parity": parity, "budgets": budgets, "launches": launches, "replays": replays, "asking": asking, "kernels": kernels, "memory": memory,
+    "floor": floor,
 }  # fmt: skip

@@ -28,7 +28,7 @@ def test_the_least_time_is_that_of_products_or_of_memory():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("step", ["launches", "asking", "kernels"])
+@pytest.mark.parametrize("step", ["launches", "replays", "asking", "kernels"])
 def test_a_step_on_a_device_that_is_not_there(step: str):
     with place(pretend=True) as where:
         found = steps.STEPS[step](where)
@@ -36,6 +36,8 @@ def test_a_step_on_a_device_that_is_not_there(step: str):
         assert found.figures
     if step == "asking":
         assert found.figures == {"launch": NOT_MEASURED, "wait": NOT_MEASURED}
+    if step == "replays":
+        assert len(found.figures) == 4
     if step == "kernels":
         assert found.figures == {"kernels": NOT_MEASURED}
     if step == "launches":
@@ -81,7 +83,7 @@ def test_steps_that_fail_are_named_and_the_others_done(tmp_path: Path):
     said = "budgets (wrong), launches (ran out of its time), kernels (failed), memory (failed with status 9)"
     assert f"not right: {said}" in ran.stderr
     found = json.loads((tmp_path / "out" / "nvidia-h200.json").read_text())
-    assert list(found["steps"]) == ["parity", "budgets", "launches", "asking", "kernels", "memory", "floor"]
+    assert list(found["steps"]) == ["parity", "budgets", "launches", "replays", "asking", "kernels", "memory", "floor"]
     assert found["steps"]["parity"]["figures"]["a"] == 0.5
     written = (tmp_path / "out" / "nvidia-h200.md").read_text()
     assert "## parity: right" in written
