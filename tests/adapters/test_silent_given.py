@@ -115,6 +115,7 @@ def test_every_option_is_shown_with_its_default_and_no_other_is_taken(name: str)
     running = {} if name == "plan" else {"method": "adjoint", "progress": False, "device": None}
     beside = {} if name == "token_to_latent" else {"error": True}
     beside |= {"bias": False} if name in ("latent_to_latent", "latent_to_logit", "plan") else {}
+    beside |= {"replay": False} if name not in ("plan", "latent_to_metric") else {}
     assert shown == usual | read | running | own | beside
     with pytest.raises(TypeError, match="unexpected keyword argument 'result_fits'"):
         function(*[None] * (len(parameters) - len(shown)), result_fits=False)

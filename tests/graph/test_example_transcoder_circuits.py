@@ -353,8 +353,9 @@ def test_scores_over_texts(made: Any) -> None:
         wanted = [len(score), float(score.min()), float(score.max()), float((score > 0).double().mean())]
         assert np.allclose(found[["places", "least", "largest", "above zero"]].astype(float), wanted, **TOLERANCE), found.score
     values = pre.relu().numpy()
+    rounding = 1e-5 * values.max()  # the uppermost band ends at the largest value, whose last digits hang on who multiplies
     for band in tables["D25"].itertuples(index=False):
-        assert np.isclose(band[2], ((values > band[0]) & (values <= band[1])).mean())
+        assert np.isclose(band[2], ((values > band[0] + rounding) & (values <= band[1] + rounding)).mean())
     assert np.allclose(tables["D26"].score, np.sort(values)[::-1][:3], **TOLERANCE)
     evenly = tables["D25, samples"].query("sampled == 'evenly'").score
     assert (evenly.iloc[0], evenly.iloc[-1]) == (pytest.approx(values.min()), pytest.approx(values.max()))
