@@ -22,7 +22,7 @@ class Hand(Generic[Thing]):
     """A thread that makes things, one after another."""
 
     def __init__(self, device: torch.device, make: Callable[[], Iterator[Thing]]) -> None:
-        """Begin.
+        """It has not begun.
 
         Args:
             device: that the thread computes on.
@@ -34,6 +34,9 @@ class Hand(Generic[Thing]):
         self._is_out = False
         # what is set for this thread alone, as who multiplies, is set for that one too
         self._thread = Thread(target=copy_context().run, args=(self._run,), name=f"attrib on {device}")
+
+    def begin(self) -> None:
+        """Begin. An interrupt may come in here, when the thread is at work already."""
         self._thread.start()
 
     def take(self) -> Thing | None:
@@ -55,8 +58,9 @@ class Hand(Generic[Thing]):
         self._goes_on.put(False)
 
     def join(self) -> None:
-        """Wait for the thread's end."""
-        self._thread.join()
+        """Wait for the thread's end, where it has begun."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -91,7 +95,8 @@ class Hands:
         found = list[Hand[Thing]]()
         for device, make in zip(devices, makers, strict=True):
             found.append(Hand(device, make))
-            self._all.append(found[-1])  # type: ignore[arg-type]
+            self._all.append(found[-1])  # type: ignore[arg-type] # before it begins, so that an interrupt meanwhile ends it too
+            found[-1].begin()
         return found
 
     def end(self, hands: Sequence[Hand[Thing]]) -> None:

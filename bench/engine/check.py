@@ -30,7 +30,7 @@ class Check(NamedTuple):
         return not self.faults
 
 
-def distance(got: Float[Tensor, "rows sources"], want: Float[Tensor, "rows sources"]) -> float:
+def distance(got: Float[Tensor, "*any"], want: Float[Tensor, "*any"]) -> float:
     """Relative Frobenius error in float64; infinite where either has a NaN or all of `want` is zero."""
     got, want = got.double(), want.double()
     error = ((got - want).norm() / want.norm()).item()

@@ -158,6 +158,21 @@ def test_an_interrupt_ends_the_threads(monkeypatch: pytest.MonkeyPatch):
     assert not threads()
 
 
+def test_an_interrupt_while_a_thread_begins_ends_it(monkeypatch: pytest.MonkeyPatch):
+    """The thread is at work before the call that begins it has returned."""
+    begun = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        begun(self)
+        if self.name == f"attrib on {TWO[1]}":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pretending(count=2), pytest.raises(KeyboardInterrupt):
+        CALLS["one position"](device=TWO)
+    assert not threads()
+
+
 def test_what_fails_where_rows_are_taken_ends_the_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("attrib.attribution.rows.EdgeRows.add", lambda *_: fails(ValueError("not taken"))())
     with pretending(count=2), pytest.raises(ValueError, match="not taken"):
