@@ -90,12 +90,13 @@ def held(path: Path, *, launch: str | None = None, rank: int = 0) -> Iterator[Ho
         last = _take(path, files[0], own) if launch is None else _join(path, files[0], own)
         ended = threading.Event()
         toucher = threading.Thread(target=_touch, args=(files, ended), daemon=True)
-        toucher.start()
         try:
+            toucher.start()  # in which an interrupt may come, when it touches already
             yield last
         finally:
             ended.set()
-            toucher.join()
+            if toucher.ident is not None:
+                toucher.join()
             for file in files[1:]:
                 file.truncate(0)  # before the others are looked at: of two that end at once, one sees that it is the last
             if launch is None or (_flock(files[0], fcntl.LOCK_EX) is not _Flock.HELD and not _others(path, own)):  # the last one out

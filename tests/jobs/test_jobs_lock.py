@@ -478,3 +478,22 @@ def test_what_is_held_is_let_go_in_any_order(lock: Path) -> None:
             (lock.parent / name).mkdir()
             assert both.enter_context(held(lock.parent / name / "lock")) is None
     assert holder(lock.parent / "one" / "lock") is None
+
+
+def test_an_interrupt_while_the_lock_begins_to_be_touched_lets_go_of_it(lock: Path, monkeypatch: pytest.MonkeyPatch):
+    """The thread touches before the call that begins it has returned; on a file system without locks it would be held by that for ever."""
+    begun, touchers = threading.Thread.start, list[threading.Thread]()
+
+    def start(self: threading.Thread) -> None:
+        touchers.append(self)
+        begun(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt), held(lock):
+        pytest.fail("it was interrupted")
+    monkeypatch.undo()
+    assert len(touchers) == 1
+    assert not touchers[0].is_alive()
+    with held(lock) as last:
+        assert last is None
