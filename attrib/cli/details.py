@@ -75,6 +75,7 @@ class Asked:
         return replace(details, **self._computed(graph, fitted(graph, most), model, given))
 
     def _computed(self, graph: "Graph", part: "Fitted", model: "Model", given: Sequence[Any]) -> dict[str, Any]:
+        from attrib.cli.bars import counted
         from attrib.graph import head_loadings, qk_attribution
         from attrib.runs.again import readable, rule_of
 
@@ -83,7 +84,9 @@ class Asked:
             outputs: Any = graph.call["targets"]
             targets = [rule_of(what) for what in outputs]
         if self.heads is not None:
-            found["heads"] = heads = head_loadings(model, given, graph, _foremost(part, self.heads), targets=targets)
+            with counted("splitting edges by heads") as progress:
+                heads = head_loadings(model, given, graph, _foremost(part, self.heads), targets=targets, progress=progress)
+            found["heads"] = heads
             if self.scores is not None:
                 found["scores"] = qk_attribution(model, given, graph, heads.scores(self.scores), targets=targets)
         if self.verify is not None:

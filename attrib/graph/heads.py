@@ -26,7 +26,7 @@ from attrib.attribution.record import products_record
 from attrib.core.keep import kept
 from attrib.core.room import memory_named
 from attrib.core.sparse import to_csr
-from attrib.core.types import BudgetError, InputError, Keep, TopK, TopLogits
+from attrib.core.types import BudgetError, InputError, Keep, Progress, TopK, TopLogits
 from attrib.engine.precision import products
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.graph.again import Again, numbers_among, open_graph
@@ -175,6 +175,8 @@ def head_loadings(
     dictionaries: Given | Sequence[Given],
     graph: Graph,
     edges: int | Int[Tensor, " edges"] = STRONGEST,
+    *,
+    progress: Progress | None = None,
     **options: Unpack[LoadingOptions],
 ) -> HeadLoadings:
     """Edges of a graph as sums over the last head before the target, and the position that it reads from.
@@ -183,6 +185,7 @@ def head_loadings(
         dictionaries: those that the graph was built with.
         graph: one that `build` made, or a part of it.
         edges: which of the graph's edges, by their numbers; or how many, the largest.
+        progress: called with how many edges are split, and how many in all.
         targets: those that the graph was built with, where they were no default.
         keep: which loadings of each edge are stored; totals are of all.
         budget: bytes of working memory, beside the parameters and the result.
@@ -197,7 +200,7 @@ def head_loadings(
     number = numbers_among(graph.nodes, again.opened.nodes)
     with memory_named("finding the heads of edges", "Ask for fewer of them."), torch.no_grad(), products(again.precision):
         found = _Loadings(again, number[graph.indices[chosen]], number[graph.target[chosen]])
-        found.run()
+        found.run(progress)
     return found.result(graph, chosen)
 
 
@@ -224,7 +227,7 @@ class _Loadings(LastHeads):
         whole = torch.zeros(0, dtype=torch.int64)
         self.counts, self.place, self.loading = [whole], [whole], [torch.zeros(0, dtype=self.direct.dtype)]
 
-    def run(self) -> None:
+    def run(self, progress: Progress | None) -> None:
         """In runs of as many edges as fit beside their ways up; where not many do, one by one."""
         budget, first = self.again.asked.budget, 0
         at_once = max(1, budget // (4 * self.each))
@@ -238,6 +241,8 @@ class _Loadings(LastHeads):
                 at_once = 1
                 continue
             first += len(edges)
+            if progress is not None:
+                progress(first, len(self.source))
 
     def _some(self, edges: Int[Tensor, " some"]) -> None:
         flat = self.loadings(self.ends(edges), edges).flatten(1)

@@ -171,7 +171,11 @@ def test_a_small_budget_takes_edges_some_at_a_time():
     with pytest.raises(BudgetError) as refused:
         head_loadings(model, cuts, graph, 64, budget=10)
     least = int(str(refused.value).split("at least ")[1].split(".")[0].replace(",", ""))
-    few = head_loadings(model, cuts, graph, 64, budget=least + least // 50)
+    told = list[tuple[int, int]]()
+    few = head_loadings(model, cuts, graph, 64, budget=least + least // 50, progress=lambda *counts: told.append(counts))
+    assert told == sorted(set(told))
+    assert len(told) > 1
+    assert told[-1] == (64, 64)
     for column in ("edge", "indptr", "layer", "head", "position"):
         assert torch.equal(getattr(whole, column), getattr(few, column))
     assert_close(few.loading, whole.loading, ROUNDING)

@@ -5,6 +5,8 @@ import http.client
 import re
 import threading
 import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +112,22 @@ def test_view_puts_all_that_is_asked_for_into_its_page(made: Made, command: Comm
     assert ran.status == 0, ran.err
     assert ran.out.startswith(f"{out}: ")
     looked_at(made, out.read_text())
+
+
+def test_splitting_and_intervening_each_have_a_bar(made: Made, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def counted(doing: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: told.setdefault(doing, []).append((done, total))
+
+    monkeypatch.setattr("attrib.cli.bars.counted", counted)
+    ran = command("view", made.folder / "graphs.h5", "--html", tmp_path / "page.html", *made.options)
+    assert ran.status == 0, ran.err
+    assert {doing: counts[-1] for doing, counts in told.items()} == {
+        "splitting edges by heads": (HEADS, HEADS),
+        "intervening": (VERIFIED, VERIFIED),
+    }
 
 
 def test_serve_gives_the_same_page(made: Made, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
