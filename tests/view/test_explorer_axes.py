@@ -25,7 +25,7 @@ RECORD = """() => {
     };
     drawn.fillText = function (text, x, y) {
         const {a, d, e, f} = this.getTransform(), size = parseFloat(this.font) * d, width = this.measureText(text).width * a;
-        const left = a * x + e - {center: width / 2, end: width}[this.textAlign], base = d * y + f;
+        const left = a * x + e - {left: 0, start: 0, center: width / 2, end: width}[this.textAlign], base = d * y + f;
         if (this.canvas.id === "graph") window.texts.push([text, size, left, base - 0.75 * size, width, size]);
         fillText.call(this, text, x, y);
     };
@@ -37,6 +37,13 @@ CANVAS = """() => {
 }"""
 COLUMNS = "() => explorer.scene.shown(explorer.state.value).columns.map(({x, width}) => [x, x + width])"
 ROWS = "() => explorer.scene.shown(explorer.state.value).rows.map(({level, y, height}) => [level, y, y + height])"
+
+MARKS = """() => {
+    const {graph} = explorer.scene;
+    return explorer.scene.shown(explorer.state.value).items.map(({x, y, nodes: [node]}) =>
+        ({x, y, kind: graph.kind(node), name: graph.name(node) ?? graph.explanation(node)?.[0] ?? graph.short(node)}));
+}"""
+"""Where each node lies on the picture, and what it is called."""
 
 
 class Text(NamedTuple):
@@ -94,7 +101,8 @@ def texts(opened: Opened) -> list[Text]:
 
 
 def split(found: list[Text]) -> tuple[list[Text], list[Text], list[Text]]:
-    """Layers, positions, and the token above each position."""
+    """Layers, positions, and the token above each position: the names beside the picture, whose letters are of other sizes than those in it."""
+    found = [each for each in found if each.size != 10.5]
     layers = [each for each in found if each.text in LEVELS]
     positions = [each for each in found if each.text.isdigit()]
     tokens = [each for each in found if each not in layers and each not in positions]
@@ -186,6 +194,34 @@ def test_a_picture_that_is_kept_has_the_names_that_are_seen(opened: Opened) -> N
         found = kept.findall(".//{http://www.w3.org/2000/svg}text")
         assert [each.text for each in found] == [each.text for each in seen]
         for one, other in zip(found, seen, strict=True):
-            shift = {"middle": other.width / 2, "end": other.width}[one.attrib["text-anchor"]]
+            shift = {"start": 0, "middle": other.width / 2, "end": other.width}[one.attrib["text-anchor"]]
             assert float(one.attrib["x"]) == pytest.approx(other.left + shift, abs=0.01)
             assert float(one.attrib["font-size"]) == other.size
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("keys", ["", "+++", "++++++", "++++++++"])
+def test_outputs_have_their_tokens_beside_them_and_few_latents_their_numbers(opened: Opened, keys: str, theme: str) -> None:
+    if theme == "dark":
+        opened.page.click("button:text-matches('^(Dark|Light)$')")
+        opened.page.focus("#graph")
+    scaled(opened, keys)
+    *_, k, x, y = opened.ask(CANVAS)
+    output = next(each for each in opened.ask(MARKS) if each["kind"] == "logit")
+    box = opened.page.locator("#graph").bounding_box()
+    opened.page.mouse.move(box["x"] + 300, box["y"] + 300)
+    opened.page.mouse.down()
+    opened.page.mouse.move(box["x"] + 600 - k * output["x"] - x, box["y"] + 400 - k * output["y"] - y)
+    opened.page.mouse.up()
+    opened.page.mouse.move(5, 5)
+    beside = [each for each in texts(opened) if each.size == 10.5]
+    marks = opened.ask(MARKS)
+    *_, k, x, y = opened.ask(CANVAS)
+    outputs = [each for each in marks if each["kind"] == "logit"]
+    named = 0
+    for each in beside:
+        near = [one for one in marks if abs(k * one["y"] + y - each.middle[1]) < 2 and 0 < each.left - k * one["x"] - x < 9 * k + 6]
+        assert near, each
+        assert any(one["name"].strip().startswith(each.text.removesuffix("…")) for one in near), (each, near)
+        named += any(one["kind"] == "logit" for one in near)
+    assert not keys or 1 <= named <= len(outputs)

@@ -5,11 +5,11 @@ import { SHAPES, type Theme } from "./colours";
 import type { Graph } from "./graph";
 import type { Kind } from "./payload";
 import type { Item } from "./layout";
-import { widthOf } from "./letters";
+import { fitted, widthOf } from "./letters";
 import type { Line } from "./lines";
 import type { Shown } from "./shown";
 import type { State } from "./state";
-import type { Surface } from "./surfaces";
+import type { Box, Surface } from "./surfaces";
 import { visible } from "./text";
 
 export const RADIUS = 4.5;
@@ -35,7 +35,9 @@ export function draw(surface: Surface, seen: Seen, state: State, theme: Theme, l
   const focus = lit.item ?? selected ?? null;
   const axes = axesOf(graph, shown, view, focus?.group === null ? focus.nodes[0] : null);
   surface.within(axes.inner, IN_PLACE, () => rules(surface, axes, theme));
-  surface.within(axes.inner, view, () => drawGraph(surface, seen, state, theme, lit, selected ?? null));
+  let named: Named = { items: new Set(), boxes: [] };
+  surface.within(axes.inner, view, () => (named = drawGraph(surface, seen, state, theme, lit, selected ?? null)));
+  nameBeside(surface, seen, axes.inner, named, focus ? theme.faint : theme.text, theme.ground);
   const colours = { usual: theme.text, lesser: theme.faint, "looked at": theme.chosen };
   for (const { text, at, size, anchor, tone } of axes.names) surface.text(text, at, colours[tone], size, anchor);
 }
@@ -47,7 +49,7 @@ function rules(surface: Surface, { inner, across, down }: Axes, theme: Theme): v
   for (const y of down) surface.rule([inner.left, y], [inner.left + inner.width, y], theme.line);
 }
 
-function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit: Lit, selected: Item | null): void {
+function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit: Lit, selected: Item | null): Named {
   const { graph, shown } = seen;
   const largest = shown.largest || 1;
   const stroke = (line: Line, opacity: number) => {
@@ -81,12 +83,61 @@ function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit
     else if (item.group !== null || isPinned) named[1].push(item);
     else if (joined.has(item) && OUTPUTS.has(graph.kind(item.nodes[0]))) named[2].push(item);
   }
-  drawNames(surface, seen, named.flat(), theme);
+  return { items: new Set(named.flat()), boxes: drawNames(surface, seen, named.flat(), theme) };
+}
+
+/** A stretch of each axis. */
+type Stretches = [number, number][];
+
+/** What has its name already, and where the names lie on the picture. */
+interface Named {
+  items: ReadonlySet<Item>;
+  boxes: Stretches[];
+}
+
+/** Pixels of the letters beside marks, of the least and the most room for them, and how many marks there may be for all to be named. */
+const BESIDE = 10.5;
+const LEAST_ROOM = 24;
+const MOST_ROOM = 120;
+const FEW = 150;
+
+function overlap(one: Stretches, other: Stretches): boolean {
+  return one.every(([begin, end], axis) => begin < other[axis][1] && other[axis][0] < end);
+}
+
+/** Names to the right of outputs, and of other nodes where few are seen: each within the room that no other mark or name takes. */
+function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, named: Named, colour: string, ground: string): void {
+  const { k } = view;
+  const radius = Math.max(1.3 * RADIUS * k, 2 * SMALL);
+  const right = inner.left + inner.width;
+  const marks = shown.items
+    .map((item) => ({ item, x: k * item.x + view.x, y: k * item.y + view.y }))
+    .filter(({ x, y }) => x > inner.left - radius && x < right + radius && y > -radius && y < inner.height + radius);
+  const isOutput = ({ item }: { item: Item }) => OUTPUTS.has(graph.kind(item.nodes[0]));
+  const taken = named.boxes.map(([across, down]): Stretches => [across.map((x) => k * x + view.x), down.map((y) => k * y + view.y)] as Stretches);
+  const asked = [...marks.filter(isOutput), ...(marks.length <= FEW ? marks.filter((mark) => !isOutput(mark)) : [])];
+  for (const { item, x, y } of asked) {
+    if (item.group !== null || named.items.has(item)) continue;
+    const down: [number, number] = [y - 0.4 * BESIDE, y + 0.6 * BESIDE];
+    const left = x + radius + 2;
+    if (left < inner.left || down[0] < 0 || down[1] > inner.height) continue;
+    let end = Math.min(right, left + MOST_ROOM);
+    for (const other of marks) {
+      if (other.item !== item && other.x + radius > left && Math.abs(other.y - y) < radius + BESIDE / 2) end = Math.min(end, other.x - radius - 2);
+    }
+    for (const box of taken) if (overlap([[left, end], down], box)) end = Math.min(end, box[0][0] - 2);
+    if (end - left < LEAST_ROOM) continue;
+    const [node] = item.nodes;
+    const name = fitted(graph.name(node) ?? graph.explanation(node)?.[0] ?? graph.short(node), BESIDE, end - left);
+    if (!name) continue;
+    taken.push([[left, left + widthOf(name, BESIDE)], down]);
+    surface.text(name, [left, y + 0.35 * BESIDE], colour, BESIDE, "start", ground);
+  }
 }
 
 /** Names over items or else below them, in letters of one size at every scale; of those that would overlap the first. */
-function drawNames(surface: Surface, { graph, shown, view }: Seen, items: Item[], theme: Theme): void {
-  const taken: [number, number][][] = [];
+function drawNames(surface: Surface, { graph, shown, view }: Seen, items: Item[], theme: Theme): Stretches[] {
+  const taken: Stretches[] = [];
   const size = LETTERS / view.k;
   for (const item of items) {
     const [node] = item.nodes;
@@ -96,13 +147,14 @@ function drawNames(surface: Surface, { graph, shown, view }: Seen, items: Item[]
     const away = Math.max(1.6 * RADIUS, (2.5 * SMALL) / view.k) + 0.15 * size;
     for (const y of [item.y - away, item.y + away + 0.7 * size]) {
       if (y < 0.75 * size) continue; // its letters would leave the picture
-      const box: [number, number][] = [[x - half, x + half], [y - 0.75 * size, y + 0.25 * size]];
-      if (taken.some((other) => other.every(([begin, end], axis) => begin < box[axis][1] && box[axis][0] < end))) continue;
+      const box: Stretches = [[x - half, x + half], [y - 0.75 * size, y + 0.25 * size]];
+      if (taken.some((other) => overlap(box, other))) continue;
       taken.push(box);
       surface.text(name, [x, y], theme.text, size, "middle", theme.ground);
       break;
     }
   }
+  return taken;
 }
 
 function mark(
