@@ -101,7 +101,7 @@ def texts(opened: Opened) -> list[Text]:
 
 
 def split(found: list[Text]) -> tuple[list[Text], list[Text], list[Text]]:
-    """Layers, positions, and the token above each position: the names beside the picture, whose letters are of other sizes than those in it."""
+    """Layers, positions, and the token above each position, without the names within the picture."""
     found = [each for each in found if each.size != 10.5]
     layers = [each for each in found if each.text in LEVELS]
     positions = [each for each in found if each.text.isdigit()]
