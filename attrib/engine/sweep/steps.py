@@ -33,6 +33,9 @@ from attrib.engine.blocks.attention import (
     attention_push,
     attention_push_at,
     attention_weights,
+    head_room,
+    head_rows,
+    pull_heads,
 )
 from attrib.engine.blocks.attention_wide import attention_pull_wide, attention_push_wide
 from attrib.engine.blocks.norm_mlp import (
@@ -270,26 +273,41 @@ def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None
     for part, bands in cone.chunks(primal.pieces.chunk):
         o = product(leaving_rows(primal, bands, leaving, g[part]), W_O.T) if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal))
-        _attend(primal, points, attention_pull, bands, o, heads)
+        _pull_bands(primal, points, bands, o, heads)
         del o  # a chunk is gone before the next is made: see sizes.py
         yield part, bands, heads
         del heads
 
 
-Move = Callable[..., Rows]
-"""`attention_pull` or `attention_push`."""
-
-
-def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
-    """Rows through an attention map, block by block, into `out`."""
-    scale, causal = primal.model.config.attention_scale, primal.model.config.causal
+def _pull_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], o: Flat, out: Flat) -> None:
+    """Cotangents of z through an attention map, block by block, into head space."""
+    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
     for block in rectangles(bands, primal.pieces.band):
         point = points[block.prompt]
         if len(block.bands) == 1:
             (band,) = block.bands
-            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out), causal=causal)
+            attention_pull(point, band.of(o), scale, primal.policy, impl, out=band.of(out), causal=causal)
+            continue
+        room = head_room(point, o, block.end - block.begin, block.rows, impl, causal=causal)
+        given = block.gather(o.unflatten(1, room.shape[2:]), room)
+        found = pull_heads(point, given, scale, primal.policy, impl, causal=causal)
+        del room, given
+        for part, there in zip(found, head_rows(point, out), strict=False):  # of frozen attention there are values alone
+            if part is not None:
+                block.scatter(part, there)
+
+
+def _push_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], heads: Flat, out: Flat) -> None:
+    """Tangents of head space through an attention map, block by block, to those of z."""
+    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
+    for block in rectangles(bands, primal.pieces.band):
+        point = points[block.prompt]
+        if len(block.bands) == 1:
+            (band,) = block.bands
+            attention_push(point, band.of(heads), scale, primal.policy, impl, out=band.of(out), causal=causal)
         else:
-            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl, causal=causal), out)
+            given = block.gather(heads, heads.new_zeros(block.end - block.begin, block.rows, heads.shape[1]))
+            block.scatter(attention_push(point, given, scale, primal.policy, impl, causal=causal), out)
 
 
 def head_width(primal: Primal) -> int:
@@ -334,7 +352,7 @@ def pushed_heads(
         else:
             heads = product(_normed(primal, norm, bands, x[part].clone()), weights.W_in)
         z = heads.new_empty(len(heads), len(weights.W_out))
-        _attend(primal, points, attention_push, bands, heads, z)
+        _push_bands(primal, points, bands, heads, z)
         yield part, bands, z
         del heads, z  # a chunk is gone before the next is made: see sizes.py
 
