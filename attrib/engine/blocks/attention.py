@@ -111,8 +111,10 @@ class AttentionPoint(NamedTuple):
 
 
 def with_frozen_norm(point: AttentionPoint, inverse: Float[Tensor, "positions 1"]) -> AttentionPoint:
-    """The point where each key's value is times 1 / s of the norm that it is made of: all of a frozen norm's map, for numbers of a pattern
-    in place of all rows. For frozen attention, of whose pattern nothing else is made."""
+    """The point with 1 / s of the norm before attention in its pattern, where each key's value takes it from: a frozen norm's whole map.
+
+    Numbers of a pattern are scaled in place of all rows. For frozen attention, of whose pattern nothing else is made.
+    """
     return point._replace(pattern=point.pattern * inverse.T)
 
 
@@ -185,7 +187,7 @@ class HeadRows(NamedTuple):
 
 
 def head_rows(point: AttentionPoint, rows: Float[Tensor, "*rows d_heads"]) -> list[Float[Tensor, "*rows _ d_head"]]:
-    """Rows of head space, or cells, as views of their values, keys and queries, in the order of `HeadRows`; values alone where there are no others."""
+    """Rows of head space, or cells, as views of what `HeadRows` has, in its order; values alone where there are no others."""
     kv, group, _, d_head = point.q.shape
     heads = rows.unflatten(-1, (-1, d_head))
     return [heads] if heads.shape[-2] == kv else list(heads.split([kv * group, kv, kv], dim=-2))[::-1]
@@ -232,7 +234,7 @@ def pull_heads(
     """`attention_pull`, its parts apart.
 
     Args:
-        into: where queries and keys are written if that saves a copy; what is given back is then the same object. Values always lie elsewhere.
+        into: where queries and keys are written; these are then given back. Values lie elsewhere.
     """
     if _by_kernel(point, impl, causal):
         return _pull_by_kernel(point, rearrange(o, "t n kv g d -> t n (kv g) d").contiguous(), scale, policy)
@@ -274,7 +276,8 @@ def pull_heads(
     values = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
     if dk is None:
         return HeadRows(values)
-    keys = turn(rearrange(dk, "kv n s d -> s n kv d"), cos, sin, True, out=None if into is None else into.k)
+    keys, there = rearrange(dk, "kv n s d -> s n kv d"), None if into is None else into.k
+    keys = keys if there is None and not cos.shape[-1] else turn(keys, cos, sin, True, out=there)
     head_norm_pull(point.k_norm.at(slice(positions)), keys, policy)
     return HeadRows(values, keys, dq)
 

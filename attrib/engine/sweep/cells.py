@@ -110,7 +110,7 @@ class Band(NamedTuple):
         """How many (row, position) pairs it has."""
         return (self.end - self.begin) * self.rows
 
-    def of(self, flat: Float[Tensor, "cells *width"]) -> Float[Tensor, "positions rows *width"]:
+    def of(self, flat: Float[Tensor, "cells ..."]) -> Float[Tensor, "positions rows ..."]:
         """The band's part of a flat array, as a view."""
         return flat[self.offset : self.offset + self.cells].unflatten(0, (self.end - self.begin, self.rows))
 
@@ -310,18 +310,18 @@ class Rectangle:
         """Give the block's place in a flat array that begins at cell `start`."""
         return Rectangle(tuple(band.moved(start) for band in self.bands))
 
-    def gather(self, flat: Float[Tensor, "cells *width"], zeros: Float[Tensor, "positions rows *width"]) -> Float[Tensor, "positions rows *width"]:
+    def gather(self, flat: Float[Tensor, "cells ..."], zeros: Float[Tensor, "positions rows ..."]) -> Float[Tensor, "positions rows ..."]:
         """Its part of a flat array as a rectangle, into zeros, which stay where a row does not live."""
         for band, part in self._parts(zeros):
             part.copy_(band.of(flat))
         return zeros
 
-    def scatter(self, rectangle: Float[Tensor, "positions rows *width"], flat: Float[Tensor, "cells *width"]) -> None:
+    def scatter(self, rectangle: Float[Tensor, "positions rows ..."], flat: Float[Tensor, "cells ..."]) -> None:
         """Write the rectangle's living cells to their places in a flat array."""
         for band, part in self._parts(rectangle):
             band.of(flat).copy_(part)
 
-    def _parts(self, rectangle: Float[Tensor, "positions rows *width"]) -> Iterator[tuple[Band, Tensor]]:
+    def _parts(self, rectangle: Float[Tensor, "positions rows ..."]) -> Iterator[tuple[Band, Tensor]]:
         row = 0
         for band in self.bands:
             yield band, rectangle[band.begin - self.begin : band.end - self.begin, row : row + band.rows]
