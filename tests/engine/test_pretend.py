@@ -324,14 +324,18 @@ def test_flops_and_bytes():
         out.addmm_(x, w)
         assert device.counts.total.flops == 2 * 2 * 5 * 3 * 7
         x.expand(4, 5, 3).clone()
-        before = 4 * (15 + 21 + 35) + 4 * (35 + 15 + 21) + 4 * (15 + 60)
+        before = 4 * (15 + 21 + 35) + 4 * (2 * 35 + 15 + 21) + 4 * (15 + 60)
         assert device.counts.total.bytes == before
+        torch.mm(x, w, out=out).mul_(2)  # written; then read and written
+        assert device.counts.total.bytes == (before := before + 4 * (15 + 21 + 35) + 4 * 2 * 35)
+        out.new_zeros(8).copy_(torch.ones_like(out[0, :1]).expand(8))  # `out` only tells the kind
+        assert device.counts.total.bytes == (before := before + 4 * 8 + 4 * 1 + 4 * (8 + 1))
         rows = x.index_select(0, where := torch.tensor([4, 1]).to(NAME))  # two of five rows are read, two written
         assert device.counts.total.bytes == (before := before + 2 * 8 + 2 * 4 * 6)
         x.index_copy_(0, where, rows)
         assert device.counts.total.bytes == before + 2 * 8 + 2 * 4 * 6
         head, *_, of_all = device.counts.table(seconds=lambda count: 1e-3 * count.launches).splitlines()
-        assert (head.split()[-2], of_all.split()[7]) == ("ms", "5.000")
+        assert (head.split()[-2], of_all.split()[7]) == ("ms", "10.000")
 
 
 def test_memory_is_held_by_storage():

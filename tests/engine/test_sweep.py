@@ -252,7 +252,7 @@ def test_blocks_are_bands_side_by_side(direction: Direction, most: int):
     found, back = list(rectangles(on_cone.bands, most)), torch.zeros_like(flat)
     assert [band for block in found for band in block.bands] == list(on_cone.bands)
     for block in found:
-        rectangle = block.gather(flat)
+        rectangle = block.gather(flat, flat.new_zeros(block.end - block.begin, block.rows, 1))
         assert rectangle.shape[:2] == (block.end - block.begin, block.rows)
         assert len(block.bands) == 1 or rectangle.shape[0] * rectangle.shape[1] <= most
         assert {band.prompt for band in block.bands} == {block.prompt}

@@ -18,7 +18,7 @@ waits       moments at which the host stops until the device has done all that i
             in either direction, or to memory that is not pinned
 events      moments at which it stops until one copy is done that goes on beside
 copies      to the device, and to the host, with their bytes
-bytes       that launches read and write, each operand once; of a tensor that is indexed only what is picked or written there
+bytes       that launches read and write: what is changed in place is both; of a tensor that is indexed only what is picked or written there
 FLOPs       of products, by torch's own formulas
 
 The memory that is held is counted too, by storage. `limit` is how much there is: beyond it torch.OutOfMemoryError, as CUDA says it.
@@ -69,6 +69,10 @@ NEEDS_SIZE = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", 
               "_local_scalar_dense"}  # fmt: skip
 """Operations whose answer, or its size, the host waits for."""
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
+ONLY_WRITE = {"copy_", "fill_", "zero_"}
+"""What was there before is not read."""
+MOVED_OF_ROWS = {"index_select": 2, "gather": 2, "index_copy_": 2, "index_add_": 3}
+"""How often the rows that are picked, or given, are read or written; of the indexed tensor no others are."""
 TAKES_A_NUMBER = {"fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "index_put", "index_put_", "copy_", "fill"}
 """Operations beside the pointwise ones that take a number of the host, as a tensor without dimensions."""
 
@@ -508,7 +512,7 @@ class Device(TorchDispatchMode):
             for each in written.values() if capture is None else ():
                 each.memory.made = stream, stream.asked
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
-            size = _moved(name, tensors, made)
+            size = _moved(what, args, kwargs, made)
             flops = 0 if what.formula is None else what.formula(*plain_args, **plain_kwargs, out_val=out)
             if capture is not None:
                 capture.add(func, plain_args, plain_kwargs, out, there, flops, size)
@@ -634,6 +638,8 @@ class _Operation:
         # what is written in place is counted as what is not
         self.formula = flop_registry.get(getattr(torch.ops.aten, self.name.rstrip("_"), None))
         self.takes_numbers = torch.Tag.pointwise in func.tags or self.name in TAKES_A_NUMBER
+        self.only_writes = self.name in ONLY_WRITE
+        self.is_told_by_shape = self.name.startswith("new_") or self.name.endswith("_like")
         arguments = enumerate(func._schema.arguments)
         self.writes = [(number, each.name) for number, each in arguments if each.alias_info is not None and each.alias_info.is_write]
 
@@ -690,15 +696,16 @@ def _touched(tensor: Tensor) -> int:
     return count
 
 
-def _moved(name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
+def _moved(what: _Operation, args: Any, kwargs: Any, made: Sequence[Tensor]) -> int:
     """Bytes that an operation reads and writes."""
-    if name == "index_select":
-        _, where, *into = given
-        return _touched(where) + 2 * sum(map(_touched, into or made))
-    if name == "index_copy_":
-        _, where, rows = given
-        return _touched(where) + 2 * _touched(rows)
-    return sum(map(_touched, (*given, *made)))
+    given = [each for each in _leaves(args, kwargs.values()) if isinstance(each, Tensor)]
+    if (of_rows := MOVED_OF_ROWS.get(what.name)) is not None:
+        _, where, *rows = given
+        return _touched(where) + of_rows * sum(map(_touched, rows or made))
+    if what.is_told_by_shape:
+        _, *given = given
+    in_place = () if what.only_writes else what.written(args, {})  # `out=` is written alone, and there among those given
+    return sum(map(_touched, (*given, *in_place, *made)))
 
 
 @cache

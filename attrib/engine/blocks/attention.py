@@ -110,6 +110,14 @@ class AttentionPoint(NamedTuple):
     sin: Float[Tensor, "positions d_rotary"]
 
 
+def with_frozen_norm(point: AttentionPoint, inverse: Float[Tensor, "positions 1"]) -> AttentionPoint:
+    """The point with 1 / s of the norm before attention in its pattern, where each key's value takes it from: a frozen norm's whole map.
+
+    Numbers of a pattern are scaled in place of all rows. For frozen attention, of whose pattern nothing else is made.
+    """
+    return point._replace(pattern=point.pattern * inverse.T)
+
+
 class AttentionWeights(NamedTuple):
     """One layer's matrices into head space, norm_1 folded in, and out of it."""
 
@@ -170,6 +178,21 @@ def turn(
     return out
 
 
+class HeadRows(NamedTuple):
+    """Rows in head space, their queries, keys and values apart; values alone where attention is frozen."""
+
+    v: Float[Tensor, "positions rows kv_heads d_head"]
+    k: Float[Tensor, "positions rows kv_heads d_head"] | None = None
+    q: Float[Tensor, "positions rows heads d_head"] | None = None
+
+
+def head_rows(point: AttentionPoint, rows: Float[Tensor, "*rows d_heads"]) -> list[Float[Tensor, "*rows _ d_head"]]:
+    """Rows of head space, or cells, as views of what `HeadRows` has, in its order; values alone where there are no others."""
+    kv, group, _, d_head = point.q.shape
+    heads = rows.unflatten(-1, (-1, d_head))
+    return [heads] if heads.shape[-2] == kv else list(heads.split([kv * group, kv, kv], dim=-2))[::-1]
+
+
 def attention_pull(
     point: AttentionPoint, o: Rows, scale: float, policy: Policy, impl: Impl = "torch", out: Rows | None = None, *, causal: bool = True
 ) -> Rows:
@@ -178,42 +201,90 @@ def attention_pull(
     Where attention is not causal, these are all of them.
     """
     kv, group, _, d_head = point.q.shape
-    positions, rows, d_q = o.shape
-    exact = policy.attention == "exact"
     if out is None:
-        out = o.new_empty(positions, rows, kv * d_head + (d_q + kv * d_head if exact else 0))
-    if impl == "triton" and causal and not point.slope.numel():  # the kernels know no caps, and causal masks alone
-        return out.copy_(_pull_by_kernel(point, o, scale, policy))
-    parts = rearrange(out, "t n (heads d) -> t n heads d", d=d_head)
-    o = rearrange(o, "t n (kv g d) -> kv g t n d", kv=kv, g=group)
-    dv = o.new_zeros(kv, positions, rows * d_head)
-    dk = o.new_zeros(kv, rows, positions, d_head) if exact else None
+        out = o.new_empty(*o.shape[:2], d_head * (kv * (group + 2) if policy.attention == "exact" else kv))
+    into = HeadRows(*head_rows(point, out))
+    found = pull_heads(point, rearrange(o, "t n (kv g d) -> t n kv g d", kv=kv, g=group), scale, policy, impl, into, causal=causal)
+    for part, there in zip(found, into, strict=True):
+        if part is not None and there is not None and part is not there:
+            there.copy_(part)
+    return out
+
+
+def head_room(
+    point: AttentionPoint, like: Tensor, positions: int, rows: int, impl: Impl = "torch", *, causal: bool = True
+) -> Float[Tensor, "positions rows kv_heads group d_head"]:
+    """Zeros for cotangents of z, which lie as `pull_heads` multiplies them: what is put there is not laid out again."""
+    kv, group, _, d_head = point.q.shape
+    if _by_kernel(point, impl, causal):
+        return like.new_zeros(positions, rows, kv, group, d_head)
+    return rearrange(like.new_zeros(kv, positions, group, rows, d_head), "kv t g n d -> t n kv g d")
+
+
+def pull_heads(
+    point: AttentionPoint,
+    o: Float[Tensor, "positions rows kv_heads group d_head"],
+    scale: float,
+    policy: Policy,
+    impl: Impl = "torch",
+    into: HeadRows | None = None,
+    *,
+    causal: bool = True,
+) -> HeadRows:
+    """`attention_pull`, its parts apart.
+
+    Args:
+        into: where queries and keys are written; these are then given back. Values lie elsewhere.
+    """
+    if _by_kernel(point, impl, causal):
+        return _pull_by_kernel(point, rearrange(o, "t n kv g d -> t n (kv g) d").contiguous(), scale, policy)
+    kv, group, _, d_head = point.q.shape
+    positions, rows = o.shape[:2]
+    o = rearrange(o, "t n kv g d -> kv t g n d")
+    dv, dk, dq = o.new_empty(kv, positions, rows * d_head), None, None
+    if policy.attention == "exact":
+        dq = o.new_empty(positions, rows, kv * group, d_head) if into is None or into.q is None else into.q
     cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
-    for first in range(0, positions, QUERY_BLOCK):
+    for first in reversed(range(0, positions, QUERY_BLOCK)):  # the last queries see every key: others add to what these write
         end = min(first + QUERY_BLOCK, positions)
         reach = end if causal else positions
-        block, a = o[:, :, first:end].contiguous(), point.pattern[:, :, first:end, :reach]
-        to_values = rearrange(a, "kv g t s -> kv s (g t)"), rearrange(block, "kv g t n d -> kv (g t) (n d)")
-        torch.baddbmm(dv[:, :reach], *to_values, out=dv[:, :reach])
-        if dk is None:
+        block, a = o[:, first:end], point.pattern[:, :, first:end, :reach]
+        block = block if block[0].is_contiguous() else block.contiguous()
+        to_values = rearrange(a, "kv g t s -> kv s (t g)"), rearrange(block, "kv t g n d -> kv (t g) (n d)")
+        if end == positions:
+            torch.bmm(*to_values, out=dv)
+        else:
+            torch.baddbmm(dv[:, :reach], *to_values, out=dv[:, :reach])
+        del to_values
+        if dq is None:
             continue
-        ds = rearrange(block, "kv g t n d -> kv (g t n) d") @ point.v[:, :reach].transpose(1, 2)
-        ds = rearrange(ds, "kv (g t n) s -> kv g t n s", g=group, n=rows)
-        ds.sub_((block * point.z[:, :, first:end, None]).sum(-1, keepdim=True))
-        ds.mul_(_gain(point, slice(first, end), slice(reach), scale)[:, :, :, None])
-        q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (g t) d")
-        to_keys = rearrange(ds, "kv g t n s -> kv (n s) (g t)") @ q
-        dk[:, :, :reach] += rearrange(to_keys, "kv (n s) d -> kv n s d", n=rows)
-        to_queries = rearrange(ds, "kv g t n s -> kv (g t n) s") @ point.k[:, :reach]
-        at = slice(first, end), slice(None), slice(kv * group)
-        turn(rearrange(to_queries, "kv (g t n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=parts[at])
-        head_norm_pull(point.q_norm.at(slice(first, end)), parts[at], policy)
+        ds = rearrange(block, "kv t g n d -> kv (t g n) d") @ point.v[:, :reach].transpose(1, 2)
+        ds = rearrange(ds, "kv (t g n) s -> kv t g n s", g=group, n=rows)
+        ds.sub_((block * rearrange(point.z[:, :, first:end], "kv g t d -> kv t g 1 d")).sum(-1, keepdim=True))
+        ds.mul_(rearrange(_gain(point, slice(first, end), slice(reach), scale), "kv g t s -> kv t g 1 s"))
+        q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (t g) d")
+        to_keys = rearrange(rearrange(ds, "kv t g n s -> kv (n s) (t g)") @ q, "kv (n s) d -> kv n s d", n=rows)
+        if dk is None:
+            dk = to_keys
+        else:
+            dk[:, :, :reach] += to_keys
+        to_queries = rearrange(ds, "kv t g n s -> kv (t g n) s") @ point.k[:, :reach]
+        at = dq[first:end]
+        turn(rearrange(to_queries, "kv (t g n) d -> t n (kv g) d", g=group, n=rows), cos[first:end], sin[first:end], True, out=at)
+        head_norm_pull(point.q_norm.at(slice(first, end)), at, policy)
         del ds, to_keys, to_queries  # a block is gone before the next is made
-    parts[:, :, -kv:] = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
-    if dk is not None:
-        turn(rearrange(dk, "kv n s d -> s n kv d"), cos, sin, True, out=parts[:, :, kv * group : -kv])
-        head_norm_pull(point.k_norm.at(slice(positions)), parts[:, :, kv * group : -kv], policy)
-    return out
+    values = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
+    if dk is None:
+        return HeadRows(values)
+    keys, there = rearrange(dk, "kv n s d -> s n kv d"), None if into is None else into.k
+    keys = keys if there is None and not cos.shape[-1] else turn(keys, cos, sin, True, out=there)
+    head_norm_pull(point.k_norm.at(slice(positions)), keys, policy)
+    return HeadRows(values, keys, dq)
+
+
+def _by_kernel(point: AttentionPoint, impl: Impl, causal: bool) -> bool:
+    """Whether a Triton kernel does it: these know no caps, and causal masks alone."""
+    return impl == "triton" and causal and not point.slope.numel()
 
 
 def _on_first(point: AttentionPoint, positions: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -222,17 +293,16 @@ def _on_first(point: AttentionPoint, positions: int) -> tuple[Tensor, Tensor, Te
     return point.pattern[:, :, :positions, :positions].flatten(0, 1), q, point.k[:, :positions], point.v[:, :positions], z
 
 
-def _pull_by_kernel(point: AttentionPoint, o: Rows, scale: float, policy: Policy) -> Rows:
-    positions, d_head = len(o), point.q.shape[-1]
-    o = rearrange(o, "t n (heads d) -> t n heads d", d=d_head).contiguous()
+def _pull_by_kernel(point: AttentionPoint, o: Float[Tensor, "positions rows heads d_head"], scale: float, policy: Policy) -> HeadRows:
+    positions = len(o)
     found = ops.attention_pull(o, *_on_first(point, positions), scale, policy.attention == "frozen")
     if found.q is None or found.k is None:
-        return rearrange(found.v, "t n heads d -> t n (heads d)")
+        return HeadRows(found.v)
     cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
-    parts = [turn(part, cos, sin, back=True) for part in (found.q, found.k)]
-    for part, norm in zip(parts, (point.q_norm, point.k_norm), strict=True):
+    q, k = (turn(part, cos, sin, back=True) if cos.shape[-1] else part for part in (found.q, found.k))
+    for part, norm in ((q, point.q_norm), (k, point.k_norm)):
         head_norm_pull(norm.at(slice(positions)), part, policy)
-    return rearrange(torch.cat([*parts, found.v], dim=2), "t n heads d -> t n (heads d)")
+    return HeadRows(found.v, k, q)
 
 
 def _push_by_kernel(point: AttentionPoint, tangents: Rows, scale: float, policy: Policy) -> Rows:
@@ -266,7 +336,7 @@ def attention_push(
     """
     if out is None:
         out = tangents.new_empty(*tangents.shape[:2], point.q.shape[0] * point.q.shape[1] * point.q.shape[3])
-    if impl == "triton" and causal and not point.slope.numel():
+    if _by_kernel(point, impl, causal):
         return out.copy_(_push_by_kernel(point, tangents, scale, policy))
     kv, group, total, d_head = point.q.shape
     positions, rows, _ = tangents.shape

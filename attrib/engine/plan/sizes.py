@@ -92,6 +92,11 @@ class Sizes:
         return self.task.config.n_heads * sum(len(rows) ** 2 for rows in self.task.targets)
 
     @property
+    def normed_patterns(self) -> int:
+        """The same times 1 / s of the norm before attention, where both are held; see `attention.with_frozen_norm`."""
+        return 0 if self.is_exact or self.task.policy.norm == "exact" else self.patterns
+
+    @property
     def points(self) -> int:
         """The points of an attention and of its norms."""
         c = self.task.config
@@ -150,6 +155,9 @@ class Sizes:
         seen, own = (c.n_heads * max(count * (before + reach) for count, reach in runs) for before in (block.begin, 0))
         queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
         gathered = rows * length * (task.d_q + task.d_heads) if block.is_gathered else 0
+        if is_down and block.is_gathered:  # cotangents are put where products read them, and come from where these write
+            turned = task.d_q + (self.d_kv if self.turns else 0) if self.is_exact else 0
+            gathered, queries = rows * length * (task.d_q + turned), queries if self.is_exact else 0
         if not self.is_exact:
             return gathered + keys + queries + seen
         if is_down:
@@ -163,7 +171,8 @@ class Sizes:
         normed = chunk * d if task.policy.norm == "exact" else 0  # a norm that is held is a scale in head space
         made = chunk * (task.d_q + task.d_heads) + max(self.maps(is_down), normed if is_down else 0)
         written = chunk * (2 * d + task.d_q) if task.config.post_norm else 0
-        return d * task.d_heads + self.points + max(2 * self.patterns, made, written, normed + chunk * task.d_heads)
+        held = self.normed_patterns if is_down else 0
+        return d * task.d_heads + self.points + held + max(2 * self.patterns, made, written, normed + chunk * task.d_heads)
 
     def spread(self, is_down: bool) -> int:
         """From seeds to the first cone, a band at a time; on the way down its norm follows."""
@@ -188,6 +197,7 @@ class Sizes:
         # tangents are in head space, and on the way there were normed
         rows, normed = (0, 0) if is_down else (task.n_sources * task.d_heads, task.n_sources * c.d_model)
         # softmaxes are made before the rows: what that takes is gone by then
+        rows += self.normed_patterns if is_down else 0
         return c.d_model * task.d_heads + self.points + rows + max(2 * self.patterns, normed, band, reach * c.d_model if is_down else 0)
 
     def _wide(self, band: Band) -> int:
@@ -228,9 +238,8 @@ class Sizes:
         """Rows read out in head space, beside the sources as they are and pushed there."""
         task, d = self.task, self.task.config.d_model
         chunk = self.chunk(is_down=True)
-        read = chunk * (d + 2 * task.d_heads) + min(chunk, self.gathered(is_down=True)) * (d + task.d_heads)
-        read += 2 * self.read_wide(is_down=True)
-        read = max(read, chunk * (task.d_q + task.d_heads) + self.maps(is_down=True))
+        read = min(chunk, self.gathered(is_down=True)) * (d + task.d_heads) + 2 * self.read_wide(is_down=True)
+        read = chunk * (d + task.d_heads) + max(read, chunk * task.d_q + self.maps(is_down=True))
         return self.points + task.n_sources * (d + task.d_heads) + read
 
     # ----------------------------------------------------------------------------------------------- MLP

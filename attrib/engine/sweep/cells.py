@@ -110,9 +110,9 @@ class Band(NamedTuple):
         """How many (row, position) pairs it has."""
         return (self.end - self.begin) * self.rows
 
-    def of(self, flat: Float[Tensor, "cells width"]) -> Float[Tensor, "positions rows width"]:
+    def of(self, flat: Float[Tensor, "cells ..."]) -> Float[Tensor, "positions rows ..."]:
         """The band's part of a flat array, as a view."""
-        return flat[self.offset : self.offset + self.cells].view(self.end - self.begin, self.rows, -1)
+        return flat[self.offset : self.offset + self.cells].unflatten(0, (self.end - self.begin, self.rows))
 
     def moved(self, start: int) -> "Band":
         """Give the band's place in a flat array that begins at cell `start`."""
@@ -310,21 +310,18 @@ class Rectangle:
         """Give the block's place in a flat array that begins at cell `start`."""
         return Rectangle(tuple(band.moved(start) for band in self.bands))
 
-    def gather(self, flat: Float[Tensor, "cells width"]) -> Float[Tensor, "positions rows width"]:
-        """Its part of a flat array as a rectangle, with zeros where a row does not live; a single band's is a view."""
-        if len(self.bands) == 1:
-            return self.bands[0].of(flat)
-        rectangle = flat.new_zeros(self.end - self.begin, self.rows, flat.shape[1])
-        for band, part in self._parts(rectangle):
+    def gather(self, flat: Float[Tensor, "cells ..."], zeros: Float[Tensor, "positions rows ..."]) -> Float[Tensor, "positions rows ..."]:
+        """Its part of a flat array as a rectangle, into zeros, which stay where a row does not live."""
+        for band, part in self._parts(zeros):
             part.copy_(band.of(flat))
-        return rectangle
+        return zeros
 
-    def scatter(self, rectangle: Float[Tensor, "positions rows width"], flat: Float[Tensor, "cells width"]) -> None:
+    def scatter(self, rectangle: Float[Tensor, "positions rows ..."], flat: Float[Tensor, "cells ..."]) -> None:
         """Write the rectangle's living cells to their places in a flat array."""
         for band, part in self._parts(rectangle):
             band.of(flat).copy_(part)
 
-    def _parts(self, rectangle: Float[Tensor, "positions rows width"]) -> Iterator[tuple[Band, Tensor]]:
+    def _parts(self, rectangle: Float[Tensor, "positions rows ..."]) -> Iterator[tuple[Band, Tensor]]:
         row = 0
         for band in self.bands:
             yield band, rectangle[band.begin - self.begin : band.end - self.begin, row : row + band.rows]

@@ -23,7 +23,7 @@ from attrib.engine.sweep.cells import Band, Cells, Cone, alive_rows, cells_of, e
 from attrib.engine.sweep.compute import Down
 from attrib.engine.sweep.primal import Primal, Seeds, attentions_between
 from attrib.engine.sweep.seeded import LayerMLP, fold_rows, layer_mlp, with_mlp
-from attrib.engine.sweep.steps import Flat, into_heads, pulled_heads
+from attrib.engine.sweep.steps import Flat, head_width, into_heads, pulled_heads
 from attrib.engine.sweep.up import Up
 
 Jacobians = list[Float[Tensor, "_ _"]]
@@ -192,14 +192,16 @@ def read_in_head_space(
     Args:
         sources: sets of them, each with the Jacobian that is added to.
     """
-    pushed = []
+    pushed, d_model = [], g.shape[1]
     for seeds, out in sources:
         beside = with_mlp(primal, layer, seeds) if primal.model.config.parallel else seeds
         pushed.append((seeds._replace(value=torch.cat([beside.value, into_heads(primal, layer, seeds)], dim=1)), out))
-    for part, bands, heads in pulled_heads(primal, layer, cone, g, z):
-        rows = torch.cat([g[part], heads], dim=1)
+    largest = max((part.stop - part.start for part, _ in cone.chunks(primal.pieces.chunk)), default=0)
+    both = g.new_empty(largest, d_model + head_width(primal))
+    for part, bands, heads in pulled_heads(primal, layer, cone, g, z, into=both[:, d_model:]):
+        rows = both[: len(heads)]
+        rows[:, :d_model] = g[part]
         contract(primal, Cone(tuple(bands)), rows, pushed)
-        del heads, rows
 
 
 def lift(primal: Primal, start: Site, sources: Mapping[Site, Seeds], up: Cone, to: Site, between: Between = NOTHING) -> Lifted:

@@ -87,13 +87,14 @@ class LayerMLP(NamedTuple):
 
         Args:
             point: the whole layer's, by `fold_point`.
-            is_alone: without the residual, which is added as the rows are multiplied, and is no part of the matrices.
+            is_alone: without the residual, which is added to the matrices: as rows are multiplied it would be read once more, and written.
         """
         assert self.gain is None
         leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
         M = mlp_folds(self.weights, point.at(at), self.norm.at(at), self.policy, leave)
-        M = M.mT if up else M
-        return rows @ M if is_alone else torch.baddbmm(rows, rows, M)
+        if not is_alone:
+            M.diagonal(dim1=1, dim2=2).add_(1)
+        return rows @ (M.mT if up else M)
 
 
 def layer_mlp(primal: Primal, layer: int, fold: bool = True) -> LayerMLP:

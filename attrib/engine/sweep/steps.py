@@ -15,7 +15,7 @@ sum is left. These are the steps of both sides; route.py knows the order of thos
     meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
@@ -33,12 +33,15 @@ from attrib.engine.blocks.attention import (
     attention_push,
     attention_push_at,
     attention_weights,
+    head_room,
+    head_rows,
+    pull_heads,
+    with_frozen_norm,
 )
 from attrib.engine.blocks.attention_wide import attention_pull_wide, attention_push_wide
 from attrib.engine.blocks.norm_mlp import (
     Leaving,
     NormPoint,
-    Rows,
     fold_space,
     leave_pull,
     leave_push,
@@ -142,7 +145,8 @@ def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None,
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    points, config = primal.attentions(layer), primal.model.config
+    points, config, is_normed = primal.attentions(layer), primal.model.config, _is_linear(primal.policy)
+    points = _with_norms(primal, norm, points) if is_normed else points
     out = z.value.new_empty(cone.cells, config.d_model)
     for band in cone.bands:
         point, rows, scale, into = points[band.prompt], z.rows(band), config.attention_scale, band.of(out)
@@ -150,7 +154,8 @@ def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, con
             attention_pull_wide(point, weights, rows, _positions(primal, z, band), scale, primal.policy, into)
         else:
             attention_pull_at(point, weights, rows, band.seed, scale, primal.policy, into, causal=config.causal)
-        norm_map(norm.at(primal.tokens(band)), into, primal.policy)
+        if not is_normed:
+            norm_map(norm.at(primal.tokens(band)), into, primal.policy)
     if stream is not None:
         out.index_add_(0, seed_cells(cone, out.device), stream)
     return out
@@ -245,9 +250,10 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
             them is added to `g`.
     """
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z):
+    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z, norm):
         if primal.policy.norm == "frozen":  # a scale for each position, which is taken before the product, and that straight into its place
-            _normed(primal, norm, bands, heads)
+            if not _is_linear(primal.policy):
+                _normed(primal, norm, bands, heads)
             add_product(heads, weights.W_in.T, g[part])
         else:
             y = _normed(primal, norm, bands, product(heads, weights.W_in.T))
@@ -263,33 +269,66 @@ def _normed(primal: Primal, norm: NormPoint, bands: Sequence[Band], rows: Flat) 
     return rows
 
 
-def pulled_heads(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None) -> Iterator[tuple[slice, list[Band], Flat]]:
-    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z."""
+def _is_linear(policy: Policy) -> bool:
+    """Whether attention moves values alone, by the numbers of its pattern, and the norm before it is a number for each position."""
+    return policy.attention == "frozen" and policy.norm == "frozen"
+
+
+def _with_norms(primal: Primal, norm: NormPoint, points: Sequence[AttentionPoint]) -> list[AttentionPoint]:
+    """Each prompt's attention with the norm before it, where both are linear."""
+    return [with_frozen_norm(point, inverse) for point, inverse in zip(points, norm.inverse.split(primal.lengths), strict=True)]
+
+
+def pulled_heads(
+    primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | None = None, norm: NormPoint | None = None, into: Flat | None = None
+) -> Iterator[tuple[slice, list[Band], Flat]]:
+    """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z.
+
+    Args:
+        norm: goes into the pattern of attention where both are linear.
+        into: has room for the largest chunk, which is written there.
+    """
     W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
     leaving = primal.leaving_1(layer, points) if z is None else None
+    points = points if norm is None or not _is_linear(primal.policy) else _with_norms(primal, norm, points)
     for part, bands in cone.chunks(primal.pieces.chunk):
         o = product(leaving_rows(primal, bands, leaving, g[part]), W_O.T) if z is None else z[part]
-        heads = o.new_empty(len(o), head_width(primal))
-        _attend(primal, points, attention_pull, bands, o, heads)
+        heads = o.new_empty(len(o), head_width(primal)) if into is None else into[: len(o)]
+        _pull_bands(primal, points, bands, o, heads)
         del o  # a chunk is gone before the next is made: see sizes.py
         yield part, bands, heads
         del heads
 
 
-Move = Callable[..., Rows]
-"""`attention_pull` or `attention_push`."""
-
-
-def _attend(primal: Primal, points: Sequence[AttentionPoint], move: Move, bands: Sequence[Band], rows: Flat, out: Flat) -> None:
-    """Rows through an attention map, block by block, into `out`."""
-    scale, causal = primal.model.config.attention_scale, primal.model.config.causal
+def _pull_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], o: Flat, out: Flat) -> None:
+    """Cotangents of z through an attention map, block by block, into head space."""
+    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
     for block in rectangles(bands, primal.pieces.band):
         point = points[block.prompt]
         if len(block.bands) == 1:
             (band,) = block.bands
-            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out), causal=causal)
+            attention_pull(point, band.of(o), scale, primal.policy, impl, out=band.of(out), causal=causal)
+            continue
+        room = head_room(point, o, block.end - block.begin, block.rows, impl, causal=causal)
+        given = block.gather(o.unflatten(1, room.shape[2:]), room)
+        found = pull_heads(point, given, scale, primal.policy, impl, causal=causal)
+        del room, given
+        for part, there in zip(found, head_rows(point, out), strict=False):  # of frozen attention there are values alone
+            if part is not None:
+                block.scatter(part, there)
+
+
+def _push_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], heads: Flat, out: Flat) -> None:
+    """Tangents of head space through an attention map, block by block, to those of z."""
+    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
+    for block in rectangles(bands, primal.pieces.band):
+        point = points[block.prompt]
+        if len(block.bands) == 1:
+            (band,) = block.bands
+            attention_push(point, band.of(heads), scale, primal.policy, impl, out=band.of(out), causal=causal)
         else:
-            block.scatter(move(point, block.gather(rows), scale, primal.policy, primal.impl, causal=causal), out)
+            given = block.gather(heads, heads.new_zeros(block.end - block.begin, block.rows, heads.shape[1]))
+            block.scatter(attention_push(point, given, scale, primal.policy, impl, causal=causal), out)
 
 
 def head_width(primal: Primal) -> int:
@@ -334,7 +373,7 @@ def pushed_heads(
         else:
             heads = product(_normed(primal, norm, bands, x[part].clone()), weights.W_in)
         z = heads.new_empty(len(heads), len(weights.W_out))
-        _attend(primal, points, attention_push, bands, heads, z)
+        _push_bands(primal, points, bands, heads, z)
         yield part, bands, z
         del heads, z  # a chunk is gone before the next is made: see sizes.py
 
