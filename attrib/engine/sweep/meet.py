@@ -347,7 +347,7 @@ def _meet_wide(primal: Primal, mlp: LayerMLP | None, down: Cone, g: Flat, up: Co
                 rows = here[is_up].view(counts[is_up], positions, -1).transpose(0, 1)
                 if counts[is_up] > pays:
                     point = point or mlp.fold_point()
-                    moved = mlp.moved(rows, at, point, is_up)
+                    moved = mlp.moved(rows, at, point, is_up).add_(rows)
                 else:
                     moved = rows + mlp.change(rows, at, is_up)
                 here[is_up] = moved.transpose(0, 1).reshape(here[is_up].shape)

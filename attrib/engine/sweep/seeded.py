@@ -81,19 +81,18 @@ class LayerMLP(NamedTuple):
         return with_frozen_norm(self.point, self.norm, self.policy)
 
     def moved(
-        self, rows: Float[Tensor, "positions rows d_model"], at: slice, point: MLPPoint, up: bool, is_alone: bool = False
+        self, rows: Float[Tensor, "positions rows d_model"], at: slice, point: MLPPoint, up: bool
     ) -> Float[Tensor, "positions rows d_model"]:
-        """Rows through both by one matrix for each position, all in one product; the weights are folded.
+        """Rows through both by one matrix for each position, all in one product, without the residual; the weights are folded.
+
+        The residual is the caller's to add, in all digits: within the matrices it would be multiplied in those of the product.
 
         Args:
             point: the whole layer's, by `fold_point`.
-            is_alone: without the residual, which is added to the matrices: as rows are multiplied it would be read once more, and written.
         """
         assert self.gain is None
         leave = None if self.leaving is None else lambda x: leave_push(self.config, self.leaving, x, at, self.policy)
         M = mlp_folds(self.weights, point.at(at), self.norm.at(at), self.policy, leave)
-        if not is_alone:
-            M.diagonal(dim1=1, dim2=2).add_(1)
         return rows @ (M.mT if up else M)
 
 

@@ -399,12 +399,12 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
                 space = space or fold_space(mlp.weights)
                 M = mlp.fold(at, space)
                 moved = product(given, M.T if up else M)
-                moved = moved.sub_(given) if is_alone else moved
+                rows.index_copy_(0, here, moved.sub_(given) if is_alone else moved)
                 del M
             else:
                 point = point or mlp.fold_point()
-                moved = mlp.moved(given.view(end - begin, -1, given.shape[1]), at, point, up, is_alone).view_as(given)
-            rows.index_copy_(0, here, moved)
+                moved = mlp.moved(given.view(end - begin, -1, given.shape[1]), at, point, up).view_as(given)
+                (rows.index_copy_ if is_alone else rows.index_add_)(0, here, moved)
             del given, moved
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]
     del space, point
