@@ -21,16 +21,17 @@ from tests.support.builders import normal
 from tests.support.pretend import NAME, pretending
 from tests.support.tolerances import ROUNDING, assert_close
 
-CEILINGS = {"small-linear": (406, 4), "small-exact": (514, 4)}
-"""Launches and waits of a whole call, hashes of its weights among them. Counts have no noise: whoever asks for less lowers these."""
+CEILINGS = {"small-linear": (398, 4, 121e6), "small-exact": (508, 4, 250e6)}
+"""Launches, waits and bytes of a whole call, hashes of its weights among them. Counts have no noise: whoever asks for less lowers these."""
 
 
 @pytest.mark.parametrize("case", CEILINGS)
-def test_launches_and_waits(case: str):
+def test_launches_waits_and_bytes(case: str):
     problem = CASES[case].build()
     found, counts = counted(problem, 16 << 30)
     total = counts.total
-    launches, waits = CEILINGS[case]
+    launches, waits, size = CEILINGS[case]
+    assert total.bytes <= size, counts.table(30, by=lambda count: count.bytes)
     assert total.launches <= launches, counts.table(30)
     assert total.waits <= waits, counts.table(30, by=lambda count: count.waits)
     assert counts.lines["elsewhere"].launches == 0
