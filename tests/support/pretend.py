@@ -512,7 +512,7 @@ class Device(TorchDispatchMode):
             for each in written.values() if capture is None else ():
                 each.memory.made = stream, stream.asked
             made = [each for each in _leaves((out,)) if isinstance(each, Tensor) and id(each) not in written]
-            size = _moved(what, args, kwargs, made)
+            size = _moved(what, tensors, args, made)
             flops = 0 if what.formula is None else what.formula(*plain_args, **plain_kwargs, out_val=out)
             if capture is not None:
                 capture.add(func, plain_args, plain_kwargs, out, there, flops, size)
@@ -696,9 +696,8 @@ def _touched(tensor: Tensor) -> int:
     return count
 
 
-def _moved(what: _Operation, args: Any, kwargs: Any, made: Sequence[Tensor]) -> int:
-    """Bytes that an operation reads and writes."""
-    given = [each for each in _leaves(args, kwargs.values()) if isinstance(each, Tensor)]
+def _moved(what: _Operation, given: Sequence[Tensor], args: Any, made: Sequence[Tensor]) -> int:
+    """Bytes that an operation reads and writes; `given` are all its tensors, those of `args`, its arguments by place, among them."""
     if (of_rows := MOVED_OF_ROWS.get(what.name)) is not None:
         _, where, *rows = given
         return _touched(where) + of_rows * sum(map(_touched, rows or made))

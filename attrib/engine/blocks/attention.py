@@ -110,11 +110,13 @@ class AttentionPoint(NamedTuple):
     sin: Float[Tensor, "positions d_rotary"]
 
 
-def with_frozen_norm(point: AttentionPoint, inverse: Float[Tensor, "positions 1"]) -> AttentionPoint:
-    """The point with 1 / s of the norm before attention in its pattern, where each key's value takes it from: a frozen norm's whole map.
+def takes_norm(policy: Policy) -> bool:
+    """Whether the norm before attention, a number for each position, can go into its pattern, of which nothing but values is made."""
+    return policy.attention == "frozen" and policy.norm == "frozen"
 
-    Numbers of a pattern are scaled in place of all rows. For frozen attention, of whose pattern nothing else is made.
-    """
+
+def with_norm(point: AttentionPoint, inverse: Float[Tensor, "positions 1"]) -> AttentionPoint:
+    """The point with 1 / s of the norm before attention in its pattern, for each key: its numbers are scaled in place of all rows."""
     return point._replace(pattern=point.pattern * inverse.T)
 
 
@@ -185,9 +187,14 @@ class HeadRows(NamedTuple):
     k: Float[Tensor, "positions rows kv_heads d_head"] | None = None
     q: Float[Tensor, "positions rows heads d_head"] | None = None
 
+    @property
+    def parts(self) -> list[Float[Tensor, "positions rows _ d_head"]]:
+        """Those that are there."""
+        return [part for part in self if part is not None]
+
 
 def head_rows(point: AttentionPoint, rows: Float[Tensor, "*rows d_heads"]) -> list[Float[Tensor, "*rows _ d_head"]]:
-    """Rows of head space, or cells, as views of what `HeadRows` has, in its order; values alone where there are no others."""
+    """Rows of head space, or cells, as views of the parts that `HeadRows` has of them, in its order."""
     kv, group, _, d_head = point.q.shape
     heads = rows.unflatten(-1, (-1, d_head))
     return [heads] if heads.shape[-2] == kv else list(heads.split([kv * group, kv, kv], dim=-2))[::-1]
@@ -205,8 +212,8 @@ def attention_pull(
         out = o.new_empty(*o.shape[:2], d_head * (kv * (group + 2) if policy.attention == "exact" else kv))
     into = HeadRows(*head_rows(point, out))
     found = pull_heads(point, rearrange(o, "t n (kv g d) -> t n kv g d", kv=kv, g=group), scale, policy, impl, into, causal=causal)
-    for part, there in zip(found, into, strict=True):
-        if part is not None and there is not None and part is not there:
+    for part, there in zip(found.parts, into.parts, strict=True):
+        if part is not there:
             there.copy_(part)
     return out
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
+from attrib.engine.blocks.attention import takes_norm
 from attrib.engine.blocks.passing import Passed
 from attrib.engine.plan.task import Counts, Seeded, Task
 from attrib.engine.sweep.cells import Band, Cone, Shape, blocks, even
@@ -93,8 +94,8 @@ class Sizes:
 
     @property
     def normed_patterns(self) -> int:
-        """The same times 1 / s of the norm before attention, where both are held; see `attention.with_frozen_norm`."""
-        return 0 if self.is_exact or self.task.policy.norm == "exact" else self.patterns
+        """The same times 1 / s of the norm before attention, where it goes there; see `attention.with_norm`."""
+        return self.patterns if takes_norm(self.task.policy) else 0
 
     @property
     def points(self) -> int:

@@ -112,7 +112,7 @@ class Band(NamedTuple):
 
     def of(self, flat: Float[Tensor, "cells ..."]) -> Float[Tensor, "positions rows ..."]:
         """The band's part of a flat array, as a view."""
-        return flat[self.offset : self.offset + self.cells].unflatten(0, (self.end - self.begin, self.rows))
+        return flat[self.offset : self.offset + self.cells].view(self.end - self.begin, self.rows, *flat.shape[1:])
 
     def moved(self, start: int) -> "Band":
         """Give the band's place in a flat array that begins at cell `start`."""

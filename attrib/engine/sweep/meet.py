@@ -347,11 +347,11 @@ def _meet_wide(primal: Primal, mlp: LayerMLP | None, down: Cone, g: Flat, up: Co
                 rows = here[is_up].view(counts[is_up], positions, -1).transpose(0, 1)
                 if counts[is_up] > pays:
                     point = point or mlp.fold_point()
-                    moved = mlp.moved(rows, at, point, is_up).add_(rows)
+                    change = mlp.change_folded(rows, at, point, is_up)
                 else:
-                    moved = rows + mlp.change(rows, at, is_up)
-                here[is_up] = moved.transpose(0, 1).reshape(here[is_up].shape)
-                del rows, moved
+                    change = mlp.change(rows, at, is_up)
+                here[is_up] = change.add_(rows).transpose(0, 1).reshape(here[is_up].shape)
+                del rows, change
             cotangents, tangents = (part.view(count, -1) for part, count in zip(here, counts, strict=True))
             add_rows(cotangents, tangents.T, out[prompt][low:low_end, left:left_end])
             del here, cotangents, tangents  # these positions are gone before the next are gathered: see sizes.py

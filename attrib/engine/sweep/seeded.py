@@ -77,15 +77,15 @@ class LayerMLP(NamedTuple):
         return M
 
     def fold_point(self) -> MLPPoint:
-        """What `moved` makes its matrices of, at all positions."""
+        """What `change_folded` makes its matrices of, at all positions."""
         return with_frozen_norm(self.point, self.norm, self.policy)
 
-    def moved(
+    def change_folded(
         self, rows: Float[Tensor, "positions rows d_model"], at: slice, point: MLPPoint, up: bool
     ) -> Float[Tensor, "positions rows d_model"]:
-        """Rows through both by one matrix for each position, all in one product, without the residual; the weights are folded.
+        """What `change` gives, by one matrix for each position, all in one product; the weights are folded.
 
-        The residual is the caller's to add, in all digits: within the matrices it would be multiplied in those of the product.
+        The residual is no part of the matrices: there it would be multiplied in the digits of the product, which may be few.
 
         Args:
             point: the whole layer's, by `fold_point`.

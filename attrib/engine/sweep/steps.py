@@ -15,7 +15,7 @@ sum is left. These are the steps of both sides; route.py knows the order of thos
     meet      both are spread, down to an MLP and up to it, and at each position the fewer rows go through it
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
@@ -36,7 +36,8 @@ from attrib.engine.blocks.attention import (
     head_room,
     head_rows,
     pull_heads,
-    with_frozen_norm,
+    takes_norm,
+    with_norm,
 )
 from attrib.engine.blocks.attention_wide import attention_pull_wide, attention_push_wide
 from attrib.engine.blocks.norm_mlp import (
@@ -58,6 +59,10 @@ from attrib.engine.sweep.primal import Primal, Seeds
 from attrib.engine.sweep.seeded import fold_rows, layer_mlp
 
 Flat = Float[Tensor, "_ _"]
+Move = Callable[..., Tensor]
+"""`attention_pull` or `attention_push`, of one band."""
+MoveBlock = Callable[[Primal, AttentionPoint, Rectangle, Flat, Flat], None]
+"""The same of several bands, from cells into cells."""
 
 
 class Part(NamedTuple):
@@ -145,7 +150,7 @@ def leaving_rows(primal: Primal, bands: Sequence[Band], leaving: Leaving | None,
 def spread_down(primal: Primal, layer: int, z: Seeds, stream: Tensor | None, cone: Cone) -> Flat:
     """Cotangents of resid_pre over their cone, from seeded ones of z and of the stream at resid_mid."""
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    points, config, is_normed = primal.attentions(layer), primal.model.config, _is_linear(primal.policy)
+    points, config, is_normed = primal.attentions(layer), primal.model.config, takes_norm(primal.policy)
     points = _with_norms(primal, norm, points) if is_normed else points
     out = z.value.new_empty(cone.cells, config.d_model)
     for band in cone.bands:
@@ -250,10 +255,10 @@ def pull_attention(primal: Primal, layer: int, cone: Cone, g: Flat, z: Flat | No
             them is added to `g`.
     """
     weights, norm = attention_weights(primal.weights, layer, primal.policy), primal.norm_1(layer)
-    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z, norm):
-        if primal.policy.norm == "frozen":  # a scale for each position, which is taken before the product, and that straight into its place
-            if not _is_linear(primal.policy):
-                _normed(primal, norm, bands, heads)
+    # a norm that is held is a scale for each position, which is taken before the product, and that straight into its place
+    held = norm if primal.policy.norm == "frozen" else None
+    for part, bands, heads in pulled_heads(primal, layer, cone, g if written is None else written, z, held):
+        if held is not None:
             add_product(heads, weights.W_in.T, g[part])
         else:
             y = _normed(primal, norm, bands, product(heads, weights.W_in.T))
@@ -269,14 +274,9 @@ def _normed(primal: Primal, norm: NormPoint, bands: Sequence[Band], rows: Flat) 
     return rows
 
 
-def _is_linear(policy: Policy) -> bool:
-    """Whether attention moves values alone, by the numbers of its pattern, and the norm before it is a number for each position."""
-    return policy.attention == "frozen" and policy.norm == "frozen"
-
-
 def _with_norms(primal: Primal, norm: NormPoint, points: Sequence[AttentionPoint]) -> list[AttentionPoint]:
-    """Each prompt's attention with the norm before it, where both are linear."""
-    return [with_frozen_norm(point, inverse) for point, inverse in zip(points, norm.inverse.split(primal.lengths), strict=True)]
+    """Each prompt's attention with the norm before it in its pattern."""
+    return [with_norm(point, inverse) for point, inverse in zip(points, norm.inverse.split(primal.lengths), strict=True)]
 
 
 def pulled_heads(
@@ -285,50 +285,53 @@ def pulled_heads(
     """Head-space cotangents of one chunk of the cone after the other, from those at resid_mid or of z.
 
     Args:
-        norm: goes into the pattern of attention where both are linear.
+        norm: one that is held, and taken too.
         into: has room for the largest chunk, which is written there.
     """
     W_O, points = primal.weights.params.blocks[layer].attention.W_O, primal.attentions(layer)
     leaving = primal.leaving_1(layer, points) if z is None else None
-    points = points if norm is None or not _is_linear(primal.policy) else _with_norms(primal, norm, points)
+    if norm is not None and takes_norm(primal.policy):
+        points, norm = _with_norms(primal, norm, points), None
     for part, bands in cone.chunks(primal.pieces.chunk):
         o = product(leaving_rows(primal, bands, leaving, g[part]), W_O.T) if z is None else z[part]
         heads = o.new_empty(len(o), head_width(primal)) if into is None else into[: len(o)]
-        _pull_bands(primal, points, bands, o, heads)
+        _attend(primal, points, bands, o, heads, attention_pull, _pull_block)
         del o  # a chunk is gone before the next is made: see sizes.py
+        if norm is not None:
+            _normed(primal, norm, bands, heads)
         yield part, bands, heads
         del heads
 
 
-def _pull_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], o: Flat, out: Flat) -> None:
-    """Cotangents of z through an attention map, block by block, into head space."""
-    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
+def _attend(
+    primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], rows: Flat, out: Flat, move: Move, move_block: MoveBlock
+) -> None:
+    """Rows through an attention map, block by block, into `out`."""
     for block in rectangles(bands, primal.pieces.band):
         point = points[block.prompt]
         if len(block.bands) == 1:
             (band,) = block.bands
-            attention_pull(point, band.of(o), scale, primal.policy, impl, out=band.of(out), causal=causal)
-            continue
-        room = head_room(point, o, block.end - block.begin, block.rows, impl, causal=causal)
-        given = block.gather(o.unflatten(1, room.shape[2:]), room)
-        found = pull_heads(point, given, scale, primal.policy, impl, causal=causal)
-        del room, given
-        for part, there in zip(found, head_rows(point, out), strict=False):  # of frozen attention there are values alone
-            if part is not None:
-                block.scatter(part, there)
-
-
-def _push_bands(primal: Primal, points: Sequence[AttentionPoint], bands: Sequence[Band], heads: Flat, out: Flat) -> None:
-    """Tangents of head space through an attention map, block by block, to those of z."""
-    scale, causal, impl = primal.model.config.attention_scale, primal.model.config.causal, primal.impl
-    for block in rectangles(bands, primal.pieces.band):
-        point = points[block.prompt]
-        if len(block.bands) == 1:
-            (band,) = block.bands
-            attention_push(point, band.of(heads), scale, primal.policy, impl, out=band.of(out), causal=causal)
+            scale, causal = primal.model.config.attention_scale, primal.model.config.causal
+            move(point, band.of(rows), scale, primal.policy, primal.impl, out=band.of(out), causal=causal)
         else:
-            given = block.gather(heads, heads.new_zeros(block.end - block.begin, block.rows, heads.shape[1]))
-            block.scatter(attention_push(point, given, scale, primal.policy, impl, causal=causal), out)
+            move_block(primal, point, block, rows, out)
+
+
+def _pull_block(primal: Primal, point: AttentionPoint, block: Rectangle, o: Flat, out: Flat) -> None:
+    """Several bands of cotangents of z as one rectangle, which lies as it is multiplied, into head space."""
+    config, impl = primal.model.config, primal.impl
+    room = head_room(point, o, block.end - block.begin, block.rows, impl, causal=config.causal)
+    given = block.gather(o.unflatten(1, room.shape[2:]), room)
+    found = pull_heads(point, given, config.attention_scale, primal.policy, impl, causal=config.causal)
+    for part, there in zip(found.parts, head_rows(point, out), strict=True):
+        block.scatter(part, there)
+
+
+def _push_block(primal: Primal, point: AttentionPoint, block: Rectangle, heads: Flat, out: Flat) -> None:
+    """Several bands of tangents of head space as one rectangle, to those of z."""
+    config, zeros = primal.model.config, heads.new_zeros(block.end - block.begin, block.rows, heads.shape[1])
+    moved = attention_push(point, block.gather(heads, zeros), config.attention_scale, primal.policy, primal.impl, causal=config.causal)
+    block.scatter(moved, out)
 
 
 def head_width(primal: Primal) -> int:
@@ -373,7 +376,7 @@ def pushed_heads(
         else:
             heads = product(_normed(primal, norm, bands, x[part].clone()), weights.W_in)
         z = heads.new_empty(len(heads), len(weights.W_out))
-        _push_bands(primal, points, bands, heads, z)
+        _attend(primal, points, bands, heads, z, attention_push, _push_block)
         yield part, bands, z
         del heads, z  # a chunk is gone before the next is made: see sizes.py
 
@@ -403,7 +406,7 @@ def through_mlp(primal: Primal, layer: int, cone: Cone, rows: Flat, up: bool, is
                 del M
             else:
                 point = point or mlp.fold_point()
-                moved = mlp.moved(given.view(end - begin, -1, given.shape[1]), at, point, up).view_as(given)
+                moved = mlp.change_folded(given.view(end - begin, -1, given.shape[1]), at, point, up).view_as(given)
                 (rows.index_copy_ if is_alone else rows.index_add_)(0, here, moved)
             del given, moved
         rest += [(band, band.begin + lo, band.begin + hi) for band in bands for lo, hi in plain_runs(of_prompt[band.begin : band.end])]

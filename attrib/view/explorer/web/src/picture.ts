@@ -114,7 +114,7 @@ function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, 
     .map((item) => ({ item, x: k * item.x + view.x, y: k * item.y + view.y }))
     .filter(({ x, y }) => x > inner.left - radius && x < right + radius && y > -radius && y < inner.height + radius);
   const isOutput = ({ item }: { item: Item }) => OUTPUTS.has(graph.kind(item.nodes[0]));
-  const taken = named.boxes.map(([across, down]): Stretches => [across.map((x) => k * x + view.x), down.map((y) => k * y + view.y)] as Stretches);
+  const taken = named.boxes.map(([across, down]) => [across.map((x) => k * x + view.x), down.map((y) => k * y + view.y)] as Stretches);
   const asked = [...marks.filter(isOutput), ...(marks.length <= FEW ? marks.filter((mark) => !isOutput(mark)) : [])];
   for (const { item, x, y } of asked) {
     if (item.group !== null || named.items.has(item)) continue;
