@@ -331,11 +331,20 @@ def cut_runs(runs: Sequence[Run], weights: Sequence[int], count: int) -> list[Ru
         return list(runs)
     found, parts = list[Run](), -(-count // len(runs))
     for first, end in runs:
-        sums = list(accumulate(weights[first:end]))
-        ends = [first + 1 + bisect_left(sums, sums[-1] * part / parts) for part in range(1, parts)] if sums else []
-        begins = [first, *(min(end, at) for at in ends), end]
-        found += [(begin, upto) for begin, upto in pairwise(begins) if upto > begin or begin == first == end]
+        ends = [first, *(first + at for at in _shares(weights[first:end], parts)), end]
+        found += [(begin, upto) for begin, upto in pairwise(ends) if upto > begin or first == end]
     return found
+
+
+def _shares(weights: Sequence[int], parts: int) -> Iterator[int]:
+    """Where to cut rows: as near to equal weights as whole rows come, and none without a row where there are enough."""
+    sums, count, before = [0, *accumulate(weights)], len(weights), 0
+    for part in range(1, min(parts, count)):
+        wanted = sums[-1] * part / parts
+        above = bisect_left(sums, wanted)
+        nearest = above - 1 if above and wanted - sums[above - 1] < sums[above] - wanted else above
+        before = min(max(nearest, before + 1), count - min(parts, count) + part)
+        yield before
 
 
 def _weights(counts: Sequence[int], is_causal: bool) -> list[int]:

@@ -38,7 +38,7 @@ class RunFile(Work):
     """The key or column of the file of prompts that holds them, in place of another file."""
     out: Path | None = None
     """The file to write; a plan needs none."""
-    device: Annotated[str | list[str], Field(min_length=1)] = "cpu"
+    device: str | list[str] = "cpu"
     """One, or several that share the rows of every sweep: a list, "cuda:0,cuda:1", or "all"."""
     overwrite: bool = False
 

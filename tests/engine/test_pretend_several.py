@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import attrib
 from attrib.attribution.options import Options
@@ -23,6 +25,7 @@ from attrib.graph.building import build as build_graphs
 from tests.engine.test_pretend import DOUBLE, lens, numbers
 from tests.support.builders import build, prompt
 from tests.support.cut_cases import SETS, ours
+from tests.support.examples import examples
 from tests.support.pretend import NAME, MixedDevicesError, pretending
 from tests.support.tolerances import ROUNDING, assert_close
 
@@ -217,12 +220,24 @@ def test_runs_are_cut_by_weight_where_there_are_too_few():
     assert cut_runs([(0, 3), (3, 9)], [1] * 9, 2) == [(0, 3), (3, 9)]
     assert cut_runs([(0, 8)], [1] * 8, 2) == [(0, 4), (4, 8)]
     assert cut_runs([(0, 4)], [1, 2, 3, 6], 2) == [(0, 3), (3, 4)]
+    assert cut_runs([(0, 3)], [20, 1, 35], 2) == [(0, 2), (2, 3)], "the last alone is more than half"
+    assert cut_runs([(0, 3)], [1, 1, 100], 3) == [(0, 1), (1, 2), (2, 3)], "none is without a row"
+    assert cut_runs([(0, 3)], [100, 1, 1], 3) == [(0, 1), (1, 2), (2, 3)]
     assert cut_runs([(0, 1)], [5], 3) == [(0, 1)]
     assert cut_runs([(0, 0)], [], 2) == [(0, 0)]
     for count in range(1, 7):
         runs = cut_runs([(0, 5), (5, 11)], list(range(1, 12)), count)
         assert [row for first, end in runs for row in range(first, end)] == list(range(11))
         assert len(runs) >= count
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(2, 6))
+def test_no_device_has_more_than_its_share_and_a_row(weights: list[int], count: int):
+    runs, parts = cut_runs([(0, len(weights))], weights, count), min(count, len(weights))
+    assert len(runs) == parts
+    assert [row for first, end in runs for row in range(first, end)] == list(range(len(weights)))
+    assert max(sum(weights[first:end]) for first, end in runs) <= sum(weights) / parts + max(weights)
 
 
 def test_threads_that_want_other_products_wait_for_each_other():
