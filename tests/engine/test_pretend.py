@@ -10,7 +10,7 @@ from torch import Tensor
 
 import attrib
 from attrib.causal import Ablate, Add, Latents, Scale, generate, intervene
-from attrib.core.types import EXACT, LINEAR, RELP, Difference, Direction, Mass, Policy, Threshold, TokenLogits, TopK, TopLogits
+from attrib.core.types import EXACT, LINEAR, RELP, Dense, Difference, Direction, Mass, Policy, Threshold, TokenLogits, TopK, TopLogits
 from attrib.graph.building import build as build_graphs
 from attrib.graph.heads import head_loadings
 from attrib.graph.qk import qk_attribution
@@ -195,6 +195,22 @@ def test_every_precision(dtype: Any):
     with pretending():
         found = call(there).dense(0)
     assert 0 < (found - exact).norm() < 1.5 * (here - exact).norm()
+
+
+def test_what_is_kept_in_bfloat16_is_the_largest_of_what_the_device_has():
+    """Of which near ties may fall otherwise than on a CPU, since products are rounded elsewhere."""
+    model, source, target = build("llama"), lens(0, "standard", dtype=torch.float32), lens(3, dtype=torch.float32)
+    with pretending():
+        found = [
+            attrib.latent_to_latent(there(model), there(source), there(target), there(IDS), dtype="bfloat16", keep=keep)
+            for keep in (Dense(), TopK(3))
+        ]
+    every, kept = (each.dense(0, "attribution") for each in found)
+    is_kept = kept != 0
+    assert torch.equal(kept[is_kept], every[is_kept])
+    assert (is_kept.sum(1) == (every != 0).sum(1).clamp(max=3)).all()
+    left_out, least = every.abs().masked_fill(is_kept, 0).amax(1), every.abs().masked_fill(~is_kept, torch.inf).amin(1)
+    assert (left_out <= least).all()
 
 
 @pytest.mark.few
