@@ -8,10 +8,11 @@ pointwise work between them is bounded by the same bytes. A test holds the count
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate, chain
+from functools import lru_cache, partial
+from itertools import accumulate, chain, product
+from operator import mul
 from typing import Literal, NamedTuple
 
 from attrib.core.rates import Asking
@@ -43,6 +44,20 @@ class Cost:
         self.flops[part] += 2 * batch * m * k * n
         self.bytes[part] += batch * self.itemsize * (m * k + k * n + m * n)
         self.asked += asked
+
+    def several(self, part: Part, rows: int, k: int, n: int, products: int, asked: float) -> None:
+        """Count so many products [m, k] @ [k, n], each with matrices of its own, of `rows` rows in all."""
+        self.flops[part] += 2 * rows * k * n
+        self.bytes[part] += self.itemsize * (rows * k + products * k * n + rows * n)
+        self.asked += asked
+
+    def met(self, part: Part, rows: Iterable[int], k: int, others: Iterable[int], asked: float = 1.0) -> None:
+        """Count a product [rows, k] @ [k, others] for each position."""
+        rows, others = list(rows), list(others)
+        entries = sum(map(mul, rows, others))
+        self.flops[part] += 2 * k * entries
+        self.bytes[part] += self.itemsize * (k * (sum(rows) + sum(others)) + entries)
+        self.asked += asked * len(rows)
 
     def take(self, other: "Cost", times: int = 1) -> None:
         """Count another's products too."""
@@ -88,15 +103,14 @@ def mlp(task: Task, cost: Cost, layer: int, alive: Counts, part: Part = "mlp") -
     """So many rows at each position of each prompt through the MLP of a layer."""
     if not task.passes_mlp(layer):
         return
-    d, pays, asked = task.config.d_model, fold_rows(task.config), 1 / task.span
-    for count, times in Counter(chain(*alive)).items():
-        one = Cost(task.itemsize)
-        if count > pays:
-            one.mm(part, d, task.config.d_mlp, d, asked=asked)
-            one.mm(part, count, d, d, asked=asked)
-        elif count:
-            mlp_rows(task, one, part, count)
-        cost.take(one, times)
+    d, f, pays = task.config.d_model, task.config.d_mlp, fold_rows(task.config)
+    counts = list(chain(*alive))
+    many, few = [count for count in counts if count > pays], [count for count in counts if 0 < count <= pays]
+    cost.mm(part, d, f, d, batch=len(many), asked=len(many) / task.span)
+    cost.several(part, sum(many), d, d, len(many), asked=len(many) / task.span)
+    pieces = sum(few) / task.pieces.mlp  # many positions share one
+    cost.several(part, sum(few), d, f, len(few), asked=pieces)
+    cost.several(part, sum(few), task.d_hidden, d, len(few), asked=pieces)
     mlp_point(task, cost)
 
 
@@ -189,33 +203,52 @@ def _maps(task: Task, cost: Cost, part: Part, shapes: Iterable[Shape], up: bool)
     cost.bytes[part] += c.n_heads * cost.itemsize * size
 
 
-def spread_down(task: Task, cost: Cost) -> None:
-    """Seeded cotangents of z to their cone."""
-    c, d = task.config, task.config.d_model
-    exact = task.policy.attention == "exact"
-    for (n, end, is_wide), times in Counter((band.rows, band.end, band.is_wide) for band in task.bands(up=False)).items():
-        one = Cost(task.itemsize)
-        one.mm("spread", n, task.d_q, d)
-        if is_wide:
-            _wide_down(task, one, n, end)
-            cost.take(one, times)
-            continue
-        one.mm("spread", end, c.n_heads, n * d)
-        if exact:
-            one.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
-            one.mm("spread", end if c.positions == "rotary" or c.qk_norm != "none" else 1, task.d_q, d)
-            if c.qk_norm == "whole":
-                one.mm("spread", end, c.n_kv_heads * c.d_head, d)
-            one.mm("spread", end * n, c.n_heads, d)
-            one.mm("spread", n, task.d_q, d)
-        cost.take(one, times)
+def of_each(cost: Cost, sizes: Iterable[tuple[int, ...]], count: Callable[..., None]) -> None:
+    """Count the products of many bands that are asked for the same. They are linear in each size of a band, so those of 0 and 1 tell all.
+
+    Args:
+        sizes: of each band.
+        count: counts the products of one band of some sizes.
+    """
+    each = list(sizes)
+    columns = list(zip(*each, strict=True))
+    for corner in product((0, 1), repeat=len(columns)) if each else ():
+        one, shares = Cost(cost.itemsize), [1] * len(each)
+        count(one, *corner)
+        for is_one, column in zip(corner, columns, strict=True):
+            shares = list(map(mul, shares, column if is_one else (1 - size for size in column)))
+        cost.take(one, sum(shares))
+
+
+@lru_cache(maxsize=64)
+def spread_down(task: Task) -> Cost:
+    """Seeded cotangents of z to their cone: the same in every way of the plan."""
+    cost, bands = Cost(task.itemsize), task.bands(up=False)
+    of_each(cost, ((band.rows, band.end) for band in bands if band.is_wide), partial(_wide_down, task))
+    of_each(cost, ((band.rows, band.end) for band in bands if not band.is_wide), partial(_narrow_down, task))
     attention_point(task, cost, leaves=False)
+    return cost
 
 
-def spread_up(task: Task, cost: Cost) -> None:
-    """Seeded tangents of resid_pre through an attention to their cone."""
+def _narrow_down(task: Task, cost: Cost, n: int, end: int) -> None:
+    """`attention_pull_at` of so many rows that see up to some position."""
     c, d = task.config, task.config.d_model
-    exact = task.policy.attention == "exact"
+    cost.mm("spread", n, task.d_q, d)
+    cost.mm("spread", end, c.n_heads, n * d)
+    if task.policy.attention != "exact":
+        return
+    cost.mm("spread", n, c.d_head, end, batch=2 * c.n_heads)
+    cost.mm("spread", end if c.positions == "rotary" or c.qk_norm != "none" else 1, task.d_q, d)
+    if c.qk_norm == "whole":
+        cost.mm("spread", end, c.n_kv_heads * c.d_head, d)
+    cost.mm("spread", end * n, c.n_heads, d)
+    cost.mm("spread", n, task.d_q, d)
+
+
+@lru_cache(maxsize=64)
+def spread_up(task: Task) -> Cost:
+    """Seeded tangents of resid_pre through an attention to their cone."""
+    c, d, cost = task.config, task.config.d_model, Cost(task.itemsize)
     cost.mm("spread", task.n_sources, d, task.d_heads)
     shared = list[Band]()
     for is_alone, run in spread_runs(task.bands(up=True), task.policy):
@@ -225,28 +258,32 @@ def spread_up(task: Task, cost: Cost) -> None:
         for bands, shape in blocks(run, task.block):
             _maps(task, cost, "spread", [shape], up=True)
             cost.mm("spread", sum(band.cells for band in bands), task.d_q, d)
-    kinds = ((band.rows, band.end - band.begin, band.seeded[-1][0], band.end, band.is_wide) for band in shared)
-    for (n, reach, seed, end, is_wide), times in Counter(kinds).items():
-        one = Cost(task.itemsize)
-        one.mm("spread", n, task.d_q, d)
-        if is_wide:
-            _wide_up(task, one, n, reach, seed + 1)
-            cost.take(one, times)
-            continue
-        one.mm("spread", reach, c.n_heads, n * d)
-        if exact:
-            one.mm("spread", reach, c.d_head, n, batch=c.n_heads)
-            one.mm("spread", reach, task.d_q, d)
-            one.mm("spread", reach * n, c.n_heads, d)
-            one.mm("spread", n, c.d_head, len(c.seen(seed, end)), batch=2 * c.n_heads)
-            one.mm("spread", n, task.d_q, d)
-        cost.take(one, times)
+    wide, narrow = ([band for band in shared if band.is_wide == is_wide] for is_wide in (True, False))
+    of_each(cost, ((band.rows, band.end - band.begin, band.seeded[-1][0] + 1) for band in wide), partial(_wide_up, task))
+    sizes = ((band.rows, band.end - band.begin, len(c.seen(band.seed, band.end))) for band in narrow)
+    of_each(cost, sizes, partial(_narrow_up, task))
     attention_point(task, cost)
+    return cost
+
+
+def _narrow_up(task: Task, cost: Cost, n: int, reach: int, seen: int) -> None:
+    """`attention_push_at` of so many rows, which see so many positions, to as many as they reach."""
+    c, d = task.config, task.config.d_model
+    cost.mm("spread", n, task.d_q, d)
+    cost.mm("spread", reach, c.n_heads, n * d)
+    if task.policy.attention != "exact":
+        return
+    cost.mm("spread", reach, c.d_head, n, batch=c.n_heads)
+    cost.mm("spread", reach, task.d_q, d)
+    cost.mm("spread", reach * n, c.n_heads, d)
+    cost.mm("spread", n, c.d_head, seen, batch=2 * c.n_heads)
+    cost.mm("spread", n, task.d_q, d)
 
 
 def _wide_down(task: Task, cost: Cost, n: int, end: int) -> None:
-    """`attention_pull_wide` of so many rows that see up to some position, but for the values' way through their matrix."""
+    """`attention_pull_wide` of so many rows that see up to some position."""
     c, d = task.config, task.config.d_model
+    cost.mm("spread", n, task.d_q, d)
     cost.mm("spread", end, c.n_heads, d, batch=n)
     if task.policy.attention != "exact":
         return
@@ -261,8 +298,9 @@ def _wide_down(task: Task, cost: Cost, n: int, end: int) -> None:
 
 
 def _wide_up(task: Task, cost: Cost, n: int, reach: int, end: int) -> None:
-    """`attention_push_wide` of so many rows, the last of them seeded before `end`, to so many positions, but for the same."""
+    """`attention_push_wide` of so many rows, the last of them seeded before `end`, to so many positions."""
     c, d = task.config, task.config.d_model
+    cost.mm("spread", n, task.d_q, d)
     cost.mm("spread", reach, c.n_heads, d, batch=n)
     if task.policy.attention != "exact":
         return
@@ -287,13 +325,19 @@ def readout(task: Task, cost: Cost, up: bool, width: int) -> None:
     alive, others = (task.up(), task.targets) if up else (task.down(), task.sources)
     if task.span > 1:
         for rows, seeded in zip(alive, others, strict=True):
-            for begin, end, widest in read_runs(task.span, rows, [0, *accumulate(seeded)]):
-                cost.mm("readout", rows[begin], width, widest, batch=end - begin)
+            for count, most, positions in _read_runs(task.span, tuple(rows), tuple(seeded)):
+                cost.mm("readout", count, width, most, batch=positions)
         return
     for (n, m), times in Counter(zip(chain(*alive), chain(*others), strict=True)).items():
         one = Cost(task.itemsize)
         one.mm("readout", n, width, m, asked=1.0 if n and m else 0.0)
         cost.take(one, times)
+
+
+@lru_cache(maxsize=64)
+def _read_runs(span: int, alive: tuple[int, ...], seeded: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Of the runs of one prompt that are read out together: rows, the most that is seeded, and positions. Every way asks for them again."""
+    return tuple((alive[begin], most, end - begin) for begin, end, most in read_runs(span, alive, [0, *accumulate(seeded)]))
 
 
 def walk(task: Task, cost: Cost) -> None:
@@ -334,9 +378,7 @@ def plain_mlp(cost: Cost, part: Part, config: ModelConfig, rows: int, layers: in
 
 def meet_seeded(task: Task, cost: Cost, width: int) -> None:
     """Both sides at their own positions."""
-    for rows, others in zip(task.targets, task.sources, strict=True):
-        for n, m in zip(rows, others, strict=True):
-            cost.mm("readout", n, width, m)
+    cost.met("readout", chain(*task.targets), width, chain(*task.sources))
 
 
 def reverse_cost(task: Task) -> Cost:
@@ -358,7 +400,7 @@ def reads_in_heads(task: Task) -> bool:
 def heads_pay(task: Task, sources: Counts) -> bool:
     """Whether pushing sources into head space is fewer products than pulling the cone out of it."""
     d, down = task.config.d_model, task.down()
-    met = sum(n * m for rows, others in zip(down, sources, strict=True) for n, m in zip(rows, others, strict=True))
+    met = sum(map(mul, chain(*down), chain(*sources)))
     return met + sum(map(sum, sources)) * d < sum(map(sum, down)) * d
 
 
@@ -442,7 +484,7 @@ class DescentCount(Descent[Moving]):
 
     def spread(self, layer: int, below: Moving | None, z: Moving) -> Moving:
         """The first attention, and from then on every position that rows see."""
-        spread_down(self.task, self.cost)
+        self.cost.take(spread_down(self.task))
         self.alive = self.task.down()
         if not self.config.causal:  # what waits is of all rows that live at its position, from here on
             self.waits = dict.fromkeys(self.waits, self.alive)
@@ -463,8 +505,7 @@ class DescentCount(Descent[Moving]):
         return Moving()
 
     def _terms(self, alive: Counts, terms: Counts, size: int) -> None:
-        for rows, count in zip(chain(*alive), chain(*terms), strict=True):
-            self.cost.mm("cuts", rows, size, count)
+        self.cost.met("cuts", chain(*alive), size, chain(*terms))
 
     def read_heads(self, layer: int, stream: Moving, z: Moving | None) -> None:
         """The cone goes as far as head space, and the sources come to meet it there."""

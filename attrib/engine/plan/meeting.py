@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
-from operator import mul
 from typing import NamedTuple
 
 from attrib.core.types import Site
@@ -66,7 +65,7 @@ class AscentCount(Ascent[Moving]):
         if self.is_spread:
             attention(self.task, self.cost, up=True)
         else:
-            spread_up(self.task, self.cost)
+            self.cost.take(spread_up(self.task))
         return Moving()
 
     def through_attention_alone(self, layer: int, read: Moving) -> Moving:
@@ -138,10 +137,7 @@ class AscentCount(Ascent[Moving]):
         return Moving()
 
     def _terms(self, number: int, size: int) -> None:
-        cost, rows, terms = self.cost, [*chain(*self.waits[number])], [*chain(*self.task.passed[number].terms)]
-        met = sum(map(mul, rows, terms))
-        cost.flops["cuts"] += 2 * size * met
-        cost.bytes["cuts"] += cost.itemsize * (size * (sum(rows) + sum(terms)) + met)
+        self.cost.met("cuts", chain(*self.waits[number]), size, chain(*self.task.passed[number].terms), asked=0.0)
 
     def seeded(self, site: Site) -> Moving:
         """No product."""
@@ -225,8 +221,7 @@ def _rows(task: Task, cost: Cost, down: DescentCount, up: AscentCount, size: int
     if down.is_spread and up.is_spread:
         if layer is not None:
             mlp(task, cost, layer, [list(map(min, rows, others)) for rows, others in zip(task.down(), task.up(), strict=True)])
-        for n, m in zip(chain(*task.down()), chain(*task.up()), strict=True):
-            cost.mm("readout", n, size, m)
+        cost.met("readout", chain(*task.down()), size, chain(*task.up()))
         return
     if layer is not None and up.is_spread:
         mlp(task, cost, layer, task.targets, "seeds")

@@ -16,7 +16,7 @@ Where attention is not causal every position sees all others, and a row lives on
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, compress, groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -153,11 +153,7 @@ class Cone(NamedTuple):
             if band.prompt == prompt:
                 change[band.begin] += band.rows
                 change[band.end] -= band.rows
-        total, counts = 0, []
-        for step in change[:-1]:
-            total += step
-            counts.append(total)
-        return counts
+        return list(accumulate(change[:-1]))
 
 
 def seeded_cone(cone: Cone) -> Cone:
@@ -388,27 +384,23 @@ def cone_of(counts: Sequence[Sequence[int]], direction: Direction, most: int = O
     bands: list[Band] = []
     offset = 0
     for prompt, seeded in enumerate(counts):
-        row, wide_to = 0, 0
-        for position, count in enumerate(seeded):
-            if position < wide_to:
-                continue
-            begins_wide = causal and span > 1 and position % span == 0
-            if not count and not begins_wide:
-                continue
-            if begins_wide:
-                upto = min(position + span, len(seeded))
-                begin, end = (position, len(seeded)) if direction == "up" else (0, upto)
-                rows = sum(seeded[position:upto])
-                if rows and rows * (end - begin) <= most:
+        row, upto, is_wide = 0, 0, False
+        for position in compress(range(len(seeded)), seeded):
+            if causal and span > 1 and position >= upto:  # the first of a stretch of neighbours at which any row is seeded
+                first = position - position % span
+                upto = min(first + span, len(seeded))
+                begin, end = (first, len(seeded)) if direction == "up" else (0, upto)
+                rows = sum(seeded[first:upto])
+                is_wide = rows * (end - begin) <= most
+                if is_wide:
                     runs = tuple((at, seeded[at]) for at in range(position, upto) if seeded[at])
                     bands.append(Band(prompt, begin, end, row, rows, offset, runs[0 if direction == "up" else -1][0], runs))
-                    row, offset, wide_to = row + rows, offset + bands[-1].cells, upto
-                    continue
-            if not count:
+                    row, offset = row + rows, offset + bands[-1].cells
+            if is_wide:
                 continue
             begin = position if causal and direction == "up" else 0
             end = position + 1 if causal and direction == "down" else len(seeded)
-            for rows in _cut(count, max(1, most // (end - begin))):
+            for rows in _cut(seeded[position], max(1, most // (end - begin))):
                 bands.append(Band(prompt, begin, end, row, rows, offset, position))
                 row, offset = row + rows, offset + bands[-1].cells
     return Cone(tuple(bands))
