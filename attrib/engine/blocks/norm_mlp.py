@@ -25,7 +25,7 @@ from torch import Tensor
 
 from attrib.core.types import EXACT, Policy
 from attrib.engine.blocks import kernels as ops
-from attrib.engine.blocks.product import product, product_into
+from attrib.engine.blocks.product import dots, product, product_into
 from attrib.models.transformer import Model, ModelConfig, Norm, affine, centres, relevance_slopes
 
 Rows = Float[Tensor, "positions rows _"]
@@ -67,8 +67,7 @@ def fold_norm(config: ModelConfig, norm: Norm, *parts: Float[Tensor, "d_model _"
 def norm_map(point: NormPoint, y: Rows, policy: Policy) -> Rows:
     """N(y), in place: the adjoint of x → unit after a folded matrix, and its tangent map before one."""
     if policy.norm == "exact":
-        along = torch.linalg.vecdot(point.unit[:, None], y)[..., None]
-        y.addcmul_(along, point.unit[:, None], value=-1 / y.shape[-1])
+        y.addcmul_(dots(y, point.unit)[..., None], point.unit[:, None], value=-1 / y.shape[-1])
     return y.mul_(point.inverse[:, None])
 
 

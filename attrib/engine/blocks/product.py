@@ -59,6 +59,15 @@ def add_product(a: Float[Tensor, "rows inner"], w: Float[Tensor, "inner width"],
     _into(a, w, out, adds=True)
 
 
+def dots(rows: Float[Tensor, "*positions rows width"], vectors: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions rows"]:
+    """Each row times its position's vector.
+
+    A CPU finds in its cache what it has just multiplied, and sums it up sooner than it multiplies matrices of one column. A GPU would write
+    all of it to memory and read it again: there it is a product, which reads rows once.
+    """
+    return torch.linalg.vecdot(rows, vectors[..., None, :]) if rows.device.type == "cpu" else (rows @ vectors[..., None])[..., 0]
+
+
 def beside_products(itemsize: int) -> int:
     """Numbers that a large product takes beside its factors and what it makes: a block, and what oneDNN packs it in. Torch takes none."""
     return MOST + PACKED if itemsize == torch.float32.itemsize and multiplier() == "onednn" else 0
