@@ -156,13 +156,15 @@ class Sizes:
         seen, own = (c.n_heads * max(count * (before + reach) for count, reach in runs) for before in (block.begin, 0))
         queries, keys = rows * min(task.queries, length) * task.d_q, rows * length * self.d_kv
         gathered = rows * length * (task.d_q + task.d_heads) if block.is_gathered else 0
-        if is_down and block.is_gathered:  # cotangents are put where products read them, and come from where these write
-            turned = task.d_q + (self.d_kv if self.turns else 0) if self.is_exact else 0
-            gathered, queries = rows * length * (task.d_q + turned), queries if self.is_exact else 0
+        if is_down and block.is_gathered:  # cotangents are put where products read them, and written back from where these write
+            gathered, queries = rows * length * task.d_q * (2 if self.is_exact else 1), queries if self.is_exact else 0
         if not self.is_exact:
             return gathered + keys + queries + seen
         if is_down:
-            return gathered + 3 * keys + 2 * queries + seen * (rows + 1)
+            laid_out = 0 if block.is_gathered else queries
+            normed = 0 if c.qk_norm == "none" else queries
+            added = 0 if length <= task.queries else keys  # of one run of queries to those of others
+            return gathered + 2 * keys + added + queries + laid_out + normed + seen * (rows + 1)
         turned = rows * length * (task.d_q + self.d_kv) if self.turns else 0
         return gathered + 2 * keys + queries + (seen + own) * rows + turned
 
