@@ -71,7 +71,7 @@ def test_every_entry_is_in_the_page(edges: list[Edges]) -> None:
         assert columns[f"{number} gradient"].tolist() == each.gradient.float().tolist()
         assert columns[f"{number} target_latent"].tolist() == each.targets.latent.tolist()
     assert [each["name"] for each in header["matrices"]][:2] == [
-        f"blocks.1.hook_resid_pre → blocks.2.hook_resid_pre, prompt {number}" for number in (0, 1)
+        f"prompt {number}: blocks.1.hook_resid_pre → blocks.2.hook_resid_pre" for number in (0, 1)
     ]
 
 
@@ -169,7 +169,7 @@ def test_the_command_takes_edges_of_several_prompts(tmp_path: Path, command: Com
     ran = command("view", tmp_path / "e.h5", "--html", out, "--prompt", 1, "--prompt", 0)
     assert ran.status == 0, ran.err
     header, columns = unpacked(base64.b64decode(re.findall(r'id="data">([^<]*)<', out.read_text())[0]))
-    assert [each["name"].rpartition(" ")[2] for each in header["matrices"]] == ["1", "0"]
+    assert [each["name"].partition(":")[0] for each in header["matrices"]] == ["prompt 1", "prompt 0"]
     assert columns["1 attribution"].tolist() == made.prompt(0).attribution.float().tolist()
     assert header["matrices"][0]["targets"]["labels"] == list(made.prompt(1).targets.labels)
     ran = command("view", tmp_path / "e.h5", "--html", out, "--overwrite", "--max-nodes", 3)

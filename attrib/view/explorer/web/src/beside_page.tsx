@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
-import { useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
 import type { View } from "./axes";
 import { theme as themeOf, type Theme } from "./colours";
 import { Controls, type Names } from "./controls";
@@ -11,7 +11,7 @@ import { KINDS } from "./graph";
 import { counted, kindsOf, search } from "./graph_page";
 import { GraphView } from "./graph_view";
 import { place } from "./layout";
-import { useAddress, useDark } from "./page_hooks";
+import { useAddress, useDark, useSaid } from "./page_hooks";
 import { About, EdgePanel, NodePanel } from "./panels";
 import type { BesideHeader, Payload } from "./payload";
 import { keyOf, matching, png, readSupernodes, supernodes, svg } from "./saving";
@@ -47,7 +47,7 @@ function shownOf(sides: Side[], chosen: State): Shown[] {
 function BesidePage({ header, sides, differences }: Both) {
   const chosen = state.value;
   const [dark, setDark] = useDark();
-  const [said, setSaid] = useState("");
+  const [said, say] = useSaid();
   const theme = themeOf(dark);
   const shown = useMemo(
     () => shownOf(sides, chosen),
@@ -59,7 +59,7 @@ function BesidePage({ header, sides, differences }: Both) {
   const local = sides.map((side) => side.local(chosen));
   const views = [useRef<View>(null), useRef<View>(null)];
   const pictures = () =>
-    sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number], view: views[number].current! }));
+    sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number], view: views[number].current!, matches: matches[number] }));
   const short = (key: number) => nameOf(sides, header.others, key);
   const now = chosen.selected === null ? "" : `${short(chosen.selected)}, ${sides.map((side) => influenceIn(side, chosen.selected!)).join(", ")}`;
   return (
@@ -81,7 +81,7 @@ function BesidePage({ header, sides, differences }: Both) {
             png: () => png(pictures(), theme),
             csv: () => differencesCsv(header, differences, sides),
           }}
-          say={setSaid}
+          say={say}
           toggleTheme={() => setDark(!dark)}
         />
         <div class="beside">

@@ -5,6 +5,8 @@ import type { Header, Kind, NodeSet, Payload } from "./payload";
 import { visible } from "./text";
 
 const NAMED: ReadonlySet<Kind> = new Set(["token", "logit", "target"]);
+/** Kinds whose nodes have a value; others are there as they are. */
+const VALUED: ReadonlySet<Kind> = new Set(["logit", "target", "head"]);
 export const KINDS: readonly Kind[] = ["token", "position", "bias", "mlp", "error", "latent", "head", "logit", "target"];
 
 export class Graph {
@@ -127,6 +129,12 @@ export class Graph {
     const place = placeOf(set.site);
     if (set.kind === "head") return `attn${place.layer}[${this.latent[node]}]${at}`;
     return set.kind === "latent" ? `${place.name}[${this.latent[node]}]${at}` : `${place.name} ${set.kind}${at}`;
+  }
+
+  /** What a node's number measures; "" where it has none that tells anything. */
+  measure(node: number): string {
+    const kind = this.kind(node);
+    return kind === "latent" ? "activation" : VALUED.has(kind) ? "value" : "";
   }
 
   /** What a latent is called and who says so. */

@@ -6,7 +6,7 @@ import { Matrix, table as tableOf, type Order, type Table, type Value } from "./
 import { MatrixView } from "./matrix_view";
 import type { MatricesHeader, Payload } from "./payload";
 import { csvOf, download } from "./saving";
-import { count, percent, signed, visible } from "./text";
+import { count, number, percent, signed, visible } from "./text";
 
 const LISTED = 40;
 
@@ -38,6 +38,11 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
   useEffect(() => history.replaceState(null, "", `#${toAddress(chosen)}`), [chosen]);
+  useEffect(() => {
+    const turn = () => setChosen(fromAddress(matrices));
+    addEventListener("hashchange", turn);
+    return () => removeEventListener("hashchange", turn);
+  }, []);
   const set = (part: Partial<Chosen>) => setChosen({ ...chosen, ...part });
   const afresh = { target: null, source: null };
   const names = matrices.map((each, number) => <option key={number} value={number}>{visible(each.header.name, 120)}</option>);
@@ -85,7 +90,9 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
             <h2>Facts</h2>
             <dl>{matrix.header.facts.map(([name, value]) => <><dt>{name}</dt><dd><bdi>{visible(value, 200)}</bdi></dd></>)}</dl>
             {matrix.header.left_out && <p class="note">{matrix.header.left_out}</p>}
-            <p class="note">Blue raises, orange lowers. The deeper a colour, the larger the size, by its square root.</p>
+            <p class="note">
+              Blue raises, orange lowers. The deeper a colour, the larger the size, by its square root; the deepest is {number(table.largest)}.
+            </p>
           </section>
         </nav>
         <MatrixView table={table} theme={theme} chosen={[chosen.target, chosen.source]} choose={(target, source) => set({ target, source })} />
@@ -152,14 +159,11 @@ function fromAddress(matrices: Matrix[]): Chosen {
   const matrix = whole(found.get("m"), matrices.length) ?? 0;
   const other = whole(found.get("less"), matrices.length);
   const [target, source] = (found.get("at") ?? "").split(".");
-  const at = other === null ? [whole(target, matrices[matrix].targets.size), whole(source, matrices[matrix].sources.size)] : [null, null];
-  return {
-    matrix,
-    other,
-    value: found.get("v") === "gradient" ? "gradient" : "attribution",
-    order: found.get("o") === "strength" ? "strength" : "position",
-    empty: found.get("empty") === "1",
-    target: at[1] === null ? null : at[0],
-    source: at[0] === null ? null : at[1],
-  };
+  const value = found.get("v") === "gradient" ? "gradient" : "attribution";
+  const order = found.get("o") === "strength" ? "strength" : "position";
+  const empty = found.get("empty") === "1";
+  // rows and columns of a difference are those that either matrix has
+  const { targets, sources } = other === null ? matrices[matrix] : tableOf(matrices[matrix], value, order, matrices[other], empty);
+  const at = [whole(target, targets.size), whole(source, sources.size)];
+  return { matrix, other, value, order, empty, target: at[1] === null ? null : at[0], source: at[0] === null ? null : at[1] };
 }

@@ -3,9 +3,10 @@
 import type { ZoomTransform } from "d3-zoom";
 import { useLayoutEffect, useMemo, useState } from "preact/hooks";
 import type { Theme } from "./colours";
+import { Hint } from "./hint";
 import type { Table } from "./matrix";
 import { signed } from "./text";
-import { useZoomed, WAYS } from "./zoomed";
+import { isBrowsers, useZoomed, WAYS } from "./zoomed";
 
 interface Props {
   table: Table;
@@ -23,7 +24,7 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
   const [under, setUnder] = useState<[number, number] | null>(null);
   const image = useMemo(() => painted(table, theme), [table, theme]);
   const entries = useMemo(() => new Map(Array.from(table.row, (row, entry) => [row * table.sources.size + table.column[entry], entry])), [table]);
-  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
+  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy, reveal } = useZoomed(
     [0.05, 60],
     (width, height) => {
       const across = (width - LEFT) / Math.max(1, table.columns.length);
@@ -45,7 +46,10 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
     const isColumn = column >= 0 && column < table.columns.length && x >= LEFT;
     return isRow && isColumn ? [table.rows[row], table.columns[column]] : null;
   };
+  const [row, column] = [chosen[0] === null ? -1 : table.rowPlace[chosen[0]], chosen[1] === null ? -1 : table.columnPlace[chosen[1]]];
+  const middle = row < 0 || column < 0 ? { x: 0, y: 0 } : { x: column + 0.5, y: row + 0.5 };
   const press = (event: KeyboardEvent) => {
+    if (isBrowsers(event)) return;
     const way = WAYS[event.key];
     if (way && table.rows.length && table.columns.length) {
       const at = (axis: 0 | 1, place: Int32Array, order: number[]) => {
@@ -53,9 +57,12 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
         const now = last === null ? 0 : place[last] + way[1 - axis];
         return order[Math.min(order.length - 1, Math.max(0, now))];
       };
-      choose(at(0, table.rowPlace, table.rows), at(1, table.columnPlace, table.columns));
+      const [row, column] = [at(0, table.rowPlace, table.rows), at(1, table.columnPlace, table.columns)];
+      choose(row, column);
+      const [left, top, width, height] = [LEFT, TOP, size[0] - LEFT, size[1] - TOP];
+      reveal([table.columnPlace[column] + 0.5, table.rowPlace[row] + 0.5], { left, top, width, height });
     } else if (event.key === "Escape") choose(null, null);
-    else if (!scaledBy(event.key)) return;
+    else if (!scaledBy(event.key, middle)) return;
     event.preventDefault();
   };
   const entry = under ? entries.get(under[0] * table.sources.size + under[1]) : undefined;
@@ -78,10 +85,10 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
       />
       <button class="fit" onClick={fit}>Show all</button>
       {under && at && (
-        <div class="hint" style={{ left: `${Math.min(at[0] + 4, size[0] - 230)}px`, top: `${at[1] + 4}px` }}>
+        <Hint at={at} size={size}>
           <div><bdi>{table.sources.label(under[1])}</bdi> → <bdi>{table.targets.label(under[0])}</bdi></div>
           <strong>{entry === undefined ? "not stored" : signed(table.value[entry])}</strong>
-        </div>
+        </Hint>
       )}
     </div>
   );

@@ -52,6 +52,7 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   const told = graph.explanation(node);
   const isPinned = chosen.pinned.includes(node);
   const link = graph.link(node);
+  const measure = graph.measure(node);
   const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
   const whyNot = scene.whyNot(chosen, node);
   const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
@@ -70,7 +71,7 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
         {set.name && <><dt>Dictionary</dt><dd><bdi>{visible(set.name)}</bdi></dd></>}
         {graph.latent[node] >= 0 && <><dt>{set.kind === "latent" ? "Latent" : set.kind === "head" ? "Head" : "Number"}</dt><dd>{graph.latent[node]}</dd></>}
         <dt>Position</dt><dd>{graph.position[node]} <bdi class="token">{visible(graph.header.tokens[graph.position[node]] ?? "")}</bdi></dd>
-        <dt>{set.kind === "latent" ? "Activation" : "Value"}</dt><dd>{number(graph.activation[node])}</dd>
+        {measure && <><dt>{measure[0].toUpperCase() + measure.slice(1)}</dt><dd>{number(graph.activation[node])}</dd></>}
         <dt>Influence</dt><dd>{number(influence[node])}</dd>
       </dl>
       {row >= 0 && (

@@ -7,6 +7,7 @@ import { draw, type Seen } from "./picture";
 import type { Shown } from "./shown";
 import type { Group, State } from "./state";
 import { CanvasSurface, SvgSurface, type Surface } from "./surfaces";
+import { visible } from "./text";
 
 export function download(name: string, content: Blob): void {
   const link = document.createElement("a");
@@ -19,12 +20,14 @@ export function download(name: string, content: Blob): void {
 /** A graph as it is seen. */
 export interface Picture extends Seen {
   state: State;
+  /** What a search has found. */
+  matches: ReadonlySet<number>;
 }
 
 /** Graphs from left to right, each as its window has it. */
 export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
   const [width, height] = extent(pictures);
-  const surface = new SvgSurface(width, height, theme.ground, title);
+  const surface = new SvgSurface(width, height, theme.ground, visible(title, 200));
   drawAll(surface, pictures, theme);
   return new Blob([new XMLSerializer().serializeToString(surface.root)], { type: "image/svg+xml" });
 }
@@ -54,9 +57,9 @@ function extent(pictures: Picture[]): [number, number] {
 
 function drawAll(surface: Surface, pictures: Picture[], theme: Theme): void {
   let x = 0;
-  for (const { state, ...seen } of pictures) {
+  for (const { state, matches, ...seen } of pictures) {
     const { width, height } = seen.view;
-    const lit = { item: null, edge: state.edge, matches: new Set<number>() };
+    const lit = { item: null, edge: state.edge, matches };
     surface.within({ left: x, top: 0, width, height }, { k: 1, x, y: 0 }, () => draw(surface, seen, state, theme, lit));
     x += width;
   }
