@@ -30,6 +30,8 @@ interface Props {
   kept: { current: View | null };
 }
 
+/** Pixels at the right of the whole picture, for the names of outputs in its last column. */
+const NAMES = 40;
 /** The smallest scale. */
 const LEAST = 0.02;
 
@@ -40,8 +42,9 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
     [LEAST, 20],
     (width, height) => {
       const side = sideOf(scene.graph);
-      const scale = Math.max(LEAST, Math.min(2.5, (width - side) / shown.width, (height - FOOT) / shown.height));
-      return { scale, left: side + Math.max(0, (width - side - scale * shown.width) / 2), top: 0 };
+      const room = width - side - NAMES;
+      const scale = Math.max(LEAST, Math.min(2.5, room / shown.width, (height - FOOT) / shown.height));
+      return { scale, left: side + Math.max(0, (room - scale * shown.width) / 2), top: 0 };
     },
     [],
     moved,

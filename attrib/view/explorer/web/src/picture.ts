@@ -95,7 +95,7 @@ interface Named {
   boxes: Stretches[];
 }
 
-/** Pixels of the letters beside marks, of the least and the most room for them, and how many marks there may be for all to be named. */
+/** Pixels of the letters beside marks, of the least room for a part of a name and the most for all of it, and how many marks there may be for all to be named. */
 const BESIDE = 10.5;
 const LEAST_ROOM = 24;
 const MOST_ROOM = 120;
@@ -104,6 +104,9 @@ const FEW = 150;
 function overlap(one: Stretches, other: Stretches): boolean {
   return one.every(([begin, end], axis) => begin < other[axis][1] && other[axis][0] < end);
 }
+
+/** Kinds of which one node has its name, from which it is seen what all their marks say. */
+const ONCE: ReadonlySet<Kind> = new Set(["position", "bias", "mlp", "error"]);
 
 /** Names to the right of outputs, and of other nodes where few are seen: each within the room that no other mark or name takes. */
 function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, named: Named, colour: string, ground: string): void {
@@ -116,20 +119,25 @@ function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, 
   const isOutput = ({ item }: { item: Item }) => OUTPUTS.has(graph.kind(item.nodes[0]));
   const taken = named.boxes.map(([across, down]) => [across.map((x) => k * x + view.x), down.map((y) => k * y + view.y)] as Stretches);
   const asked = [...marks.filter(isOutput), ...(marks.length <= FEW ? marks.filter((mark) => !isOutput(mark)) : [])];
+  const told = new Set<Kind>();
   for (const { item, x, y } of asked) {
-    if (item.group !== null || named.items.has(item)) continue;
+    const [node] = item.nodes;
+    const kind = graph.kind(node);
+    if (item.group !== null || named.items.has(item) || told.has(kind)) continue;
+    const whole = graph.beside(node);
     const down: [number, number] = [y - 0.4 * BESIDE, y + 0.6 * BESIDE];
     const left = x + radius + 2;
     if (left < inner.left || down[0] < 0 || down[1] > inner.height) continue;
     let end = Math.min(right, left + MOST_ROOM);
     for (const other of marks) {
-      if (other.item !== item && other.x + radius > left && Math.abs(other.y - y) < radius + BESIDE / 2) end = Math.min(end, other.x - radius - 2);
+      if (other.item !== item && other.x + radius > left && Math.abs(other.y - y) < radius + 0.4 * BESIDE) end = Math.min(end, other.x - radius - 2);
     }
     for (const box of taken) if (overlap([[left, end], down], box)) end = Math.min(end, box[0][0] - 2);
-    if (end - left < LEAST_ROOM) continue;
-    const [node] = item.nodes;
-    const name = fitted(graph.name(node) ?? graph.explanation(node)?.[0] ?? graph.short(node), BESIDE, end - left);
-    if (!name) continue;
+    const name = fitted(whole, BESIDE, end - left);
+    const isCut = name.endsWith("…");
+    // of a number or a kind a part would say something else
+    if (!name || (isCut && (end - left < LEAST_ROOM || whole !== (graph.name(node) ?? graph.explanation(node)?.[0])))) continue;
+    if (ONCE.has(kind)) told.add(kind);
     taken.push([[left, left + widthOf(name, BESIDE)], down]);
     surface.text(name, [left, y + 0.35 * BESIDE], colour, BESIDE, "start", ground);
   }
