@@ -160,6 +160,46 @@ def test_a_cell_is_pointed_at_and_chosen(opened: Opened, edges: list[Edges]) -> 
     assert float(csv[1].rsplit(",", 1)[1]) == pytest.approx(value, rel=1e-6)
 
 
+def test_the_address_holds_what_is_chosen_in_a_difference(opened: Opened, chromium: Any, tmp_path: Path, edges: list[Edges]) -> None:
+    """And an address that is typed into a page that is open is read."""
+    opened.page.select_option("#less", "1")
+    opened.page.select_option("#order", "strength")
+    opened.page.focus("#matrix")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        opened.page.keyboard.press(key)
+    hash = opened.ask("() => location.hash")
+    titles = opened.page.locator(".panel h2").all_text_contents()
+    assert len(titles) == 2
+    again = Opened(chromium, tmp_path, packed_edges(edges), hash=hash)
+    assert again.ask("() => location.hash") == hash
+    assert again.page.locator(".panel h2").all_text_contents() == titles
+    again.ask("() => { location.hash = '#m=2&at=0.0'; }")
+    again.until("() => document.getElementById('matrix-of').value === '2'")
+    assert again.page.locator("#into").count() == 1
+    again.ask("() => { location.hash = '#m=0&less=1&at=99999.0'; }")
+    again.until("() => document.querySelector('#strongest') !== null")
+    again.close()
+
+
+def test_the_cell_that_keys_come_to_is_seen(opened: Opened) -> None:
+    opened.page.focus("#matrix")
+    for key in (*(["+"] * 8), "ArrowDown", *(["ArrowRight"] * 9), *(["ArrowDown"] * 9), "+", "+"):
+        opened.page.keyboard.press(key)
+        at = opened.ask("() => new URLSearchParams(location.hash).get('at')")
+        if at is None:
+            continue
+        x, y, width, height = opened.ask(
+            """([row, column]) => {
+                const canvas = document.getElementById("matrix"), t = canvas.__zoom, {rowPlace, columnPlace} = explorer.table;
+                const middle = [t.applyX(columnPlace[column] + 0.5), t.applyY(rowPlace[row] + 0.5)];
+                return [...middle, canvas.clientWidth, canvas.clientHeight];
+            }""",
+            [int(each) for each in at.split(".")],
+        )
+        assert 150 <= x <= width
+        assert 110 <= y <= height
+
+
 def test_the_command_takes_edges_of_several_prompts(tmp_path: Path, command: Command, edges: list[Edges]) -> None:
     model = tiny("llama")
     first = sae("standard", site="blocks.1.hook_resid_pre")
