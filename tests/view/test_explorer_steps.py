@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from attrib.graph import prune
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import CANNOT, Opened, axe_finds, browser
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 GRAPH = random_graph(positions=5, latents=9)
@@ -151,3 +153,38 @@ def test_a_group_of_the_address_is_there_once(chromium: Any, tmp_path: Path) -> 
     opened = Opened(chromium, tmp_path, packed(GRAPH, Most()), hash='#g=[["x",[3,3,4]],["x",[5]],["y",[4]],["z",[6]]]')
     assert opened.state("groups") == [{"name": "x", "nodes": [3, 4]}, {"name": "z", "nodes": [6]}]
     opened.close()
+
+
+def test_a_group_is_told_of_and_so_are_its_edges(opened: Opened) -> None:
+    """Its panel has its nodes and what its lines add up to; a click on such a line chooses it, and Shift and a click pin no node of it."""
+    members = GRAPH.nodes.of_kind("latent")[:3].tolist()
+    opened.ask("nodes => explorer.change({nodes: 0.5, edges: 0.5, groups: [{name: 'some', nodes}]})", members)
+    opened.page.click("text=Show all")
+    opened.page.keyboard.down("Shift")
+    opened.page.mouse.click(*opened.place_of(members[1]))
+    opened.page.keyboard.up("Shift")
+    assert opened.state("pinned") == []
+    assert opened.state("selected") == members[0]
+    assert opened.page.text_content("#group h2") == "some"
+    assert opened.page.locator("#group .members button").all_text_contents() == [GRAPH.nodes.short(node) for node in members]
+    pruned = prune(GRAPH, 0.5, 0.5, members)
+    source, target = pruned.nodes[pruned.graph.indices], pruned.nodes[pruned.graph.target]
+    of_group = torch.tensor(members)
+    for title, near, far in (("Into it", target, source), ("Out of it", source, target)):
+        sums: dict[str, float] = {}
+        for edge in (torch.isin(near, of_group) & ~torch.isin(far, of_group)).nonzero()[:, 0].tolist():
+            name = GRAPH.nodes.short(int(far[edge]))
+            sums[name] = sums.get(name, 0.0) + float(pruned.graph.weight[edge])
+        listed = opened.page.locator(f"ol[aria-label='{title}, of the group'] li")
+        names = listed.locator(".end").all_text_contents()
+        weights = [float(each.replace("−", "-")) for each in listed.locator(".weight").all_text_contents()]
+        assert dict(zip(names, weights, strict=True)) == pytest.approx(sums, rel=1e-3)
+        assert [abs(each) for each in weights] == sorted((abs(each) for each in weights), reverse=True)
+        assert weights
+    assert axe_finds(opened) == []
+    opened.ask("() => explorer.change({selected: null})")
+    opened.page.mouse.move(5, 5)
+    sums_drawn = [at for edge, *at in opened.ask(CLEAR) if edge == -1]
+    opened.page.mouse.click(*sums_drawn[0])
+    assert opened.state("selected") == members[0]
+    assert opened.state("edge") is None

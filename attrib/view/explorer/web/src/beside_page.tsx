@@ -8,6 +8,7 @@ import { theme as themeOf, type Theme } from "./colours";
 import { Controls, type Names } from "./controls";
 import { Differences, differencesCsv, differencesOf, nameOf, NodesAlone, type Difference } from "./differences";
 import { KINDS } from "./graph";
+import { GroupPanel, groupOf } from "./group_panel";
 import { counted, kindsOf, search } from "./graph_page";
 import { GraphView } from "./graph_view";
 import { place } from "./layout";
@@ -103,15 +104,16 @@ function BesidePage({ header, sides, differences }: Both) {
             </section>
           ))}
         </div>
-        <Panel header={header} sides={sides} differences={differences} chosen={chosen} local={local} theme={theme} />
+        <Panel header={header} sides={sides} shown={shown} differences={differences} chosen={chosen} local={local} theme={theme} />
       </main>
       <p class="said" role="status" aria-live="polite" id="said">{said || now}</p>
     </>
   );
 }
 
-function Panel({ header, sides, differences, chosen, local, theme }: Both & { chosen: State; local: State[]; theme: Theme }) {
+function Panel({ header, sides, shown, differences, chosen, local, theme }: Both & { shown: Shown[]; chosen: State; local: State[]; theme: Theme }) {
   const { selected, edge } = chosen;
+  const groups = sides.map((_, number) => groupOf(shown[number], local[number].selected));
   const lacks = (what: string) => <p class="note">On this page it has no such {what}.</p>;
   return (
     <aside class="panel" aria-label="Details">
@@ -128,6 +130,7 @@ function Panel({ header, sides, differences, chosen, local, theme }: Both & { ch
         ? sides.map((side, number) => (
             <section class="of-side" key={number}>
               <h2 class="whose"><bdi>{visible(side.name)}</bdi></h2>
+              {groups[number] && <GroupPanel scene={side.scene} shown={shown[number]} group={groups[number]} theme={theme} id={`group-${number}`} />}
               {local[number].selected === null ? lacks("node") : (
                 <NodePanel scene={side.scene} node={local[number].selected!} chosen={local[number]} theme={theme} id={`node-${number}`} />
               )}

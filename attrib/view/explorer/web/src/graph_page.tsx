@@ -57,7 +57,7 @@ function GraphPage({ scene }: { scene: Scene }) {
           toggleTheme={() => setDark(!dark)}
         />
         <GraphView scene={scene} shown={shown} chosen={chosen} theme={theme} matches={matches} kept={view} />
-        <Panel scene={scene} chosen={chosen} theme={theme} />
+        <Panel scene={scene} shown={shown} chosen={chosen} theme={theme} />
       </main>
       <p class="said" role="status" aria-live="polite" id="said">{said || now}</p>
     </>

@@ -82,13 +82,14 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
     const item = itemAt(event);
     if (item) {
       const [node] = item.nodes;
-      if (event.shiftKey) togglePin(node);
+      if (event.shiftKey && item.group === null) togglePin(node);
       else choose({ selected: node, edge: null });
       return;
     }
     const on = pointedAt(event);
     const line = on && lineAt(on, linesSeen(shown, chosen), 5 / transform.k);
     if (line && line.edge >= 0) choose({ edge: line.edge });
+    else if (line) choose({ selected: (line.from.group === null ? line.to : line.from).nodes[0], edge: null }); // a sum is told of by its group
     else if (chosen.selected !== null || chosen.edge !== null) choose({ selected: null, edge: null });
   };
 

@@ -1,23 +1,28 @@
 // The right side: what is known of the node or the edge that was chosen.
 
+import { Bar } from "./bar";
 import type { Theme } from "./colours";
 import { EdgeDetails, NodeDetails } from "./detail_panels";
-import type { Scene } from "./shown";
+import { GroupPanel, groupOf } from "./group_panel";
+import type { Scene, Shown } from "./shown";
 import type { State } from "./state";
 import { count, number, percent, signed, visible } from "./text";
 
 interface Props {
   scene: Scene;
+  shown: Shown;
   chosen: State;
   theme: Theme;
 }
 
 const LISTED = 40;
 
-export function Panel({ scene, chosen, theme }: Props) {
+export function Panel({ scene, shown, chosen, theme }: Props) {
+  const group = groupOf(shown, chosen.selected);
   return (
     <aside class="panel" aria-label="Details">
       {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} id="edge" />}
+      {group && <GroupPanel scene={scene} shown={shown} group={group} theme={theme} id="group" />}
       {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} id="node" /> : chosen.edge === null && <About scene={scene} />}
     </aside>
   );
@@ -99,7 +104,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
   const { graph } = scene;
   if (!edges.length) return null;
   const ordered = [...edges].sort((a, b) => Math.abs(graph.weight[b]) - Math.abs(graph.weight[a]));
-  const most = Math.abs(graph.weight[ordered[0]]) || 1;
+  const most = graph.weight[ordered[0]];
   return (
     <>
       <h3>{title} <small>{count(edges.length)}{edges.length > LISTED ? `, ${LISTED} listed` : ""}</small></h3>
@@ -109,7 +114,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
           const weight = graph.weight[edge];
           return (
             <li key={edge}>
-              <span class="bar" aria-hidden="true" style={{ width: `${(100 * Math.abs(weight)) / most}%`, background: weight > 0 ? theme.positive : theme.negative }} />
+              <Bar weight={weight} most={most} theme={theme} />
               <button class="end" onClick={() => scene.choosing.choose({ selected: node, edge: null })}>
                 <bdi>{graph.short(node)}</bdi>
                 {graph.explanation(node) && <small><bdi>{visible(graph.explanation(node)![0])}</bdi></small>}
