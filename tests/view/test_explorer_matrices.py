@@ -2,6 +2,7 @@
 
 import base64
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,55 @@ def test_the_cell_that_keys_come_to_is_seen(opened: Opened) -> None:
         )
         assert 150 <= x <= width
         assert 110 <= y <= height
+
+
+def test_a_picture_of_a_matrix_has_what_is_seen(opened: Opened, edges: list[Edges]) -> None:
+    """A pixel for each cell, in the colour of its sign and deeper for larger ones, and a name for each row and column that has room."""
+    opened.page.check("#empty")
+    opened.page.focus("#matrix")
+    for _ in range(12):
+        opened.page.keyboard.press("+")
+    kept = ElementTree.fromstring(opened.downloaded(lambda: opened.page.click("button:text-is('SVG')")))
+    [image] = [each for each in kept.iter() if each.tag.endswith("image")]
+    pixels = opened.ask(
+        """async (packed) => {
+            const bytes = Uint8Array.from(atob(packed), (each) => each.charCodeAt(0)), image = await createImageBitmap(new Blob([bytes]));
+            const context = Object.assign(document.createElement("canvas"), {width: image.width, height: image.height}).getContext("2d");
+            context.drawImage(image, 0, 0);
+            return [image.height, image.width, Array.from(context.getImageData(0, 0, image.width, image.height).data)];
+        }""",
+        image.attrib["href"].partition(",")[2],
+    )
+    whole = dense(edges[0])
+    assert tuple(pixels[:2]) == tuple(whole.shape)
+    red, _, blue, alpha = torch.tensor(pixels[2]).reshape(*whole.shape, 4).unbind(-1)
+    assert torch.equal((alpha > 0) & (blue > red), whole > 0)
+    assert torch.equal((alpha > 0) & (blue < red), whole < 0)
+    deep = (255 * (whole.abs() / whole.abs().max()).sqrt()).clamp(12)
+    torch.testing.assert_close(alpha.float(), deep.where(whole != 0, torch.tensor(0.0)), atol=1, rtol=0)
+    names = [each.text for each in kept.iter() if each.tag.endswith("text")]
+    first = opened.ask("() => [explorer.table.targets.label(0), explorer.table.sources.label(0)]")
+    assert set(first) <= set(names)
+    assert float(image.attrib["width"]) / whole.shape[1] == pytest.approx(float(image.attrib["height"]) / whole.shape[0], rel=1e-3)
+    with opened.page.expect_download() as waiting:
+        opened.page.click("button:text-is('PNG')")
+    assert Path(waiting.value.path()).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_all_of_a_matrix_is_shown_unless_it_is_a_line(opened: Opened, edges: list[Edges]) -> None:
+    lines = []
+    for matrix in ("0", "2"):
+        opened.page.select_option("#matrix-of", matrix)
+        opened.page.check("#empty")
+        opened.page.set_viewport_size({"width": 900, "height": 500})
+        opened.page.click("text=Show all")
+        k, width, height = opened.ask(
+            "() => { const c = document.getElementById('matrix'); return [c.__zoom.k, c.clientWidth - 150, c.clientHeight - 110]; }"
+        )
+        rows, columns = edges[int(matrix)].shape
+        lines.append(min(width / columns, height / rows) * min(rows, columns) < 120)
+        assert (k * columns > width + 1e-6 or k * rows > height + 1e-6) == lines[-1]
+    assert lines == [False, True]
 
 
 def test_the_command_takes_edges_of_several_prompts(tmp_path: Path, command: Command, edges: list[Edges]) -> None:

@@ -121,7 +121,7 @@ function Panel({ header, sides, shown, differences, chosen, local, theme }: Both
         sides.map((side, number) => (
           <section class="of-side" key={number}>
             <h2 class="whose"><bdi>{visible(side.name)}</bdi></h2>
-            {local[number].edge === null ? lacks("edge") : <EdgePanel scene={side.scene} edge={local[number].edge!} id={`edge-${number}`} />}
+            {local[number].edge === null ? lacks("edge") : <EdgePanel scene={side.scene} edge={local[number].edge!} chosen={local[number]} id={`edge-${number}`} />}
           </section>
         ))}
       {edge !== null && <button onClick={() => change({ edge: null })}>Close the edge</button>}

@@ -1,11 +1,13 @@
 // The page of edges: one matrix at a time, or one less another, and the strongest edges of what was chosen.
 
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { View } from "./axes";
 import { theme as themeOf } from "./colours";
 import { Matrix, table as tableOf, type Order, type Table, type Value } from "./matrix";
-import { MatrixView } from "./matrix_view";
+import { drawMatrix, MatrixView, painted } from "./matrix_view";
 import type { MatricesHeader, Payload } from "./payload";
-import { csvOf, download } from "./saving";
+import { csvOf, download, pngOf, svgOf } from "./saving";
+import type { Surface } from "./surfaces";
 import { count, number, percent, signed, visible } from "./text";
 
 const LISTED = 40;
@@ -29,6 +31,8 @@ export function matrixPage(payload: Payload<MatricesHeader>) {
 function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix[]; seen: (table: Table) => void }) {
   const [chosen, setChosen] = useState<Chosen>(() => fromAddress(matrices));
   const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
+  const [said, setSaid] = useState("");
+  const view = useRef<View>(null);
   const theme = themeOf(dark);
   const matrix = matrices[chosen.matrix];
   const other = chosen.other === null ? null : matrices[chosen.other];
@@ -43,6 +47,9 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
     addEventListener("hashchange", turn);
     return () => removeEventListener("hashchange", turn);
   }, []);
+  const extent = (): [number, number] => [view.current!.width, view.current!.height];
+  const drawing = (surface: Surface) =>
+    drawMatrix(surface, view.current!, { table, image: painted(table, theme), theme, chosen: [chosen.target, chosen.source] });
   const set = (part: Partial<Chosen>) => setChosen({ ...chosen, ...part });
   const afresh = { target: null, source: null };
   const names = matrices.map((each, number) => <option key={number} value={number}>{visible(each.header.name, 120)}</option>);
@@ -83,8 +90,10 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
           </section>
           <section class="buttons">
             <button onClick={() => download("edges.csv", csv(table))}>CSV</button>
-            <button onClick={() => document.querySelector<HTMLCanvasElement>("#matrix")!.toBlob((made) => made && download("edges.png", made))}>PNG</button>
+            <button onClick={() => download("edges.svg", svgOf(extent(), title, theme, drawing))}>SVG</button>
+            <button onClick={() => pngOf(extent(), theme, drawing).then((made) => download("edges.png", made), (error: Error) => setSaid(error.message))}>PNG</button>
             <button onClick={() => setDark(!dark)}>{dark ? "Light" : "Dark"}</button>
+            <p class="note" role="status">{said}</p>
           </section>
           <section>
             <h2>Facts</h2>
@@ -95,7 +104,7 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
             </p>
           </section>
         </nav>
-        <MatrixView table={table} theme={theme} chosen={[chosen.target, chosen.source]} choose={(target, source) => set({ target, source })} />
+        <MatrixView table={table} theme={theme} chosen={[chosen.target, chosen.source]} choose={(target, source) => set({ target, source })} kept={view} />
         <aside class="panel" aria-label="Details">
           <Strongest table={table} target={chosen.target} source={chosen.source} choose={(target, source) => set({ target, source })} />
         </aside>

@@ -21,7 +21,7 @@ export function Panel({ scene, shown, chosen, theme }: Props) {
   const group = groupOf(shown, chosen.selected);
   return (
     <aside class="panel" aria-label="Details">
-      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} id="edge" />}
+      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} chosen={chosen} id="edge" />}
       {group && <GroupPanel scene={scene} shown={shown} group={group} theme={theme} id="group" />}
       {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} id="node" /> : chosen.edge === null && <About scene={scene} />}
     </aside>
@@ -59,13 +59,12 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   const link = graph.link(node);
   const measure = graph.measure(node);
   const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
-  const whyNot = scene.whyNot(chosen, node);
   const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
   return (
     <section id={id}>
       <h2><bdi>{graph.short(node)}</bdi></h2>
       {told && <p class="told"><bdi>{visible(told[0], 400)}</bdi> <small>({visible(told[1])})</small></p>}
-      {whyNot.length > 0 && <p class="note absent">It is not drawn: {whyNot.join("; and ")}.</p>}
+      <Absent whyNot={scene.whyNot(chosen, node)} />
       <p class="buttons">
         <button onClick={() => scene.choosing.togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
         {link && <a href={link} target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
@@ -100,6 +99,10 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   );
 }
 
+function Absent({ whyNot }: { whyNot: string[] }) {
+  return whyNot.length > 0 ? <p class="note absent">It is not drawn: {whyNot.join("; and ")}.</p> : null;
+}
+
 function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title: string; edges: number[]; end: (edge: number) => number; whole: number; theme: Theme }) {
   const { graph } = scene;
   if (!edges.length) return null;
@@ -131,7 +134,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
   );
 }
 
-export function EdgePanel({ scene, edge, id }: { scene: Scene; edge: number; id: string }) {
+export function EdgePanel({ scene, edge, chosen, id }: { scene: Scene; edge: number; chosen: State; id: string }) {
   const { graph } = scene;
   const [source, target] = [graph.source[edge], graph.target[edge]];
   const row = graph.rowOf[target];
@@ -145,6 +148,7 @@ export function EdgePanel({ scene, edge, id }: { scene: Scene; edge: number; id:
         <button onClick={() => scene.choosing.choose({ selected: source })}><bdi>{graph.short(source)}</bdi></button> →{" "}
         <button onClick={() => scene.choosing.choose({ selected: target })}><bdi>{graph.short(target)}</bdi></button>
       </p>
+      <Absent whyNot={scene.whyNotEdge(chosen, edge)} />
       <dl>
         <dt>Attribution</dt><dd>{signed(weight)}</dd>
         <dt>Derivative</dt><dd>{active === 0 ? "—" : signed(weight / active)}</dd>

@@ -26,18 +26,24 @@ export interface Picture extends Seen {
 
 /** Graphs from left to right, each as its window has it. */
 export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
-  const [width, height] = extent(pictures);
+  return svgOf(extent(pictures), title, theme, (surface) => drawAll(surface, pictures, theme));
+}
+
+export function png(pictures: Picture[], theme: Theme): Promise<Blob> {
+  return pngOf(extent(pictures), theme, (surface) => drawAll(surface, pictures, theme));
+}
+
+export function svgOf([width, height]: [number, number], title: string, theme: Theme, drawing: (surface: Surface) => void): Blob {
   const surface = new SvgSurface(width, height, theme.ground, visible(title, 200));
-  drawAll(surface, pictures, theme);
+  drawing(surface);
   return new Blob([new XMLSerializer().serializeToString(surface.root)], { type: "image/svg+xml" });
 }
 
 /** Pixels of a PNG for each pixel of the page. */
 const SHARPER = 3;
 
-export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
+export async function pngOf([width, height]: [number, number], theme: Theme, drawing: (surface: Surface) => void): Promise<Blob> {
   const canvas = document.createElement("canvas");
-  const [width, height] = extent(pictures);
   const scale = Math.min(SHARPER, 16000 / width, 16000 / height);
   canvas.width = Math.ceil(width * scale);
   canvas.height = Math.ceil(height * scale);
@@ -45,7 +51,7 @@ export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
   context.fillStyle = theme.ground;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
-  drawAll(new CanvasSurface(context), pictures, theme);
+  drawing(new CanvasSurface(context));
   return new Promise((resolve, reject) =>
     canvas.toBlob((made) => (made ? resolve(made) : reject(new Error("this picture is too large for a PNG; take the SVG")))),
   );
