@@ -36,10 +36,10 @@ interface Slot {
 
 export const STEP = 14;
 const GAP = 12;
-/** Up to how many outputs of a column stand in steps, and how high a step is at least, and of the picture: so that each is named where all is seen. */
-const STEPPED = 16;
-const RISE = 22;
-const OF_PICTURE = 1 / 60;
+/** Up to how many outputs of a column stand in steps, and how many steps are as high and as wide as the rest: so that all is seen with each named. */
+const STEPPED = 24;
+const HIGH = 36;
+const WIDE = 70;
 /** How many times as wide as high a picture is at most and at least. */
 const WIDEST = 1.6;
 const NARROWEST = 0.8;
@@ -94,7 +94,7 @@ export function place(graphs: Unplaced[]): Place {
   const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
   const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
   const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
-  const rise = steps === 1 ? STEP : Math.max(RISE, OF_PICTURE * Math.max(wide, high));
+  const rise = steps === 1 ? STEP : Math.max(STEP, high / HIGH, wide / WIDE);
   let x = 0;
   const columns = across.map((count) => {
     const column = { x, width: count * STEP + aside };
