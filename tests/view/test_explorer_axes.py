@@ -3,6 +3,7 @@ another."""
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +241,19 @@ def test_names_beside_marks_say_what_the_axes_do_not(chromium: Any, tmp_path: Pa
     assert sorted(each for each in beside if not each.isdigit()) == sorted(words)
     latents = {str(int(graph.nodes.latent[node])) for node in graph.nodes.of_kind("latent")}
     assert {each for each in beside if each.isdigit()} <= latents
+    opened.close()
+
+
+def test_strings_of_spaces_alone_have_a_name(chromium: Any, tmp_path: Path) -> None:
+    graph = random_graph(positions=2, logits=3)
+    labels = (" ", "  ", " ", "\u00a0\u3000", "\n ", "direction")
+    opened = Opened(chromium, tmp_path, packed(replace(graph, nodes=replace(graph.nodes, labels=labels), strings=labels[:2]), Most()))
+    opened.ask(RECORD)
+    opened.page.click("text=Show all")
+    opened.page.mouse.move(5, 5)
+    found = [each.text for each in texts(opened)]
+    assert {"␣", "␣␣", "⏎␣"} <= set(found)
+    assert (found.count("␣"), found.count("␣␣")) == (2, 2)
     opened.close()
 
 
