@@ -107,7 +107,8 @@ def _facts(graph: Graph) -> list[tuple[str, str]]:
     if bool(graph.importance.any()):
         found = scores(graph)
         said += [("replacement score", f"{found.replacement:.3f}"), ("completeness score", f"{found.completeness:.3f}")]
-    said += [(name, _said(graph.call[name])) for name in ("model", "policy", "keep") if graph.call.get(name)]
+    call: Any = graph.call.get("graph", graph.call)  # a graph with heads names the one that it was made of
+    said += [(name, _said(call[name])) for name in ("model", "policy", "keep") if call.get(name)]
     return said
 
 
