@@ -139,6 +139,18 @@ def test_a_hint_is_wholly_seen(opened: Opened) -> None:
         assert hint["y"] + hint["height"] <= box["y"] + box["height"]
 
 
+def test_in_a_narrow_window_what_is_told_stands_below_the_picture(opened: Opened) -> None:
+    """Beside the controls where there is room, and below them where there is none."""
+    opened.ask("node => explorer.change({selected: node})", int(GRAPH.targets[3]))
+    for width, is_beside in ((800, True), (500, False)):
+        opened.page.set_viewport_size({"width": width, "height": 600})
+        graph, controls, panel = (opened.page.locator(each).bounding_box() for each in ("main > .graph-view", ".controls", ".panel"))
+        assert graph["width"] == pytest.approx(width, abs=16)
+        assert controls["y"] >= graph["y"] + graph["height"]
+        assert (panel["y"] == controls["y"] and panel["x"] >= controls["width"]) == is_beside
+        assert opened.ask("() => document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_picture_has_what_was_found_as_the_window_has(opened: Opened) -> None:
     def marked() -> int:
         kept = ElementTree.fromstring(opened.downloaded(lambda: opened.page.click("button:text-is('SVG')")))
