@@ -151,6 +151,16 @@ def test_in_a_narrow_window_what_is_told_stands_below_the_picture(opened: Opened
         assert opened.ask("() => document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_an_empty_picture_says_why_it_is_empty(opened: Opened) -> None:
+    assert opened.page.locator(".empty").count() == 0
+    opened.page.check("#only")
+    assert opened.page.text_content(".empty") == "No node is shown: only what is pinned is, and nothing is pinned."
+    opened.ask("() => explorer.change({pinned: [0], levels: [2, 2]})")
+    opened.until("() => document.querySelector('.empty').textContent === 'No node is shown: none passes what is chosen.'")
+    opened.ask("() => explorer.change({levels: null})")
+    opened.until("() => document.querySelector('.empty') === null")
+
+
 def test_a_picture_has_what_was_found_as_the_window_has(opened: Opened) -> None:
     def marked() -> int:
         kept = ElementTree.fromstring(opened.downloaded(lambda: opened.page.click("button:text-is('SVG')")))

@@ -123,6 +123,11 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
         onMouseLeave={() => setHovered(null)}
         onKeyDown={press}
       />
+      {shown.items.length === 0 && (
+        <p class="empty">
+          No node is shown: {chosen.only && chosen.pinned.length + chosen.groups.length === 0 ? "only what is pinned is, and nothing is pinned" : "none passes what is chosen"}.
+        </p>
+      )}
       <button class="fit corner" onClick={fit}>Show all</button>
       {named && place && (
         <Hint at={place} size={size}><Told scene={scene} item={named} shown={shown} /></Hint>
