@@ -60,13 +60,13 @@ def _explorer() -> Shown:
 
     [graph] = _graphs(PROMPTS[0])
     [warm] = [node for node in graph.nodes.of_kind("logit").tolist() if graph.nodes.label(node) == "logit ' warm' @4"]
-    return Shown(attrib.view.graph(graph), f"#n=0.9&e=0.98&hide=mlp&s={warm}")
+    return Shown(attrib.view.graph(graph), f"#n=0.9&e=0.98&d=20&hide=mlp&s={warm}")
 
 
 def _beside() -> Shown:
     import attrib
 
-    return Shown(attrib.view.beside(*_graphs(*PROMPTS)), "#n=0.7&e=0.8&d=120")
+    return Shown(attrib.view.beside(*_graphs(*PROMPTS)), "#n=0.6&e=0.8&d=60")
 
 
 def _matrix() -> Shown:
@@ -81,9 +81,9 @@ def _matrix() -> Shown:
 
 
 PICTURES = {
-    "explorer": Picture(_explorer, 1200, 720, 70_000),
-    "beside": Picture(_beside, 1240, 620, 53_500),
-    "matrix": Picture(_matrix, 1200, 720, 38_500),
+    "explorer": Picture(_explorer, 1100, 660, 34_000),
+    "beside": Picture(_beside, 1100, 540, 33_000),
+    "matrix": Picture(_matrix, 1000, 480, 26_000),
 }
 
 

@@ -3,6 +3,7 @@ another."""
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 from attrib.graph.graph import Graph
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
+from tests.support.graphs import random_graph
 from tests.support.pages import CANNOT, Opened, browser, large_graph
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
@@ -41,9 +43,9 @@ ROWS = "() => explorer.scene.shown(explorer.state.value).rows.map(({level, y, he
 MARKS = """() => {
     const {graph} = explorer.scene;
     return explorer.scene.shown(explorer.state.value).items.map(({x, y, nodes: [node]}) =>
-        ({x, y, kind: graph.kind(node), name: graph.name(node) ?? graph.explanation(node)?.[0] ?? graph.short(node)}));
+        ({x, y, kind: graph.kind(node), name: graph.beside(node)}));
 }"""
-"""Where each node lies on the picture, and what it is called."""
+"""Where each node lies on the picture, and what it is called beside its mark."""
 
 
 class Text(NamedTuple):
@@ -224,4 +226,46 @@ def test_outputs_have_their_tokens_beside_them_and_few_latents_their_numbers(ope
         assert near, each
         assert any(one["name"].strip().startswith(each.text.removesuffix("…")) for one in near), (each, near)
         named += any(one["kind"] == "logit" for one in near)
-    assert not keys or 1 <= named <= len(outputs)
+    assert named == len(outputs) == 5 or (len(keys) > 3 and named >= 1)
+
+
+def test_names_beside_marks_say_what_the_axes_do_not(chromium: Any, tmp_path: Path) -> None:
+    """Outputs and latents have theirs, tokens are named below alone, and of other kinds one says what all their marks are."""
+    graph = random_graph(positions=5, latents=5, layers=2, logits=12)
+    opened = Opened(chromium, tmp_path, packed(graph, Most()), hash="#n=1&e=1")
+    opened.ask(RECORD)
+    opened.page.click("text=Show all")
+    opened.page.mouse.move(5, 5)
+    beside = [each.text for each in texts(opened) if each.size == 10.5]
+    words = [*(f"w{number}" for number in range(12)), "direction", "position", "error", "bias"]
+    assert sorted(each for each in beside if not each.isdigit()) == sorted(words)
+    latents = {str(int(graph.nodes.latent[node])) for node in graph.nodes.of_kind("latent")}
+    assert {each for each in beside if each.isdigit()} <= latents
+    opened.close()
+
+
+def test_strings_of_spaces_alone_have_a_name(chromium: Any, tmp_path: Path) -> None:
+    graph = random_graph(positions=2, logits=3)
+    labels = (" ", "  ", " ", "\u00a0\u3000", "\n ", "direction")
+    opened = Opened(chromium, tmp_path, packed(replace(graph, nodes=replace(graph.nodes, labels=labels), strings=labels[:2]), Most()))
+    opened.ask(RECORD)
+    opened.page.click("text=Show all")
+    opened.page.mouse.move(5, 5)
+    found = [each.text for each in texts(opened)]
+    assert {"␣", "␣␣", "⏎␣"} <= set(found)
+    assert (found.count("␣"), found.count("␣␣")) == (2, 2)
+    opened.close()
+
+
+def test_outputs_stand_apart_from_each_other_and_from_the_edges_to_others(chromium: Any, tmp_path: Path) -> None:
+    """Each is below those before it and to their right, within its column; more than can be so stand in lines."""
+    for logits in (7, 40):
+        opened = Opened(chromium, tmp_path, packed(random_graph(logits=logits), Most()), hash="#n=1&e=1")
+        places = [(each["x"], each["y"]) for each in opened.ask(MARKS) if each["kind"] in ("logit", "target")]
+        column = opened.ask(COLUMNS)[-1]
+        row = opened.ask(ROWS)[0]
+        assert len(set(places)) == len(places) == logits + 1
+        assert all(column[0] < x < column[1] and row[1] < y < row[2] for x, y in places)
+        steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(places)]
+        assert all(across > 1 and down >= 13.99 for across, down in steps) == (logits == 7)
+        opened.close()

@@ -27,7 +27,7 @@ STATES: list[dict[str, Any]] = [
     {"positions": [2], "levels": [0, 1], "hidden": ["error"], "nodes": 0.3},
 ]
 LINES = "[...explorer.scene.shown(explorer.state.value).lines]"
-USUAL = {"nodes": 0.8, "edges": 0.98, "only": False, "pinned": [], "groups": [], "hidden": [], "levels": None, "positions": []}
+USUAL = {"nodes": 0.8, "edges": 0.98, "least": 0, "only": False, "pinned": [], "groups": [], "hidden": [], "levels": None, "positions": []}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,24 @@ def test_every_node_that_is_not_drawn_has_a_reason_and_no_other(opened: Opened) 
         )
         assert drawn == [not told for told in reasons], state
         assert False in drawn
+
+
+def test_every_edge_that_is_not_drawn_has_a_reason_and_no_other(opened: Opened) -> None:
+    for state in [*STATES, {"least": 0.4, **ALL}, {"groups": STATES[3]["groups"], **ALL}]:
+        drawn, reasons = opened.ask(
+            """given => {
+                explorer.change(given);
+                const {scene, graph} = explorer, state = explorer.state.value, {lines} = scene.shown(state);
+                const edges = Array.from({length: graph.edges}, (_, edge) => edge);
+                return [edges.map((edge) => lines.of(edge) !== undefined), edges.map((edge) => scene.whyNotEdge(state, edge))];
+            }""",
+            USUAL | state,
+        )
+        assert drawn == [not told for told in reasons], state
+        assert False in drawn
+    edge = drawn.index(False)
+    opened.ask("edge => explorer.change({edge})", edge)
+    opened.until("why => document.querySelector('#edge .absent')?.textContent === `It is not drawn: ${why}.`", "; and ".join(reasons[edge]))
 
 
 def test_the_panel_says_why_and_what_it_says_shows_the_node(opened: Opened) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_every_entry_is_in_the_page(edges: list[Edges]) -> None:
         assert columns[f"{number} gradient"].tolist() == each.gradient.float().tolist()
         assert columns[f"{number} target_latent"].tolist() == each.targets.latent.tolist()
     assert [each["name"] for each in header["matrices"]][:2] == [
-        f"blocks.1.hook_resid_pre → blocks.2.hook_resid_pre, prompt {number}" for number in (0, 1)
+        f"prompt {number}: blocks.1.hook_resid_pre → blocks.2.hook_resid_pre" for number in (0, 1)
     ]
 
 
@@ -160,6 +161,95 @@ def test_a_cell_is_pointed_at_and_chosen(opened: Opened, edges: list[Edges]) -> 
     assert float(csv[1].rsplit(",", 1)[1]) == pytest.approx(value, rel=1e-6)
 
 
+def test_the_address_holds_what_is_chosen_in_a_difference(opened: Opened, chromium: Any, tmp_path: Path, edges: list[Edges]) -> None:
+    """And an address that is typed into a page that is open is read."""
+    opened.page.select_option("#less", "1")
+    opened.page.select_option("#order", "strength")
+    opened.page.focus("#matrix")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        opened.page.keyboard.press(key)
+    hash = opened.ask("() => location.hash")
+    titles = opened.page.locator(".panel h2").all_text_contents()
+    assert len(titles) == 2
+    again = Opened(chromium, tmp_path, packed_edges(edges), hash=hash)
+    assert again.ask("() => location.hash") == hash
+    assert again.page.locator(".panel h2").all_text_contents() == titles
+    again.ask("() => { location.hash = '#m=2&at=0.0'; }")
+    again.until("() => document.getElementById('matrix-of').value === '2'")
+    assert again.page.locator("#into").count() == 1
+    again.ask("() => { location.hash = '#m=0&less=1&at=99999.0'; }")
+    again.until("() => document.querySelector('#strongest') !== null")
+    again.close()
+
+
+def test_the_cell_that_keys_come_to_is_seen(opened: Opened) -> None:
+    opened.page.focus("#matrix")
+    for key in (*(["+"] * 8), "ArrowDown", *(["ArrowRight"] * 9), *(["ArrowDown"] * 9), "+", "+"):
+        opened.page.keyboard.press(key)
+        at = opened.ask("() => new URLSearchParams(location.hash).get('at')")
+        if at is None:
+            continue
+        x, y, width, height = opened.ask(
+            """([row, column]) => {
+                const canvas = document.getElementById("matrix"), t = canvas.__zoom, {rowPlace, columnPlace} = explorer.table;
+                const middle = [t.applyX(columnPlace[column] + 0.5), t.applyY(rowPlace[row] + 0.5)];
+                return [...middle, canvas.clientWidth, canvas.clientHeight];
+            }""",
+            [int(each) for each in at.split(".")],
+        )
+        assert 150 <= x <= width
+        assert 110 <= y <= height
+
+
+def test_a_picture_of_a_matrix_has_what_is_seen(opened: Opened, edges: list[Edges]) -> None:
+    """A pixel for each cell, in the colour of its sign and deeper for larger ones, and a name for each row and column that has room."""
+    opened.page.check("#empty")
+    opened.page.focus("#matrix")
+    for _ in range(12):
+        opened.page.keyboard.press("+")
+    kept = ElementTree.fromstring(opened.downloaded(lambda: opened.page.click("button:text-is('SVG')")))
+    [image] = [each for each in kept.iter() if each.tag.endswith("image")]
+    pixels = opened.ask(
+        """async (packed) => {
+            const bytes = Uint8Array.from(atob(packed), (each) => each.charCodeAt(0)), image = await createImageBitmap(new Blob([bytes]));
+            const context = Object.assign(document.createElement("canvas"), {width: image.width, height: image.height}).getContext("2d");
+            context.drawImage(image, 0, 0);
+            return [image.height, image.width, Array.from(context.getImageData(0, 0, image.width, image.height).data)];
+        }""",
+        image.attrib["href"].partition(",")[2],
+    )
+    whole = dense(edges[0])
+    assert tuple(pixels[:2]) == tuple(whole.shape)
+    red, _, blue, alpha = torch.tensor(pixels[2]).reshape(*whole.shape, 4).unbind(-1)
+    assert torch.equal((alpha > 0) & (blue > red), whole > 0)
+    assert torch.equal((alpha > 0) & (blue < red), whole < 0)
+    deep = (255 * (whole.abs() / whole.abs().max()).sqrt()).clamp(12)
+    torch.testing.assert_close(alpha.float(), deep.where(whole != 0, torch.tensor(0.0)), atol=1, rtol=0)
+    names = [each.text for each in kept.iter() if each.tag.endswith("text")]
+    first = opened.ask("() => [explorer.table.targets.label(0), explorer.table.sources.label(0)]")
+    assert set(first) <= set(names)
+    assert float(image.attrib["width"]) / whole.shape[1] == pytest.approx(float(image.attrib["height"]) / whole.shape[0], rel=1e-3)
+    with opened.page.expect_download() as waiting:
+        opened.page.click("button:text-is('PNG')")
+    assert Path(waiting.value.path()).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_all_of_a_matrix_is_shown_unless_it_is_a_line(opened: Opened, edges: list[Edges]) -> None:
+    lines = []
+    for matrix in ("0", "2"):
+        opened.page.select_option("#matrix-of", matrix)
+        opened.page.check("#empty")
+        opened.page.set_viewport_size({"width": 900, "height": 500})
+        opened.page.click("text=Show all")
+        k, width, height = opened.ask(
+            "() => { const c = document.getElementById('matrix'); return [c.__zoom.k, c.clientWidth - 150, c.clientHeight - 110]; }"
+        )
+        rows, columns = edges[int(matrix)].shape
+        lines.append(min(width / columns, height / rows) * min(rows, columns) < 120)
+        assert (k * columns > width + 1e-6 or k * rows > height + 1e-6) == lines[-1]
+    assert lines == [False, True]
+
+
 def test_the_command_takes_edges_of_several_prompts(tmp_path: Path, command: Command, edges: list[Edges]) -> None:
     model = tiny("llama")
     first = sae("standard", site="blocks.1.hook_resid_pre")
@@ -169,7 +259,7 @@ def test_the_command_takes_edges_of_several_prompts(tmp_path: Path, command: Com
     ran = command("view", tmp_path / "e.h5", "--html", out, "--prompt", 1, "--prompt", 0)
     assert ran.status == 0, ran.err
     header, columns = unpacked(base64.b64decode(re.findall(r'id="data">([^<]*)<', out.read_text())[0]))
-    assert [each["name"].rpartition(" ")[2] for each in header["matrices"]] == ["1", "0"]
+    assert [each["name"].partition(":")[0] for each in header["matrices"]] == ["prompt 1", "prompt 0"]
     assert columns["1 attribution"].tolist() == made.prompt(0).attribution.float().tolist()
     assert header["matrices"][0]["targets"]["labels"] == list(made.prompt(1).targets.labels)
     ran = command("view", tmp_path / "e.h5", "--html", out, "--overwrite", "--max-nodes", 3)

@@ -109,6 +109,13 @@ def hostile() -> Graph:
     return replace(GRAPH, strings=strings, nodes=replace(GRAPH.nodes, labels=names), call={"model": HOSTILE})
 
 
+def test_a_page_says_by_which_model_and_rules_a_graph_was_made() -> None:
+    call: Any = {"model": {"name": "m", "sha256": "0"}, "policy": {"attention": "frozen", "norm": "exact"}, "keep": "Dense()"}
+    for one in (call, {"kind": "graph with heads", "graph": call}):
+        facts = dict(unpacked(packed(replace(GRAPH, call=one), Most()))[0]["facts"])
+        assert (facts["model"], facts["policy"], facts["keep"]) == ("m", "attention frozen, norm exact", "Dense()")
+
+
 def test_no_string_is_markup_and_the_policy_names_what_may_run() -> None:
     made = page(HOSTILE, packed(hostile(), Most()))
     assert made.count("<script") == made.count("</script>") == 2

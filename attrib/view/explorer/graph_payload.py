@@ -107,5 +107,13 @@ def _facts(graph: Graph) -> list[tuple[str, str]]:
     if bool(graph.importance.any()):
         found = scores(graph)
         said += [("replacement score", f"{found.replacement:.3f}"), ("completeness score", f"{found.completeness:.3f}")]
-    said += [(name, str(graph.call[name])) for name in ("model", "policy", "keep") if isinstance(graph.call.get(name), str)]
+    call: Any = graph.call.get("graph", graph.call)  # a graph with heads names the one that it was made of
+    said += [(name, _said(call[name])) for name in ("model", "policy", "keep") if call.get(name)]
     return said
+
+
+def _said(value: Any) -> str:
+    """What a call says of itself: of what has a name that, and of a policy each of its rules."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return str(value["name"]) if "name" in value else ", ".join(f"{part} {rule}" for part, rule in value.items())

@@ -61,9 +61,10 @@ def fitted(edges: Edges, most: int) -> Edges:
 
 
 def _name(edges: Edges) -> str:
+    """What a list has room for first: by what one matrix of a page differs from the others."""
     rule = edges.call.get("rule")
     by = "" if rule is None else f", {rule}"
-    return f"{edges.sources.site} → {edges.targets.site}, prompt {int(edges.prompts.numbers[0])}{by}"
+    return f"prompt {int(edges.prompts.numbers[0])}{by}: {edges.sources.site} → {edges.targets.site}"
 
 
 def _side(nodes: Nodes) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 import { signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
-import { useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
 import type { View } from "./axes";
 import { theme as themeOf, type Theme } from "./colours";
 import { Controls, type Names } from "./controls";
 import { Differences, differencesCsv, differencesOf, nameOf, NodesAlone, type Difference } from "./differences";
 import { KINDS } from "./graph";
+import { GroupPanel, groupOf } from "./group_panel";
 import { counted, kindsOf, search } from "./graph_page";
 import { GraphView } from "./graph_view";
 import { place } from "./layout";
-import { useAddress, useDark } from "./page_hooks";
+import { useAddress, useDark, useSaid } from "./page_hooks";
 import { About, EdgePanel, NodePanel } from "./panels";
 import type { BesideHeader, Payload } from "./payload";
 import { keyOf, matching, png, readSupernodes, supernodes, svg } from "./saving";
@@ -47,7 +48,7 @@ function shownOf(sides: Side[], chosen: State): Shown[] {
 function BesidePage({ header, sides, differences }: Both) {
   const chosen = state.value;
   const [dark, setDark] = useDark();
-  const [said, setSaid] = useState("");
+  const [said, say] = useSaid();
   const theme = themeOf(dark);
   const shown = useMemo(
     () => shownOf(sides, chosen),
@@ -59,7 +60,7 @@ function BesidePage({ header, sides, differences }: Both) {
   const local = sides.map((side) => side.local(chosen));
   const views = [useRef<View>(null), useRef<View>(null)];
   const pictures = () =>
-    sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number], view: views[number].current! }));
+    sides.map((side, number) => ({ graph: side.graph, shown: shown[number], state: local[number], view: views[number].current!, matches: matches[number] }));
   const short = (key: number) => nameOf(sides, header.others, key);
   const now = chosen.selected === null ? "" : `${short(chosen.selected)}, ${sides.map((side) => influenceIn(side, chosen.selected!)).join(", ")}`;
   return (
@@ -81,7 +82,7 @@ function BesidePage({ header, sides, differences }: Both) {
             png: () => png(pictures(), theme),
             csv: () => differencesCsv(header, differences, sides),
           }}
-          say={setSaid}
+          say={say}
           toggleTheme={() => setDark(!dark)}
         />
         <div class="beside">
@@ -103,15 +104,16 @@ function BesidePage({ header, sides, differences }: Both) {
             </section>
           ))}
         </div>
-        <Panel header={header} sides={sides} differences={differences} chosen={chosen} local={local} theme={theme} />
+        <Panel header={header} sides={sides} shown={shown} differences={differences} chosen={chosen} local={local} theme={theme} />
       </main>
       <p class="said" role="status" aria-live="polite" id="said">{said || now}</p>
     </>
   );
 }
 
-function Panel({ header, sides, differences, chosen, local, theme }: Both & { chosen: State; local: State[]; theme: Theme }) {
+function Panel({ header, sides, shown, differences, chosen, local, theme }: Both & { shown: Shown[]; chosen: State; local: State[]; theme: Theme }) {
   const { selected, edge } = chosen;
+  const groups = sides.map((_, number) => groupOf(shown[number], local[number].selected));
   const lacks = (what: string) => <p class="note">On this page it has no such {what}.</p>;
   return (
     <aside class="panel" aria-label="Details">
@@ -119,7 +121,7 @@ function Panel({ header, sides, differences, chosen, local, theme }: Both & { ch
         sides.map((side, number) => (
           <section class="of-side" key={number}>
             <h2 class="whose"><bdi>{visible(side.name)}</bdi></h2>
-            {local[number].edge === null ? lacks("edge") : <EdgePanel scene={side.scene} edge={local[number].edge!} id={`edge-${number}`} />}
+            {local[number].edge === null ? lacks("edge") : <EdgePanel scene={side.scene} edge={local[number].edge!} chosen={local[number]} id={`edge-${number}`} />}
           </section>
         ))}
       {edge !== null && <button onClick={() => change({ edge: null })}>Close the edge</button>}
@@ -128,6 +130,7 @@ function Panel({ header, sides, differences, chosen, local, theme }: Both & { ch
         ? sides.map((side, number) => (
             <section class="of-side" key={number}>
               <h2 class="whose"><bdi>{visible(side.name)}</bdi></h2>
+              {groups[number] && <GroupPanel scene={side.scene} shown={shown[number]} group={groups[number]} theme={theme} id={`group-${number}`} />}
               {local[number].selected === null ? lacks("node") : (
                 <NodePanel scene={side.scene} node={local[number].selected!} chosen={local[number]} theme={theme} id={`node-${number}`} />
               )}

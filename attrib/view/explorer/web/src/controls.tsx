@@ -4,7 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import { SHAPES, type Theme } from "./colours";
 import type { Kind } from "./payload";
 import { download } from "./saving";
-import { canRedo, canUndo, change, redo, undo, USUAL, type Group, type State } from "./state";
+import { canRedo, canUndo, change, redo, settled, undo, USUAL, type Group, type State } from "./state";
 import { count, visible } from "./text";
 
 /** What nodes are called, by the numbers that the page's state has. */
@@ -81,6 +81,7 @@ export function Controls({ names, kinds, levels, counts, chosen, theme, found, t
           value={chosen.search}
           maxLength={200}
           onInput={(event) => change({ search: event.currentTarget.value }, "search")}
+          onBlur={settled}
         />
         {chosen.search && (
           <ul class="found" id="found">
@@ -126,6 +127,8 @@ function Slider({ label, name, value, power = 1 }: { label: string; name: "nodes
           step={0.005}
           value={value ** (1 / power)}
           onInput={(event) => change({ [name]: Number((event.currentTarget.valueAsNumber ** power).toPrecision(4)) }, name)}
+          onPointerUp={settled}
+          onBlur={settled}
         />
         <output>{Number(value.toPrecision(3))}</output>
       </span>
@@ -162,7 +165,7 @@ function Groups({ names, chosen, say }: { names: Names; chosen: State; say: (tex
     const wanted = name.trim().slice(0, 200);
     if (!wanted) return say("Give the group a name.");
     if (!free.length) return say("Pin nodes first: what is pinned and in no group yet becomes the group.");
-    if (chosen.groups.some((each) => each.name === wanted)) return say(`There is a group ${wanted} already.`);
+    if (chosen.groups.some((each) => each.name === wanted)) return say(`There is a group ${visible(wanted)} already.`);
     change({ groups: [...chosen.groups, { name: wanted, nodes: [...free].sort((a, b) => a - b) }], pinned: chosen.pinned.filter((node) => !free.includes(node)) });
     setName("");
   };
@@ -174,7 +177,7 @@ function Groups({ names, chosen, say }: { names: Names; chosen: State; say: (tex
       change({ groups });
       say(`${groups.length} groups loaded${missing ? `; ${missing} of their nodes are not in this graph` : ""}.`);
     } catch (error) {
-      say(`${given.name} was not loaded: ${(error as Error).message}.`);
+      say(`${visible(given.name)} was not loaded: ${visible((error as Error).message, 400)}.`);
     }
   };
   return (

@@ -5,6 +5,8 @@ import type { Header, Kind, NodeSet, Payload } from "./payload";
 import { visible } from "./text";
 
 const NAMED: ReadonlySet<Kind> = new Set(["token", "logit", "target"]);
+/** Kinds whose nodes have a value; others are there as they are. */
+const VALUED: ReadonlySet<Kind> = new Set(["logit", "target", "head"]);
 export const KINDS: readonly Kind[] = ["token", "position", "bias", "mlp", "error", "latent", "head", "logit", "target"];
 
 export class Graph {
@@ -127,6 +129,27 @@ export class Graph {
     const place = placeOf(set.site);
     if (set.kind === "head") return `attn${place.layer}[${this.latent[node]}]${at}`;
     return set.kind === "latent" ? `${place.name}[${this.latent[node]}]${at}` : `${place.name} ${set.kind}${at}`;
+  }
+
+  /**
+   * A node in the words that its mark, its layer and its column leave to be said: an output's string, a latent's label or number, which head;
+   * "" for a token, which is named below; of others the kind, which their marks tell once one is named.
+   */
+  beside(node: number): string {
+    const { kind, site, level } = this.set(node);
+    if (kind === "token") return "";
+    const named = this.names.get(node) ?? this.explanation(node)?.[0];
+    if (named !== undefined) return named;
+    if (kind === "head") return `head ${this.latent[node]}`;
+    if (kind !== "latent") return kind;
+    const isOnly = this.header.sets.every((each) => each.kind !== "latent" || each.level !== level || each.site === site);
+    return isOnly ? String(this.latent[node]) : `${placeOf(site).name}[${this.latent[node]}]`;
+  }
+
+  /** What a node's number measures; "" where it has none that tells anything. */
+  measure(node: number): string {
+    const kind = this.kind(node);
+    return kind === "latent" ? "activation" : VALUED.has(kind) ? "value" : "";
   }
 
   /** What a latent is called and who says so. */

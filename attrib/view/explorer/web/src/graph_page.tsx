@@ -1,13 +1,13 @@
 // The page of a graph, drawn again whenever the reader chooses something.
 
-import { useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
 import type { View } from "./axes";
 import { theme as themeOf } from "./colours";
 import { Controls, type Names } from "./controls";
 import { Graph, KINDS } from "./graph";
 import { GraphView } from "./graph_view";
 import { alongEdges, prune, shares } from "./influence";
-import { useAddress, useDark } from "./page_hooks";
+import { useAddress, useDark, useSaid } from "./page_hooks";
 import { Panel } from "./panels";
 import type { Kind, Payload } from "./payload";
 import { csv, keyOf, matching, png, readSupernodes, supernodes, svg } from "./saving";
@@ -20,7 +20,7 @@ function GraphPage({ scene }: { scene: Scene }) {
   const { graph } = scene;
   const chosen = state.value;
   const [dark, setDark] = useDark();
-  const [said, setSaid] = useState("");
+  const [said, say] = useSaid();
   const view = useRef<View>(null);
   const theme = themeOf(dark);
   const shown = useMemo(
@@ -49,15 +49,15 @@ function GraphPage({ scene }: { scene: Scene }) {
           theme={theme}
           found={found}
           taken={{
-            svg: () => svg([{ graph, shown, state: chosen, view: view.current! }], graph.header.title, theme),
-            png: () => png([{ graph, shown, state: chosen, view: view.current! }], theme),
+            svg: () => svg([{ graph, shown, state: chosen, view: view.current!, matches }], graph.header.title, theme),
+            png: () => png([{ graph, shown, state: chosen, view: view.current!, matches }], theme),
             csv: () => csv(graph, shown),
           }}
-          say={setSaid}
+          say={say}
           toggleTheme={() => setDark(!dark)}
         />
         <GraphView scene={scene} shown={shown} chosen={chosen} theme={theme} matches={matches} kept={view} />
-        <Panel scene={scene} chosen={chosen} theme={theme} />
+        <Panel scene={scene} shown={shown} chosen={chosen} theme={theme} />
       </main>
       <p class="said" role="status" aria-live="polite" id="said">{said || now}</p>
     </>

@@ -6,13 +6,14 @@ import { FOOT, innerOf, sideOf, type View } from "./axes";
 import { draw, RADIUS, type Lit } from "./picture";
 import type { Signal } from "@preact/signals";
 import type { ZoomTransform } from "d3-zoom";
+import { Hint } from "./hint";
 import type { Item } from "./layout";
 import type { Line } from "./lines";
 import type { Scene, Shown } from "./shown";
 import type { State } from "./state";
 import { CanvasSurface } from "./surfaces";
 import { number, signed, visible } from "./text";
-import { useZoomed, WAYS } from "./zoomed";
+import { isBrowsers, useZoomed, WAYS } from "./zoomed";
 
 interface Props {
   scene: Scene;
@@ -29,18 +30,21 @@ interface Props {
   kept: { current: View | null };
 }
 
+/** Pixels at the right of the whole picture, for the names of outputs in its last column. */
+const NAMES = 40;
 /** The smallest scale. */
 const LEAST = 0.02;
 
 export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", name, moved, kept }: Props) {
   const { choose, togglePin } = scene.choosing;
   const [hovered, setHovered] = useState<Item | null>(null);
-  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
+  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy, reveal } = useZoomed(
     [LEAST, 20],
     (width, height) => {
       const side = sideOf(scene.graph);
-      const scale = Math.max(LEAST, Math.min(2.5, (width - side) / shown.width, (height - FOOT) / shown.height));
-      return { scale, left: side + Math.max(0, (width - side - scale * shown.width) / 2), top: 0 };
+      const room = width - side - NAMES;
+      const scale = Math.max(LEAST, Math.min(2.5, room / shown.width, (height - FOOT) / shown.height));
+      return { scale, left: side + Math.max(0, (room - scale * shown.width) / 2), top: 0 };
     },
     [],
     moved,
@@ -78,24 +82,29 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
     const item = itemAt(event);
     if (item) {
       const [node] = item.nodes;
-      if (event.shiftKey) togglePin(node);
+      if (event.shiftKey && item.group === null) togglePin(node);
       else choose({ selected: node, edge: null });
       return;
     }
     const on = pointedAt(event);
     const line = on && lineAt(on, linesSeen(shown, chosen), 5 / transform.k);
     if (line && line.edge >= 0) choose({ edge: line.edge });
+    else if (line) choose({ selected: (line.from.group === null ? line.to : line.from).nodes[0], edge: null }); // a sum is told of by its group
     else if (chosen.selected !== null || chosen.edge !== null) choose({ selected: null, edge: null });
   };
 
   const press = (event: KeyboardEvent) => {
+    if (isBrowsers(event)) return;
     if (WAYS[event.key]) {
       const next = neighbour(shown, chosen.selected, WAYS[event.key]);
-      if (next !== null) choose({ selected: next, edge: null }, "selected");
+      if (next === null) return;
+      const { x, y } = shown.byNode.get(next)!;
+      choose({ selected: next, edge: null }, "selected");
+      reveal([x, y], innerOf(scene.graph, shown, view));
     } else if (event.key === "Enter" || event.key === "p") {
       if (chosen.selected !== null) togglePin(chosen.selected);
     } else if (event.key === "Escape") choose({ selected: null, edge: null });
-    else if (!scaledBy(event.key)) return;
+    else if (!scaledBy(event.key, chosen.selected === null ? undefined : shown.byNode.get(chosen.selected))) return;
     event.preventDefault();
   };
 
@@ -114,26 +123,29 @@ export function GraphView({ scene, shown, chosen, theme, matches, id = "graph", 
         onMouseLeave={() => setHovered(null)}
         onKeyDown={press}
       />
+      {shown.items.length === 0 && (
+        <p class="empty">
+          No node is shown: {chosen.only && chosen.pinned.length + chosen.groups.length === 0 ? "only what is pinned is, and nothing is pinned" : "none passes what is chosen"}.
+        </p>
+      )}
       <button class="fit corner" onClick={fit}>Show all</button>
       {named && place && (
-        <div class="hint" style={{ left: `${Math.min(place[0] + 12, size[0] - 230)}px`, top: `${place[1] + 14}px` }}>
-          <Hint scene={scene} item={named} shown={shown} />
-        </div>
+        <Hint at={place} size={size}><Told scene={scene} item={named} shown={shown} /></Hint>
       )}
     </div>
   );
 }
 
-function Hint({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }) {
+function Told({ scene, item, shown }: { scene: Scene; item: Item; shown: Shown }) {
   const { graph, influence } = scene;
   const [node] = item.nodes;
   const into = shown.lines.joining(item).filter((line) => line.to === item);
   return (
     <>
-      <strong>{item.group ?? graph.short(node)}</strong>
-      {item.group === null && graph.explanation(node) && <div>{graph.explanation(node)![0]}</div>}
+      <strong><bdi>{item.group === null ? graph.short(node) : visible(item.group)}</bdi></strong>
+      {item.group === null && graph.explanation(node) && <div><bdi>{visible(graph.explanation(node)![0], 200)}</bdi></div>}
       <div>
-        {item.group !== null ? `${item.nodes.length} nodes, ` : `activation ${number(graph.activation[node])}, `}
+        {item.group !== null ? `${item.nodes.length} nodes, ` : graph.measure(node) && `${graph.measure(node)} ${number(graph.activation[node])}, `}
         influence {number(item.nodes.reduce((sum, each) => sum + influence[each], 0))}
       </div>
       {into.length > 0 && (
@@ -151,6 +163,17 @@ function linesSeen(shown: Shown, chosen: State): Line[] {
   return focus ? shown.lines.joining(focus) : shown.lines.first(chosen.drawn);
 }
 
+/** Into how many straight pieces a line is taken to be bent. */
+const STEPS = 24;
+
+/** How far a point is from a straight piece. */
+function distanceTo([ax, ay]: [number, number], [bx, by]: [number, number], [x, y]: [number, number]): number {
+  const [dx, dy] = [bx - ax, by - ay];
+  const square = dx * dx + dy * dy;
+  const t = square === 0 ? 0 : Math.max(0, Math.min(1, ((x - ax) * dx + (y - ay) * dy) / square));
+  return Math.hypot(ax + t * dx - x, ay + t * dy - y);
+}
+
 function lineAt([x, y]: [number, number], lines: Line[], reach: number): Line | null {
   let best: Line | null = null;
   let nearest = reach;
@@ -158,13 +181,14 @@ function lineAt([x, y]: [number, number], lines: Line[], reach: number): Line | 
     const { from, to } = line;
     if (x < Math.min(from.x, to.x) - reach || x > Math.max(from.x, to.x) + reach) continue;
     if (y < Math.min(from.y, to.y) - reach || y > Math.max(from.y, to.y) + reach) continue;
-    for (let step = 0; step <= 24; step++) {
-      const t = step / 24;
+    let last: [number, number] = [from.x, from.y];
+    for (let step = 1; step <= STEPS; step++) {
+      const t = step / STEPS;
       const s = 3 * t * t - 2 * t * t * t; // a cubic whose inner points lie straight below and above its ends
-      const px = from.x + (to.x - from.x) * s;
-      const py = from.y + (to.y - from.y) * t;
-      const distance = Math.hypot(px - x, py - y);
+      const next: [number, number] = [from.x + (to.x - from.x) * s, from.y + (to.y - from.y) * t];
+      const distance = distanceTo(last, next, [x, y]);
       if (distance < nearest) [best, nearest] = [line, distance];
+      last = next;
     }
   }
   return best;

@@ -36,11 +36,18 @@ interface Slot {
 
 export const STEP = 14;
 const GAP = 12;
+/** Up to how many outputs of a column stand in steps, and how many steps are as high and as wide as the rest: so that all is seen with each named. */
+const STEPPED = 24;
+const HIGH = 36;
+const WIDE = 70;
 /** How many times as wide as high a picture is at most and at least. */
 const WIDEST = 1.6;
 const NARROWEST = 0.8;
 
-/** Give all items their places. A cell's items stand in lines in its middle, the most influential first. */
+/**
+ * Give all items their places. A cell's items stand in lines in its middle, the most influential first. Outputs, which all have names, stand
+ * one below the other, each a little to the right of those above: names have room beside them, and edges come from below past no other.
+ */
 export function place(graphs: Unplaced[]): Place {
   const [{ graph }] = graphs;
   const levels = graph.header.levels.length;
@@ -68,14 +75,17 @@ export function place(graphs: Unplaced[]): Place {
       if (key !== undefined) named.set(key, made);
     }
   }
+  const isStepped = (cell: Slot[], level: number) => level === levels - 1 && cell.length <= STEPPED;
   const across = new Array<number>(graph.columns).fill(2);
   const lines = new Array<number>(levels).fill(0);
   cells.forEach((cell, at) => {
     const column = Math.floor(at / levels);
     if (cell) across[column] = Math.max(across[column], Math.ceil(Math.sqrt(2 * cell.length)));
   });
+  let steps = 1;
   cells.forEach((cell, at) => {
     const level = at % levels;
+    if (cell && isStepped(cell, level)) steps = Math.max(steps, cell.length);
     if (cell) lines[level] = Math.max(lines[level], Math.ceil(cell.length / across[Math.floor(at / levels)]));
   });
   // a long prompt makes a wide picture and a deep model a high one: rows or columns then stand apart, so that edges can be followed
@@ -84,6 +94,7 @@ export function place(graphs: Unplaced[]): Place {
   const high = full.reduce((sum, count) => sum + count * STEP + GAP, 2 * GAP);
   const aside = GAP + Math.max(0, high * NARROWEST - wide) / across.length;
   const apart = GAP + Math.max(0, wide / WIDEST - high) / Math.max(1, full.length);
+  const rise = steps === 1 ? STEP : Math.max(STEP, high / HIGH, wide / WIDE);
   let x = 0;
   const columns = across.map((count) => {
     const column = { x, width: count * STEP + aside };
@@ -94,7 +105,7 @@ export function place(graphs: Unplaced[]): Place {
   const rows: Place["rows"] = [];
   for (let level = lines.length - 1; level >= 0; level--) {
     if (!lines[level]) continue;
-    const height = lines[level] * STEP + apart;
+    const height = Math.max(lines[level] * STEP, level === levels - 1 ? steps * rise : 0) + apart;
     rows.push({ level, y, height });
     y += height;
   }
@@ -105,6 +116,16 @@ export function place(graphs: Unplaced[]): Place {
     if (!cell || !row) return;
     cell.sort((a, b) => b.weight - a.weight || a.id - b.id);
     const { x, width } = columns[column];
+    if (isStepped(cell, row.level)) {
+      const spread = (STEP * (Math.min(across[column], cell.length) - 1)) / Math.max(1, cell.length - 1);
+      cell.forEach((slot, at) => {
+        for (const item of slot.items) {
+          item.x = x + width / 2 + spread * (at - (cell.length - 1) / 2);
+          item.y = row.y + apart / 2 + rise * (at + 0.5);
+        }
+      });
+      return;
+    }
     cell.forEach((slot, at) => {
       const inLine = Math.min(across[column], cell.length - at + (at % across[column]));
       for (const item of slot.items) {

@@ -17,9 +17,13 @@ export function widthOf(text: string, size: number): number {
   return measuring.measureText(text).width;
 }
 
-/** A string made visible, with its end cut off where it is wider than the room; nothing where not even its first character fits. */
+/**
+ * A string made visible, with its end cut off where it is wider than the room; nothing where not even its first character fits. Spaces around
+ * it are left out; where it is nothing else, they are written out.
+ */
 export function fitted(string: string, size: number, room: number): string {
-  const cut = (length: number) => visible(string, length).trim();
+  const seen = string.trim() === "" ? string.replace(/\p{Zs}/gu, "␣") : string;
+  const cut = (length: number) => visible(seen, length).trim();
   const whole = cut(LONGEST);
   if (widthOf(whole, size) <= room) return whole;
   let fits = 0;

@@ -1,12 +1,14 @@
 // The page of edges: one matrix at a time, or one less another, and the strongest edges of what was chosen.
 
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { View } from "./axes";
 import { theme as themeOf } from "./colours";
 import { Matrix, table as tableOf, type Order, type Table, type Value } from "./matrix";
-import { MatrixView } from "./matrix_view";
+import { drawMatrix, MatrixView, painted } from "./matrix_view";
 import type { MatricesHeader, Payload } from "./payload";
-import { csvOf, download } from "./saving";
-import { count, percent, signed, visible } from "./text";
+import { csvOf, download, pngOf, svgOf } from "./saving";
+import type { Surface } from "./surfaces";
+import { count, number, percent, signed, visible } from "./text";
 
 const LISTED = 40;
 
@@ -29,6 +31,8 @@ export function matrixPage(payload: Payload<MatricesHeader>) {
 function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix[]; seen: (table: Table) => void }) {
   const [chosen, setChosen] = useState<Chosen>(() => fromAddress(matrices));
   const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
+  const [said, setSaid] = useState("");
+  const view = useRef<View>(null);
   const theme = themeOf(dark);
   const matrix = matrices[chosen.matrix];
   const other = chosen.other === null ? null : matrices[chosen.other];
@@ -38,6 +42,14 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
   useEffect(() => history.replaceState(null, "", `#${toAddress(chosen)}`), [chosen]);
+  useEffect(() => {
+    const turn = () => setChosen(fromAddress(matrices));
+    addEventListener("hashchange", turn);
+    return () => removeEventListener("hashchange", turn);
+  }, []);
+  const extent = (): [number, number] => [view.current!.width, view.current!.height];
+  const drawing = (surface: Surface) =>
+    drawMatrix(surface, view.current!, { table, image: painted(table, theme), theme, chosen: [chosen.target, chosen.source] });
   const set = (part: Partial<Chosen>) => setChosen({ ...chosen, ...part });
   const afresh = { target: null, source: null };
   const names = matrices.map((each, number) => <option key={number} value={number}>{visible(each.header.name, 120)}</option>);
@@ -78,17 +90,21 @@ function MatrixPage({ title, matrices, seen }: { title: string; matrices: Matrix
           </section>
           <section class="buttons">
             <button onClick={() => download("edges.csv", csv(table))}>CSV</button>
-            <button onClick={() => document.querySelector<HTMLCanvasElement>("#matrix")!.toBlob((made) => made && download("edges.png", made))}>PNG</button>
+            <button onClick={() => download("edges.svg", svgOf(extent(), title, theme, drawing))}>SVG</button>
+            <button onClick={() => pngOf(extent(), theme, drawing).then((made) => download("edges.png", made), (error: Error) => setSaid(error.message))}>PNG</button>
             <button onClick={() => setDark(!dark)}>{dark ? "Light" : "Dark"}</button>
+            <p class="note" role="status">{said}</p>
           </section>
           <section>
             <h2>Facts</h2>
             <dl>{matrix.header.facts.map(([name, value]) => <><dt>{name}</dt><dd><bdi>{visible(value, 200)}</bdi></dd></>)}</dl>
             {matrix.header.left_out && <p class="note">{matrix.header.left_out}</p>}
-            <p class="note">Blue raises, orange lowers. The deeper a colour, the larger the size, by its square root.</p>
+            <p class="note">
+              Blue raises, orange lowers. The deeper a colour, the larger the size, by its square root; the deepest is {number(table.largest)}.
+            </p>
           </section>
         </nav>
-        <MatrixView table={table} theme={theme} chosen={[chosen.target, chosen.source]} choose={(target, source) => set({ target, source })} />
+        <MatrixView table={table} theme={theme} chosen={[chosen.target, chosen.source]} choose={(target, source) => set({ target, source })} kept={view} />
         <aside class="panel" aria-label="Details">
           <Strongest table={table} target={chosen.target} source={chosen.source} choose={(target, source) => set({ target, source })} />
         </aside>
@@ -152,14 +168,11 @@ function fromAddress(matrices: Matrix[]): Chosen {
   const matrix = whole(found.get("m"), matrices.length) ?? 0;
   const other = whole(found.get("less"), matrices.length);
   const [target, source] = (found.get("at") ?? "").split(".");
-  const at = other === null ? [whole(target, matrices[matrix].targets.size), whole(source, matrices[matrix].sources.size)] : [null, null];
-  return {
-    matrix,
-    other,
-    value: found.get("v") === "gradient" ? "gradient" : "attribution",
-    order: found.get("o") === "strength" ? "strength" : "position",
-    empty: found.get("empty") === "1",
-    target: at[1] === null ? null : at[0],
-    source: at[0] === null ? null : at[1],
-  };
+  const value = found.get("v") === "gradient" ? "gradient" : "attribution";
+  const order = found.get("o") === "strength" ? "strength" : "position";
+  const empty = found.get("empty") === "1";
+  // rows and columns of a difference are those that either matrix has
+  const { targets, sources } = other === null ? matrices[matrix] : tableOf(matrices[matrix], value, order, matrices[other], empty);
+  const at = [whole(target, targets.size), whole(source, sources.size)];
+  return { matrix, other, value, order, empty, target: at[1] === null ? null : at[0], source: at[0] === null ? null : at[1] };
 }

@@ -1,41 +1,59 @@
 // A matrix on a canvas, a colour for each entry, with names where there is room for them.
 
-import type { ZoomTransform } from "d3-zoom";
 import { useLayoutEffect, useMemo, useState } from "preact/hooks";
+import type { View } from "./axes";
 import type { Theme } from "./colours";
+import { Hint } from "./hint";
+import { fitted } from "./letters";
 import type { Table } from "./matrix";
+import { CanvasSurface, type Surface } from "./surfaces";
 import { signed } from "./text";
-import { useZoomed, WAYS } from "./zoomed";
+import { isBrowsers, useZoomed, WAYS } from "./zoomed";
 
 interface Props {
   table: Table;
   theme: Theme;
   chosen: [number | null, number | null];
   choose: (target: number | null, source: number | null) => void;
+  /** Where it is kept how the matrix lies in its window. */
+  kept: { current: View | null };
+}
+
+/** What is drawn: a table, a pixel for each of its cells, and which row and column are chosen. */
+interface Drawn {
+  table: Table;
+  image: HTMLCanvasElement;
+  theme: Theme;
+  chosen: [number | null, number | null];
 }
 
 export const LEFT = 150;
 export const TOP = 110;
+/** Pixels of the narrower side of a matrix below which it is a line. */
+const NARROWEST = 120;
 /** Pixels of the smallest cell that is named. */
 const NAMED = 9;
 
-export function MatrixView({ table, theme, chosen, choose }: Props) {
+export function MatrixView({ table, theme, chosen, choose, kept }: Props) {
   const [under, setUnder] = useState<[number, number] | null>(null);
   const image = useMemo(() => painted(table, theme), [table, theme]);
   const entries = useMemo(() => new Map(Array.from(table.row, (row, entry) => [row * table.sources.size + table.column[entry], entry])), [table]);
-  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy } = useZoomed(
+  const { canvas, size, transform, dragged, fit, context, pointed, scaledBy, reveal } = useZoomed(
     [0.05, 60],
     (width, height) => {
       const across = (width - LEFT) / Math.max(1, table.columns.length);
       const down = (height - TOP) / Math.max(1, table.rows.length);
       // all of it, unless that made a long and narrow matrix a line
-      const scale = Math.min(28, Math.max(Math.min(across, down), Math.min(14, Math.max(across, down))));
+      const all = Math.min(across, down);
+      const isLine = all * Math.min(table.columns.length, table.rows.length) < NARROWEST;
+      const scale = Math.min(28, isLine ? Math.max(all, Math.min(14, Math.max(across, down))) : all);
       return { scale: Math.max(0.05, scale), left: LEFT, top: TOP };
     },
     [table.rows.length, table.columns.length],
   );
+  const view = (kept.current = { width: size[0], height: size[1], k: transform.k, x: transform.x, y: transform.y });
   useLayoutEffect(() => {
-    if (size[0]) drawn(context(theme.ground), size, table, image, transform, theme, chosen);
+    if (size[0]) drawMatrix(new CanvasSurface(context(theme.ground)), view, { table, image, theme, chosen });
   }, [size, transform, table, image, theme, chosen]);
 
   const cellAt = (event: MouseEvent): [number, number] | null => {
@@ -45,7 +63,10 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
     const isColumn = column >= 0 && column < table.columns.length && x >= LEFT;
     return isRow && isColumn ? [table.rows[row], table.columns[column]] : null;
   };
+  const [row, column] = [chosen[0] === null ? -1 : table.rowPlace[chosen[0]], chosen[1] === null ? -1 : table.columnPlace[chosen[1]]];
+  const middle = row < 0 || column < 0 ? { x: 0, y: 0 } : { x: column + 0.5, y: row + 0.5 };
   const press = (event: KeyboardEvent) => {
+    if (isBrowsers(event)) return;
     const way = WAYS[event.key];
     if (way && table.rows.length && table.columns.length) {
       const at = (axis: 0 | 1, place: Int32Array, order: number[]) => {
@@ -53,9 +74,12 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
         const now = last === null ? 0 : place[last] + way[1 - axis];
         return order[Math.min(order.length - 1, Math.max(0, now))];
       };
-      choose(at(0, table.rowPlace, table.rows), at(1, table.columnPlace, table.columns));
+      const [row, column] = [at(0, table.rowPlace, table.rows), at(1, table.columnPlace, table.columns)];
+      choose(row, column);
+      const [left, top, width, height] = [LEFT, TOP, size[0] - LEFT, size[1] - TOP];
+      reveal([table.columnPlace[column] + 0.5, table.rowPlace[row] + 0.5], { left, top, width, height });
     } else if (event.key === "Escape") choose(null, null);
-    else if (!scaledBy(event.key)) return;
+    else if (!scaledBy(event.key, middle)) return;
     event.preventDefault();
   };
   const entry = under ? entries.get(under[0] * table.sources.size + under[1]) : undefined;
@@ -78,17 +102,17 @@ export function MatrixView({ table, theme, chosen, choose }: Props) {
       />
       <button class="fit" onClick={fit}>Show all</button>
       {under && at && (
-        <div class="hint" style={{ left: `${Math.min(at[0] + 4, size[0] - 230)}px`, top: `${at[1] + 4}px` }}>
+        <Hint at={at} size={size}>
           <div><bdi>{table.sources.label(under[1])}</bdi> → <bdi>{table.targets.label(under[0])}</bdi></div>
           <strong>{entry === undefined ? "not stored" : signed(table.value[entry])}</strong>
-        </div>
+        </Hint>
       )}
     </div>
   );
 }
 
 /** One pixel for each cell. Sizes are shown by their square root, so that small ones are seen beside the largest. */
-function painted(table: Table, theme: Theme): HTMLCanvasElement {
+export function painted(table: Table, theme: Theme): HTMLCanvasElement {
   const made = document.createElement("canvas");
   made.width = Math.max(1, table.columns.length);
   made.height = Math.max(1, table.rows.length);
@@ -109,47 +133,31 @@ function channels(colour: string): [number, number, number] {
   return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) as [number, number, number];
 }
 
-function drawn(
-  context: CanvasRenderingContext2D, [width, height]: [number, number], table: Table, image: HTMLCanvasElement, { k, x, y }: ZoomTransform,
-  theme: Theme, [target, source]: [number | null, number | null],
-): void {
-  context.save();
-  context.beginPath();
-  context.rect(LEFT, TOP, width - LEFT, height - TOP);
-  context.clip();
-  context.imageSmoothingEnabled = k < 1;
-  context.drawImage(image, x, y, k * table.columns.length, k * table.rows.length);
-  context.strokeStyle = theme.faint;
-  context.lineWidth = 1;
-  context.strokeRect(x, y, k * table.columns.length, k * table.rows.length);
-  context.strokeStyle = theme.chosen;
-  if (target !== null && table.rowPlace[target] >= 0) context.strokeRect(x, y + k * table.rowPlace[target], k * table.columns.length, k);
-  if (source !== null && table.columnPlace[source] >= 0) context.strokeRect(x + k * table.columnPlace[source], y, k, k * table.rows.length);
-  context.restore();
-
-  const size = Math.min(12, k);
-  context.fillStyle = theme.text;
-  context.font = `${size}px system-ui, sans-serif`;
-  if (k >= NAMED) {
-    context.textAlign = "end";
-    table.rows.forEach((row, place) => {
-      const at = y + k * (place + 0.5) + size / 3;
-      if (at > TOP && at < height) context.fillText(table.targets.label(row).slice(0, 26), LEFT - 4, at, LEFT - 8);
-    });
-    context.textAlign = "start";
-    table.columns.forEach((column, place) => {
-      const at = x + k * (place + 0.5) + size / 3;
-      if (at < LEFT || at > width) return;
-      context.save();
-      context.translate(at, TOP - 4);
-      context.rotate(-Math.PI / 2);
-      context.fillText(table.sources.label(column).slice(0, 20), 0, 0, TOP - 8);
-      context.restore();
-    });
-  } else {
-    context.font = "12px system-ui, sans-serif";
-    context.textAlign = "start";
-    context.fillText(`${table.rows.length} targets`, 6, TOP + 14);
-    context.fillText(`${table.columns.length} sources`, LEFT, TOP - 6);
+/** What of a table is seen through a window, with the names of its rows and columns where they have room. */
+export function drawMatrix(surface: Surface, { width, height, k, x, y }: View, { table, image, theme, chosen }: Drawn): void {
+  const [target, source] = chosen;
+  const [across, down] = [k * table.columns.length, k * table.rows.length];
+  surface.within({ left: LEFT, top: TOP, width: width - LEFT, height: height - TOP }, { k: 1, x: 0, y: 0 }, () => {
+    surface.image(image, { left: x, top: y, width: across, height: down }, k < 1);
+    surface.frame({ left: x, top: y, width: across, height: down }, theme.faint);
+    const isRow = target !== null && table.rowPlace[target] >= 0;
+    const isColumn = source !== null && table.columnPlace[source] >= 0;
+    if (isRow) surface.frame({ left: x, top: y + k * table.rowPlace[target], width: across, height: k }, theme.chosen);
+    if (isColumn) surface.frame({ left: x + k * table.columnPlace[source], top: y, width: k, height: down }, theme.chosen);
+  });
+  if (k < NAMED) {
+    surface.text(`${table.rows.length} targets`, [6, TOP + 14], theme.text, 12, "start");
+    surface.text(`${table.columns.length} sources`, [LEFT, TOP - 6], theme.text, 12, "start");
+    return;
   }
+  const size = Math.min(12, k);
+  table.rows.forEach((row, place) => {
+    const at = y + k * (place + 0.5) + size / 3;
+    if (at > TOP && at < height) surface.text(fitted(table.targets.label(row), size, LEFT - 8), [LEFT - 4, at], theme.text, size, "end");
+  });
+  table.columns.forEach((column, place) => {
+    const at = x + k * (place + 0.5) + size / 3;
+    if (at < LEFT || at > width) return;
+    surface.text(fitted(table.sources.label(column), size, TOP - 8), [at, TOP - 4], theme.text, size, "start", undefined, true);
+  });
 }

@@ -1,7 +1,7 @@
 // What every page of graphs does beside drawing: light or dark, the state in the address, and the keys that work everywhere.
 
 import { useEffect, useLayoutEffect, useState } from "preact/hooks";
-import { change, redo, toAddress, undo, type State } from "./state";
+import { change, redo, state, toAddress, undo, type State } from "./state";
 
 export function useDark(): [boolean, (dark: boolean) => void] {
   const [dark, setDark] = useState(matchMedia("(prefers-color-scheme: dark)").matches);
@@ -9,6 +9,12 @@ export function useDark(): [boolean, (dark: boolean) => void] {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
   return [dark, setDark];
+}
+
+/** What the page last said of what was done, until the reader chooses something else; and how it says something. */
+export function useSaid(): [string, (text: string) => void] {
+  const [said, setSaid] = useState({ text: "", of: state.value });
+  return [said.of === state.value ? said.text : "", (text) => setSaid({ text, of: state.value })];
 }
 
 export function useAddress(chosen: State, read: () => State): void {

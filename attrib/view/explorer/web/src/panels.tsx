@@ -1,23 +1,28 @@
 // The right side: what is known of the node or the edge that was chosen.
 
+import { Bar } from "./bar";
 import type { Theme } from "./colours";
 import { EdgeDetails, NodeDetails } from "./detail_panels";
-import type { Scene } from "./shown";
+import { GroupPanel, groupOf } from "./group_panel";
+import type { Scene, Shown } from "./shown";
 import type { State } from "./state";
 import { count, number, percent, signed, visible } from "./text";
 
 interface Props {
   scene: Scene;
+  shown: Shown;
   chosen: State;
   theme: Theme;
 }
 
 const LISTED = 40;
 
-export function Panel({ scene, chosen, theme }: Props) {
+export function Panel({ scene, shown, chosen, theme }: Props) {
+  const group = groupOf(shown, chosen.selected);
   return (
     <aside class="panel" aria-label="Details">
-      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} id="edge" />}
+      {chosen.edge !== null && <EdgePanel scene={scene} edge={chosen.edge} chosen={chosen} id="edge" />}
+      {group && <GroupPanel scene={scene} shown={shown} group={group} theme={theme} id="group" />}
       {chosen.selected !== null ? <NodePanel scene={scene} node={chosen.selected} chosen={chosen} theme={theme} id="node" /> : chosen.edge === null && <About scene={scene} />}
     </aside>
   );
@@ -52,14 +57,14 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   const told = graph.explanation(node);
   const isPinned = chosen.pinned.includes(node);
   const link = graph.link(node);
+  const measure = graph.measure(node);
   const remainder = row < 0 ? 0 : graph.value[row] - graph.own[row] - graph.total[row];
-  const whyNot = scene.whyNot(chosen, node);
   const kept = graph.incoming(node).reduce((sum, edge) => sum + graph.weight[edge], 0);
   return (
     <section id={id}>
       <h2><bdi>{graph.short(node)}</bdi></h2>
       {told && <p class="told"><bdi>{visible(told[0], 400)}</bdi> <small>({visible(told[1])})</small></p>}
-      {whyNot.length > 0 && <p class="note absent">It is not drawn: {whyNot.join("; and ")}.</p>}
+      <Absent whyNot={scene.whyNot(chosen, node)} />
       <p class="buttons">
         <button onClick={() => scene.choosing.togglePin(node)} aria-pressed={isPinned}>{isPinned ? "Unpin" : "Pin"}</button>
         {link && <a href={link} target="_blank" rel="noopener noreferrer">Neuronpedia</a>}
@@ -70,7 +75,7 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
         {set.name && <><dt>Dictionary</dt><dd><bdi>{visible(set.name)}</bdi></dd></>}
         {graph.latent[node] >= 0 && <><dt>{set.kind === "latent" ? "Latent" : set.kind === "head" ? "Head" : "Number"}</dt><dd>{graph.latent[node]}</dd></>}
         <dt>Position</dt><dd>{graph.position[node]} <bdi class="token">{visible(graph.header.tokens[graph.position[node]] ?? "")}</bdi></dd>
-        <dt>{set.kind === "latent" ? "Activation" : "Value"}</dt><dd>{number(graph.activation[node])}</dd>
+        {measure && <><dt>{measure[0].toUpperCase() + measure.slice(1)}</dt><dd>{number(graph.activation[node])}</dd></>}
         <dt>Influence</dt><dd>{number(influence[node])}</dd>
       </dl>
       {row >= 0 && (
@@ -94,11 +99,15 @@ export function NodePanel({ scene, node, chosen, theme, id }: { scene: Scene; no
   );
 }
 
+function Absent({ whyNot }: { whyNot: string[] }) {
+  return whyNot.length > 0 ? <p class="note absent">It is not drawn: {whyNot.join("; and ")}.</p> : null;
+}
+
 function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title: string; edges: number[]; end: (edge: number) => number; whole: number; theme: Theme }) {
   const { graph } = scene;
   if (!edges.length) return null;
   const ordered = [...edges].sort((a, b) => Math.abs(graph.weight[b]) - Math.abs(graph.weight[a]));
-  const most = Math.abs(graph.weight[ordered[0]]) || 1;
+  const most = graph.weight[ordered[0]];
   return (
     <>
       <h3>{title} <small>{count(edges.length)}{edges.length > LISTED ? `, ${LISTED} listed` : ""}</small></h3>
@@ -108,7 +117,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
           const weight = graph.weight[edge];
           return (
             <li key={edge}>
-              <span class="bar" aria-hidden="true" style={{ width: `${(100 * Math.abs(weight)) / most}%`, background: weight > 0 ? theme.positive : theme.negative }} />
+              <Bar weight={weight} most={most} theme={theme} />
               <button class="end" onClick={() => scene.choosing.choose({ selected: node, edge: null })}>
                 <bdi>{graph.short(node)}</bdi>
                 {graph.explanation(node) && <small><bdi>{visible(graph.explanation(node)![0])}</bdi></small>}
@@ -125,7 +134,7 @@ function Edges({ scene, title, edges, end, whole, theme }: { scene: Scene; title
   );
 }
 
-export function EdgePanel({ scene, edge, id }: { scene: Scene; edge: number; id: string }) {
+export function EdgePanel({ scene, edge, chosen, id }: { scene: Scene; edge: number; chosen: State; id: string }) {
   const { graph } = scene;
   const [source, target] = [graph.source[edge], graph.target[edge]];
   const row = graph.rowOf[target];
@@ -139,6 +148,7 @@ export function EdgePanel({ scene, edge, id }: { scene: Scene; edge: number; id:
         <button onClick={() => scene.choosing.choose({ selected: source })}><bdi>{graph.short(source)}</bdi></button> →{" "}
         <button onClick={() => scene.choosing.choose({ selected: target })}><bdi>{graph.short(target)}</bdi></button>
       </p>
+      <Absent whyNot={scene.whyNotEdge(chosen, edge)} />
       <dl>
         <dt>Attribution</dt><dd>{signed(weight)}</dd>
         <dt>Derivative</dt><dd>{active === 0 ? "—" : signed(weight / active)}</dd>

@@ -35,9 +35,10 @@ export function draw(surface: Surface, seen: Seen, state: State, theme: Theme, l
   const focus = lit.item ?? selected ?? null;
   const axes = axesOf(graph, shown, view, focus?.group === null ? focus.nodes[0] : null);
   surface.within(axes.inner, IN_PLACE, () => rules(surface, axes, theme));
-  let named: Named = { items: new Set(), boxes: [] };
+  let named: Named = { items: new Set(), boxes: [], outputs: [], joined: new Set() };
   surface.within(axes.inner, view, () => (named = drawGraph(surface, seen, state, theme, lit, selected ?? null)));
-  nameBeside(surface, seen, axes.inner, named, focus ? theme.faint : theme.text, theme.ground);
+  const isFaint = (item: Item) => focus !== null && !named.joined.has(item) && !named.outputs.includes(item);
+  nameBeside(surface, seen, axes.inner, named, (item) => (isFaint(item) ? theme.faint : theme.text), theme.ground);
   const colours = { usual: theme.text, lesser: theme.faint, "looked at": theme.chosen };
   for (const { text, at, size, anchor, tone } of axes.names) surface.text(text, at, colours[tone], size, anchor);
 }
@@ -75,27 +76,29 @@ function drawGraph(surface: Surface, seen: Seen, state: State, theme: Theme, lit
     const isChosen = item === selected || item === lit.item;
     mark(surface, seen, item, theme, isFaint, isChosen, isPinned, isMatch);
   }
-  // what is looked at has its name first, then what is pinned or a group, then outputs that are joined with what is looked at
-  const named: Item[][] = [[], [], []];
+  // what is looked at has its name first, then what is pinned or a group; outputs have theirs beside them
+  const named: Item[][] = [[], []];
+  const outputs: Item[][] = [[], []];
   for (const item of shown.items) {
-    const isPinned = item.nodes.some((node) => pinned.has(node));
-    if (item === focus) named[0].push(item);
-    else if (item.group !== null || isPinned) named[1].push(item);
-    else if (joined.has(item) && OUTPUTS.has(graph.kind(item.nodes[0]))) named[2].push(item);
+    const isOutput = item.group === null && OUTPUTS.has(graph.kind(item.nodes[0]));
+    if (item === focus) (isOutput ? outputs : named)[0].push(item);
+    else if (item.group !== null || item.nodes.some((node) => pinned.has(node))) (isOutput ? outputs : named)[1].push(item);
   }
-  return { items: new Set(named.flat()), boxes: drawNames(surface, seen, named.flat(), theme) };
+  return { items: new Set(named.flat()), boxes: drawNames(surface, seen, named.flat(), theme), outputs: outputs.flat(), joined };
 }
 
 /** A stretch of each axis. */
 type Stretches = [number, number][];
 
-/** What has its name already, and where the names lie on the picture. */
+/** What has its name already, and where the names lie on the picture; outputs that are to have theirs, and what is joined with what is looked at. */
 interface Named {
   items: ReadonlySet<Item>;
   boxes: Stretches[];
+  outputs: Item[];
+  joined: ReadonlySet<Item>;
 }
 
-/** Pixels of the letters beside marks, of the least and the most room for them, and how many marks there may be for all to be named. */
+/** Pixels of the letters beside marks, of the least room for a part of a name and the most for all of it, and how many marks there may be for all to be named. */
 const BESIDE = 10.5;
 const LEAST_ROOM = 24;
 const MOST_ROOM = 120;
@@ -105,8 +108,14 @@ function overlap(one: Stretches, other: Stretches): boolean {
   return one.every(([begin, end], axis) => begin < other[axis][1] && other[axis][0] < end);
 }
 
-/** Names to the right of outputs, and of other nodes where few are seen: each within the room that no other mark or name takes. */
-function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, named: Named, colour: string, ground: string): void {
+/** Kinds of which one node has its name, from which it is seen what all their marks say. */
+const ONCE: ReadonlySet<Kind> = new Set(["position", "bias", "mlp", "error"]);
+
+/**
+ * Names to the right of outputs, and of other nodes where few are seen: each within the room that no other mark or name takes. Outputs that
+ * are looked at or pinned go before all, and over marks.
+ */
+function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, named: Named, colour: (item: Item) => string, ground: string): void {
   const { k } = view;
   const radius = Math.max(1.3 * RADIUS * k, 2 * SMALL);
   const right = inner.left + inner.width;
@@ -115,23 +124,29 @@ function nameBeside(surface: Surface, { graph, shown, view }: Seen, inner: Box, 
     .filter(({ x, y }) => x > inner.left - radius && x < right + radius && y > -radius && y < inner.height + radius);
   const isOutput = ({ item }: { item: Item }) => OUTPUTS.has(graph.kind(item.nodes[0]));
   const taken = named.boxes.map(([across, down]) => [across.map((x) => k * x + view.x), down.map((y) => k * y + view.y)] as Stretches);
-  const asked = [...marks.filter(isOutput), ...(marks.length <= FEW ? marks.filter((mark) => !isOutput(mark)) : [])];
+  const first = new Set(named.outputs);
+  const asked = [...marks.filter(({ item }) => first.has(item)), ...marks.filter((mark) => isOutput(mark) && !first.has(mark.item)), ...(marks.length <= FEW ? marks.filter((mark) => !isOutput(mark)) : [])];
+  const told = new Set<Kind>();
   for (const { item, x, y } of asked) {
-    if (item.group !== null || named.items.has(item)) continue;
+    const [node] = item.nodes;
+    const kind = graph.kind(node);
+    if (item.group !== null || named.items.has(item) || told.has(kind)) continue;
+    const whole = graph.beside(node);
     const down: [number, number] = [y - 0.4 * BESIDE, y + 0.6 * BESIDE];
     const left = x + radius + 2;
     if (left < inner.left || down[0] < 0 || down[1] > inner.height) continue;
     let end = Math.min(right, left + MOST_ROOM);
-    for (const other of marks) {
-      if (other.item !== item && other.x + radius > left && Math.abs(other.y - y) < radius + BESIDE / 2) end = Math.min(end, other.x - radius - 2);
+    for (const other of first.has(item) ? [] : marks) {
+      if (other.item !== item && other.x + radius > left && Math.abs(other.y - y) < radius + 0.4 * BESIDE) end = Math.min(end, other.x - radius - 2);
     }
     for (const box of taken) if (overlap([[left, end], down], box)) end = Math.min(end, box[0][0] - 2);
-    if (end - left < LEAST_ROOM) continue;
-    const [node] = item.nodes;
-    const name = fitted(graph.name(node) ?? graph.explanation(node)?.[0] ?? graph.short(node), BESIDE, end - left);
-    if (!name) continue;
+    const name = fitted(whole, BESIDE, end - left);
+    const isCut = name.endsWith("…");
+    // of a number or a kind a part would say something else
+    if (!name || (isCut && (end - left < LEAST_ROOM || whole !== (graph.name(node) ?? graph.explanation(node)?.[0])))) continue;
+    if (ONCE.has(kind)) told.add(kind);
     taken.push([[left, left + widthOf(name, BESIDE)], down]);
-    surface.text(name, [left, y + 0.35 * BESIDE], colour, BESIDE, "start", ground);
+    surface.text(name, [left, y + 0.35 * BESIDE], colour(item), BESIDE, "start", ground);
   }
 }
 

@@ -7,6 +7,7 @@ import { draw, type Seen } from "./picture";
 import type { Shown } from "./shown";
 import type { Group, State } from "./state";
 import { CanvasSurface, SvgSurface, type Surface } from "./surfaces";
+import { visible } from "./text";
 
 export function download(name: string, content: Blob): void {
   const link = document.createElement("a");
@@ -19,22 +20,30 @@ export function download(name: string, content: Blob): void {
 /** A graph as it is seen. */
 export interface Picture extends Seen {
   state: State;
+  /** What a search has found. */
+  matches: ReadonlySet<number>;
 }
 
 /** Graphs from left to right, each as its window has it. */
 export function svg(pictures: Picture[], title: string, theme: Theme): Blob {
-  const [width, height] = extent(pictures);
-  const surface = new SvgSurface(width, height, theme.ground, title);
-  drawAll(surface, pictures, theme);
+  return svgOf(extent(pictures), title, theme, (surface) => drawAll(surface, pictures, theme));
+}
+
+export function png(pictures: Picture[], theme: Theme): Promise<Blob> {
+  return pngOf(extent(pictures), theme, (surface) => drawAll(surface, pictures, theme));
+}
+
+export function svgOf([width, height]: [number, number], title: string, theme: Theme, drawing: (surface: Surface) => void): Blob {
+  const surface = new SvgSurface(width, height, theme.ground, visible(title, 200));
+  drawing(surface);
   return new Blob([new XMLSerializer().serializeToString(surface.root)], { type: "image/svg+xml" });
 }
 
 /** Pixels of a PNG for each pixel of the page. */
 const SHARPER = 3;
 
-export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
+export async function pngOf([width, height]: [number, number], theme: Theme, drawing: (surface: Surface) => void): Promise<Blob> {
   const canvas = document.createElement("canvas");
-  const [width, height] = extent(pictures);
   const scale = Math.min(SHARPER, 16000 / width, 16000 / height);
   canvas.width = Math.ceil(width * scale);
   canvas.height = Math.ceil(height * scale);
@@ -42,7 +51,7 @@ export async function png(pictures: Picture[], theme: Theme): Promise<Blob> {
   context.fillStyle = theme.ground;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
-  drawAll(new CanvasSurface(context), pictures, theme);
+  drawing(new CanvasSurface(context));
   return new Promise((resolve, reject) =>
     canvas.toBlob((made) => (made ? resolve(made) : reject(new Error("this picture is too large for a PNG; take the SVG")))),
   );
@@ -54,9 +63,9 @@ function extent(pictures: Picture[]): [number, number] {
 
 function drawAll(surface: Surface, pictures: Picture[], theme: Theme): void {
   let x = 0;
-  for (const { state, ...seen } of pictures) {
+  for (const { state, matches, ...seen } of pictures) {
     const { width, height } = seen.view;
-    const lit = { item: null, edge: state.edge, matches: new Set<number>() };
+    const lit = { item: null, edge: state.edge, matches };
     surface.within({ left: x, top: 0, width, height }, { k: 1, x, y: 0 }, () => draw(surface, seen, state, theme, lit));
     x += width;
   }

@@ -6,6 +6,7 @@ import { place, type Item, type Place } from "./layout";
 import { Lines, type Line } from "./lines";
 import { largestFirst } from "./order";
 import { change, togglePin, type State } from "./state";
+import { visible } from "./text";
 
 /** What is shown of a graph, before it has a place. */
 export interface Picked {
@@ -84,6 +85,22 @@ export class Scene {
     const found = this.filters(state).filter(({ hides }) => hides(node)).map(({ because }) => because);
     const isPruned = !this.pruned(state).nodes[node];
     return isPruned ? [...found, "too little of the outputs is reached through it; pin it, or raise “Nodes kept” and “Edges kept”"] : found;
+  }
+
+  /** Why an edge is not drawn as a line of its own, each reason with what shows it; none where it is. */
+  whyNotEdge(state: State, edge: number): string[] {
+    const { graph } = this;
+    const ends = [graph.source[edge], graph.target[edge]];
+    const hidden = ends.filter((node) => this.whyNot(state, node).length > 0);
+    if (hidden.length) return hidden.map((node) => `${graph.short(node)} is not; its panel says why`);
+    const found: string[] = [];
+    const inside = state.groups.find((group) => ends.every((node) => group.nodes.includes(node)));
+    const groups = state.groups.filter((group) => ends.some((node) => group.nodes.includes(node)));
+    if (inside) found.push(`it is within ${visible(inside.name)}; dissolve the group`);
+    else if (groups.length) found.push(`it goes into the sums of ${groups.map((group) => visible(group.name)).join(" and ")}; dissolve the group`);
+    if (!this.pruned(state).edges[edge]) found.push("too little of the outputs is reached along it; raise “Nodes kept” and “Edges kept”");
+    if (Math.abs(graph.weight[edge]) < state.least * this.largest) found.push("it is weaker than “Least weight” lets through; lower it");
+    return found;
   }
 
   shown(state: State): Shown {

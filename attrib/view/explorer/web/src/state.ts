@@ -56,15 +56,21 @@ export const canRedo = computed(() => future.value.length > 0);
 
 const LONGEST_PAST = 200;
 
-/** Change the state. `passing` changes, such as each step of a slider that is being moved, are one step back together. */
+/** Change the state. `passing` changes, such as each step of a slider that is being moved, are one step back together until they are `settled`. */
 let passing: keyof State | null = null;
 export function change(part: Partial<State>, passingName: keyof State | null = null): void {
+  if (Object.entries(part).every(([name, value]) => state.value[name as keyof State] === value)) return; // no step back that changes nothing
   if (passingName === null || passingName !== passing) {
     past.value = [...past.value.slice(-LONGEST_PAST), state.value];
   }
   passing = passingName;
   future.value = [];
   state.value = { ...state.value, ...part };
+}
+
+/** What was being moved is let go of: to move it again is another step. */
+export function settled(): void {
+  passing = null;
 }
 
 export function undo(): void {
@@ -161,9 +167,11 @@ function groupsOf(text: string | null, size: number): Group[] {
   const found: Group[] = [];
   for (const each of Array.isArray(read) ? read : []) {
     if (!Array.isArray(each) || typeof each[0] !== "string" || !Array.isArray(each[1])) continue;
-    const nodes = each[1].filter(isNode);
+    const name = each[0].slice(0, 200);
+    const nodes = [...new Set(each[1].filter(isNode))];
+    if (!nodes.length || found.some((other) => other.name === name)) continue;
     nodes.forEach((node) => used.add(node));
-    if (nodes.length) found.push({ name: each[0].slice(0, 200), nodes });
+    found.push({ name, nodes });
   }
   return found;
 }

@@ -26,8 +26,12 @@ export interface Surface {
   /** A square from its corner, without an edge. */
   dot(corner: [number, number], side: number, fill: string): void;
   rule(from: [number, number], to: [number, number], colour: string): void;
-  /** `ground` parts the letters from what lies behind them. */
-  text(text: string, at: [number, number], colour: string, size: number, anchor: Anchor, ground?: string): void;
+  /** `ground` parts the letters from what lies behind them; `turned`, they go upwards. */
+  text(text: string, at: [number, number], colour: string, size: number, anchor: Anchor, ground?: string, turned?: boolean): void;
+  /** A picture of pixels, stretched over a box; its pixels are squares unless it is smooth. */
+  image(source: HTMLCanvasElement, box: Box, isSmooth: boolean): void;
+  /** The edge of a box. */
+  frame(box: Box, colour: string): void;
 }
 
 export class CanvasSurface implements Surface {
@@ -86,8 +90,16 @@ export class CanvasSurface implements Surface {
     context.stroke();
   }
 
-  text(text: string, [x, y]: [number, number], colour: string, size: number, anchor: Anchor, ground?: string): void {
+  text(text: string, [x, y]: [number, number], colour: string, size: number, anchor: Anchor, ground?: string, turned = false): void {
     const { context } = this;
+    if (turned) {
+      context.save();
+      context.translate(x, y);
+      context.rotate(-Math.PI / 2);
+      this.text(text, [0, 0], colour, size, anchor, ground);
+      context.restore();
+      return;
+    }
     context.font = font(size);
     context.textAlign = anchor === "middle" ? "center" : anchor;
     if (ground !== undefined) {
@@ -98,6 +110,17 @@ export class CanvasSurface implements Surface {
     }
     context.fillStyle = colour;
     context.fillText(text, x, y);
+  }
+
+  image(source: HTMLCanvasElement, { left, top, width, height }: Box, isSmooth: boolean): void {
+    this.context.imageSmoothingEnabled = isSmooth;
+    this.context.drawImage(source, left, top, width, height);
+  }
+
+  frame({ left, top, width, height }: Box, colour: string): void {
+    this.context.strokeStyle = colour;
+    this.context.lineWidth = 1;
+    this.context.strokeRect(left, top, width, height);
   }
 }
 
@@ -128,10 +151,10 @@ export class SvgSurface implements Surface {
     this.inside.append(made);
   }
 
-  within({ left, top, width, height }: Box, { k, x, y }: Moved, drawing: () => void): void {
+  within(box: Box, { k, x, y }: Moved, drawing: () => void): void {
     const id = `within${this.clips++}`;
     const clip = this.element("clipPath", { id });
-    clip.append(this.element("rect", { x: round(left), y: round(top), width: round(width), height: round(height) }));
+    clip.append(this.element("rect", placed(box)));
     const clipped = this.element("g", { "clip-path": `url(#${id})` });
     const moved = this.element("g", { transform: `translate(${round(x)} ${round(y)}) scale(${k})` });
     clipped.append(moved);
@@ -162,15 +185,29 @@ export class SvgSurface implements Surface {
     this.add("line", { x1: round(x), y1: round(y), x2: round(u), y2: round(v), stroke: colour, "stroke-width": 0.5 });
   }
 
-  text(text: string, [x, y]: [number, number], colour: string, size: number, anchor: Anchor, ground?: string): void {
-    const letters = { x: round(x), y: round(y), fill: colour, "font-size": round(size), "font-family": FAMILY, "text-anchor": anchor };
+  text(text: string, [x, y]: [number, number], colour: string, size: number, anchor: Anchor, ground?: string, turned = false): void {
+    const way: Record<string, string> = turned ? { transform: `rotate(-90 ${round(x)} ${round(y)})` } : {};
+    const letters = { ...way, x: round(x), y: round(y), fill: colour, "font-size": round(size), "font-family": FAMILY, "text-anchor": anchor };
     const halo = { stroke: ground!, "stroke-width": round(HALO * size), "stroke-linejoin": "round", "paint-order": "stroke" };
     this.add("text", ground === undefined ? letters : { ...letters, ...halo }, text);
+  }
+
+  image(source: HTMLCanvasElement, box: Box, isSmooth: boolean): void {
+    const drawn = { "image-rendering": isSmooth ? "auto" : "pixelated", preserveAspectRatio: "none" };
+    this.add("image", { href: source.toDataURL(), ...placed(box), ...drawn });
+  }
+
+  frame(box: Box, colour: string): void {
+    this.add("rect", { ...placed(box), fill: "none", stroke: colour });
   }
 }
 
 /** The width of the ground around letters, of their size. */
 const HALO = 0.25;
+
+function placed({ left, top, width, height }: Box): Record<string, number> {
+  return { x: round(left), y: round(top), width: round(width), height: round(height) };
+}
 
 function round(value: number): number {
   return Math.round(value * 100) / 100;

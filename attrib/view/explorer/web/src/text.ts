@@ -2,13 +2,15 @@
 
 const LONGEST = 60;
 
-// Controls, and characters that turn the direction of writing or have no width.
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/gu;
+// Controls, halves of characters, and what turns the direction of writing or is not drawn; how an emoji is drawn may be chosen.
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\u2800]|(?![\ufe0e\ufe0f])\p{Default_Ignorable_Code_Point}/gu;
+/** What a cut leaves of a character of two halves. */
+const HALF = /[\ud800-\udbff]$/;
 const KNOWN: Record<string, string> = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
 /** A string with what cannot be seen written out, cut to a length. */
 export function visible(text: string, longest = LONGEST): string {
-  const cut = text.length > longest ? `${text.slice(0, longest)}…` : text;
+  const cut = text.length > longest ? `${text.slice(0, longest).replace(HALF, "")}…` : text;
   return cut.replace(UNSEEN, (character) => KNOWN[character] ?? `\\u{${character.codePointAt(0)!.toString(16)}}`);
 }
 

@@ -4,6 +4,12 @@ import type { Signal } from "@preact/signals";
 import { select } from "d3-selection";
 import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomTransform } from "d3-zoom";
 import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import type { Box } from "./surfaces";
+
+interface Place {
+  x: number;
+  y: number;
+}
 
 /** How a whole picture lies in a window of this width and height: scaled, then moved. */
 export type Fitting = (width: number, height: number) => { scale: number; left: number; top: number };
@@ -31,7 +37,15 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
     const { scale, left, top } = fitting(canvas.current!.clientWidth, canvas.current!.clientHeight);
     select(canvas.current!).call(behaviour.transform, zoomIdentity.translate(left, top).scale(scale));
   };
-  const scaleBy = (factor: number) => select(canvas.current!).call(behaviour.scaleBy, factor);
+  /** Scale about a place of the picture, which stays where it is; without one, about the middle of the window. */
+  const scaleBy = (factor: number, about?: Place) =>
+    select(canvas.current!).call(behaviour.scaleBy, factor, about && transform.apply([about.x, about.y]));
+  /** Move the picture, where a place of it is not seen within a box of the window, so that it is in the middle of that. */
+  const reveal = (place: [number, number], { left, top, width, height }: Box) => {
+    const [x, y] = transform.apply(place);
+    if (x >= left && x <= left + width && y >= top && y <= top + height) return;
+    select(canvas.current!).call(behaviour.translateTo, ...place, [left + width / 2, top + height / 2]);
+  };
   useLayoutEffect(() => {
     const element = canvas.current!;
     select(element).call(behaviour).on("dblclick.zoom", null);
@@ -71,15 +85,20 @@ export function useZoomed(scales: [number, number], fitting: Fitting, whole: unk
     const at: [number, number] = [event.clientX - box.left, event.clientY - box.top];
     return { on: transform.invert(at), at };
   };
-  /** What the keys for scaling do; false for other keys. */
-  const scaledBy = (key: string): boolean => {
-    if (key === "+" || key === "=") scaleBy(1.3);
-    else if (key === "-") scaleBy(1 / 1.3);
+  /** What the keys for scaling do, about what is chosen; false for other keys. */
+  const scaledBy = (key: string, about?: Place): boolean => {
+    if (key === "+" || key === "=") scaleBy(1.3, about);
+    else if (key === "-") scaleBy(1 / 1.3, about);
     else if (key === "0") fit();
     else return false;
     return true;
   };
-  return { canvas, size, transform, dragged, fit, context, pointed, scaledBy };
+  return { canvas, size, transform, dragged, fit, context, pointed, scaledBy, reveal };
+}
+
+/** Whether a key is the browser's: it prints, or scales the page. */
+export function isBrowsers(event: KeyboardEvent): boolean {
+  return event.ctrlKey || event.metaKey || event.altKey;
 }
 
 /** The ways of the arrow keys: across and down. */
