@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST = 2_000
 """Rows or columns of a heat map; for more there is `attrib.view.matrix`."""
+CELLS = 1_000_000
+"""Cells of a heat map, each of which has a name: so many are 60 MB in a notebook, and 1 GB while they are made."""
 _BLUE, _WHITE, _ORANGE = "#0072b2", "#f7f7f7", "#c74e00"
 _SCALE = [[0.0, _ORANGE], [0.5, _WHITE], [1.0, _BLUE]]
 _NAMED = {ERROR: "error", BIAS: "bias"}
@@ -49,7 +51,7 @@ def heatmap(
 
     Raises:
         InputError: for what is no result, a prompt or target that is not there, a result without edges or with numbers that are not
-            finite, and more than 2,000 rows or columns. Where plotly is not installed.
+            finite, and more than 2,000 rows or columns or a million cells. Where plotly is not installed.
     """
     go = plotly()
     if value not in ("attribution", "gradient"):
@@ -74,8 +76,9 @@ def heatmap(
             raise InputError(f"sort_by: {sort_by!r}; expected a target's place, 0 to {len(table) - 1}.")
         columns = columns[table[sort_by, columns].argsort(descending=True, stable=True)]
     rows = (table.abs().sum(1) > 0).nonzero()[:, 0]
-    if max(len(rows), len(columns)) > MOST:
-        raise InputError(f"edges: {len(rows):,} x {len(columns):,}; expected at most {MOST:,}. Give `top`, or use attrib.view.matrix.")
+    if max(len(rows), len(columns)) > MOST or len(rows) * len(columns) > CELLS:
+        most = f"at most {MOST:,} rows and columns, and {CELLS:,} cells"
+        raise InputError(f"edges: {len(rows):,} x {len(columns):,}; expected {most}. Give `top`, or use attrib.view.matrix.")
     down, across = (_names(nodes, one.prompts.strings, at.tolist()) for nodes, at in ((one.targets, rows), (one.sources, columns)))
     shown = table[rows][:, columns].numpy()
     said = np.array([[f"{source} → {target}" for source in across] for target in down])

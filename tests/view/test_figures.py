@@ -13,6 +13,7 @@ import torch
 import attrib
 from attrib.core.edges import Edges
 from attrib.core.types import InputError
+from attrib.view import figures
 from attrib.view.columns import column
 from tests.support.builders import sae, tiny
 from tests.support.graphs import random_graph
@@ -92,6 +93,16 @@ def test_edges_that_are_no_numbers_are_refused_and_not_left_out(edges: Edges, wr
     with pytest.raises(InputError, match=r"edges: blocks\.2\.hook_resid_pre → logits, prompt 0: attributions that float32"):
         attrib.view.matrix(broken)
     attrib.view.heatmap(broken, value="gradient")
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MOST", 9), ("CELLS", 29)])
+def test_a_heat_map_that_no_notebook_holds_is_refused(edges: Edges, limit: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.shape(attrib.view.heatmap(edges, top=10).data[0].z) == (3, 10)
+    monkeypatch.setattr(figures, limit, most)
+    with pytest.raises(InputError, match=r"edges: 3 x 10; expected at most .* Give `top`, or use attrib\.view\.matrix"):
+        attrib.view.heatmap(edges, top=10)
+    monkeypatch.setattr(figures, limit, most + 1)
+    attrib.view.heatmap(edges, top=10)
 
 
 def test_what_is_something_else_is_refused_by_name(edges: Edges) -> None:
