@@ -124,6 +124,22 @@ def _is_one(given: Any) -> bool:
     return isinstance(given, Dictionary | str | Path) or is_object or not isinstance(given, Iterable)
 
 
+def only(kind: type, expected: str, *, or_none: bool = False) -> Take:
+    """Takes what is of one type, and nothing in its place.
+
+    Args:
+        expected: what the error says of it: what it is, and what gives it.
+        or_none: whether None is taken too.
+    """
+
+    def checked(given: Any, argument: str) -> Any:
+        if isinstance(given, kind) or (or_none and given is None):
+            return given
+        raise InputError(f"{argument}: got {_named(given)}; expected {expected}.")
+
+    return checked
+
+
 def as_bytes(given: Any, argument: str) -> int:
     """A number of bytes, given as such or as text: "512MiB", "2GB". Raises InputError."""
     if isinstance(given, int) and not isinstance(given, bool) and given >= 0:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attrib.core.shown import frame_in_html
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ SUMMARY = (
     *GROUPS, "edges", "slope", "correlation", "slope_all", "correlation_all", "median", "q90", "q99", "largest", "mass_error", "silent",
     "no_number",
 )  # fmt: skip
+IN_NOTEBOOKS = (*GROUPS, "edges", "sources", "slope", "correlation", "median", "largest", "silent", "no_number")
+"""Of these, what a notebook shows."""
 
 
 def relative(predicted: "np.ndarray", measured: "np.ndarray") -> "np.ndarray":
@@ -57,6 +60,10 @@ class Agreement:
                 + (f", {one.no_number} without a number" if one.no_number else "")
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A row for each pair and step, for notebooks."""
+        return frame_in_html(repr(self).splitlines()[0], self.summary()[list(IN_NOTEBOOKS)])
 
     def summary(self) -> "pd.DataFrame":
         """A line for each pair and step.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from inspect import signature
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from attrib.causal.agreement import Agreement, correlation, slope
 from attrib.causal.rankings import Ranking
 from attrib.causal.verifying import verify
 from attrib.core.edges import Edges
-from attrib.core.plotted import add_points, panels
+from attrib.core.plotted import add_points, panels, text
 from attrib.core.rules import Rule, parse_rule, rule_text
 from attrib.core.shown import frame_in_html
 from attrib.core.types import InputError
@@ -71,8 +70,8 @@ class Parity:
         for column, (a, b) in enumerate(pairs, start=1):
             points = self.points(a, b)
             add_points(made, points[a], points[b], marker={"size": 4, "opacity": 0.5}, row=1, col=column)
-            made.update_xaxes(title_text=escape(a), row=1, col=column)
-            made.update_yaxes(title_text=escape(b), row=1, col=column)
+            made.update_xaxes(title_text=text(a), row=1, col=column)
+            made.update_yaxes(title_text=text(b), row=1, col=column)
         return made
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import rich_utils
 
 import attrib
 from attrib.cli import graph, job, latents, stats, task
@@ -178,6 +179,7 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for name, value in QUIET.items() if not debug else ():
         os.environ.setdefault(name, value)
+    rich_utils.COLOR_SYSTEM = None if os.environ.get("NO_COLOR") else "auto"  # typer's help and usage errors are as plain as our own text
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding, no text ends a command
     try:

@@ -8,7 +8,7 @@ import typer
 from attrib.cli.pages import task_page_command
 from attrib.cli.shared import ModelName
 from attrib.core.types import InputError
-from attrib.view.terminal import own, plain, table
+from attrib.view.terminal import message, own, plain, table
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
@@ -181,13 +181,16 @@ def _show(results: "TaskResults", top: int, operation: str | None, correct: bool
 
 
 def _print(frame: "pd.DataFrame", title: str, formats: dict[str, str] | None = None) -> None:
-    """A frame as a table: text on the left, numbers on the right."""
+    """A frame as a table: text on the left, numbers on the right. Of one dictionary alone the title tells the name, which is long."""
+    if "dictionary" in frame.columns and frame["dictionary"].nunique() == 1:
+        title += f"\nof {frame['dictionary'].iloc[0]}"
+        frame = frame.drop(columns=["dictionary"])
     formats = _NUMBERS | (formats or {})
     texts = [name for name in frame.columns if frame[name].dtype == object or str(frame[name].dtype) in ("bool", "string")]
     numbers = [name for name in frame.columns if name not in texts]
     cells = {name: [_cell(value, formats.get(name)) for value in frame[name]] for name in (*texts, *numbers)}
     rows = [[cells[name][row] for name in (*texts, *numbers)] for row in range(len(frame))]
-    print_table(table(plain(title), texts, [name.replace("_", "\n") for name in numbers], rows))
+    print_table(table(message(title), texts, [name.replace("_", "\n") for name in numbers], rows))
 
 
 def _cell(value: Any, form: str | None) -> str:

@@ -1,7 +1,4 @@
-"""What figures with plotly have in common: panels, points with the line on which both numbers are one, and a page that asks no network.
-
-Names are text: plotly reads some markup in titles and labels, which a dictionary's name or a token must not bring.
-"""
+"""What figures with plotly have in common: text, panels, points beside the line on which both numbers are one, pages without a network."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +10,7 @@ import numpy as np
 from attrib.core.files import check_free, whole
 from attrib.core.optional import needed
 from attrib.core.sealed import sealed
+from attrib.core.shown import harmless
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,11 +24,20 @@ def plotly(argument: str = "figure") -> Any:
     return needed("plotly.graph_objects", argument, "view")
 
 
+def text(said: object) -> str:
+    """A title or a label as it is.
+
+    plotly reads some markup in these, and between two dollar signs a formula, where a notebook has MathJax: a dictionary's name or a token
+    must bring neither. Control characters become escapes.
+    """
+    return escape(harmless(said), quote=False).replace("$", "&#36;")
+
+
 def panels(titles: Sequence[str], *, down: bool = False, argument: str = "figure", **options: Any) -> "go.Figure":
     """A figure with a panel for each title, side by side or one below the other. Raises InputError where plotly is not installed."""
     subplots = needed("plotly.subplots", argument, "view")
     rows, columns = (len(titles), 1) if down else (1, len(titles))
-    return subplots.make_subplots(rows=rows, cols=columns, subplot_titles=[escape(title) for title in titles], **options)
+    return subplots.make_subplots(rows=rows, cols=columns, subplot_titles=list(map(text, titles)), **options)
 
 
 def add_points(
@@ -43,18 +50,20 @@ def add_points(
     marker: dict[str, Any] | None = None,
     **at: int,
 ) -> None:
-    """Points of a figure, or of a panel of it, one for each pair of numbers.
+    """Points of a figure, or of a panel of it, one for each pair of numbers. Those of which a number is not finite are not drawn.
 
     Args:
-        texts: what is said of each where the pointer is on it, escaped already.
-        diagonal: whether the line on which both numbers are one is drawn.
+        texts: what is said of each where the pointer is on it, as `text` has it.
+        diagonal: whether the line on which both numbers are one is drawn, over all that is.
         at: the row and column of the panel.
     """
     go = plotly()
     across, up = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     figure.add_trace(go.Scatter(x=across, y=up, mode="markers", text=list(texts), marker=marker, showlegend=False), **at)
-    if diagonal and len(across):
-        ends = [float(min(across.min(), up.min())), float(max(across.max(), up.max()))]
+    drawn = np.isfinite(across) & np.isfinite(up)
+    if diagonal and drawn.any():
+        both = np.concatenate([across[drawn], up[drawn]])
+        ends = [float(both.min()), float(both.max())]
         figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=LINE, hoverinfo="skip", showlegend=False), **at)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=type)
 SHOWN = 8
 """Rows of a table that a notebook shows of an object that has many."""
+LONGEST_CELL, LONGEST_LINE = 200, 1_000
+"""Characters that a notebook shows of a cell, and of a line above a table: a notebook keeps what it showed in its file."""
 BARS = "▁▂▃▄▅▆▇█"
 """From the lowest to the highest. Where a terminal's encoding has them not, they are the digits 1 to 8."""
 _JOINERS = "\u200c\u200d"
@@ -31,13 +33,13 @@ def _is_shown(char: str) -> bool:
 
 
 def in_html(said: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """What a notebook shows of an object: what is said of it, and a small table. No text of it is read as markup.
+    """What a notebook shows of an object: what is said of it, and a small table. No text of it is read as markup, and long text is cut.
 
     Args:
         said: one line, or several.
         head: names of the columns; where there are none, the first cell of each row is its name.
     """
-    lines = "<br>".join(escape(harmless(line)) for line in said.split("\n"))
+    lines = "<br>".join(escape(_cut(harmless(line), LONGEST_LINE)) for line in said.split("\n"))
     names = "".join(f'<th scope="col">{escape(harmless(name))}</th>' for name in head)
     first = "td" if head else 'th scope="row"'
     cells = [[_cell(value) for value in row] for row in rows]
@@ -52,7 +54,11 @@ def frame_in_html(said: str, frame: "pd.DataFrame") -> str:
 
 
 def _cell(value: object) -> str:
-    return escape(harmless(f"{value:.4g}" if isinstance(value, float) else value))
+    return escape(_cut(harmless(f"{value:.4g}" if isinstance(value, float) else value), LONGEST_CELL))
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def shown(value: Any) -> str:

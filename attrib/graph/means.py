@@ -21,6 +21,7 @@ from attrib.attribution.loop import of_prompt_number
 from attrib.attribution.needs import constant, put_into
 from attrib.core.positions import positions_in
 from attrib.core.room import memory_named
+from attrib.core.shown import SHOWN, frame_in_html
 from attrib.core.types import LINEAR, InputError, Policy, SparseLatents
 from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.bundle import jacobians, joint_of
@@ -87,6 +88,10 @@ class MeanAttributions:
             f"MeanAttributions(of {len(self.latent)} latents of {self.target}, at {int(self.places.sum()):,} places of "
             f"{self.prompts:,} prompts)"
         )
+
+    def _repr_html_(self) -> str:
+        """What its first latent is made of most, for notebooks."""
+        return frame_in_html(f"{self!r}; the strongest of latent {int(self.latent[0])}:", self.top(int(self.latent[0]), SHOWN))
 
     @property
     def remainder(self) -> Float[Tensor, " targets"]:

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from attrib.core.files import check_free, whole
-from attrib.core.plotted import panels, plotly, write_figure
+from attrib.core.plotted import panels, plotly, text, write_figure
 from attrib.core.types import FormatError, InputError
 
 Row = dict[str, int | float]
@@ -106,7 +105,7 @@ def curves_page(path: str | Path, curves: Mapping[str, Sequence[Row]]) -> None:
     for number, (name, rows) in enumerate(curves.items()):
         for place, key in enumerate(FIGURES, 1):
             line = graph_objects.Scatter(
-                x=[row["samples"] for row in rows], y=[row[key] for row in rows], name=escape(name), legendgroup=name,
+                x=[row["samples"] for row in rows], y=[row[key] for row in rows], name=text(name), legendgroup=name,
                 showlegend=place == 1, line={"color": colours[number % len(colours)]},
             )  # fmt: skip
             figure.add_trace(line, row=place, col=1)

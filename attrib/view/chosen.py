@@ -12,6 +12,9 @@ from attrib.core.edges import Edges, Nodes
 from attrib.core.types import InputError
 from attrib.view.terminal import plain
 
+_LARGEST = torch.iinfo(torch.int64).max
+"""Numbers above it are of no latent and no position."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -30,7 +33,7 @@ class Chosen:
         early, wanted = (torch.zeros(len(one), dtype=torch.bool) for _ in range(2))
         of_token = torch.zeros(len(one), dtype=torch.bool)
         for nodes, at in ((one.sources, one.indices), (one.targets, one.row)):
-            early |= (nodes.position < self.first_position)[at]
+            early |= (nodes.position < min(self.first_position, _LARGEST))[at]
             wanted |= self._is_latent(nodes)[at]
             of_token |= self._is_token(nodes, one.prompts.strings)[at]
         passes = ~early & (wanted if self.latents else True) & (of_token if self.tokens else True)
@@ -40,7 +43,8 @@ class Chosen:
     def _is_latent(self, nodes: Nodes) -> Bool[Tensor, " nodes"]:
         if nodes.kind != "latent":
             return torch.zeros(len(nodes), dtype=torch.bool)
-        return torch.isin(nodes.latent, torch.tensor(sorted(self.latents), dtype=torch.int64))
+        latents = [latent for latent in sorted(self.latents) if latent <= _LARGEST]
+        return torch.isin(nodes.latent, torch.tensor(latents, dtype=torch.int64))
 
     def _is_token(self, nodes: Nodes, strings: tuple[str, ...]) -> Bool[Tensor, " nodes"]:
         here = torch.tensor([self._matches(string) for string in strings], dtype=torch.bool)[nodes.position]

@@ -1,12 +1,15 @@
 """A text with its tokens coloured by a number each, as a page that any browser and notebook shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from numbers import Integral, Real
+from typing import Any
 
+from attrib.adapters.given import takes
 from attrib.core.sealed import sealed
 from attrib.core.shown import harmless
 from attrib.core.types import InputError
-from attrib.view.figures import Numbers, column
+from attrib.view.columns import Numbers, column
 from attrib.view.pages import Page
 
 LEVELS = 20
@@ -26,6 +29,17 @@ TOKENS = ".tokens{white-space:pre-wrap;overflow-wrap:anywhere}.tokens span{borde
 _STYLE = ":root{color-scheme:light dark}body{font:14px/2 system-ui,sans-serif;margin:8px}small{color:GrayText}p{margin:0 0 6px}"
 
 
+def _as_strings(given: Any, argument: str) -> list[str]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"{argument}: a {type(given).__name__}; expected a list of tokens as text.")
+    found = list(given)
+    if wrong := [place for place, each in enumerate(found) if not isinstance(each, str)]:
+        what = type(found[wrong[0]]).__name__
+        raise InputError(f"{argument}: number {wrong[0]} is a {what}; expected tokens as text, such as the `prompts.strings` of a result.")
+    return found
+
+
+@takes(strings=_as_strings)
 def highlighted(
     strings: Sequence[str], values: Numbers, *, largest: float | None = None, title: str = "", marked: int | None = None
 ) -> Page:
@@ -39,15 +53,18 @@ def highlighted(
         marked: the place of a token that is underlined.
 
     Raises:
-        InputError: where there are not as many values as tokens, or one is not finite; for a place that is none.
+        InputError: for tokens that are no text, and where there are not as many values as tokens, or one is not finite; for a largest
+            size that is none, and for a place that is none.
     """
     numbers = column("values", values)
     if len(numbers) != len(strings):
-        raise InputError(f"values: {len(numbers)} of them for {len(strings)} tokens.")
+        raise InputError(f"values: {len(numbers)} of them for {len(strings)} tokens; expected one for each.")
     if wrong := [place for place, number in enumerate(numbers) if not abs(number) < float("inf")]:
         raise InputError(f"values: {numbers[wrong[0]]} of token {wrong[0]}; expected finite numbers.")
-    if marked is not None and not 0 <= marked < len(strings):
-        raise InputError(f"marked: {marked}; expected a token's place, 0 to {len(strings) - 1}.")
+    if largest is not None and not (isinstance(largest, Real) and 0 < largest < float("inf")):
+        raise InputError(f"largest: {largest!r}; expected a finite number above 0, or None for the largest of the values.")
+    if marked is not None and not (isinstance(marked, Integral) and 0 <= marked < len(strings)):
+        raise InputError(f"marked: {marked!r}; expected a token's place, 0 to {len(strings) - 1}.")
     body = sequence(strings, numbers.tolist(), largest, marked, of_zero=True)
     head = f"<p><small>{escape(harmless(title))}</small></p>" if title else ""
     return Page(

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from attrib.adapters.given import as_dictionaries, as_model, takes
+from attrib.adapters.given import as_dictionaries, as_model, only, takes
 from attrib.causal.agreement import Agreement
 from attrib.core.edges import Edges
 from attrib.core.files import check_free, whole
@@ -25,6 +26,12 @@ from attrib.view.explorer.graph_payload import packed
 from attrib.view.explorer.limits import EDGES, NODES
 from attrib.view.explorer.matrix_payload import packed_edges
 from attrib.view.explorer.page import page
+from attrib.view.figures import AS_EDGES
+
+AS_LABELS = only(Labels, "labels, as `attrib.latents.read_labels` reads them", or_none=True)
+AS_LINKS = only(Mapping, "a dict of addresses by the dictionary's name", or_none=True)
+_AS_GRAPH = only(Graph, "a graph, as `attrib.graph.build` gives it; `attrib.open_graphs(path)[0]` is the first of a file")
+_AS_SURVEY = only(Survey, "a survey, as `attrib.latents.survey` gives it, and `attrib.latents.open` of a file", or_none=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +62,25 @@ def _as_model(given: Any, argument: str) -> Model | None:
     return None if given is None else as_model(given, argument)
 
 
-@takes(model=_as_model, dictionaries=as_dictionaries)
+def _as_count(given: Any, argument: str) -> int:
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise InputError(f"{argument}: {given!r}; expected a whole number.")
+    return int(given)
+
+
+_OF_BOTH: dict[str, Any] = {
+    "labels": AS_LABELS, "links": AS_LINKS, "survey": _AS_SURVEY, "model": _as_model, "dictionaries": as_dictionaries,
+    "max_nodes": _as_count, "max_edges": _as_count,
+}  # fmt: skip
+
+
+@takes(
+    graph=_AS_GRAPH,
+    heads=only(HeadLoadings, "what `attrib.graph.head_loadings` gives", or_none=True),
+    scores=only(QKAttribution, "what `attrib.graph.qk_attribution` gives", or_none=True),
+    verified=only(Agreement, "what `attrib.causal.verify` gives", or_none=True),
+    **_OF_BOTH,
+)
 def graph(
     graph: Graph,
     *,
@@ -92,7 +117,13 @@ def graph(
     return Page(page("".join(graph.strings), packed(graph, Most(max_nodes, max_edges), labels, links, details)))
 
 
-@takes(model=_as_model, dictionaries=as_dictionaries)
+def _as_names(given: Any, argument: str) -> tuple[str, str]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2 or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{argument}: {given!r}; expected two strings, what the first graph and the second are called.")
+    return given[0], given[1]
+
+
+@takes(first=_AS_GRAPH, second=_AS_GRAPH, names=_as_names, **_OF_BOTH)
 def beside(
     first: Graph,
     second: Graph,
@@ -122,6 +153,12 @@ def beside(
     )
 
 
+def _as_several(given: Any, argument: str) -> tuple[Edges, ...]:
+    is_list = isinstance(given, Sequence) and not isinstance(given, str)
+    return tuple(AS_EDGES(each, f"{argument}[{place}]") for place, each in enumerate(given)) if is_list else (AS_EDGES(given, argument),)
+
+
+@takes(edges=_as_several, max_edges=_as_count)
 def matrix(edges: Edges | Sequence[Edges], *, max_edges: int = EDGES) -> Page:
     """The explorer of edges: a matrix for each prompt and each result, and any of them less another.
 
@@ -130,9 +167,9 @@ def matrix(edges: Edges | Sequence[Edges], *, max_edges: int = EDGES) -> Page:
         max_edges: of each prompt of each; those of the largest attributions are there.
 
     Raises:
-        InputError: where there are none.
+        InputError: where there are none, and for numbers that float32, which a page has, cannot hold.
     """
-    several = [edges] if isinstance(edges, Edges) else list(edges)
+    several = (edges,) if isinstance(edges, Edges) else edges
     apart = [each.prompt(number) for each in several for number in range(len(each.prompts))]
     if not apart:
         raise InputError("edges: none; expected those of at least one prompt.")

@@ -100,10 +100,13 @@ def facts(rows: Mapping[str, object]) -> Table:
 def show(printed: RenderableType) -> None:
     """Print a table, a line, or text that is in lines already.
 
-    Where room is short a table gives up its frame, then folds its labels, then goes over the edge.
+    Where room is short a table gives up its frame, then folds its labels, then goes over the edge. Its title has all the room there is.
     """
     on = console()
     if isinstance(printed, Table):
+        if printed.title:
+            on.print(printed.title, style="table.title")
+            printed.title = None
         if _widths(on, printed).maximum > on.width:
             printed.box, printed.show_edge, printed.padding = box.SIMPLE_HEAD, False, (0, 0, 0, 0)
         on.width = max(on.width, _widths(on, printed).minimum)

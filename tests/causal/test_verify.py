@@ -1,9 +1,11 @@
 """Edges against interventions: true ones agree, planted ones are found, and the interventions are those that hooks would make."""
 
+import re
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -115,6 +117,17 @@ def test_a_linear_model_agrees_at_every_step(family: Any) -> None:
     assert found.table.silent.any()
     assert (table.error.abs() <= 1e-9 * table.predicted.abs().max()).all()
     assert not found.table[found.table.pair.str.endswith("logits")].silent.any()
+
+
+def test_a_notebook_shows_the_summary() -> None:
+    table = {"pair": "<b>", "step": 0.5, "prompt": 0, "edge": [0, 1], "source": "s", "target": "t", "predicted": [1.0, 2.0]}
+    table |= {"measured": [1.0, 1.0], "error": [0.0, -1.0], "relative": [0.0, 0.5], "silent": False, "lost": ""}
+    passes = pd.DataFrame({"pair": ["<b>"], "step": [0.5], "sources": [2], "activated": [0]})
+    found = attrib.causal.Agreement(pd.DataFrame(table), passes, {"dtype": "float32", "steps": (0.5,)})
+    shown = found._repr_html_()
+    assert "<b>" not in shown
+    [cells] = re.findall(r"<td>(.*?)</td>" * 10, shown)
+    assert cells == ("&lt;b&gt;", "0.5", "2", "2", "0.6", "nan", "0.25", "0.5", "0", "0")
 
 
 def test_a_planted_edge_is_the_worst_case() -> None:

@@ -391,6 +391,28 @@ def test_show_leaves_out_early_positions(shown_file: Path, command: Command) -> 
     assert "from position 3 on" in ran.out
 
 
+def test_show_of_what_no_position_and_no_latent_is_so_large_as(shown_file: Path, command: Command) -> None:
+    ran = command("show", shown_file, "--prompt", 2, "--first-position", 10**20, "--kind", "latent_to_latent")
+    assert (ran.status, ran.err) == (0, "")
+    assert f"from position {10**20} on" in ran.out
+    assert not re.findall(r"' \((\d+)\)", ran.out)
+    assert f"latent: {10**20}; the dictionaries of this file" in command("show", shown_file, "--latent", 10**20).err
+
+
+@pytest.mark.parametrize("arguments", [("show", "--help"), ("show",), ("show", "x", "--top", "0")])
+def test_help_and_usage_errors_are_plain_where_that_is_asked(
+    arguments: tuple[str, ...], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    ran = command(*arguments)
+    assert "\x1b[" in ran.out + ran.err
+    monkeypatch.setenv("NO_COLOR", "1")
+    ran = command(*arguments)
+    assert "show" in ran.out + ran.err
+    assert "\x1b" not in ran.out + ran.err
+
+
 def test_show_chooses_kinds_and_prompts(shown_file: Path, command: Command) -> None:
     ran = command("show", shown_file, "--kind", "latent_to_logit", "--all")
     assert "latent_to_latent" not in ran.out

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,19 @@ def test_run_writes_what_the_function_gives_and_shows_every_table(files: Path, t
     csv = command("task", "show", tmp_path / "out", "--csv", "samples").out
     read = pd.read_csv(io.StringIO(csv), dtype={"right": str, "wrong": str, "said": str})
     pd.testing.assert_frame_equal(read, expected.samples, check_dtype=False)
+
+
+def test_tables_of_one_dictionary_fit_a_terminal(files: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, which is long, stands above each table and not in each line."""
+    folder = tmp_path / "a-dictionary-of-a-very-long-name-indeed"
+    shutil.copytree(files / "layer-1", folder)
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = command("task", "run", files / "task.jsonl", "--model", files / "model", "-d", folder, "--out", tmp_path / "out")
+    assert ran.status == 0, ran.err
+    [told] = tasks.open_results(tmp_path / "out").record["dictionaries"]
+    shown = command("task", "show", tmp_path / "out").out
+    assert f"effects of latents by ablation, by total\nof {told['name']}\n" in shown
+    assert max(map(len, shown.split("\n"))) <= 80
 
 
 def test_without_dictionaries_it_is_the_model_alone(files: Path, tmp_path: Path, command: Command) -> None:

@@ -38,6 +38,17 @@ def test_text_of_any_origin_is_shown_and_never_read() -> None:
     assert in_html("x", ["a"], []) == "<div><p>x</p></div>"
 
 
+def test_what_a_notebook_keeps_in_its_file_is_small() -> None:
+    edges = random_edges(1)
+    long = replace(edges, prompts=replace(edges.prompts, strings=tuple("<b>" * 5_000 for _ in edges.prompts.strings)))
+    shown = long._repr_html_()
+    assert len(shown) < 40_000
+    assert "<b>" not in shown
+    assert max(len(cell) for row in rows(shown) for cell in row) == 200
+    assert rows(shown)[1][2].endswith("…")
+    assert len(in_html("x" * 5_000, [], [])) < 1_100
+
+
 def test_a_graph_says_what_comes_from_which_kind() -> None:
     graph = random_graph()
     shown = replace(graph, strings=(HOSTILE, *graph.strings[1:]))._repr_html_()

@@ -1,5 +1,6 @@
 """Sums over a corpus against a plain loop over graphs, row by row."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 import attrib
 from attrib.core.types import BudgetError, Dense, InputError, Site
 from attrib.graph.building import build as build_graphs
-from attrib.graph.means import MeanAttributions, mean_attributions
+from attrib.graph.means import MeanAttributions, Sources, mean_attributions
 from attrib.graph.outputs import Custom
 from attrib.models.transformer import Model
 from tests.support.brought import dictionaries
@@ -159,6 +160,16 @@ def test_means_are_ranked_over_all_kinds():
     there = torch.zeros(model.config.d_vocab, dtype=torch.bool).index_fill(0, torch.cat(CORPUS).unique(), True)
     assert not tokens[:, ~there].any()
     assert tokens[:, there].any()
+
+
+def test_a_notebook_shows_what_the_first_latent_is_made_of() -> None:
+    rows = torch.tensor([[3.0, -5.0, 0.0]])
+    sums = Sources("latent", "blocks.0.mlp.hook_in", "<b>", rows, (rows != 0).long())
+    found = MeanAttributions("d", torch.tensor([7]), 2, torch.tensor([4]), rows.sum(1), torch.zeros(1), (sums,))
+    shown = found._repr_html_()
+    assert "the strongest of latent 7:" in shown
+    assert "<b>" not in shown
+    assert [each[3:6] for each in re.findall(r"<td>(.*?)</td>" * 8, shown)] == [("1", "-5", "1"), ("0", "3", "1")]
 
 
 def test_prompts_may_come_one_by_one_and_a_target_be_none_of_the_sources():

@@ -1,11 +1,10 @@
 """Figures of a run's effects, with plotly: one operation against another, and each latent's effect, over all samples or batch by batch."""
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from attrib.causal.tasks.frames import LATENTS, check_frame
 from attrib.causal.tasks.tables import one_against_another
-from attrib.core.plotted import add_points, panels, plotly
+from attrib.core.plotted import add_points, panels, plotly, text
 from attrib.core.types import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ def parity_figure(latents: "pd.DataFrame", one: str = "ablation", other: str = "
     for column, name in enumerate(r, 1):
         part = table[table["dictionary"] == name]
         add_points(figure, part[other], part[one], texts=[f"latent {latent}" for latent in part["latent"]], row=1, col=column)
-        figure.update_xaxes(title_text=escape(f"total by {other}, in logits"), row=1, col=column)
-        figure.update_yaxes(title_text=escape(f"total by {one}, in logits"), row=1, col=column)
+        figure.update_xaxes(title_text=text(f"total by {other}, in logits"), row=1, col=column)
+        figure.update_yaxes(title_text=text(f"total by {one}, in logits"), row=1, col=column)
     return figure
 
 
@@ -59,6 +58,6 @@ def effects_figure(latents: "pd.DataFrame", operation: str = "ablation", *, batc
         label = "all examples" if batch is None else f"examples {number * batch} to {number * batch + batch - 1}"
         trace = go.Scatter(x=part["latent"], y=part["effect"], mode="markers", name=label, legendgroup=label, showlegend=name == names[0])
         figure.add_trace(trace, row=names.index(name) + 1, col=1)
-    figure.update_yaxes(title_text=escape(f"by {operation}, in logits"))
+    figure.update_yaxes(title_text=text(f"by {operation}, in logits"))
     figure.update_xaxes(title_text="latent", row=len(names), col=1)
     return figure

@@ -23,7 +23,7 @@ def packed_edges(edges: Sequence[Edges], max_edges: int = EDGES) -> bytes:
         max_edges: of each, at most; those of the largest attributions stay, and the page says so.
 
     Raises:
-        InputError: where there are none, or some are of several prompts.
+        InputError: where there are none, some are of several prompts, or some have numbers that float32 cannot hold.
     """
     if not edges:
         raise InputError("edges: none; expected those of at least one prompt.")
@@ -34,6 +34,11 @@ def packed_edges(edges: Sequence[Edges], max_edges: int = EDGES) -> bytes:
         if len(whole.prompts) != 1:
             raise InputError(f"edges: number {number} is of {len(whole.prompts)} prompts; expected one. Take it by `edges.prompt(k)`.")
         small = fitted(whole, max_edges)
+        columns = {"attributions": small.attribution, "gradients": small.gradient}
+        columns |= {"activations of sources": small.sources.activation, "activations of targets": small.targets.activation}
+        for what, column in columns.items():
+            if not column.float().isfinite().all():
+                raise InputError(f"edges: {_name(whole)}: {what} that float32, which a page has, cannot hold; expected finite ones.")
         for name, nodes in (("target", small.targets), ("source", small.sources)):
             integers |= {f"{number} {name}_position": nodes.position, f"{number} {name}_latent": nodes.latent}
             floats[f"{number} {name}_activation"] = nodes.activation

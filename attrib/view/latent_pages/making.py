@@ -8,7 +8,7 @@ from importlib.resources import files
 from numbers import Integral
 from typing import Any
 
-from attrib.adapters.given import as_bytes, as_dictionaries, as_model, takes
+from attrib.adapters.given import as_bytes, as_dictionaries, as_model, only, takes
 from attrib.causal.tasks.results import TaskResults
 from attrib.causal.tasks.tables import effects_of_latents, top_latents
 from attrib.core.sealed import sealed
@@ -21,14 +21,17 @@ from attrib.latents.surveyed import LatentSurvey, Survey
 from attrib.view.highlighting import COLOURED, LEVELS, TOKENS
 from attrib.view.latent_pages.gathered import Gathered, Group, Table, as_survey, by_hash, gathered, group_of, groups_of
 from attrib.view.latent_pages.sections import Sections, index_row, not_here
-from attrib.view.pages import Page
+from attrib.view.pages import AS_LABELS, AS_LINKS, Page
 
 SAMPLES = 8
 """Examples of a task on a latent's section."""
 _HEAT = "".join(f".h{level}{{stroke-opacity:{level / LEVELS:.4g}}}" for level in range(1, LEVELS + 1))
 
 
-@takes(budget=as_bytes)
+_AS_TABLES = only(Mapping, "a dict of lists of attrib.view.Table by (name of the dictionary, latent)", or_none=True)
+
+
+@takes(budget=as_bytes, labels=AS_LABELS, links=AS_LINKS, tables=_AS_TABLES)
 def dashboard(
     of: Any,
     latents: Any = None,
@@ -79,6 +82,7 @@ def dashboard(
     return _page(found, Sections(found, examples=examples, bands=bands, per_band=per_band), title)
 
 
+@takes(results=only(TaskResults, "what `attrib.causal.tasks.run_task` or `open_results` gives"))
 def task_dashboard(
     results: TaskResults,
     dictionaries: Any = (),
