@@ -15,17 +15,26 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def write(path: Path, results: Results) -> None:
-    """Write JSON so that a reader sees the whole of it or what was there before.
+    """Write JSON, figures to six digits, so that a reader sees the whole of it or what was there before.
 
     Raises:
         TypeError, ValueError: for what JSON does not know, NaN and infinity among it, before the file is touched.
     """
-    text = json.dumps(results, indent=1, allow_nan=False)
+    text = json.dumps(_to_six_digits(results), indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
         file.write(text)
     os.chmod(file.name, 0o644)  # temporary files are private
     os.replace(file.name, path)
+
+
+def _to_six_digits(given: Any) -> Any:
+    """No clock has more, and whoever compares two files sees what differs."""
+    if isinstance(given, Mapping):
+        return {name: _to_six_digits(each) for name, each in given.items()}
+    if isinstance(given, list | tuple):
+        return [_to_six_digits(each) for each in given]
+    return float(f"{given:.6g}") if isinstance(given, float) else given
 
 
 def number(value: float | None, form: str = ".2f", nothing: str = "-") -> str:

@@ -277,8 +277,9 @@ def pull_heads(
             dk[:, :, :reach] += to_keys
         to_queries = rearrange(ds, "kv t g n s -> kv (t g n) s") @ point.k[:, :reach]
         at = dq[first:end]
-        turned, tables = at.unflatten(2, (kv, group)), (table[first:end, None] for table in (cos, sin))  # heads apart: else they are copied
-        turn(rearrange(to_queries, "kv (t g n) d -> t n kv g d", g=group, n=rows), *tables, back=True, out=turned)
+        apart = rearrange(to_queries, "kv (t g n) d -> t n kv g d", g=group, n=rows)  # one behind the other they would be a copy
+        turn(apart, cos[first:end, None], sin[first:end, None], True, out=at.unflatten(2, (kv, group)))
+        del apart
         head_norm_pull(point.q_norm.at(slice(first, end)), at, policy)
         del ds, to_keys, to_queries  # a block is gone before the next is made
     values = rearrange(dv, "kv s (n d) -> s n kv d", n=rows)
