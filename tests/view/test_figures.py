@@ -90,7 +90,7 @@ def test_edges_that_are_no_numbers_are_refused_and_not_left_out(edges: Edges, wr
     broken = replace(edges, attribution=attribution)
     with pytest.raises(InputError, match="edges: prompt 0 has 1 attributions that are not finite"):
         attrib.view.heatmap(broken)
-    with pytest.raises(InputError, match=r"edges: blocks\.2\.hook_resid_pre → logits, prompt 0: attributions that float32"):
+    with pytest.raises(InputError, match=r"edges: prompt 0: blocks\.2\.hook_resid_pre → logits: attributions that float32"):
         attrib.view.matrix(broken)
     attrib.view.heatmap(broken, value="gradient")
 
