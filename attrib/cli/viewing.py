@@ -68,12 +68,16 @@ def view(
         if beside is None and beside_prompt is None:
             if align:
                 raise InputError("--align: it has no effect on one graph; give another by --beside or --beside-prompt.")
-            made = told.page(read(file, prompt[0] if prompt else None))
+            graph = read(file, prompt[0] if prompt else None)
+            told.check(graph)
+            made = told.page(graph)
         else:
             other = beside or file
             numbers = prompt[0] if prompt else None, beside_prompt if beside_prompt is not None else prompt[0] if prompt else None
             with opened(file, numbers[0]) as (first, one), opened(other, numbers[1]) as (second, another):
-                made = told.beside(one.whole(), another.whole(), _names((file, other), (first, second)), align)
+                graphs = one.whole(), another.whole()
+                told.check(*graphs)
+                made = told.beside(*graphs, _names((file, other), (first, second)), align)
     else:
         of_graphs = {
             "--beside": beside, "--beside-prompt": beside_prompt, "--align": align or None, "--labels": labels,
@@ -105,6 +109,12 @@ class _Told:
     labels: "Labels"
     links: dict[str, str]
     asked: Asked
+
+    def check(self, *graphs: "Graph") -> None:
+        """Raises InputError for addresses of a dictionary that none of these graphs has."""
+        from attrib.view.pages import check_names, set_names
+
+        check_names("--neuronpedia", self.links, *set_names(*graphs))
 
     def page(self, graph: "Graph") -> str:
         """The page of a graph."""

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.edges import Edges, Prompts, Value, join, join_prompts
+from attrib.core.shown import in_html
 from attrib.core.slices import ptr_of
 from attrib.core.types import FormatError, InputError, Site
 from attrib.store.contradictions import faults_of_file
@@ -54,8 +55,14 @@ class Collection(AbstractContextManager["Collection"]):
         return len(self._index.order)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self)} prompts in {len(self._index.shards)} shards"
-        return f"Collection({str(self.path)!r}, {state}, blocks: {'; '.join(map(str, self.blocks))})"
+        return f"Collection({str(self.path)!r}, {self._state}, blocks: {'; '.join(map(str, self.blocks))})"
+
+    def _repr_html_(self) -> str:
+        return in_html(f"Collection({str(self.path)!r}, {self._state})", Block._fields, self.blocks)
+
+    @property
+    def _state(self) -> str:
+        return "closed" if self._closed else f"{len(self)} prompts in {len(self._index.shards)} shards"
 
     def __getstate__(self) -> dict[str, Any]:
         # of what was read, nothing: a worker that needs all prompts reads them

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attrib.core.edges import Edges, Nodes, Prompts, join
+from attrib.core.shown import in_html
 from attrib.core.slices import ptr_of, ranges
 from attrib.core.types import EdgeKind, InputError, NodeKind, Site, as_now
 from attrib.store.layout import Block
@@ -57,8 +58,14 @@ class Store(AbstractContextManager["Store"]):
         return self._count
 
     def __repr__(self) -> str:
-        state = f"{self._count} prompts" if self._file else "closed"
-        return f"Store({str(self.path)!r}, {state}, blocks: {'; '.join(map(str, self.blocks))})"
+        return f"Store({str(self.path)!r}, {self._state}, blocks: {'; '.join(map(str, self.blocks))})"
+
+    def _repr_html_(self) -> str:
+        return in_html(f"Store({str(self.path)!r}, {self._state})", Block._fields, self.blocks)
+
+    @property
+    def _state(self) -> str:
+        return f"{self._count} prompts" if self._file else "closed"
 
     @property
     def descriptor(self) -> int:

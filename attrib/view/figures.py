@@ -182,6 +182,8 @@ def curves(
 ) -> "go.Figure":
     """Lines through points, one for each name: a training's loss, a metric against how much is kept.
 
+    Points of which a number is not finite, or the place has no logarithm where that is asked for, are left out and counted in the title.
+
     Args:
         lines: by name, the places and the values.
         names: of the axes.
@@ -194,15 +196,16 @@ def curves(
     if not isinstance(lines, Mapping):
         raise InputError(f"lines: a {type(lines).__name__}; expected a dict of (places, values) by name.")
     horizontal, vertical = both("names", names)
-    figure = go.Figure()
+    figure, left_out = go.Figure(), 0
     for name, line in lines.items():
         if isinstance(line, Tensor | np.ndarray) or not isinstance(line, Sequence) or len(line) != 2:
             raise InputError(f"lines: {name!r} is a {type(line).__name__}; expected a pair (places, values).")
         across, up = (column("lines", each) for each in line)
         if len(across) != len(up):
             raise InputError(f"lines: {name!r} has {len(across)} places and {len(up)} values; expected as many.")
+        left_out += int((~(np.isfinite(across) & np.isfinite(up) & ((across > 0) if log else True))).sum())
         figure.add_trace(go.Scatter(x=across, y=up, mode="lines", name=text(name)))
-    figure.update_layout(title=text(title), xaxis_title=horizontal, yaxis_title=vertical)
+    figure.update_layout(title=(text(title) + and_left_out(left_out)).strip(), xaxis_title=horizontal, yaxis_title=vertical)
     if log:
         figure.update_xaxes(type="log")
     return figure

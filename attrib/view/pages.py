@@ -1,6 +1,6 @@
 """Pages of HTML that hold all they need, for notebooks and for files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from numbers import Integral
@@ -58,6 +58,17 @@ class Page:
         return path
 
 
+def check_names(argument: str, given: Iterable[str], *names: str) -> None:
+    """Raises InputError for what is told of a dictionary that a page does not have, of which it would show nothing."""
+    if strange := [each for each in given if each not in names]:
+        raise InputError(f"{argument}: {strange[0]!r} is no dictionary of the page; expected one of {', '.join(dict.fromkeys(names))}.")
+
+
+def set_names(*graphs: Graph) -> list[str]:
+    """The names of the dictionaries of graphs."""
+    return [each.name for graph in graphs for each in graph.nodes.sets]
+
+
 def _as_model(given: Any, argument: str) -> Model | None:
     return None if given is None else as_model(given, argument)
 
@@ -112,6 +123,7 @@ def graph(
         InputError: for limits below what cannot be left out, for what was made of another graph, model or dictionary, and as
             `attrib.graph.influence`.
     """
+    check_names("links", links or (), *set_names(graph))
     given = () if model is None else made_with(graph, model, dictionaries, {})
     details = Details(survey, model, given, heads, scores, verified)
     return Page(page("".join(graph.strings), packed(graph, Most(max_nodes, max_edges), labels, links, details)))
@@ -146,6 +158,7 @@ def beside(
 
     The other arguments, and the errors, are those of `graph`, for both; and those of `attrib.graph.compare`, which says what differs.
     """
+    check_names("links", links or (), *set_names(first, second))
     details = [Details(survey, model, () if model is None else made_with(one, model, dictionaries, {})) for one in (first, second)]
     most = Most(max_nodes, max_edges)
     return Page(

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 import attrib
 from attrib import latents
 from attrib.causal.parity import compare
+from attrib.causal.tasks.results import TaskResults
 from attrib.core.shown import harmless, in_html
 from attrib.stats.build import of
 from tests.latents.test_survey import CORPUS, model, of_kind
@@ -88,3 +90,28 @@ def test_statistics_have_a_row_for_each_block() -> None:
     [(block, held, pairs, found_from)] = rows(of(edges)._repr_html_())[1:]
     assert block == str(of(edges).blocks[0])
     assert (held, int(pairs), found_from) == ("table", of(edges).parts[0].pairs, "0")
+
+
+def test_files_say_which_blocks_they_have_and_are_not_read_as_markup(tmp_path: Path) -> None:
+    made = random_edges(1)
+    attrib.save(tmp_path / "<b>.h5", made)
+    (tmp_path / "shards").mkdir()
+    for number, first in enumerate((0, len(made.prompts))):
+        numbered = replace(made.prompts, number=torch.arange(first, first + len(made.prompts)))
+        attrib.save(tmp_path / "shards" / f"{number}.h5", replace(made, prompts=numbered))
+    with attrib.open(tmp_path / "<b>.h5") as one, attrib.open(tmp_path / "shards") as several:
+        for result in (one, several):
+            shown = result._repr_html_()
+            assert rows(shown) == [["kind", "source", "target"], [*result.blocks[0]]]
+            assert "<b>" not in shown
+        assert f"{2 * len(made.prompts)} prompts in 2 shards" in several._repr_html_()
+
+
+def test_results_of_a_task_say_what_was_asked() -> None:
+    names = [{"name": HOSTILE}, {"name": "other"}]
+    record = {"task": HOSTILE, "model": {"name": "m"}, "dictionaries": names, "operations": ["ablation", "direct"]}
+    shown = TaskResults(record, held={})._repr_html_()
+    assert "<img" not in shown
+    assert dict(rows(shown)) == {
+        "model": "m", "dictionaries": f"{harmless(HOSTILE)}, other", "operations": "ablation, direct", "files": "0", "done": "yes",
+    }  # fmt: skip

@@ -143,6 +143,7 @@ def test_the_command_writes_a_page_and_refuses_what_it_cannot(tmp_path: Path, co
         (("--overwrite", "--prompt", 7), "prompt: 7 is not among the 2 prompts"),
         (("--overwrite", "--max-nodes", 2), "max_nodes: 2"),
         (("--overwrite", "--neuronpedia", "nothing"), "--neuronpedia: 'nothing'"),
+        (("--overwrite", "--neuronpedia", "mistyped=a/b"), "--neuronpedia: 'mistyped' is no dictionary of the page"),
         (("--overwrite", "--labels", tmp_path / "none.csv"), "none.csv"),
     ):
         ran = command("view", tmp_path / "g.h5", "--html", out, *given)

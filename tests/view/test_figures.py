@@ -123,6 +123,11 @@ def test_what_is_something_else_is_refused_by_name(edges: Edges) -> None:
         (lambda: view.dashboard(sae("standard"), [0], labels=other), "labels: got a str"),
         (lambda: view.dashboard(sae("standard"), [0], tables=other), "tables: got a str"),
         (lambda: view.task_dashboard(other), "results: got a str"),
+        (lambda: view.graph(graph, links={"mistyped": "https://"}), "links: 'mistyped' is no dictionary of the page; expected one of "),
+        (lambda: view.beside(graph, graph, links={"mistyped": "https://"}), "links: 'mistyped'"),
+        (lambda: view.dashboard(sae("standard"), [0], links={"mistyped": "https://"}), "links: 'mistyped'"),
+        (lambda: view.dashboard(sae("standard"), [0], tables={("mistyped", 0): []}), "tables: ('mistyped', 0) is no latent of the page"),
+        (lambda: view.dashboard(sae("standard"), [0], survey="none.h5"), "survey: none.h5 does not exist"),
         (lambda: view.highlighted(cast("Any", torch.tensor([3])), [1.0]), "strings: number 0 is a Tensor; expected tokens as text"),
     ]
     for call, said in wrong:
@@ -198,6 +203,7 @@ def test_points_lines_and_counts() -> None:
     lines = attrib.view.curves({"loss": ([0.0, 1.0], [3.0, 2.0]), "L0": (np.arange(3), torch.ones(3))}, log=True)
     assert [line.name for line in lines.data] == ["loss", "L0"]
     assert lines.layout.xaxis.type == "log"
+    assert lines.layout.title.text == "(2 left out)", "a place of 0 has no logarithm"
 
 
 def test_a_text_is_coloured_by_its_numbers() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from attrib.causal.tasks.frames import FRAMES, frame, joined_frames
 from attrib.causal.tasks.memory import BYTES
 from attrib.core.files import PARTIAL, whole
+from attrib.core.shown import in_html
 from attrib.core.types import FormatError, InputError, first_line
 from attrib.store.listing import SHARDS, folder_of, listed
 from attrib.store.reading import Fault
@@ -47,6 +48,16 @@ class TaskResults:
     def __repr__(self) -> str:
         where = "in memory" if self.folder is None else f"in {self.folder}"
         return f"TaskResults({self.record['task']!r}, {', '.join(self.record['operations'])}, {where})"
+
+    def _repr_html_(self) -> str:
+        asked = self.record
+        names = ", ".join(each["name"] for each in asked["dictionaries"])
+        done = {None: "see `attrib job status`", True: "yes", False: "no"}[self.is_done]
+        rows = [
+            ("model", asked["model"]["name"]), ("dictionaries", names), ("operations", ", ".join(asked["operations"])),
+            ("files", len(self.files)), ("done", done),
+        ]  # fmt: skip
+        return in_html(repr(self), [], rows)
 
     @property
     def samples(self) -> "pd.DataFrame":

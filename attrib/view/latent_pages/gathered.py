@@ -138,6 +138,8 @@ def as_survey(given: Any) -> Survey | LatentSurvey | None:
     if given is None or isinstance(given, Survey | LatentSurvey):
         return given
     if isinstance(given, str | Path):
+        if not Path(given).exists():
+            raise InputError(f"survey: {given} does not exist; expected a survey, or its file.")
         return open_survey(given)
     raise InputError(f"survey: a {type(given).__name__}; expected a survey, or its file.")
 

@@ -21,7 +21,7 @@ from attrib.latents.surveyed import LatentSurvey, Survey
 from attrib.view.highlighting import COLOURED, LEVELS, TOKENS
 from attrib.view.latent_pages.gathered import Gathered, Group, Table, as_survey, by_hash, gathered, group_of, groups_of
 from attrib.view.latent_pages.sections import Sections, index_row, not_here
-from attrib.view.pages import AS_LABELS, AS_LINKS, Page
+from attrib.view.pages import AS_LABELS, AS_LINKS, Page, check_names
 
 SAMPLES = 8
 """Examples of a task on a latent's section."""
@@ -78,6 +78,10 @@ def dashboard(
             raise InputError(f"{name}: {value!r}; expected a whole number, at least {least}.")
     surveyed, kin = as_survey(survey), as_dictionaries(others, "others")
     groups = groups_of(of, latents, surveyed)
+    check_names("links", links or (), *(group.name for group in groups))
+    shown = {(group.name, latent) for group in groups for latent in group.latents}
+    if strange := [place for place in tables or () if place not in shown]:
+        raise InputError(f"tables: {strange[0]!r} is no latent of the page; expected (name, latent) of those that it shows.")
     found = gathered(groups, None if model is None else as_model(model), surveyed, kin, labels, links or {}, tables or {}, k, budget)
     return _page(found, Sections(found, examples=examples, bands=bands, per_band=per_band), title)
 
