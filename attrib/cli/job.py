@@ -17,7 +17,7 @@ from rich.table import Table
 
 from attrib.cli.bars import bar, counted
 from attrib.core.types import InputError
-from attrib.view.terminal import console, facts, plain
+from attrib.view.terminal import console, facts, plain, so_many
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def init(
     with counted("reading prompts") as progress:
         job = make(folder, wanted, config.parent, allowed=allowed, progress=progress)
     fixed = job.fixed
-    print(plain(f"{folder}: {fixed.prompts:,} prompts, {fixed.tokens:,} tokens, {len(job.shards):,} shards"))
+    print(plain(f"{folder}: {so_many(fixed.prompts, 'prompt')}, {so_many(fixed.tokens, 'token')}, {so_many(len(job.shards), 'shard')}"))
     if fixed.refused:
         print(plain(f"{fixed.refused:,} of {fixed.given:,} prompts are left out; `attrib job status {folder} --refused` says why"))
 

@@ -12,7 +12,7 @@ from attrib.cli.pages import page_command
 from attrib.cli.shared import ModelName, labels_beside, latents_of
 from attrib.core.types import InputError
 from attrib.view.sparks import spark
-from attrib.view.terminal import facts, own, plain, table
+from attrib.view.terminal import facts, own, plain, so_many, table
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def label_command(
 
 
 def _print_written(out: Path, survey: "Survey") -> None:
-    print(plain(f"{out}: {len(survey)} dictionaries, {out.stat().st_size / 1e6:.1f} MB"))
+    print(plain(f"{out}: {so_many(len(survey), 'dictionary', 'dictionaries')}, {out.stat().st_size / 1e6:.1f} MB"))
     for part in survey:
         alive = int((part.active > 0).sum())
         print(plain(f"{part.asked.dictionary}: {alive:,} of {len(part.latents):,} latents active over {part.places:,} places"))

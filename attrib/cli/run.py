@@ -10,7 +10,7 @@ import typer
 
 from attrib.cli.bars import counted
 from attrib.core.types import InputError
-from attrib.view.terminal import plain
+from attrib.view.terminal import plain, so_many
 
 if TYPE_CHECKING:
     from attrib.runs.run import RunFile
@@ -175,8 +175,9 @@ def run_work(run: "RunFile") -> None:
         results = execute(run, progress)
     assert run.out is not None
     held = counts(results)
-    blocks = "" if run.is_of_graphs else f"{len(results)} blocks, "
-    print(plain(f"{run.out}: {blocks}{held.prompts} prompts, {held.edges:,} edges, {run.out.stat().st_size / 1e6:.1f} MB"))
+    blocks = "" if run.is_of_graphs else f"{so_many(len(results), 'block')}, "
+    what = f"{blocks}{so_many(held.prompts, 'prompt')}, {so_many(held.edges, 'edge')}"
+    print(plain(f"{run.out}: {what}, {run.out.stat().st_size / 1e6:.1f} MB"))
     if "keep" not in run.model_fields_set:
         most = f"of each target the fewest edges that make up {USUAL_KEEP.fraction:.0%} of it"
         print(f"kept: {keep_text(USUAL_KEEP)}, {most}; --keep dense keeps all")

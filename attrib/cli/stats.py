@@ -8,7 +8,7 @@ import typer
 
 from attrib.core.types import InputError, natural
 from attrib.view.sparks import in_cells
-from attrib.view.terminal import own, plain, table
+from attrib.view.terminal import own, plain, so_many, table
 from attrib.view.terminal import show as print_table
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def show(file: File) -> None:
     spread = decades_of(list(tables.values()))
     bars = dict(zip(tables, map(in_cells, spread.pairs.tolist()), strict=True))
     rows = [(plain(part.block), *_bounds(part, opened.max_pairs), bars.get(part.block) or "-") for part in parts]
-    title = plain(f"{file}: {len(parts)} blocks, made within {opened.memory:,} bytes each")
+    title = plain(f"{file}: {so_many(len(parts), 'block')}, made within {opened.memory:,} bytes each")
     if spread.pairs.any():
         title += own(f"\nby l1: how many pairs have it, a bar a decade, from 1e{spread.first} to 1e{spread.last}")
     print_table(table(title, ("block", "form"), ("pairs", "are found", "error of\nl1 and sum", "by l1"), rows))
@@ -169,7 +169,7 @@ def _write(out: Path, statistics: "Statistics", overwrite: bool) -> None:
     from attrib import stats
 
     stats.save(out, statistics, overwrite=overwrite)
-    print(plain(f"{out}: {len(statistics.parts)} blocks, {out.stat().st_size / 1e6:.1f} MB"))
+    print(plain(f"{out}: {so_many(len(statistics.parts), 'block')}, {out.stat().st_size / 1e6:.1f} MB"))
     for part in sorted(statistics.parts, key=lambda part: natural(part.block)):
         form, pairs, *_ = _bounds(part, statistics.max_pairs)
         print(plain(f"{part.block}: a {form} of {pairs} pairs"))

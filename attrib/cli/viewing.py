@@ -11,7 +11,7 @@ from attrib.cli.details import Asked, Heads, ModelName, Places, Scores, Surveys,
 from attrib.cli.stored_graphs import NUMBER, File, opened, read
 from attrib.core.types import InputError
 from attrib.view.explorer.limits import EDGES, NODES
-from attrib.view.terminal import plain
+from attrib.view.terminal import plain, so_many
 
 if TYPE_CHECKING:
     from attrib.graph import Graph
@@ -177,7 +177,7 @@ def serve(
             lambda number: told.page(graphs.lazy(number).whole()),
             port,
         ) as server:
-            print(plain(f"{len(numbers):,} graphs at {server.address}"), flush=True)
+            print(plain(f"{so_many(len(numbers), 'graph')} at {server.address}"), flush=True)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

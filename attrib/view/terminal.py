@@ -24,6 +24,11 @@ _SIGNS |= dict.fromkeys(_ISOLATED.format(""), "")
 _LEFTWARD = ("R", "AL", "AN")
 
 
+def so_many(count: int, name: str, several: str | None = None) -> str:
+    """So many of a name: "1 block", "2,000 blocks", "3 dictionaries"."""
+    return f"{count:,} {name if count == 1 else several or name + 's'}"
+
+
 def plain(text: object) -> str:
     r"""Text of any origin on one line, as the output can show it: `harmless`, with escapes also for what its encoding has not."""
     found = harmless(text)

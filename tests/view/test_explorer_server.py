@@ -22,7 +22,7 @@ def server() -> Iterator[Explorer]:
             raise InputError("graph: <damaged>")
         return f"page {number}"
 
-    with Explorer(NUMBERS, lambda number: f"<b>prompt {number}", page_of) as made:
+    with Explorer(NUMBERS, lambda number: f"<b>prompt {number}\u202e\x1b", page_of) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield made
@@ -45,12 +45,12 @@ def test_pages_and_the_list_in_parts(server: Explorer) -> None:
     assert status == 200
     assert text.count("<li") == LISTED
     assert "<b>" not in text
-    assert "&lt;b&gt;prompt 398" in text
+    assert r"&lt;b&gt;prompt 398\u202e\x1b<" in text, "what is not seen is written out"
     assert f"{base}/list/{LISTED}" in text
     assert "earlier" not in text
     status, text = asked(server, f"{base}/list/{LISTED}")
     assert text.count("<li") == LISTED
-    assert "prompt 400<" in text
+    assert "prompt 400\\u202e" in text
     assert "earlier" in text
     assert "later" not in text
     assert asked(server, f"{base}/prompt/8") == (200, "page 8")

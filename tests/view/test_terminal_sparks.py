@@ -13,6 +13,7 @@ from attrib.cli.stats import top_parents
 from attrib.latents.bins import BINS, bins_of
 from attrib.view.octaves import MOST, octaves_of
 from attrib.view.sparks import in_cells
+from attrib.view.terminal import so_many
 from tests.stats.test_stats import random_edges
 
 
@@ -64,3 +65,9 @@ def test_what_pairs_are_ordered_by_is_drawn(tmp_path: Path, capsys: pytest.Captu
     drawn = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{by} ")]
     assert drawn == [f"{by} {in_cells(made.top_parents(1, 7, by)[column])}"]
     assert len(set(drawn[0][len(by) + 1 :])) > 1
+
+
+def test_one_is_one_and_others_are_several() -> None:
+    assert so_many(1, "block") == "1 block"
+    assert so_many(0, "block") == "0 blocks"
+    assert so_many(2_000, "dictionary", "dictionaries") == "2,000 dictionaries"

@@ -6,7 +6,9 @@ from html import escape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+from attrib.core.shown import harmless
 from attrib.core.types import AttribError, InputError
+from attrib.view.terminal import so_many
 
 LISTED = 200
 """Prompts in one page of the list."""
@@ -93,12 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         return (
             f"<!doctype html><html lang=en><meta charset=utf-8><title>attrib</title><style>{_STYLE}</style><h1>Prompts</h1>"
-            f"<ol>{''.join(lines)}</ol><p>{len(self.server.numbers):,} prompts. {' '.join(ways)}</p></html>"
+            f"<ol>{''.join(lines)}</ol><p>{so_many(len(self.server.numbers), 'prompt')}. {' '.join(ways)}</p></html>"
         )
 
     def _title(self, number: int) -> str:
         try:
-            return self.server.title_of(number)[:200] or "(empty)"
+            return harmless(self.server.title_of(number)[:200]) or "(empty)"
         except AttribError as error:
             return f"cannot be read: {error}"
 
