@@ -26,6 +26,7 @@ from attrib.core.types import Policy
 from attrib.engine.blocks import kernels as ops
 from attrib.engine.blocks.kernels import AttentionCotangents, FrozenCotangents, Impl
 from attrib.engine.blocks.norm_mlp import Rows, fold_norm
+from attrib.engine.blocks.product import dots
 from attrib.models.transformer import (
     Model,
     ModelConfig,
@@ -250,6 +251,7 @@ def pull_heads(
     o = rearrange(o, "t n kv g d -> kv t g n d")
     dv, dk, dq = o.new_empty(kv, positions, rows * d_head), None, None
     if policy.attention == "exact":
+        own = dots(o, rearrange(point.z[:, :, :positions], "kv g t d -> kv t g d"))
         dq = o.new_empty(positions, rows, kv * group, d_head) if into is None or into.q is None else into.q
     cos, sin = (table[:positions, None, None] for table in (point.cos, point.sin))
     for first in reversed(range(0, positions, QUERY_BLOCK)):  # the last queries see every key: others add to what these write
@@ -267,7 +269,7 @@ def pull_heads(
             continue
         ds = rearrange(block, "kv t g n d -> kv (t g n) d") @ point.v[:, :reach].transpose(1, 2)
         ds = rearrange(ds, "kv (t g n) s -> kv t g n s", g=group, n=rows)
-        ds.sub_((block * rearrange(point.z[:, :, first:end], "kv g t d -> kv t g 1 d")).sum(-1, keepdim=True))
+        ds.sub_(own[:, first:end, ..., None])
         ds.mul_(rearrange(_gain(point, slice(first, end), slice(reach), scale), "kv g t s -> kv t g 1 s"))
         q = rearrange(point.q[:, :, first:end], "kv g t d -> kv (t g) d")
         to_keys = rearrange(rearrange(ds, "kv t g n s -> kv (n s) (t g)") @ q, "kv (n s) d -> kv n s d", n=rows)
