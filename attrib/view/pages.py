@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from attrib.graph.qk import QKAttribution
 from attrib.latents.labels import Labels
 from attrib.latents.surveyed import Survey
 from attrib.models.transformer import Model
+from attrib.view.columns import is_whole
 from attrib.view.explorer.beside_payload import packed_beside
 from attrib.view.explorer.details import Details, made_with
 from attrib.view.explorer.fitting import Most
@@ -74,7 +74,7 @@ def _as_model(given: Any, argument: str) -> Model | None:
 
 
 def _as_count(given: Any, argument: str) -> int:
-    if isinstance(given, bool) or not isinstance(given, Integral):
+    if not is_whole(given):
         raise InputError(f"{argument}: {given!r}; expected a whole number.")
     return int(given)
 

@@ -1,7 +1,7 @@
 """Several devices by the command line and by a run file: the values of one, work for each, and the names that no machine has refused."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 TEXT = "The tower is in the city of"
 SITES = ("blocks.1.mlp.hook_in", "blocks.2.mlp.hook_in")
+Options = Callable[[Path, Path], list[object]]
 BOTH = [f"{NAME}:0", f"{NAME}:1"]
 GIVEN = {"a list": ",".join(BOTH), "spaces": ", ".join(BOTH), "all": "all"}
 """Ways to name two devices on the command line."""
@@ -69,33 +70,32 @@ def assert_same_blocks(one: Path, other: Path) -> None:
             assert_close(got.attribution, want.attribution, ROUNDING, str(block))
 
 
+def written(what: list[object], of: Options, files: Path, tmp_path: Path, command: Command, *options: object) -> tuple[Path, Path]:
+    """What a command writes without a device, and with options that name two."""
+    one, other = tmp_path / "one.h5", tmp_path / "two.h5"
+    assert command(what[0], *of(files, one)).status == 0
+    with two():
+        ran = command(*what, *of(files, other), *options)
+    assert ran.status == 0, ran.err
+    return one, other
+
+
 @pytest.mark.parametrize("given", GIVEN)
 def test_run(given: str, files: Path, tmp_path: Path, command: Command):
-    assert command("run", *of_run(files, tmp_path / "one.h5")).status == 0
-    with two():
-        ran = command("run", *of_run(files, tmp_path / "two.h5"), "--device", GIVEN[given])
-    assert ran.status == 0, ran.err
-    assert_same_blocks(tmp_path / "one.h5", tmp_path / "two.h5")
+    assert_same_blocks(*written(["run"], of_run, files, tmp_path, command, "--device", GIVEN[given]))
 
 
 @pytest.mark.parametrize("given", [json.dumps(BOTH), json.dumps(",".join(BOTH)), '"all"'], ids=["a list", "one text", "all"])
 def test_a_run_file(given: str, files: Path, tmp_path: Path, command: Command):
-    assert command("run", *of_run(files, tmp_path / "one.h5")).status == 0
     (tmp_path / "run.toml").write_text(f"device = {given}\n")
-    with two():
-        ran = command("run", tmp_path / "run.toml", *of_run(files, tmp_path / "two.h5"))
-    assert ran.status == 0, ran.err
-    assert_same_blocks(tmp_path / "one.h5", tmp_path / "two.h5")
+    assert_same_blocks(*written(["run", tmp_path / "run.toml"], of_run, files, tmp_path, command))
 
 
 @pytest.mark.parametrize("given", GIVEN)
 def test_a_graph(given: str, files: Path, tmp_path: Path, command: Command):
-    assert command("graph", *of_graph(files, tmp_path / "one.h5")).status == 0
-    with two():
-        ran = command("graph", *of_graph(files, tmp_path / "two.h5"), "--device", GIVEN[given])
-    assert ran.status == 0, ran.err
-    with attrib.open_graphs(tmp_path / "one.h5") as one, attrib.open_graphs(tmp_path / "two.h5") as other:
-        (want,), (got,) = list(one), list(other)
+    one, other = written(["graph"], of_graph, files, tmp_path, command, "--device", GIVEN[given])
+    with attrib.open_graphs(one) as wanted, attrib.open_graphs(other) as found:
+        (want,), (got,) = list(wanted), list(found)
         assert torch.equal(got.indices, want.indices)
         assert_close(got.weight, want.weight, ROUNDING, "weight")
 

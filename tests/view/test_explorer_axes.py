@@ -14,9 +14,8 @@ from attrib.graph.graph import Graph
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser, large_graph
+from tests.support.pages import Opened, large_graph
 
-pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 POSITIONS, LAYERS = 200, 26
 LEVELS = ["embed", *(f"layer {layer}" for layer in range(LAYERS)), "logits"]
 RECORD = """() => {
@@ -59,11 +58,6 @@ class Text(NamedTuple):
     @property
     def middle(self) -> tuple[float, float]:
         return self.left + self.width / 2, self.top + self.height / 2
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
 
 
 @pytest.fixture(scope="module")

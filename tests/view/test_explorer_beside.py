@@ -14,7 +14,7 @@ from attrib.graph import Graph, compare, influence, prune
 from attrib.view.explorer.beside_payload import packed_beside
 from attrib.view.explorer.fitting import Most
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, axe_finds, browser
+from tests.support.pages import Opened, axe_finds
 from tests.support.typed import Command
 from tests.view.test_explorer_payload import HOSTILE, hostile, unpacked
 
@@ -30,13 +30,6 @@ def shorter(graph: Graph, *, at: int) -> Graph:
     kept = torch.arange(len(graph.tokens)) != at
     strings = tuple(string for position, string in enumerate(graph.strings) if position != at)
     return replace(left, nodes=nodes, tokens=graph.tokens[kept], strings=strings)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CANNOT:
-        pytest.skip(CANNOT)
-    yield from browser()
 
 
 @pytest.fixture

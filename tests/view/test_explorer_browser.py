@@ -13,18 +13,12 @@ from attrib.latents.labels import Label, Labels
 from attrib.view.explorer.fitting import Most, fitted
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, axe_finds, browser, large_graph
+from tests.support.pages import Opened, axe_finds, large_graph
 from tests.view.test_explorer_payload import hostile
 
-pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 GRAPH = random_graph(positions=5, latents=9)
 LABELS = Labels((Label("transcoder 1", int(GRAPH.nodes.latent[GRAPH.nodes.rows(7)][0]), "capital cities", "me"),))
 LINKS = {"transcoder 1": "https://www.neuronpedia.org/model/id/"}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
 
 
 @pytest.fixture

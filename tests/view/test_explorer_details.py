@@ -25,7 +25,7 @@ from tests.support.attribution_cases import characters
 from tests.support.builders import build, prompt
 from tests.support.cut_cases import SETS, ours
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, axe_finds, browser
+from tests.support.pages import Opened, axe_finds
 from tests.view.test_explorer_payload import HOSTILE, unpacked
 
 SHOWN = 5e-3
@@ -53,13 +53,6 @@ def known() -> tuple[Graph, Survey, HeadLoadings, QKAttribution, Agreement]:
     assert details.scores
     assert details.verified
     return graph, details.survey, details.heads, details.scores, details.verified
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CANNOT:
-        pytest.skip(CANNOT)
-    yield from browser()
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import torch
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser, large_graph
+from tests.support.pages import Opened, large_graph
 
-pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 GRAPH = random_graph(positions=5, latents=9)
 ALL = {"nodes": 1, "edges": 1}
 STATES: list[dict[str, Any]] = [
@@ -28,11 +27,6 @@ STATES: list[dict[str, Any]] = [
 ]
 LINES = "[...explorer.scene.shown(explorer.state.value).lines]"
 USUAL = {"nodes": 0.8, "edges": 0.98, "least": 0, "only": False, "pinned": [], "groups": [], "hidden": [], "levels": None, "positions": []}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@ import csv
 import io
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from attrib.graph.graph import Graph
 from attrib.latents.labels import Label, Labels
@@ -17,9 +14,8 @@ from attrib.view.explorer.beside_payload import packed_beside
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import Opened
 
-pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
 STRINGS = (
     MARKUP, "\u202eright to left\u2066", "\0\a\x1b[31m\x9f\u2028", "long" * 2500, "\U000e0041unseen\U000e007f\u3164\u2800\u200d",
@@ -52,11 +48,6 @@ LABELS = Labels(
         for node, string in dict(zip(LATENTS[:6], STRINGS, strict=True)).items()
     )
 )
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
 
 
 def unseen(text: str) -> list[str]:

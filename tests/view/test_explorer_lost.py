@@ -1,7 +1,6 @@
 """Why an intervention gave no number: where its pass leaves what the dtype holds, and how the page says so."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from attrib.view.explorer.details import Details
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.builders import D_MODEL, attrib_model, prompt
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import Opened
 from tests.view.test_explorer_payload import unpacked
 
 TOKENS = prompt(3)
@@ -109,13 +108,6 @@ def test_each_reason_is_in_the_page_once(made: tuple[Graph, attrib.causal.Agreem
     assert {*wanted.tolist()} == {-1, lost, beyond}
     assert columns["verified measured"][wanted < 0] == pytest.approx(measured[wanted < 0], rel=1e-6)
     assert not columns["verified measured"][wanted >= 0].any()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CANNOT:
-        pytest.skip(CANNOT)
-    yield from browser()
 
 
 def test_the_panels_say_what_happened(made: tuple[Graph, attrib.causal.Agreement], chromium: Any, tmp_path: Path) -> None:

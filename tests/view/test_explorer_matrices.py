@@ -16,7 +16,7 @@ from attrib.core.edges import Edges
 from attrib.core.types import InputError
 from attrib.view.explorer.matrix_payload import fitted, packed_edges
 from tests.support.builders import sae, tiny
-from tests.support.pages import CANNOT, Opened, browser
+from tests.support.pages import Opened
 from tests.support.typed import Command
 from tests.view.test_explorer_payload import unpacked
 
@@ -34,13 +34,6 @@ def edges() -> list[Edges]:
     return [
         replace(each.prompt(at), prompts=replace(each.prompts.take(slice(at, at + 1)), number=torch.tensor([at]))) for each, at in taken
     ]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CANNOT:
-        pytest.skip(CANNOT)
-    yield from browser()
 
 
 @pytest.fixture

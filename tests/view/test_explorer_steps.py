@@ -12,9 +12,8 @@ from attrib.graph import prune
 from attrib.view.explorer.fitting import Most
 from attrib.view.explorer.graph_payload import packed
 from tests.support.graphs import random_graph
-from tests.support.pages import CANNOT, Opened, axe_finds, browser
+from tests.support.pages import Opened, axe_finds
 
-pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 GRAPH = random_graph(positions=5, latents=9)
 CLEAR = """() => {
     const {scene, state} = explorer, shown = scene.shown(state.value), canvas = document.getElementById("graph");
@@ -35,11 +34,6 @@ CLEAR = """() => {
     return found;
 }"""
 """Points of edges, of each 24, that are clear of nodes and of all other edges."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Pages of latents: every number is that of plain products of the parameters, or of a dense corpus, and no string is markup."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from html import unescape
@@ -24,7 +23,7 @@ from tests.graph.test_weights import made, norm_map, ov_map, read, written
 from tests.latents.test_survey import CORPUS
 from tests.support.attribution_cases import characters
 from tests.support.builders import build
-from tests.support.pages import AXE, CANNOT, Opened, axe_finds, browser
+from tests.support.pages import AXE, Opened, axe_finds
 from tests.view.test_explorer_payload import HOSTILE
 
 K = 4
@@ -256,13 +255,6 @@ def test_a_page_of_a_tasks_strongest_latents() -> None:
 
 
 # -------------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CANNOT:
-        pytest.skip(CANNOT)
-    yield from browser()
 
 
 def test_search_and_bands_do_what_they_say_and_axe_finds_nothing(chromium: Any, tmp_path: Path) -> None:

@@ -91,26 +91,24 @@ class Asked(NamedTuple):
 # ------------------------------------------------------------------------------------------- parts
 
 
-def mlp_rows(task: Task, cost: Cost, part: Part, rows: int) -> None:
-    """Counts through the matrices of an MLP."""
+def mlp_rows(task: Task, cost: Cost, part: Part, rows: int, products: int = 1) -> None:
+    """Counts through the matrices of an MLP, of so many products in all."""
     d, f = task.config.d_model, task.config.d_mlp
     pieces = rows / task.pieces.mlp  # many positions share one
-    cost.mm(part, rows, d, f, asked=pieces)
-    cost.mm(part, rows, task.d_hidden, d, asked=pieces)
+    cost.several(part, rows, d, f, products, asked=pieces)
+    cost.several(part, rows, task.d_hidden, d, products, asked=pieces)
 
 
 def mlp(task: Task, cost: Cost, layer: int, alive: Counts, part: Part = "mlp") -> None:
     """So many rows at each position of each prompt through the MLP of a layer."""
     if not task.passes_mlp(layer):
         return
-    d, f, pays = task.config.d_model, task.config.d_mlp, fold_rows(task.config)
+    d, pays = task.config.d_model, fold_rows(task.config)
     counts = list(chain(*alive))
     many, few = [count for count in counts if count > pays], [count for count in counts if 0 < count <= pays]
-    cost.mm(part, d, f, d, batch=len(many), asked=len(many) / task.span)
+    cost.mm(part, d, task.config.d_mlp, d, batch=len(many), asked=len(many) / task.span)
     cost.several(part, sum(many), d, d, len(many), asked=len(many) / task.span)
-    pieces = sum(few) / task.pieces.mlp  # many positions share one
-    cost.several(part, sum(few), d, f, len(few), asked=pieces)
-    cost.several(part, sum(few), task.d_hidden, d, len(few), asked=pieces)
+    mlp_rows(task, cost, part, sum(few), len(few))
     mlp_point(task, cost)
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache
 from html import escape
 from importlib.resources import files
-from numbers import Integral
 from typing import Any
 
 from attrib.adapters.given import as_bytes, as_dictionaries, as_model, only, takes
@@ -18,6 +17,7 @@ from attrib.dictionaries.dictionary import Dictionary
 from attrib.engine.tiles import DEFAULT_BUDGET
 from attrib.latents.labels import Labels
 from attrib.latents.surveyed import LatentSurvey, Survey
+from attrib.view.columns import is_whole
 from attrib.view.highlighting import COLOURED, LEVELS, TOKENS
 from attrib.view.latent_pages.gathered import Gathered, Group, Table, as_survey, by_hash, gathered, group_of, groups_of
 from attrib.view.latent_pages.sections import Sections, index_row, not_here
@@ -74,7 +74,7 @@ def dashboard(
         BudgetError: where the budget is too small for one latent.
     """
     for name, value, least in (("k", k, 1), ("examples", examples, 0), ("bands", bands, 0), ("per_band", per_band, 0)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        if not is_whole(value) or value < least:
             raise InputError(f"{name}: {value!r}; expected a whole number, at least {least}.")
     surveyed, kin = as_survey(survey), as_dictionaries(others, "others")
     groups = groups_of(of, latents, surveyed)
